@@ -1,0 +1,1 @@
+"""Pure functions from predictions and references to numbers. No torch."""
