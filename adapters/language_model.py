@@ -1,0 +1,230 @@
+"""Loading a causal language model, freezing it, and the table of what its family needs."""
+
+import hashlib
+import json
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from adapters import AdapterError
+
+PRECISIONS = ("auto", "fp32", "fp16", "bf16", "8bit", "4bit")
+
+
+@dataclass(frozen=True)
+class Quirk:
+    """What a family of models needs. `refuse` says why it can't be served; `keep` are layers bitsandbytes must leave."""
+
+    refuse: str | None = None
+    keep: tuple[str, ...] = ()
+
+
+QUIRKS: dict[str, Quirk] = {
+    # Its forward ignores attention_mask, so a padded batch answers differently from a single row.
+    "rwkv": Quirk(refuse="it ignores the attention mask, so texts of different lengths can't share a batch"),
+    # Per-layer embeddings are looked up from token ids, which a model driven by vectors never sees.
+    "gemma3n": Quirk(refuse="its layers look up token ids again, so vectors can't stand in for words"),
+    "gemma3n_text": Quirk(refuse="its layers look up token ids again, so vectors can't stand in for words"),
+    # The scan multiplies by these weights directly, which a packed 8-bit or 4-bit weight can't do.
+    "mamba": Quirk(keep=("lm_head", "dt_proj", "x_proj", "out_proj")),
+    "falcon_mamba": Quirk(keep=("lm_head", "dt_proj", "x_proj", "out_proj")),
+}
+
+
+@dataclass
+class LanguageModel:
+    """A frozen causal language model with its tokenizer.
+
+    `reason` says why `precision` was chosen; `embedding_rms` is the median RMS of what its embedding module returns for
+    the words of its vocabulary (the module's output: Gemma's is scaled).
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    precision: str
+    reason: str
+    embedding_rms: float
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of its word embeddings (OPT-350M's are narrower than its layers)."""
+        return self.model.get_input_embeddings().weight.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence its positions allow, in tokens; no limit for a model without positions."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Word embeddings as the model itself sees them: `(..., hidden_size)` in the model's dtype."""
+        return self.model.get_input_embeddings()(ids)
+
+    def identity(self) -> dict:
+        """What an adapter records to know this model again, whatever the precision it is loaded in.
+
+        Hashes of the config and of the tokenizer, and a few embedding values, which are compared with a tolerance
+        because fp16, bf16 and fp32 copies of one model round differently.
+        """
+        config = {k: v for k, v in self.model.config.to_dict().items() if k not in _VOLATILE}
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        return {
+            "model_type": self.model.config.model_type,
+            "hidden_size": self.hidden_size,
+            "config": _sha256(json.dumps(config, sort_keys=True, default=str)),
+            "tokenizer": _sha256(json.dumps([vocabulary, self.tokenizer.chat_template], default=str)),
+            "embedding_sample": self._embedding_sample(),
+        }
+
+    def _embedding_sample(self) -> list[float]:
+        weight = self.model.get_input_embeddings().weight
+        rows = torch.linspace(0, len(weight) - 1, 16, device=weight.device).long()
+        columns = torch.linspace(0, weight.shape[1] - 1, 16, device=weight.device).long()
+        return [round(value, 6) for value in weight[rows, columns].float().tolist()]
+
+
+_VOLATILE = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "quantization_config", "use_cache"}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def same_language_model(recorded: dict, found: dict) -> str | None:
+    """Say in a few words how the model `found` differs from the one an adapter recorded; None when it is the same."""
+    for field in ("model_type", "hidden_size", "config", "tokenizer"):
+        if recorded[field] != found[field]:
+            shown = "" if len(str(found[field])) > 20 else f" ({found[field]} instead of {recorded[field]})"
+            return f"its {field.replace('_', ' ')} differs{shown}"
+    a, b = torch.tensor(recorded["embedding_sample"]), torch.tensor(found["embedding_sample"])
+    if (a - b).abs().max() > 0.02 * max(a.abs().max().item(), 1e-6):
+        return "its weights differ"
+    return None
+
+
+def choose_precision(asked: str, device: torch.device, trained_in: torch.dtype | None) -> tuple[str, str]:
+    """Choose how the frozen weights are held, with the reason: fp32 on a CPU, fp16 on a GPU.
+
+    bf16 is taken where the model was trained in it and the card computes in it: fp16 can overflow there.
+    Raises AdapterError for a precision that doesn't exist.
+    """
+    if asked not in PRECISIONS:
+        raise AdapterError(f"unknown precision {asked!r}; choose from {', '.join(PRECISIONS)}")
+    if asked != "auto":
+        return asked, "asked for"
+    if device.type == "cpu":
+        return "fp32", "the fastest exact choice on a CPU"
+    if trained_in == torch.bfloat16 and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", "the model was trained in bf16 and this card computes in it"
+    return "fp16", "half the memory of fp32 at the card's full speed"
+
+
+def load_language_model(name: str, device: str = "cpu", precision: str = "auto") -> LanguageModel:
+    """Load a causal language model by folder or hub id, frozen and in `eval()`.
+
+    Only safetensors weights are read and no code that comes with a model is run. Raises AdapterError when the model
+    isn't there, is of a family that can't be driven by vectors, or has no safetensors weights.
+    """
+    check_reachable(name)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"--lm {name} is not a transformers language model: {_first_line(error)}") from error
+    quirk = QUIRKS.get(config.model_type, Quirk())
+    if quirk.refuse:
+        raise AdapterError(f"--lm {name} ({config.model_type}) can't be used: {quirk.refuse}")
+    precision, reason = choose_precision(precision, torch.device(device), getattr(config, "dtype", None))
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    quantization = None
+    if dtype is None:
+        dtype = torch.float32 if device == "cpu" else torch.float16
+        keep = list(quirk.keep) or None
+        quantization = BitsAndBytesConfig(
+            load_in_8bit=precision == "8bit",
+            load_in_4bit=precision == "4bit",
+            llm_int8_skip_modules=keep,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        # It says on every call that inputs are cast, which is what was asked for.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, quantization_config=quantization, device_map={"": device}, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"--lm {name} can't be loaded: {_first_line(error)}") from error
+    return freeze(name, model, tokenizer, precision, reason)
+
+
+def freeze(name: str, model: PreTrainedModel, tokenizer, precision: str = "fp32", reason: str = "") -> LanguageModel:
+    """Freeze a loaded model: no gradient on any weight, no dropout, greedy decoding unless a caller asks otherwise."""
+    model.requires_grad_(False).eval()
+    # A model's own generation settings may sample or penalise, and would be mixed into every greedy request.
+    model.generation_config = GenerationConfig()
+    embedding = model.get_input_embeddings()
+    count = min(len(embedding.weight), len(tokenizer))
+    ids = torch.linspace(0, count - 1, min(count, 1024), device=embedding.weight.device).long()
+    with torch.no_grad():
+        rms = embedding(ids).float().pow(2).mean(-1).sqrt().median().item()
+    return LanguageModel(name, model, tokenizer, precision, reason, rms)
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """Hash every weight and buffer of a model, to show that training left a frozen one alone."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def check_reachable(name: str) -> None:
+    """Raise AdapterError at once, not after a minute, for a folder that isn't there or a hub id out of reach."""
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise AdapterError(f"--lm {name} is a folder without a config.json, so it is not a transformers model")
+        return
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise AdapterError(f"--lm {name} is neither a folder that exists nor a hub id of the form owner/name")
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").split("//")[-1].split("/")[0]
+    host, _, port = endpoint.partition(":")
+    try:
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
+            socket.create_connection((host, int(port or 443)), timeout=3).close()
+            return
+    except OSError:
+        pass
+    raise AdapterError(
+        f"--lm {name} is not on this machine and {host} can't be reached; connect, or pass a folder with the model"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

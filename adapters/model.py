@@ -1,0 +1,157 @@
+"""The adapter and the frozen language model together: the loss of a batch, and answers."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import GenerationConfig
+
+from adapters.language_model import LanguageModel
+from adapters.projectors import FeatureShape, build_projector
+from adapters.prompt import SOFT_PROMPT, Prompt, Segment
+from adapters.soft_prompt import SoftPrompt
+from adapters.splice import IGNORED, splice
+
+
+class Adapter(nn.Module):
+    """What is trained: a projector and, where `soft_prompt` is above 0, a soft prompt of that length. All fp32.
+
+    With `output_norm` each projected token is brought to unit RMS (Zhang & Sennrich 2019, arXiv 1910.07467) and
+    then to the word embeddings' RMS times a learned gain, started at 1 and held as its logarithm: word embeddings
+    are small (RMS 0.003 to 0.02 in real models, so one AdamW step could otherwise move a token tens of times its
+    size) and the ratio then stays near 1. Without it the form is the paper's plain one, and only its start is
+    scaled, by `match_scale`.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        features: FeatureShape,
+        hidden_size: int,
+        embedding_rms: float,
+        soft_prompt: int = 0,
+        output_norm: bool = True,
+    ):
+        super().__init__()
+        self.spec, self.features, self.hidden_size = spec, features, hidden_size
+        self.embedding_rms, self.output_norm = embedding_rms, output_norm
+        self.projector = build_projector(spec, features, hidden_size)
+        self.log_gain = nn.Parameter(torch.zeros(())) if output_norm else None
+        self.soft_prompt = SoftPrompt(soft_prompt, hidden_size, embedding_rms) if soft_prompt else None
+
+    @property
+    def tokens(self) -> int:
+        """How many vectors stand for one medium."""
+        return self.projector.tokens
+
+    @property
+    def soft_tokens(self) -> int:
+        return len(self.soft_prompt.vectors) if self.soft_prompt is not None else 0
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Project `(batch, width)` or `(batch, tokens, width)` features to `(batch, tokens, hidden_size)`, fp32."""
+        tokens = self.projector(features.float())
+        if self.log_gain is None:
+            return tokens
+        return functional.rms_norm(tokens, tokens.shape[-1:], eps=1e-6) * (self.log_gain.exp() * self.embedding_rms)
+
+    @torch.no_grad()
+    def match_scale(self, features: torch.Tensor) -> float:
+        """Rescale the projector's last layer so that these features' tokens have the embeddings' RMS; return by how
+        much.
+
+        Done once, before the first step. With `output_norm` there is nothing to do.
+        """
+        if self.log_gain is not None:
+            return 1.0
+        rms = self(features).pow(2).mean(-1).sqrt().median().item()
+        factor = self.embedding_rms / max(rms, 1e-12)
+        for parameter in self.projector.last.parameters():
+            parameter.mul_(factor)
+        return factor
+
+
+class AdaptedModel(nn.Module):
+    """A frozen language model that reads through an adapter.
+
+    `texts` below are lists of segments from `Prompt`; `features[i]` maps each medium named in `texts[i]` to its
+    features, `(width,)` or `(tokens, width)`, any float dtype. A tensor that several texts share is projected once.
+    """
+
+    def __init__(self, lm: LanguageModel, adapter: Adapter, prompt: Prompt):
+        super().__init__()
+        self.lm, self.adapter, self.prompt = lm, adapter, prompt
+        self._takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
+
+    def _slots(self, texts, features) -> list[dict[str, torch.Tensor]]:
+        media = [{s.slot for s in text if s.slot not in (None, SOFT_PROMPT)} for text in texts]
+        distinct = {id(found[m]): found[m] for named, found in zip(media, features, strict=True) for m in named}
+        projected = {}
+        if distinct:
+            device = next(self.adapter.parameters()).device
+            tokens = self.adapter(torch.stack(list(distinct.values())).to(device, non_blocking=True))
+            projected = dict(zip(distinct, tokens, strict=True))
+        soft = {SOFT_PROMPT: self.adapter.soft_prompt()} if self.adapter.soft_prompt is not None else {}
+        return [
+            soft | {m: projected[id(found[m])] for m in named} for named, found in zip(media, features, strict=True)
+        ]
+
+    def loss(
+        self, texts: Sequence[Sequence[Segment]], features: Sequence[Mapping[str, torch.Tensor]]
+    ) -> tuple[torch.Tensor, int]:
+        """Cross-entropy summed over the target tokens of a micro-batch, in fp32, and their number.
+
+        A step divides the sum of these by the sum of the numbers, so how it is cut into micro-batches changes nothing.
+        Logits are computed at the labels' positions only, by the model's own head (its scale and softcap included).
+        """
+        per_token, labels = self._token_losses(texts, features)
+        return per_token.sum(), len(labels)
+
+    @torch.no_grad()
+    def text_losses(
+        self, texts: Sequence[Sequence[Segment]], features: Sequence[Mapping[str, torch.Tensor]]
+    ) -> list[tuple[float, int]]:
+        """For each text its summed cross-entropy and its number of target tokens."""
+        per_token, _ = self._token_losses(texts, features)
+        counts = [sum(len(s.ids) for s in text if s.target) for text in texts]
+        return [(part.sum().item(), len(part)) for part in per_token.split(counts)]
+
+    def _token_losses(self, texts, features) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = splice(self.lm, texts, self._slots(texts, features))
+        labels = nn.functional.pad(batch.labels, (0, 1), value=IGNORED)[:, 1:]
+        wanted = labels != IGNORED
+        logits = self.lm.model(
+            inputs_embeds=batch.inputs_embeds,
+            attention_mask=batch.attention_mask,
+            logits_to_keep=wanted,
+            use_cache=False,
+            **({"position_ids": batch.position_ids} if self._takes_positions else {}),
+        ).logits
+        return functional.cross_entropy(logits.float(), labels[wanted], reduction="none"), labels[wanted]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        texts: Sequence[Sequence[Segment]],
+        features: Sequence[Mapping[str, torch.Tensor]],
+        max_new_tokens: int = 64,
+        **decoding,
+    ) -> list[str]:
+        """Answer prompts made with `answer=False`, greedily unless `decoding` (transformers' names) says otherwise."""
+        batch = splice(self.lm, texts, self._slots(texts, features), side="left", train=False)
+        stop = self.prompt.stop_ids
+        config = GenerationConfig(
+            **{"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, **decoding},
+            eos_token_id=list(stop),
+            pad_token_id=stop[0],
+        )
+        said = self.lm.model.generate(
+            inputs_embeds=batch.inputs_embeds, attention_mask=batch.attention_mask, generation_config=config
+        )
+        answers = []
+        for row in said.tolist():
+            end = next((i for i, token in enumerate(row) if token in stop), len(row))
+            answers.append(self.prompt.tokenizer.decode(row[:end], skip_special_tokens=True).strip())
+        return answers

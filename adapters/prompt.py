@@ -1,0 +1,235 @@
+"""From turns to segments of token ids: one function for training and for generation.
+
+Text is split at media before it is tokenised, so there are no placeholder ids and nothing is counted on strings. The
+template's own pieces are tokenised with their special tokens; words from data never are: `</s>` in a caption is text.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from adapters import AdapterError
+
+MEDIA_MARK = "<image>"
+SOFT_PROMPT = "soft prompt"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of the sequence: token ids, or the place (`slot`) of a medium's or the soft prompt's vectors.
+
+    `target` marks ids that the model is trained to say.
+    """
+
+    ids: tuple[int, ...] = ()
+    slot: str | None = None
+    target: bool = False
+
+
+@dataclass(frozen=True)
+class Template:
+    """How turns become text. `style` is "plain" for base models or "chat" for the tokenizer's own chat template.
+
+    `delimiters` stand before and after each medium. `caption_prompt` is what the user says when a text has no question.
+    """
+
+    style: str = "plain"
+    delimiters: tuple[str, str] = ("<image>", "</image>")
+    caption_prompt: str = ""
+    question: str = "Question: {} Answer: "
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "Template":
+        return cls(**{**fields, "delimiters": tuple(fields["delimiters"])})
+
+
+def default_template(tokenizer: PreTrainedTokenizerBase, delimiters: Sequence[str] | None = None) -> Template:
+    """The tokenizer's chat template where it has one, the plain form otherwise."""
+    marks = {"delimiters": tuple(delimiters)} if delimiters is not None else {}
+    if tokenizer.chat_template:
+        return Template(style="chat", caption_prompt="Describe the image.", **marks)
+    return Template(**marks)
+
+
+class Piece(NamedTuple):
+    """Text on its way to ids: the template's own, or words from data; `target` when the model is to say it."""
+
+    text: str
+    from_data: bool = False
+    target: bool = False
+
+
+class Prompt:
+    """Turns a text into segments, in the form that one tokenizer and one template ask for.
+
+    `stop_ids` are the tokens that end an answer. Raises AdapterError for a template the tokenizer can't serve.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template):
+        if template.style not in ("plain", "chat"):
+            raise AdapterError(f"the template's style is {template.style!r}; it must be plain or chat")
+        if template.style == "chat" and not tokenizer.chat_template:
+            raise AdapterError("a chat template was asked for, but this tokenizer has none; use --template plain")
+        if tokenizer.eos_token_id is None:
+            raise AdapterError("this tokenizer names no end-of-text token, so no answer could end; set its eos_token")
+        self.tokenizer, self.template = tokenizer, template
+        probe = tokenizer("a", add_special_tokens=False).input_ids
+        self._adds_space = tokenizer.convert_ids_to_tokens(probe)[0].startswith("▁")
+        self._bos = (tokenizer.bos_token_id,) if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else ()
+        self.turn_end = self._turn_end() if template.style == "chat" else (tokenizer.eos_token_id,)
+        self.stop_ids = tuple(dict.fromkeys((self.turn_end[-1], tokenizer.eos_token_id)))
+
+    def segments(
+        self, turns: Sequence[dict], media: Sequence[str] = (), *, answer: bool = True, soft_prompt: bool = False
+    ) -> list[Segment]:
+        """Turn `turns` (dicts with `role` and `content`) about the media named in `media` into segments.
+
+        Media stand where `<image>` marks them in user turns, or before the first user's words when there is no
+        mark; the soft prompt stands before them. A text that begins with an assistant turn is a caption: a user
+        turn with the media and `caption_prompt` goes before it. With `answer=False` a last assistant turn is left
+        out and the sequence ends where the model is to speak: by construction a prefix of the sequence with the answer.
+        Raises AdapterError when marks and media differ in number, or when no assistant turn is left to train on.
+        """
+        turns = [dict(turn) for turn in turns]
+        if not answer and turns and turns[-1]["role"] == "assistant":
+            turns.pop()
+        if not turns or turns[0]["role"] == "assistant":
+            turns.insert(0, {"role": "user", "content": self.template.caption_prompt})
+        if answer and turns[-1]["role"] != "assistant":
+            raise AdapterError("a text to train on must end with an assistant turn")
+        contents = self._contents(turns, media)
+        if soft_prompt:
+            next(c for c, turn in zip(contents, turns, strict=True) if turn["role"] == "user").insert(
+                0, Segment(slot=SOFT_PROMPT)
+            )
+        pieces = self._chat if self.template.style == "chat" else self._plain
+        return self._encode(pieces(turns, contents))
+
+    def _contents(self, turns: list[dict], media: Sequence[str]) -> list[list[Segment | Piece]]:
+        """Each turn's content as words and slots, in order."""
+        waiting = list(media)
+        marks = sum(turn["content"].count(MEDIA_MARK) for turn in turns if turn["role"] == "user") if media else 0
+        if marks and marks != len(media):
+            raise AdapterError(f"a text has {marks} {MEDIA_MARK} marks for {len(media)} media")
+        contents: list[list[Segment | Piece]] = []
+        for turn in turns:
+            words = turn["content"]
+            if turn["role"] == "user" and marks:
+                first, *others = words.split(MEDIA_MARK)
+                content = [Piece(first.rstrip(), from_data=True)]
+                for rest in others:
+                    content += [*self._slot(waiting.pop(0)), Piece(rest.strip(), from_data=True)]
+            elif turn["role"] == "user":
+                content = [part for medium in waiting for part in self._slot(medium)]
+                content.append(Piece(words, from_data=True))
+                waiting = []
+            else:
+                content = [Piece(words, from_data=True, target=turn["role"] == "assistant")]
+            contents.append([part for part in content if isinstance(part, Segment) or part.text])
+        return contents
+
+    def _slot(self, medium: str) -> list[Segment | Piece]:
+        before, after = self.template.delimiters
+        return [Piece(before), Segment(slot=medium), Piece(after)] if before or after else [Segment(slot=medium)]
+
+    def _plain(self, turns: list[dict], contents: list[list[Segment | Piece]]) -> Iterator[Segment | Piece]:
+        before, after = (Piece(text) for text in self.template.question.split("{}"))
+        yield Segment(ids=self._bos)
+        for i, (turn, content) in enumerate(zip(turns, contents, strict=True)):
+            if turn["role"] == "assistant":
+                yield from content
+                yield Segment(ids=self.turn_end, target=True)
+                continue
+            if i:
+                yield Piece("\n")
+            media = list(takewhile(lambda part: not getattr(part, "from_data", False), content))
+            yield from media
+            if content[len(media) :]:
+                yield from (before, *content[len(media) :], after)
+
+    def _chat(self, turns: list[dict], contents: list[list[Segment | Piece]]) -> Iterator[Segment | Piece]:
+        """Before each assistant turn, what the template prints up to there if that turn were the one to generate."""
+        said = 0
+        for i in range(len(turns) + 1):
+            if i < len(turns) and turns[i]["role"] != "assistant":
+                continue
+            if i == len(turns) and said == i:
+                break
+            rest = self._render(turns[:i], speak=True)
+            if said:
+                rest = rest.split(_sentinel(said - 1))[1].removeprefix(self.tokenizer.decode(self.turn_end))
+            for k in range(said, i):
+                piece, rest = rest.split(_sentinel(k))
+                yield from (Piece(piece), *contents[k])
+            yield Piece(rest)
+            if i < len(turns):
+                yield from contents[i]
+                yield Segment(ids=self.turn_end, target=True)
+            said = i + 1
+
+    def _render(self, turns: list[dict], speak: bool) -> str:
+        marked = [{"role": turn["role"], "content": _sentinel(i)} for i, turn in enumerate(turns)]
+        try:
+            # A template that can "think" first is told not to, so that the answer follows the prompt at once.
+            text = self.tokenizer.apply_chat_template(
+                marked, tokenize=False, add_generation_prompt=speak, enable_thinking=False
+            )
+        except Exception as error:  # jinja passes on whatever the template's author raises
+            raise AdapterError(f"this tokenizer's chat template refuses these turns: {error}") from error
+        if any(text.count(_sentinel(i)) != 1 for i in range(len(turns))):
+            raise AdapterError("this tokenizer's chat template doesn't print every turn once; use --template plain")
+        return text
+
+    def _turn_end(self) -> tuple[int, ...]:
+        """What the template puts after an assistant turn, up to its first special token; else the end-of-text token."""
+        text = self._render([{"role": "user"}, {"role": "assistant"}], speak=False)
+        ids = self._ids(Piece(text.split(_sentinel(1))[1]))
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
+        ends = [i for i, token in enumerate(ids) if token in special]
+        return ids[: ends[0] + 1] if ends else (self.tokenizer.eos_token_id,)
+
+    def _encode(self, pieces: Iterator[Segment | Piece]) -> list[Segment]:
+        """Tokenise each piece on its own; a space at a piece's end goes to the words after it, as tokenizers expect."""
+        merged: list[Segment] = []
+        space = ""
+        for piece in pieces:
+            if isinstance(piece, Piece):
+                if not piece.from_data:
+                    stem = piece.text.rstrip(" ")
+                    piece, trailing = Piece(space + stem if stem else ""), piece.text[len(stem) :]
+                    space = trailing if stem else space + trailing
+                else:
+                    piece, space = piece._replace(text=space + piece.text), ""
+                piece = Segment(ids=self._ids(piece), target=piece.target)
+            elif piece.slot:
+                space = ""
+            if merged and merged[-1].slot is None and piece.slot is None and merged[-1].target == piece.target:
+                merged[-1] = Segment(ids=merged[-1].ids + piece.ids, target=piece.target)
+            elif piece.ids or piece.slot:
+                merged.append(piece)
+        return merged
+
+    def _ids(self, piece: Piece) -> tuple[int, ...]:
+        """Encode a piece as it stands inside a text: without the space that SentencePiece puts before a first word."""
+        if not piece.text:
+            return ()
+
+        def encode(text: str) -> list[int]:
+            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=piece.from_data).input_ids
+
+        if self._adds_space:
+            lead, ids = encode("\n"), encode("\n" + piece.text)
+            if ids[: len(lead)] == lead:
+                return tuple(ids[len(lead) :])
+        return tuple(encode(piece.text))
+
+
+def _sentinel(i: int) -> str:
+    """Stands for turn i's content while the chat template is rendered; private-use characters that no data holds."""
+    return f"\ue000{i}\ue001"

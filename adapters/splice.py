@@ -1,0 +1,94 @@
+"""From segments to the tensors a language model takes: embeddings with media spliced in by position, mask, labels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from adapters import AdapterError
+from adapters.language_model import LanguageModel
+from adapters.prompt import Segment
+
+IGNORED = -100
+
+
+@dataclass
+class Spliced:
+    """A padded batch, driven by vectors.
+
+    `inputs_embeds` `(batch, length, hidden_size)` in the model's dtype; `attention_mask`, `position_ids` and `labels`
+    `(batch, length)`, labels -100 where nothing is to be said. `targets` counts the labels.
+    """
+
+    inputs_embeds: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    targets: int
+
+
+def length_of(segments: Sequence[Segment], slot_tokens: Mapping[str, int] | int) -> int:
+    """The number of positions a text takes; `slot_tokens` says how many each slot takes (or all alike)."""
+    count = slot_tokens.__getitem__ if isinstance(slot_tokens, Mapping) else lambda slot: slot_tokens
+    return sum(len(s.ids) if s.slot is None else count(s.slot) for s in segments)
+
+
+def splice(
+    lm: LanguageModel,
+    texts: Sequence[Sequence[Segment]],
+    slots: Sequence[Mapping[str, torch.Tensor]],
+    *,
+    side: str = "right",
+    train: bool = True,
+) -> Spliced:
+    """Lay out each text's segments: words through the model's embedding, slots filled from `slots[i][name]`.
+
+    A slot's vectors are `(tokens, hidden_size)`, any dtype; this is the one place where they become the model's dtype.
+    `side` is where the padding goes: "right" for training, "left" for generation.
+    Raises AdapterError for a text without target ids when `train` is set, and for vectors of another width.
+    """
+    device, dtype = lm.device, lm.dtype
+    ids, id_places, vectors, vector_places, targets = [], [], [], [], []
+    lengths = [length_of(text, {k: len(v) for k, v in slot.items()}) for text, slot in zip(texts, slots, strict=True)]
+    longest = max(lengths)
+    for row, (text, filling) in enumerate(zip(texts, slots, strict=True)):
+        if train and not any(segment.target for segment in text):
+            raise AdapterError("a text has no words to learn: its answer is empty")
+        place = row * longest + (longest - lengths[row] if side == "left" else 0)
+        for segment in text:
+            if segment.slot is None:
+                places = range(place, place + len(segment.ids))
+                ids.extend(segment.ids)
+                id_places.extend(places)
+                if segment.target:
+                    targets.extend(zip(places, segment.ids, strict=True))
+                place += len(segment.ids)
+            else:
+                medium = filling[segment.slot]
+                if medium.shape[-1] != lm.hidden_size:
+                    raise AdapterError(
+                        f"the adapter gives vectors of width {medium.shape[-1]}, but {lm.name} has hidden_size "
+                        f"{lm.hidden_size}; use the language model the adapter was trained with"
+                    )
+                vectors.append(medium.to(device=device, dtype=dtype))
+                vector_places.extend(range(place, place + len(medium)))
+                place += len(medium)
+
+    def index(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    flat = torch.zeros(len(texts) * longest, lm.hidden_size, dtype=dtype, device=device)
+    if ids:
+        flat = flat.index_copy(0, index(id_places), lm.embed(index(ids)))
+    if vectors:
+        flat = flat.index_copy(0, index(vector_places), torch.cat(vectors))
+    labels = torch.full((len(texts) * longest,), IGNORED, dtype=torch.long, device=device)
+    if targets:
+        where, what = zip(*targets, strict=True)
+        labels[index(list(where))] = index(list(what))
+    steps = torch.arange(longest, device=device)[None]
+    size = index(lengths)[:, None]
+    mask = steps >= longest - size if side == "left" else steps < size
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    shape = (len(texts), longest)
+    return Spliced(flat.view(*shape, -1), mask.long(), positions, labels.view(shape), len(targets))
