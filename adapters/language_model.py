@@ -27,7 +27,7 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16", "8bit", "4bit")
 
 @dataclass(frozen=True)
 class Quirk:
-    """What a family of models needs. `refuse` says why it can't be served; `keep` are layers bitsandbytes must leave."""
+    """What a family of models needs. `refuse` says why it can't be served; `keep`: layers bitsandbytes must leave."""
 
     refuse: str | None = None
     keep: tuple[str, ...] = ()

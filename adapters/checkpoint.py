@@ -1,0 +1,118 @@
+"""The adapter folder, the small thing that people share: weights as safetensors, the rest as JSON, and a card."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from adapters import AdapterError
+from adapters.model import Adapter
+from adapters.projectors import FeatureShape
+
+FORMAT = 1
+WEIGHTS, CONFIG, CARD = "adapter.safetensors", "adapter.json", "README.md"
+
+
+def save_adapter(folder: Path, adapter: Adapter, about: dict, dtype: torch.dtype = torch.float32) -> None:
+    """Write an adapter into `folder`, which must not exist yet (the caller renames a temporary one into place).
+
+    `about` holds what the adapter was made for: `encoder` (from the feature set's manifest), `modality`,
+    `language_model` (`name` and `identity`), `template` and `training`, all plain JSON. `dtype` is fp32 in a run,
+    bf16 to share.
+    """
+    folder.mkdir(parents=True)
+    config = {
+        "format": FORMAT,
+        "adapter": adapter.spec,
+        "features": {
+            "kind": adapter.features.kind,
+            "tokens": adapter.features.tokens,
+            "width": adapter.features.width,
+            "grid": list(adapter.features.grid) if adapter.features.grid else None,
+        },
+        "hidden_size": adapter.hidden_size,
+        "tokens": adapter.tokens,
+        "soft_prompt": adapter.soft_tokens,
+        "output_norm": adapter.output_norm,
+        "embedding_rms": adapter.embedding_rms,
+        **about,
+    }
+    state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in adapter.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(_card(adapter, config), encoding="utf-8")
+
+
+def read_adapter_config(folder: Path) -> dict:
+    """Read `adapter.json`. Raises AdapterError when the folder holds no adapter of a format known here."""
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(f"{folder} holds no {CONFIG}, so it is not an adapter folder") from None
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{folder / CONFIG} can't be read: {error}") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise AdapterError(f"{folder / CONFIG} has format {found!r}, and this version reads format {FORMAT}")
+    return config
+
+
+def load_adapter(folder: Path, device: str = "cpu") -> tuple[Adapter, dict]:
+    """Load an adapter in fp32 with its config. Raises AdapterError for a damaged or foreign folder."""
+    folder = Path(folder)
+    config = read_adapter_config(folder)
+    try:
+        shape = config["features"]
+        features = FeatureShape(
+            shape["kind"], shape["tokens"], shape["width"], tuple(shape["grid"]) if shape["grid"] else None
+        )
+        with torch.device("meta"):
+            adapter = Adapter(
+                config["adapter"],
+                features,
+                config["hidden_size"],
+                config["embedding_rms"],
+                config["soft_prompt"],
+                config["output_norm"],
+            )
+        state = load_file(folder / WEIGHTS, device=device)
+        adapter.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
+    except (KeyError, TypeError) as error:
+        raise AdapterError(f"{folder / CONFIG} is damaged: {error!r}") from None
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise AdapterError(f"{folder / WEIGHTS} doesn't hold this adapter's weights: {error}") from None
+    return adapter, config
+
+
+def _card(adapter: Adapter, config: dict) -> str:
+    lm, encoder = config["language_model"]["name"], config["encoder"]
+    parameters = sum(p.numel() for p in adapter.parameters())
+    base = f"base_model: {lm}\nbase_model_relation: adapter\n" if _is_hub_id(lm) else ""
+    training = "".join(f"| {key.replace('_', ' ')} | {value} |\n" for key, value in config["training"].items())
+    return f"""---
+library_name: periscope
+pipeline_tag: image-text-to-text
+{base}tags:
+- periscope
+- {config["modality"]}
+- {config["adapter"]}
+---
+
+# {config["adapter"]} adapter
+
+{parameters:,} parameters that let the frozen language model `{lm}` read {config["modality"]} features
+(`{config["features"]["kind"]}`) of the encoder `{encoder.get("name", encoder.get("id"))}` as {config["tokens"]} tokens.
+Neither the encoder nor the language model was changed, and neither is in this folder.
+
+| training | |
+|---|---|
+{training}
+`adapter.json` says exactly which encoder, preprocessing, language model and prompt form it needs.
+"""
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()

@@ -1,0 +1,166 @@
+"""The frozen language model driven by vectors: its own loss and tokens, whatever the batch; never a changed weight."""
+
+import pytest
+import tiny
+import torch
+
+from adapters import AdapterError
+from adapters.language_model import choose_precision, load_language_model, same_language_model, weights_sha256
+from adapters.model import AdaptedModel, Adapter
+from adapters.projectors import FeatureShape
+from adapters.prompt import Prompt, Segment, default_template
+from adapters.splice import splice
+
+ATTENTION = ["llama", "opt", "gpt_neox", "qwen2", "qwen3", "mistral"]
+FAMILIES = [*ATTENTION, "mamba"]
+WIDTH = 12
+TURNS = [
+    [{"role": "assistant", "content": "a red circle and a small blue star"}],
+    [{"role": "user", "content": "What colour is the star?"}, {"role": "assistant", "content": "blue"}],
+    [{"role": "assistant", "content": "the lazy dog"}],
+]
+
+
+def adapted(folder, spec="mlp3", kind="pooled", **options):
+    lm = load_language_model(str(folder))
+    torch.manual_seed(1)
+    adapter = Adapter(spec, FeatureShape(kind, 1, WIDTH), lm.hidden_size, lm.embedding_rms, **options)
+    return AdaptedModel(lm, adapter, Prompt(lm.tokenizer, default_template(lm.tokenizer)))
+
+
+def batch(model, answer=True, soft_prompt=False):
+    generator = torch.Generator().manual_seed(2)
+    texts = [model.prompt.segments(turns, ["m"], answer=answer, soft_prompt=soft_prompt) for turns in TURNS]
+    return texts, [{"m": torch.randn(WIDTH, generator=generator)} for _ in texts]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_equals_the_models_own(family, language_model_folder):
+    model = adapted(language_model_folder(family))
+    ids = model.lm.tokenizer("the quick brown fox jumps over", return_tensors="pt").input_ids
+    own = model.lm.model(input_ids=ids, labels=ids).loss
+    whole = [Segment(ids=tuple(ids[0, :1].tolist())), Segment(ids=tuple(ids[0, 1:].tolist()), target=True)]
+    total, count = model.loss([whole], [{}])
+    assert count == ids.shape[1] - 1
+    assert torch.allclose(total / count, own, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_with_media_equals_labels_loss_over_the_same_vectors(family, language_model_folder):
+    model = adapted(language_model_folder(family))
+    texts, features = batch(model)
+    for text, found in zip(texts, features, strict=True):
+        spliced = splice(model.lm, [text], model._slots([text], [found]))
+        own = model.lm.model(inputs_embeds=spliced.inputs_embeds, labels=spliced.labels).loss
+        total, count = model.loss([text], [found])
+        assert torch.allclose(total / count, own, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batching_changes_neither_loss_nor_answers(family, language_model_folder):
+    model = adapted(language_model_folder(family), soft_prompt=2)
+    texts, features = batch(model, soft_prompt=True)
+    together = model.text_losses(texts, features)
+    for i, (total, count) in enumerate(together):
+        ((alone, n),) = model.text_losses(texts[i : i + 1], features[i : i + 1])
+        assert n == count and abs(alone - total) / count < 1e-5
+    prompts, features = batch(model, answer=False, soft_prompt=True)
+    answers = model.generate(prompts, features, max_new_tokens=12)
+    assert answers == [model.generate([p], [f], max_new_tokens=12)[0] for p, f in zip(prompts, features, strict=True)]
+    assert any(answers)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_reaches_the_adapter_and_nothing_else(family, language_model_folder):
+    model = adapted(language_model_folder(family), soft_prompt=2)
+    before = weights_sha256(model.lm.model)
+    optimizer = torch.optim.AdamW(model.adapter.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        total, count = model.loss(*batch(model, soft_prompt=True))
+        (total / count).backward()
+        optimizer.step()
+        losses.append((total / count).item())
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.adapter.parameters())
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    assert all(p.grad is None and not p.requires_grad for p in model.lm.model.parameters())
+    assert not model.lm.model.training
+    assert weights_sha256(model.lm.model) == before
+
+
+def test_padding_is_what_the_mask_hides(language_model_folder):
+    model = adapted(language_model_folder("opt"))
+    texts, features = batch(model)
+    slots = model._slots(texts, features)
+    right, left = splice(model.lm, texts, slots), splice(model.lm, texts, slots, side="left")
+    for side in (right, left):
+        assert side.attention_mask.sum(1).tolist() == right.attention_mask.sum(1).tolist()
+        assert (side.position_ids * side.attention_mask).amax(1).tolist() == (right.attention_mask.sum(1) - 1).tolist()
+    assert torch.equal(right.inputs_embeds[right.attention_mask.bool()], left.inputs_embeds[left.attention_mask.bool()])
+
+
+def test_splice_refuses_a_text_without_targets_and_another_width(language_model_folder):
+    model = adapted(language_model_folder("llama"))
+    with pytest.raises(AdapterError, match="no words to learn"):
+        splice(model.lm, [[Segment(ids=(5, 6))]], [{}])
+    with pytest.raises(AdapterError, match=r"width 7, but .* hidden_size 32"):
+        splice(model.lm, [[Segment(slot="m"), Segment(ids=(5,), target=True)]], [{"m": torch.zeros(2, 7)}])
+
+
+@pytest.mark.parametrize("precision, tolerance", [("bf16", 0.05), ("fp16", 0.02), ("8bit", 0.1), ("4bit", 0.5)])
+def test_reduced_precision_trains_an_fp32_adapter(precision, tolerance, language_model_folder):
+    folder = language_model_folder("llama")
+    exact = adapted(folder)
+    model = AdaptedModel(load_language_model(str(folder), precision=precision), exact.adapter, exact.prompt)
+    texts, features = batch(exact)
+    (want, count), (got, _) = exact.loss(texts, features), model.loss(texts, features)
+    assert abs(want - got) / count < tolerance
+    (got / count).backward()
+    assert all(p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in model.adapter.parameters())
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_identity_survives_precision_and_names_a_difference(family, language_model_folder, tmp_path):
+    lm = load_language_model(str(language_model_folder(family)))
+    half = load_language_model(str(language_model_folder(family)), precision="fp16")
+    assert same_language_model(lm.identity(), half.identity()) is None
+    other = load_language_model(str(tiny.save_language_model(family, tmp_path / "other", seed=9)))
+    assert same_language_model(lm.identity(), other.identity()) == "its weights differ"
+    assert "model type" in same_language_model(lm.identity(), load_language_model(
+        str(language_model_folder("opt"))).identity())  # fmt: skip
+
+
+def test_a_models_own_generation_settings_are_not_mixed_in(language_model_folder, tmp_path):
+    folder = tiny.save_language_model("llama", tmp_path / "lm")
+    (folder / "generation_config.json").write_text('{"do_sample": true, "temperature": 9.0, "repetition_penalty": 5.0}')
+    tempted, plain = adapted(folder), adapted(language_model_folder("llama"))
+    texts, features = batch(plain, answer=False)
+    want = plain.generate(texts, features, max_new_tokens=12)
+    assert tempted.generate(texts, features, max_new_tokens=12) == want
+
+
+def test_wrong_models_get_a_sentence(tmp_path, monkeypatch):
+    with pytest.raises(AdapterError, match="neither a folder"):
+        load_language_model("no-such-model")
+    with pytest.raises(AdapterError, match=r"without a config\.json"):
+        load_language_model(str(tmp_path))
+    with pytest.raises(AdapterError, match="can't be reached"):
+        load_language_model("nobody/nothing")
+    (tmp_path / "config.json").write_text('{"model_type": "rwkv"}')
+    with pytest.raises(AdapterError, match=r"rwkv.*attention mask"):
+        load_language_model(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "no_such_type"}')
+    with pytest.raises(AdapterError, match="not a transformers language model"):
+        load_language_model(str(tmp_path))
+
+
+def test_precision_is_chosen_with_a_reason(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert choose_precision("auto", cpu, torch.bfloat16)[0] == "fp32"
+    assert choose_precision("4bit", gpu, None) == ("4bit", "asked for")
+    for can, trained, want in [(True, torch.bfloat16, "bf16"), (False, torch.bfloat16, "fp16"), (True, None, "fp16")]:
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, can=can: can)
+        assert choose_precision("auto", gpu, trained)[0] == want
+    with pytest.raises(AdapterError, match="unknown precision"):
+        choose_precision("fp8", cpu, None)

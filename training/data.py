@@ -1,0 +1,156 @@
+"""Texts and cached features, made ready for the model: what is kept, what a step holds, what a control swaps."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from adapters import AdapterError
+from adapters.model import Adapter
+from adapters.projectors import FeatureShape
+from adapters.prompt import SOFT_PROMPT, Prompt, Segment
+from adapters.splice import length_of
+from shards.read import FeatureSet, Text
+from training import RunError
+from training.order import epoch_steps, steps_per_epoch
+
+
+@dataclass
+class Batch:
+    """Some texts, ready for `AdaptedModel`: segments, each text's features by medium, the number of target tokens."""
+
+    texts: list[list[Segment]]
+    features: list[dict[str, torch.Tensor]]
+    targets: int
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def cut(self, size: int) -> Iterator["Batch"]:
+        """Cut into micro-batches of at most `size` texts, in order."""
+        for i in range(0, len(self), size):
+            texts = self.texts[i : i + size]
+            yield Batch(texts, self.features[i : i + size], _targets(texts))
+
+
+@dataclass
+class Kept:
+    """The texts that can be used and their lengths in tokens; `dropped` counts the others by reason."""
+
+    texts: list[Text]
+    lengths: list[int]
+    dropped: Counter
+
+
+def feature_shape(features: FeatureSet, kind: str) -> FeatureShape:
+    """The shape a projector is built for. Raises RunError when the set doesn't hold `kind`."""
+    held = features.manifest["features"]
+    if kind not in held:
+        raise RunError(
+            f"{features.path} holds {', '.join(held)}, not {kind}; encode again with --kinds {kind}, "
+            f"or choose an adapter that reads {' or '.join(held)}"
+        )
+    shape = held[kind]["shape"]
+    tokens, width = (1, shape[0]) if len(shape) == 1 else shape
+    grid = held[kind].get("grid")
+    return FeatureShape(kind, tokens, width, tuple(grid) if grid else None)
+
+
+class Encoded:
+    """A feature set's texts as segments, with their features: the bridge from `shards` to `adapters`."""
+
+    def __init__(self, features: FeatureSet, prompt: Prompt, adapter: Adapter):
+        self.features, self.prompt = features, prompt
+        self.kind = adapter.features.kind
+        self.tokens, self.soft_tokens = adapter.tokens, adapter.soft_tokens
+
+    def segments(self, text: Text, *, answer: bool = True, media: bool = True) -> list[Segment]:
+        """One text's segments; with `media=False` what is left when there is nothing to look at."""
+        turns = text.turns
+        if not media:
+            turns = [{**turn, "content": turn["content"].replace("<image>", "")} for turn in turns]
+        return self.prompt.segments(
+            turns, text.media if media else (), answer=answer, soft_prompt=bool(self.soft_tokens)
+        )
+
+    def batch(
+        self,
+        texts: Sequence[Text],
+        *,
+        answer: bool = True,
+        media: bool = True,
+        instead: Callable[[str], str] | None = None,
+    ) -> Batch:
+        """Segments and features of `texts`; `instead` names the medium whose features stand in for another's."""
+        segments = [self.segments(text, answer=answer, media=media) for text in texts]
+        names = list(dict.fromkeys(key for text in texts for key in text.media)) if media else []
+        source = [instead(key) for key in names] if instead else names
+        rows = dict(zip(names, self.features.read_many(source, self.kind), strict=True)) if names else {}
+        features = [{key: rows[key] for key in text.media} if media else {} for text in texts]
+        return Batch(segments, features, _targets(segments))
+
+    def keep(self, texts: Sequence[Text], max_length: int, desc: str = "reading texts") -> Kept:
+        """Leave out texts that can't be trained on: no answer, or longer than `max_length` tokens (never cut short)."""
+        kept = Kept([], [], Counter())
+        for text in tqdm(texts, desc=desc, unit=" texts", leave=False, disable=len(texts) < 20_000):
+            if not text.turns or text.turns[-1]["role"] != "assistant" or not text.turns[-1]["content"].strip():
+                kept.dropped["no words to learn"] += 1
+                continue
+            try:
+                segments = self.segments(text)
+            except AdapterError as error:
+                kept.dropped[str(error)] += 1
+                continue
+            length = length_of(segments, {SOFT_PROMPT: self.soft_tokens} | dict.fromkeys(text.media, self.tokens))
+            if length > max_length:
+                kept.dropped[f"longer than {max_length} tokens"] += 1
+                continue
+            kept.texts.append(text)
+            kept.lengths.append(length)
+        return kept
+
+
+class Steps(Dataset):
+    """The whole training as one sequence of steps: item i is the batch of step i, whatever was asked before it."""
+
+    def __init__(self, encoded: Encoded, kept: Kept, batch: int, seed: int, texts_per_medium: int = 0):
+        self.encoded, self.kept = encoded, kept
+        self.batch, self.seed, self.texts_per_medium = batch, seed, texts_per_medium
+        self._epoch, self._order = -1, []
+
+    @property
+    def per_epoch(self) -> int:
+        return steps_per_epoch(len(self.kept.texts), self.batch)
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            media = [" ".join(text.media) or text.id for text in self.kept.texts]
+            self._order = epoch_steps(media, self.kept.lengths, self.batch, self.seed, epoch, self.texts_per_medium)
+            self._epoch = epoch
+        return self.encoded.batch([self.kept.texts[i] for i in self._order[place]])
+
+
+def load_steps(steps: Steps, first: int, last: int, workers: int, pin: bool) -> DataLoader:
+    """Yield the batches of steps `first` to `last - 1`, made ahead by `workers` processes (0: in this one)."""
+    return DataLoader(
+        steps,
+        batch_size=None,
+        sampler=range(first, last),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=pin,
+    )
+
+
+def question_of(text: Text) -> str | None:
+    """The last user turn before the answer, or None for a caption."""
+    asked = [turn["content"] for turn in text.turns[:-1] if turn["role"] == "user"]
+    return asked[-1] if asked else None
+
+
+def _targets(texts: Sequence[Sequence[Segment]]) -> int:
+    return sum(len(segment.ids) for text in texts for segment in text if segment.target)

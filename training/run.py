@@ -1,0 +1,200 @@
+"""The run folder: what a training wrote, never overwritten, whole at every moment, exact to resume from.
+
+config.toml  environment.json  metrics.jsonl  samples.md
+steps/000500/adapter/  steps/000500/state/        renamed into place once
+last  best                                        the name of a step, one line each
+"""
+
+import json
+import os
+import platform
+import shutil
+import tomllib
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from shards.atomic import replace_bytes, sync_folder
+from training import RunError
+
+PACKAGES = ("torch", "transformers", "open_clip_torch", "bitsandbytes", "peft", "webdataset", "numpy")
+STATE_FORMAT = 1
+
+
+class Run:
+    """One training's folder. Make a new one with `Run.create`, open an old one with `Run.open`."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: Path, config: dict) -> "Run":
+        """Make the folder and write its config and environment. Raises RunError when something is there already."""
+        path = Path(path)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise RunError(
+                f"{path} exists, and a run is never overwritten; "
+                f"choose another --name, or go on with it: train.py --resume {path}"
+            ) from None
+        run = cls(path)
+        replace_bytes(path / "config.toml", _toml(config).encode())
+        environment = {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": {name: version(name) for name in PACKAGES},
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        }
+        replace_bytes(path / "environment.json", (json.dumps(environment, indent=1) + "\n").encode())
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Open a run. Raises RunError when the folder is none."""
+        if not (Path(path) / "config.toml").is_file():
+            raise RunError(f"{path} is not a run: it holds no config.toml")
+        return cls(path)
+
+    @property
+    def config(self) -> dict:
+        try:
+            return tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise RunError(f"{self.path / 'config.toml'} is damaged: {error}") from None
+
+    def step_folder(self, which: str = "last") -> Path:
+        """The folder of the `last` or `best` checkpoint. Raises RunError when there is none yet."""
+        pointer = self.path / which
+        name = pointer.read_text().strip() if pointer.is_file() else ""
+        folder = self.path / "steps" / name
+        if not name.isdigit() or not folder.is_dir():
+            raise RunError(f"{self.path} has no checkpoint yet; train it first: train.py --resume {self.path}")
+        return folder
+
+    def save(self, step: int, write_adapter: Callable[[Path], None], state: dict, keep: int, best: bool) -> Path:
+        """Write a checkpoint under a temporary name and rename it into place; then point `last` (and `best`) at it.
+
+        `write_adapter(folder)` writes the adapter folder; `state` is `{"tensors": {...}, "facts": {...}}`. Of the older
+        checkpoints only the `keep` newest and the best stay.
+        """
+        steps = self.path / "steps"
+        steps.mkdir(exist_ok=True)
+        final, temporary = steps / f"{step:06d}", steps / f"{step:06d}.partial"
+        if not final.is_dir():  # it is there when a run was killed before `last` pointed at it
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            write_adapter(temporary / "adapter")
+            (temporary / "state").mkdir()
+            save_file(state["tensors"], temporary / "state" / "tensors.safetensors")
+            facts = {"format": STATE_FORMAT, "step": step, **state["facts"]}
+            (temporary / "state" / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+            for path in temporary.rglob("*"):
+                sync_folder(path) if path.is_dir() else _sync_file(path)
+            os.rename(temporary, final)
+            sync_folder(steps)
+        for pointer in ("last", "best") if best else ("last",):
+            replace_bytes(self.path / pointer, f"{final.name}\n".encode())
+        pointed = {(self.path / name).read_text().strip() for name in ("last", "best") if (self.path / name).exists()}
+        done = sorted(folder.name for folder in steps.iterdir() if folder.name.isdigit())
+        for name in done[:-keep]:
+            if name not in pointed:
+                shutil.rmtree(steps / name)
+        return final
+
+    def load_state(self, device: str) -> dict:
+        """Read back what `save` was given for the last checkpoint. Raises RunError when it is damaged."""
+        folder = self.step_folder() / "state"
+        try:
+            facts = json.loads((folder / "facts.json").read_text())
+            tensors = load_file(folder / "tensors.safetensors", device=device)
+        except Exception as error:
+            raise RunError(
+                f"{folder} can't be read ({error}); delete its step and point `last` at an older one"
+            ) from error
+        if facts.get("format") != STATE_FORMAT:
+            raise RunError(f"{folder} was written by another version (format {facts.get('format')})")
+        return {"tensors": tensors, "facts": facts}
+
+    def log(self, **values) -> None:
+        """Append one line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict]:
+        """All complete lines of metrics.jsonl (a killed run may have left half a line)."""
+        path = self.path / "metrics.jsonl"
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+    def cut_back(self, step: int) -> None:
+        """Drop what was logged after `step`, before going on from there."""
+        rows = [row for row in self.metrics() if row["step"] <= step]
+        replace_bytes(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        samples = self.path / "samples.md"
+        if samples.exists():
+            head, *parts = samples.read_text(encoding="utf-8").split("\n## step ")
+            parts = [part for part in parts if int(part.split(None, 1)[0]) <= step]
+            replace_bytes(samples, "\n## step ".join([head, *parts]).encode())
+
+    def write_samples(self, step: int, samples: list[dict]) -> None:
+        """Append the answers to the fixed held-out inputs after `step` to samples.md."""
+        path = self.path / "samples.md"
+        head = "# The same held-out inputs, as training went on\n"
+        text = path.read_text(encoding="utf-8") if path.exists() else head
+        text += f"\n## step {step}\n\n| medium | prompt | answer | reference |\n|---|---|---|---|\n"
+        for sample in samples:
+            cells = (sample["media"], sample["prompt"], sample["answer"], sample["reference"])
+            text += "| " + " | ".join(" ".join(str(c).split()).replace("|", "\\|") for c in cells) + " |\n"
+        replace_bytes(path, text.encode())
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """An optimizer's tensors under flat names (`optimizer.<parameter>.<field>`), for safetensors."""
+    return {
+        f"optimizer.{i}.{field}": value.detach().contiguous().clone()
+        for i, fields in optimizer.state_dict()["state"].items()
+        for field, value in fields.items()
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back what `optimizer_state` took."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        prefix, _, rest = name.partition(".")
+        if prefix == "optimizer":
+            i, _, field = rest.partition(".")
+            state.setdefault(int(i), {})[field] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def newest_run(root: Path) -> Path:
+    """The run folder changed last. Raises RunError when there is none."""
+    runs = [path.parent for path in Path(root).glob("*/config.toml")]
+    if not runs:
+        raise RunError(f"no run in {root}/ yet; train one first: python train.py --adapter mlp16")
+
+    def touched(run: Path) -> float:
+        files = (run, run / "config.toml", run / "metrics.jsonl")
+        return max(file.stat().st_mtime for file in files if file.exists())
+
+    return max(runs, key=touched)
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _toml(config: dict) -> str:
+    """A flat TOML table; None is left out. JSON's strings, numbers, booleans and lists are TOML's too."""
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items() if value is not None)
