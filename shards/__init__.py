@@ -1,5 +1,5 @@
-"""The contract between the two halves: feature sets as webdataset shards with an index, a manifest and texts."""
+"""The feature set on disk: the contract between the half that encodes media and the half that trains on them."""
 
 
 class FeatureSetError(ValueError):
-    """A feature set is missing, damaged or not what was asked for; the message says which and what to do."""
+    """A feature set can't be written or read as asked; the message names the file and says what to do."""

@@ -1,0 +1,103 @@
+"""The command line of precompute.py."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from . import PrecomputeError
+
+EPILOGUE = """Media once through a frozen encoder, features into shards that train.py reads. --data is a folder of pictures
+(words in .txt files of the same names, one caption per line, or in metadata.jsonl / metadata.csv with file_name and text;
+or no words), a folder with texts.jsonl (conversations) and its media, or such a .jsonl file. Run the same command again to
+resume, or to add new media."""
+SUGGESTED = ("clip-l-336", "siglip2-b", "dinov2-b")
+
+
+@dataclass
+class Options:
+    """Fields are the flags; see `EPILOGUE`."""
+
+    data: Path | None = None
+    """Folder of media, or a .jsonl of conversations; without it the demo's media are made and used."""
+    encoder: str = "demo"
+    """Short name (clip-l-336, siglip2-b, dinov2-b ...), open_clip:ARCHITECTURE/TAG, Hub id, or folder."""
+    kinds: tuple[Literal["pooled", "patches", "layers"], ...] = ("pooled", "patches")
+    """Features to keep: pooled (one vector), patches (a vector per patch), layers (CLS of the last 6 blocks)."""
+    out: Path | None = None
+    """Folder of the feature set; without it features/NAME-OF-DATA."""
+    limit: int = 0
+    """Encode only the first so many media; 0: all."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """Of the encoder's arithmetic; auto: fp16 on a GPU, fp32 on a CPU. Stored is always fp16."""
+    batch: int = 32
+    """Media per forward pass."""
+    workers: int = 0
+    """Threads that decode; 0: one per core."""
+    demo_seed: int = 0
+    """Seed of the demo's media; only without --data."""
+
+
+def main(demo: Callable[[Path, int], Path] | None = None, args: list[str] | None = None) -> None:
+    """Read the flags and make the feature set. `demo(folder, seed)` makes the demo's media in `folder` and returns it.
+
+    Raises PrecomputeError or FeatureSetError for what the user can mend.
+    """
+    import tyro
+
+    options = tyro.cli(Options, description=EPILOGUE, args=args)
+    if options.limit < 0 or options.batch < 1 or options.workers < 0:
+        raise PrecomputeError("--limit and --workers can't be negative, --batch is at least 1")
+    if not options.kinds:
+        raise PrecomputeError("--kinds needs at least one of pooled, patches, layers")
+    run(options, demo)
+
+
+def run(options: Options, demo: Callable[[Path, int], Path] | None = None) -> None:
+    """Do what the flags ask."""
+    import os
+
+    import torch
+
+    from console import choose_device
+
+    from .encoders import load_encoder
+    from .encoders.names import NAMES
+    from .job import precompute
+    from .sources import collect
+
+    out = options.out or Path("features") / _name(options.data)
+    device = choose_device(options.device)
+    data = options.data
+    if data is None:
+        if demo is None:
+            raise PrecomputeError("--data is missing")
+        data = demo(Path("demo/media") / f"seed-{options.demo_seed}", options.demo_seed)
+    found = collect(data)
+    if options.limit:
+        found.media = dict(list(found.media.items())[: options.limit])
+        found.words = [words for words in found.words if all(origin in found.media for origin in words.media)]
+    precisions = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    auto = torch.float16 if device.startswith("cuda") else torch.float32
+    kinds = tuple(dict.fromkeys(options.kinds))
+    encoder = load_encoder(options.encoder, device, precisions.get(options.precision, auto), kinds)
+    if options.encoder == "demo" and options.data is not None:
+        real = "; ".join(f"{name} ({NAMES[name].about}, {NAMES[name].size})" for name in SUGGESTED)
+        print(f"note: --encoder demo was trained on drawn scenes only and sees little in photos. Real ones: {real}")
+    precompute(found, encoder, kinds, out, options.batch, options.workers or os.cpu_count() or 1)
+
+
+def _name(data: Path | None) -> str:
+    """The name of the feature set when --out is missing."""
+    if data is None:
+        return "demo"
+    data = data.resolve()
+    return (
+        data.parent.name
+        if data.name == "texts.jsonl"
+        else data.stem
+        if data.suffix == ".jsonl"
+        else data.name or "data"
+    )

@@ -1,0 +1,235 @@
+"""Frozen encoders: a registry, and how a name becomes one.
+
+To add an encoder, drop a module into this folder with a class that carries the decorator `register`; docs/new_encoder.md
+shows one.
+"""
+
+import difflib
+import hashlib
+import importlib
+import json
+import os
+import pkgutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from .. import PrecomputeError
+from .names import NAMES
+
+PROJECT = Path(__file__).resolve().parents[2]
+FAMILIES: dict[str, Callable[..., "Encoder"]] = {}
+SAMPLED = 64  # weights per tensor that go into a fingerprint
+
+
+class Encoder:
+    """What an encoder gives. A subclass sets the attributes and has `preprocess` and `forward`.
+
+    kinds: which of "pooled", "patches", "layers" · grid: (rows, columns) of the patches, row-major, or None ·
+    preprocessing: a dict that says what `preprocess` does · model: a torch module, or None · config: what defines the
+    architecture · width, image_size, patch_size: for the manifest.
+    """
+
+    library = "periscope"
+    kinds: frozenset[str] = frozenset({"pooled"})
+    grid: tuple[int, int] | None = None
+    preprocessing: dict = {}
+    config: dict = {}
+    model: torch.nn.Module | None = None
+    width: int | None = None
+    image_size: int | None = None
+    patch_size: int | None = None
+    revision: str | None = None
+
+    def __init__(
+        self,
+        identifier: str = "",
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        patch_layer: int | None = None,
+        blocks: int | None = None,
+    ):
+        """identifier: what follows the family's name · dtype: of the computation, default float32 ·
+        patch_layer: which of the hidden states (0: embeddings, -1: after the last block) gives the patches, default -2 ·
+        blocks: how many of the last blocks give `layers`, default 6, fewer in a smaller tower."""
+        self.id, self.device, self.dtype = identifier, torch.device(device), dtype or torch.float32
+        self.patch_layer = -2 if patch_layer is None else patch_layer
+        self.blocks = 6 if blocks is None else blocks
+        self.name = identifier
+
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
+        """An RGB image -> (3, H, W) float32, as the encoder wants it."""
+        raise NotImplementedError
+
+    def forward(self, pixels: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+        """(batch, 3, H, W) on the device -> at least the kinds asked for."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def encode(self, batch: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+        """(batch, 3, H, W) float32 -> {"pooled": (batch, width), "patches": (batch, tokens, width), "layers": (batch,
+        blocks, width)}, those of `kinds`, float32 on the CPU. Raises PrecomputeError for a kind it can't give."""
+        self.require(kinds)
+        given = self.forward(batch.to(self.device, self.dtype), kinds)
+        return {kind: given[kind].float().cpu() for kind in kinds}
+
+    def require(self, kinds: Collection[str]) -> None:
+        """Raise PrecomputeError unless the encoder can give all of `kinds`."""
+        for kind in kinds:
+            if kind not in self.kinds:
+                why = " (it has no CLS token)" if kind == "layers" else ""
+                raise PrecomputeError(
+                    f"encoder {self.name} can't give {kind!r} features{why}, only {_list(self.kinds)}"
+                )
+
+    def features(self, kinds: Collection[str]) -> dict[str, dict]:
+        """The manifest's "features": kind -> {"shape", "dtype"}, and the "grid" of the patches, found by trying."""
+        given = self.encode(self.preprocess(Image.new("RGB", (96, 64), "grey"))[None], kinds)
+        found = {kind: {"shape": list(given[kind].shape[1:]), "dtype": "float16"} for kind in given}
+        if "patches" in found and self.grid:
+            found["patches"]["grid"] = list(self.grid)
+            if self.grid[0] * self.grid[1] != found["patches"]["shape"][0]:
+                raise PrecomputeError(
+                    f"encoder {self.name}: {found['patches']['shape'][0]} patches don't fill {self.grid}"
+                )
+        return found
+
+    def describe(self) -> dict:
+        """The manifest's "encoder"."""
+        return {
+            "name": self.name,
+            "library": self.library,
+            "id": self.id,
+            "revision": self.revision,
+            "class": type(self.model).__name__ if self.model is not None else type(self).__name__,
+            "layer": {"patches": self.patch_layer, "layers": self.blocks},
+            "width": self.width,
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+            "preprocessing": self.preprocessing,
+            "fingerprint": self.fingerprint(),
+        }
+
+    def fingerprint(self) -> str:
+        """sha256 over config, sampled weights, layer and preprocessing: equal only for encoders that give equal features.
+
+        The weights are those noted by `note_weights`, before any cast, so that the device and dtype don't matter."""
+        facts = [
+            type(self).__name__,
+            self.config,
+            getattr(self, "weights", ""),
+            self.patch_layer,
+            self.blocks,
+            self.preprocessing,
+        ]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def note_weights(self, module: torch.nn.Module) -> None:
+        """Remember a hash of up to 64 evenly spaced weights of every tensor of the module, in float32."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(module.state_dict().items()):
+            flat = tensor.detach().flatten()
+            picked = flat[torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat)), dtype=torch.float64).long()]
+            digest.update(f"{name}{list(tensor.shape)}".encode() + picked.float().cpu().numpy().tobytes())
+        self.weights = digest.hexdigest()
+
+
+def register(name: str) -> Callable[[type[Encoder]], type[Encoder]]:
+    """Decorator: make a class available as `--encoder name`, and as `--encoder name:identifier`."""
+
+    def add(family: type[Encoder]) -> type[Encoder]:
+        if FAMILIES.get(name, family).__qualname__ != family.__qualname__:
+            raise ValueError(f"two encoders are called {name!r}")
+        family.library = name
+        FAMILIES[name] = family
+        return family
+
+    return add
+
+
+def load_encoder(
+    name: str,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    kinds: Collection[str] = ("pooled",),
+    **choices: int,
+) -> Encoder:
+    """Load an encoder by a short name (`clip-l-336`), `family:identifier` (`open_clip:ViT-B-32-quickgelu/openai`), a
+    folder (with open_clip_config.json or config.json) or a Hub id (`facebook/dinov2-base`, read by transformers).
+
+    choices: patch_layer, blocks. Raises PrecomputeError when nothing is called so, when a kind can't be given, and when
+    weights can't be had.
+    """
+    family, identifier = resolve(name)
+    encoder = FAMILIES[family](identifier, device=device, dtype=dtype, **choices)
+    encoder.name = name
+    encoder.require(kinds)
+    return encoder
+
+
+def load_encoder_like(described: dict, device: str = "cpu", dtype: torch.dtype | None = None) -> Encoder:
+    """Load the encoder that a manifest or an adapter describes.
+
+    Raises PrecomputeError when what is found there now isn't the same encoder (config, weights, layer, preprocessing).
+    """
+    layer = described.get("layer") or {}
+    name = f"{described['library']}:{described['id']}" if described["id"] else described["library"]
+    encoder = load_encoder(name, device, dtype, (), patch_layer=layer.get("patches"), blocks=layer.get("layers"))
+    encoder.name = described["name"]
+    if encoder.fingerprint() != described["fingerprint"]:
+        now = encoder.describe()
+        differs = [part for part in ("class", "preprocessing") if now[part] != described[part]] or ["weights or config"]
+        raise PrecomputeError(
+            f"the encoder at {described['id'] or described['library']} isn't the one these features come from "
+            f"({', '.join(differs)} differ)"
+        )
+    return encoder
+
+
+def resolve(name: str) -> tuple[str, str]:
+    """What was typed -> (family, identifier). Raises PrecomputeError with the nearest names when nothing is called so."""
+    _import_families()
+    full = NAMES[name].encoder if name in NAMES else name
+    family, colon, identifier = full.partition(":")
+    if colon and family in FAMILIES:
+        return family, identifier
+    if full in FAMILIES:
+        return full, ""
+    if full.startswith("local-dir:"):
+        return "open_clip", full.removeprefix("local-dir:")
+    if (folder := find_folder(full)) is not None:
+        if (folder / "open_clip_config.json").is_file():
+            return "open_clip", full
+        if (folder / "config.json").is_file():
+            return "transformers", full
+        raise PrecomputeError(f"--encoder {name}: the folder holds neither open_clip_config.json nor config.json")
+    if full.startswith("hf-hub:"):
+        return "open_clip", full
+    if full.count("/") == 1 and not full.startswith((".", "/", "~")) and all(full.split("/")):
+        return "transformers", full
+    known = [*NAMES, *(family for family in FAMILIES if family not in ("open_clip", "transformers"))]
+    near = difflib.get_close_matches(name, known, 3, 0.4)
+    nearest = f"nearest: {_list(near)}; " if near else ""
+    raise PrecomputeError(
+        f"no encoder is called {name!r}; {nearest}known: {_list(known)}; or open_clip:ARCHITECTURE/TAG, a Hub id like "
+        "facebook/dinov2-base, or a folder"
+    )
+
+
+def find_folder(identifier: str) -> Path | None:
+    """A folder by its path as given, or relative to the project (so that the demo is found from anywhere)."""
+    for folder in (Path(os.path.expanduser(identifier)), PROJECT / identifier):
+        if identifier and folder.is_dir():
+            return folder
+    return None
+
+
+def _import_families() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+def _list(names: Collection[str]) -> str:
+    return ", ".join(sorted(names) if isinstance(names, frozenset) else names)

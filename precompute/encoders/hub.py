@@ -1,0 +1,41 @@
+"""Is a model on this machine, or can it be fetched? Asked before a library spends half a minute finding out."""
+
+import os
+
+from .. import PrecomputeError
+
+SECONDS = 10
+
+
+def reach(repo: str, files: tuple[str, ...]) -> tuple[bool, str | None]:
+    """(is it in the local cache, its revision) of a Hub repository; `files`: one of them must be cached to count.
+
+    Raises PrecomputeError at once when it is neither cached nor to be had: no network, no such model, no access.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        for file in files:
+            path = try_to_load_from_cache(repo, file)
+            if isinstance(path, str):
+                return True, os.path.basename(os.path.dirname(path))
+    except HFValidationError as error:
+        raise PrecomputeError(f"--encoder {repo}: not a possible name of a model on the Hub ({error})") from error
+    offline = "download it once on a machine with a network, then pass its folder as --encoder"
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise PrecomputeError(f"encoder {repo} isn't on this machine and HF_HUB_OFFLINE forbids to fetch it; {offline}")
+    try:
+        return False, HfApi().model_info(repo, timeout=SECONDS).sha
+    except GatedRepoError as error:
+        raise PrecomputeError(
+            f"encoder {repo} asks for a licence: accept it on its page, then run `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise PrecomputeError(f"the Hub knows no model {repo}; check the spelling") from error
+    except HfHubHTTPError as error:
+        raise PrecomputeError(f"the Hub doesn't give {repo} ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # the HTTP library's own errors differ between versions
+        raise PrecomputeError(
+            f"encoder {repo} isn't on this machine and the Hub can't be reached; {offline}"
+        ) from error

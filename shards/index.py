@@ -1,0 +1,179 @@
+"""Where each tensor lies in the shards, so that a read is one `pread`.
+
+The index is a cache of what the shards themselves say. It carries the shards' sha256 and a checksum of its own; one that
+is missing, damaged or belongs to other shards is made again from the tar headers, never believed.
+"""
+
+import hashlib
+import json
+import re
+import struct
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from . import FeatureSetError
+from .atomic import replace_bytes
+
+NAME = "index.safetensors"
+KEY = re.compile(r"[a-z0-9_-]{1,80}")
+SHARD = re.compile(r"shard-\d{6}\.tar")
+BLOCK = 512
+MAX_HEADER = 1 << 20
+DTYPES = {"F16": "float16"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One medium in a shard.
+
+    member: byte position of the tar header of `<key>.safetensors` · offsets: kind -> byte position of its tensor
+    info: {"modality", "origin", "sha256"} as in `<key>.json`.
+    """
+
+    key: str
+    member: int
+    offsets: dict[str, int]
+    info: dict
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file as hexadecimal digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _tensor_table(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: str) -> dict[str, tuple[int, dict]]:
+    """kind -> (byte position in the shard, safetensors header entry), with every bound checked."""
+    archive.fileobj.seek(member.offset_data)
+    start = archive.fileobj.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+    if not 0 < length <= min(MAX_HEADER, member.size - 8):
+        raise FeatureSetError(f"{shard}: {member.name} isn't a safetensors file")
+    try:
+        header = json.loads(archive.fileobj.read(length))
+        table = {}
+        for kind, entry in header.items():
+            if kind == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            if not 0 <= begin <= end <= member.size - 8 - length:
+                raise ValueError(kind)
+            table[kind] = (member.offset_data + 8 + length + begin, entry)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FeatureSetError(f"{shard}: {member.name} has a damaged safetensors header") from error
+    return table
+
+
+def scan_shard(path: Path, features: Mapping[str, Mapping]) -> list[Sample]:
+    """Read the headers of one shard and return its samples in writing order.
+
+    `features` is the manifest's: kind -> {"shape", "dtype"}. Raises FeatureSetError when the tar is cut short, a member
+    has no partner, a key repeats or isn't one of ours, or a tensor isn't what the manifest says. Nothing is unpacked.
+    """
+    tensors: dict[str, tuple[int, dict[str, int]]] = {}
+    infos: dict[str, dict] = {}
+    order: list[str] = []
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                key, _, suffix = member.name.partition(".")
+                if not member.isreg() or not KEY.fullmatch(key) or suffix not in ("json", "safetensors"):
+                    raise FeatureSetError(f"{path.name}: {member.name!r} doesn't belong in a feature shard")
+                if key not in tensors and key not in infos:
+                    order.append(key)
+                elif key in (infos if suffix == "json" else tensors):
+                    raise FeatureSetError(f"{path.name}: {member.name} is there twice")
+                if suffix == "json":
+                    if member.size > MAX_HEADER:
+                        raise FeatureSetError(f"{path.name}: {member.name} is too large")
+                    infos[key] = json.loads(archive.extractfile(member).read())
+                    continue
+                table = _tensor_table(archive, member, path.name)
+                for kind, wanted in features.items():
+                    entry = table.get(kind, (0, {}))[1]
+                    if DTYPES.get(entry.get("dtype")) != wanted["dtype"] or entry.get("shape") != list(wanted["shape"]):
+                        raise FeatureSetError(
+                            f"{path.name}: {kind} of {key} should be {wanted['dtype']} {list(wanted['shape'])}"
+                        )
+                tensors[key] = (member.offset, {kind: table[kind][0] for kind in features})
+    except (tarfile.TarError, OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FeatureSetError(f"{path}: can't be read as a shard ({error}); copy it again or run precompute") from error
+    if lonely := set(tensors) ^ set(infos):
+        raise FeatureSetError(f"{path.name}: {min(lonely)} lacks its .json or .safetensors; the shard was cut short")
+    for key, info in infos.items():
+        if not isinstance(info, dict) or not all(isinstance(info.get(n), str) for n in ("origin", "sha256")):
+            raise FeatureSetError(f"{path.name}: {key}.json lacks its origin or content hash")
+    return [Sample(key, *tensors[key], infos[key]) for key in order]
+
+
+@dataclass
+class Index:
+    """All samples of a set in writing order, as arrays.
+
+    shard (n,) int32 · member (n,) int64 · offsets: kind -> (n,) int64 · keys and infos: lists of length n.
+    """
+
+    keys: list[str]
+    shard: np.ndarray
+    member: np.ndarray
+    offsets: dict[str, np.ndarray]
+    infos: list[dict]
+
+    @classmethod
+    def from_samples(cls, shards: Iterable[list[Sample]], kinds: Iterable[str]) -> "Index":
+        """Join the samples of the shards, in the manifest's order. Raises FeatureSetError on a key that repeats."""
+        rows = [(number, sample) for number, samples in enumerate(shards) for sample in samples]
+        keys = [sample.key for _, sample in rows]
+        if len(set(keys)) != len(keys):
+            raise FeatureSetError("two shards hold the same key; run precompute into a new folder")
+        return cls(
+            keys,
+            np.array([number for number, _ in rows], np.int32),
+            np.array([sample.member for _, sample in rows], np.int64),
+            {kind: np.array([sample.offsets[kind] for _, sample in rows], np.int64) for kind in kinds},
+            [sample.info for _, sample in rows],
+        )
+
+
+def _identity(shards: list[dict], kinds: Iterable[str]) -> np.ndarray:
+    text = json.dumps([[[s["name"], s["bytes"], s["sha256"]] for s in shards], sorted(kinds)])
+    return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode() + arrays[name].tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def save_index(folder: Path, index: Index, shards: list[dict]) -> None:
+    """Write the index of a set beside its shards. `shards` is the manifest's list."""
+    arrays = {"shard": index.shard, "member": index.member, "identity": _identity(shards, index.offsets)}
+    arrays |= {f"offset.{kind}": values for kind, values in index.offsets.items()}
+    rows = json.dumps([index.keys, index.infos]).encode()
+    arrays["rows"] = np.frombuffer(rows, np.uint8)
+    arrays["checksum"] = _checksum(arrays)
+    replace_bytes(folder / NAME, save_arrays(arrays))
+
+
+def load_index(folder: Path, shards: list[dict], kinds: Iterable[str]) -> Index | None:
+    """Read the index of a set, or return None when it is missing, damaged or not of these shards and kinds."""
+    try:
+        arrays = load_arrays((folder / NAME).read_bytes())
+        checksum = arrays.pop("checksum")
+        if not np.array_equal(checksum, _checksum(arrays)):
+            return None
+        if not np.array_equal(arrays["identity"], _identity(shards, kinds)):
+            return None
+        keys, infos = json.loads(arrays["rows"].tobytes())
+        return Index(keys, arrays["shard"], arrays["member"], {k: arrays[f"offset.{k}"] for k in kinds}, infos)
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None

@@ -1,0 +1,51 @@
+"""manifest.json: what a feature set says about itself, checked before anything is believed."""
+
+import json
+from pathlib import Path
+
+from . import FeatureSetError
+from .atomic import replace_bytes
+from .features import CODEC, KINDS
+from .index import SHARD
+
+NAME = "manifest.json"
+FORMAT = 1
+
+
+def load_manifest(folder: Path) -> dict:
+    """Read and check a set's manifest. Raises FeatureSetError when there is none or it can't be what it claims."""
+    path = Path(folder) / NAME
+    if not path.is_file():
+        unfinished = (Path(folder) / "progress.jsonl").is_file()
+        raise FeatureSetError(
+            f"{folder} is an unfinished feature set: run the same precompute.py command again to finish it"
+            if unfinished
+            else f"{folder} isn't a feature set (no {NAME}); make one with precompute.py"
+        )
+    try:
+        manifest = json.loads(path.read_bytes())
+        if manifest["format"] != FORMAT:
+            raise FeatureSetError(f"{path}: format {manifest['format']} is unknown here (this reads {FORMAT})")
+        if manifest["codec"] != CODEC:
+            raise FeatureSetError(f"{path}: codec {manifest['codec']!r} is unknown here (this reads {CODEC})")
+        for kind, entry in manifest["features"].items():
+            shape = entry["shape"]
+            if kind not in KINDS or entry["dtype"] != "float16" or not shape:
+                raise FeatureSetError(f"{path}: features {kind!r} aren't of a known kind and dtype")
+            if not all(isinstance(n, int) and n > 0 for n in shape):
+                raise FeatureSetError(f"{path}: features {kind!r} have the impossible shape {shape}")
+        for shard in manifest["shards"]:
+            if not SHARD.fullmatch(shard["name"]):
+                raise FeatureSetError(f"{path}: {shard['name']!r} isn't the name of a shard")
+            int(shard["bytes"]), int(shard["samples"]), bytes.fromhex(shard["sha256"])
+        manifest["encoder"]["fingerprint"], manifest["counts"]["media"]
+    except FeatureSetError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FeatureSetError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    return manifest
+
+
+def save_manifest(folder: Path, manifest: dict) -> None:
+    """Write a set's manifest in one step."""
+    replace_bytes(Path(folder) / NAME, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")

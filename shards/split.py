@@ -1,0 +1,46 @@
+"""Which media no training may see."""
+
+from collections.abc import Iterable, Mapping
+
+SHARE = 0.02
+AT_LEAST = 16
+AT_MOST = 0.25
+
+
+def hold_out(hashes: Mapping[str, str]) -> set[str]:
+    """Choose the held-out media by content hash, so that every encoder and run holds out the same ones.
+
+    `hashes` is key -> sha256 as hexadecimal digits. Held out are the media whose hash lies in the lowest 2% of all
+    possible values; in a small set the lowest hashes up to 16 media, in any set at most a quarter. Media of equal
+    content go together. Returns keys.
+    """
+    groups: dict[str, list[str]] = {}
+    for key, digest in hashes.items():
+        groups.setdefault(digest, []).append(key)
+    limit = f"{int(SHARE * 16**16):016x}"
+    chosen: set[str] = set()
+    for digest in sorted(groups):
+        if digest >= limit and len(chosen) >= AT_LEAST:
+            break
+        if len(chosen) + len(groups[digest]) <= AT_MOST * len(hashes):
+            chosen.update(groups[digest])
+    return chosen
+
+
+def resolve_splits(hashes: Mapping[str, str], texts: Iterable[dict]) -> tuple[list[dict], set[str]]:
+    """Give every text its split and find the media that are held out.
+
+    `hashes` as in `hold_out`; `texts` have "media" (keys) and "split" (a name or None). A text's own split wins; media
+    that no text has claimed for a split are subject to `hold_out`; a text without a split is "heldout" when one of its
+    media, or a copy of it, is held out or shown by another text outside training. Returns the texts and held-out keys.
+    """
+    texts = list(texts)
+    claimed = {hashes[key] for text in texts if text["split"] for key in text["media"]}
+    outside = {hashes[key] for text in texts if text["split"] not in (None, "train") for key in text["media"]}
+    free = {key: digest for key, digest in hashes.items() if digest not in claimed}
+    heldout = hold_out(free) | {key for key, digest in hashes.items() if digest in outside}
+    resolved = [
+        {**text, "split": text["split"] or ("heldout" if heldout.intersection(text["media"]) else "train")}
+        for text in texts
+    ]
+    return resolved, heldout

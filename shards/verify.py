@@ -1,0 +1,72 @@
+"""Is a feature set whole, and what is in it."""
+
+from pathlib import Path
+
+from . import FeatureSetError
+from .index import scan_shard, sha256_file
+from .manifest import load_manifest
+from .read import FeatureSet
+
+
+def verify(folder: Path) -> str:
+    """Check every byte of a set: sizes, sha256, tar structure, shapes, counts, texts, held-out media.
+
+    Returns one sentence. Raises FeatureSetError naming every file that is wrong.
+    """
+    folder, manifest, wrong = Path(folder), load_manifest(folder), []
+    for shard in manifest["shards"]:
+        path = folder / shard["name"]
+        if not path.is_file():
+            wrong.append(f"{shard['name']} is missing")
+        elif path.stat().st_size != shard["bytes"] or sha256_file(path) != shard["sha256"]:
+            wrong.append(f"{shard['name']} was changed or damaged (its sha256 isn't the manifest's)")
+        else:
+            try:
+                found = len(scan_shard(path, manifest["features"]))
+                if found != shard["samples"]:
+                    wrong.append(f"{shard['name']} holds {found} media, the manifest says {shard['samples']}")
+            except FeatureSetError as error:
+                wrong.append(str(error))
+    if wrong:
+        raise FeatureSetError(
+            f"{folder}: " + "; ".join(wrong) + ". Copy these again, or run the same precompute.py command"
+        )
+    features = FeatureSet(folder)
+    counts = {"media": len(features), "heldout": len(features.heldout), "texts": len(features.texts())}
+    for name, found in counts.items():
+        if found != manifest["counts"][name]:
+            wrong.append(f"{found} {name} where the manifest says {manifest['counts'][name]}")
+    if strangers := features.heldout.difference(features.keys):
+        wrong.append(f"heldout.txt names media that aren't in the set ({min(strangers)})")
+    if wrong:
+        raise FeatureSetError(f"{folder}: " + "; ".join(wrong) + ". Run the same precompute.py command again")
+    size = sum(shard["bytes"] for shard in manifest["shards"])
+    return f"{folder} is whole: {len(manifest['shards'])} shards, {size / 1e6:,.1f} MB, {counts['media']} media, {counts['texts']} texts"
+
+
+def inspect(folder: Path) -> str:
+    """What a set holds, as lines for people."""
+    features = FeatureSet(folder)
+    manifest, texts = features.manifest, features.texts()
+    encoder, counts = manifest["encoder"], manifest["counts"]
+    splits: dict[str, int] = {}
+    for text in texts:
+        splits[text.split] = splits.get(text.split, 0) + 1
+    lines = [
+        f"{features.path}: {counts['media']} {manifest['modality']} media, {counts['heldout']} of them held out, "
+        f"{counts['rejected']} rejected",
+        f"  encoder   {encoder['name']} ({encoder.get('library')} {encoder.get('class')}, fingerprint {encoder['fingerprint'][:12]})",
+    ]
+    for kind, entry in manifest["features"].items():
+        grid = f", grid {entry['grid'][0]} x {entry['grid'][1]}" if "grid" in entry else ""
+        lines.append(f"  {kind:<9} {' x '.join(map(str, entry['shape']))} {entry['dtype']}{grid}")
+    size = sum(shard["bytes"] for shard in manifest["shards"])
+    lines.append(f"  shards    {len(manifest['shards'])}, {size / 1e6:,.1f} MB")
+    lines.append(
+        "  texts     " + (", ".join(f"{number} {split}" for split, number in sorted(splits.items())) or "none")
+    )
+    for text in texts[:3]:
+        turns = " / ".join(f"{turn['role']}: {turn['content']}" for turn in text.turns)
+        media = ", ".join(features.info(key)["origin"] for key in text.media) or "no media"
+        lines.append(f"    [{media}] {turns[:160]}")
+    return "\n".join(lines)

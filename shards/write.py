@@ -1,0 +1,341 @@
+"""Writing a feature set: shards one by one, then everything that makes them a set.
+
+While it is being made, a set has a `progress.jsonl`: a header, then a line for each shard that is whole and on disk. The
+manifest comes last. So a run that is killed at any moment loses one shard's work at most, and a finished set that is being
+extended stays readable until its new manifest replaces the old one.
+"""
+
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from webdataset import TarWriter
+
+from . import FeatureSetError, index
+from . import manifest as manifests
+from .atomic import TEMPORARY, json_line, replace_bytes, replacing, sync_folder
+from .features import CODEC
+from .index import Index, Sample, load_index, save_index, scan_shard, sha256_file
+from .read import HELDOUT, TEXTS, THUMBNAILS
+
+PROGRESS = "progress.jsonl"
+REJECTED = "rejected.jsonl"
+SHARD_BYTES = 512 << 20
+SHARD_SAMPLES = 4096  # bounds what a killed run loses where samples are small
+
+
+def make_key(origin: str) -> str:
+    """The key of a medium from its path relative to the data folder: readable, then 64 bits of the path's sha256.
+
+    No dots (webdataset cuts there), no upper case (safe on disks that fold it), no slashes; different paths give
+    different keys even when they differ in case, folder or Unicode form alone.
+    """
+    stem = origin.rsplit(".", 1)[0] if "." in origin.rsplit("/", 1)[-1] else origin
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode().lower()
+    readable = re.sub(r"[^a-z0-9_]+", "-", plain).strip("-")[-40:].strip("-")
+    digest = hashlib.sha256(os.fsencode(origin)).hexdigest()[:16]
+    return f"{readable}-{digest}" if readable else digest
+
+
+class SetWriter:
+    """One feature set being made, resumed or extended. Use as a context manager; it locks the folder.
+
+    folder: where · modality: "image" · encoder: `Encoder.describe()` · features: kind -> {"shape", "dtype", ("grid")}.
+    Raises FeatureSetError when the folder holds anything else, or a set of another encoder or of other kinds.
+    """
+
+    def __init__(self, folder: Path, modality: str, encoder: dict, features: Mapping[str, dict]):
+        self.folder, self.modality, self.encoder, self.features = Path(folder), modality, encoder, dict(features)
+        self.manifest: dict | None = None
+        self.finished: list[dict] = []  # shards of the finished set
+        self.fresh: list[dict] = []  # shards made since
+        self.rejected: list[dict] = []  # what the fresh shards had to leave out
+        self.settled_rejects: dict[str, str] = {}  # origin -> content hash, within the run being resumed
+        self._samples: dict[str, list[Sample]] = {}
+        self._pool: dict[tuple[str, str], tuple[str, Sample]] = {}
+
+    def __enter__(self) -> "SetWriter":
+        check_folder(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise FeatureSetError(
+                f"another precompute is writing {self.folder}: wait for it, or choose another --out"
+            ) from error
+        try:
+            self._open()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)
+
+    def _header(self) -> dict:
+        return {
+            "format": manifests.FORMAT,
+            "fingerprint": self.encoder["fingerprint"],
+            "encoder": self.encoder["name"],
+            "features": {kind: entry["shape"] for kind, entry in sorted(self.features.items())},
+            "codec": CODEC,
+        }
+
+    def _refuse(self, name: str, fingerprint: str, kinds: Iterable[str]) -> None:
+        if fingerprint != self.encoder["fingerprint"]:
+            raise FeatureSetError(
+                f"{self.folder} holds features of another encoder, layer or preprocessing ({name}); choose another --out"
+            )
+        if set(kinds) != set(self.features):
+            raise FeatureSetError(
+                f"{self.folder} holds the kinds {', '.join(sorted(kinds))}, not {', '.join(sorted(self.features))}; "
+                "ask for the same --kinds or choose another --out"
+            )
+
+    def _open(self) -> None:
+        for leftover in [*self.folder.glob("*" + TEMPORARY), *(self.folder / THUMBNAILS).glob("*" + TEMPORARY)]:
+            leftover.unlink()
+        if (self.folder / manifests.NAME).is_file():
+            self.manifest = manifests.load_manifest(self.folder)
+            encoder = self.manifest["encoder"]
+            self._refuse(encoder.get("name", "?"), encoder["fingerprint"], self.manifest["features"])
+            self.finished = list(self.manifest["shards"])
+        lines = _whole_lines(self.folder / PROGRESS)
+        if lines:
+            header = lines.pop(0)
+            self._refuse(header["encoder"], header["fingerprint"], header["features"])
+            for line in lines:
+                if line["shard"]:
+                    self.fresh.append(line["shard"])
+                self.rejected += line["rejected"]
+            self.settled_rejects = {row["origin"]: row.get("sha256", "") for row in self.rejected}
+        self._read_samples()
+
+    def _read_samples(self) -> None:
+        for shards in (self.finished, self.fresh):
+            for shard in list(shards):
+                path = self.folder / shard["name"]
+                try:
+                    if path.stat().st_size != shard["bytes"]:
+                        raise FeatureSetError(f"{path} isn't {shard['bytes']} bytes long")
+                    self._samples[shard["name"]] = scan_shard(path, self.features)
+                except (OSError, FeatureSetError) as error:
+                    print(f"making {shard['name']} again: {error}")
+                    shards.remove(shard)
+
+    def known(self) -> dict[str, tuple[str, str]]:
+        """key -> (origin, content hash) of every medium that is already encoded."""
+        rows = (sample for samples in self._samples.values() for sample in samples)
+        return {sample.key: (sample.info["origin"], sample.info["sha256"]) for sample in rows}
+
+    def settle(self, hashes: Mapping[str, str]) -> set[str]:
+        """Keep the shards all of whose media are still wanted and unchanged; return the keys they hold.
+
+        `hashes` is key -> content hash now, for the keys of `known()` that still exist. What is good in the other shards
+        is remembered for `stored`.
+        """
+        kept: set[str] = set()
+        for shards in (self.finished, self.fresh):
+            for shard in list(shards):
+                samples = self._samples[shard["name"]]
+                good = [s for s in samples if hashes.get(s.key) == s.info["sha256"] and s.key not in kept]
+                if len(good) == len(samples):
+                    kept.update(s.key for s in samples)
+                    continue
+                shards.remove(shard)
+                self._pool |= {(s.key, s.info["sha256"]): (shard["name"], s) for s in good}
+        return kept
+
+    def stored(self, key: str, digest: str) -> dict[str, torch.Tensor] | None:
+        """What a shard that must be made again already holds of this medium: kind -> float16 tensor."""
+        if (key, digest) not in self._pool:
+            return None
+        name, sample = self._pool[key, digest]
+        with open(self.folder / name, "rb") as stream:
+            stream.seek(sample.member)
+            size = int(stream.read(index.BLOCK)[124:135], 8)
+            return load_tensors(stream.read(size))
+
+    @contextmanager
+    def shard(self) -> Iterator["ShardWriter"]:
+        """Write the next shard: `add` and `reject` inside the block. Nothing is left of it when the block raises."""
+        if not (self.folder / PROGRESS).is_file():
+            replace_bytes(self.folder / PROGRESS, json_line(self._header()))
+        taken = {shard["name"] for shard in self.finished + self.fresh} | {name for name, _ in self._pool.values()}
+        taken |= {shard["name"] for shard in self.manifest["shards"]} if self.manifest else set()
+        number = next(number for number in itertools.count() if _name(number) not in taken)
+        path = self.folder / _name(number)
+        with replacing(path) as stream:
+            shard = ShardWriter(stream)
+            yield shard
+            shard.close()
+            stream.flush()
+            written = Path(stream.name)
+            samples = scan_shard(written, self.features)
+            entry = {
+                "name": path.name,
+                "bytes": written.stat().st_size,
+                "sha256": sha256_file(written),
+                "samples": len(samples),
+            }
+            if len(samples) != shard.samples:
+                raise FeatureSetError(
+                    f"{written} holds {len(samples)} media after {shard.samples} were written: disk trouble?"
+                )
+        if samples:
+            self.fresh.append(entry)
+            self._samples[path.name] = samples
+        else:
+            path.unlink()
+        with open(self.folder / PROGRESS, "ab") as progress:
+            progress.write(json_line({"shard": entry if samples else None, "rejected": shard.rejected}))
+            progress.flush()
+            os.fsync(progress.fileno())
+        self.rejected += shard.rejected
+
+    def samples(self) -> list[Sample]:
+        """All media of the set as it stands, in writing order."""
+        return [sample for shard in self.finished + self.fresh for sample in self._samples[shard["name"]]]
+
+    def finish(
+        self, texts: list[dict], heldout: set[str], thumbnails: Iterable[tuple[str, bytes]], rejected: list[dict]
+    ) -> bool:
+        """Make the shards a set. Returns False, having touched nothing, when it was finished and nothing changed.
+
+        texts: lines of texts.jsonl with resolved splits · heldout: keys · thumbnails: (key, JPEG bytes), asked for only
+        when something changed · rejected: {"origin", "reason", "detail"} of all media left out.
+        """
+        shards = self.finished + self.fresh
+        order = [shard["name"] for shard in shards]
+        if not shards:
+            raise FeatureSetError("not one medium could be encoded; rejected media are listed above")
+        manifest = {
+            "format": manifests.FORMAT,
+            "name": self.folder.resolve().name,
+            "modality": self.modality,
+            "encoder": self.encoder,
+            "features": self.features,
+            "codec": CODEC,
+            "counts": {
+                "media": sum(shard["samples"] for shard in shards),
+                "heldout": len(heldout),
+                "texts": len(texts),
+                "rejected": len(rejected),
+            },
+            "shards": shards,
+        }
+        files = {
+            TEXTS: b"".join(json_line(text) for text in texts),
+            HELDOUT: "".join(f"{key}\n" for key in sorted(heldout)).encode(),
+            REJECTED: b"".join(json_line(row) for row in rejected),
+        }
+        changed = [name for name, data in files.items() if _bytes_of(self.folder / name) != data]
+        if (
+            self.manifest
+            and not changed
+            and self.manifest["shards"] == shards
+            and self.manifest["counts"] == manifest["counts"]
+        ):
+            if load_index(self.folder, shards, list(self.features)) is None:
+                save_index(self.folder, self._index(order), shards)
+            (self.folder / PROGRESS).unlink(missing_ok=True)
+            return False
+        (self.folder / THUMBNAILS).mkdir(exist_ok=True)
+        for key, jpeg in thumbnails:
+            replace_bytes(self.folder / THUMBNAILS / f"{key}.jpg", jpeg)
+        for name in changed:
+            replace_bytes(self.folder / name, files[name])
+        save_index(self.folder, self._index(order), shards)
+        manifests.save_manifest(self.folder, manifest)
+        for path in self.folder.glob("shard-??????.tar"):
+            if path.name not in order:
+                path.unlink()
+        for path in (self.folder / THUMBNAILS).glob("*.jpg"):
+            if path.stem not in heldout:
+                path.unlink()
+        (self.folder / PROGRESS).unlink(missing_ok=True)
+        sync_folder(self.folder)
+        return True
+
+    def _index(self, order: list[str]) -> Index:
+        return Index.from_samples([self._samples[name] for name in order], self.features)
+
+
+class ShardWriter:
+    """Adds samples to one shard, a webdataset tar with a fixed integer mtime so that equal samples give equal bytes."""
+
+    def __init__(self, stream: BinaryIO):
+        self._tar = TarWriter(stream, encoder=False, mtime=0)
+        self.samples = 0
+        self.rejected: list[dict] = []
+
+    def add(self, key: str, tensors: Mapping[str, torch.Tensor], info: Mapping[str, str]) -> None:
+        """Store one medium: kind -> float16 tensor, and {"modality", "origin", "sha256"}."""
+        line = json.dumps(dict(info)).encode()
+        self._tar.write({"__key__": key, "json": line, "safetensors": save_tensors(dict(tensors))})
+        self.samples += 1
+
+    def reject(self, origin: str, reason: str, detail: str = "", sha256: str = "") -> None:
+        """List one medium as left out."""
+        self.rejected.append({"origin": origin, "reason": reason, "detail": detail, "sha256": sha256})
+
+    def close(self) -> None:
+        """Write the end of the tar."""
+        self._tar.close()
+
+
+def samples_per_shard(bytes_each: int) -> int:
+    """How many media of this size make one shard."""
+    return max(1, min(SHARD_SAMPLES, SHARD_BYTES // max(1, bytes_each)))
+
+
+def check_folder(folder: Path) -> None:
+    """Raise FeatureSetError when `folder` holds anything but a feature set, finished or begun."""
+    folder = Path(folder)
+    if folder.is_file():
+        raise FeatureSetError(f"{folder} is a file; --out names the folder of a feature set")
+    if not folder.is_dir() or (folder / manifests.NAME).is_file() or (folder / PROGRESS).is_file():
+        return
+    if strange := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
+        raise FeatureSetError(
+            f"{folder} holds something else than a feature set ({min(strange)}); choose another --out"
+        )
+
+
+def _name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def _bytes_of(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _whole_lines(path: Path) -> list[dict]:
+    """The lines of a progress file up to the first that a kill cut short, which is cut off the file too."""
+    data, lines, good = _bytes_of(path) or b"", [], 0
+    for line in data.splitlines(keepends=True):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        lines.append(value)
+        good += len(line)
+    if good < len(data):
+        replace_bytes(path, data[:good])
+    return lines
