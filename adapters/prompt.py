@@ -49,10 +49,12 @@ class Template:
         return cls(**{**fields, "delimiters": tuple(fields["delimiters"])})
 
 
-def default_template(tokenizer: PreTrainedTokenizerBase, delimiters: Sequence[str] | None = None) -> Template:
-    """The tokenizer's chat template where it has one, the plain form otherwise."""
+def default_template(
+    tokenizer: PreTrainedTokenizerBase, style: str | None = None, delimiters: Sequence[str] | None = None
+) -> Template:
+    """The tokenizer's chat template where it has one, the plain form otherwise, unless `style` says which."""
     marks = {"delimiters": tuple(delimiters)} if delimiters is not None else {}
-    if tokenizer.chat_template:
+    if (style or ("chat" if tokenizer.chat_template else "plain")) == "chat":
         return Template(style="chat", caption_prompt="Describe the image.", **marks)
     return Template(**marks)
 

@@ -1,5 +1,6 @@
 """Texts and cached features, made ready for the model: what is kept, what a step holds, what a control swaps."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -144,6 +145,16 @@ def load_steps(steps: Steps, first: int, last: int, workers: int, pin: bool) -> 
         prefetch_factor=4 if workers else None,
         pin_memory=pin,
     )
+
+
+def medium_contents(features: FeatureSet, texts: Sequence[Text]) -> dict[str, str]:
+    """For each medium of `texts`, what it shows: the objects its texts list in `meta`, else the hash of its bytes."""
+    contents: dict[str, str] = {}
+    for text in texts:
+        for key in text.media:
+            listed = text.meta.get("objects")
+            contents[key] = json.dumps(listed, sort_keys=True) if listed else features.info(key)["sha256"]
+    return contents
 
 
 def question_of(text: Text) -> str | None:

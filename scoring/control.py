@@ -1,0 +1,29 @@
+"""The control: the same questions, answered from another sample's features."""
+
+import random
+from collections import Counter
+from collections.abc import Hashable, Sequence
+
+
+def derangement(contents: Sequence[Hashable], seed: int = 0) -> list[int] | None:
+    """A permutation that gives every sample another one with different content; None when there is no such permutation.
+
+    `contents[i]` says what sample i shows; samples that show the same never stand in for each other.
+    """
+    if not contents:
+        return None
+    order = list(range(len(contents)))
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda i: str(contents[i]))  # samples with equal content become neighbours
+    largest = max(Counter(contents).values())
+    if 2 * largest > len(contents):
+        return None
+    stand_in = [0] * len(contents)
+    for place, i in enumerate(order):
+        stand_in[i] = order[(place + largest) % len(order)]
+    return stand_in
+
+
+def gain(real: float, control: float) -> float:
+    """How much of what the control leaves open is answered by looking: (real - control) / (1 - control)."""
+    return (real - control) / (1 - control) if control < 1 else 0.0

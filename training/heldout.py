@@ -1,0 +1,70 @@
+"""Looking at held-out texts while training: the loss with its controls, the tokens' scale, a few answers."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from adapters.model import AdaptedModel, Adapter
+from shards.read import FeatureSet, Text
+from training.data import Encoded, question_of
+
+MOST = 256  # eval.py looks at all of them
+SAMPLES = 8
+
+
+def choose_heldout(encoded: Encoded, texts: Sequence[Text], learn: Sequence[Text], max_length: int) -> list[Text]:
+    """Up to 256 held-out texts of the sorts that are trained on (captions only, when only captions are)."""
+    sorts = {question_of(text) is not None for text in learn}
+    fitting = [text for text in texts if text.split == "heldout" and (question_of(text) is not None) in sorts]
+    kept = encoded.keep(fitting, max_length).texts
+    return kept[:: max(1, len(kept) // MOST)][:MOST]
+
+
+def heldout_losses(
+    model: AdaptedModel, encoded: Encoded, texts: Sequence[Text], stand_in: Mapping[str, str] | None, micro: int
+) -> dict[str, float]:
+    """Loss per target token with the `real` features, with those of `stand_in` (`shuffled`), and with no medium
+    (`none`).
+
+    `stand_in` maps each medium to the one whose features it lends; None leaves that control out.
+    """
+    conditions = {"real": {}, "none": {"media": False}}
+    if stand_in:
+        conditions["shuffled"] = {"instead": stand_in.__getitem__}
+    losses = {}
+    for name in ("real", "shuffled", "none"):
+        if name not in conditions:
+            continue
+        rows = []
+        for i in range(0, len(texts), micro):
+            batch = encoded.batch(texts[i : i + micro], **conditions[name])
+            rows += model.text_losses(batch.texts, batch.features)
+        losses[name] = sum(loss for loss, _ in rows) / sum(count for _, count in rows)
+    return losses
+
+
+@torch.no_grad()
+def scale_ratio(adapter: Adapter, features: FeatureSet, texts: Sequence[Text]) -> float:
+    """The median RMS of the projected tokens over that of the word embeddings."""
+    keys = list(dict.fromkeys(key for text in texts[:32] for key in text.media))
+    if not keys:
+        return 1.0
+    device = next(adapter.parameters()).device
+    tokens = adapter(features.read_many(keys, adapter.features.kind).to(device))
+    return (tokens.pow(2).mean(-1).sqrt().median() / adapter.embedding_rms).item()
+
+
+def sample_answers(model: AdaptedModel, encoded: Encoded, texts: Sequence[Text]) -> list[dict]:
+    """What the model says to the same few held-out inputs: dicts with media, prompt, answer, reference."""
+    chosen = texts[:: max(1, len(texts) // SAMPLES)][:SAMPLES]
+    batch = encoded.batch(chosen, answer=False)
+    said = model.generate(batch.texts, batch.features)
+    return [
+        {
+            "media": " ".join(text.media),
+            "prompt": question_of(text) or "",
+            "answer": answer,
+            "reference": text.turns[-1]["content"],
+        }
+        for text, answer in zip(chosen, said, strict=True)
+    ]
