@@ -1,0 +1,1 @@
+"""The embedded default: drawn scenes and the small backbones pretrained on such scenes."""
