@@ -18,8 +18,6 @@ import tyro
 from console import choose_device, run
 from training import RunError
 
-ROOT = Path(__file__).resolve().parent
-
 
 @dataclass
 class Options:
@@ -290,8 +288,6 @@ def new_settings(options: Options) -> dict:
             )
         print("recipe: demo, because these features come from the demo's encoder")
         settings = settle(flags, read_recipe("demo", names) | recipe) | {"features": settings["features"]}
-    if settings["lm"] != flags.get("lm") and (ROOT / settings["lm"]).is_dir():
-        settings["lm"] = str(ROOT / settings["lm"])
     return settings
 
 

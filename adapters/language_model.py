@@ -22,6 +22,7 @@ from transformers import (
 
 from adapters import AdapterError
 
+PROJECT = Path(__file__).resolve().parent.parent
 PRECISIONS = ("auto", "fp32", "fp16", "bf16", "8bit", "4bit")
 
 
@@ -147,9 +148,9 @@ def load_language_model(name: str, device: str = "cpu", precision: str = "auto")
     Only safetensors weights are read and no code that comes with a model is run. Raises AdapterError when the model
     isn't there, is of a family that can't be driven by vectors, or has no safetensors weights.
     """
-    check_reachable(name)
+    source = find_model(name)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise AdapterError(f"--lm {name} is not a transformers language model: {_first_line(error)}") from error
     quirk = QUIRKS.get(config.model_type, Quirk())
@@ -172,9 +173,9 @@ def load_language_model(name: str, device: str = "cpu", precision: str = "auto")
         # It says on every call that inputs are cast, which is what was asked for.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, quantization_config=quantization, device_map={"": device}, use_safetensors=True
+            source, dtype=dtype, quantization_config=quantization, device_map={"": device}, use_safetensors=True
         )
     except (OSError, ValueError) as error:
         raise AdapterError(f"--lm {name} can't be loaded: {_first_line(error)}") from error
@@ -203,22 +204,26 @@ def weights_sha256(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def check_reachable(name: str) -> None:
-    """Raise AdapterError at once, not after a minute, for a folder that isn't there or a hub id out of reach."""
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise AdapterError(f"--lm {name} is a folder without a config.json, so it is not a transformers model")
-        return
+def find_model(name: str) -> str:
+    """A folder, as given or inside the project (so that the demo is found from anywhere), or else the hub id itself.
+
+    Raises AdapterError at once, not after a minute, for a folder that isn't there or a hub id that is out of reach.
+    """
+    for folder in (Path(name).expanduser(), PROJECT / name):
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                raise AdapterError(f"--lm {name} is a folder without a config.json, so it is not a transformers model")
+            return str(folder)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise AdapterError(f"--lm {name} is neither a folder that exists nor a hub id of the form owner/name")
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return
+        return name
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").split("//")[-1].split("/")[0]
     host, _, port = endpoint.partition(":")
     try:
         if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
             socket.create_connection((host, int(port or 443)), timeout=3).close()
-            return
+            return name
     except OSError:
         pass
     raise AdapterError(

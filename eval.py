@@ -1,0 +1,249 @@
+"""Answer and score: held-out pictures with the control beside them, or one live picture.
+
+python eval.py                                                      the newest run on what it held out
+python eval.py --run runs/first --image cat.jpg --prompt "What is on the table?"
+python eval.py --run runs/first --image cat.jpg                     a chat about it
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from console import choose_device, run
+from training import RunError
+
+
+@dataclass
+class Options:
+    """What to look at, and with what."""
+
+    run: Path | None = None
+    """A run, or with --image also an adapter folder (default: the newest run)."""
+    image: Path | None = None
+    """A picture to answer about, through the real encoder."""
+    prompt: str | None = None
+    """What to ask about the picture ("" for a caption; not given: a chat)."""
+    features: Path | None = None
+    """Feature set to be scored on (default: the one the run was trained on)."""
+    text: Path | None = None
+    """Another texts file for the same media (default: the one the run was trained on)."""
+    partial: bool = False
+    """Accept a texts file that names media the feature set lacks; they are counted and left out."""
+    lm: str | None = None
+    """Where the run's language model is now, if it has moved."""
+    precision: Literal["auto", "fp32", "fp16", "bf16", "8bit", "4bit"] = "auto"
+    """How the frozen weights are held; need not be as in training."""
+    batch: int = 64
+    """Answers generated at once; changes speed and memory, not the answers."""
+    limit: int = 0
+    """Score the first so many held-out texts of each split only (0: all)."""
+    max_new_tokens: int = 64
+    """Longest answer, in tokens."""
+    device: str = "auto"
+    """auto, cuda, cuda:N or cpu."""
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    if options.batch < 1 or options.limit < 0 or options.max_new_tokens < 1:
+        raise RunError("--batch and --max-new-tokens must be at least 1, and --limit can't be negative")
+    device = choose_device(options.device)
+    from training.run import newest_run
+
+    path = options.run or newest_run(Path("runs"))
+    if options.image is not None:
+        look(path, options, device)
+    elif options.prompt is not None:
+        raise RunError("--prompt asks about a picture: pass --image FILE with it")
+    else:
+        score(path, options, device)
+
+
+def score(path: Path, options: Options, device: str) -> None:
+    """Answer every held-out text from its own features and from another's; write and print the scores."""
+    from live import adapter_folder, load_adapted
+    from scoring.sheet import contact_sheet
+    from scoring.summary import counts, scores, swapped
+    from shards.read import FeatureSet
+    from training.data import Encoded, feature_shape
+    from training.run import Run
+
+    folder = Run.open(path)
+    settings = folder.config
+    features = FeatureSet(options.features or settings["features"])
+    model, config = load_adapted(path, device, options.precision, options.lm)
+    check_encoder(features, config)
+    if feature_shape(features, model.adapter.features.kind) != model.adapter.features:
+        raise RunError(
+            f"{features.path} holds features of another shape than the adapter reads; encode it as in training"
+        )
+    print(f"{path}: {adapter_folder(path).parent.name} steps, language model {model.lm.precision} ({model.lm.reason})")
+
+    texts = [text for text in features.texts(options.text or settings.get("text"), options.partial) if text.media]
+    encoded = Encoded(features, model.prompt, model.adapter)
+    splits = sorted({text.split for text in texts} - {"train"}, key=lambda split: (split != "heldout", split))
+    if not splits:
+        raise RunError(f"{features.path} holds out no text that could be scored; only its media were encoded")
+    result, rows = {"version": 1}, {}
+    for split in splits:
+        chosen = [text for text in texts if text.split == split][: options.limit or None]
+        rows[split] = predict(model, encoded, features, chosen, options)
+        found = {
+            "real": scores(rows[split]),
+            "shuffled": scores(rows[split], control=True),
+            "swapped": swapped(rows[split]),
+            "counts": counts(rows[split]),
+            "n": len(rows[split]),
+        }
+        result = result | found if split == splits[0] else result
+        result.setdefault("splits", {})[split] = found
+        print_table(split, found)
+    result |= {"run": str(path), "step": adapter_folder(path).parent.name, "features": str(features.path)}
+
+    shown = pick(rows[splits[0]])
+    sheet = contact_sheet(shown, [features.thumbnail(row.media.split()[0]) for row in shown])
+    predictions = [{"split": split, **asdict(row)} for split in splits for row in rows[split]]
+    print(f"written: {write(folder, result, predictions, sheet)}, {path}/predictions.jsonl, {path}/samples.png")
+
+
+def check_encoder(features, config: dict) -> None:
+    """Refuse features of another encoder than the adapter was trained on."""
+    theirs, ours = features.manifest["encoder"], config["encoder"]
+    if theirs["fingerprint"] != ours["fingerprint"]:
+        raise RunError(
+            f"{features.path} was made with encoder {theirs['name']}, but the adapter was trained on {ours['name']} "
+            "(weights, layer or preprocessing differ); encode the media with that one"
+        )
+
+
+def predict(model, encoded, features, texts: list, options: Options) -> list:
+    """Generate the answers of `texts`, and their controls' from features of a medium that shows something else."""
+    from tqdm import tqdm
+
+    from scoring.control import derangement
+    from scoring.summary import Prediction
+    from training.data import medium_contents, question_of
+
+    contents = medium_contents(features, texts)
+    keys = list(contents)
+    order = derangement(list(contents.values()))
+    if order is None:
+        print("no control: more than half of these media show the same, so none can stand in for another")
+    stand_in = {key: keys[i] for key, i in zip(keys, order, strict=True)} if order else {}
+    meta = {key: text.meta for text in texts for key in text.media}
+    by_length = sorted(texts, key=lambda text: (question_of(text) is not None, len(question_of(text) or "")))
+    rows = {}
+    conditions = [None, stand_in.__getitem__] if stand_in else [None]
+    with tqdm(total=len(texts) * len(conditions), unit=" answers", desc="answering") as bar:
+        for i in range(0, len(texts), options.batch):
+            part = by_length[i : i + options.batch]
+            said = []
+            for instead in conditions:
+                batch = encoded.batch(part, answer=False, instead=instead)
+                said.append(model.generate(batch.texts, batch.features, options.max_new_tokens))
+                bar.update(len(part))
+            for k, text in enumerate(part):
+                other = stand_in.get(text.media[0])
+                rows[text.id] = Prediction(
+                    id=text.id,
+                    media=" ".join(text.media),
+                    prompt=question_of(text) or "",
+                    answer=said[0][k],
+                    reference=text.turns[-1]["content"] if text.turns[-1]["role"] == "assistant" else "",
+                    control=said[1][k] if other else None,
+                    meta=text.meta,
+                    control_meta=meta[other] if other else {},
+                )
+    return [rows[text.id] for text in texts]
+
+
+def print_table(split: str, found: dict) -> None:
+    """Real beside shuffled, the gain from looking, and how many answers each rests on."""
+    from scoring.control import gain
+
+    print(f"\n{split}: {found['n']} answers\n  {'score':<20}{'real':>8}{'shuffled':>10}{'gain':>8}{'n':>8}")
+    for name, real in found["real"].items():
+        control = found["shuffled"].get(name)
+        beside = f"{control:>10.3f}{gain(real, control):>8.2f}" if control is not None else f"{'-':>10}{'-':>8}"
+        print(f"  {name:<20}{real:>8.3f}{beside}{found['counts'][name]:>8}")
+    if found["swapped"]:
+        other = found["swapped"]
+        print(f"  with another scene's features, {other['n']} questions valid for both are answered right for that "
+              f"other scene at {other['qa_accuracy']:.3f} (for their own: {other['real']:.3f})")  # fmt: skip
+    if found["shuffled"] and all(found["real"][name] - value < 0.02 for name, value in found["shuffled"].items()):
+        print("  blind: another picture's features do as well as the real ones")
+
+
+def pick(rows: list, most: int = 8) -> list:
+    """A few predictions for the picture: captions and questions in turn, about different media."""
+    captions, questions = [row for row in rows if not row.prompt], [row for row in rows if row.prompt]
+    chosen, seen = [], set()
+    for sort, share in ((captions, most // 2 if questions else most), (questions, most if not captions else most // 2)):
+        fresh = [row for row in sort if not (row.media in seen or seen.add(row.media))]
+        chosen.append(fresh[:: max(1, len(fresh) // share)][:share])
+    return [row for pair in zip_longest(*chosen) for row in pair if row is not None]
+
+
+def write(folder, result: dict, predictions: list[dict], sheet) -> Path:
+    """Write evals/<n>.json and the newest eval.json, predictions.jsonl and samples.png, each whole or not at all."""
+    import io
+
+    from shards.atomic import json_line, replace_bytes
+
+    evals = folder.path / "evals"
+    evals.mkdir(exist_ok=True)
+    number = max((int(file.stem) for file in evals.glob("*.json") if file.stem.isdigit()), default=0) + 1
+    text = (json.dumps(result, indent=1) + "\n").encode()
+    picture = io.BytesIO()
+    sheet.save(picture, "PNG")
+    replace_bytes(evals / f"{number}.json", text)
+    replace_bytes(folder.path / "predictions.jsonl", b"".join(json_line(row) for row in predictions))
+    replace_bytes(folder.path / "samples.png", picture.getvalue())
+    replace_bytes(folder.path / "eval.json", text)
+    return folder.path / "eval.json"
+
+
+def look(path: Path, options: Options, device: str) -> None:
+    """Answer about one picture; without a prompt, go on answering until the input ends."""
+    import live
+
+    eyes = live.load(path, device, options.precision, options.lm)
+    image = options.image
+    eyes.features(image)
+    if options.prompt is not None:
+        print(eyes.ask(image, options.prompt, options.max_new_tokens) if options.prompt
+              else eyes.caption(image, options.max_new_tokens))  # fmt: skip
+        return
+    print(f"about {image}; an empty line captions it, /image FILE changes it, /quit ends")
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        if line == "/quit":
+            return
+        if line.startswith("/image"):
+            image = change(eyes, image, line.removeprefix("/image").strip())
+            continue
+        print(eyes.ask(image, line, options.max_new_tokens) if line else eyes.caption(image, options.max_new_tokens))
+
+
+def change(eyes, image: Path, name: str) -> Path:
+    """Take up another picture, or keep the old one and say why."""
+    from precompute import PrecomputeError
+
+    try:
+        eyes.features(Path(name))
+    except PrecomputeError as error:
+        print(f"{error}; still about {image}", file=sys.stderr)
+        return image
+    return Path(name)
+
+
+if __name__ == "__main__":
+    run(main)
