@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from . import PrecomputeError
 
-EPILOGUE = """Media once through a frozen encoder, features into shards that train.py reads. --data is a folder of pictures
-(words in .txt files of the same names, one caption per line, or in metadata.jsonl / metadata.csv with file_name and text;
-or no words), a folder with texts.jsonl (conversations) and its media, or such a .jsonl file. Run the same command again to
-resume, or to add new media."""
+EPILOGUE = """Media once through a frozen encoder, features into shards that train.py reads. --data is a folder of
+pictures (words in .txt files of the same names, one caption per line, or in metadata.jsonl / metadata.csv with
+file_name and text; or no words), a folder with texts.jsonl (conversations) and its media, or such a .jsonl file. Run
+the same command again to resume, or to add new media."""
 SUGGESTED = ("clip-l-336", "siglip2-b", "dinov2-b")
 
 
@@ -41,13 +41,14 @@ class Options:
 
 
 def main(demo: Callable[[Path, int], Path] | None = None, args: list[str] | None = None) -> None:
-    """Read the flags and make the feature set. `demo(folder, seed)` makes the demo's media in `folder` and returns it.
+    """Read the flags and make the feature set. `demo(folder, seed)` makes the demo's media in `folder` and returns
+    it.
 
     Raises PrecomputeError or FeatureSetError for what the user can mend.
     """
     import tyro
 
-    options = tyro.cli(Options, description=EPILOGUE, args=args)
+    options = tyro.cli(Options, description=" ".join(EPILOGUE.split()), args=args)
     if options.limit < 0 or options.batch < 1 or options.workers < 0:
         raise PrecomputeError("--limit and --workers can't be negative, --batch is at least 1")
     if not options.kinds:

@@ -43,7 +43,8 @@ MENDS = {
 
 @dataclass(frozen=True)
 class Decoded:
-    """A medium after the workers had it: its content hash and either pixels (3, H, W), or stored tensors, or an error."""
+    """A medium after the workers had it: its content hash and either pixels (3, H, W), or stored tensors, or an
+    error."""
 
     digest: str
     pixels: torch.Tensor | None = None
@@ -70,16 +71,16 @@ def precompute(
 ) -> bool:
     """Encode the media of a collection into the feature set `out`; resume or extend one that is there.
 
-    Prints the plan, a progress bar and what was left out. Returns False when the set was complete and nothing changed.
-    Raises PrecomputeError or FeatureSetError as the plan, the folder or the encoder demand; bad media are never fatal.
-    """
+    Prints the plan, a progress bar and what was left out. Returns False when the set was complete and nothing
+    changed. Raises PrecomputeError or FeatureSetError as the plan, the folder or the encoder demand; bad media are
+    never fatal."""
     features = encoder.features(kinds)
     keys = _keys(found.media)
     print(_summary(found))
     with SetWriter(out, MODALITY, encoder.describe(), features) as writer, ThreadPoolExecutor(workers) as pool:
+        _check_gone(writer, keys)
         todo = _todo(writer, keys, pool)
         if todo:
-            _check_gone(writer, keys)
             done = len(writer.samples())
             plan = Plan(
                 len(todo),
@@ -94,8 +95,6 @@ def precompute(
             _encode(
                 todo, keys, encoder, kinds, writer, pool, batch, samples_per_shard(sum(bytes_each(features).values()))
             )
-        else:
-            _check_gone(writer, keys)
         return _finish(found, keys, writer)
 
 
@@ -123,13 +122,11 @@ def _digest(path: Path) -> str:
 
 
 def _todo(writer: SetWriter, keys: dict[str, Medium], pool: ThreadPoolExecutor) -> dict[str, Medium]:
-    """The media that must be encoded now: all but those in whole shards with the same content, and, when a run is resumed,
-    those it has already rejected."""
+    """The media that must be encoded now: all but those in whole shards with the same content, and, when a run is
+    resumed, those it has already rejected."""
     rejected = {make_key(origin): digest for origin, digest in writer.settled_rejects.items()}
-    check = [key for key in keys if key in rejected or key in writer.known()] if rejected else []
-    check = check or [key for key in keys if key in writer.known()]
-    if not check and not writer.known():
-        return keys
+    known = writer.known()
+    check = [key for key in keys if key in known or key in rejected]
     bar = tqdm(
         pool.map(lambda key: _digest(keys[key].path), check), "checking", len(check), unit="", leave=False, delay=1
     )
@@ -142,8 +139,8 @@ def _todo(writer: SetWriter, keys: dict[str, Medium], pool: ThreadPoolExecutor) 
 def _check_gone(writer: SetWriter, keys: dict[str, Medium]) -> None:
     if writer.manifest and (gone := [origin for key, (origin, _) in writer.known().items() if key not in keys]):
         raise PrecomputeError(
-            f"{writer.folder} holds {len(gone)} media that aren't asked for now ({min(gone)}): choose another --out, or the "
-            "same --data and --limit"
+            f"{writer.folder} holds {len(gone)} media that aren't asked for now ({min(gone)}): "
+            "choose another --out, or the same --data and --limit"
         )
 
 
@@ -250,13 +247,9 @@ def _finish(found: Collection, keys: dict[str, Medium], writer: SetWriter) -> bo
     key_of = {medium.origin: key for key, medium in keys.items()}
     texts, dropped = _texts(found, key_of, hashes)
     texts, heldout = resolve_splits(hashes, texts)
-    rejected = {(problem.origin, problem.reason, problem.detail): vars(problem) for problem in found.problems}
-    rejected |= {
-        (row["origin"], row["reason"], row["detail"]): {name: row[name] for name in ("origin", "reason", "detail")}
-        for row in writer.rejected
-        if key_of.get(row["origin"]) not in hashes
-    }
-    rows = [rejected[place] for place in sorted(rejected)]
+    latest = {row["origin"]: row for row in writer.rejected if key_of.get(row["origin"], "") not in hashes}
+    rows = [{name: row[name] for name in ("origin", "reason", "detail")} for row in latest.values()]
+    rows = sorted(rows + [vars(problem) for problem in found.problems], key=lambda row: tuple(row.values()))
     _say_rejected(rows, len(keys), dropped)
     thumbnails = _thumbnails(keys, heldout)
     changed = writer.finish(texts, heldout, thumbnails, rows)

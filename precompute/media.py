@@ -13,7 +13,11 @@ from . import MediaError
 # Named, so that a file called .png can't reach Pillow's readers that start other programs (EPS) or are rarely kept.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .dib .tif .tiff .ppm .pgm .jp2 .avif .heic .heif .hif".split()
+    f".{name}"
+    for name in (
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "webp", "gif", "bmp", "dib"),
+        *("tif", "tiff", "ppm", "pgm", "jp2", "avif", "heic", "heif", "hif"),
+    )
 )
 THUMBNAIL = 128
 THINNEST = 200  # beyond this ratio of sides, resizing the short side to 224 would need gigabytes
@@ -21,8 +25,7 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", message="Corrupt EXIF data")
-warnings.filterwarnings("ignore", message="Truncated File Read")
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 if importlib.util.find_spec("pillow_heif"):
     from pillow_heif import register_heif_opener
@@ -33,9 +36,8 @@ if importlib.util.find_spec("pillow_heif"):
 def decode_image(source: bytes | Path | str) -> Image.Image:
     """Decode a picture (its bytes or its path) to an upright PIL image of mode RGB.
 
-    The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency lies on white, an animation gives its
-    first frame. Raises MediaError with a short reason for anything that isn't a whole picture.
-    """
+    The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency lies on white, an animation gives
+    its first frame. Raises MediaError with a short reason for anything that isn't a whole picture."""
     if not isinstance(source, bytes):
         try:
             source = Path(source).read_bytes()

@@ -20,8 +20,8 @@ def bytes_each(features: Mapping[str, dict]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Plan:
-    """items: media to encode now · done: already in the set · each: kind -> bytes per medium · free: bytes on the disk of
-    `out` · seconds: estimated for all items, from a first few."""
+    """items: media to encode now · done: already in the set · each: kind -> bytes per medium · free: bytes on the
+    disk of `out` · seconds: estimated for all items, from a first few."""
 
     items: int
     done: int
@@ -39,8 +39,8 @@ class Plan:
         kinds = ", ".join(f"{kind} {size(n)}" for kind, n in self.each.items())
         done = f" ({self.done} more are there already)" if self.done else ""
         return (
-            f"plan: {self.items} media to encode{done} · each {kinds} · {size(self.total)} in all, {size(self.free)} free at "
-            f"{self.out} · about {duration(self.seconds)}"
+            f"plan: {self.items} media to encode{done} · each {kinds} · {size(self.total)} in all, "
+            f"{size(self.free)} free at {self.out} · about {duration(self.seconds)}"
         )
 
     def check(self) -> None:
@@ -48,8 +48,8 @@ class Plan:
         if self.total + SPARE > self.free:
             smaller = " (--kinds pooled needs far less)" if len(self.each) > 1 or "patches" in self.each else ""
             raise PrecomputeError(
-                f"{size(self.total)} won't fit at {self.out}, which has {size(self.free)} free: choose fewer --kinds{smaller}, "
-                "a smaller --limit, or another disk with --out"
+                f"{size(self.total)} won't fit at {self.out}, which has {size(self.free)} free: "
+                f"choose fewer --kinds{smaller}, a smaller --limit, or another disk with --out"
             )
 
 

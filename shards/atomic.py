@@ -21,7 +21,8 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary stream that becomes `path` (written, synced, renamed) when the block ends, and vanishes if it raises."""
+    """A binary stream that becomes `path` (written, synced, renamed) when the block ends, and vanishes if it
+    raises."""
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         with open(temporary, "wb") as stream:

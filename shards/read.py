@@ -28,7 +28,8 @@ OPEN_FILES = 200  # per thread; the usual limit of a process is 1024
 
 @dataclass(frozen=True)
 class Text:
-    """One text: its id, the keys of its media in order, its turns ({"role", "content"}), its split, what else is known."""
+    """One text: its id, the keys of its media in order, its turns ({"role", "content"}), its split, what else is
+    known."""
 
     id: str
     media: tuple[str, ...]
@@ -120,12 +121,13 @@ class FeatureSet:
         return payload
 
     def read(self, key: str, kind: str) -> torch.Tensor:
-        """One medium's features: float16, shape as in the manifest. Raises FeatureSetError on an unknown key or kind."""
+        """One medium's features: float16, shape as in the manifest. Raises FeatureSetError on an unknown key or
+        kind."""
         return self.read_many([key], kind)[0]
 
     def read_many(self, keys: Sequence[str], kind: str) -> torch.Tensor:
-        """Features of several media: (batch, *shape) float16. Raises FeatureSetError on an unknown key or kind, and when
-        what lies at the index's position isn't this key's."""
+        """Features of several media: (batch, *shape) float16. Raises FeatureSetError on an unknown key or kind, and
+        when what lies at the index's position isn't this key's."""
         shape = self._shape(kind)
         size = 2 * int(np.prod(shape))
         out = torch.empty((len(keys), *shape), dtype=torch.float16)
@@ -158,10 +160,9 @@ class FeatureSet:
     def texts(self, path: Path | str | None = None, partial: bool = False) -> list[Text]:
         """The texts of the set, or those of another file in the same form.
 
-        In another file a medium is named by its key or its origin, `split` may be missing (then it follows from what is
-        held out), and the count of texts whose media are in the set is printed. Raises FeatureSetError on a malformed
-        line, and on media that aren't in the set unless `partial`, which leaves their texts out.
-        """
+        In another file a medium is named by its key or its origin, `split` may be missing (then it follows from what
+        is held out), and the count of texts whose media are in the set is printed. Raises FeatureSetError on a
+        malformed line, and on media that aren't in the set unless `partial`, which leaves their texts out."""
         file = self.path / TEXTS if path is None else Path(path)
         if not file.is_file():
             raise FeatureSetError(f"{file} doesn't exist; name a file with one JSON text per line")

@@ -41,7 +41,8 @@ def verify(folder: Path) -> str:
     if wrong:
         raise FeatureSetError(f"{folder}: " + "; ".join(wrong) + ". Run the same precompute.py command again")
     size = sum(shard["bytes"] for shard in manifest["shards"])
-    return f"{folder} is whole: {len(manifest['shards'])} shards, {size / 1e6:,.1f} MB, {counts['media']} media, {counts['texts']} texts"
+    shards = len(manifest["shards"])
+    return f"{folder} is whole: {shards} shards, {size / 1e6:,.1f} MB, {counts['media']} media, {counts['texts']} texts"
 
 
 def inspect(folder: Path) -> str:
@@ -55,7 +56,8 @@ def inspect(folder: Path) -> str:
     lines = [
         f"{features.path}: {counts['media']} {manifest['modality']} media, {counts['heldout']} of them held out, "
         f"{counts['rejected']} rejected",
-        f"  encoder   {encoder['name']} ({encoder.get('library')} {encoder.get('class')}, fingerprint {encoder['fingerprint'][:12]})",
+        f"  encoder   {encoder['name']} ({encoder.get('library')} {encoder.get('class')}, "
+        f"fingerprint {encoder['fingerprint'][:12]})",
     ]
     for kind, entry in manifest["features"].items():
         grid = f", grid {entry['grid'][0]} x {entry['grid'][1]}" if "grid" in entry else ""

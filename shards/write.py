@@ -1,9 +1,8 @@
 """Writing a feature set: shards one by one, then everything that makes them a set.
 
-While it is being made, a set has a `progress.jsonl`: a header, then a line for each shard that is whole and on disk. The
-manifest comes last. So a run that is killed at any moment loses one shard's work at most, and a finished set that is being
-extended stays readable until its new manifest replaces the old one.
-"""
+While it is being made, a set has a `progress.jsonl`: a header, then a line for each shard that is whole and on disk.
+The manifest comes last. So a run that is killed at any moment loses one shard's work at most, and a finished set that
+is being extended stays readable until its new manifest replaces the old one."""
 
 import fcntl
 import hashlib
@@ -51,9 +50,9 @@ def make_key(origin: str) -> str:
 class SetWriter:
     """One feature set being made, resumed or extended. Use as a context manager; it locks the folder.
 
-    folder: where · modality: "image" · encoder: `Encoder.describe()` · features: kind -> {"shape", "dtype", ("grid")}.
-    Raises FeatureSetError when the folder holds anything else, or a set of another encoder or of other kinds.
-    """
+    folder: where · modality: "image" · encoder: `Encoder.describe()` · features: kind -> {"shape", "dtype",
+    ("grid")}. Raises FeatureSetError when the folder holds anything else, or a set of another encoder or of other
+    kinds."""
 
     def __init__(self, folder: Path, modality: str, encoder: dict, features: Mapping[str, dict]):
         self.folder, self.modality, self.encoder, self.features = Path(folder), modality, encoder, dict(features)
@@ -98,7 +97,8 @@ class SetWriter:
     def _refuse(self, name: str, fingerprint: str, kinds: Iterable[str]) -> None:
         if fingerprint != self.encoder["fingerprint"]:
             raise FeatureSetError(
-                f"{self.folder} holds features of another encoder, layer or preprocessing ({name}); choose another --out"
+                f"{self.folder} holds features of another encoder, layer or preprocessing ({name}); "
+                "choose another --out"
             )
         if set(kinds) != set(self.features):
             raise FeatureSetError(
@@ -145,9 +145,8 @@ class SetWriter:
     def settle(self, hashes: Mapping[str, str]) -> set[str]:
         """Keep the shards all of whose media are still wanted and unchanged; return the keys they hold.
 
-        `hashes` is key -> content hash now, for the keys of `known()` that still exist. What is good in the other shards
-        is remembered for `stored`.
-        """
+        `hashes` is key -> content hash now, for the keys of `known()` that still exist. What is good in the other
+        shards is remembered for `stored`."""
         kept: set[str] = set()
         for shards in (self.finished, self.fresh):
             for shard in list(shards):
@@ -181,8 +180,10 @@ class SetWriter:
         path = self.folder / _name(number)
         with replacing(path) as stream:
             shard = ShardWriter(stream)
-            yield shard
-            shard.close()
+            try:
+                yield shard
+            finally:
+                shard.close()
             stream.flush()
             written = Path(stream.name)
             samples = scan_shard(written, self.features)
@@ -216,9 +217,8 @@ class SetWriter:
     ) -> bool:
         """Make the shards a set. Returns False, having touched nothing, when it was finished and nothing changed.
 
-        texts: lines of texts.jsonl with resolved splits · heldout: keys · thumbnails: (key, JPEG bytes), asked for only
-        when something changed · rejected: {"origin", "reason", "detail"} of all media left out.
-        """
+        texts: lines of texts.jsonl with resolved splits · heldout: keys · thumbnails: (key, JPEG bytes), asked for
+        only when something changed · rejected: {"origin", "reason", "detail"} of all media left out."""
         shards = self.finished + self.fresh
         order = [shard["name"] for shard in shards]
         if not shards:
@@ -276,7 +276,8 @@ class SetWriter:
 
 
 class ShardWriter:
-    """Adds samples to one shard, a webdataset tar with a fixed integer mtime so that equal samples give equal bytes."""
+    """Adds samples to one shard, a webdataset tar with a fixed integer mtime so that equal samples give equal
+    bytes."""
 
     def __init__(self, stream: BinaryIO):
         self._tar = TarWriter(stream, encoder=False, mtime=0)

@@ -1,8 +1,7 @@
 """Frozen encoders: a registry, and how a name becomes one.
 
-To add an encoder, drop a module into this folder with a class that carries the decorator `register`; docs/new_encoder.md
-shows one.
-"""
+To add an encoder, drop a module into this folder with a class that carries the decorator `register`;
+docs/new_encoder.md shows one."""
 
 import difflib
 import hashlib
@@ -10,8 +9,9 @@ import importlib
 import json
 import os
 import pkgutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from PIL import Image
@@ -35,8 +35,8 @@ class Encoder:
     library = "periscope"
     kinds: frozenset[str] = frozenset({"pooled"})
     grid: tuple[int, int] | None = None
-    preprocessing: dict = {}
-    config: dict = {}
+    preprocessing: Mapping = MappingProxyType({})
+    config: Mapping = MappingProxyType({})
     model: torch.nn.Module | None = None
     width: int | None = None
     image_size: int | None = None
@@ -51,9 +51,9 @@ class Encoder:
         patch_layer: int | None = None,
         blocks: int | None = None,
     ):
-        """identifier: what follows the family's name · dtype: of the computation, default float32 ·
-        patch_layer: which of the hidden states (0: embeddings, -1: after the last block) gives the patches, default -2 ·
-        blocks: how many of the last blocks give `layers`, default 6, fewer in a smaller tower."""
+        """identifier: what follows the family's name · dtype: of the computation, default float32 · patch_layer:
+        which of the hidden states (0: embeddings, -1: after the last block) gives the patches, default -2 · blocks:
+        how many of the last blocks give `layers`, default 6, fewer in a smaller tower."""
         self.id, self.device, self.dtype = identifier, torch.device(device), dtype or torch.float32
         self.patch_layer = -2 if patch_layer is None else patch_layer
         self.blocks = 6 if blocks is None else blocks
@@ -108,21 +108,22 @@ class Encoder:
             "width": self.width,
             "image_size": self.image_size,
             "patch_size": self.patch_size,
-            "preprocessing": self.preprocessing,
+            "preprocessing": dict(self.preprocessing),
             "fingerprint": self.fingerprint(),
         }
 
     def fingerprint(self) -> str:
-        """sha256 over config, sampled weights, layer and preprocessing: equal only for encoders that give equal features.
+        """sha256 over config, sampled weights, layer and preprocessing: equal only for encoders that give equal
+        features.
 
         The weights are those noted by `note_weights`, before any cast, so that the device and dtype don't matter."""
         facts = [
             type(self).__name__,
-            self.config,
+            dict(self.config),
             getattr(self, "weights", ""),
             self.patch_layer,
             self.blocks,
-            self.preprocessing,
+            dict(self.preprocessing),
         ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -159,12 +160,11 @@ def load_encoder(
     """Load an encoder by a short name (`clip-l-336`), `family:identifier` (`open_clip:ViT-B-32-quickgelu/openai`), a
     folder (with open_clip_config.json or config.json) or a Hub id (`facebook/dinov2-base`, read by transformers).
 
-    choices: patch_layer, blocks. Raises PrecomputeError when nothing is called so, when a kind can't be given, and when
-    weights can't be had.
-    """
+    choices: patch_layer, blocks. Raises PrecomputeError when nothing is called so, when a kind can't be given, and
+    when weights can't be had."""
     family, identifier = resolve(name)
     encoder = FAMILIES[family](identifier, device=device, dtype=dtype, **choices)
-    encoder.name = name
+    encoder.name, encoder.id = name, _portable(identifier)
     encoder.require(kinds)
     return encoder
 
@@ -172,8 +172,8 @@ def load_encoder(
 def load_encoder_like(described: dict, device: str = "cpu", dtype: torch.dtype | None = None) -> Encoder:
     """Load the encoder that a manifest or an adapter describes.
 
-    Raises PrecomputeError when what is found there now isn't the same encoder (config, weights, layer, preprocessing).
-    """
+    Raises PrecomputeError when what is found there now isn't the same encoder (config, weights, layer,
+    preprocessing)."""
     layer = described.get("layer") or {}
     name = f"{described['library']}:{described['id']}" if described["id"] else described["library"]
     encoder = load_encoder(name, device, dtype, (), patch_layer=layer.get("patches"), blocks=layer.get("layers"))
@@ -189,7 +189,8 @@ def load_encoder_like(described: dict, device: str = "cpu", dtype: torch.dtype |
 
 
 def resolve(name: str) -> tuple[str, str]:
-    """What was typed -> (family, identifier). Raises PrecomputeError with the nearest names when nothing is called so."""
+    """What was typed -> (family, identifier). Raises PrecomputeError with the nearest names when nothing is called
+    so."""
     _import_families()
     full = NAMES[name].encoder if name in NAMES else name
     family, colon, identifier = full.partition(":")
@@ -224,6 +225,15 @@ def find_folder(identifier: str) -> Path | None:
         if identifier and folder.is_dir():
             return folder
     return None
+
+
+def _portable(identifier: str) -> str:
+    """A folder relative to the project where it lies inside, else absolute; anything else as it is."""
+    folder = find_folder(identifier)
+    if folder is None:
+        return identifier
+    folder = folder.resolve()
+    return folder.relative_to(PROJECT).as_posix() if folder.is_relative_to(PROJECT) else str(folder)
 
 
 def _import_families() -> None:

@@ -7,8 +7,8 @@ from .. import PrecomputeError
 SECONDS = 10
 
 
-def reach(repo: str, files: tuple[str, ...]) -> tuple[bool, str | None]:
-    """(is it in the local cache, its revision) of a Hub repository; `files`: one of them must be cached to count.
+def reach(repo: str, *needed: tuple[str, ...]) -> tuple[bool, str | None]:
+    """(is it in the local cache, its revision) of a Hub repository; cached means one file of each tuple in `needed`.
 
     Raises PrecomputeError at once when it is neither cached nor to be had: no network, no such model, no access.
     """
@@ -16,10 +16,10 @@ def reach(repo: str, files: tuple[str, ...]) -> tuple[bool, str | None]:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     try:
-        for file in files:
-            path = try_to_load_from_cache(repo, file)
-            if isinstance(path, str):
-                return True, os.path.basename(os.path.dirname(path))
+        paths = [[try_to_load_from_cache(repo, file) for file in files] for files in needed]
+        found = [next((path for path in group if isinstance(path, str)), None) for group in paths]
+        if all(found):
+            return True, os.path.basename(os.path.dirname(found[0]))
     except HFValidationError as error:
         raise PrecomputeError(f"--encoder {repo}: not a possible name of a model on the Hub ({error})") from error
     offline = "download it once on a machine with a network, then pass its folder as --encoder"

@@ -22,9 +22,8 @@ WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
 class OpenClip(Encoder):
     """identifier: `ARCHITECTURE/TAG`, `hf-hub:OWNER/REPO`, or a folder with open_clip_config.json.
 
-    pooled: the tower's output before L2 normalisation (projected) · patches: after block `patch_layer`, no norm, no CLS ·
-    layers: the CLS after each of the last blocks, each through the tower's final LayerNorm.
-    """
+    pooled: the tower's output before L2 normalisation (projected) · patches: after block `patch_layer`, no norm, no
+    CLS · layers: the CLS after each of the last blocks, each through the tower's final LayerNorm."""
 
     def __init__(self, identifier: str = "", **choices: object):
         super().__init__(identifier, **choices)

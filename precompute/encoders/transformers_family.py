@@ -11,6 +11,11 @@ from .. import PrecomputeError
 from . import Encoder, find_folder, register
 from .hub import reach
 
+CACHED = (
+    ("config.json",),
+    ("preprocessor_config.json", "processor_config.json"),
+    ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 VOLATILE = ("_name_or_path", "transformers_version", "dtype", "architectures", "torch_dtype")
 
 
@@ -18,9 +23,8 @@ VOLATILE = ("_name_or_path", "transformers_version", "dtype", "architectures", "
 class Tower:
     """How one family's tower is read.
 
-    loader: transformers' class · pooled: where its output vector is · norm: the final LayerNorm's path · cls: has it a CLS
-    token · why: the reason for what isn't plain.
-    """
+    loader: transformers' class · pooled: where its output vector is · norm: the final LayerNorm's path · cls: has it
+    a CLS token · why: the reason for what isn't plain."""
 
     loader: str
     pooled: str
@@ -46,10 +50,9 @@ TOWERS = {
 class Transformers(Encoder):
     """identifier: a Hub id or a folder with config.json, weights and preprocessor_config.json.
 
-    pooled: the tower's output vector (CLIP: projected; SigLIP: its attention head's; DINOv2, ViT: the CLS after the final
-    norm) · patches: hidden_states[patch_layer] without CLS, registers or norm · layers: the CLS of the last blocks' hidden
-    states, each through the final LayerNorm.
-    """
+    pooled: the tower's output vector (CLIP: projected; SigLIP: its attention head's; DINOv2, ViT: the CLS after the
+    final norm) · patches: hidden_states[patch_layer] without CLS, registers or norm · layers: the CLS of the last
+    blocks' hidden states, each through the final LayerNorm."""
 
     def __init__(self, identifier: str = "", **choices: object):
         super().__init__(identifier, **choices)
@@ -59,7 +62,7 @@ class Transformers(Encoder):
         folder = find_folder(identifier)
         cached = True
         if folder is None:
-            cached, self.revision = reach(identifier, ("config.json",))
+            cached, self.revision = reach(identifier, *CACHED)
         where = {"local_files_only": cached, "trust_remote_code": False}
         place = str(folder) if folder else identifier
         verbosity = logging.get_verbosity()
@@ -146,7 +149,8 @@ def _load(identifier: str, place: str, config: object, where: dict) -> tuple[Tow
     model, report = loader.from_pretrained(place, dtype=torch.float32, output_loading_info=True, **extra, **where)
     if missing := sorted(report["missing_keys"]):
         raise PrecomputeError(
-            f"--encoder {identifier}: {len(missing)} weights of {tower.loader} aren't in it ({missing[0]}): they would be random"
+            f"--encoder {identifier}: {len(missing)} weights of {tower.loader} aren't in it ({missing[0]}) "
+            "and would be random"
         )
     return tower, model
 

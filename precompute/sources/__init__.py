@@ -1,7 +1,7 @@
 """What lies on disk -> media and words. One module per layout, one generator function in each.
 
-A generator takes the path given as --data and yields `Medium`, `Words` and `Problem` in any order; the first layout whose
-`detect` says yes is used. To add a layout, drop a module here whose generator carries the decorator `source`.
+A generator takes the path given as --data and yields `Medium`, `Words` and `Problem` in any order; the first layout
+whose `detect` says yes is used. To add a layout, drop a module here whose generator carries the decorator `source`.
 """
 
 import importlib
@@ -24,7 +24,8 @@ class Medium:
 
 @dataclass(frozen=True)
 class Words:
-    """One text about `media` (origins, in order): turns of {"role", "content"}; `split` and `id` if the source has them."""
+    """One text about `media` (origins, in order): turns of {"role", "content"}; `split` and `id` if the source has
+    them."""
 
     media: tuple[str, ...]
     turns: tuple[dict, ...]
@@ -35,7 +36,8 @@ class Words:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something the source lists but can't give, for rejected.jsonl. `reason` is a few words, equal for equal troubles."""
+    """Something the source lists but can't give, for rejected.jsonl. `reason` is a few words, equal for equal
+    troubles."""
 
     origin: str
     reason: str
@@ -80,8 +82,8 @@ class Collection:
 
 
 def collect(path: Path) -> Collection:
-    """Read `path` with the layout it looks like. Raises PrecomputeError when it doesn't exist, looks like none, or holds
-    no medium."""
+    """Read `path` with the layout it looks like. Raises PrecomputeError when it doesn't exist, looks like none, or
+    holds no medium."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     path = Path(os.path.abspath(path))

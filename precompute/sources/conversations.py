@@ -1,10 +1,9 @@
-"""A JSONL of conversations: one text per line, `{"id", "media": [relative paths], "turns": [{"role", "content"}], "split",
-"meta"}`; `id`, `split` and `meta` may be missing. A caption is one assistant turn, a question a user turn and an assistant
-turn.
+"""A JSONL of conversations: one text per line, `{"id", "media": [relative paths], "turns": [{"role", "content"}],
+"split", "meta"}`; `id`, `split` and `meta` may be missing. A caption is one assistant turn, a question a user turn
+and an assistant turn.
 
-Given the file itself, the media it names are encoded; given a folder with `texts.jsonl` in it, all pictures below are.
-Paths are relative to the file's folder and stay inside it.
-"""
+Given the file itself, the media it names are encoded; given a folder with `texts.jsonl` in it, all pictures below
+are. Paths are relative to the file's folder and stay inside it."""
 
 import os
 from collections.abc import Iterator

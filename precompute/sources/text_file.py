@@ -13,7 +13,8 @@ MARKS = (
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, UTF-16 or UTF-32 with or without a byte order mark, else in Windows' code page 1252.
+    """The text of a file in UTF-8, UTF-16 or UTF-32 with or without a byte order mark, else in Windows' code page
+    1252.
 
     Line ends become newlines. Raises OSError as `open` does.
     """
