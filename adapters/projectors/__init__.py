@@ -1,0 +1,102 @@
+"""Projectors: cached encoder features in, a few vectors of the language model's width out.
+
+A projector is one `nn.Module` and one `@projector` line. Its spec is a name such as `linear`, or a name with one
+integer such as `mlp16`, where the row says what the integer means. `build_projector` looks a spec up whole first,
+then as name and integer. Every module in this folder is imported, so a new projector is a new file here
+(docs/new_projector.md).
+"""
+
+import difflib
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from adapters import AdapterError
+
+
+@dataclass(frozen=True)
+class FeatureShape:
+    """What a projector reads. `grid` is (rows, columns) for patches that lie on one; `tokens` is 1 for `pooled`."""
+
+    kind: str
+    tokens: int
+    width: int
+    grid: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table of projectors."""
+
+    pattern: str
+    kind: str
+    module: type[nn.Module]
+
+
+ROWS: dict[str, Row] = {}
+
+
+def projector(pattern: str, reads: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Register a projector class under a spec: `"linear"`, or with the one integer it takes, `"mlp{tokens}"`.
+
+    `reads` is the feature kind: `"pooled"` `(batch, width)`, `"patches"` `(batch, tokens, width)` or `"layers"`
+    `(batch, blocks, width)`. The class is called as `cls(features: FeatureShape, hidden_size: int, **{integer's
+    name: value})`; its `forward` takes such features in fp32 and returns `(batch, tokens, hidden_size)`, and it
+    keeps that number of tokens as `self.tokens`. Its last linear layer is `self.last`, so that the output can be
+    brought to the embeddings' scale.
+    """
+
+    def register(module: type[nn.Module]) -> type[nn.Module]:
+        ROWS[pattern] = Row(pattern, reads, module)
+        return module
+
+    return register
+
+
+def known_specs() -> list[str]:
+    """The specs that exist, the integer shown as a letter: `linear`, `mlpK`, ..."""
+    return sorted(re.sub(r"\{.*\}", "K", pattern) for pattern in ROWS)
+
+
+def find_projector(spec: str) -> tuple[Row, dict[str, int]]:
+    """Look a spec up: its row and the keyword argument its integer stands for.
+
+    Raises AdapterError for an unknown name, with the nearest known one.
+    """
+    if spec in ROWS:
+        return ROWS[spec], {}
+    match = re.fullmatch(r"(.*?)(\d+)", spec)
+    if match:
+        for pattern, row in ROWS.items():
+            name, _, integer = pattern.rstrip("}").partition("{")
+            if integer and name == match[1] and int(match[2]) > 0:
+                return row, {integer: int(match[2])}
+    letters = re.sub(r"\d+$", "", spec)
+    stems = [re.sub(r"\{.*\}", "", pattern) for pattern in ROWS if ("{" in pattern) == (letters != spec)]
+    near = difflib.get_close_matches(letters, stems, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]}{spec[len(letters) :]}?" if near else ""
+    raise AdapterError(
+        f"unknown adapter {spec!r}{hint} (known: {', '.join(known_specs())}; K is a whole number above 0)"
+    )
+
+
+def build_projector(spec: str, features: FeatureShape, hidden_size: int) -> nn.Module:
+    """Make the projector `spec` in fp32, reading `features` and giving `(batch, module.tokens, hidden_size)`.
+
+    Raises AdapterError for an unknown spec, or for features of another kind or grid than it reads.
+    """
+    row, integer = find_projector(spec)
+    if features.kind != row.kind:
+        raise AdapterError(
+            f"--adapter {spec} reads `{row.kind}` features, but `{features.kind}` was given; "
+            f"encode again with --kinds {row.kind}, or choose an adapter that reads `{features.kind}`"
+        )
+    return row.module(features, hidden_size, **integer)
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,78 @@
+"""Projectors of patch tokens: one token per patch, per group, or per window."""
+
+import torch
+from torch import nn
+
+from adapters import AdapterError
+from adapters.projectors import FeatureShape, projector
+
+
+@projector("linear", reads="patches")
+class PatchLinear(nn.Module):
+    """One linear map per patch, as many tokens as patches (LiMBeR, Merullo et al. 2023; LLaVA v1)."""
+
+    def __init__(self, features: FeatureShape, hidden_size: int):
+        super().__init__()
+        self.tokens = features.tokens
+        self.last = nn.Linear(features.width, hidden_size)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.last(patches)
+
+
+@projector("mlp", reads="patches")
+class PatchMLP(nn.Module):
+    """Two linear maps with a GELU between them, per patch (LLaVA-1.5's `mlp2x_gelu`)."""
+
+    def __init__(self, features: FeatureShape, hidden_size: int):
+        super().__init__()
+        self.tokens = features.tokens
+        self.first = nn.Linear(features.width, hidden_size)
+        self.last = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.last(nn.functional.gelu(self.first(patches)))
+
+
+@projector("group{size}", reads="patches")
+class RasterGroups(nn.Module):
+    """`size` consecutive patches in raster order share one token (doubutsu's second architecture: `group9`).
+
+    The groups run along the rows and across their ends, so they keep little of the layout; `window3` is what its author
+    wished he had tried.
+    """
+
+    def __init__(self, features: FeatureShape, hidden_size: int, size: int):
+        super().__init__()
+        if features.tokens % size:
+            raise AdapterError(
+                f"group{size} needs a number of patches that {size} divides, and there are {features.tokens}"
+            )
+        self.tokens = features.tokens // size
+        self.last = nn.Linear(features.width * size, hidden_size)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.last(patches.unflatten(1, (self.tokens, -1)).flatten(2))
+
+
+@projector("window{side}", reads="patches")
+class GridWindows(nn.Module):
+    """`side` x `side` neighbouring patches of the grid share one token.
+
+    A grid that `side` doesn't divide is padded with zeros below and to the right, so no patch is dropped.
+    """
+
+    def __init__(self, features: FeatureShape, hidden_size: int, side: int):
+        super().__init__()
+        if features.grid is None:
+            raise AdapterError(f"window{side} needs patches on a grid, and this feature set records none")
+        self.grid, self.side = features.grid, side
+        rows, columns = (-(-n // side) for n in features.grid)
+        self.tokens = rows * columns
+        self.last = nn.Linear(features.width * side * side, hidden_size)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        maps = patches.transpose(1, 2).unflatten(2, self.grid)
+        rows, columns = self.grid
+        maps = nn.functional.pad(maps, (0, -columns % self.side, 0, -rows % self.side))
+        return self.last(nn.functional.unfold(maps, self.side, stride=self.side).transpose(1, 2))

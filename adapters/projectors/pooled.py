@@ -1,0 +1,33 @@
+"""Projectors of the pooled vector: a few tokens from one vector."""
+
+import torch
+from torch import nn
+
+from adapters.projectors import FeatureShape, projector
+
+
+@projector("linear{tokens}", reads="pooled")
+class PooledLinear(nn.Module):
+    """One linear map from the pooled vector `(batch, width)` to `tokens` vectors (Frozen, Tsimpoukelli et al. 2021)."""
+
+    def __init__(self, features: FeatureShape, hidden_size: int, tokens: int):
+        super().__init__()
+        self.tokens = tokens
+        self.last = nn.Linear(features.width, tokens * hidden_size)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self.last(pooled).unflatten(-1, (self.tokens, -1))
+
+
+@projector("mlp{tokens}", reads="pooled")
+class PooledMLP(nn.Module):
+    """doubutsu's projector: Linear(width, hidden), ReLU, Linear(hidden, hidden x tokens), seen as `tokens` vectors."""
+
+    def __init__(self, features: FeatureShape, hidden_size: int, tokens: int):
+        super().__init__()
+        self.tokens = tokens
+        self.first = nn.Linear(features.width, hidden_size)
+        self.last = nn.Linear(hidden_size, tokens * hidden_size)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.first(pooled))).unflatten(-1, (self.tokens, -1))
