@@ -18,7 +18,7 @@ from shards.write import SetWriter, ShardWriter, make_key, samples_per_shard
 
 from . import MediaError, PrecomputeError
 from .encoders import Encoder
-from .media import decode_image, thumbnail_jpeg
+from .media import decode_image, read_file, thumbnail_jpeg
 from .plan import Plan, bytes_each, free_bytes
 from .sources import Collection, Medium
 
@@ -115,9 +115,8 @@ def _summary(found: Collection) -> str:
 def _digest(path: Path) -> str:
     """The content hash of a medium now; empty when it can't be read."""
     try:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
+        return hashlib.sha256(read_file(path)).hexdigest()
+    except MediaError:
         return ""
 
 
@@ -162,9 +161,9 @@ def _estimate(todo: dict[str, Medium], encoder: Encoder, kinds: Sequence[str], b
 
 def _decode(key: str, medium: Medium, encoder: Encoder, writer: SetWriter) -> Decoded:
     try:
-        data = medium.path.read_bytes()
-    except OSError as error:
-        return Decoded("", error=MediaError("can't be opened", error.strerror or str(error)))
+        data = read_file(medium.path)
+    except MediaError as error:
+        return Decoded("", error=error)
     digest = hashlib.sha256(data).hexdigest()
     if (stored := writer.stored(key, digest)) is not None:
         return Decoded(digest, stored=stored)
@@ -250,7 +249,7 @@ def _finish(found: Collection, keys: dict[str, Medium], writer: SetWriter) -> bo
     latest = {row["origin"]: row for row in writer.rejected if key_of.get(row["origin"], "") not in hashes}
     rows = [{name: row[name] for name in ("origin", "reason", "detail")} for row in latest.values()]
     rows = sorted(rows + [vars(problem) for problem in found.problems], key=lambda row: tuple(row.values()))
-    _say_rejected(rows, len(keys), dropped)
+    _say_rejected(rows, len(keys) + len(found.problems), dropped)
     thumbnails = _thumbnails(keys, heldout)
     changed = writer.finish(texts, heldout, thumbnails, rows)
     state = "is ready" if changed else "was complete already: nothing to do"
@@ -277,12 +276,12 @@ def _texts(found: Collection, key_of: dict[str, str], hashes: dict[str, str]) ->
     return texts, dropped
 
 
-def _say_rejected(rows: list[dict], media: int, dropped: int) -> None:
+def _say_rejected(rows: list[dict], asked: int, dropped: int) -> None:
     counts = Counter(row["reason"] for row in rows)
     for reason, number in counts.most_common():
-        if number > MANY * media:
+        if number > MANY * asked:
             mend = MENDS.get(reason, "look at rejected.jsonl")
-            print(f"warning: {number} of {media + len(rows)} were left out for one reason, {reason!r}: {mend}")
+            print(f"warning: {number} of {asked} were left out for one reason, {reason!r}: {mend}")
     if rows:
         reasons = ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
         print(f"{len(rows)} left out ({reasons}); rejected.jsonl lists them")

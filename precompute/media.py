@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import stat
 import warnings
 from pathlib import Path
 
@@ -39,10 +40,7 @@ def decode_image(source: bytes | Path | str) -> Image.Image:
     The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency lies on white, an animation gives
     its first frame. Raises MediaError with a short reason for anything that isn't a whole picture."""
     if not isinstance(source, bytes):
-        try:
-            source = Path(source).read_bytes()
-        except OSError as error:
-            raise MediaError("can't be opened", str(error)) from error
+        source = read_file(Path(source))
     if not source:
         raise MediaError("empty file")
     try:
@@ -65,6 +63,16 @@ def decode_image(source: bytes | Path | str) -> Image.Image:
             word in text.lower() for word in ("truncated", "broken data", "premature")
         )
         raise MediaError("truncated" if cut else "damaged", text) from error
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file. Raises MediaError for anything else: a pipe would block for ever."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise MediaError("can't be opened", "not a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise MediaError("can't be opened", error.strerror or str(error)) from error
 
 
 def thumbnail_jpeg(image: Image.Image) -> bytes:

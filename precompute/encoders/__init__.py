@@ -67,7 +67,7 @@ class Encoder:
         """(batch, 3, H, W) on the device -> at least the kinds asked for."""
         raise NotImplementedError
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, batch: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
         """(batch, 3, H, W) float32 -> {"pooled": (batch, width), "patches": (batch, tokens, width), "layers": (batch,
         blocks, width)}, those of `kinds`, float32 on the CPU. Raises PrecomputeError for a kind it can't give."""

@@ -41,7 +41,7 @@ class OpenClip(Encoder):
         self.note_weights(tower)
         self._trunk = getattr(tower, "trunk", None)
         pixels = self.preprocess(Image.new("RGB", (64, 64)))[None]
-        with torch.inference_mode():
+        with torch.no_grad():
             found = tower.forward_intermediates(pixels, indices=None, output_fmt="NCHW", output_extra_tokens=True)
         maps = found["image_intermediates"]
         if any(m.ndim != 4 or m.shape[1:] != maps[0].shape[1:] for m in maps):
