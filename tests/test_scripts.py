@@ -1,0 +1,254 @@
+"""The three scripts as a person runs them: pictures in, answers out; wrong input gets one clear sentence."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+ROOT = Path(__file__).parent.parent
+WORDS = ["a red circle", "a small blue star", "the quick brown fox", "the lazy dog", "in the top left"]
+
+
+def tiny_clip(folder: Path, seed: int, width: int = 16) -> None:
+    torch.manual_seed(seed)
+    config = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8,
+        projection_dim=width,
+    )  # fmt: skip
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory):
+    """A folder with captioned pictures, two encoders and two language models, none of them the demo's."""
+    home = tmp_path_factory.mktemp("workshop")
+    (home / "photos").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for i in range(80):
+        pixels = torch.randint(0, 255, (4, 6, 3), generator=generator, dtype=torch.uint8)
+        picture = Image.fromarray(pixels.numpy()).resize((48, 32), Image.Resampling.NEAREST)
+        picture.save(home / "photos" / f"{i:03d}.{'png' if i % 2 else 'jpg'}")
+        (home / "photos" / f"{i:03d}.txt").write_text(WORDS[i % 5])
+    tiny_clip(home / "clip", 0)
+    tiny_clip(home / "other-clip", 1)
+    tiny.save_language_model("llama", home / "lm")
+    tiny.save_language_model("opt", home / "chatless")
+    tiny.save_language_model("llama", home / "wide", hidden_size=48, seed=2)
+    script(home, "precompute.py", "--data", "photos", "--encoder", "clip")
+    return home
+
+
+def command(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / name), *map(str, arguments), "--device", "cpu"]
+
+
+def script(home: Path, name: str, *arguments: str, fails: bool = False, **options) -> str:
+    """Run a script in `home`; return all it printed. Checks that failure is one sentence and success no traceback."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command(name, *arguments), cwd=home, env=environment, capture_output=True, text=True, timeout=300, **options
+    )
+    output = done.stdout + done.stderr
+    assert "Traceback" not in output, output
+    assert (done.returncode != 0) == fails, output
+    if fails:
+        assert len(re.findall(r"^error: .+", done.stderr, re.M)) == 1, output
+    return output
+
+
+TRAIN = ("train.py", "--features", "features/photos", "--lm", "lm")
+
+
+def test_train_and_eval_end_to_end(workshop):
+    said = script(workshop, *TRAIN, "--adapter", "mlp3", "--soft-prompt", "2", "--steps", "40", "--name", "first",
+                  "--eval-every", "20", "--lr", "5e-3")  # fmt: skip
+    assert "language model is unchanged" in said and "fp32 (the fastest exact choice on a CPU)" in said
+    assert re.search(r"held-out loss real [\d.]+, shuffled [\d.]+, none [\d.]+", said)
+    run = workshop / "runs" / "first"
+    losses = [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+    assert len(losses) == 40 and sum(losses[-8:]) / 8 < sum(losses[:8]) / 8 - 0.2
+    assert (run / "samples.md").read_text().count("## step") == 2
+
+    table = script(workshop, "eval.py", "--max-new-tokens", "8")
+    assert re.search(r"caption_f1 +[\d.]+ +[\d.]+ +-?[\d.]+ +\d+", table)
+    result = json.loads((run / "eval.json").read_text())
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert result["version"] == 1 and result["n"] == len(rows) == result["counts"]["caption_f1"] >= 16
+    assert set(result["real"]) == set(result["shuffled"]) == {"caption_f1"}
+    assert {"id", "media", "prompt", "answer", "reference", "control"} <= set(rows[0])
+    before = (run / "evals" / "1.json").read_text()
+    script(workshop, "eval.py", "--batch", "1", "--max-new-tokens", "8")
+    again = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert again == rows, "answers depend on the batch"
+    assert (run / "evals" / "1.json").read_text() == before and (run / "evals" / "2.json").exists()
+    Image.open(run / "samples.png").verify()
+
+
+def test_a_live_picture_answers_as_its_shard_does(workshop):
+    import live
+    from shards.read import FeatureSet
+
+    if not (workshop / "runs" / "first").exists():
+        pytest.skip("needs the end-to-end run")
+    features = FeatureSet(workshop / "features" / "photos")
+    here = os.getcwd()
+    os.chdir(workshop)
+    try:
+        eyes = live.load("runs/first")
+        for key in features.keys[:5]:
+            picture = workshop / "photos" / features.info(key)["origin"]
+            assert torch.equal(eyes.features(picture), features.read(key, "pooled"))
+    finally:
+        os.chdir(here)
+    picture = "photos/003.png"
+    one = script(workshop, "eval.py", "--image", picture, "--prompt", "the dog", "--max-new-tokens", "8")
+    talk = script(workshop, "eval.py", "--image", "photos/001.png", "--max-new-tokens", "8",
+                  input=f"/image no.png\n/image {picture}\nthe dog\n\n/quit\n")  # fmt: skip
+    assert one.strip().splitlines()[-1] in talk and "still about photos/001.png" in talk
+    shared = "runs/first/steps/000040/adapter"
+    assert script(workshop, "eval.py", "--run", shared, "--image", picture, "--prompt", "the dog",
+                  "--max-new-tokens", "8").splitlines()[-1] == one.splitlines()[-1]  # fmt: skip
+    said = script(workshop, "eval.py", "--image", "photos/003.txt", "--prompt", "the dog", fails=True)
+    assert "photos/003.txt" in said
+
+
+def test_killed_runs_resume_to_the_same_bits(workshop):
+    """SIGKILL at three moments, each after a checkpoint; the end is bit-identical to a run left alone."""
+    options = ("--adapter", "mlp3", "--soft-prompt", "2", "--steps", "240", "--save-every", "15", "--eval-every", "60")
+    script(workshop, *TRAIN, *options, "--name", "whole")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run, starts = workshop / "runs" / "killed", []
+    arguments = (*TRAIN, *options, "--name", "killed")
+    for least in (15, 60, 150):
+        process = subprocess.Popen(command(*arguments), cwd=workshop, env=environment, stdout=subprocess.PIPE,
+                                   stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not ((run / "last").exists() and int((run / "last").read_text()) >= least):
+            assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+            time.sleep(0.005)
+        time.sleep(0.01 * least % 0.07)
+        os.kill(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        starts += re.findall(r"going on after step (\d+)", output)
+        arguments = ("train.py", "--resume", "runs/killed")
+    starts += re.findall(r"going on after step (\d+)", script(workshop, *arguments))
+    assert len(starts) == 3 and 0 < int(starts[0]) < int(starts[1]) < int(starts[2])
+    whole, pieces = (load_file(workshop / "runs" / name / "steps" / "000240" / "adapter" / "adapter.safetensors")
+                     for name in ("whole", "killed"))  # fmt: skip
+    assert whole.keys() == pieces.keys() and all(torch.equal(whole[key], pieces[key]) for key in whole)
+    logs = [[(row["step"], row.get("loss"), row.get("heldout")) for row in
+             map(json.loads, (workshop / "runs" / name / "metrics.jsonl").read_text().splitlines())]
+            for name in ("whole", "killed")]  # fmt: skip
+    assert logs[0] == logs[1]
+    said = script(workshop, "train.py", "--resume", "runs/killed", fails=True)
+    assert "is finished" in said
+
+
+def test_ctrl_c_saves_and_leaves(workshop):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments = command(*TRAIN, "--adapter", "mlp3", "--steps", "100000", "--name", "stopped")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(arguments, cwd=workshop, env=environment, **pipes)
+    metrics = workshop / "runs" / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 5):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "go on with: python train.py --resume runs/stopped" in output
+    assert (workshop / "runs" / "stopped" / "last").exists()
+
+
+MISTAKES = {
+    "unknown adapter": ((*TRAIN, "--adapter", "mpl16"), "did you mean mlp16"),
+    "unknown flag": (("train.py", "--adaptr", "mlp16"), None),
+    "features without pooled": (
+        ("train.py", "--features", "features/patches-only", "--lm", "lm", "--adapter", "mlp16"), "--kinds pooled"
+    ),
+    "no words": (("train.py", "--features", "features/wordless", "--lm", "lm"), "no words to train on"),
+    "run exists": ((*TRAIN, "--name", "taken"), "never overwritten"),
+    "no language model named": (("train.py", "--features", "features/photos"), "--lm is missing"),
+    "language model that isn't there": (
+        ("train.py", "--features", "features/photos", "--lm", "nowhere"), "neither a folder"
+    ),
+    "no such feature set": (("train.py", "--features", "features/nope", "--lm", "lm"), "features/nope"),
+    "no such run": (("eval.py", "--run", "runs/nope"), "runs/nope is not a run"),
+    "language model of another width": (("eval.py", "--run", "runs/taken", "--lm", "wide"), "another language model"),
+    "features of another encoder": (
+        ("eval.py", "--run", "runs/taken", "--features", "features/other"), "trained on clip"
+    ),
+    "prompt without a picture": (("eval.py", "--prompt", "what?"), "--image"),
+    "unknown recipe": (("train.py", "--recipe", "dmo"), "did you mean demo"),
+    "resume with another choice": (("train.py", "--resume", "runs/taken", "--lr", "0.5"), "not 0.5"),
+    "a name that leaves the folder": ((*TRAIN, "--name", "../x"), "plain folder name"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def mistakes(workshop):
+    script(workshop, "precompute.py", "--data", "photos", "--encoder", "clip", "--kinds", "patches",
+           "--out", "features/patches-only")  # fmt: skip
+    script(workshop, "precompute.py", "--data", "photos", "--encoder", "other-clip", "--out", "features/other")
+    (workshop / "wordless").mkdir()
+    Image.new("RGB", (40, 40), "red").save(workshop / "wordless" / "a.png")
+    script(workshop, "precompute.py", "--data", "wordless", "--encoder", "clip")
+    script(workshop, *TRAIN, "--adapter", "mlp3", "--steps", "3", "--name", "taken")
+    return workshop
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_sentence(mistake, mistakes, monkeypatch, capsys):
+    """In this process, as `console.run` runs it: exit with a sentence, no traceback, nothing half-made."""
+    arguments, expected = MISTAKES[mistake]
+    import eval as eval_script
+    import train as train_script
+    from console import run
+
+    main = {"train.py": train_script.main, "eval.py": eval_script.main}[arguments[0]]
+    monkeypatch.chdir(mistakes)
+    monkeypatch.setattr(sys, "argv", [*arguments, "--device", "cpu"])
+    before = sorted(p.name for p in (mistakes / "runs").iterdir())
+    with pytest.raises(SystemExit) as left:
+        run(main)
+    said = str(left.value.code) + capsys.readouterr().err
+    assert left.value.code not in (0, None)
+    assert (expected or "--adapter") in said, said
+    assert sorted(p.name for p in (mistakes / "runs").iterdir()) == before
+
+
+def test_a_gpu_that_torch_cannot_use_is_said(monkeypatch):
+    import console
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(console, "_gpu_in_machine", lambda: True)
+    for name in ("auto", "cuda"):
+        with pytest.raises(console.DeviceError, match=r"can't use this machine's GPU.*--device cpu"):
+            console.choose_device(name)
+    assert console.choose_device("cpu") == "cpu"
+    monkeypatch.setattr(console, "_gpu_in_machine", lambda: False)
+    assert console.choose_device("auto") == "cpu"
+    with pytest.raises(console.DeviceError, match="shows no NVIDIA GPU"):
+        console.choose_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["precompute.py", "train.py", "eval.py"])
+def test_help_is_quick(name):
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, str(ROOT / name), "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "--device" in done.stdout
+    assert time.monotonic() - start < 5, "help must not load torch"

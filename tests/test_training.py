@@ -1,0 +1,305 @@
+"""The training loop's parts: which texts make which step, the loss of a step however it is cut, the run folder."""
+
+import itertools
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+from adapters.language_model import load_language_model
+from adapters.model import AdaptedModel, Adapter
+from adapters.projectors import FeatureShape
+from adapters.prompt import Prompt, default_template
+from scoring.control import derangement
+from shards.read import FeatureSet, Text
+from training import RunError
+from training.data import Batch, Encoded
+from training.heldout import heldout_losses
+from training.order import epoch_steps, steps_per_epoch
+from training.recipe import read_recipe
+from training.run import Run, load_optimizer_state, newest_run, optimizer_state
+from training.settings import DEFAULTS, refuse_changes, resumed, settle
+from training.step import learning_rate, take_step
+
+
+def test_an_epoch_holds_every_text_once_and_epochs_differ():
+    media = [f"m{i // 5}" for i in range(1003)]
+    lengths = [10 + (i * 7) % 40 for i in range(1003)]
+    epochs = [epoch_steps(media, lengths, 16, seed=0, epoch=e) for e in (0, 0, 1)]
+    assert epochs[0] == epochs[1] != epochs[2]
+    for steps in epochs:
+        assert len(steps) == steps_per_epoch(1003, 16) == 63
+        assert Counter(i for step in steps for i in step) == Counter(range(1003))
+        assert sorted(map(len, steps))[1:] == [16] * 62
+    assert epoch_steps(media, lengths, 16, seed=1, epoch=0) != epochs[0]
+
+
+def test_a_mediums_texts_travel_together_and_steps_hold_texts_of_like_length():
+    media = [f"m{i // 4}" for i in range(4000)]
+    lengths = [5 + 60 * ((i // 4) % 10) for i in range(4000)]
+    together = epoch_steps(media, lengths, 16, seed=0, epoch=0)
+    apart = epoch_steps(media, lengths, 16, seed=0, epoch=0, texts_per_medium=1)
+
+    def media_per_step(steps):
+        return sum(len({media[i] for i in step}) for step in steps) / len(steps)
+
+    def padding(steps):
+        real = sum(lengths)
+        return 1 - real / sum(len(step) * max(lengths[i] for i in step) for step in steps)
+
+    assert media_per_step(together) < 4.5 and media_per_step(apart) > 12
+    assert padding(together) < 0.05 and padding(apart) < 0.05
+
+
+@pytest.fixture
+def model(language_model_folder):
+    lm = load_language_model(str(language_model_folder("llama")))
+    torch.manual_seed(3)
+    adapter = Adapter("mlp2", FeatureShape("pooled", 1, 6), lm.hidden_size, lm.embedding_rms, soft_prompt=2)
+    return AdaptedModel(lm, adapter, Prompt(lm.tokenizer, default_template(lm.tokenizer)))
+
+
+def some_batch(model, n=7):
+    words = ["a red circle", "the quick brown fox jumps over the lazy dog", "blue", "in the top left, in the centre"]
+    texts = [
+        model.prompt.segments([{"role": "assistant", "content": words[i % 4]}], ["m"], soft_prompt=True)
+        for i in range(n)
+    ]
+    generator = torch.Generator().manual_seed(4)
+    features = [{"m": torch.randn(6, generator=generator)} for _ in texts]
+    return Batch(texts, features, sum(len(s.ids) for text in texts for s in text if s.target))
+
+
+def test_the_cut_into_micro_batches_changes_neither_loss_nor_gradient(model):
+    batch = some_batch(model)
+    before = {k: v.clone() for k, v in model.adapter.state_dict().items()}
+    results = []
+    for micro in (7, 3, 1):
+        model.adapter.load_state_dict(before)
+        optimizer = torch.optim.SGD(model.adapter.parameters(), lr=1.0)
+        loss, norm, _ = take_step(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), batch, micro, clip=0)
+        results.append((loss, norm, [p.grad.clone() for p in model.adapter.parameters()]))
+    one = sum(loss for loss, _ in model.text_losses(batch.texts, batch.features))
+    assert isinstance(one, float)
+    for loss, norm, grads in results[1:]:
+        assert loss == pytest.approx(results[0][0], abs=1e-6) and norm == pytest.approx(results[0][1], rel=1e-4)
+        for grad, want in zip(grads, results[0][2], strict=True):
+            assert torch.allclose(grad, want, atol=1e-6)
+
+
+def test_the_loss_is_per_target_token_over_the_whole_step(model):
+    batch = some_batch(model)
+    per_text = model.text_losses(batch.texts, batch.features)
+    want = sum(loss for loss, _ in per_text) / sum(count for _, count in per_text)
+    optimizer = torch.optim.SGD(model.adapter.parameters(), lr=0.0)
+    loss, _, _ = take_step(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), batch, 2, clip=0)
+    assert loss == pytest.approx(want, abs=1e-6)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_loses_nothing(model, monkeypatch):
+    batch, whole = some_batch(model), AdaptedModel.loss
+    optimizer = torch.optim.SGD(model.adapter.parameters(), lr=0.0)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    want, _, _ = take_step(model, optimizer, scaler, batch, 7, clip=0)
+
+    def crowded(self, texts, features):
+        if len(texts) > 2:
+            raise torch.OutOfMemoryError("simulated")
+        return whole(self, texts, features)
+
+    monkeypatch.setattr(AdaptedModel, "loss", crowded)
+    loss, _, micro = take_step(model, optimizer, scaler, batch, 7, clip=0)
+    assert micro == 2 and loss == pytest.approx(want, abs=1e-6)
+    monkeypatch.setattr(AdaptedModel, "loss", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("simulated")))
+    with pytest.raises(RunError, match="one text alone"):
+        take_step(model, optimizer, scaler, batch, 7, clip=0)
+
+
+def test_a_loss_that_is_not_a_number_takes_no_step(model):
+    batch = some_batch(model)
+    batch.features[0]["m"] = torch.full((6,), float("nan"))
+    before = [p.clone() for p in model.adapter.parameters()]
+    optimizer = torch.optim.AdamW(model.adapter.parameters(), lr=1.0)
+    loss, _, _ = take_step(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), batch, 7, clip=1)
+    assert loss != loss
+    assert all(torch.equal(p, q) for p, q in zip(model.adapter.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_training_in_half_precision_lowers_the_loss(precision, language_model_folder):
+    lm = load_language_model(str(language_model_folder("llama")), precision=precision)
+    torch.manual_seed(3)
+    adapter = Adapter("mlp2", FeatureShape("pooled", 1, 6), lm.hidden_size, lm.embedding_rms, soft_prompt=2)
+    model = AdaptedModel(lm, adapter, Prompt(lm.tokenizer, default_template(lm.tokenizer)))
+    scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16", init_scale=1024.0)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=3e-3)
+    batch = some_batch(model)
+    losses = [take_step(model, optimizer, scaler, batch, 4, clip=1.0)[0] for _ in range(12)]
+    assert losses[-1] < losses[0] - 0.1 and all(p.dtype == torch.float32 for p in adapter.parameters())
+
+
+def test_learning_rate_rises_then_falls_to_nothing():
+    rates = [learning_rate(step, 100, 1e-3, 0.1) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(1e-4) and max(rates) == rates[9] == pytest.approx(1e-3)
+    assert all(a > b for a, b in itertools.pairwise(rates)) and rates[-1] == pytest.approx(0)
+
+
+class FakeFeatures:
+    """Features of ten media: row k is k everywhere."""
+
+    def read_many(self, keys, kind):
+        return torch.stack([torch.full((6,), float(key[1:])) for key in keys]).half()
+
+
+def test_controls_swap_features_and_drop_media(model):
+    encoded = Encoded(FakeFeatures(), model.prompt, model.adapter)
+    texts = [
+        Text(f"t{i}", (f"m{i}",), ({"role": "assistant", "content": "a red circle"},), "heldout") for i in range(10)
+    ]
+    stand_in = {f"m{i}": f"m{(i + 1) % 10}" for i in range(10)}
+    batch = encoded.batch(texts[:2], instead=stand_in.__getitem__)
+    assert batch.features[0]["m0"][0] == 1 and batch.features[1]["m1"][0] == 2
+    without = encoded.batch(texts[:2], media=False)
+    assert all(segment.slot in (None, "soft prompt") for text in without.texts for segment in text)
+    losses = heldout_losses(model, encoded, texts, stand_in, 4)
+    assert set(losses) == {"real", "shuffled", "none"} and losses["none"] != losses["real"]
+    assert losses["shuffled"] == pytest.approx(
+        losses["real"], abs=1e-5
+    )  # the same ten texts, so a permutation of terms
+    assert "shuffled" not in heldout_losses(model, encoded, texts, None, 4)
+
+
+def test_texts_that_cannot_be_learnt_are_counted_not_cut(model):
+    encoded = Encoded(FakeFeatures(), model.prompt, model.adapter)
+    turns = lambda words: ({"role": "assistant", "content": words},)  # noqa: E731
+    texts = [
+        Text("good", ("m1",), turns("a red circle"), "train"),
+        Text("empty", ("m1",), turns("  "), "train"),
+        Text("long", ("m1",), turns("fox " * 400), "train"),
+        Text("question only", ("m1",), ({"role": "user", "content": "what?"},), "train"),
+    ]
+    kept = encoded.keep(texts, 256)
+    assert [text.id for text in kept.texts] == ["good"]
+    assert kept.dropped == {"no words to learn": 2, "longer than 256 tokens": 1}
+
+
+def test_a_derangement_never_gives_the_same_content():
+    contents = [i // 3 for i in range(30)] + [99] * 14
+    order = derangement(contents)
+    assert sorted(order) == list(range(44)) and all(contents[i] != contents[j] for i, j in enumerate(order))
+    assert derangement(contents) == order
+    assert derangement([1, 1, 1, 2]) is None and derangement([]) is None and derangement([1]) is None
+
+
+def run_at(path):
+    return Run.create(path, DEFAULTS | {"steps": 100, "delimiters": ["Scene:", "\n"], "lm": 'a"b\\c', "none": None})
+
+
+def save(run, step, best=False, keep=2):
+    def write(folder):
+        folder.mkdir()
+        (folder / "adapter.json").write_text("{}")
+
+    return run.save(step, write, {"tensors": {"x": torch.tensor([step])}, "facts": {"best": 1.5}}, keep, best)
+
+
+def test_a_run_is_never_overwritten_and_describes_itself(tmp_path):
+    run = run_at(tmp_path / "r")
+    assert run.config["delimiters"] == ["Scene:", "\n"] and run.config["lm"] == 'a"b\\c' and "none" not in run.config
+    assert (
+        json.loads((run.path / "environment.json").read_text())["packages"]["torch"] == torch.__version__.split("+")[0]
+    )
+    with pytest.raises(RunError, match=r"never overwritten.*--resume"):
+        run_at(tmp_path / "r")
+    with pytest.raises(RunError, match="no checkpoint yet"):
+        run.step_folder()
+    with pytest.raises(RunError, match="not a run"):
+        Run.open(tmp_path)
+    assert newest_run(tmp_path) == run.path
+    with pytest.raises(RunError, match="no run in"):
+        newest_run(run.path)
+
+
+def test_checkpoints_are_whole_pruned_and_pointed_at(tmp_path):
+    run = run_at(tmp_path / "r")
+    save(run, 10, best=True)
+    for step in (20, 30, 40):
+        save(run, step)
+    assert sorted(p.name for p in (run.path / "steps").iterdir()) == ["000010", "000030", "000040"]
+    assert run.step_folder().name == "000040" and run.step_folder("best").name == "000010"
+    state = run.load_state("cpu")
+    assert state["facts"]["step"] == 40 and state["tensors"]["x"].item() == 40
+    (run.path / "last").write_text("../../elsewhere\n")
+    with pytest.raises(RunError):
+        run.step_folder()
+    (run.path / "last").write_text("000030\n")
+    assert save(run, 40).name == "000040" and run.step_folder().name == "000040"  # killed before `last` was moved
+    (run.path / "steps" / "000040" / "state" / "tensors.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(RunError, match="can't be read"):
+        run.load_state("cpu")
+
+
+def test_metrics_and_samples_are_cut_back_to_the_checkpoint(tmp_path):
+    run = run_at(tmp_path / "r")
+    for step in range(1, 31):
+        run.log(step=step, loss=1.0)
+    for step in (10, 20, 30):
+        run.write_samples(step, [{"media": "m", "prompt": "a|b", "answer": f"{step}\nx", "reference": "r"}])
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 31, "lo')
+    run.cut_back(20)
+    assert [row["step"] for row in run.metrics()] == list(range(1, 21))
+    text = (run.path / "samples.md").read_text()
+    assert text.count("## step") == 2 and "| m | a\\|b | 20 x | r |" in text and "30" not in text
+
+
+def test_optimizer_state_round_trip():
+    def step(optimizer, parameters):
+        for p in parameters:
+            p.grad = torch.ones_like(p) * 0.1
+        optimizer.step()
+
+    a, b = [torch.nn.Parameter(torch.arange(4.0)) for _ in range(2)]
+    one, two = torch.optim.AdamW([a]), torch.optim.AdamW([b])
+    step(one, [a])
+    load_optimizer_state(two, optimizer_state(one))
+    b.data.copy_(a.data)
+    step(one, [a])
+    step(two, [b])
+    assert torch.equal(a, b)
+
+
+def test_settings_merge_and_refuse(tmp_path):
+    assert settle({"lr": 0.5}, {"lr": 0.1, "batch": 4})["lr"] == 0.5
+    assert settle({}, {"batch": 4})["batch"] == 4
+    with pytest.raises(RunError, match=r"--batch is 0"):
+        settle({"batch": 0}, {})
+    run = run_at(tmp_path / "r")
+    with pytest.raises(RunError, match=r"started with lr 0.001, not 0.5"):
+        resumed(run, {"lr": 0.5})
+    assert resumed(run, {"lr": 0.001})["steps"] == 100
+    save(run, 100)
+    with pytest.raises(RunError, match="is finished"):
+        resumed(run, {})
+    with pytest.raises(RunError, match="texts changed"):
+        refuse_changes({"texts": "a"}, texts="b")
+
+
+def test_recipes_name_the_nearest_and_refuse_what_they_cannot_set(tmp_path):
+    assert read_recipe("demo", set(DEFAULTS) | {"lm", "template", "delimiters", "steps"})["lm"] == "demo/backbones/lm"
+    with pytest.raises(RunError, match="did you mean demo"):
+        read_recipe("dmo", set())
+    (tmp_path / "r.toml").write_text("[train]\nlearning = 3\n")
+    with pytest.raises(RunError, match="sets learning"):
+        read_recipe(str(tmp_path / "r.toml"), {"lr"})
+    (tmp_path / "r.toml").write_text("[train")
+    with pytest.raises(RunError, match="not TOML"):
+        read_recipe(str(tmp_path / "r.toml"), {"lr"})
+
+
+def test_a_missing_feature_set_is_a_sentence(tmp_path):
+    from shards import FeatureSetError
+
+    with pytest.raises(FeatureSetError):
+        FeatureSet(tmp_path / "nothing")
