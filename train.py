@@ -79,7 +79,6 @@ class Options:
 ABOUT_THE_CALL = {"name", "recipe", "resume", "device", "partial"}
 KEEP_CHECKPOINTS = 3
 SAVE_SECONDS = 600
-BLIND_STEPS, BLIND_GAIN = 500, 0.02
 BAD_LOSSES = 5
 
 
@@ -97,7 +96,7 @@ def main() -> None:
     from scoring.control import derangement
     from shards.read import FeatureSet
     from training.data import Encoded, Steps, feature_shape, load_steps, medium_contents
-    from training.heldout import choose_heldout, heldout_losses, sample_answers, scale_ratio
+    from training.heldout import choose_heldout, heldout_losses, sample_answers, scale_ratio, still_blind
     from training.plan import plan
     from training.progress import ProgressBar, StopRequest
     from training.run import Run, load_optimizer_state, optimizer_state
@@ -235,7 +234,7 @@ def main() -> None:
             best = losses["real"] if is_best else best
             shown = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
             bar.say(f"step {step}: held-out loss {shown}; tokens at {ratio:.2f} of the embeddings' RMS")
-            if step >= BLIND_STEPS and losses.get("shuffled", math.inf) - losses["real"] < BLIND_GAIN:
+            if still_blind(step, losses):
                 bar.say(
                     "still blind: another picture's features do as well. Look whether the captions fit the pictures, "
                     "try a higher --lr, or an adapter that reads patches (--adapter mlp)"

@@ -10,6 +10,7 @@ from training.data import Encoded, question_of
 
 MOST = 256  # eval.py looks at all of them
 SAMPLES = 8
+BLIND_STEPS, BLIND_GAIN = 500, 0.02
 
 
 def choose_heldout(encoded: Encoded, texts: Sequence[Text], learn: Sequence[Text], max_length: int) -> list[Text]:
@@ -41,6 +42,11 @@ def heldout_losses(
             rows += model.text_losses(batch.texts, batch.features)
         losses[name] = sum(loss for loss, _ in rows) / sum(count for _, count in rows)
     return losses
+
+
+def still_blind(step: int, losses: Mapping[str, float]) -> bool:
+    """Whether after 500 steps another medium's features still do as well: a gain under 0.02 nats per token."""
+    return step >= BLIND_STEPS and "shuffled" in losses and losses["shuffled"] - losses["real"] < BLIND_GAIN
 
 
 @torch.no_grad()
