@@ -70,7 +70,7 @@ class Options:
     eval_every: int | None = None
     """Steps between looks at the held-out texts."""
     save_every: int | None = None
-    """Steps between checkpoints; one is also written every 10 minutes and at the end."""
+    """Steps between checkpoints; one is also written when the held-out loss is best, every 10 minutes, at the end."""
     seed: int | None = None
     """Seed of the adapter's start and of the order of texts."""
     device: Annotated[str, tyro.conf.arg(help="auto, cuda, cuda:N or cpu.")] = "auto"
@@ -121,7 +121,9 @@ def main() -> None:
         checkpoint = old.load_state(device)
         facts = checkpoint["facts"]
         refuse_changes(facts, **identity)
-        torch.set_num_threads(facts["threads"])
+        if torch.get_num_threads() != facts["threads"]:
+            print(f"threads: {facts['threads']}, as at the checkpoint, because sums depend on it")
+            torch.set_num_threads(facts["threads"])
     lm = load_language_model(settings["lm"], device, settings["precision"])
     print(f"language model: {lm.name}, {lm.precision} ({lm.reason}), hidden_size {lm.hidden_size}")
     frozen = weights_sha256(lm.model)
@@ -239,7 +241,7 @@ def main() -> None:
                     "still blind: another picture's features do as well. Look whether the captions fit the pictures, "
                     "try a higher --lr, or an adapter that reads patches (--adapter mlp)"
                 )
-        if last or step % settings["save_every"] == 0 or time.monotonic() - saved_at > SAVE_SECONDS:
+        if last or is_best or step % settings["save_every"] == 0 or time.monotonic() - saved_at > SAVE_SECONDS:
             save(step, is_best)
             saved_at = time.monotonic()
         if last:

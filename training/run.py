@@ -72,7 +72,9 @@ class Run:
         name = pointer.read_text().strip() if pointer.is_file() else ""
         folder = self.path / "steps" / name
         if not name.isdigit() or not folder.is_dir():
-            raise RunError(f"{self.path} has no checkpoint yet; train it first: train.py --resume {self.path}")
+            raise RunError(
+                f"{self.path} has no checkpoint (it stopped before the first); train again under another --name"
+            )
         return folder
 
     def save(self, step: int, write_adapter: Callable[[Path], None], state: dict, keep: int, best: bool) -> Path:
