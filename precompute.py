@@ -3,13 +3,18 @@
 from pathlib import Path
 
 from console import run
+from precompute import PrecomputeError
 from precompute.cli import main
 
 
 def demo(folder: Path, seed: int) -> Path:
+    """Draw the demo's media, or find them drawn already."""
     from demo import scenes
 
-    return scenes.make(folder, seed=seed)
+    try:
+        return scenes.make(folder, seed=seed)
+    except ValueError as error:
+        raise PrecomputeError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ class PrecomputeError(ValueError):
 
 class MediaError(PrecomputeError):
     """One medium can't be decoded. `reason` is a few words that are equal for equal troubles, `detail` the
-    particulars."""
+    particulars.
+    """
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)

@@ -10,7 +10,8 @@ from . import PrecomputeError
 EPILOGUE = """Media once through a frozen encoder, features into shards that train.py reads. --data is a folder of
 pictures (words in .txt files of the same names, one caption per line, or in metadata.jsonl / metadata.csv with
 file_name and text; or no words), a folder with texts.jsonl (conversations) and its media, or such a .jsonl file. Run
-the same command again to resume, or to add new media."""
+the same command again to resume, or to add new media.
+"""
 SUGGESTED = ("clip-l-336", "siglip2-b", "dinov2-b")
 
 

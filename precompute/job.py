@@ -44,7 +44,8 @@ MENDS = {
 @dataclass(frozen=True)
 class Decoded:
     """A medium after the workers had it: its content hash and either pixels (3, H, W), or stored tensors, or an
-    error."""
+    error.
+    """
 
     digest: str
     pixels: torch.Tensor | None = None
@@ -73,7 +74,8 @@ def precompute(
 
     Prints the plan, a progress bar and what was left out. Returns False when the set was complete and nothing
     changed. Raises PrecomputeError or FeatureSetError as the plan, the folder or the encoder demand; bad media are
-    never fatal."""
+    never fatal.
+    """
     features = encoder.features(kinds)
     keys = _keys(found.media)
     print(_summary(found))
@@ -122,7 +124,8 @@ def _digest(path: Path) -> str:
 
 def _todo(writer: SetWriter, keys: dict[str, Medium], pool: ThreadPoolExecutor) -> dict[str, Medium]:
     """The media that must be encoded now: all but those in whole shards with the same content, and, when a run is
-    resumed, those it has already rejected."""
+    resumed, those it has already rejected.
+    """
     rejected = {make_key(origin): digest for origin, digest in writer.settled_rejects.items()}
     known = writer.known()
     check = [key for key in keys if key in known or key in rejected]
@@ -148,14 +151,14 @@ def _estimate(todo: dict[str, Medium], encoder: Encoder, kinds: Sequence[str], b
     began, pixels = time.perf_counter(), []
     for medium in list(todo.values())[: min(batch, TRIED)]:
         try:
-            pixels.append(encoder.preprocess(decode_image(medium.path)))
-        except (MediaError, ValueError):
+            pixels.append(_pixels(read_file(medium.path), encoder))
+        except MediaError:
             continue
     if not pixels:
         return 0.0
     decode = (time.perf_counter() - began) / len(pixels) / workers
     began = time.perf_counter()
-    encoder.encode(torch.stack(pixels), kinds)
+    _forward(encoder, pixels, kinds)
     return len(todo) * max(decode, (time.perf_counter() - began) / len(pixels))
 
 
@@ -168,11 +171,17 @@ def _decode(key: str, medium: Medium, encoder: Encoder, writer: SetWriter) -> De
     if (stored := writer.stored(key, digest)) is not None:
         return Decoded(digest, stored=stored)
     try:
-        return Decoded(digest, encoder.preprocess(decode_image(data)))
+        return Decoded(digest, _pixels(data, encoder))
     except MediaError as error:
         return Decoded(digest, error=error)
-    except (ValueError, OSError, MemoryError) as error:  # a picture that the encoder's own preprocessing chokes on
-        return Decoded(digest, error=MediaError("preprocessing failed", str(error)))
+
+
+def _pixels(data: bytes, encoder: Encoder) -> torch.Tensor:
+    image = decode_image(data)
+    try:
+        return encoder.preprocess(image)
+    except Exception as error:  # whatever the encoder's own preprocessing chokes on
+        raise MediaError("preprocessing failed", f"{type(error).__name__}: {error}") from error
 
 
 def _batches(rows: list[tuple[str, Medium]], size: int, decode: object, pool: ThreadPoolExecutor) -> Iterator[list]:
@@ -213,7 +222,7 @@ def _one_batch(part: list, encoder: Encoder, kinds: Sequence[str], shard: ShardW
     decoded = [(key, medium, future.result()) for key, medium, future in part]
     decoded_at = time.perf_counter()
     pixels = [row.pixels for _, _, row in decoded if row.pixels is not None]
-    given = encoder.encode(torch.stack(pixels), kinds) if pixels else {}
+    given = _forward(encoder, pixels, kinds) if pixels else {}
     encoded_at = time.perf_counter()
     position = 0
     for key, medium, row in decoded:
@@ -231,6 +240,20 @@ def _one_batch(part: list, encoder: Encoder, kinds: Sequence[str], shard: ShardW
     clock.decode += decoded_at - began
     clock.encode += encoded_at - decoded_at
     clock.write += time.perf_counter() - encoded_at
+
+
+def _forward(encoder: Encoder, pixels: list[torch.Tensor], kinds: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Encode a batch; where the memory doesn't suffice, its halves."""
+    try:
+        return encoder.encode(torch.stack(pixels), kinds)
+    except torch.OutOfMemoryError as error:
+        if len(pixels) == 1:
+            raise PrecomputeError(
+                f"one picture is too much for the memory of {encoder.device}: try --device cpu"
+            ) from error
+    middle = len(pixels) // 2
+    first, second = (_forward(encoder, half, kinds) for half in (pixels[:middle], pixels[middle:]))
+    return {kind: torch.cat([first[kind], second[kind]]) for kind in kinds}
 
 
 def _stored(features: torch.Tensor) -> torch.Tensor:

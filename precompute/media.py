@@ -38,7 +38,8 @@ def decode_image(source: bytes | Path | str) -> Image.Image:
     """Decode a picture (its bytes or its path) to an upright PIL image of mode RGB.
 
     The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency lies on white, an animation gives
-    its first frame. Raises MediaError with a short reason for anything that isn't a whole picture."""
+    its first frame. Raises MediaError with a short reason for anything that isn't a whole picture.
+    """
     if not isinstance(source, bytes):
         source = read_file(Path(source))
     if not source:

@@ -21,7 +21,8 @@ def bytes_each(features: Mapping[str, dict]) -> dict[str, int]:
 @dataclass(frozen=True)
 class Plan:
     """items: media to encode now · done: already in the set · each: kind -> bytes per medium · free: bytes on the
-    disk of `out` · seconds: estimated for all items, from a first few."""
+    disk of `out` · seconds: estimated for all items, from a first few.
+    """
 
     items: int
     done: int

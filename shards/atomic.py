@@ -15,6 +15,8 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError:
+        pass  # some mounted file systems don't sync folders
     finally:
         os.close(handle)
 
@@ -22,7 +24,8 @@ def sync_folder(folder: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary stream that becomes `path` (written, synced, renamed) when the block ends, and vanishes if it
-    raises."""
+    raises.
+    """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         with open(temporary, "wb") as stream:

@@ -1,7 +1,8 @@
 """Where each tensor lies in the shards, so that a read is one `pread`.
 
 The index is a cache of what the shards themselves say. It carries the shards' sha256 and a checksum of its own; one
-that is missing, damaged or belongs to other shards is made again from the tar headers, never believed."""
+that is missing, damaged or belongs to other shards is made again from the tar headers, never believed.
+"""
 
 import hashlib
 import json
@@ -75,7 +76,8 @@ def scan_shard(path: Path, features: Mapping[str, Mapping]) -> list[Sample]:
 
     `features` is the manifest's: kind -> {"shape", "dtype"}. Raises FeatureSetError when the tar is cut short, a
     member has no partner, a key repeats or isn't one of ours, or a tensor isn't what the manifest says. Nothing is
-    unpacked."""
+    unpacked.
+    """
     tensors: dict[str, tuple[int, dict[str, int]]] = {}
     infos: dict[str, dict] = {}
     order: list[str] = []

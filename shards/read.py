@@ -29,7 +29,8 @@ OPEN_FILES = 200  # per thread; the usual limit of a process is 1024
 @dataclass(frozen=True)
 class Text:
     """One text: its id, the keys of its media in order, its turns ({"role", "content"}), its split, what else is
-    known."""
+    known.
+    """
 
     id: str
     media: tuple[str, ...]
@@ -115,19 +116,21 @@ class FeatureSet:
         name = f"{key}.safetensors".encode()
         if skip < BLOCK or not header.startswith(name + b"\0") or len(payload) != size:
             raise FeatureSetError(f"{key} isn't where the index of {self.path} says: the shard was changed or damaged")
-        length = int(header[124:135] or b"0", 8)
-        if skip + size > BLOCK + length:
+        digits = header[124:135]  # the tar header's size field, octal
+        if not digits.isdigit() or skip + size > BLOCK + int(digits, 8):
             raise FeatureSetError(f"{kind} of {key} in {self.path} reaches past its tar member: the shard is damaged")
         return payload
 
     def read(self, key: str, kind: str) -> torch.Tensor:
         """One medium's features: float16, shape as in the manifest. Raises FeatureSetError on an unknown key or
-        kind."""
+        kind.
+        """
         return self.read_many([key], kind)[0]
 
     def read_many(self, keys: Sequence[str], kind: str) -> torch.Tensor:
         """Features of several media: (batch, *shape) float16. Raises FeatureSetError on an unknown key or kind, and
-        when what lies at the index's position isn't this key's."""
+        when what lies at the index's position isn't this key's.
+        """
         shape = self._shape(kind)
         size = 2 * int(np.prod(shape))
         out = torch.empty((len(keys), *shape), dtype=torch.float16)
@@ -162,7 +165,8 @@ class FeatureSet:
 
         In another file a medium is named by its key or its origin, `split` may be missing (then it follows from what
         is held out), and the count of texts whose media are in the set is printed. Raises FeatureSetError on a
-        malformed line, and on media that aren't in the set unless `partial`, which leaves their texts out."""
+        malformed line, and on media that aren't in the set unless `partial`, which leaves their texts out.
+        """
         file = self.path / TEXTS if path is None else Path(path)
         if not file.is_file():
             raise FeatureSetError(f"{file} doesn't exist; name a file with one JSON text per line")

@@ -33,7 +33,8 @@ def resolve_splits(hashes: Mapping[str, str], texts: Iterable[dict]) -> tuple[li
     `hashes` as in `hold_out`; `texts` have "media" (keys) and "split" (a name or None). A text's own split wins;
     media that no text has claimed for a split are subject to `hold_out`; a text without a split is "heldout" when one
     of its media, or a copy of it, is held out or shown by another text outside training. Returns the texts and
-    held-out keys."""
+    held-out keys.
+    """
     texts = list(texts)
     claimed = {hashes[key] for text in texts if text["split"] for key in text["media"]}
     outside = {hashes[key] for text in texts if text["split"] not in (None, "train") for key in text["media"]}

@@ -2,7 +2,8 @@
 
 While it is being made, a set has a `progress.jsonl`: a header, then a line for each shard that is whole and on disk.
 The manifest comes last. So a run that is killed at any moment loses one shard's work at most, and a finished set that
-is being extended stays readable until its new manifest replaces the old one."""
+is being extended stays readable until its new manifest replaces the old one.
+"""
 
 import fcntl
 import hashlib
@@ -52,7 +53,8 @@ class SetWriter:
 
     folder: where · modality: "image" · encoder: `Encoder.describe()` · features: kind -> {"shape", "dtype",
     ("grid")}. Raises FeatureSetError when the folder holds anything else, or a set of another encoder or of other
-    kinds."""
+    kinds.
+    """
 
     def __init__(self, folder: Path, modality: str, encoder: dict, features: Mapping[str, dict]):
         self.folder, self.modality, self.encoder, self.features = Path(folder), modality, encoder, dict(features)
@@ -70,11 +72,13 @@ class SetWriter:
         self._lock = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             os.close(self._lock)
             raise FeatureSetError(
                 f"another precompute is writing {self.folder}: wait for it, or choose another --out"
             ) from error
+        except OSError:
+            pass  # a file system without locks
         try:
             self._open()
         except BaseException:
@@ -146,7 +150,8 @@ class SetWriter:
         """Keep the shards all of whose media are still wanted and unchanged; return the keys they hold.
 
         `hashes` is key -> content hash now, for the keys of `known()` that still exist. What is good in the other
-        shards is remembered for `stored`."""
+        shards is remembered for `stored`.
+        """
         kept: set[str] = set()
         for shards in (self.finished, self.fresh):
             for shard in list(shards):
@@ -218,7 +223,8 @@ class SetWriter:
         """Make the shards a set. Returns False, having touched nothing, when it was finished and nothing changed.
 
         texts: lines of texts.jsonl with resolved splits · heldout: keys · thumbnails: (key, JPEG bytes), asked for
-        only when something changed · rejected: {"origin", "reason", "detail"} of all media left out."""
+        only when something changed · rejected: {"origin", "reason", "detail"} of all media left out.
+        """
         shards = self.finished + self.fresh
         order = [shard["name"] for shard in shards]
         if not shards:
@@ -277,7 +283,8 @@ class SetWriter:
 
 class ShardWriter:
     """Adds samples to one shard, a webdataset tar with a fixed integer mtime so that equal samples give equal
-    bytes."""
+    bytes.
+    """
 
     def __init__(self, stream: BinaryIO):
         self._tar = TarWriter(stream, encoder=False, mtime=0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_encoders import OPEN_CLIP_PREPROCESSING, open_clip_folder, transformers_folder
+from tiny_encoders import OPEN_CLIP, OPEN_CLIP_PREPROCESSING, open_clip_folder, roughen, transformers_folder
 
 from precompute import PrecomputeError
 from precompute.encoders import PROJECT, load_encoder, load_encoder_like, resolve
@@ -317,7 +317,7 @@ def test_names_resolve(tmp_path: Path) -> None:
     assert resolve("dinov2-b") == ("transformers", "facebook/dinov2-base")
     assert resolve("google/siglip2-base-patch16-224") == ("transformers", "google/siglip2-base-patch16-224")
     assert resolve("clip-l-336") == ("open_clip", "ViT-L-14-336-quickgelu/openai")
-    assert all(resolve(name)[0] in ("open_clip", "transformers") for name in NAMES)
+    assert all(resolve(name)[0] in ("open_clip", "transformers") for name in NAMES if name != "demo")
     with pytest.raises(PrecomputeError, match="neither open_clip_config"):
         resolve(str(tmp_path))
 
@@ -370,3 +370,49 @@ def test_new_encoder_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     again = load_encoder_like(features.manifest["encoder"])
     assert again.describe() == features.manifest["encoder"]
     encoders.FAMILIES.pop("grid-colour")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tower", ["attention pooling", "timm"])
+def test_other_open_clip_towers(tmp_path: Path, tower: str) -> None:
+    import open_clip
+    from safetensors.torch import save_file
+
+    if tower == "timm":
+        vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 224}
+        config = {**OPEN_CLIP, "vision_cfg": vision, "custom_text": True}
+    else:
+        vision = {**OPEN_CLIP["vision_cfg"], "attentional_pool": True, "attn_pooler_heads": 4}
+        config = {**OPEN_CLIP, "vision_cfg": vision}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    config = {name: value for name, value in json.loads(json.dumps(config)).items() if name != "custom_text"}
+    model = roughen((open_clip.CustomTextCLIP if tower == "timm" else open_clip.CLIP)(**config))
+    save_file({k: v.clone() for k, v in model.state_dict().items()}, tmp_path / "open_clip_model.safetensors")
+
+    encoder = load_encoder(str(tmp_path))
+    pixels, states = encoder.preprocess(photo())[None], []
+    blocks = model.visual.trunk.blocks if tower == "timm" else model.visual.transformer.resblocks
+    for block in blocks:
+        block.register_forward_hook(lambda _module, _inputs, output: states.append(output))
+    own = model.encode_image(pixels)
+    stored = encoder.encode(pixels, sorted(encoder.kinds))
+    assert_parity(stored["pooled"], own, normalised=torch.nn.functional.normalize(own, dim=-1))
+    assert_parity(stored["patches"], states[-2][:, 1:], last=states[-1][:, 1:])
+    if tower == "timm":
+        cls = torch.stack([state[:, 0] for state in states], 1)
+        assert_parity(stored["layers"], model.visual.trunk.norm(cls[:, -6:]), no_norm=cls[:, -6:])
+    else:
+        with pytest.raises(PrecomputeError, match="no CLS token with a final norm"):
+            load_encoder(str(tmp_path), kinds=("layers",))
+
+
+def test_towers_without_a_grid_of_tokens_are_refused(tmp_path: Path) -> None:
+    import open_clip
+    from safetensors.torch import save_file
+
+    config = {**OPEN_CLIP, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    model = open_clip.CLIP(**json.loads(json.dumps(config)))
+    save_file({k: v.clone() for k, v in model.state_dict().items()}, tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(PrecomputeError, match="only vision transformers"):
+        load_encoder(str(tmp_path))

@@ -12,6 +12,8 @@ from PIL import Image
 from precompute import MediaError, media
 from precompute.media import decode_image, thumbnail_jpeg
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+
 
 def data(image: Image.Image, form: str, **options: object) -> bytes:
     stream = io.BytesIO()

@@ -1,5 +1,6 @@
 """precompute.py from the outside: any folder in, a whole set out, whatever happens on the way."""
 
+import functools
 import io
 import json
 import os
@@ -313,6 +314,26 @@ def test_overflow_is_found_when_written(tmp_path: Path, encoder: Path, monkeypat
     assert "1e+05" in rejected[0]["detail"] and len(features) == 18
 
 
+def test_a_batch_too_large_for_the_memory_is_halved(
+    tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, room = Encoder.encode, [3]
+
+    def tight(self: Encoder, batch: torch.Tensor, kinds: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        if len(batch) > room[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(self, batch, kinds)
+
+    data = photos(tmp_path / "photos", 20)
+    wanted = run(data, encoder, tmp_path / "wanted")
+    monkeypatch.setattr(Encoder, "encode", tight)
+    features = run(data, encoder, tmp_path / "set")
+    assert features.keys == wanted.keys
+    torch.testing.assert_close(
+        features.read_many(features.keys, "pooled"), wanted.read_many(wanted.keys, "pooled"), rtol=2e-3, atol=2e-3
+    )
+
+
 def test_the_plan_stops_what_will_not_fit(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "free_bytes", lambda _: 50_000)
     with pytest.raises(PrecomputeError, match=r"won't fit .* has 50.0 kB free"):
@@ -403,6 +424,7 @@ def test_killed_between_any_two_steps_of_the_end(
         replace(source, target)
 
     monkeypatch.setattr(atomic.os, "replace", stop)
+    monkeypatch.setattr("precompute.encoders.load_encoder", functools.cache(load_encoder))
     while True:
         left[0] = steps
         out = tmp_path / f"killed {steps}/set"

@@ -1,7 +1,8 @@
 """Frozen encoders: a registry, and how a name becomes one.
 
 To add an encoder, drop a module into this folder with a class that carries the decorator `register`;
-docs/new_encoder.md shows one."""
+docs/new_encoder.md shows one.
+"""
 
 import difflib
 import hashlib
@@ -21,6 +22,7 @@ from .names import NAMES
 
 PROJECT = Path(__file__).resolve().parents[2]
 FAMILIES: dict[str, Callable[..., "Encoder"]] = {}
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SAMPLED = 64  # weights per tensor that go into a fingerprint
 
 
@@ -53,7 +55,8 @@ class Encoder:
     ):
         """identifier: what follows the family's name · dtype: of the computation, default float32 · patch_layer:
         which of the hidden states (0: embeddings, -1: after the last block) gives the patches, default -2 · blocks:
-        how many of the last blocks give `layers`, default 6, fewer in a smaller tower."""
+        how many of the last blocks give `layers`, default 6, fewer in a smaller tower.
+        """
         self.id, self.device, self.dtype = identifier, torch.device(device), dtype or torch.float32
         self.patch_layer = -2 if patch_layer is None else patch_layer
         self.blocks = 6 if blocks is None else blocks
@@ -70,7 +73,8 @@ class Encoder:
     @torch.no_grad()
     def encode(self, batch: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
         """(batch, 3, H, W) float32 -> {"pooled": (batch, width), "patches": (batch, tokens, width), "layers": (batch,
-        blocks, width)}, those of `kinds`, float32 on the CPU. Raises PrecomputeError for a kind it can't give."""
+        blocks, width)}, those of `kinds`, float32 on the CPU. Raises PrecomputeError for a kind it can't give.
+        """
         self.require(kinds)
         given = self.forward(batch.to(self.device, self.dtype), kinds)
         return {kind: given[kind].float().cpu() for kind in kinds}
@@ -79,7 +83,7 @@ class Encoder:
         """Raise PrecomputeError unless the encoder can give all of `kinds`."""
         for kind in kinds:
             if kind not in self.kinds:
-                why = " (it has no CLS token)" if kind == "layers" else ""
+                why = " (it has no CLS token with a final norm)" if kind == "layers" else ""
                 raise PrecomputeError(
                     f"encoder {self.name} can't give {kind!r} features{why}, only {_list(self.kinds)}"
                 )
@@ -109,6 +113,7 @@ class Encoder:
             "image_size": self.image_size,
             "patch_size": self.patch_size,
             "preprocessing": dict(self.preprocessing),
+            "precision": str(self.dtype).removeprefix("torch."),
             "fingerprint": self.fingerprint(),
         }
 
@@ -116,7 +121,8 @@ class Encoder:
         """sha256 over config, sampled weights, layer and preprocessing: equal only for encoders that give equal
         features.
 
-        The weights are those noted by `note_weights`, before any cast, so that the device and dtype don't matter."""
+        The weights are those noted by `note_weights`, before any cast, so that the device and dtype don't matter.
+        """
         facts = [
             type(self).__name__,
             dict(self.config),
@@ -161,7 +167,8 @@ def load_encoder(
     folder (with open_clip_config.json or config.json) or a Hub id (`facebook/dinov2-base`, read by transformers).
 
     choices: patch_layer, blocks. Raises PrecomputeError when nothing is called so, when a kind can't be given, and
-    when weights can't be had."""
+    when weights can't be had.
+    """
     family, identifier = resolve(name)
     encoder = FAMILIES[family](identifier, device=device, dtype=dtype, **choices)
     encoder.name, encoder.id = name, _portable(identifier)
@@ -172,8 +179,11 @@ def load_encoder(
 def load_encoder_like(described: dict, device: str = "cpu", dtype: torch.dtype | None = None) -> Encoder:
     """Load the encoder that a manifest or an adapter describes.
 
-    Raises PrecomputeError when what is found there now isn't the same encoder (config, weights, layer,
-    preprocessing)."""
+    dtype: without it, that of the description on a GPU and float32 on a CPU. Raises PrecomputeError when what is found
+    there now isn't the same encoder (config, weights, layer, preprocessing).
+    """
+    if dtype is None and not str(device).startswith("cpu"):
+        dtype = PRECISIONS.get(described.get("precision"))
     layer = described.get("layer") or {}
     name = f"{described['library']}:{described['id']}" if described["id"] else described["library"]
     encoder = load_encoder(name, device, dtype, (), patch_layer=layer.get("patches"), blocks=layer.get("layers"))
@@ -190,9 +200,14 @@ def load_encoder_like(described: dict, device: str = "cpu", dtype: torch.dtype |
 
 def resolve(name: str) -> tuple[str, str]:
     """What was typed -> (family, identifier). Raises PrecomputeError with the nearest names when nothing is called
-    so."""
+    so.
+    """
     _import_families()
     full = NAMES[name].encoder if name in NAMES else name
+    if name == "demo" and find_folder(full.partition(":")[2]) is None:
+        raise PrecomputeError(
+            f"the demo's encoder isn't at {full.partition(':')[2]}: clone the project whole, or name another"
+        )
     family, colon, identifier = full.partition(":")
     if colon and family in FAMILIES:
         return family, identifier

@@ -4,6 +4,7 @@ https://github.com/mlfoundations/open_clip (MIT)
 """
 
 import dataclasses
+import difflib
 import json
 import warnings
 from collections.abc import Collection
@@ -23,7 +24,8 @@ class OpenClip(Encoder):
     """identifier: `ARCHITECTURE/TAG`, `hf-hub:OWNER/REPO`, or a folder with open_clip_config.json.
 
     pooled: the tower's output before L2 normalisation (projected) · patches: after block `patch_layer`, no norm, no
-    CLS · layers: the CLS after each of the last blocks, each through the tower's final LayerNorm."""
+    CLS · layers: the CLS after each of the last blocks, each through the tower's final LayerNorm.
+    """
 
     def __init__(self, identifier: str = "", **choices: object):
         super().__init__(identifier, **choices)
@@ -50,8 +52,11 @@ class OpenClip(Encoder):
         self.grid = tuple(maps[0].shape[2:])
         self.width, self.image_size = maps[0].shape[1], pixels.shape[-1]
         self.patch_size = self.image_size // self.grid[1]
-        has_cls = self._trunk is None or getattr(self._trunk, "cls_token", None) is not None
-        self.kinds = frozenset({"pooled", "patches", "layers"} if has_cls else {"pooled", "patches"})
+        if self._trunk is None:  # CoCa's attention pooling leaves the CLS without a final norm of its own
+            normed_cls = tower.attn_pool is None
+        else:
+            normed_cls = getattr(self._trunk, "cls_token", None) is not None
+        self.kinds = frozenset({"pooled", "patches", "layers"} if normed_cls else {"pooled", "patches"})
         self.blocks = min(self.blocks, self.depth)
         if not -self.depth <= self.patch_layer <= -1:
             raise PrecomputeError(f"{identifier} has {self.depth} blocks: patch_layer is from {-self.depth} to -1")
@@ -133,8 +138,6 @@ def _create(open_clip: object, identifier: str) -> tuple[torch.nn.Module, dict, 
 
 
 def _unknown(name: str, known: list[str], what: str) -> str:
-    import difflib
-
     near = difflib.get_close_matches(name, known, 3, 0.3) or known[:3]
     return f"no {what} is called {name!r}; nearest: {', '.join(near) or 'none'}"
 

@@ -24,7 +24,8 @@ class Tower:
     """How one family's tower is read.
 
     loader: transformers' class · pooled: where its output vector is · norm: the final LayerNorm's path · cls: has it
-    a CLS token · why: the reason for what isn't plain."""
+    a CLS token · why: the reason for what isn't plain.
+    """
 
     loader: str
     pooled: str
@@ -52,7 +53,8 @@ class Transformers(Encoder):
 
     pooled: the tower's output vector (CLIP: projected; SigLIP: its attention head's; DINOv2, ViT: the CLS after the
     final norm) · patches: hidden_states[patch_layer] without CLS, registers or norm · layers: the CLS of the last
-    blocks' hidden states, each through the final LayerNorm."""
+    blocks' hidden states, each through the final LayerNorm.
+    """
 
     def __init__(self, identifier: str = "", **choices: object):
         super().__init__(identifier, **choices)

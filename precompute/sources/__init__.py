@@ -25,7 +25,8 @@ class Medium:
 @dataclass(frozen=True)
 class Words:
     """One text about `media` (origins, in order): turns of {"role", "content"}; `split` and `id` if the source has
-    them."""
+    them.
+    """
 
     media: tuple[str, ...]
     turns: tuple[dict, ...]
@@ -37,7 +38,8 @@ class Words:
 @dataclass(frozen=True)
 class Problem:
     """Something the source lists but can't give, for rejected.jsonl. `reason` is a few words, equal for equal
-    troubles."""
+    troubles.
+    """
 
     origin: str
     reason: str
@@ -83,7 +85,8 @@ class Collection:
 
 def collect(path: Path) -> Collection:
     """Read `path` with the layout it looks like. Raises PrecomputeError when it doesn't exist, looks like none, or
-    holds no medium."""
+    holds no medium.
+    """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     path = Path(os.path.abspath(path))

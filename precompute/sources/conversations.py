@@ -3,7 +3,8 @@
 and an assistant turn.
 
 Given the file itself, the media it names are encoded; given a folder with `texts.jsonl` in it, all pictures below
-are. Paths are relative to the file's folder and stay inside it."""
+are. Paths are relative to the file's folder and stay inside it.
+"""
 
 import os
 from collections.abc import Iterator

@@ -4,7 +4,8 @@ Words come from `metadata.jsonl` or `metadata.csv` in any folder (Hugging Face's
 relative to that file, and `text`, `caption` or `captions`; a `split` column is taken if there is one), else from a
 `.txt` beside the picture with the same stem. In a `.txt` each non-empty line is one caption (what caption tools call
 one file per picture has one line; several lines are several captions). Pictures without words are encoded all the
-same."""
+same.
+"""
 
 import csv
 import io
