@@ -94,7 +94,7 @@ class Live:
     def _say(self, turns: list[dict], image, max_new_tokens: int) -> str:
         soft = self.model.adapter.soft_prompt is not None
         segments = self.model.prompt.segments(turns, ["image"], answer=False, soft_prompt=soft)
-        return self.model.generate([segments], [{"image": self.features(image)}], max_new_tokens)[0]
+        return self.model.generate([segments], {"image": self.features(image)}, max_new_tokens)[0]
 
 
 def load(path: Path | str, device: str = "cpu", precision: str = "auto", lm: str | None = None) -> Live:

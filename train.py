@@ -185,8 +185,7 @@ def main() -> None:
     else:
         settings |= {"template": template.style, "delimiters": list(template.delimiters)}
         folder, first, best = Run.create(run_path(options, adapter.spec), settings), 0, None
-        rows = [row for found in steps[0].features for row in found.values()]
-        factor = adapter.match_scale(torch.stack(rows).to(device)) if rows else 1.0
+        factor = adapter.match_scale(steps[0].rows.to(device))
         print(f"run: {folder.path}" + (f", the projector's last layer scaled by {factor:.3g}" if factor != 1 else ""))
 
     def save(step: int, is_best: bool) -> None:

@@ -14,6 +14,9 @@ from adapters.prompt import SOFT_PROMPT, Prompt, Segment
 from adapters.soft_prompt import SoftPrompt
 from adapters.splice import IGNORED, splice
 
+Texts = Sequence[Sequence[Segment]]
+Features = Mapping[str, torch.Tensor]
+
 
 class Adapter(nn.Module):
     """What is trained: a projector and, where `soft_prompt` is above 0, a soft prompt of that length. All fp32.
@@ -62,9 +65,9 @@ class Adapter(nn.Module):
         """Rescale the projector's last layer so that these features' tokens have the embeddings' RMS; return by how
         much.
 
-        Done once, before the first step. With `output_norm` there is nothing to do.
+        Done once, before the first step. With `output_norm`, or without features, there is nothing to do.
         """
-        if self.log_gain is not None:
+        if self.log_gain is not None or not len(features):
             return 1.0
         rms = self(features).pow(2).mean(-1).sqrt().median().item()
         factor = self.embedding_rms / max(rms, 1e-12)
@@ -76,8 +79,8 @@ class Adapter(nn.Module):
 class AdaptedModel(nn.Module):
     """A frozen language model that reads through an adapter.
 
-    `texts` below are lists of segments from `Prompt`; `features[i]` maps each medium named in `texts[i]` to its
-    features, `(width,)` or `(tokens, width)`, any float dtype. A tensor that several texts share is projected once.
+    `texts` below are lists of segments from `Prompt`; `features` maps each medium that they name to its features,
+    `(width,)` or `(tokens, width)`, any float dtype. A medium that several texts name is projected once.
     """
 
     def __init__(self, lm: LanguageModel, adapter: Adapter, prompt: Prompt):
@@ -85,42 +88,34 @@ class AdaptedModel(nn.Module):
         self.lm, self.adapter, self.prompt = lm, adapter, prompt
         self._takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
 
-    def _slots(self, texts, features) -> list[dict[str, torch.Tensor]]:
-        media = [{s.slot for s in text if s.slot not in (None, SOFT_PROMPT)} for text in texts]
-        distinct = {id(found[m]): found[m] for named, found in zip(media, features, strict=True) for m in named}
-        projected = {}
-        if distinct:
+    def slots(self, texts: Texts, features: Features) -> dict[str, torch.Tensor]:
+        """The vectors `(tokens, hidden_size)` in fp32 for every medium that `texts` name, and for the soft prompt."""
+        named = dict.fromkeys(s.slot for text in texts for s in text if s.slot not in (None, SOFT_PROMPT))
+        filled = {} if self.adapter.soft_prompt is None else {SOFT_PROMPT: self.adapter.soft_prompt()}
+        if named:
             device = next(self.adapter.parameters()).device
-            tokens = self.adapter(torch.stack(list(distinct.values())).to(device, non_blocking=True))
-            projected = dict(zip(distinct, tokens, strict=True))
-        soft = {SOFT_PROMPT: self.adapter.soft_prompt()} if self.adapter.soft_prompt is not None else {}
-        return [
-            soft | {m: projected[id(found[m])] for m in named} for named, found in zip(media, features, strict=True)
-        ]
+            read = torch.stack([features[name] for name in named]).to(device, non_blocking=True)
+            filled |= zip(named, self.adapter(read), strict=True)
+        return filled
 
-    def loss(
-        self, texts: Sequence[Sequence[Segment]], features: Sequence[Mapping[str, torch.Tensor]]
-    ) -> tuple[torch.Tensor, int]:
+    def loss(self, texts: Texts, features: Features) -> tuple[torch.Tensor, int]:
         """Cross-entropy summed over the target tokens of a micro-batch, in fp32, and their number.
 
         A step divides the sum of these by the sum of the numbers, so how it is cut into micro-batches changes nothing.
         Logits are computed at the labels' positions only, by the model's own head (its scale and softcap included).
         """
-        per_token, labels = self._token_losses(texts, features)
-        return per_token.sum(), len(labels)
+        per_token = self._token_losses(texts, features)
+        return per_token.sum(), len(per_token)
 
     @torch.no_grad()
-    def text_losses(
-        self, texts: Sequence[Sequence[Segment]], features: Sequence[Mapping[str, torch.Tensor]]
-    ) -> list[tuple[float, int]]:
+    def text_losses(self, texts: Texts, features: Features) -> list[tuple[float, int]]:
         """For each text its summed cross-entropy and its number of target tokens."""
-        per_token, _ = self._token_losses(texts, features)
         counts = [sum(len(s.ids) for s in text if s.target) for text in texts]
-        return [(part.sum().item(), len(part)) for part in per_token.split(counts)]
+        return [(part.sum().item(), len(part)) for part in self._token_losses(texts, features).split(counts)]
 
-    def _token_losses(self, texts, features) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = splice(self.lm, texts, self._slots(texts, features))
-        labels = nn.functional.pad(batch.labels, (0, 1), value=IGNORED)[:, 1:]
+    def _token_losses(self, texts: Texts, features: Features) -> torch.Tensor:
+        batch = splice(self.lm, texts, self.slots(texts, features))
+        labels = functional.pad(batch.labels, (0, 1), value=IGNORED)[:, 1:]
         wanted = labels != IGNORED
         logits = self.lm.model(
             inputs_embeds=batch.inputs_embeds,
@@ -129,18 +124,12 @@ class AdaptedModel(nn.Module):
             use_cache=False,
             **({"position_ids": batch.position_ids} if self._takes_positions else {}),
         ).logits
-        return functional.cross_entropy(logits.float(), labels[wanted], reduction="none"), labels[wanted]
+        return functional.cross_entropy(logits.float(), labels[wanted], reduction="none")
 
     @torch.no_grad()
-    def generate(
-        self,
-        texts: Sequence[Sequence[Segment]],
-        features: Sequence[Mapping[str, torch.Tensor]],
-        max_new_tokens: int = 64,
-        **decoding,
-    ) -> list[str]:
+    def generate(self, texts: Texts, features: Features, max_new_tokens: int = 64, **decoding) -> list[str]:
         """Answer prompts made with `answer=False`, greedily unless `decoding` (transformers' names) says otherwise."""
-        batch = splice(self.lm, texts, self._slots(texts, features), side="left", train=False)
+        batch = splice(self.lm, texts, self.slots(texts, features), side="left", train=False)
         stop = self.prompt.stop_ids
         config = GenerationConfig(
             **{"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, **decoding},

@@ -36,12 +36,12 @@ def length_of(segments: Sequence[Segment], slot_tokens: Mapping[str, int] | int)
 def splice(
     lm: LanguageModel,
     texts: Sequence[Sequence[Segment]],
-    slots: Sequence[Mapping[str, torch.Tensor]],
+    slots: Mapping[str, torch.Tensor],
     *,
     side: str = "right",
     train: bool = True,
 ) -> Spliced:
-    """Lay out each text's segments: words through the model's embedding, slots filled from `slots[i][name]`.
+    """Lay out each text's segments: words through the model's embedding, slots filled by name.
 
     A slot's vectors are `(tokens, hidden_size)`, any dtype; this is the one place where they become the model's dtype.
     `side` is where the padding goes: "right" for training, "left" for generation.
@@ -49,9 +49,9 @@ def splice(
     """
     device, dtype = lm.device, lm.dtype
     ids, id_places, vectors, vector_places, targets = [], [], [], [], []
-    lengths = [length_of(text, {k: len(v) for k, v in slot.items()}) for text, slot in zip(texts, slots, strict=True)]
+    lengths = [length_of(text, {name: len(vectors) for name, vectors in slots.items()}) for text in texts]
     longest = max(lengths)
-    for row, (text, filling) in enumerate(zip(texts, slots, strict=True)):
+    for row, text in enumerate(texts):
         if train and not any(segment.target for segment in text):
             raise AdapterError("a text has no words to learn: its answer is empty")
         place = row * longest + (longest - lengths[row] if side == "left" else 0)
@@ -64,7 +64,7 @@ def splice(
                     targets.extend(zip(places, segment.ids, strict=True))
                 place += len(segment.ids)
             else:
-                medium = filling[segment.slot]
+                medium = slots[segment.slot]
                 if medium.shape[-1] != lm.hidden_size:
                     raise AdapterError(
                         f"the adapter gives vectors of width {medium.shape[-1]}, but {lm.name} has hidden_size "

@@ -30,8 +30,12 @@ def adapted(folder, spec="mlp3", kind="pooled", **options):
 
 def batch(model, answer=True, soft_prompt=False):
     generator = torch.Generator().manual_seed(2)
-    texts = [model.prompt.segments(turns, ["m"], answer=answer, soft_prompt=soft_prompt) for turns in TURNS]
-    return texts, [{"m": torch.randn(WIDTH, generator=generator)} for _ in texts]
+    names = [f"m{i}" for i in range(len(TURNS))]
+    texts = [
+        model.prompt.segments(turns, [name], answer=answer, soft_prompt=soft_prompt)
+        for turns, name in zip(TURNS, names, strict=True)
+    ]
+    return texts, {name: torch.randn(WIDTH, generator=generator) for name in names}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -40,7 +44,7 @@ def test_loss_equals_the_models_own(family, language_model_folder):
     ids = model.lm.tokenizer("the quick brown fox jumps over", return_tensors="pt").input_ids
     own = model.lm.model(input_ids=ids, labels=ids).loss
     whole = [Segment(ids=tuple(ids[0, :1].tolist())), Segment(ids=tuple(ids[0, 1:].tolist()), target=True)]
-    total, count = model.loss([whole], [{}])
+    total, count = model.loss([whole], {})
     assert count == ids.shape[1] - 1
     assert torch.allclose(total / count, own, atol=1e-5)
 
@@ -49,10 +53,10 @@ def test_loss_equals_the_models_own(family, language_model_folder):
 def test_loss_with_media_equals_labels_loss_over_the_same_vectors(family, language_model_folder):
     model = adapted(language_model_folder(family))
     texts, features = batch(model)
-    for text, found in zip(texts, features, strict=True):
-        spliced = splice(model.lm, [text], model._slots([text], [found]))
+    for text in texts:
+        spliced = splice(model.lm, [text], model.slots([text], features))
         own = model.lm.model(inputs_embeds=spliced.inputs_embeds, labels=spliced.labels).loss
-        total, count = model.loss([text], [found])
+        total, count = model.loss([text], features)
         assert torch.allclose(total / count, own, atol=1e-5)
 
 
@@ -62,11 +66,11 @@ def test_batching_changes_neither_loss_nor_answers(family, language_model_folder
     texts, features = batch(model, soft_prompt=True)
     together = model.text_losses(texts, features)
     for i, (total, count) in enumerate(together):
-        ((alone, n),) = model.text_losses(texts[i : i + 1], features[i : i + 1])
+        ((alone, n),) = model.text_losses(texts[i : i + 1], features)
         assert n == count and abs(alone - total) / count < 1e-5
     prompts, features = batch(model, answer=False, soft_prompt=True)
     answers = model.generate(prompts, features, max_new_tokens=12)
-    assert answers == [model.generate([p], [f], max_new_tokens=12)[0] for p, f in zip(prompts, features, strict=True)]
+    assert answers == [model.generate([prompt], features, max_new_tokens=12)[0] for prompt in prompts]
     assert any(answers)
 
 
@@ -92,7 +96,7 @@ def test_gradient_reaches_the_adapter_and_nothing_else(family, language_model_fo
 def test_padding_is_what_the_mask_hides(language_model_folder):
     model = adapted(language_model_folder("opt"))
     texts, features = batch(model)
-    slots = model._slots(texts, features)
+    slots = model.slots(texts, features)
     right, left = splice(model.lm, texts, slots), splice(model.lm, texts, slots, side="left")
     for side in (right, left):
         assert side.attention_mask.sum(1).tolist() == right.attention_mask.sum(1).tolist()
@@ -103,9 +107,9 @@ def test_padding_is_what_the_mask_hides(language_model_folder):
 def test_splice_refuses_a_text_without_targets_and_another_width(language_model_folder):
     model = adapted(language_model_folder("llama"))
     with pytest.raises(AdapterError, match="no words to learn"):
-        splice(model.lm, [[Segment(ids=(5, 6))]], [{}])
+        splice(model.lm, [[Segment(ids=(5, 6))]], {})
     with pytest.raises(AdapterError, match=r"width 7, but .* hidden_size 32"):
-        splice(model.lm, [[Segment(slot="m"), Segment(ids=(5,), target=True)]], [{"m": torch.zeros(2, 7)}])
+        splice(model.lm, [[Segment(slot="m"), Segment(ids=(5,), target=True)]], {"m": torch.zeros(2, 7)})
 
 
 @pytest.mark.parametrize("precision, tolerance", [("bf16", 0.05), ("fp16", 0.02), ("8bit", 0.1), ("4bit", 0.5)])

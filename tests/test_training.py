@@ -63,12 +63,12 @@ def model(language_model_folder):
 def some_batch(model, n=7):
     words = ["a red circle", "the quick brown fox jumps over the lazy dog", "blue", "in the top left, in the centre"]
     texts = [
-        model.prompt.segments([{"role": "assistant", "content": words[i % 4]}], ["m"], soft_prompt=True)
+        model.prompt.segments([{"role": "assistant", "content": words[i % 4]}], [f"m{i}"], soft_prompt=True)
         for i in range(n)
     ]
     generator = torch.Generator().manual_seed(4)
-    features = [{"m": torch.randn(6, generator=generator)} for _ in texts]
-    return Batch(texts, features, sum(len(s.ids) for text in texts for s in text if s.target))
+    rows = torch.randn(n, 6, generator=generator)
+    return Batch(texts, [f"m{i}" for i in range(n)], rows, sum(len(s.ids) for text in texts for s in text if s.target))
 
 
 def test_the_cut_into_micro_batches_changes_neither_loss_nor_gradient(model):
@@ -118,7 +118,7 @@ def test_out_of_memory_halves_the_micro_batch_and_loses_nothing(model, monkeypat
 
 def test_a_loss_that_is_not_a_number_takes_no_step(model):
     batch = some_batch(model)
-    batch.features[0]["m"] = torch.full((6,), float("nan"))
+    batch.rows[0] = float("nan")
     before = [p.clone() for p in model.adapter.parameters()]
     optimizer = torch.optim.AdamW(model.adapter.parameters(), lr=1.0)
     loss, _, _ = take_step(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), batch, 7, clip=1)
@@ -142,13 +142,15 @@ def test_training_in_half_precision_lowers_the_loss(precision, language_model_fo
 def test_learning_rate_rises_then_falls_to_nothing():
     rates = [learning_rate(step, 100, 1e-3, 0.1) for step in range(1, 101)]
     assert rates[0] == pytest.approx(1e-4) and max(rates) == rates[9] == pytest.approx(1e-3)
-    assert all(a > b for a, b in itertools.pairwise(rates)) and rates[-1] == pytest.approx(0)
+    assert all(a > b for a, b in itertools.pairwise(rates[9:])) and rates[-1] == pytest.approx(0)
 
 
 class FakeFeatures:
     """Features of ten media: row k is k everywhere."""
 
     def read_many(self, keys, kind):
+        if not keys:
+            return torch.empty(0, 6).half()
         return torch.stack([torch.full((6,), float(key[1:])) for key in keys]).half()
 
 
@@ -159,7 +161,7 @@ def test_controls_swap_features_and_drop_media(model):
     ]
     stand_in = {f"m{i}": f"m{(i + 1) % 10}" for i in range(10)}
     batch = encoded.batch(texts[:2], instead=stand_in.__getitem__)
-    assert batch.features[0]["m0"][0] == 1 and batch.features[1]["m1"][0] == 2
+    assert batch.features["m0"][0] == 1 and batch.features["m1"][0] == 2
     without = encoded.batch(texts[:2], media=False)
     assert all(segment.slot in (None, "soft prompt") for text in without.texts for segment in text)
     losses = heldout_losses(model, encoded, texts, stand_in, 4)
@@ -212,7 +214,7 @@ def test_a_run_is_never_overwritten_and_describes_itself(tmp_path):
     )
     with pytest.raises(RunError, match=r"never overwritten.*--resume"):
         run_at(tmp_path / "r")
-    with pytest.raises(RunError, match="no checkpoint yet"):
+    with pytest.raises(RunError, match="has no checkpoint"):
         run.step_folder()
     with pytest.raises(RunError, match="not a run"):
         Run.open(tmp_path)

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -21,11 +21,20 @@ from training.order import epoch_steps, steps_per_epoch
 
 @dataclass
 class Batch:
-    """Some texts, ready for `AdaptedModel`: segments, each text's features by medium, the number of target tokens."""
+    """Some texts, ready for `AdaptedModel`.
+
+    `rows` `(media, width)` or `(media, tokens, width)` fp16 holds the features of the media named in `keys`, each once
+    however many of the texts are about it. `targets` counts the target tokens.
+    """
 
     texts: list[list[Segment]]
-    features: list[dict[str, torch.Tensor]]
+    keys: list[str]
+    rows: torch.Tensor
     targets: int
+
+    @property
+    def features(self) -> dict[str, torch.Tensor]:
+        return dict(zip(self.keys, self.rows, strict=True))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -34,7 +43,11 @@ class Batch:
         """Cut into micro-batches of at most `size` texts, in order."""
         for i in range(0, len(self), size):
             texts = self.texts[i : i + size]
-            yield Batch(texts, self.features[i : i + size], _targets(texts))
+            yield Batch(texts, self.keys, self.rows, _targets(texts))
+
+    def pin_memory(self) -> "Batch":
+        """Called by the data loader, so that the copy to the GPU doesn't wait."""
+        return replace(self, rows=self.rows.pin_memory())
 
 
 @dataclass
@@ -87,11 +100,9 @@ class Encoded:
     ) -> Batch:
         """Segments and features of `texts`; `instead` names the medium whose features stand in for another's."""
         segments = [self.segments(text, answer=answer, media=media) for text in texts]
-        names = list(dict.fromkeys(key for text in texts for key in text.media)) if media else []
-        source = [instead(key) for key in names] if instead else names
-        rows = dict(zip(names, self.features.read_many(source, self.kind), strict=True)) if names else {}
-        features = [{key: rows[key] for key in text.media} if media else {} for text in texts]
-        return Batch(segments, features, _targets(segments))
+        keys = list(dict.fromkeys(key for text in texts for key in text.media)) if media else []
+        rows = self.features.read_many([instead(key) for key in keys] if instead else keys, self.kind)
+        return Batch(segments, keys, rows, _targets(segments))
 
     def keep(self, texts: Sequence[Text], max_length: int, desc: str = "reading texts") -> Kept:
         """Leave out texts that can't be trained on: no answer, or longer than `max_length` tokens (never cut short)."""
