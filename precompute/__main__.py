@@ -19,8 +19,11 @@ def inspect(folder: Path, /) -> None:
 
 def main() -> None:
     """Dispatch to the tool that is named first."""
+    import sys
+
     import tyro
 
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names needn't be Unicode
     tyro.extras.subcommand_cli_from_dict({"verify": verify, "inspect": inspect}, description=__doc__)
 
 

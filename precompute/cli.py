@@ -47,8 +47,11 @@ def main(demo: Callable[[Path, int], Path] | None = None, args: list[str] | None
 
     Raises PrecomputeError or FeatureSetError for what the user can mend.
     """
+    import sys
+
     import tyro
 
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names needn't be Unicode
     options = tyro.cli(Options, description=" ".join(EPILOGUE.split()), args=args)
     if options.limit < 0 or options.batch < 1 or options.workers < 0:
         raise PrecomputeError("--limit and --workers can't be negative, --batch is at least 1")

@@ -189,9 +189,11 @@ class FeatureSet:
         if path is not None:
             print(f"{file}: {len(texts)} texts match the set, {len(unmatched)} don't")
         if unmatched and not partial:
+            mend = "mend the file, or pass --partial to leave them out"
+            if path is None:
+                mend = "it was changed, or precompute was stopped: run the same precompute.py command again"
             raise FeatureSetError(
-                f"{file}: {len(unmatched)} texts name media that {self.path} lacks (first: {unmatched[0]!r}); "
-                "mend the file, or pass --partial to leave them out"
+                f"{file}: {len(unmatched)} texts name media that {self.path} lacks (first: {unmatched[0]!r}); {mend}"
             )
         return texts
 

@@ -404,16 +404,29 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(tmp_path: Path)
     assert len(FeatureSet(out)) == 34 and verify(out)
 
 
-def test_killed_between_any_two_steps_of_the_end(
-    tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("extending", [False, True])
+def test_killed_between_any_two_steps(
+    tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch, extending: bool
 ) -> None:
-    """Stop the finish before each rename in turn; every rerun must end with the same bytes."""
+    """Stop before each rename in turn; every rerun must end with the same bytes, and a finished set stay readable."""
     from shards import atomic
 
     class Killed(BaseException):
         pass
 
+    monkeypatch.setattr("precompute.encoders.load_encoder", functools.cache(load_encoder))
+    monkeypatch.setattr(job, "samples_per_shard", lambda _: 8)
     data, replace = photos(tmp_path / "photos", 12), os.replace
+    base = tmp_path / "base/set"
+    if extending:
+        run(data, encoder, base)
+        photos(data, 20)
+        noise(data / "003.png", 333)
+        (data / "004.txt").write_text("new words")
+    start = len(FeatureSet(base)) if extending else 0
+    for folder in ("whole", *(f"killed {n}" for n in range(40) if extending)):
+        if extending:
+            shutil.copytree(base, tmp_path / folder / "set")
     run(data, encoder, tmp_path / "whole/set")
     wanted, steps, left = contents(tmp_path / "whole/set"), 0, [0]
 
@@ -424,7 +437,6 @@ def test_killed_between_any_two_steps_of_the_end(
         replace(source, target)
 
     monkeypatch.setattr(atomic.os, "replace", stop)
-    monkeypatch.setattr("precompute.encoders.load_encoder", functools.cache(load_encoder))
     while True:
         left[0] = steps
         out = tmp_path / f"killed {steps}/set"
@@ -433,10 +445,12 @@ def test_killed_between_any_two_steps_of_the_end(
             break
         except Killed:
             left[0] = -1
+            if extending:
+                assert len(FeatureSet(out)) == start
             run(data, encoder, out)
             assert contents(out) == wanted
         steps += 1
-    assert steps >= 9  # progress, shard, three thumbnails, texts, held-out, rejected, index, manifest
+    assert steps >= 9  # progress, shards, thumbnails, texts, held-out, rejected, index, manifest
 
 
 def test_formats_behind_a_plug_in(tmp_path: Path, encoder: Path) -> None:
