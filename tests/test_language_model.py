@@ -11,7 +11,7 @@ from adapters.projectors import FeatureShape
 from adapters.prompt import Prompt, Segment, default_template
 from adapters.splice import splice
 
-ATTENTION = ["llama", "opt", "gpt_neox", "qwen2", "qwen3", "mistral"]
+ATTENTION = ["llama", "opt", "opt-350m", "gpt_neox", "qwen2", "qwen3", "mistral", "gemma2"]
 FAMILIES = [*ATTENTION, "mamba"]
 WIDTH = 12
 TURNS = [

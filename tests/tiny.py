@@ -6,6 +6,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     GPTNeoXConfig,
     LlamaConfig,
     MambaConfig,
@@ -83,6 +84,16 @@ FAMILIES = {
             vocab_size=v, ffn_dim=64, word_embed_proj_dim=32, dropout=0.1, do_layer_norm_before=True, **_SIZE
         ),
         lambda: byte_level(bos=True),
+    ),
+    "opt-350m": (  # its word embeddings are narrower than its layers
+        lambda v: OPTConfig(vocab_size=v, ffn_dim=64, word_embed_proj_dim=16, do_layer_norm_before=False, **_SIZE),
+        lambda: byte_level(bos=True),
+    ),
+    "gemma2": (  # scales its embeddings, caps its logits, and every other layer looks back 40 tokens only
+        lambda v: Gemma2Config(
+            vocab_size=v, intermediate_size=64, head_dim=8, num_key_value_heads=2, sliding_window=40, **_SIZE
+        ),
+        sentencepiece_like,
     ),
     "gpt_neox": (lambda v: GPTNeoXConfig(vocab_size=v, intermediate_size=64, **_SIZE), lambda: byte_level(pad=False)),
     "qwen2": (
