@@ -273,8 +273,7 @@ def _finish(found: Collection, keys: dict[str, Medium], writer: SetWriter) -> bo
     rows = [{name: row[name] for name in ("origin", "reason", "detail")} for row in latest.values()]
     rows = sorted(rows + [vars(problem) for problem in found.problems], key=lambda row: tuple(row.values()))
     _say_rejected(rows, len(keys) + len(found.problems), dropped)
-    thumbnails = _thumbnails(keys, heldout)
-    changed = writer.finish(texts, heldout, thumbnails, rows)
+    changed = writer.finish(texts, heldout, lambda wanted: _thumbnails(keys, wanted), rows)
     state = "is ready" if changed else "was complete already: nothing to do"
     print(f"{writer.folder} {state} ({len(hashes)} media, {len(heldout)} of them held out, {len(texts)} texts)")
     return changed
@@ -312,8 +311,8 @@ def _say_rejected(rows: list[dict], asked: int, dropped: int) -> None:
         print(f"{dropped} texts were left out with their media")
 
 
-def _thumbnails(keys: dict[str, Medium], heldout: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    for key in sorted(heldout):
+def _thumbnails(keys: dict[str, Medium], wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    for key in wanted:
         try:
             yield key, thumbnail_jpeg(decode_image(keys[key].path))
         except MediaError as error:

@@ -29,7 +29,9 @@ def verify(folder: Path) -> str:
                 wrong.append(str(error))
     if wrong:
         raise FeatureSetError(
-            f"{folder}: " + "; ".join(wrong) + ". Copy these again, or run the same precompute.py command"
+            f"{folder}: "
+            + "; ".join(wrong)
+            + ". Copy these again, or delete them and run the same precompute.py command"
         )
     features = FeatureSet(folder)
     counts = {"media": len(features), "heldout": len(features.heldout), "texts": len(features.texts())}

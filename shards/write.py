@@ -12,7 +12,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -26,11 +26,12 @@ from . import FeatureSetError, index
 from . import manifest as manifests
 from .atomic import TEMPORARY, json_line, replace_bytes, replacing, sync_folder
 from .features import CODEC
-from .index import Index, Sample, load_index, save_index, scan_shard, sha256_file
+from .index import SHARD, Index, Sample, load_index, save_index, scan_shard, sha256_file
 from .read import HELDOUT, TEXTS, THUMBNAILS
 
 PROGRESS = "progress.jsonl"
 REJECTED = "rejected.jsonl"
+FILES = (PROGRESS, REJECTED, TEXTS, HELDOUT, index.NAME, manifests.NAME)
 SHARD_BYTES = 512 << 20
 SHARD_SAMPLES = 4096  # bounds what a killed run loses where samples are small
 
@@ -111,8 +112,9 @@ class SetWriter:
             )
 
     def _open(self) -> None:
-        for leftover in [*self.folder.glob("*" + TEMPORARY), *(self.folder / THUMBNAILS).glob("*" + TEMPORARY)]:
-            leftover.unlink()
+        for leftover in [*self.folder.iterdir(), *(self.folder / THUMBNAILS).glob("*" + TEMPORARY)]:
+            if _is_leftover(leftover):
+                leftover.unlink()
         if (self.folder / manifests.NAME).is_file():
             self.manifest = manifests.load_manifest(self.folder)
             encoder = self.manifest["encoder"]
@@ -218,12 +220,16 @@ class SetWriter:
         return [sample for shard in self.finished + self.fresh for sample in self._samples[shard["name"]]]
 
     def finish(
-        self, texts: list[dict], heldout: set[str], thumbnails: Iterable[tuple[str, bytes]], rejected: list[dict]
+        self,
+        texts: list[dict],
+        heldout: set[str],
+        thumbnails: Callable[[list[str]], Iterable[tuple[str, bytes]]],
+        rejected: list[dict],
     ) -> bool:
         """Make the shards a set. Returns False, having touched nothing, when it was finished and nothing changed.
 
-        texts: lines of texts.jsonl with resolved splits · heldout: keys · thumbnails: (key, JPEG bytes), asked for
-        only when something changed · rejected: {"origin", "reason", "detail"} of all media left out.
+        texts: lines of texts.jsonl with resolved splits · heldout: keys · thumbnails: gives (key, JPEG bytes) for the
+        keys asked for · rejected: {"origin", "reason", "detail"} of all media left out.
         """
         shards = self.finished + self.fresh
         order = [shard["name"] for shard in shards]
@@ -250,23 +256,32 @@ class SetWriter:
             REJECTED: b"".join(json_line(row) for row in rejected),
         }
         changed = [name for name, data in files.items() if _bytes_of(self.folder / name) != data]
+        new = {sample.key for shard in self.fresh for sample in self._samples[shard["name"]]}
+        pictures = self.folder / THUMBNAILS
+        unseen = [key for key in sorted(heldout) if key in new or not (pictures / f"{key}.jpg").is_file()]
         if (
             self.manifest
             and not changed
+            and not unseen
             and self.manifest["shards"] == shards
             and self.manifest["counts"] == manifest["counts"]
         ):
             if load_index(self.folder, shards, list(self.features)) is None:
                 save_index(self.folder, self._index(order), shards)
-            (self.folder / PROGRESS).unlink(missing_ok=True)
+            self._clear(order, heldout)
             return False
-        (self.folder / THUMBNAILS).mkdir(exist_ok=True)
-        for key, jpeg in thumbnails:
-            replace_bytes(self.folder / THUMBNAILS / f"{key}.jpg", jpeg)
+        pictures.mkdir(exist_ok=True)
+        for key, jpeg in thumbnails(unseen):
+            replace_bytes(pictures / f"{key}.jpg", jpeg)
         for name in changed:
             replace_bytes(self.folder / name, files[name])
         save_index(self.folder, self._index(order), shards)
         manifests.save_manifest(self.folder, manifest)
+        self._clear(order, heldout)
+        return True
+
+    def _clear(self, order: list[str], heldout: set[str]) -> None:
+        """Remove what the manifest no longer needs."""
         for path in self.folder.glob("shard-??????.tar"):
             if path.name not in order:
                 path.unlink()
@@ -275,7 +290,6 @@ class SetWriter:
                 path.unlink()
         (self.folder / PROGRESS).unlink(missing_ok=True)
         sync_folder(self.folder)
-        return True
 
     def _index(self, order: list[str]) -> Index:
         return Index.from_samples([self._samples[name] for name in order], self.features)
@@ -318,10 +332,18 @@ def check_folder(folder: Path) -> None:
         raise FeatureSetError(f"{folder} is a file; --out names the folder of a feature set")
     if not folder.is_dir() or (folder / manifests.NAME).is_file() or (folder / PROGRESS).is_file():
         return
-    if strange := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
+    if strange := [path.name for path in folder.iterdir() if not path.name.startswith(".") and not _is_leftover(path)]:
         raise FeatureSetError(
             f"{folder} holds something else than a feature set ({min(strange)}); choose another --out"
         )
+
+
+def _is_leftover(path: Path) -> bool:
+    """Is it a temporary file of ours, which a killed run left?"""
+    name = path.name.removesuffix(TEMPORARY)
+    return path.name.endswith(TEMPORARY) and (
+        name in FILES or path.parent.name == THUMBNAILS or bool(SHARD.fullmatch(name))
+    )
 
 
 def _name(number: int) -> str:

@@ -231,6 +231,10 @@ def test_repeat_extend_recaption_and_change(
     before = contents(out)
     run(data, encoder, out)
     assert "was complete already: nothing to do" in capsys.readouterr().out and contents(out) == before
+    shutil.rmtree(out / "thumbnails")
+    (out / "shard-000009.tar").write_bytes(b"no longer in the manifest")
+    run(data, encoder, out)
+    assert "is ready" in capsys.readouterr().out and contents(out) == before
 
     (data / "003.txt").write_text("new words")
     features = run(data, encoder, out)

@@ -54,7 +54,7 @@ def make(folder: Path, count: int = 20, per_shard: int = 8, texts: bool = True) 
             for key in hashes
         ]
         rows, heldout = resolve_splits(hashes, rows if texts else [])
-        writer.finish(rows, heldout, ((key, b"jpeg") for key in sorted(heldout)), [])
+        writer.finish(rows, heldout, lambda keys: ((key, b"jpeg") for key in keys), [])
     return FeatureSet(folder)
 
 
@@ -401,6 +401,15 @@ def test_foreign_folders_and_other_encoders_are_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(FeatureSetError, match="is a file"):
         writing.check_folder(tmp_path / "mine/thesis.doc")
+
+
+@pytest.mark.parametrize("left", ["progress.jsonl.partial", "shard-000000.tar.partial"])
+def test_leftovers_of_a_kill_are_no_hindrance(tmp_path: Path, left: str) -> None:
+    make(tmp_path / "whole/set")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / left).write_bytes(b"half")
+    make(tmp_path / "set")
+    assert contents(tmp_path / "set") == contents(tmp_path / "whole/set")
 
 
 def test_shard_sizes() -> None:
