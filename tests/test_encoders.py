@@ -416,3 +416,14 @@ def test_towers_without_a_grid_of_tokens_are_refused(tmp_path: Path) -> None:
     save_file({k: v.clone() for k, v in model.state_dict().items()}, tmp_path / "open_clip_model.safetensors")
     with pytest.raises(PrecomputeError, match="only vision transformers"):
         load_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "clip", "siglip", "dinov2"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_lower_precision_is_near(folders: dict[str, Path], kind: str, dtype: torch.dtype) -> None:
+    exact, rough = load_encoder(str(folders[kind])), load_encoder(str(folders[kind]), dtype=dtype)
+    pixels = exact.preprocess(photo())[None]
+    for name, wanted in exact.encode(pixels, sorted(exact.kinds)).items():
+        given = rough.encode(pixels, [name])[name]
+        assert given.dtype == torch.float32 and 0 < distance(given, wanted) < (0.02 if dtype == torch.float16 else 0.15)
+    assert rough.describe()["precision"] == str(dtype).removeprefix("torch.")
