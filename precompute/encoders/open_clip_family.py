@@ -16,7 +16,7 @@ from .. import PrecomputeError
 from . import Encoder, find_folder, register
 from .hub import reach
 
-WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 
 
 @register("open_clip")
@@ -105,7 +105,9 @@ def _create(open_clip: object, identifier: str) -> tuple[torch.nn.Module, dict, 
         except (OSError, ValueError, KeyError) as error:
             raise PrecomputeError(f"--encoder {identifier}: no usable open_clip_config.json there ({error})") from error
         if not any((folder / file).is_file() for file in WEIGHTS):
-            raise PrecomputeError(f"--encoder {identifier}: the folder holds no {WEIGHTS[0]}")
+            raise PrecomputeError(
+                f"--encoder {identifier}: the folder holds no {WEIGHTS[0]} (pickled weights aren't read)"
+            )
     elif identifier.startswith("hf-hub:"):
         name, tag, config = identifier, None, {"name": identifier}
         _, revision = reach(identifier.removeprefix("hf-hub:"), WEIGHTS)

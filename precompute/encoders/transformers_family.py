@@ -14,7 +14,7 @@ from .hub import reach
 CACHED = (
     ("config.json",),
     ("preprocessor_config.json", "processor_config.json"),
-    ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ("model.safetensors", "model.safetensors.index.json"),
 )
 VOLATILE = ("_name_or_path", "transformers_version", "dtype", "architectures", "torch_dtype")
 
@@ -148,7 +148,9 @@ def _load(identifier: str, place: str, config: object, where: dict) -> tuple[Tow
     if kind == "vit":
         extra["add_pooling_layer"] = False
     loader = getattr(transformers, tower.loader)
-    model, report = loader.from_pretrained(place, dtype=torch.float32, output_loading_info=True, **extra, **where)
+    model, report = loader.from_pretrained(
+        place, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **extra, **where
+    )
     if missing := sorted(report["missing_keys"]):
         raise PrecomputeError(
             f"--encoder {identifier}: {len(missing)} weights of {tower.loader} aren't in it ({missing[0]}) "
