@@ -8,9 +8,9 @@ from precompute.cli import main
 
 
 def demo(folder: Path, seed: int) -> Path:
-    """Draw the demo's media, or find them drawn already."""
     from demo import scenes
 
+    print(f"the demo's scenes: {folder} (drawn now if they aren't there)")
     try:
         return scenes.make(folder, seed=seed)
     except ValueError as error:
