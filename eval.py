@@ -180,12 +180,15 @@ def print_table(split: str, found: dict) -> None:
 
 
 def pick(rows: list, most: int = 8) -> list:
-    """A few predictions for the picture: captions and questions in turn, about different media."""
+    """A few predictions for the picture: captions and questions in turn, each about another medium."""
     captions, questions = [row for row in rows if not row.prompt], [row for row in rows if row.prompt]
-    chosen, seen = [], set()
-    for sort, share in ((captions, most // 2 if questions else most), (questions, most if not captions else most // 2)):
-        fresh = [row for row in sort if not (row.media in seen or seen.add(row.media))]
-        chosen.append(fresh[:: max(1, len(fresh) // share)][:share])
+    share = most // 2 if captions and questions else most
+    chosen, seen = ([], []), set()
+    for part, candidates in zip(chosen, (captions, questions), strict=True):
+        for row in candidates[:: max(1, len(candidates) // (4 * share))]:
+            if len(part) < share and row.media not in seen:
+                seen.add(row.media)
+                part.append(row)
     return [row for pair in zip_longest(*chosen) for row in pair if row is not None]
 
 

@@ -72,7 +72,7 @@ def test_still_blind_needs_500_steps_and_no_gain():
 def test_the_sheet_draws_pictures_and_survives_their_absence(tmp_path: Path):
     Image.new("RGB", (64, 32), "red").save(tmp_path / "a.jpg")
     sheet = contact_sheet(ROWS, [tmp_path / "a.jpg", None, None, None, None])
-    assert sheet.size == (840, 3 * 176)
+    assert sheet.width == 940 and sheet.height >= 3 * 156
     red, green, blue = sheet.getpixel((30, 30))
     assert red > 200 and green < 60 and blue < 60
-    assert contact_sheet([], []).size[0] == 840
+    assert contact_sheet([], []).size == (940, 1)
