@@ -21,8 +21,9 @@ OPEN, CLOSE = "Scene:", "\n"
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 PIECE = r" ?[A-Za-z]+(?:-[a-z]+)*| ?[^\sA-Za-z]|\s"
 SEPARATORS = (",", ";", ".", " and", " |")
-FAINT = 0.03
+FAINT, ANSWER = 0.03, 3.0
 SLOTS = 16
+LISTINGS = ("What is there?", "What does the picture show?")
 
 
 def prompt_of(question: str) -> str:
@@ -30,10 +31,13 @@ def prompt_of(question: str) -> str:
     return f"Question: {question} Answer:"
 
 
-def describe(objects: list[dict], rng: random.Random) -> str:
+def describe(objects: list[dict], rng: random.Random, easy: bool = False) -> str:
     """A telegraphic description with a leading space: objects and attributes shuffled, separators of one kind, mixed
-    or dropped."""
-    kinds = rng.choice(((rng.choice(SEPARATORS),), SEPARATORS, ("",), (",",)))
+    or dropped; an easy one keeps the attributes in one order and a comma between objects."""
+    if easy:
+        told = rng.sample(objects, len(objects))
+        return ",".join(" {size} {colour} {shape} {place}".format(**thing) for thing in told)
+    kinds = rng.choice(((rng.choice(SEPARATORS),), SEPARATORS, (*SEPARATORS, ""), (",",)))
     order = rng.sample(ATTRIBUTES, len(ATTRIBUTES))
     same = rng.random() < 0.3
     text = ""
@@ -51,6 +55,16 @@ def continuations(objects: list[dict], rng: random.Random, questions: int) -> li
     for _, wording, truth in draw_questions(objects, questions, rng):
         found.append((prompt_of(wording), " " + truth))
     return found
+
+
+def listing(objects: list[dict], rng: random.Random) -> str:
+    """All objects again, in another order, as the answer to one of LISTINGS.
+
+    After an object's first attribute the others can only be found by looking that one up in the description, which
+    teaches looking up in a fraction of the steps that questions alone need.
+    """
+    told = rng.sample(objects, len(objects))
+    return ",".join("".join(f" {thing[name]}" for name in rng.sample(ATTRIBUTES, len(ATTRIBUTES))) for thing in told)
 
 
 def build_tokenizer():
@@ -144,12 +158,17 @@ class Row:
 
 
 class Corpus:
-    """Draws batches of documents about scenes of the "train" split."""
+    """Draws batches of documents about scenes of the "train" split.
+
+    `hardness`, from 0 to 1, is the share of documents whose descriptions are as hard as they come. The others keep what
+    belongs to one object close together: without such a start, which word goes with which object is learnt late.
+    """
 
     def __init__(self, tokenizer, seed: int):
         self.tokenizer = tokenizer
         self.rng = random.Random(f"corpus/{seed}")
         self.pieces: dict[str, list[int]] = {}
+        self.hardness = 1.0
 
     @cached_property
     def split(self):
@@ -164,21 +183,21 @@ class Corpus:
             ids += self.pieces[piece]
         return ids
 
-    def blend(self, row: Row, objects: list[dict]) -> None:
+    def blend(self, row: Row, objects: list[dict], easy: bool) -> None:
         """Writes a description of blends into `row`: each object gets a few neighbouring positions among which its
         attributes are spread, the other positions hold separators, faint words or nothing."""
         rng = self.rng
         least = len(objects)
         slots = rng.choices((SLOTS, rng.randint(least, SLOTS), rng.randint(SLOTS, 40)), (6, 2, 2))[0]
         runs = [1] * least
-        spare = rng.randint(0, min(slots - least, 5 * least))
+        spare = 0 if easy else rng.randint(0, min(slots - least, 5 * least))
         for _ in range(spare):
             runs[rng.randrange(least)] += 1
         empty = slots - sum(runs)
         gaps = [0] * (least + 1)
         for _ in range(empty):
             gaps[rng.randrange(least + 1)] += 1
-        level = rng.uniform(0.0, 0.8)
+        level = rng.uniform(0.0, 0.1 if easy else 0.8)
         size = rng.uniform(0.6, 1.8)
         start = len(row.ids)
         row.add([self.tokenizer.pad_token_id] * slots, 0.0)
@@ -215,20 +234,25 @@ class Corpus:
         row = Row()
         row.add([self.tokenizer.bos_token_id], 0.0)
         row.add(self.encode(OPEN), FAINT)
+        easy = rng.random() >= self.hardness
         form = rng.choices(("words", "noisy", "blend"), (3, 2, 5))[0]
         if form == "blend":
-            self.blend(row, objects)
+            self.blend(row, objects, easy)
         else:
             start = len(row.ids)
-            row.add(self.encode(describe(objects, rng)), FAINT)
-            if form == "noisy":
+            row.add(self.encode(describe(objects, rng, easy)), FAINT)
+            if form == "noisy" and not easy:
                 row.noise[start:] = [rng.uniform(0.0, 1.0)] * (len(row.ids) - start)
         row.add(self.encode(CLOSE), FAINT)
         start = len(row.ids)
-        for number, (prompt, target) in enumerate(continuations(objects, rng, questions), 1):
+        parts = [
+            (prompt, target, ANSWER if prompt else 1.0) for prompt, target in continuations(objects, rng, questions)
+        ]
+        parts.append((prompt_of(rng.choice(LISTINGS)), listing(objects, rng), 1.0))
+        for number, (prompt, target, weight) in enumerate(parts, 1):
             ids = self.encode(prompt)
             row.add(ids, FAINT, number, start)
-            row.add([*self.encode(target), self.tokenizer.eos_token_id], 1.0, number, start + len(ids))
+            row.add([*self.encode(target), self.tokenizer.eos_token_id], weight, number, start + len(ids))
         return row
 
     def batch(self, rows: int, questions: int = 4) -> Batch:

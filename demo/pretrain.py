@@ -19,15 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from demo.corpus import EOS, Corpus, build_tokenizer
+from demo.corpus import ANSWER, EOS, Corpus, build_tokenizer
 from demo.probe import GRID, HEADS, cell_labels, encoder_scores, jpeg, language_scores
 from demo.scenes import caption, draw_scene, render, split_of
 from scoring.tasks.scenes import COLOURS, PLACES, SHAPES, SIZES
 
 HERE = Path(__file__).parent / "backbones"
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+MEAN, STD = (0.88, 0.88, 0.88), (0.2, 0.2, 0.2)
 IMAGE, PATCH, WIDTH, EMBED = 96, 96 // GRID, 192, 256
 CONTEXT = 48
+READY = 0.2
 
 
 def log(path: Path, **facts) -> None:
@@ -67,7 +68,7 @@ def clip_config(vocabulary: int, pad: int, eos: int) -> dict:
     return {
         "model_cfg": {
             "embed_dim": EMBED,
-            "vision_cfg": {"image_size": IMAGE, "patch_size": PATCH, "width": WIDTH, "layers": 6, "head_width": 48},
+            "vision_cfg": {"image_size": IMAGE, "patch_size": PATCH, "width": WIDTH, "layers": 6, "head_width": 16},
             "text_cfg": {
                 "context_length": CONTEXT,
                 "vocab_size": vocabulary,
@@ -157,7 +158,9 @@ def cell_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 class Heads(torch.nn.Module):
-    """Linear readings of each cell's attributes off the pooled vector, the last patches and the last but one."""
+    """Linear readings of each cell's attributes: off the pooled vector, off each patch of the last block but one and of
+    the last, and off the mean of the last but one's patches (which makes each patch say where it is, so that the CLS
+    token can gather them)."""
 
     def __init__(self):
         super().__init__()
@@ -165,6 +168,7 @@ class Heads(torch.nn.Module):
         self.pooled = torch.nn.Linear(EMBED, 9 * classes)
         self.patches = torch.nn.Linear(WIDTH, classes)
         self.last = torch.nn.Linear(WIDTH, classes)
+        self.mean = torch.nn.Linear(WIDTH, 9 * classes)
         rows = torch.arange(GRID) // (GRID // 3)
         self.register_buffer("cells", (rows[:, None] * 3 + rows[None]).flatten())
 
@@ -175,6 +179,7 @@ class Heads(torch.nn.Module):
             cell_loss(read, labels),
             cell_loss(self.patches(patches), spread),
             cell_loss(self.last(last), spread),
+            cell_loss(self.mean(patches.mean(1)).view(len(pooled), 9, -1), labels),
         )
 
 
@@ -200,6 +205,8 @@ def pretrain_encoder(args) -> None:
     config = clip_config(len(tokenizer), tokenizer.pad_token_id, eos)
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     model, heads = CLIP(**config["model_cfg"]), Heads()
+    with torch.no_grad():
+        model.visual.positional_embedding.mul_(8)
     transform = open_clip.transform.image_transform_v2(
         open_clip.transform.PreprocessCfg(**{"size": IMAGE, **config["preprocess_cfg"]}), is_train=False
     )
@@ -207,14 +214,14 @@ def pretrain_encoder(args) -> None:
     labels = torch.tensor([cell_labels(objects) for objects in scenes])
     log(record, pictures=len(scenes), seconds=time.time() - began)
     both = torch.nn.ModuleList([model, heads])
-    optimizer = optimizer_for(both, args.rate or 1e-3, 0.05)
+    optimizer = optimizer_for(both, 1e-3, 0.05)
     words = Corpus(tokenizer, 0)
 
     def tokens(texts):
         rows = [[bos, *words.encode(text), eos] for text in texts]
         return torch.tensor([row + [tokenizer.pad_token_id] * (CONTEXT - len(row)) for row in rows])
 
-    steps, batch = args.steps or 6000, args.batch or 128
+    steps, batch = args.steps or 6000, args.batch or 64
     order: list[int] = []
     for step in range(steps):
         if len(order) < batch:
@@ -224,7 +231,7 @@ def pretrain_encoder(args) -> None:
         texts = [caption(scenes[n], rng) for n in told]
         texts += [caption(hard_negative(scenes[n], rng), rng) for n in told]
         for group in optimizer.param_groups:
-            group["lr"] = (args.rate or 1e-3) * schedule(step, steps)
+            group["lr"] = 1e-3 * args.rate * schedule(step, steps)
         inputs = augment(pixels[chosen])
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             found = model.visual.forward_intermediates(
@@ -238,13 +245,15 @@ def pretrain_encoder(args) -> None:
         logits = model.logit_scale.exp().clamp(max=100) * sights @ said.T
         truth = torch.arange(len(told))
         contrast = (F.cross_entropy(logits, truth) + F.cross_entropy(logits[:, : len(told)].T, truth)) / 2
-        loss = losses[0] + 0.5 * losses[1] + 0.25 * losses[2] + 0.25 * contrast
+        loss = losses[0] + 0.5 * losses[1] + 0.25 * losses[2] + 0.5 * losses[3] + 0.25 * contrast
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 50 == 0:
-            parts = {name: part.item() for name, part in zip(("pooled", "patches", "last"), losses, strict=True)}
+            parts = {
+                name: part.item() for name, part in zip(("pooled", "patches", "last", "mean"), losses, strict=True)
+            }
             log(record, step=step + 1, seconds=time.time() - began, contrast=contrast.item(), **parts)
         if (step + 1) % args.probe_every == 0 or step + 1 == steps:
             state = {name: tensor.half() for name, tensor in model.state_dict().items()}
@@ -260,7 +269,12 @@ def pretrain_encoder(args) -> None:
 
 
 def pretrain_lm(args) -> None:
-    """Trains the Llama-class language model; writes its folder at every probe, so that nothing is lost."""
+    """Trains the Llama-class language model; writes its folder at every probe, so that nothing is lost.
+
+    The rate is constant for 60% of the steps, then falls linearly. Matrices are trained by Muon, which learns to look
+    words up in about half of AdamW's steps (https://kellerjordan.github.io/posts/muon). Descriptions get harder only
+    while answers are good (see Corpus.hardness).
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(args.seed)
@@ -276,10 +290,10 @@ def pretrain_lm(args) -> None:
         vocab_size=len(tokenizer),
         hidden_size=args.width,
         num_hidden_layers=args.layers,
-        num_attention_heads=args.width // 64,
+        num_attention_heads=args.width // 32,
         intermediate_size=2 * args.width,
         max_position_embeddings=512,
-        initializer_range=0.09,
+        initializer_range=args.width**-0.5,
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -287,13 +301,21 @@ def pretrain_lm(args) -> None:
         attn_implementation="eager",
     )
     model = LlamaForCausalLM(config)
-    optimizer = optimizer_for(model, args.rate or 1e-3, 0.05)
+    balance(model)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
+    others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "layers" in name)]
+    optimizers = (
+        torch.optim.Muon(matrices, lr=3e-3, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.98)),
+    )
+    rates = [optimizer.param_groups[0]["lr"] * args.rate for optimizer in optimizers]
     corpus = Corpus(tokenizer, args.seed)
-    steps, rows = args.steps or 6000, args.batch or 48
+    corpus.hardness, answering = 0.0, 1.0
+    steps, rows = args.steps or 3400, args.batch or 16
     for step in range(steps):
         batch = corpus.batch(rows)
-        for group in optimizer.param_groups:
-            group["lr"] = (args.rate or 1e-3) * schedule(step, steps)
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 50, max(0.02, 2.5 * (1 - step / steps)))
         embeds = batch.embed(model.get_input_embeddings().weight)
         hidden_mask = torch.zeros(batch.mask.shape).masked_fill_(~batch.mask, torch.finfo(torch.bfloat16).min)
         with torch.autocast("cpu", torch.bfloat16):
@@ -302,12 +324,18 @@ def pretrain_lm(args) -> None:
             ).logits
         losses = next_token_losses(logits.float(), batch)
         loss = (losses * batch.weights).sum() / batch.weights.sum()
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
+        answers = batch.weights == ANSWER
+        answering += 0.03 * (losses.detach()[answers].mean().item() - answering)
+        if answering < READY:
+            corpus.hardness = min(1.0, corpus.hardness + 0.001)
         if (step + 1) % 50 == 0:
-            log(record, step=step + 1, seconds=time.time() - began, loss=loss.item())
+            facts = {"captions": losses.detach()[batch.weights == 1].mean().item(), "answers": answering}
+            log(record, step=step + 1, seconds=time.time() - began, hardness=corpus.hardness, **facts)
         if (step + 1) % args.probe_every == 0 or step + 1 == steps:
             state = {name: tensor.half() for name, tensor in model.state_dict().items()}
             kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -320,6 +348,19 @@ def pretrain_lm(args) -> None:
             model.float().load_state_dict(kept)
             log(record, step=step + 1, probe=scores)
     write_card(folder, "language model", args, steps, rows, time.time() - began, scores, model)
+
+
+@torch.no_grad()
+def balance(model) -> None:
+    """Starts a Llama whose residual stream carries its tokens: embeddings as large as what the layers add to them.
+
+    With small embeddings the first layers' random output drowns which word stands where, and a word is long not found
+    again in its context.
+    """
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.mul_((2 * len(model.model.layers)) ** -0.5)
+        layer.mlp.down_proj.weight.mul_((2 * len(model.model.layers)) ** -0.5)
 
 
 def next_token_losses(logits: torch.Tensor, batch) -> torch.Tensor:
@@ -340,6 +381,7 @@ def write_card(folder: Path, what: str, args, steps: int, batch: int, seconds: f
     """The backbone's README: what it is, how it was made, what it scored."""
     count = sum(p.numel() for p in model.parameters())
     kind = "encoder" if what == "encoder" else "lm"
+    optimizer = "AdamW" if kind == "encoder" else "Muon and AdamW"
     data = (
         f'{args.pictures:,} drawn scenes with captions (`demo/scenes.py`, split "train"), as JPEG at 96 pixels'
         if kind == "encoder"
@@ -353,7 +395,7 @@ def write_card(folder: Path, what: str, args, steps: int, batch: int, seconds: f
         "",
         f"- Data: {data}; no scene of the held-out sets, no pair of `NEW_PAIRS`",
         f"- {count:,} parameters, stored in fp16",
-        f"- {steps:,} steps of {batch}, seed {args.seed}, AdamW, bf16 autocast",
+        f"- {steps:,} steps of {batch}, seed {args.seed}, {optimizer}, bf16 autocast",
         f"- {seconds / 60:.0f} minutes on {args.threads} threads, {platform.machine()}, torch {torch.__version__}",
         "",
         "Probe scores (`python -m demo.probe`), on scenes that no training shows:",
@@ -371,10 +413,10 @@ def main() -> None:
     parser.add_argument("--only", choices=("encoder", "lm"), help="train this one alone (default: both)")
     parser.add_argument("--out", type=Path, default=HERE, help="folder that gets clip/ and lm/")
     parser.add_argument("--seed", type=int, default=0, help="seed of data and weights")
-    parser.add_argument("--steps", type=int, help="optimizer steps (default 6000)")
-    parser.add_argument("--batch", type=int, help="pictures or documents a step (default 128, 48)")
-    parser.add_argument("--rate", type=float, help="peak learning rate (default 1e-3)")
-    parser.add_argument("--pictures", type=int, default=40000, help="training pictures of the encoder")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default 6000, 3400)")
+    parser.add_argument("--batch", type=int, help="pictures or documents a step (default 64, 16)")
+    parser.add_argument("--rate", type=float, default=1.0, help="times the usual learning rates")
+    parser.add_argument("--pictures", type=int, default=30000, help="training pictures of the encoder")
     parser.add_argument("--width", type=int, default=256, help="hidden size of the language model")
     parser.add_argument("--layers", type=int, default=4, help="layers of the language model")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")

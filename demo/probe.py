@@ -147,7 +147,7 @@ def linear_probe(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, 
         return torch.stack([part.argmax(-1) for part in logits(test)], dim=1)
 
 
-def encoder_scores(model, transform, seed: int = 0, train: int = 2000, test: int = 300) -> dict[str, float]:
+def encoder_scores(model, transform, seed: int = 0, train: int = 4000, test: int = 300) -> dict[str, float]:
     """The share of scenes for which a linear probe reads every object's colour and shape (and, as `_all`, size too) at
     its place, nothing missing or added: from pooled features and from patches, on new scenes and on new pairs."""
     sets = {"train": (train, seed), "heldout": (test, seed), "new_pairs": (test, seed)}
