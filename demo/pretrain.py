@@ -396,7 +396,7 @@ def write_card(folder: Path, what: str, args, steps: int, batch: int, seconds: f
         f"- Data: {data}; no scene of the held-out sets, no pair of `NEW_PAIRS`",
         f"- {count:,} parameters, stored in fp16",
         f"- {steps:,} steps of {batch}, seed {args.seed}, {optimizer}, bf16 autocast",
-        f"- {seconds / 60:.0f} minutes on {args.threads} threads, {platform.machine()}, torch {torch.__version__}",
+        f"- {seconds / 60:.0f} minutes on {args.threads} thread(s), {platform.machine()}, torch {torch.__version__}",
         "",
         "Probe scores (`python -m demo.probe`), on scenes that no training shows:",
         "",
