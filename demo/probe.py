@@ -115,11 +115,10 @@ def features(model, transform, images: list[Image.Image], batch: int = 100) -> d
 
 
 def by_cell(patches: torch.Tensor) -> torch.Tensor:
-    """Patches (images, 36, width), row-major, grouped by the cell they lie in: (images, 9, 4 * width)."""
+    """The mean of the four patches that lie in each cell: (images, 36, width), row-major, to (images, 9, width)."""
     images, width = len(patches), patches.shape[-1]
     step = GRID // 3
-    cells = patches.view(images, 3, step, 3, step, width).permute(0, 1, 3, 2, 4, 5)
-    return cells.reshape(images, 9, step * step * width)
+    return patches.view(images, 3, step, 3, step, width).mean((2, 4)).view(images, 9, width)
 
 
 def linear_probe(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, steps: int = 300) -> torch.Tensor:

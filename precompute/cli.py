@@ -91,6 +91,8 @@ def run(options: Options, demo: Callable[[Path, int], Path] | None = None) -> No
     if options.encoder == "demo" and options.data is not None:
         real = "; ".join(f"{name} ({NAMES[name].about}, {NAMES[name].size})" for name in SUGGESTED)
         print(f"note: --encoder demo was trained on drawn scenes only and sees little in photos. Real ones: {real}")
+    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # its threads spin, so one core is left to decoding
     precompute(found, encoder, kinds, out, options.batch, options.workers or os.cpu_count() or 1)
 
 

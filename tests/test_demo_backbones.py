@@ -27,7 +27,7 @@ def encoder():
 def test_language_model_answers_from_descriptions(language):
     model, tokenizer = language
     assert type(model).__name__ == "LlamaForCausalLM" and not model.config.tie_word_embeddings
-    drawn = draw_scenes(4242, 40, "heldout")
+    drawn = draw_scenes(4242, 25, "heldout")
     assert probe.answer_scores(model, tokenizer, drawn, questions=5)["qa_accuracy"] >= 0.95
     assert probe.caption_scores(model, tokenizer, drawn)["caption_scene"] >= 0.95
 
@@ -35,7 +35,7 @@ def test_language_model_answers_from_descriptions(language):
 def test_language_model_is_told_apart_by_its_context(language):
     """The probe can fail: with another scene's description most answers are wrong."""
     model, tokenizer = language
-    drawn = draw_scenes(4242, 40, "heldout")
+    drawn = draw_scenes(4242, 25, "heldout")
     moved = {name: dict(zip(values, values[1:] + values[:1], strict=True)) for name, values in SAME.items()}
     others = [[{name: moved[name][o[name]] for name in ATTRIBUTES} for o in objects] for objects in drawn]
     rng, right, n = random.Random(0), 0, 0
@@ -48,12 +48,12 @@ def test_language_model_is_told_apart_by_its_context(language):
                     said = model(ids).logits[0, -1].argmax()
                 right += tokenizer.decode(said).strip() == truth.split()[0]
                 n += 1
-    assert n > 60 and right / n < 0.4
+    assert n > 40 and right / n < 0.4
 
 
 def test_encoder_names_new_scenes(encoder):
     model, transform = encoder
-    scores = probe.encoder_scores(model, transform, seed=7, train=2000, test=150)
+    scores = probe.encoder_scores(model, transform, seed=7, train=1600, test=100)
     assert scores["pooled_heldout"] >= 0.9 and scores["patches_heldout"] >= 0.95, scores
 
 
