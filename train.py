@@ -43,6 +43,8 @@ class Options:
     """Learned vectors before the media (0: none)."""
     output_norm: bool | None = None
     """Keep the projected tokens at the word embeddings' scale by a norm with a learned gain."""
+    projector_hidden: int | None = None
+    """Width between the two layers of mlp and mlpK (0: the language model's)."""
     template: Literal["plain", "chat"] | None = None
     """How turns become text (default: chat when the tokenizer has a chat template)."""
     delimiters: tuple[str, str] | None = None
@@ -136,8 +138,8 @@ def main() -> None:
         template = Template.from_dict(about["template"])
     else:
         torch.manual_seed(settings["seed"])
-        scale = {"embedding_rms": lm.embedding_rms, "output_norm": settings["output_norm"]}
-        adapter = Adapter(settings["adapter"], shape, lm.hidden_size, soft_prompt=settings["soft_prompt"], **scale)
+        form = {name: settings[name] for name in ("soft_prompt", "output_norm", "projector_hidden")}
+        adapter = Adapter(settings["adapter"], shape, lm.hidden_size, lm.embedding_rms, **form)
         adapter.to(device)
         if adapter.soft_prompt is not None:
             adapter.soft_prompt.start_from(

@@ -36,6 +36,7 @@ def save_adapter(folder: Path, adapter: Adapter, about: dict, dtype: torch.dtype
         "tokens": adapter.tokens,
         "soft_prompt": adapter.soft_tokens,
         "output_norm": adapter.output_norm,
+        "projector_hidden": adapter.projector_hidden,
         "embedding_rms": adapter.embedding_rms,
         **about,
     }
@@ -77,6 +78,7 @@ def load_adapter(folder: Path, device: str = "cpu") -> tuple[Adapter, dict]:
                 config["embedding_rms"],
                 config["soft_prompt"],
                 config["output_norm"],
+                config.get("projector_hidden", 0),
             )
         state = load_file(folder / WEIGHTS, device=device)
         adapter.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)

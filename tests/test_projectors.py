@@ -44,6 +44,15 @@ def test_mlp16_at_7b_width_has_272_million_parameters():
     assert sum(p.numel() for p in module.parameters()) == 768 * 4096 + 4096 + 4096 * 65536 + 65536 == 271_650_816
 
 
+def test_projector_hidden_narrows_the_wide_ones_and_is_refused_where_there_is_nothing_between():
+    with torch.device("meta"):
+        module = build_projector("mlp16", FeatureShape("pooled", 1, 768), 4096, inner=512)
+    assert sum(p.numel() for p in module.parameters()) == 768 * 512 + 512 + 512 * 65536 + 65536 < 34_100_000
+    assert build_projector("mlp", PATCHES, H, inner=7)(torch.randn(2, 36, 12)).shape == (2, 36, H)
+    with pytest.raises(AdapterError, match="no layer between"):
+        build_projector("linear16", POOLED, H, inner=7)
+
+
 def test_doubutsu_mlp_formula():
     module = build_projector("mlp2", POOLED, H)
     x = torch.randn(5, 12)
@@ -122,14 +131,14 @@ def test_output_norm_keeps_the_scale_where_the_plain_form_leaves_it():
 
 
 def test_an_adapter_folder_holds_everything_and_refuses_rubbish(tmp_path):
-    adapter = Adapter("window3", PATCHES, H, 0.01, soft_prompt=3)
+    adapter = Adapter("mlp", PATCHES, H, 0.01, soft_prompt=3, projector_hidden=7)
     about = {
         "modality": "image", "encoder": {"name": "e"}, "template": {}, "training": {"steps": 1},
         "language_model": {"name": "a/b", "identity": {}},
     }  # fmt: skip
     save_adapter(tmp_path / "a", adapter, about)
     again, config = load_adapter(tmp_path / "a")
-    assert config["tokens"] == 4 and config["soft_prompt"] == 3
+    assert config["tokens"] == 36 and config["projector_hidden"] == 7 and config["soft_prompt"] == 3
     x = torch.randn(2, 36, 12)
     assert torch.equal(adapter(x), again(x)) and torch.equal(adapter.soft_prompt(), again.soft_prompt())
     assert "base_model: a/b" in (tmp_path / "a" / "README.md").read_text()

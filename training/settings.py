@@ -11,6 +11,7 @@ DEFAULTS = {
     "adapter": "mlp16",
     "soft_prompt": 0,
     "output_norm": True,
+    "projector_hidden": 0,
     "precision": "auto",
     "batch": 32,
     "micro_batch": 0,
@@ -23,7 +24,18 @@ DEFAULTS = {
     "seed": 0,
 }
 LEAST = {"batch": 1, "steps": 1, "eval_every": 1, "save_every": 1, "lr": 0.0} | dict.fromkeys(
-    ("micro_batch", "soft_prompt", "warmup", "weight_decay", "clip", "texts_per_medium", "limit", "seed"), 0
+    (
+        "micro_batch",
+        "soft_prompt",
+        "projector_hidden",
+        "warmup",
+        "weight_decay",
+        "clip",
+        "texts_per_medium",
+        "limit",
+        "seed",
+    ),
+    0,
 )
 
 

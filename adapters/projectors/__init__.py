@@ -8,6 +8,7 @@ then as name and integer. Every module in this folder is imported, so a new proj
 
 import difflib
 import importlib
+import inspect
 import pkgutil
 import re
 from collections.abc import Callable
@@ -84,10 +85,12 @@ def find_projector(spec: str) -> tuple[Row, dict[str, int]]:
     )
 
 
-def build_projector(spec: str, features: FeatureShape, hidden_size: int) -> nn.Module:
+def build_projector(spec: str, features: FeatureShape, hidden_size: int, inner: int = 0) -> nn.Module:
     """Make the projector `spec` in fp32, reading `features` and giving `(batch, module.tokens, hidden_size)`.
 
-    Raises AdapterError for an unknown spec, or for features of another kind or grid than it reads.
+    `inner` is the width between its two layers, where it has two (0: the projector's own choice).
+    Raises AdapterError for an unknown spec, for features of another kind or grid than it reads, and for an `inner`
+    in vain.
     """
     row, integer = find_projector(spec)
     if features.kind != row.kind:
@@ -95,7 +98,9 @@ def build_projector(spec: str, features: FeatureShape, hidden_size: int) -> nn.M
             f"--adapter {spec} reads `{row.kind}` features, but `{features.kind}` was given; "
             f"encode again with --kinds {row.kind}, or choose an adapter that reads `{features.kind}`"
         )
-    return row.module(features, hidden_size, **integer)
+    if inner and "inner" not in inspect.signature(row.module).parameters:
+        raise AdapterError(f"--projector-hidden {inner} makes no sense for {spec}, which has no layer between")
+    return row.module(features, hidden_size, **integer, **({"inner": inner} if inner else {}))
 
 
 for _module in pkgutil.iter_modules(__path__):

@@ -22,13 +22,16 @@ class PatchLinear(nn.Module):
 
 @projector("mlp", reads="patches")
 class PatchMLP(nn.Module):
-    """Two linear maps with a GELU between them, per patch (LLaVA-1.5's `mlp2x_gelu`)."""
+    """Two linear maps with a GELU between them, per patch (LLaVA-1.5's `mlp2x_gelu`).
 
-    def __init__(self, features: FeatureShape, hidden_size: int):
+    `inner` is the language model's width, as in LLaVA, unless given.
+    """
+
+    def __init__(self, features: FeatureShape, hidden_size: int, inner: int = 0):
         super().__init__()
         self.tokens = features.tokens
-        self.first = nn.Linear(features.width, hidden_size)
-        self.last = nn.Linear(hidden_size, hidden_size)
+        self.first = nn.Linear(features.width, inner or hidden_size)
+        self.last = nn.Linear(inner or hidden_size, hidden_size)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         return self.last(nn.functional.gelu(self.first(patches)))

@@ -21,13 +21,16 @@ class PooledLinear(nn.Module):
 
 @projector("mlp{tokens}", reads="pooled")
 class PooledMLP(nn.Module):
-    """doubutsu's projector: Linear(width, hidden), ReLU, Linear(hidden, hidden x tokens), seen as `tokens` vectors."""
+    """doubutsu's projector: Linear(width, inner), ReLU, Linear(inner, hidden x tokens), seen as `tokens` vectors.
 
-    def __init__(self, features: FeatureShape, hidden_size: int, tokens: int):
+    `inner` is the language model's width, as in the blog, unless given.
+    """
+
+    def __init__(self, features: FeatureShape, hidden_size: int, tokens: int, inner: int = 0):
         super().__init__()
         self.tokens = tokens
-        self.first = nn.Linear(features.width, hidden_size)
-        self.last = nn.Linear(hidden_size, tokens * hidden_size)
+        self.first = nn.Linear(features.width, inner or hidden_size)
+        self.last = nn.Linear(inner or hidden_size, tokens * hidden_size)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         return self.last(torch.relu(self.first(pooled))).unflatten(-1, (self.tokens, -1))

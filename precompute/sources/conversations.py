@@ -26,13 +26,9 @@ def _detect(path: Path) -> bool:
 
 @source("conversations", "a .jsonl of conversations, or a folder with texts.jsonl and its media", _detect, 10)
 def conversations(path: Path) -> Iterator[Record]:
-    """The media and texts of a conversation file."""
+    """The media and texts of a conversation file in its order, then the folder's pictures that it doesn't name."""
     file = path / TEXTS if path.is_dir() else path
     folder = file.parent
-    if path.is_dir():
-        for _, images, _ in pictures(folder):
-            for image in images:
-                yield Medium(image, origin_of(image, folder))
     for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip():
             continue
@@ -51,3 +47,7 @@ def conversations(path: Path) -> Iterator[Record]:
         origins = tuple(origin_of(target, folder) for target in targets)
         yield from (Medium(t, o) for t, o in zip(targets, origins, strict=True))
         yield Words(origins, tuple(text["turns"]), text["split"], text["id"] or None, text["meta"])
+    if path.is_dir():
+        for _, images, _ in pictures(folder):
+            for image in images:
+                yield Medium(image, origin_of(image, folder))
