@@ -125,16 +125,13 @@ def predict(model, encoded, features, texts: list, options: Options) -> list:
     """Generate the answers of `texts`, and their controls' from features of a medium that shows something else."""
     from tqdm import tqdm
 
-    from scoring.control import derangement
+    from scoring.control import stand_ins
     from scoring.summary import Prediction
     from training.data import medium_contents, question_of
 
-    contents = medium_contents(features, texts)
-    keys = list(contents)
-    order = derangement(list(contents.values()))
-    if order is None:
+    stand_in = stand_ins(medium_contents(features, texts))
+    if not stand_in:
         print("no control: more than half of these media show the same, so none can stand in for another")
-    stand_in = {key: keys[i] for key, i in zip(keys, order, strict=True)} if order else {}
     meta = {key: text.meta for text in texts for key in text.media}
     by_length = sorted(texts, key=lambda text: (question_of(text) is not None, len(question_of(text) or "")))
     rows = {}

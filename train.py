@@ -95,7 +95,7 @@ def main() -> None:
     from adapters.model import AdaptedModel, Adapter
     from adapters.projectors import find_projector
     from adapters.prompt import Prompt, Template, default_template
-    from scoring.control import derangement
+    from scoring.control import stand_ins
     from shards.read import FeatureSet
     from training.data import Encoded, Steps, feature_shape, load_steps, medium_contents
     from training.heldout import choose_heldout, heldout_losses, sample_answers, scale_ratio, still_blind
@@ -160,9 +160,7 @@ def main() -> None:
             "put a .txt beside each picture and run precompute.py again, or pass --text FILE"
         )
     heldout = choose_heldout(encoded, texts, kept.texts, lm.max_length)
-    contents = medium_contents(features, heldout)
-    order = derangement(list(contents.values()))
-    stand_in = {key: list(contents)[i] for key, i in zip(contents, order, strict=True)} if order else None
+    stand_in = stand_ins(medium_contents(features, heldout))
     left_out = "".join(f"; {count} left out: {reason}" for reason, count in kept.dropped.items())
     print(f"texts: {len(kept.texts):,} to learn from, {len(heldout)} held out for the loss{left_out}")
 

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 
 def derangement(contents: Sequence[Hashable], seed: int = 0) -> list[int] | None:
@@ -22,6 +22,12 @@ def derangement(contents: Sequence[Hashable], seed: int = 0) -> list[int] | None
     for place, i in enumerate(order):
         stand_in[i] = order[(place + largest) % len(order)]
     return stand_in
+
+
+def stand_ins(contents: Mapping[str, Hashable]) -> dict[str, str]:
+    """For each medium one that shows something else (`contents` says what); empty when there is no such choice."""
+    keys, order = list(contents), derangement(list(contents.values()))
+    return {key: keys[i] for key, i in zip(keys, order, strict=True)} if order else {}
 
 
 def gain(real: float, control: float) -> float:
