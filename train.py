@@ -45,6 +45,8 @@ class Options:
     """Keep the projected tokens at the word embeddings' scale by a norm with a learned gain."""
     projector_hidden: int | None = None
     """Width between the two layers of mlp and mlpK (0: the language model's)."""
+    start_words: str | None = None
+    """Start the adapter's tokens from these words' embeddings, so that each has a meaning to begin with."""
     template: Literal["plain", "chat"] | None = None
     """How turns become text (default: chat when the tokenizer has a chat template)."""
     delimiters: tuple[str, str] | None = None
@@ -183,9 +185,13 @@ def main() -> None:
         folder.cut_back(first)
         print(f"run: {folder.path}, going on after step {first} of {settings['steps']}")
     else:
+        rows = steps[0].rows.to(device)
+        factor = adapter.match_scale(rows)
+        if words := settings["start_words"]:
+            ids = lm.tokenizer.encode(words, add_special_tokens=False)
+            adapter.start_from(lm.embed(torch.tensor(ids, device=device)), rows)
         settings |= {"template": template.style, "delimiters": list(template.delimiters)}
         folder, first, best = Run.create(run_path(options, adapter.spec), settings), 0, None
-        factor = adapter.match_scale(steps[0].rows.to(device))
         print(f"run: {folder.path}" + (f", the projector's last layer scaled by {factor:.3g}" if factor != 1 else ""))
 
     def save(step: int, is_best: bool) -> None:
@@ -275,7 +281,7 @@ def new_settings(options: Options) -> dict:
 
     flags = given(options)
     names = {field.name for field in fields(options)} - ABOUT_THE_CALL
-    recipe = read_recipe(options.recipe, names) if options.recipe else {}
+    recipe = read_recipe(options.recipe, names, options.adapter) if options.recipe else {}
     settings = settle(flags, recipe)
     if "features" not in settings:
         settings["features"] = str(newest_features(Path("features"), find_projector(settings["adapter"])[0].kind))
@@ -287,7 +293,7 @@ def new_settings(options: Options) -> dict:
                 "mistralai/Mistral-7B-Instruct-v0.3 (15 GB); or a folder with a transformers model"
             )
         print("recipe: demo, because these features come from the demo's encoder")
-        settings = settle(flags, read_recipe("demo", names) | recipe) | {"features": settings["features"]}
+        settings = settle(flags, read_recipe("demo", names, settings["adapter"]) | recipe) | {"features": settings["features"]}
     return settings
 
 

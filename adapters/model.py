@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import GenerationConfig
 
+from adapters import AdapterError
 from adapters.language_model import LanguageModel
 from adapters.projectors import FeatureShape, build_projector
 from adapters.prompt import SOFT_PROMPT, Prompt, Segment
@@ -76,6 +77,28 @@ class Adapter(nn.Module):
         for parameter in self.projector.last.parameters():
             parameter.mul_(factor)
         return factor
+
+    @torch.no_grad()
+    def start_from(self, rows: torch.Tensor, features: torch.Tensor, share: float = 0.1) -> None:
+        """Start the tokens from words: embeddings `(words, hidden_size)`, repeated or cut to the number of tokens.
+
+        The words go into the last layer's bias, and its weight is scaled so that what these features add has `share`
+        of the words' RMS. Tokens that start alike can stay alike: each then carries a blur of the whole picture, and
+        which word belongs to which is lost. Different words, which the language model already looks up by, part them.
+        (The same start is common for soft prompts: Lester et al. 2021, arXiv 2104.08691.)
+        Raises AdapterError for a projector whose tokens share one bias.
+        """
+        last = self.projector.last
+        if last.bias is None or last.out_features != self.tokens * self.hidden_size:
+            raise AdapterError(
+                f"--start-words needs an adapter whose tokens have a bias each, as mlp16; not {self.spec}"
+            )
+        if self.log_gain is not None:
+            rows = rows / self.embedding_rms
+        rows = rows.to(last.bias)[torch.arange(self.tokens) % len(rows)]
+        moved = self.projector(features.float()) - last.bias.unflatten(0, (self.tokens, -1))
+        last.weight.mul_(share * rows.square().mean().sqrt() / moved.square().mean().sqrt().clamp(min=1e-12))
+        last.bias.copy_(rows.flatten())
 
 
 class AdaptedModel(nn.Module):

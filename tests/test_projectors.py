@@ -130,6 +130,22 @@ def test_output_norm_keeps_the_scale_where_the_plain_form_leaves_it():
     assert ratios[False, 100] > 3, ratios
 
 
+@pytest.mark.parametrize("output_norm", [True, False])
+def test_tokens_start_from_words(output_norm):
+    torch.manual_seed(0)
+    adapter = Adapter("mlp5", POOLED, H, 0.01, output_norm=output_norm)
+    words, x = torch.randn(3, H) * 0.01, torch.randn(64, 12)
+    adapter.match_scale(x)
+    adapter.start_from(words, x)
+    tokens = adapter(x)
+    like = torch.cosine_similarity(tokens[:, :, None], words, dim=-1)  # (batch, tokens, words)
+    assert (like.argmax(-1) == torch.tensor([0, 1, 2, 0, 1])).all() and like.max(-1).values.min() > 0.95
+    assert 0.8 < tokens.pow(2).mean(-1).sqrt().median().item() / 0.01 < 1.2
+    assert (tokens.std(0) > 0).all(), "the features must still move every token"
+    with pytest.raises(AdapterError, match="a bias each"):
+        Adapter("mlp", PATCHES, H, 0.01).start_from(words, torch.randn(2, 36, 12))
+
+
 def test_an_adapter_folder_holds_everything_and_refuses_rubbish(tmp_path):
     adapter = Adapter("mlp", PATCHES, H, 0.01, soft_prompt=3, projector_hidden=7)
     about = {

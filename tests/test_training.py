@@ -290,6 +290,11 @@ def test_settings_merge_and_refuse(tmp_path):
 
 def test_recipes_name_the_nearest_and_refuse_what_they_cannot_set(tmp_path):
     assert read_recipe("demo", set(DEFAULTS) | {"lm", "template", "delimiters", "steps"})["lm"] == "demo/backbones/lm"
+    own = tmp_path / "own.toml"
+    own.write_text("[train]\nlr = 0.5\nbatch = 4\n[adapter.mlp16]\nlr = 0.25\n[adapter.linear16]\nbatch = 8\n")
+    for spec, found in ((None, (0.25, 4)), ("mlp16", (0.25, 4)), ("linear16", (0.5, 8)), ("mlp", (0.5, 4))):
+        recipe = read_recipe(str(own), {"lr", "batch"}, spec)
+        assert (recipe["lr"], recipe["batch"]) == found, spec
     with pytest.raises(RunError, match="did you mean demo"):
         read_recipe("dmo", set())
     (tmp_path / "r.toml").write_text("[train]\nlearning = 3\n")

@@ -5,12 +5,14 @@ import tomllib
 from pathlib import Path
 
 from training import RunError
+from training.settings import DEFAULTS
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
 
-def read_recipe(name: str, allowed: set[str]) -> dict:
-    """Return the `[train]` table of the recipe `name`, or of the TOML file of that name.
+def read_recipe(name: str, allowed: set[str], adapter: str | None = None) -> dict:
+    """Return the `[train]` table of the recipe `name`, or of the TOML file of that name, with what its table
+    `[adapter.SPEC]` adds for the adapter that is trained: `adapter`, or else the recipe's own.
 
     Raises RunError for an unknown recipe, with the nearest known name, and for a field that isn't in `allowed`.
     """
@@ -21,9 +23,11 @@ def read_recipe(name: str, allowed: set[str]) -> dict:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise RunError(f"unknown recipe {name!r}{hint} (known: {', '.join(known)})")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get("train", {})
+        whole = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise RunError(f"{path} is not TOML: {error}") from None
+    table = whole.get("train", {})
+    table |= whole.get("adapter", {}).get(adapter or table.get("adapter", DEFAULTS["adapter"]), {})
     unknown = sorted(set(table) - allowed)
     if unknown:
         raise RunError(f"{path} sets {', '.join(unknown)}, which train.py doesn't know")

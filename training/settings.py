@@ -12,6 +12,7 @@ DEFAULTS = {
     "soft_prompt": 0,
     "output_norm": True,
     "projector_hidden": 0,
+    "start_words": "",
     "precision": "auto",
     "batch": 32,
     "micro_batch": 0,
