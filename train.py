@@ -293,7 +293,8 @@ def new_settings(options: Options) -> dict:
                 "mistralai/Mistral-7B-Instruct-v0.3 (15 GB); or a folder with a transformers model"
             )
         print("recipe: demo, because these features come from the demo's encoder")
-        settings = settle(flags, read_recipe("demo", names, settings["adapter"]) | recipe) | {"features": settings["features"]}
+        demo = read_recipe("demo", names, settings["adapter"])
+        settings = settle(flags, demo | recipe) | {"features": settings["features"]}
     return settings
 
 

@@ -26,7 +26,8 @@ from scoring.tasks.scenes import COLOURS, PLACES, SHAPES, SIZES
 
 HERE = Path(__file__).parent / "backbones"
 MEAN, STD = (0.88, 0.88, 0.88), (0.2, 0.2, 0.2)
-IMAGE, PATCH, WIDTH, EMBED = 96, 96 // GRID, 192, 256
+IMAGE, PATCH, WIDTH, EMBED = 96, 96 // GRID, 192, 288
+POOL_HEADS, POOL_NOISE = 9, 0.5
 CONTEXT = 48
 READY = 0.2
 
@@ -46,6 +47,17 @@ def save(state: dict, path: Path) -> None:
     waiting = path.with_name(path.name + ".tmp")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, waiting, metadata={"format": "pt"})
     os.replace(waiting, path)
+
+
+def begin_with(model, path: Path) -> int:
+    """Copies into `model` the tensors of a safetensors file that have its names and shapes; returns how many."""
+    from safetensors.torch import load_file
+
+    wanted = model.state_dict()
+    read = load_file(path).items()
+    found = {name: part for name, part in read if name in wanted and wanted[name].shape == part.shape}
+    model.load_state_dict(found, strict=False)
+    return len(found)
 
 
 def schedule(step: int, steps: int, warmup: int = 200) -> float:
@@ -68,7 +80,16 @@ def clip_config(vocabulary: int, pad: int, eos: int) -> dict:
     return {
         "model_cfg": {
             "embed_dim": EMBED,
-            "vision_cfg": {"image_size": IMAGE, "patch_size": PATCH, "width": WIDTH, "layers": 6, "head_width": 16},
+            "vision_cfg": {
+                "image_size": IMAGE,
+                "patch_size": PATCH,
+                "width": WIDTH,
+                "layers": 6,
+                "head_width": 16,
+                "attentional_pool": True,
+                "attn_pooler_queries": 1,
+                "attn_pooler_heads": POOL_HEADS,
+            },
             "text_cfg": {
                 "context_length": CONTEXT,
                 "vocab_size": vocabulary,
@@ -159,21 +180,26 @@ def cell_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 class Heads(torch.nn.Module):
     """Linear readings of each cell's attributes: off the pooled vector, off each patch of the last block but one and of
-    the last, and off the mean of the last but one's patches (which makes each patch say where it is, so that the CLS
-    token can gather them)."""
+    the last, and off the mean of the last but one's patches (which makes each patch say where it is, so that pooling
+    can gather them).
+
+    The pooled vector is read under noise, so that an attribute is worth as much of it as any other: without, a few
+    directions hold most of its variance, and an adapter learns the others late.
+    """
 
     def __init__(self):
         super().__init__()
         classes = sum(1 + len(values) for _, values in HEADS)
         self.pooled = torch.nn.Linear(EMBED, 9 * classes)
         self.patches = torch.nn.Linear(WIDTH, classes)
-        self.last = torch.nn.Linear(WIDTH, classes)
+        self.last = torch.nn.Sequential(torch.nn.LayerNorm(WIDTH), torch.nn.Linear(WIDTH, classes))
         self.mean = torch.nn.Linear(WIDTH, 9 * classes)
         rows = torch.arange(GRID) // (GRID // 3)
         self.register_buffer("cells", (rows[:, None] * 3 + rows[None]).flatten())
 
     def forward(self, pooled, patches, last, labels):
-        read = self.pooled(pooled).view(len(pooled), 9, -1)
+        noise = POOL_NOISE * pooled.detach().square().mean().sqrt() * torch.randn_like(pooled)
+        read = self.pooled(pooled + noise).view(len(pooled), 9, -1)
         spread = labels[:, :, self.cells]
         return (
             cell_loss(read, labels),
@@ -205,8 +231,11 @@ def pretrain_encoder(args) -> None:
     config = clip_config(len(tokenizer), tokenizer.pad_token_id, eos)
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     model, heads = CLIP(**config["model_cfg"]), Heads()
-    with torch.no_grad():
-        model.visual.positional_embedding.mul_(8)
+    if args.start:
+        log(record, begun_with=begin_with(model, args.start / "clip" / "open_clip_model.safetensors"))
+    else:
+        with torch.no_grad():
+            model.visual.positional_embedding.mul_(8)
     transform = open_clip.transform.image_transform_v2(
         open_clip.transform.PreprocessCfg(**{"size": IMAGE, **config["preprocess_cfg"]}), is_train=False
     )
@@ -239,7 +268,7 @@ def pretrain_encoder(args) -> None:
             )
             pooled = found["image_features"]
             patches, last = found["image_intermediates"]
-            losses = heads(pooled, patches, model.visual.ln_post(last), labels[chosen])
+            losses = heads(pooled, patches, last, labels[chosen])
             said = model.encode_text(tokens(texts))
         sights, said = F.normalize(pooled[: len(told)].float(), dim=-1), F.normalize(said.float(), dim=-1)
         logits = model.logit_scale.exp().clamp(max=100) * sights @ said.T
@@ -302,6 +331,8 @@ def pretrain_lm(args) -> None:
     )
     model = LlamaForCausalLM(config)
     balance(model)
+    if args.start:
+        log(record, begun_with=begin_with(model, args.start / "lm" / "model.safetensors"))
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
     others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "layers" in name)]
     optimizers = (
@@ -310,7 +341,7 @@ def pretrain_lm(args) -> None:
     )
     rates = [optimizer.param_groups[0]["lr"] * args.rate for optimizer in optimizers]
     corpus = Corpus(tokenizer, args.seed)
-    corpus.hardness, answering = 0.0, 1.0
+    corpus.hardness, answering = float(bool(args.start)), 1.0
     steps, rows = args.steps or 3400, args.batch or 16
     for step in range(steps):
         batch = corpus.batch(rows)
@@ -396,6 +427,7 @@ def write_card(folder: Path, what: str, args, steps: int, batch: int, seconds: f
         f"- Data: {data}; no scene of the held-out sets, no pair of `NEW_PAIRS`",
         f"- {count:,} parameters, stored in fp16",
         f"- {steps:,} steps of {batch}, seed {args.seed}, {optimizer}, bf16 autocast",
+        *(["- Begun with earlier weights (`--start`); steps and minutes are those after them"] if args.start else []),
         f"- {seconds / 60:.0f} minutes on {args.threads} thread(s), {platform.machine()}, torch {torch.__version__}",
         "",
         "Probe scores (`python -m demo.probe`), on scenes that no training shows:",
@@ -412,6 +444,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=("encoder", "lm"), help="train this one alone (default: both)")
     parser.add_argument("--out", type=Path, default=HERE, help="folder that gets clip/ and lm/")
+    parser.add_argument("--start", type=Path, help="folder with clip/ and lm/ whose weights to begin with")
     parser.add_argument("--seed", type=int, default=0, help="seed of data and weights")
     parser.add_argument("--steps", type=int, help="optimizer steps (default 6000, 3400)")
     parser.add_argument("--batch", type=int, help="pictures or documents a step (default 64, 16)")

@@ -247,7 +247,7 @@ def texts_of(
     return lines
 
 
-def make(folder: Path, seed: int = 0, train: int = 8000, heldout: int = 300, new_pairs: int = 300) -> Path:
+def make(folder: Path, seed: int = 0, train: int = 12000, heldout: int = 300, new_pairs: int = 300) -> Path:
     """Draws the demo's media and words into `folder`: images/*.jpg, texts.jsonl and scenes.json (what was asked for).
 
     The train split has one caption a picture and no question; the others one caption and up to 8 questions each. Every
@@ -295,7 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draws the demo's scenes with captions and questions.")
     parser.add_argument("--out", type=Path, required=True, help="folder to make: images/ and texts.jsonl")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn")
-    parser.add_argument("--train", type=int, default=8000, help="pictures to train on, captions alone")
+    parser.add_argument("--train", type=int, default=12000, help="pictures to train on, captions alone")
     parser.add_argument("--heldout", type=int, default=300, help="pictures of new scenes, with questions")
     parser.add_argument("--new-pairs", type=int, default=300, help="pictures with colour-shape pairs never trained on")
     args = parser.parse_args()
