@@ -106,30 +106,42 @@ class AdaptedModel(nn.Module):
 
     `texts` below are lists of segments from `Prompt`; `features` maps each medium that they name to its features,
     `(width,)` or `(tokens, width)`, any float dtype. A medium that several texts name is projected once.
+
+    With `token_noise` above 0, `loss` adds Gaussian noise of that share of each projected token's RMS, in the manner of
+    NEFTune (Jain et al. 2023, arXiv 2310.05914): a projector can otherwise find tokens that make the model say the
+    right caption and mean nothing to it beyond. `text_losses` and `generate` never add any.
     """
 
-    def __init__(self, lm: LanguageModel, adapter: Adapter, prompt: Prompt):
+    def __init__(self, lm: LanguageModel, adapter: Adapter, prompt: Prompt, token_noise: float = 0.0):
         super().__init__()
-        self.lm, self.adapter, self.prompt = lm, adapter, prompt
+        self.lm, self.adapter, self.prompt, self.token_noise = lm, adapter, prompt, token_noise
         self._takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
 
-    def slots(self, texts: Texts, features: Features) -> dict[str, torch.Tensor]:
-        """The vectors `(tokens, hidden_size)` in fp32 for every medium that `texts` name, and for the soft prompt."""
+    def slots(self, texts: Texts, features: Features, noise: float = 0.0) -> dict[str, torch.Tensor]:
+        """The vectors `(tokens, hidden_size)` in fp32 for every medium that `texts` name, and for the soft prompt.
+
+        `noise`, a share of each medium token's RMS, is drawn on the CPU, so that a resumed run draws the same.
+        """
         named = dict.fromkeys(s.slot for text in texts for s in text if s.slot not in (None, SOFT_PROMPT))
         filled = {} if self.adapter.soft_prompt is None else {SOFT_PROMPT: self.adapter.soft_prompt()}
         if named:
             device = next(self.adapter.parameters()).device
             read = torch.stack([features[name] for name in named]).to(device, non_blocking=True)
-            filled |= zip(named, self.adapter(read), strict=True)
+            tokens = self.adapter(read)
+            if noise:
+                rms = tokens.detach().pow(2).mean(-1, keepdim=True).sqrt()
+                tokens = tokens + noise * rms * torch.randn(tokens.shape).to(device, non_blocking=True)
+            filled |= zip(named, tokens, strict=True)
         return filled
 
     def loss(self, texts: Texts, features: Features) -> tuple[torch.Tensor, int]:
         """Cross-entropy summed over the target tokens of a micro-batch, in fp32, and their number.
 
-        A step divides the sum of these by the sum of the numbers, so how it is cut into micro-batches changes nothing.
+        A step divides the sum of these by the sum of the numbers, so how it is cut into micro-batches changes nothing
+        (but the draws of `token_noise`).
         Logits are computed at the labels' positions only, by the model's own head (its scale and softcap included).
         """
-        per_token = self._token_losses(texts, features)
+        per_token = self._token_losses(texts, features, self.token_noise)
         return per_token.sum(), len(per_token)
 
     @torch.no_grad()
@@ -138,8 +150,8 @@ class AdaptedModel(nn.Module):
         counts = [sum(len(s.ids) for s in text if s.target) for text in texts]
         return [(part.sum().item(), len(part)) for part in self._token_losses(texts, features).split(counts)]
 
-    def _token_losses(self, texts: Texts, features: Features) -> torch.Tensor:
-        batch = splice(self.lm, texts, self.slots(texts, features))
+    def _token_losses(self, texts: Texts, features: Features, noise: float = 0.0) -> torch.Tensor:
+        batch = splice(self.lm, texts, self.slots(texts, features, noise))
         labels = functional.pad(batch.labels, (0, 1), value=IGNORED)[:, 1:]
         wanted = labels != IGNORED
         logits = self.lm.model(

@@ -7,6 +7,7 @@ words but as blends: positions that hold a weighted sum of several words' embedd
 reads meanings in its context rather than exact words.
 """
 
+import math
 import random
 import re
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from functools import cached_property
 import torch
 
 from demo.scenes import caption, draw_questions, draw_scene
-from scoring.tasks.scenes import ATTRIBUTES
+from scoring.tasks.scenes import ATTRIBUTES, PLACES
 
 OPEN, CLOSE = "Scene:", "\n"
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -219,6 +220,47 @@ class Corpus:
                 at += 1
         self.gap(row, at, gaps[-1])
 
+    def mix(self, row: Row, objects: list[dict], easy: bool) -> None:
+        """Writes a description of mixtures into `row`: every position may hold something of every object.
+
+        An object has one or more positions of its own, anywhere, and a fainter share in the others, as in what a
+        projector makes of one pooled vector. So an object found twice is one object, and words that are strong at the
+        same positions belong together.
+        """
+        rng = self.rng
+        slots = rng.choices((SLOTS, rng.randint(len(objects), SLOTS), rng.randint(SLOTS, 40)), (7, 2, 1))[0]
+        shares = [[0.0] * slots for _ in objects]
+        if easy or rng.random() < 0.6:
+            leak = rng.uniform(0.0, 0.1 if easy else 0.7)
+            homes = rng.sample(range(slots), len(objects))
+            for share, home in zip(shares, homes, strict=True):
+                others = [] if easy else rng.choices(range(slots), k=rng.choice((0, 1, 2, 4)))
+                for at in range(slots):
+                    share[at] = 1.0 if at == home or at in others else leak * rng.random()
+        else:
+            sharpness = rng.uniform(0.7, 4.0)
+            for at in range(slots):
+                drawn = [math.exp(sharpness * rng.gauss(0.0, 1.0)) for _ in objects]
+                for share, value in zip(shares, drawn, strict=True):
+                    share[at] = value / sum(drawn)
+        start = len(row.ids)
+        row.add([self.tokenizer.pad_token_id] * slots, 0.0)
+        row.words[start:] = [0.0] * slots
+        row.noise[start:] = [rng.uniform(0.0, 0.1 if easy else 0.6)] * slots
+        size, spread = rng.uniform(0.6, 1.8), 0.0 if easy else rng.uniform(0.0, 0.7)
+        for at in range(slots):
+            held = [
+                (self.encode(" " + thing[name])[0], share[at] * rng.uniform(1 - spread, 1 + spread))
+                for thing, share in zip(objects, shares, strict=True)
+                for name in ATTRIBUTES
+            ]
+            if max(share[at] for share in shares) < 0.7 and rng.random() < 0.3:
+                held.append((self.encode(" " + rng.choice((*PLACES, *SEPARATORS)).strip())[0], rng.uniform(0.1, 0.8)))
+            norm = math.hypot(*(weight for _, weight in held))
+            full = rng.random() < 0.7
+            for word, weight in held:
+                row.blends.append((start + at, word, size * weight / (norm if full else max(norm, 2.0))))
+
     def gap(self, row: Row, at: int, count: int) -> int:
         """Fills `count` positions that carry no object; returns `count`."""
         for position in range(at, at + count):
@@ -235,9 +277,11 @@ class Corpus:
         row.add([self.tokenizer.bos_token_id], 0.0)
         row.add(self.encode(OPEN), FAINT)
         easy = rng.random() >= self.hardness
-        form = rng.choices(("words", "noisy", "blend"), (3, 2, 5))[0]
+        form = rng.choices(("words", "noisy", "blend", "mix"), (3, 1, 3, 4))[0]
         if form == "blend":
             self.blend(row, objects, easy)
+        elif form == "mix":
+            self.mix(row, objects, easy)
         else:
             start = len(row.ids)
             row.add(self.encode(describe(objects, rng, easy)), FAINT)

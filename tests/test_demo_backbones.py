@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from demo import probe
-from demo.corpus import CLOSE, OPEN, Corpus, build_tokenizer, prompt_of
+from demo.corpus import CLOSE, OPEN, Corpus, Row, build_tokenizer, prompt_of
 from demo.scenes import caption, draw_questions, draw_scenes
 from scoring.tasks.scenes import ATTRIBUTES, COLOURS, NUMBERS, PLACES, SHAPES, SIZES
 
@@ -88,6 +88,23 @@ def test_segments_encoded_alone_give_the_ids_of_the_whole(language):
     assert tokenizer.decode(ids(odd)) == odd
     for word in (*COLOURS, *SHAPES, *SIZES, *PLACES, *NUMBERS[:4], "yes", "no"):
         assert len(ids(" " + word)) == 1, word
+
+
+def test_a_mixture_tells_every_object_and_is_strongest_at_its_own_positions(language):
+    _, tokenizer = language
+    corpus = Corpus(tokenizer, 1)
+    for objects in draw_scenes(6, 60, "train"):
+        row = Row()
+        corpus.mix(row, objects, easy=True)
+        assert row.words == [0.0] * len(row.ids) and len(row.ids) >= len(objects)
+        for thing in objects:
+            heard = {
+                name: {at: share for at, word, share in row.blends if word == corpus.encode(" " + thing[name])[0]}
+                for name in ("colour", "shape", "size")
+            }
+            alone = [name for name in heard if sum(o[name] == thing[name] for o in objects) == 1]
+            peaks = {max(heard[name], key=heard[name].get) for name in alone}
+            assert all(heard.values()) and len(peaks) <= 1, (thing, heard)
 
 
 def test_committed_tokenizers_are_the_corpus_own(language):

@@ -93,6 +93,23 @@ def test_gradient_reaches_the_adapter_and_nothing_else(family, language_model_fo
     assert weights_sha256(model.lm.model) == before
 
 
+def test_token_noise_is_for_training_alone_and_follows_the_seed(language_model_folder):
+    model = adapted(language_model_folder("llama"))
+    texts, features = batch(model)
+    plain, scored = model.loss(texts, features)[0].item(), model.text_losses(texts, features)
+    model.token_noise = 0.5
+    assert model.text_losses(texts, features) == scored
+    losses = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        losses.append(model.loss(texts, features)[0].item())
+    assert losses[0] == losses[1] != losses[2] and plain not in losses
+    quiet, loud = model.slots(texts, features), model.slots(texts, features, 0.5)
+    for name, tokens in quiet.items():
+        share = ((loud[name] - tokens).pow(2).mean() / tokens.pow(2).mean()).sqrt().item()
+        assert 0.35 < share < 0.65
+
+
 def test_padding_is_what_the_mask_hides(language_model_folder):
     model = adapted(language_model_folder("opt"))
     texts, features = batch(model)
