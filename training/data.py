@@ -147,10 +147,14 @@ class Steps(Dataset):
 
 
 def load_steps(steps: Steps, first: int, last: int, workers: int, pin: bool) -> DataLoader:
-    """Yield the batches of steps `first` to `last - 1`, made ahead by `workers` processes (0: in this one)."""
+    """Yield the batches of steps `first` to `last - 1`, made ahead by `workers` processes (0: in this one).
+
+    It has a generator of its own: a loader draws a seed when it starts, and a resumed run starts one more.
+    """
     return DataLoader(
         steps,
         batch_size=None,
+        generator=torch.Generator(),
         sampler=range(first, last),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
