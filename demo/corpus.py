@@ -157,6 +157,13 @@ class Row:
         self.words += [1.0] * len(ids)
         self.noise += [0.0] * len(ids)
 
+    def add_slots(self, pad: int, slots: int, noise: float):
+        """Adds positions that hold no word of their own, only what `blends` puts there, and noise."""
+        start = len(self.ids)
+        self.add([pad] * slots, 0.0)
+        self.words[start:] = [0.0] * slots
+        self.noise[start:] = [noise] * slots
+
 
 class Corpus:
     """Draws batches of documents about scenes of the "train" split.
@@ -201,9 +208,7 @@ class Corpus:
         level = rng.uniform(0.0, 0.1 if easy else 0.8)
         size = rng.uniform(0.6, 1.8)
         start = len(row.ids)
-        row.add([self.tokenizer.pad_token_id] * slots, 0.0)
-        row.words[start:] = [0.0] * slots
-        row.noise[start:] = [level] * slots
+        row.add_slots(self.tokenizer.pad_token_id, slots, level)
         at = start
         for thing, run, gap in zip(rng.sample(objects, least), runs, gaps, strict=False):
             at += self.gap(row, at, gap)
@@ -244,9 +249,7 @@ class Corpus:
                 for share, value in zip(shares, drawn, strict=True):
                     share[at] = value / sum(drawn)
         start = len(row.ids)
-        row.add([self.tokenizer.pad_token_id] * slots, 0.0)
-        row.words[start:] = [0.0] * slots
-        row.noise[start:] = [rng.uniform(0.0, 0.1 if easy else 0.6)] * slots
+        row.add_slots(self.tokenizer.pad_token_id, slots, rng.uniform(0.0, 0.1 if easy else 0.6))
         size, spread = rng.uniform(0.6, 1.8), 0.0 if easy else rng.uniform(0.0, 0.7)
         for at in range(slots):
             held = [
