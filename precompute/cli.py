@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from . import PrecomputeError
+
+if TYPE_CHECKING:
+    from .encoders import Encoder
+    from .sources import Collection
 
 EPILOGUE = """Media once through a frozen encoder, features into shards that train.py reads. --data is a folder of
 pictures (words in .txt files of the same names, one caption per line, or in metadata.jsonl / metadata.csv with
@@ -93,7 +97,22 @@ def run(options: Options, demo: Callable[[Path, int], Path] | None = None) -> No
         print(f"note: --encoder demo was trained on drawn scenes only and sees little in photos. Real ones: {real}")
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # its threads spin, so one core is left to decoding
+    _take(found, encoder)
     precompute(found, encoder, kinds, out, options.batch, options.workers or os.cpu_count() or 1)
+
+
+def _take(found: "Collection", encoder: "Encoder") -> None:
+    """Leave the media of other kinds than the encoder's, and their words, out of `found`, and say so."""
+    others = {origin for origin, medium in found.media.items() if medium.modality != encoder.modality}
+    if len(others) == len(found.media):
+        kinds = sorted({medium.modality for medium in found.media.values()})
+        raise PrecomputeError(
+            f"--encoder {encoder.name} takes {encoder.modality} media and there are only {', '.join(kinds)} media here"
+        )
+    if others:
+        print(f"{len(others)} media are passed over: {encoder.name} takes {encoder.modality} media ({min(others)})")
+        found.media = {origin: medium for origin, medium in found.media.items() if origin not in others}
+        found.words = [words for words in found.words if others.isdisjoint(words.media)]
 
 
 def _name(data: Path | None) -> str:

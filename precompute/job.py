@@ -18,11 +18,10 @@ from shards.write import SetWriter, ShardWriter, make_key, samples_per_shard
 
 from . import MediaError, PrecomputeError
 from .encoders import Encoder
-from .media import decode_image, read_file, thumbnail_jpeg
+from .media import thumbnail
 from .plan import Plan, bytes_each, free_bytes
 from .sources import Collection, Medium
 
-MODALITY = "image"
 AHEAD = 3  # batches being decoded while one is encoded
 TRIED = 8  # media that are encoded once beforehand to estimate the time
 MANY = 0.05
@@ -43,12 +42,12 @@ MENDS = {
 
 @dataclass(frozen=True)
 class Decoded:
-    """A medium after the workers had it: its content hash and either pixels (3, H, W), or stored tensors, or an
-    error.
+    """A medium after the workers had it: its content hash and either what the encoder's preprocessing made of it (a
+    picture: (3, H, W)), or stored tensors, or an error.
     """
 
     digest: str
-    pixels: torch.Tensor | None = None
+    inputs: torch.Tensor | None = None
     stored: dict[str, torch.Tensor] | None = None
     error: MediaError | None = None
 
@@ -79,7 +78,7 @@ def precompute(
     features = encoder.features(kinds)
     keys = _keys(found.media)
     print(_summary(found))
-    with SetWriter(out, MODALITY, encoder.describe(), features) as writer, ThreadPoolExecutor(workers) as pool:
+    with SetWriter(out, encoder.modality, encoder.describe(), features) as writer, ThreadPoolExecutor(workers) as pool:
         _check_gone(writer, keys)
         todo = _todo(writer, keys, pool)
         if todo:
@@ -97,7 +96,7 @@ def precompute(
             _encode(
                 todo, keys, encoder, kinds, writer, pool, batch, samples_per_shard(sum(bytes_each(features).values()))
             )
-        return _finish(found, keys, writer)
+        return _finish(found, keys, writer, encoder.modality)
 
 
 def _keys(media: dict[str, Medium]) -> dict[str, Medium]:
@@ -114,10 +113,10 @@ def _summary(found: Collection) -> str:
     return f"{found.layout}: {len(found.media)} media, {len(found.words)} texts{without}"
 
 
-def _digest(path: Path) -> str:
+def _digest(medium: Medium) -> str:
     """The content hash of a medium now; empty when it can't be read."""
     try:
-        return hashlib.sha256(read_file(path)).hexdigest()
+        return hashlib.sha256(medium.read()).hexdigest()
     except MediaError:
         return ""
 
@@ -129,9 +128,7 @@ def _todo(writer: SetWriter, keys: dict[str, Medium], pool: ThreadPoolExecutor) 
     rejected = {make_key(origin): digest for origin, digest in writer.settled_rejects.items()}
     known = writer.known()
     check = [key for key in keys if key in known or key in rejected]
-    bar = tqdm(
-        pool.map(lambda key: _digest(keys[key].path), check), "checking", len(check), unit="", leave=False, delay=1
-    )
+    bar = tqdm(pool.map(lambda key: _digest(keys[key]), check), "checking", len(check), unit="", leave=False, delay=1)
     hashes = dict(zip(check, bar, strict=True))
     kept = writer.settle(hashes)
     kept |= {key for key, digest in rejected.items() if hashes.get(key) == digest}
@@ -148,38 +145,40 @@ def _check_gone(writer: SetWriter, keys: dict[str, Medium]) -> None:
 
 def _estimate(todo: dict[str, Medium], encoder: Encoder, kinds: Sequence[str], batch: int, workers: int) -> float:
     """Seconds for all of `todo`, from encoding a first few on their own."""
-    began, pixels = time.perf_counter(), []
+    began, inputs = time.perf_counter(), []
     for medium in list(todo.values())[: min(batch, TRIED)]:
         try:
-            pixels.append(_pixels(read_file(medium.path), encoder))
+            inputs.append(_inputs(medium.read(), encoder))
         except MediaError:
             continue
-    if not pixels:
+    if not inputs:
         return 0.0
-    decode = (time.perf_counter() - began) / len(pixels) / workers
+    decode = (time.perf_counter() - began) / len(inputs) / workers
     began = time.perf_counter()
-    _forward(encoder, pixels, kinds)
-    return len(todo) * max(decode, (time.perf_counter() - began) / len(pixels))
+    _forward(encoder, inputs, kinds)
+    return len(todo) * max(decode, (time.perf_counter() - began) / len(inputs))
 
 
 def _decode(key: str, medium: Medium, encoder: Encoder, writer: SetWriter) -> Decoded:
     try:
-        data = read_file(medium.path)
+        data = medium.read()
     except MediaError as error:
         return Decoded("", error=error)
     digest = hashlib.sha256(data).hexdigest()
     if (stored := writer.stored(key, digest)) is not None:
         return Decoded(digest, stored=stored)
     try:
-        return Decoded(digest, _pixels(data, encoder))
+        return Decoded(digest, _inputs(data, encoder))
     except MediaError as error:
         return Decoded(digest, error=error)
 
 
-def _pixels(data: bytes, encoder: Encoder) -> torch.Tensor:
-    image = decode_image(data)
+def _inputs(data: bytes, encoder: Encoder) -> torch.Tensor:
+    medium = encoder.decode(data)
     try:
-        return encoder.preprocess(image)
+        return encoder.preprocess(medium)
+    except MediaError:
+        raise
     except Exception as error:  # whatever the encoder's own preprocessing chokes on
         raise MediaError("preprocessing failed", f"{type(error).__name__}: {error}") from error
 
@@ -221,8 +220,8 @@ def _one_batch(part: list, encoder: Encoder, kinds: Sequence[str], shard: ShardW
     began = time.perf_counter()
     decoded = [(key, medium, future.result()) for key, medium, future in part]
     decoded_at = time.perf_counter()
-    pixels = [row.pixels for _, _, row in decoded if row.pixels is not None]
-    given = _forward(encoder, pixels, kinds) if pixels else {}
+    inputs = [row.inputs for _, _, row in decoded if row.inputs is not None]
+    given = _forward(encoder, inputs, kinds) if inputs else {}
     encoded_at = time.perf_counter()
     position = 0
     for key, medium, row in decoded:
@@ -236,23 +235,23 @@ def _one_batch(part: list, encoder: Encoder, kinds: Sequence[str], shard: ShardW
         except MediaError as error:
             shard.reject(medium.origin, error.reason, error.detail, row.digest)
             continue
-        shard.add(key, tensors, {"modality": MODALITY, "origin": medium.origin, "sha256": row.digest})
+        shard.add(key, tensors, {"modality": encoder.modality, "origin": medium.origin, "sha256": row.digest})
     clock.decode += decoded_at - began
     clock.encode += encoded_at - decoded_at
     clock.write += time.perf_counter() - encoded_at
 
 
-def _forward(encoder: Encoder, pixels: list[torch.Tensor], kinds: Sequence[str]) -> dict[str, torch.Tensor]:
+def _forward(encoder: Encoder, inputs: list[torch.Tensor], kinds: Sequence[str]) -> dict[str, torch.Tensor]:
     """Encode a batch; where the memory doesn't suffice, its halves."""
     try:
-        return encoder.encode(torch.stack(pixels), kinds)
+        return encoder.encode(torch.stack(inputs), kinds)
     except torch.OutOfMemoryError as error:
-        if len(pixels) == 1:
+        if len(inputs) == 1:
             raise PrecomputeError(
-                f"one picture is too much for the memory of {encoder.device}: try --device cpu"
+                f"one medium is too much for the memory of {encoder.device}: try --device cpu"
             ) from error
-    middle = len(pixels) // 2
-    first, second = (_forward(encoder, half, kinds) for half in (pixels[:middle], pixels[middle:]))
+    middle = len(inputs) // 2
+    first, second = (_forward(encoder, half, kinds) for half in (inputs[:middle], inputs[middle:]))
     return {kind: torch.cat([first[kind], second[kind]]) for kind in kinds}
 
 
@@ -264,7 +263,7 @@ def _stored(features: torch.Tensor) -> torch.Tensor:
         raise MediaError(reason, detail) from error
 
 
-def _finish(found: Collection, keys: dict[str, Medium], writer: SetWriter) -> bool:
+def _finish(found: Collection, keys: dict[str, Medium], writer: SetWriter, modality: str) -> bool:
     hashes = {sample.key: sample.info["sha256"] for sample in writer.samples()}
     key_of = {medium.origin: key for key, medium in keys.items()}
     texts, dropped = _texts(found, key_of, hashes)
@@ -273,7 +272,7 @@ def _finish(found: Collection, keys: dict[str, Medium], writer: SetWriter) -> bo
     rows = [{name: row[name] for name in ("origin", "reason", "detail")} for row in latest.values()]
     rows = sorted(rows + [vars(problem) for problem in found.problems], key=lambda row: tuple(row.values()))
     _say_rejected(rows, len(keys) + len(found.problems), dropped)
-    changed = writer.finish(texts, heldout, lambda wanted: _thumbnails(keys, wanted), rows)
+    changed = writer.finish(texts, heldout, lambda wanted: _thumbnails(keys, wanted, modality), rows)
     state = "is ready" if changed else "was complete already: nothing to do"
     print(f"{writer.folder} {state} ({len(hashes)} media, {len(heldout)} of them held out, {len(texts)} texts)")
     return changed
@@ -311,9 +310,9 @@ def _say_rejected(rows: list[dict], asked: int, dropped: int) -> None:
         print(f"{dropped} texts were left out with their media")
 
 
-def _thumbnails(keys: dict[str, Medium], wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+def _thumbnails(keys: dict[str, Medium], wanted: Iterable[str], modality: str) -> Iterator[tuple[str, bytes]]:
     for key in wanted:
         try:
-            yield key, thumbnail_jpeg(decode_image(keys[key].path))
+            yield key, thumbnail(keys[key].read(), modality)
         except MediaError as error:
             print(f"no thumbnail of {keys[key].origin}: {error}")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from precompute import MediaError, media
-from precompute.media import decode_image, thumbnail_jpeg
+from precompute import MediaError
+from precompute.media import decode_image, picture, thumbnail_jpeg
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 
@@ -128,7 +128,7 @@ def test_troubles_have_short_reasons(tmp_path: Path) -> None:
 
 
 def test_heic_without_its_plug_in_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(media, "_formats", lambda: ["JPEG", "PNG"])
+    monkeypatch.setattr(picture, "_formats", lambda: ["JPEG", "PNG"])
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
     with pytest.raises(MediaError, match="pip install pillow-heif"):
@@ -141,7 +141,7 @@ def test_random_damage_never_escapes() -> None:
     """Flip bytes all over files of every format: a picture or a MediaError, nothing else."""
     Image.init()
     generator = np.random.default_rng(0)
-    for form in [name for name in media.FORMATS if name in Image.SAVE]:
+    for form in [name for name in picture.FORMATS if name in Image.SAVE]:
         good = np.frombuffer(data(two_halves((48, 48)), form), np.uint8)
         for _ in range(25):
             bad = good.copy()

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from .. import PrecomputeError
+from ..media import decode
 from .names import NAMES
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -29,12 +30,15 @@ SAMPLED = 64  # weights per tensor that go into a fingerprint
 class Encoder:
     """What an encoder gives. A subclass sets the attributes and has `preprocess` and `forward`.
 
-    kinds: which of "pooled", "patches", "layers" · grid: (rows, columns) of the patches, row-major, or None ·
-    preprocessing: a dict that says what `preprocess` does · model: a torch module, or None · config: what defines the
-    architecture · width, image_size, patch_size: for the manifest.
+    modality: the media it takes, "image", "audio", "video" or "vector" · kinds: which of "pooled", "patches",
+    "layers" · grid: (rows, columns) of the patches, row-major, or None · preprocessing: a dict that says what
+    `preprocess` does · model: a torch module, or None · config: what defines the architecture · takes: the names of
+    the further choices it understands · width, image_size, patch_size: for the manifest.
     """
 
     library = "periscope"
+    modality: str = "image"
+    takes: frozenset[str] = frozenset()
     kinds: frozenset[str] = frozenset({"pooled"})
     grid: tuple[int, int] | None = None
     preprocessing: Mapping = MappingProxyType({})
@@ -52,28 +56,44 @@ class Encoder:
         dtype: torch.dtype | None = None,
         patch_layer: int | None = None,
         blocks: int | None = None,
+        **choices: object,
     ):
         """identifier: what follows the family's name · dtype: of the computation, default float32 · patch_layer:
         which of the hidden states (0: embeddings, -1: after the last block) gives the patches, default -2 · blocks:
-        how many of the last blocks give `layers`, default 6, fewer in a smaller tower.
+        how many of the last blocks give `layers`, default 6, fewer in a smaller tower · choices: those of `takes`,
+        None where nothing was chosen.
+
+        Raises PrecomputeError for a choice this family doesn't know.
         """
+        self.choices = {name: value for name, value in choices.items() if value is not None}
+        if strange := sorted(set(self.choices) - self.takes):
+            raise PrecomputeError(f"--encoder {identifier or self.library} doesn't take --{strange[0]}")
         self.id, self.device, self.dtype = identifier, torch.device(device), dtype or torch.float32
         self.patch_layer = -2 if patch_layer is None else patch_layer
         self.blocks = 6 if blocks is None else blocks
         self.name = identifier
 
-    def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """An RGB image -> (3, H, W) float32, as the encoder wants it."""
+    def decode(self, data: bytes) -> object:
+        """The bytes of a medium -> what `preprocess` takes. Raises MediaError."""
+        return decode(data, self.modality)
+
+    def example(self) -> object:
+        """Any medium, decoded, to find out shapes with."""
+        return Image.new("RGB", (96, 64), "grey")
+
+    def preprocess(self, medium: Image.Image) -> torch.Tensor:
+        """A decoded medium (an RGB image) -> what `forward` takes one of: (3, H, W) float32."""
         raise NotImplementedError
 
-    def forward(self, pixels: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
-        """(batch, 3, H, W) on the device -> at least the kinds asked for."""
+    def forward(self, inputs: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+        """What `preprocess` gave, stacked, on the device: (batch, 3, H, W) -> at least the kinds asked for."""
         raise NotImplementedError
 
     @torch.no_grad()
     def encode(self, batch: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
-        """(batch, 3, H, W) float32 -> {"pooled": (batch, width), "patches": (batch, tokens, width), "layers": (batch,
-        blocks, width)}, those of `kinds`, float32 on the CPU. Raises PrecomputeError for a kind it can't give.
+        """(batch, 3, H, W) float32, or what else `preprocess` gives, stacked -> {"pooled": (batch, width), "patches":
+        (batch, tokens, width), "layers": (batch, blocks, width)}, those of `kinds`, float32 on the CPU. Raises
+        PrecomputeError for a kind it can't give.
         """
         self.require(kinds)
         given = self.forward(batch.to(self.device, self.dtype), kinds)
@@ -90,7 +110,7 @@ class Encoder:
 
     def features(self, kinds: Collection[str]) -> dict[str, dict]:
         """The manifest's "features": kind -> {"shape", "dtype"}, and the "grid" of the patches, found by trying."""
-        given = self.encode(self.preprocess(Image.new("RGB", (96, 64), "grey"))[None], kinds)
+        given = self.encode(self.preprocess(self.example())[None], kinds)
         found = {kind: {"shape": list(given[kind].shape[1:]), "dtype": "float16"} for kind in given}
         if "patches" in found and self.grid:
             found["patches"]["grid"] = list(self.grid)
@@ -114,6 +134,7 @@ class Encoder:
             "patch_size": self.patch_size,
             "preprocessing": dict(self.preprocessing),
             "precision": str(self.dtype).removeprefix("torch."),
+            "choices": self.choices,
             "fingerprint": self.fingerprint(),
         }
 
@@ -130,6 +151,7 @@ class Encoder:
             self.patch_layer,
             self.blocks,
             dict(self.preprocessing),
+            *([self.choices] if self.choices else []),
         ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -161,13 +183,13 @@ def load_encoder(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     kinds: Collection[str] = ("pooled",),
-    **choices: int,
+    **choices: object,
 ) -> Encoder:
     """Load an encoder by a short name (`clip-l-336`), `family:identifier` (`open_clip:ViT-B-32-quickgelu/openai`), a
     folder (with open_clip_config.json or config.json) or a Hub id (`facebook/dinov2-base`, read by transformers).
 
-    choices: patch_layer, blocks. Raises PrecomputeError when nothing is called so, when a kind can't be given, and
-    when weights can't be had.
+    choices: patch_layer, blocks, and what the family takes. Raises PrecomputeError when nothing is called so, when a
+    kind can't be given, and when weights can't be had.
     """
     family, identifier = resolve(name)
     encoder = FAMILIES[family](identifier, device=device, dtype=dtype, **choices)
@@ -186,7 +208,8 @@ def load_encoder_like(described: dict, device: str = "cpu", dtype: torch.dtype |
         dtype = PRECISIONS.get(described.get("precision"))
     layer = described.get("layer") or {}
     name = f"{described['library']}:{described['id']}" if described["id"] else described["library"]
-    encoder = load_encoder(name, device, dtype, (), patch_layer=layer.get("patches"), blocks=layer.get("layers"))
+    choices = {"patch_layer": layer.get("patches"), "blocks": layer.get("layers"), **described.get("choices", {})}
+    encoder = load_encoder(name, device, dtype, (), **choices)
     encoder.name = described["name"]
     if encoder.fingerprint() != described["fingerprint"]:
         now = encoder.describe()

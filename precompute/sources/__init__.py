@@ -12,14 +12,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import PrecomputeError
+from ..media import read_file
 
 
 @dataclass(frozen=True)
 class Medium:
-    """One medium: `path` to read it from, `origin` its path relative to the data folder with forward slashes."""
+    """One medium: `path` of the file that holds it, `origin` its path relative to the data folder with forward
+    slashes (in an archive or a table: the file's, then what names it inside), `modality` "image", "audio", "video" or
+    "vector", and `part`, which takes its bytes out of the file: a plain function or a partial of one, so that a medium
+    can be sent to another process.
+    """
 
     path: Path
     origin: str
+    modality: str = "image"
+    part: Callable[[Path], bytes] = read_file
+
+    def read(self) -> bytes:
+        """Its bytes. Raises MediaError when they can't be had."""
+        return self.part(self.path)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..media import SUFFIXES
+from ..media import modality_of
 from . import Medium, Problem, Record, Words, source
 from .text_file import lines_of, read_text
 
@@ -36,7 +36,11 @@ def pictures(folder: Path) -> Iterator[tuple[Path, list[Path], list[str]]]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
         files = sorted(name for name in files if not name.startswith("."))
-        yield Path(here), [Path(here, name) for name in files if os.path.splitext(name)[1].lower() in SUFFIXES], files
+        yield (
+            Path(here),
+            [Path(here, name) for name in files if modality_of(name) == "image"],
+            files,
+        )
 
 
 def _is_feature_set(files: list[str]) -> bool:

@@ -1,15 +1,15 @@
-"""Bytes of a medium -> pixels."""
+"""Bytes of a picture -> pixels."""
 
 import importlib.util
 import io
-import stat
 import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from . import MediaError
+from .. import MediaError
+from .file import read_file
 
 # Named, so that a file called .png can't reach Pillow's readers that start other programs (EPS) or are rarely kept.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
@@ -64,16 +64,6 @@ def decode_image(source: bytes | Path | str) -> Image.Image:
             word in text.lower() for word in ("truncated", "broken data", "premature")
         )
         raise MediaError("truncated" if cut else "damaged", text) from error
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of a regular file. Raises MediaError for anything else: a pipe would block for ever."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise MediaError("can't be opened", "not a regular file")
-        return path.read_bytes()
-    except OSError as error:
-        raise MediaError("can't be opened", error.strerror or str(error)) from error
 
 
 def thumbnail_jpeg(image: Image.Image) -> bytes:

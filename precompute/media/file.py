@@ -1,0 +1,16 @@
+"""The bytes of a medium, wherever they lie."""
+
+import stat
+from pathlib import Path
+
+from .. import MediaError
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file. Raises MediaError for anything else: a pipe would block for ever."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise MediaError("can't be opened", "not a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise MediaError("can't be opened", error.strerror or str(error)) from error
