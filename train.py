@@ -191,7 +191,7 @@ def main() -> None:
         factor = adapter.match_scale(rows)
         if words := settings["start_words"]:
             ids = lm.tokenizer.encode(words, add_special_tokens=False)
-            adapter.start_from(lm.embed(torch.tensor(ids, device=device)), rows)
+            adapter.start_from(lm.embed(torch.tensor(ids, dtype=torch.long, device=device)), rows)
         settings |= {"template": template.style, "delimiters": list(template.delimiters)}
         folder, first, best = Run.create(run_path(options, adapter.spec), settings), 0, None
         print(f"run: {folder.path}" + (f", the projector's last layer scaled by {factor:.3g}" if factor != 1 else ""))

@@ -86,8 +86,10 @@ class Adapter(nn.Module):
         of the words' RMS. Tokens that start alike can stay alike: each then carries a blur of the whole picture, and
         which word belongs to which is lost. Different words, which the language model already looks up by, part them.
         (The same start is common for soft prompts: Lester et al. 2021, arXiv 2104.08691.)
-        Raises AdapterError for a projector whose tokens share one bias.
+        Raises AdapterError for a projector whose tokens share one bias, and when there are no words.
         """
+        if not len(rows):
+            raise AdapterError("--start-words holds nothing that the tokenizer makes a token of; leave it out")
         last = self.projector.last
         if last.bias is None or last.out_features != self.tokens * self.hidden_size:
             raise AdapterError(

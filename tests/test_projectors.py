@@ -144,6 +144,8 @@ def test_tokens_start_from_words(output_norm):
     assert (tokens.std(0) > 0).all(), "the features must still move every token"
     with pytest.raises(AdapterError, match="a bias each"):
         Adapter("mlp", PATCHES, H, 0.01).start_from(words, torch.randn(2, 36, 12))
+    with pytest.raises(AdapterError, match="nothing that the tokenizer"):
+        adapter.start_from(words[:0], x)
 
 
 def test_an_adapter_folder_holds_everything_and_refuses_rubbish(tmp_path):
