@@ -15,8 +15,8 @@ from functools import cached_property
 
 import torch
 
-from demo.scenes import caption, draw_questions, draw_scene
-from scoring.tasks.scenes import ATTRIBUTES, PLACES
+from demo.scenes import caption, draw_ask, draw_questions, draw_scene, question
+from scoring.tasks.scenes import ATTRIBUTES, PLACES, answer
 
 OPEN, CLOSE = "Scene:", "\n"
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -24,6 +24,7 @@ PIECE = r" ?[A-Za-z]+(?:-[a-z]+)*| ?[^\sA-Za-z]|\s"
 SEPARATORS = (",", ";", ".", " and", " |")
 FAINT, ANSWER = 0.03, 3.0
 SLOTS = 16
+EXISTS = ("exists", "colour", "shape")
 LISTINGS = ("What is there?", "What does the picture show?")
 
 
@@ -56,6 +57,14 @@ def continuations(objects: list[dict], rng: random.Random, questions: int) -> li
     for _, wording, truth in draw_questions(objects, questions, rng):
         found.append((prompt_of(wording), " " + truth))
     return found
+
+
+def existence(objects: list[dict], rng: random.Random) -> tuple[str, str]:
+    """A question whether something is there, and its answer: the one kind that must tie a colour and a shape to one
+    object and has one word to learn it from, so each document asks it once more.
+    """
+    ask = draw_ask(EXISTS, objects, rng)
+    return prompt_of(question(ask, rng)), " " + answer(ask, objects)
 
 
 def listing(objects: list[dict], rng: random.Random) -> str:
@@ -292,9 +301,8 @@ class Corpus:
                 row.noise[start:] = [rng.uniform(0.0, 1.0)] * (len(row.ids) - start)
         row.add(self.encode(CLOSE), FAINT)
         start = len(row.ids)
-        parts = [
-            (prompt, target, ANSWER if prompt else 1.0) for prompt, target in continuations(objects, rng, questions)
-        ]
+        told = [*continuations(objects, rng, questions), existence(objects, rng)]
+        parts = [(prompt, target, ANSWER if prompt else 1.0) for prompt, target in told]
         parts.append((prompt_of(rng.choice(LISTINGS)), listing(objects, rng), 1.0))
         for number, (prompt, target, weight) in enumerate(parts, 1):
             ids = self.encode(prompt)
