@@ -44,7 +44,9 @@ class Options:
     output_norm: bool | None = None
     """Keep the projected tokens at the word embeddings' scale by a norm with a learned gain."""
     projector_hidden: int | None = None
-    """Width between the two layers of mlp and mlpK (0: the language model's)."""
+    """Width between a projector's layers, where it has such a width (0: its own choice, see docs/projectors.md)."""
+    projector_layers: int | None = None
+    """Blocks of a projector that has such (perceiverK, maplK); default: its own, 6 and 4."""
     start_words: str | None = None
     """Start the adapter's tokens from these words' embeddings, so that each has a meaning to begin with."""
     token_noise: float | None = None
@@ -142,7 +144,7 @@ def main() -> None:
         template = Template.from_dict(about["template"])
     else:
         torch.manual_seed(settings["seed"])
-        form = {name: settings[name] for name in ("soft_prompt", "output_norm", "projector_hidden")}
+        form = {name: settings[name] for name in ("soft_prompt", "output_norm", "projector_hidden", "projector_layers")}
         adapter = Adapter(settings["adapter"], shape, lm.hidden_size, lm.embedding_rms, **form)
         adapter.to(device)
         if adapter.soft_prompt is not None:

@@ -38,12 +38,13 @@ class Adapter(nn.Module):
         soft_prompt: int = 0,
         output_norm: bool = True,
         projector_hidden: int = 0,
+        projector_layers: int = 0,
     ):
         super().__init__()
         self.spec, self.features, self.hidden_size = spec, features, hidden_size
         self.embedding_rms, self.output_norm = embedding_rms, output_norm
-        self.projector_hidden = projector_hidden
-        self.projector = build_projector(spec, features, hidden_size, projector_hidden)
+        self.projector_hidden, self.projector_layers = projector_hidden, projector_layers
+        self.projector = build_projector(spec, features, hidden_size, projector_hidden, projector_layers)
         self.log_gain = nn.Parameter(torch.zeros(())) if output_norm else None
         self.soft_prompt = SoftPrompt(soft_prompt, hidden_size, embedding_rms) if soft_prompt else None
 

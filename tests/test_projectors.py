@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from adapters import AdapterError
 from adapters.checkpoint import load_adapter, read_adapter_config, save_adapter
 from adapters.model import Adapter
-from adapters.projectors import FeatureShape, build_projector, find_projector
+from adapters.projectors import FeatureShape, build_projector, find_projector, known_specs
 
 ROOT = Path(__file__).parent.parent
 POOLED = FeatureShape("pooled", 1, 12)
@@ -26,6 +27,14 @@ EXPECTED = {  # spec: (features, tokens, parameters)
     "mlp": (PATCHES, 36, 12 * H + H + H * H + H),
     "group9": (PATCHES, 4, 9 * 12 * H + H),
     "window3": (PATCHES, 4, 9 * 12 * H + H),
+    "shuffle2": (PATCHES, 9, 4 * 12 * H),
+    "clipcap4": (POOLED, 4, 12 * 2 * H + 2 * H + 2 * H * 4 * H + 4 * H),
+    "fusedmlp": (PATCHES, 36, 12 * 48 + 48 + 48 * H + H + H * H + H),
+    "perceiver5": (PATCHES, 5, 5 * 12 + 6 * (6 * 12 + 4 * 512 * 12 + 8 * 144) + 2 * 12 + 12 * H + H),
+    "mapl7": (PATCHES, 7, 12 * 256 + 256 + 7 * 256 + 4 * (8 * 256**2 + 11 * 256) + 256 * H + H),
+    "ldp": (PATCHES, 9, 12 * H + H + H * H + H + 2 * (13 * H + H * 8 + 8 + 8 * H + H + H * H)),
+    "ldpv2": (PATCHES, 144, 12 * H + H + H * H + H + 10 * H),
+    "fusedldp": (PATCHES, 196, 12 * 48 + 48 + 48 * H + H + 10 * H),
 }
 
 
@@ -51,6 +60,112 @@ def test_projector_hidden_narrows_the_wide_ones_and_is_refused_where_there_is_no
     assert build_projector("mlp", PATCHES, H, inner=7)(torch.randn(2, 36, 12)).shape == (2, 36, H)
     with pytest.raises(AdapterError, match="no layer between"):
         build_projector("linear16", POOLED, H, inner=7)
+
+
+PUBLISHED = [  # spec, features, hidden size, parameters: as the papers or their released weights have them
+    ("perceiver64", FeatureShape("patches", 256, 1024), 1, 63_019_008 + 1024 + 1),
+    ("perceiver64", FeatureShape("patches", 256, 1024), 4096, 67_217_408),
+    ("mapl32", FeatureShape("patches", 257, 1024), 4096, 3_431_680),
+    ("clipcap10", FeatureShape("pooled", 1, 512), 768, 31_468_800),
+    ("linear", FeatureShape("patches", 144, 3072), 4096, 12_587_008),  # LiMBeR
+    ("fusedmlp", FeatureShape("patches", 729, 2176, (27, 27)), 2560, 47_789_568),  # Cobra
+    ("fusedldp", FeatureShape("patches", 729, 2176, (27, 27)), 2560, 41_259_008),
+    ("ldpv2", FeatureShape("patches", 576, 1024, (24, 24)), 2048, 6_316_032),  # MobileVLM V2 1.7B
+    ("mlp", FeatureShape("patches", 576, 1024, (24, 24)), 4096, 20_979_712),  # LLaVA-1.5 7B
+]
+
+
+@pytest.mark.parametrize("spec, features, hidden_size, parameters", PUBLISHED)
+def test_published_parameter_counts(spec, features, hidden_size, parameters):
+    with torch.device("meta"):
+        module = build_projector(spec, features, hidden_size)
+    assert sum(p.numel() for p in module.parameters()) == parameters
+
+
+def rows_of_the_table() -> list[list[str]]:
+    lines = (ROOT / "docs" / "projectors.md").read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+
+
+def test_the_table_in_the_docs_is_right():
+    rows = rows_of_the_table()
+    named = {find_projector(row[0].strip("`"))[0].pattern for row in rows}
+    assert {re.sub(r"\{.*\}", "K", pattern) for pattern in named} == set(known_specs())
+    for spec, reads, layers, tokens, formula, count in rows:
+        spec = spec.strip("`")
+        shape = FeatureShape("pooled", 1, 768) if reads == "pooled" else FeatureShape("patches", 576, 1024, (24, 24))
+        with torch.device("meta"):
+            module = build_projector(spec, shape, 4096)
+        numbers = {"v": shape.width, "d": 4096, "n": 576, "k": int(re.sub(r"\D+", "", spec.removesuffix("v2")) or 0)}
+        for name in ("u", "b"):
+            if found := re.search(rf"\b{name} = ([\dvkd /]+)", layers):
+                value = re.sub(r"(?<=[\dvkd]) (?=[vkd])", "*", found[1].strip())
+                numbers[name] = int(eval(value, {}, numbers))
+        counted = sum(p.numel() for p in module.parameters())
+        assert counted == int(count.replace(",", "")) == eval(formula.strip("`"), {}, numbers), spec
+        assert module.tokens == eval(tokens.strip("`"), {}, numbers), spec
+
+
+def test_pixel_shuffle_is_idefics3s():
+    from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
+
+    vision, text = SimpleNamespace(hidden_size=12), SimpleNamespace(hidden_size=H)
+    theirs = Idefics3Connector(SimpleNamespace(scale_factor=2, vision_config=vision, text_config=text))
+    ours = build_projector("shuffle2", PATCHES, H)
+    ours.last.weight.data = theirs.modality_projection.proj.weight.data
+    patches = torch.randn(3, 36, 12)
+    assert torch.equal(ours(patches), theirs(patches))
+    assert not torch.allclose(build_projector("window2", PATCHES, H).last.weight[:, :48], ours.last.weight)
+    with pytest.raises(AdapterError, match="grid that 4 divides"):
+        build_projector("shuffle4", PATCHES, H)
+
+
+def test_resampler_formula():
+    """One layer against the formula written out: latents attend to patches and themselves, eight heads of 64."""
+    torch.manual_seed(0)
+    module = build_projector("perceiver3", PATCHES, H, layers=1)
+    patches, layer = torch.randn(2, 36, 12), module.layers[0]
+    latents = module.latents.expand(2, -1, -1)
+    normed = layer.norm_latents(latents)
+    read = torch.cat([layer.norm_patches(patches), normed], 1)
+    key, value = layer.key_value.weight.chunk(2)
+    mixed = []
+    for head in range(8):
+        part = slice(64 * head, 64 * head + 64)
+        scores = (normed @ layer.query.weight[part].T) @ (read @ key[part].T).transpose(1, 2) / 8
+        mixed.append(scores.softmax(-1) @ (read @ value[part].T))
+    latents = latents + torch.cat(mixed, -1) @ layer.out.weight.T
+    latents = latents + layer.feed_forward(latents)
+    assert torch.allclose(module(patches), module.last(module.norm(latents)), atol=1e-5)
+    shuffled = patches[:, torch.randperm(36)]
+    assert torch.allclose(module(shuffled), module(patches), atol=1e-5), "queries see a set of patches"
+
+
+def test_mapl_lets_patches_see_one_another():
+    torch.manual_seed(0)
+    module = build_projector("mapl4", PATCHES, H, inner=16, layers=2).eval()
+    x = torch.randn(2, 36, 12)
+    assert module(x).shape == (2, 4, H)
+    mixed = module.mixer(torch.cat([module.first(x), module.queries.expand(2, -1, -1)], 1))
+    assert torch.equal(module(x), module.last(mixed[:, 36:])) and len(module.mixer.layers) == 2
+
+
+def test_pooling_projectors_keep_the_place():
+    """What is put into one corner of the grid moves the tokens of that corner."""
+    for spec, side in (("ldpv2", 12), ("fusedldp", 14), ("ldp", 12)):
+        torch.manual_seed(0)
+        shape = FeatureShape("patches", 576, 12, (24, 24))
+        module = build_projector(spec, shape, H)
+        x = torch.zeros(1, 576, 12)
+        corner = x.clone().unflatten(1, (24, 24))
+        corner[:, :4, :4] = 1.0
+        moved = (module(corner.flatten(1, 2)) - module(x)).norm(dim=-1).view(side, side)
+        assert moved[:2, :2].min() > 20 * moved[6:, 6:].max(), spec
+
+
+def test_projector_layers_are_refused_where_they_are_fixed():
+    with pytest.raises(AdapterError, match="layers are fixed"):
+        build_projector("mlp16", POOLED, H, layers=3)
 
 
 def test_doubutsu_mlp_formula():
@@ -91,7 +206,7 @@ def test_window_pads_a_grid_it_does_not_divide_and_group_refuses():
 
 @pytest.mark.parametrize("spec, hint", [("mpl16", "mlp16"), ("liner", "linear"), ("windw3", "window3"), ("mlp0", None)])
 def test_an_unknown_adapter_names_the_nearest(spec, hint):
-    with pytest.raises(AdapterError, match=f"did you mean {hint}" if hint else "known: .*mlpK"):
+    with pytest.raises(AdapterError, match=f"did you mean .*{hint}" if hint else "known: .*mlpK"):
         find_projector(spec)
 
 

@@ -78,19 +78,19 @@ def find_projector(spec: str) -> tuple[Row, dict[str, int]]:
                 return row, {integer: int(match[2])}
     letters = re.sub(r"\d+$", "", spec)
     stems = [re.sub(r"\{.*\}", "", pattern) for pattern in ROWS if ("{" in pattern) == (letters != spec)]
-    near = difflib.get_close_matches(letters, stems, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}{spec[len(letters) :]}?" if near else ""
+    near = difflib.get_close_matches(letters, stems, n=2, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(stem + spec[len(letters) :] for stem in near)}?" if near else ""
     raise AdapterError(
         f"unknown adapter {spec!r}{hint} (known: {', '.join(known_specs())}; K is a whole number above 0)"
     )
 
 
-def build_projector(spec: str, features: FeatureShape, hidden_size: int, inner: int = 0) -> nn.Module:
+def build_projector(spec: str, features: FeatureShape, hidden_size: int, inner: int = 0, layers: int = 0) -> nn.Module:
     """Make the projector `spec` in fp32, reading `features` and giving `(batch, module.tokens, hidden_size)`.
 
-    `inner` is the width between its two layers, where it has two (0: the projector's own choice).
-    Raises AdapterError for an unknown spec, for features of another kind or grid than it reads, and for an `inner`
-    in vain.
+    `inner` is the width between its layers, `layers` how many blocks it has, where it has such (0: its own choice).
+    Raises AdapterError for an unknown spec, for features of another kind or grid than it reads, and for an `inner` or
+    `layers` in vain.
     """
     row, integer = find_projector(spec)
     if features.kind != row.kind:
@@ -98,9 +98,13 @@ def build_projector(spec: str, features: FeatureShape, hidden_size: int, inner: 
             f"--adapter {spec} reads `{row.kind}` features, but `{features.kind}` was given; "
             f"encode again with --kinds {row.kind}, or choose an adapter that reads `{features.kind}`"
         )
-    if inner and "inner" not in inspect.signature(row.module).parameters:
+    known = inspect.signature(row.module).parameters
+    if inner and "inner" not in known:
         raise AdapterError(f"--projector-hidden {inner} makes no sense for {spec}, which has no layer between")
-    return row.module(features, hidden_size, **integer, **({"inner": inner} if inner else {}))
+    if layers and "layers" not in known:
+        raise AdapterError(f"--projector-layers {layers} makes no sense for {spec}, whose layers are fixed")
+    chosen = {name: value for name, value in (("inner", inner), ("layers", layers)) if value}
+    return row.module(features, hidden_size, **integer, **chosen)
 
 
 for _module in pkgutil.iter_modules(__path__):

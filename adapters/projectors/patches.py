@@ -37,6 +37,27 @@ class PatchMLP(nn.Module):
         return self.last(nn.functional.gelu(self.first(patches)))
 
 
+@projector("fusedmlp", reads="patches")
+class FusedMLP(nn.Module):
+    """Prismatic's and Cobra's projector of fused encoders, per patch: Linear to four times the features' width, GELU,
+    Linear, GELU, Linear (Karamcheti et al. 2024, arXiv 2402.07865).
+
+    https://github.com/TRI-ML/prismatic-vlms
+    """
+
+    def __init__(self, features: FeatureShape, hidden_size: int, inner: int = 0):
+        super().__init__()
+        self.tokens = features.tokens
+        inner = inner or 4 * features.width
+        self.first = nn.Linear(features.width, inner)
+        self.middle = nn.Linear(inner, hidden_size)
+        self.last = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        gelu = nn.functional.gelu
+        return self.last(gelu(self.middle(gelu(self.first(patches)))))
+
+
 @projector("group{size}", reads="patches")
 class RasterGroups(nn.Module):
     """`size` consecutive patches in raster order share one token (doubutsu's second architecture: `group9`).

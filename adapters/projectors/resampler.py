@@ -1,0 +1,84 @@
+"""Projectors that ask the patches with learned queries: as many tokens as queries, whatever the number of patches."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from adapters.projectors import FeatureShape, projector
+
+HEADS, HEAD_WIDTH = 8, 64
+
+
+class ResamplerLayer(nn.Module):
+    """Latents read patches and themselves by attention, then pass a feed-forward of four times the width.
+
+    Both with LayerNorm before and a residual around; no biases (Flamingo, Alayrac et al. 2022, arXiv 2204.14198).
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        inner = HEADS * HEAD_WIDTH
+        self.norm_patches, self.norm_latents = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query = nn.Linear(width, inner, bias=False)
+        self.key_value = nn.Linear(width, 2 * inner, bias=False)
+        self.out = nn.Linear(inner, width, bias=False)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width, bias=False),
+            nn.GELU(),
+            nn.Linear(4 * width, width, bias=False),
+        )
+
+    def forward(self, latents: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """`(batch, latents, width)` and `(batch, tokens, width)` to `(batch, latents, width)`."""
+        normed = self.norm_latents(latents)
+        read = torch.cat([self.norm_patches(patches), normed], 1)
+        query, (key, value) = self.query(normed), self.key_value(read).chunk(2, -1)
+        heads = (part.unflatten(-1, (HEADS, HEAD_WIDTH)).transpose(1, 2) for part in (query, key, value))
+        latents = latents + self.out(functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        return latents + self.feed_forward(latents)
+
+
+@projector("perceiver{latents}", reads="patches")
+class PerceiverResampler(nn.Module):
+    """Flamingo's resampler at the encoder's width, then one linear map up. AnyMAL's image projector has 64 latents and
+    6 layers, its video projector 32 and 4 (arXiv 2309.16058).
+
+    At the language model's width 4096 the same six layers would have 1.6 billion parameters; at the encoder's 1024 they
+    have 63,019,008.
+    """
+
+    def __init__(self, features: FeatureShape, hidden_size: int, latents: int, layers: int = 6):
+        super().__init__()
+        self.tokens = latents
+        self.latents = nn.Parameter(torch.randn(latents, features.width))
+        self.layers = nn.ModuleList(ResamplerLayer(features.width) for _ in range(layers))
+        self.norm = nn.LayerNorm(features.width)
+        self.last = nn.Linear(features.width, hidden_size)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        latents = self.latents.expand(len(patches), -1, -1)
+        for layer in self.layers:
+            latents = layer(latents, patches)
+        return self.last(self.norm(latents))
+
+
+@projector("mapl{tokens}", reads="patches")
+class Mapper(nn.Module):
+    """MAPL's mapping network (Manas et al. 2023, arXiv 2210.07179): patches and learned queries side by side through a
+    small transformer of `inner` width (256) and 4 layers; the queries' outputs are the tokens. 3,431,680 parameters
+    from CLIP's 1024 to GPT-J's 4096.
+    """
+
+    def __init__(self, features: FeatureShape, hidden_size: int, tokens: int, inner: int = 256, layers: int = 4):
+        super().__init__()
+        self.tokens = tokens
+        self.first = nn.Linear(features.width, inner)
+        self.queries = nn.Parameter(torch.randn(tokens, inner))
+        block = nn.TransformerEncoderLayer(inner, 8, 2 * inner, dropout=0.0, batch_first=True)
+        self.mixer = nn.TransformerEncoder(block, layers, enable_nested_tensor=False)
+        self.last = nn.Linear(inner, hidden_size)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        queries = self.queries.expand(len(patches), -1, -1)
+        return self.last(self.mixer(torch.cat([self.first(patches), queries], 1))[:, -self.tokens :])
