@@ -1,16 +1,25 @@
-"""The kinds of features and how a tensor becomes what is stored."""
+"""The kinds of features, and how a tensor becomes what is stored: pooled, then as float16, int8 or int4.
+
+An *entry* is what the manifest says of a kind: "shape" and "dtype" of what a reader gets, "codec" ("fp16" when it isn't
+there), the "grid" of patches after pooling, "pool" [rows, columns] when patches were averaged, "views" when there are
+several of each medium, and then the "augmentation" that made all but the first.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from math import prod
 
 import torch
 
-from . import FeatureSetError
+from . import FeatureSetError, codecs
+from .codecs import CODECS, FP16_LARGEST
 
 KINDS = ("pooled", "patches", "layers")
-CODEC = "fp16"
-FP16_LARGEST = 65504
+STORED_DTYPES = {"F16": torch.float16, "I8": torch.int8, "U8": torch.uint8}
 
 
 def encode_fp16(features: torch.Tensor) -> torch.Tensor:
-    """Turn an encoder's output (any shape, any float dtype) into what is stored: float16, contiguous, on the CPU.
+    """Turn an encoder's output (any shape, any float dtype) into float16, contiguous, on the CPU.
 
     Raises FeatureSetError, its message beginning with the short reason and a colon, when a value is NaN or infinite
     ("not finite") or becomes infinite in float16 ("beyond float16").
@@ -20,15 +29,124 @@ def encode_fp16(features: torch.Tensor) -> torch.Tensor:
     stored = features.detach().to("cpu", torch.float16).contiguous()
     if not torch.isfinite(stored).all():
         largest = features.abs().max().item()
-        raise FeatureSetError(f"beyond float16: the largest value is {largest:.4g}, float16 ends at {FP16_LARGEST}")
+        raise FeatureSetError(f"beyond float16: the largest value is {largest:.4g}, float16 ends at {FP16_LARGEST:g}")
     return stored
 
 
-def decode_fp16(stored: torch.Tensor) -> torch.Tensor:
-    """Turn what is stored into features: float16, the same shape."""
-    return stored
+def layout(kind: str, entry: Mapping) -> dict[str, tuple[str, list[int]]]:
+    """The tensors a shard holds of one medium: name -> (safetensors dtype, shape). Views are the first axis."""
+    views = [entry["views"]] if "views" in entry else []
+    forms = codecs.layout(entry.get("codec", "fp16"), entry["shape"])
+    return {kind + suffix: (dtype, views + shape) for suffix, (dtype, shape) in forms.items()}
 
 
-def round_trip(features: torch.Tensor) -> torch.Tensor:
-    """Features as a reader of a shard would see them: encoded and decoded. Raises as `encode_fp16`."""
-    return decode_fp16(encode_fp16(features))
+def stored_bytes(entry: Mapping) -> int:
+    """Bytes of tensors that a shard holds of one medium's features."""
+    forms = layout("", entry).values()
+    return sum(STORED_DTYPES[dtype].itemsize * prod(shape) for dtype, shape in forms)
+
+
+def encode(kind: str, features: torch.Tensor, entry: Mapping) -> dict[str, torch.Tensor]:
+    """An encoder's features of one medium -> the tensors of `layout`; patches are pooled here, views come first.
+
+    Everything starts from float16, so that a set coded anew equals one that was so from the start. Raises
+    FeatureSetError as `encode_fp16`.
+    """
+    half = _pool(encode_fp16(features), entry)
+    codec = entry.get("codec", "fp16")
+    if "views" not in entry:
+        return {kind + suffix: tensor for suffix, tensor in codecs.encode(codec, half).items()}
+    views = [codecs.encode(codec, view) for view in half]
+    return {kind + suffix: torch.stack([view[suffix] for view in views]) for suffix in views[0]}
+
+
+def decode(kind: str, stored: Mapping[str, torch.Tensor], entry: Mapping) -> torch.Tensor:
+    """Tensors of `layout`, one view of each of several media, stacked -> `(batch, *shape)` float16."""
+    mine = {name.removeprefix(kind): tensor for name, tensor in stored.items()}
+    return codecs.decode(entry.get("codec", "fp16"), mine, entry["shape"])
+
+
+def round_trip(features: torch.Tensor, entry: Mapping | None = None) -> torch.Tensor:
+    """One medium's features as a reader of a shard would see them. Without an entry: float16, unpooled, any shape.
+
+    Raises as `encode_fp16`.
+    """
+    if entry is None:
+        return encode_fp16(features)
+    stored = encode("", features, {name: value for name, value in entry.items() if name != "views"})
+    return codecs.decode(
+        entry.get("codec", "fp16"), {name: tensor[None] for name, tensor in stored.items()}, entry["shape"]
+    )[0]
+
+
+def _pool(features: torch.Tensor, entry: Mapping) -> torch.Tensor:
+    """(..., tokens, width) float16 -> fewer tokens, each the mean of a rectangle of the grid."""
+    if "pool" not in entry:
+        return features
+    (rows, columns), (high, wide) = entry["grid"], entry["pool"]
+    *views, _, width = features.shape
+    cells = features.float().view(*views, rows, high, columns, wide, width)
+    return cells.mean((-4, -2)).reshape(*views, rows * columns, width).half()
+
+
+def settle_storage(features: Mapping[str, Mapping], store: Sequence[str] = (), pool: str = "1x1") -> dict[str, dict]:
+    """Entries as an encoder gives them (or of a set) -> entries of what is asked for.
+
+    store: "int8" is meant for patches, if there are any; "patches=int4" names a kind · pool: "2x2", for patches. On top
+    of a pool that an entry has, `pool` counts too. Raises FeatureSetError for what isn't possible.
+    """
+    entries = {kind: dict(entry) for kind, entry in features.items()}
+    for asked in store:
+        kind, equals, codec = asked.rpartition("=")
+        kinds = [kind] if equals else [kind for kind in ("patches",) if kind in entries] or list(entries)
+        if codec not in CODECS or kinds[0] not in entries:
+            raise FeatureSetError(
+                f"--store {asked} isn't possible: it takes {', '.join(CODECS)}, or KIND=CODEC with one of the kinds "
+                f"{', '.join(entries)}"
+            )
+        for kind in kinds:
+            entries[kind]["codec"] = codec
+    for entry in entries.values():
+        entry.setdefault("codec", "fp16")
+    if (factors := parse_pool(pool)) != (1, 1):
+        entries = {kind: _pooled(entry, factors) if kind == "patches" else entry for kind, entry in entries.items()}
+        if "patches" not in entries:
+            raise FeatureSetError(f"--pool {pool} averages patches, and these kinds have none: {', '.join(entries)}")
+    return entries
+
+
+def parse_pool(pool: str) -> tuple[int, int]:
+    """'2x2' -> (2, 2). Raises FeatureSetError for anything else."""
+    if not re.fullmatch(r"[1-9]\d{0,3}[x×][1-9]\d{0,3}", pool.lower()):
+        raise FeatureSetError(f"--pool {pool} isn't ROWSxCOLUMNS, as in 2x2 (1x1: off)")
+    rows, columns = re.split("[x×]", pool.lower())
+    return int(rows), int(columns)
+
+
+def _pooled(entry: Mapping, factors: tuple[int, int]) -> dict:
+    grid = entry.get("grid")
+    if not grid:
+        raise FeatureSetError("--pool needs patches that lie in a grid, and this encoder's don't")
+    if any(n % factor for n, factor in zip(grid, factors, strict=True)):
+        fitting = [f"{n}x{n}" for n in range(2, min(grid) + 1) if all(side % n == 0 for side in grid)]
+        fitting = fitting or [f"{n}x1" for n in range(2, grid[0] + 1) if grid[0] % n == 0]
+        fitting = fitting or [f"1x{n}" for n in range(2, grid[1] + 1) if grid[1] % n == 0]
+        raise FeatureSetError(
+            f"--pool {factors[0]}x{factors[1]} doesn't divide the grid of {grid[0]} x {grid[1]} patches; "
+            f"what does: {', '.join(fitting) or 'nothing'}"
+        )
+    grid = [n // factor for n, factor in zip(grid, factors, strict=True)]
+    pool = [n * factor for n, factor in zip(entry.get("pool", (1, 1)), factors, strict=True)]
+    return {**entry, "shape": [grid[0] * grid[1], entry["shape"][-1]], "grid": grid, "pool": pool}
+
+
+def describe(entry: Mapping) -> str:
+    """For people: '81 x 1152 int8, grid 9 x 9, pooled 3x3'."""
+    words = f"{' x '.join(map(str, entry['shape']))} {entry.get('codec', 'fp16')}"
+    if "grid" in entry:
+        words += f", grid {entry['grid'][0]} x {entry['grid'][1]}"
+    if "pool" in entry:
+        words += f", pooled {entry['pool'][0]}x{entry['pool'][1]}"
+    if "views" in entry:
+        words += f", {entry['views']} views"
+    return words

@@ -20,20 +20,20 @@ from safetensors.numpy import save as save_arrays
 
 from . import FeatureSetError
 from .atomic import replace_bytes
+from .features import layout
 
 NAME = "index.safetensors"
 KEY = re.compile(r"[a-z0-9_-]{1,80}")
 SHARD = re.compile(r"shard-\d{6}\.tar")
 BLOCK = 512
 MAX_HEADER = 1 << 20
-DTYPES = {"F16": "float16"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One medium in a shard.
 
-    member: byte position of the tar header of `<key>.safetensors` · offsets: kind -> byte position of its tensor
+    member: byte position of the tar header of `<key>.safetensors` · offsets: tensor's name -> its byte position
     info: {"modality", "origin", "sha256"} as in `<key>.json`.
     """
 
@@ -50,7 +50,7 @@ def sha256_file(path: Path) -> str:
 
 
 def _tensor_table(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: str) -> dict[str, tuple[int, dict]]:
-    """kind -> (byte position in the shard, safetensors header entry), with every bound checked."""
+    """name -> (byte position in the shard, safetensors header entry), with every bound checked."""
     archive.fileobj.seek(member.offset_data)
     start = archive.fileobj.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
@@ -59,13 +59,13 @@ def _tensor_table(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: str)
     try:
         header = json.loads(archive.fileobj.read(length))
         table = {}
-        for kind, entry in header.items():
-            if kind == "__metadata__":
+        for name, entry in header.items():
+            if name == "__metadata__":
                 continue
             begin, end = entry["data_offsets"]
             if not 0 <= begin <= end <= member.size - 8 - length:
-                raise ValueError(kind)
-            table[kind] = (member.offset_data + 8 + length + begin, entry)
+                raise ValueError(name)
+            table[name] = (member.offset_data + 8 + length + begin, entry)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FeatureSetError(f"{shard}: {member.name} has a damaged safetensors header") from error
     return table
@@ -74,13 +74,14 @@ def _tensor_table(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: str)
 def scan_shard(path: Path, features: Mapping[str, Mapping]) -> list[Sample]:
     """Read the headers of one shard and return its samples in writing order.
 
-    `features` is the manifest's: kind -> {"shape", "dtype"}. Raises FeatureSetError when the tar is cut short, a
+    `features` is the manifest's: kind -> entry. Raises FeatureSetError when the tar is cut short, a
     member has no partner, a key repeats or isn't one of ours, or a tensor isn't what the manifest says. Nothing is
     unpacked.
     """
     tensors: dict[str, tuple[int, dict[str, int]]] = {}
     infos: dict[str, dict] = {}
     order: list[str] = []
+    wanted = {name: form for kind, entry in features.items() for name, form in layout(kind, entry).items()}
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
@@ -97,13 +98,11 @@ def scan_shard(path: Path, features: Mapping[str, Mapping]) -> list[Sample]:
                     infos[key] = json.loads(archive.extractfile(member).read())
                     continue
                 table = _tensor_table(archive, member, path.name)
-                for kind, wanted in features.items():
-                    entry = table.get(kind, (0, {}))[1]
-                    if DTYPES.get(entry.get("dtype")) != wanted["dtype"] or entry.get("shape") != list(wanted["shape"]):
-                        raise FeatureSetError(
-                            f"{path.name}: {kind} of {key} should be {wanted['dtype']} {list(wanted['shape'])}"
-                        )
-                tensors[key] = (member.offset, {kind: table[kind][0] for kind in features})
+                for name, (dtype, shape) in wanted.items():
+                    entry = table.get(name, (0, {}))[1]
+                    if entry.get("dtype") != dtype or entry.get("shape") != shape:
+                        raise FeatureSetError(f"{path.name}: {name} of {key} should be {dtype} {shape}")
+                tensors[key] = (member.offset, {name: table[name][0] for name in wanted})
     except (tarfile.TarError, OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FeatureSetError(f"{path}: can't be read as a shard ({error}); copy it again or run precompute") from error
     if lonely := set(tensors) ^ set(infos):
@@ -118,7 +117,7 @@ def scan_shard(path: Path, features: Mapping[str, Mapping]) -> list[Sample]:
 class Index:
     """All samples of a set in writing order, as arrays.
 
-    shard (n,) int32 · member (n,) int64 · offsets: kind -> (n,) int64 · keys and infos: lists of length n.
+    shard (n,) int32 · member (n,) int64 · offsets: tensor's name -> (n,) int64 · keys and infos: lists of length n.
     """
 
     keys: list[str]
@@ -128,8 +127,11 @@ class Index:
     infos: list[dict]
 
     @classmethod
-    def from_samples(cls, shards: Iterable[list[Sample]], kinds: Iterable[str]) -> "Index":
-        """Join the samples of the shards, in the manifest's order. Raises FeatureSetError on a key that repeats."""
+    def from_samples(cls, shards: Iterable[list[Sample]], features: Mapping[str, Mapping]) -> "Index":
+        """Join the samples of the shards, in the manifest's order; `features` is the manifest's.
+
+        Raises FeatureSetError on a key that repeats.
+        """
         rows = [(number, sample) for number, samples in enumerate(shards) for sample in samples]
         keys = [sample.key for _, sample in rows]
         if len(set(keys)) != len(keys):
@@ -138,13 +140,17 @@ class Index:
             keys,
             np.array([number for number, _ in rows], np.int32),
             np.array([sample.member for _, sample in rows], np.int64),
-            {kind: np.array([sample.offsets[kind] for _, sample in rows], np.int64) for kind in kinds},
+            {name: np.array([sample.offsets[name] for _, sample in rows], np.int64) for name in _names(features)},
             [sample.info for _, sample in rows],
         )
 
 
-def _identity(shards: list[dict], kinds: Iterable[str]) -> np.ndarray:
-    text = json.dumps([[[s["name"], s["bytes"], s["sha256"]] for s in shards], sorted(kinds)])
+def _names(features: Mapping[str, Mapping]) -> list[str]:
+    return [name for kind, entry in features.items() for name in layout(kind, entry)]
+
+
+def _identity(shards: list[dict], names: Iterable[str]) -> np.ndarray:
+    text = json.dumps([[[s["name"], s["bytes"], s["sha256"]] for s in shards], sorted(names)])
     return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
 
 
@@ -158,23 +164,24 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 def save_index(folder: Path, index: Index, shards: list[dict]) -> None:
     """Write the index of a set beside its shards. `shards` is the manifest's list."""
     arrays = {"shard": index.shard, "member": index.member, "identity": _identity(shards, index.offsets)}
-    arrays |= {f"offset.{kind}": values for kind, values in index.offsets.items()}
+    arrays |= {f"offset.{name}": values for name, values in index.offsets.items()}
     rows = json.dumps([index.keys, index.infos]).encode()
     arrays["rows"] = np.frombuffer(rows, np.uint8)
     arrays["checksum"] = _checksum(arrays)
     replace_bytes(folder / NAME, save_arrays(arrays))
 
 
-def load_index(folder: Path, shards: list[dict], kinds: Iterable[str]) -> Index | None:
-    """Read the index of a set, or return None when it is missing, damaged or not of these shards and kinds."""
+def load_index(folder: Path, shards: list[dict], features: Mapping[str, Mapping]) -> Index | None:
+    """Read the index of a set, or return None when it is missing, damaged or not of these shards and features."""
+    names = _names(features)
     try:
         arrays = load_arrays((folder / NAME).read_bytes())
         checksum = arrays.pop("checksum")
         if not np.array_equal(checksum, _checksum(arrays)):
             return None
-        if not np.array_equal(arrays["identity"], _identity(shards, kinds)):
+        if not np.array_equal(arrays["identity"], _identity(shards, names)):
             return None
         keys, infos = json.loads(arrays["rows"].tobytes())
-        return Index(keys, arrays["shard"], arrays["member"], {k: arrays[f"offset.{k}"] for k in kinds}, infos)
+        return Index(keys, arrays["shard"], arrays["member"], {n: arrays[f"offset.{n}"] for n in names}, infos)
     except (OSError, SafetensorError, KeyError, ValueError):
         return None

@@ -5,15 +5,20 @@ from pathlib import Path
 
 from . import FeatureSetError
 from .atomic import replace_bytes
-from .features import CODEC, KINDS
+from .codecs import CODECS
+from .features import KINDS
 from .index import SHARD
 
 NAME = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+READS = (1, FORMAT)  # 1 knew float16 only, and said so once for all kinds
 
 
 def load_manifest(folder: Path) -> dict:
-    """Read and check a set's manifest. Raises FeatureSetError when there is none or it can't be what it claims."""
+    """Read and check a set's manifest; one of an older format is given as one of this.
+
+    Raises FeatureSetError when there is none or it can't be what it claims.
+    """
     path = Path(folder) / NAME
     if not path.is_file():
         unfinished = (Path(folder) / "progress.jsonl").is_file()
@@ -24,16 +29,22 @@ def load_manifest(folder: Path) -> dict:
         )
     try:
         manifest = json.loads(path.read_bytes())
-        if manifest["format"] != FORMAT:
-            raise FeatureSetError(f"{path}: format {manifest['format']} is unknown here (this reads {FORMAT})")
-        if manifest["codec"] != CODEC:
-            raise FeatureSetError(f"{path}: codec {manifest['codec']!r} is unknown here (this reads {CODEC})")
+        if manifest["format"] not in READS:
+            known = " and ".join(map(str, READS))
+            raise FeatureSetError(f"{path}: format {manifest['format']} is unknown here (this reads {known})")
+        everywhere = manifest.pop("codec", "fp16")
+        manifest["format"] = FORMAT
         for kind, entry in manifest["features"].items():
             shape = entry["shape"]
+            if entry.setdefault("codec", everywhere) not in CODECS:
+                known = ", ".join(CODECS)
+                raise FeatureSetError(f"{path}: codec {entry['codec']!r} is unknown here (this reads {known})")
             if kind not in KINDS or entry["dtype"] != "float16" or not shape:
                 raise FeatureSetError(f"{path}: features {kind!r} aren't of a known kind and dtype")
             if not all(isinstance(n, int) and n > 0 for n in shape):
                 raise FeatureSetError(f"{path}: features {kind!r} have the impossible shape {shape}")
+            if not all(isinstance(n, int) and n > 0 for n in (entry.get("views", 1), *entry.get("pool", ()))):
+                raise FeatureSetError(f"{path}: features {kind!r} have impossible views or pool")
         for shard in manifest["shards"]:
             if not SHARD.fullmatch(shard["name"]):
                 raise FeatureSetError(f"{path}: {shard['name']!r} isn't the name of a shard")

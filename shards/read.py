@@ -8,13 +8,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from . import FeatureSetError
-from .features import decode_fp16
+from .features import STORED_DTYPES, decode, layout
 from .index import BLOCK, KEY, Index, load_index, save_index, scan_shard
 from .manifest import load_manifest
 
@@ -22,7 +23,8 @@ TEXTS = "texts.jsonl"
 HELDOUT = "heldout.txt"
 THUMBNAILS = "thumbnails"
 ROLES = ("system", "user", "assistant")
-JOINED_READ = 1 << 14  # a tensor this close to its tar header comes with it in one pread
+JOINED_READ = 1 << 14  # a tensor this close to the tar header, or to the tensor before, comes with it in one pread
+DECODED_AT_ONCE = 1 << 20  # values; keeps the temporary float32 in the processor's cache
 OPEN_FILES = 200  # per thread; the usual limit of a process is 1024
 
 
@@ -57,7 +59,7 @@ class FeatureSet:
             if size != shard["bytes"]:
                 found = "is missing" if size is None else f"has {size} bytes where the manifest says {shard['bytes']}"
                 raise FeatureSetError(f"{file} {found}: copy it again, or run precompute to make it anew")
-        index = load_index(self.path, self.manifest["shards"], list(self.manifest["features"]))
+        index = load_index(self.path, self.manifest["shards"], self.manifest["features"])
         self._use(index or self._rebuild())
         self.sha256 = hashlib.sha256("".join(s["sha256"] for s in self.manifest["shards"]).encode()).hexdigest()
 
@@ -90,54 +92,68 @@ class FeatureSet:
     def _file(self, shard: int) -> int:
         files = getattr(self._local, "files", None)
         if files is None:
-            files = self._local.files = _OpenFiles()
-        return files.get(self.path / self.manifest["shards"][shard]["name"])
+            files = self._local.files = _OpenFiles(self.path)
+        return files.get(self.manifest["shards"][shard]["name"])
 
-    def _shape(self, kind: str) -> list[int]:
+    def _entry(self, kind: str) -> dict:
         if kind not in self.manifest["features"]:
             have = ", ".join(self.manifest["features"])
             raise FeatureSetError(
                 f"{self.path} holds no {kind!r} features, only {have}; run precompute with --kinds {kind}"
             )
-        return self.manifest["features"][kind]["shape"]
+        return self.manifest["features"][kind]
 
-    def _payload(self, key: str, kind: str, size: int) -> bytes:
-        """The bytes of one tensor, after its key has been checked against the tar header before it."""
+    def _payloads(self, key: str, sizes: dict[str, int], view: int) -> dict[str, bytes]:
+        """The bytes of one view of a medium's tensors, after its key has been checked against the tar header."""
         row = self._row.get(key)
         if row is None:
             raise FeatureSetError(f"{self.path} holds no medium {key!r}")
         file, member = self._file(int(self._index.shard[row])), int(self._index.member[row])
-        skip = int(self._index.offsets[kind][row]) - member
-        if BLOCK <= skip <= JOINED_READ:
-            data = os.pread(file, skip + size, member)
-            header, payload = data[:BLOCK], data[skip:]
-        else:
-            header, payload = os.pread(file, BLOCK, member), os.pread(file, size, member + skip)
-        name = f"{key}.safetensors".encode()
-        if skip < BLOCK or not header.startswith(name + b"\0") or len(payload) != size:
+        offsets = self._index.offsets
+        spans = sorted([(int(offsets[name][row]) - member + view * sizes[name], sizes[name], name) for name in sizes])
+        found = _read_spans(file, member, [(0, BLOCK, ""), *spans])
+        header = found.pop("")
+        start = f"{key}.safetensors\0".encode()
+        if spans[0][0] < BLOCK or not header.startswith(start) or [*map(len, found.values())] != [s[1] for s in spans]:
             raise FeatureSetError(f"{key} isn't where the index of {self.path} says: the shard was changed or damaged")
         digits = header[124:135]  # the tar header's size field, octal
-        if not digits.isdigit() or skip + size > BLOCK + int(digits, 8):
-            raise FeatureSetError(f"{kind} of {key} in {self.path} reaches past its tar member: the shard is damaged")
-        return payload
+        begin, size, name = spans[-1]
+        if not digits.isdigit() or begin + size > BLOCK + int(digits, 8):
+            raise FeatureSetError(f"{name} of {key} in {self.path} reaches past its tar member: the shard is damaged")
+        return found
 
-    def read(self, key: str, kind: str) -> torch.Tensor:
-        """One medium's features: float16, shape as in the manifest. Raises FeatureSetError on an unknown key or
-        kind.
+    def read(self, key: str, kind: str, view: int = 0) -> torch.Tensor:
+        """One medium's features: float16, shape as in the manifest. Raises FeatureSetError on an unknown key, kind or
+        view.
         """
-        return self.read_many([key], kind)[0]
+        return self.read_many([key], kind, [view])[0]
 
-    def read_many(self, keys: Sequence[str], kind: str) -> torch.Tensor:
-        """Features of several media: (batch, *shape) float16. Raises FeatureSetError on an unknown key or kind, and
-        when what lies at the index's position isn't this key's.
+    def read_many(self, keys: Sequence[str], kind: str, views: Sequence[int] | None = None) -> torch.Tensor:
+        """Features of several media: (batch, *shape) float16, of each the view asked for or the plain one.
+
+        Raises FeatureSetError on an unknown key, kind or view, and when what lies at the index's position isn't this
+        key's.
         """
-        shape = self._shape(kind)
-        size = 2 * int(np.prod(shape))
-        out = torch.empty((len(keys), *shape), dtype=torch.float16)
-        rows = out.view(torch.uint8).numpy().reshape(len(keys), size) if len(keys) else []
-        for row, key in zip(rows, keys, strict=True):
-            row[:] = np.frombuffer(self._payload(key, kind, size), np.uint8)
-        return decode_fp16(out)
+        entry = self._entry(kind)
+        views = [0] * len(keys) if views is None else views
+        if any(not 0 <= view < entry.get("views", 1) for view in views):
+            raise FeatureSetError(f"{self.path} holds {entry.get('views', 1)} views of {kind}, not {max(views) + 1}")
+        forms = layout(kind, {name: value for name, value in entry.items() if name != "views"})
+        sizes = {name: STORED_DTYPES[dtype].itemsize * prod(shape) for name, (dtype, shape) in forms.items()}
+        decoded = [torch.empty((0, *entry["shape"]), dtype=torch.float16)]
+        some = len(keys) if entry["codec"] == "fp16" else max(1, DECODED_AT_ONCE // prod(entry["shape"]))
+        for first in range(0, len(keys), max(1, some)):
+            part = keys[first : first + some]
+            buffers = {name: np.empty((len(part), size), np.uint8) for name, size in sizes.items()}
+            for row, (key, view) in enumerate(zip(part, views[first : first + some], strict=True)):
+                for name, data in self._payloads(key, sizes, view).items():
+                    buffers[name][row] = np.frombuffer(data, np.uint8)
+            stored = {
+                name: torch.from_numpy(buffers[name]).view(STORED_DTYPES[dtype]).view(len(part), *shape)
+                for name, (dtype, shape) in forms.items()
+            }
+            decoded.append(decode(kind, stored, entry))
+        return decoded[-1] if len(decoded) < 3 else torch.cat(decoded)
 
     def info(self, key: str) -> dict:
         """{"modality", "origin" (path relative to the data folder), "sha256" (of the medium's bytes)}."""
@@ -230,20 +246,36 @@ def parse_text(line: str, where: str, default_id: str) -> dict:
     return {"id": str(row.get("id", default_id)), "media": media, "turns": turns, "split": split, "meta": meta}
 
 
+def _read_spans(file: int, member: int, spans: list[tuple[int, int, str]]) -> dict[str, bytes]:
+    """name -> bytes of each (start after `member`, size, name), in order of start; near neighbours in one read."""
+    found, first, start, end = {}, 0, *spans[0][:2]
+    if spans[-1][0] <= JOINED_READ:  # the usual case, for small features
+        data = os.pread(file, spans[-1][0] + spans[-1][1] - start, member + start)
+        return {name: data[at - start : at - start + size] for at, size, name in spans}
+    for last, (begin, size, _) in enumerate([*spans[1:], (1 << 62, 0, "")], 1):
+        if begin - end > JOINED_READ:
+            data = os.pread(file, end - start, member + start)
+            found |= {name: data[at - start : at - start + size] for at, size, name in spans[first:last]}
+            first, start = last, begin
+        end = begin + size
+    return found
+
+
 class _OpenFiles:
-    """The files one thread has open, the least recently used closed first."""
+    """The files of a folder that one thread has open, the least recently used closed first."""
 
-    def __init__(self) -> None:
-        self.handles: OrderedDict[Path, int] = OrderedDict()
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.handles: OrderedDict[str, int] = OrderedDict()
 
-    def get(self, path: Path) -> int:
-        if path in self.handles:
-            self.handles.move_to_end(path)
-            return self.handles[path]
+    def get(self, name: str) -> int:
+        if name in self.handles:
+            self.handles.move_to_end(name)
+            return self.handles[name]
         if len(self.handles) >= OPEN_FILES:
             os.close(self.handles.popitem(last=False)[1])
-        self.handles[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        return self.handles[path]
+        self.handles[name] = os.open(self.folder / name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        return self.handles[name]
 
     def __del__(self) -> None:
         for handle in self.handles.values():

@@ -25,13 +25,14 @@ from webdataset import TarWriter
 from . import FeatureSetError, index
 from . import manifest as manifests
 from .atomic import TEMPORARY, json_line, replace_bytes, replacing, sync_folder
-from .features import CODEC
+from .features import describe, settle_storage
 from .index import SHARD, Index, Sample, load_index, save_index, scan_shard, sha256_file
 from .read import HELDOUT, TEXTS, THUMBNAILS
 
 PROGRESS = "progress.jsonl"
 REJECTED = "rejected.jsonl"
 FILES = (PROGRESS, REJECTED, TEXTS, HELDOUT, index.NAME, manifests.NAME)
+STORAGE = ("shape", "codec", "pool", "views", "augmentation")  # what may not change while a set grows
 SHARD_BYTES = 512 << 20
 SHARD_SAMPLES = 4096  # bounds what a killed run loses where samples are small
 
@@ -52,13 +53,14 @@ def make_key(origin: str) -> str:
 class SetWriter:
     """One feature set being made, resumed or extended. Use as a context manager; it locks the folder.
 
-    folder: where · modality: "image" · encoder: `Encoder.describe()` · features: kind -> {"shape", "dtype",
-    ("grid")}. Raises FeatureSetError when the folder holds anything else, or a set of another encoder or of other
-    kinds.
+    folder: where · modality: "image" · encoder: `Encoder.describe()` · features: kind -> entry (see `features.py`).
+    Raises FeatureSetError when the folder holds anything else, or a set of another encoder, of other kinds, or stored
+    otherwise.
     """
 
     def __init__(self, folder: Path, modality: str, encoder: dict, features: Mapping[str, dict]):
-        self.folder, self.modality, self.encoder, self.features = Path(folder), modality, encoder, dict(features)
+        self.folder, self.modality, self.encoder = Path(folder), modality, encoder
+        self.features = settle_storage(features)
         self.manifest: dict | None = None
         self.finished: list[dict] = []  # shards of the finished set
         self.fresh: list[dict] = []  # shards made since
@@ -95,21 +97,26 @@ class SetWriter:
             "format": manifests.FORMAT,
             "fingerprint": self.encoder["fingerprint"],
             "encoder": self.encoder["name"],
-            "features": {kind: entry["shape"] for kind, entry in sorted(self.features.items())},
-            "codec": CODEC,
+            "features": dict(sorted(self.features.items())),
         }
 
-    def _refuse(self, name: str, fingerprint: str, kinds: Iterable[str]) -> None:
+    def _refuse(self, name: str, fingerprint: str, features: Mapping[str, Mapping]) -> None:
         if fingerprint != self.encoder["fingerprint"]:
             raise FeatureSetError(
                 f"{self.folder} holds features of another encoder, layer or preprocessing ({name}); "
                 "choose another --out"
             )
-        if set(kinds) != set(self.features):
+        if set(features) != set(self.features):
             raise FeatureSetError(
-                f"{self.folder} holds the kinds {', '.join(sorted(kinds))}, not {', '.join(sorted(self.features))}; "
+                f"{self.folder} holds the kinds {', '.join(sorted(features))}, not {', '.join(sorted(self.features))}; "
                 "ask for the same --kinds or choose another --out"
             )
+        for kind, entry in features.items():
+            if any(entry.get(name) != self.features[kind].get(name) for name in STORAGE):
+                raise FeatureSetError(
+                    f"{self.folder} holds {kind} as {describe(entry)}, not as {describe(self.features[kind])}: "
+                    "ask for the same --store, --pool and --views or choose another --out"
+                )
 
     def _open(self) -> None:
         for leftover in [*self.folder.iterdir(), *(self.folder / THUMBNAILS).glob("*" + TEMPORARY)]:
@@ -123,7 +130,10 @@ class SetWriter:
         lines = _whole_lines(self.folder / PROGRESS)
         if lines:
             header = lines.pop(0)
-            self._refuse(header["encoder"], header["fingerprint"], header["features"])
+            features = header["features"]
+            if header["format"] == 1:
+                features = {kind: {"shape": shape, "codec": header["codec"]} for kind, shape in features.items()}
+            self._refuse(header["encoder"], header["fingerprint"], features)
             for line in lines:
                 if line["shard"]:
                     self.fresh.append(line["shard"])
@@ -167,7 +177,7 @@ class SetWriter:
         return kept
 
     def stored(self, key: str, digest: str) -> dict[str, torch.Tensor] | None:
-        """What a shard that must be made again already holds of this medium: kind -> float16 tensor."""
+        """What a shard that must be made again already holds of this medium: the tensors of `add`."""
         if (key, digest) not in self._pool:
             return None
         name, sample = self._pool[key, digest]
@@ -241,7 +251,6 @@ class SetWriter:
             "modality": self.modality,
             "encoder": self.encoder,
             "features": self.features,
-            "codec": CODEC,
             "counts": {
                 "media": sum(shard["samples"] for shard in shards),
                 "heldout": len(heldout),
@@ -266,7 +275,7 @@ class SetWriter:
             and self.manifest["shards"] == shards
             and self.manifest["counts"] == manifest["counts"]
         ):
-            if load_index(self.folder, shards, list(self.features)) is None:
+            if load_index(self.folder, shards, self.features) is None:
                 save_index(self.folder, self._index(order), shards)
             self._clear(order, heldout)
             return False
@@ -306,7 +315,7 @@ class ShardWriter:
         self.rejected: list[dict] = []
 
     def add(self, key: str, tensors: Mapping[str, torch.Tensor], info: Mapping[str, str]) -> None:
-        """Store one medium: kind -> float16 tensor, and {"modality", "origin", "sha256"}."""
+        """Store one medium: its tensors as `features.encode` gives them, and {"modality", "origin", "sha256"}."""
         line = json.dumps(dict(info)).encode()
         self._tar.write({"__key__": key, "json": line, "safetensors": save_tensors(dict(tensors))})
         self.samples += 1

@@ -227,7 +227,7 @@ def test_a_strangers_shard_can_do_no_harm(tmp_path: Path) -> None:
         "doesn't belong in a": [("a.pth", pickle.dumps(print)), ("a.json", info)],
         "isn't a safetensors file": [("a.json", info), ("a.safetensors", b"\xff" * 64)],
         "damaged safetensors header": [("a.json", info), ("a.safetensors", len(header).to_bytes(8, "little") + header)],
-        "should be float16": [("a.json", info), ("a.safetensors", save({k: v.float() for k, v in tensors(0).items()}))],
+        "should be F16": [("a.json", info), ("a.safetensors", save({k: v.float() for k, v in tensors(0).items()}))],
         "lacks its": [("a.safetensors", good)],
         "is there twice": [("a.json", info), ("a.safetensors", good), ("a.safetensors", good)],
         "lacks its origin": [("a.json", b"[]"), ("a.safetensors", good)],
@@ -249,8 +249,10 @@ def test_a_strangers_shard_can_do_no_harm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format 2"),
-        ({"codec": "zip"}, "codec 'zip'"),
+        ({"format": 3}, "format 3"),
+        ({"features": {"pooled": {"shape": [6], "dtype": "float16", "codec": "zip"}}}, "codec 'zip'"),
+        ({"features": {"pooled": {"shape": [6], "dtype": "float16", "views": 0}}}, "impossible views or pool"),
+        ({"format": 1, "codec": "zip", "features": {"pooled": {"shape": [6], "dtype": "float16"}}}, "codec 'zip'"),
         ({"shards": [{"name": "../x.tar", "bytes": 1, "sha256": "00", "samples": 1}]}, "isn't the name of a shard"),
         ({"features": {"pooled": {"shape": [-1], "dtype": "float16"}}}, "impossible shape"),
         ({"features": {"pooled": {"shape": [6], "dtype": "object"}}}, "known kind and dtype"),

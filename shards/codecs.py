@@ -1,0 +1,129 @@
+"""Fewer bits for features: int8 and int4 with scales by token and group of channels, and by channel.
+
+A value is stored as channel scale x group scale x level. Real encoders have a few channels hundreds of times larger
+than the rest, in every token; a scale per channel of the sample takes these out before the groups are scaled, so that
+they cost their neighbours nothing. Every scale is one byte, a power of 2 ** (1 / 8).
+
+int8 has the levels -127 ... 127 over 127, in groups of 128 channels. int4 has the 16 of `LEVELS`, in groups of 32:
+fitted to normal values as Lloyd's algorithm does (https://doi.org/10.1109/TIT.1982.1056489), given that the scale, with
+its sign, is the one of a few that leaves the smallest squared error in its group.
+
+Measured on 729 x 1152 normal values with three channels at 100 to 300 times: the others' RMS error is 0.7% of their RMS
+with int8, 7.7% with int4.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import numpy as np
+import torch
+from torch.nn.functional import embedding_bag, pad
+
+CODECS = ("fp16", "int8", "int4")
+CHANNELS, GROUPS = ".channels", ".groups"
+GROUP = {"int8": 128, "int4": 32}
+FEW = 32  # with fewer tokens than this, one scale for the sample stands in for those by channel
+FP16_LARGEST = 65504.0
+
+STEPS = 8  # codes per doubling
+CHANNEL_ONE, GROUP_ONE = 128, 64  # the codes of scale 1
+NEGATIVE = 128  # added to a group's code when its scale is negative
+LEVELS = torch.tensor(
+    [
+        *(-0.8796, -0.6728, -0.5208, -0.3968, -0.2879, -0.1871, -0.0923, 0.0),
+        *(0.0949, 0.1910, 0.2889, 0.3920, 0.5033, 0.6291, 0.7822, 1.0),
+    ]
+)
+
+_codes = torch.arange(256)
+_channel_scales = torch.exp2((_codes - CHANNEL_ONE) / STEPS).where(_codes > 0, 0.0)
+_magnitudes = _codes % NEGATIVE
+_group_scales = torch.exp2((_magnitudes - GROUP_ONE) / STEPS).where(_magnitudes > 0, 0.0)
+_group_scales[NEGATIVE:] *= -1
+# A byte holds two values: two float32 looked up as one float64.
+_pairs = torch.stack([LEVELS[_codes & 15], LEVELS[_codes >> 4]], 1).contiguous().numpy().view(np.float64).ravel()
+
+# Candidate scales of a group: its largest value's code and the next few below, with either sign. What each leaves of a
+# value is tabled for FINE values on each side of zero, so that a group's errors are one sum of table rows.
+FINE = 512
+CANDIDATES = [(down, sign) for down in range(5) for sign in (1, -1)]
+_scales = torch.tensor([sign * 2.0 ** (-down / STEPS) for down, sign in CANDIDATES])
+_values = torch.arange(-FINE, FINE + 1) / FINE
+_nearest = torch.bucketize(_values[:, None] / _scales, (LEVELS[1:] + LEVELS[:-1]) / 2)
+_errors = (LEVELS[_nearest] * _scales - _values[:, None]).square()
+_choices = _nearest.to(torch.uint8).flatten().numpy()
+
+
+def layout(codec: str, shape: Sequence[int]) -> dict[str, tuple[str, list[int]]]:
+    """What is stored of features of this shape: suffix of the tensor's name -> (safetensors dtype, shape)."""
+    *tokens, width = shape
+    if codec == "fp16":
+        return {"": ("F16", list(shape))}
+    return {
+        "": ("I8", list(shape)) if codec == "int8" else ("U8", [*tokens, -(-width // 2)]),
+        CHANNELS: ("U8", [width if prod(tokens) >= FEW else 1]),
+        GROUPS: ("U8", [*tokens, -(-width // GROUP[codec])]),
+    }
+
+
+def encode(codec: str, features: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Features `(tokens, width)` or `(width,)`, float16 and finite -> suffix -> stored tensor, as `layout` says."""
+    if codec == "fp16":
+        return {"": features}
+    forms = layout(codec, features.shape)
+    width, group = features.shape[-1], GROUP[codec]
+    values = features.float().reshape(-1, width)
+    spread = values.square().mean(0) if forms[CHANNELS][1] != [1] else values.square().mean()[None]
+    channels = _code(spread.sqrt(), CHANNEL_ONE, 255, torch.round)
+    values = values / _channel_scales[channels].where(channels > 0, 1.0)
+    blocks = pad(values, (0, -width % group)).view(len(values), -1, group)
+    largest = _code(blocks.abs().amax(-1), GROUP_ONE, 127, torch.ceil)
+    blocks = blocks / _group_scales[largest].where(largest > 0, 1.0)[..., None]
+    if codec == "int8":
+        levels, groups = (blocks * 127).round_().clamp_(-127, 127).to(torch.int8), largest
+    else:
+        levels, groups = _search(blocks, largest)
+    levels = levels.flatten(1)[:, :width]
+    if codec == "int4":
+        even = pad(levels, (0, width % 2))
+        levels = even[:, ::2] | (even[:, 1::2] << 4)
+    found = {"": levels, CHANNELS: channels.to(torch.uint8), GROUPS: groups.to(torch.uint8)}
+    return {suffix: tensor.reshape(forms[suffix][1]).contiguous() for suffix, tensor in found.items()}
+
+
+def decode(codec: str, stored: Mapping[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+    """Suffix -> stored tensors of several media, stacked -> `(batch, *shape)` float16."""
+    if codec == "fp16":
+        return stored[""]
+    width, group = shape[-1], GROUP[codec]
+    batch = len(stored[""])
+    levels = stored[""].view(batch, -1, stored[""].shape[-1])
+    if codec == "int8":
+        values, unit = levels, 1 / 127
+    else:
+        pairs = np.take(_pairs, levels.numpy()).view(np.float32)
+        values, unit = torch.from_numpy(pairs)[..., :width], 1.0
+    tokens = values.shape[1]
+    groups = (_group_scales * unit)[stored[GROUPS].int()].view(batch, tokens, -1, 1)
+    channels = _channel_scales[stored[CHANNELS].int()].view(batch, 1, -1)
+    if width % group:
+        groups = groups.expand(-1, -1, -1, group).reshape(batch, tokens, -1)[..., :width]
+        values = values * groups
+    else:
+        values = (values.reshape(batch, tokens, -1, group) * groups).view(batch, tokens, width)
+    return values.mul_(channels).clamp_(-FP16_LARGEST, FP16_LARGEST).half().view(batch, *shape)
+
+
+def _code(sizes: torch.Tensor, one: int, most: int, rounded: object) -> torch.Tensor:
+    """The codes of positive numbers; 0 for 0."""
+    codes = rounded(sizes.clamp(min=1e-30).log2() * STEPS).int() + one
+    return codes.clamp(1, most).where(sizes > 0, 0)
+
+
+def _search(blocks: torch.Tensor, largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blocks `(tokens, groups, channels)` within -1 ... 1 -> (indices of levels, the same shape; codes of scales)."""
+    places = (blocks * FINE).round_().clamp_(-FINE, FINE).to(torch.int32).add_(FINE)
+    best = embedding_bag(places.view(-1, places.shape[-1]), _errors, mode="sum").argmin(-1).view(largest.shape)
+    levels = np.take(_choices, (places * len(CANDIDATES) + best[..., None].int()).numpy())
+    codes = (largest - best // 2).clamp(min=1).where(largest > 0, 0) + NEGATIVE * (best % 2)
+    return torch.from_numpy(levels), codes
