@@ -7,7 +7,7 @@
     eyes.ask("cat.jpg", "What is on the table?")
 
 With `train.py` and `eval.py` this is the one place that joins both halves. What it feeds the adapter is what a shard
-holds: the same preprocessing, the same encoder (refused when it is another), the same codec.
+holds: the same preprocessing, the same encoder (refused when it is another), the same codec and pooling.
 """
 
 from pathlib import Path
@@ -58,8 +58,8 @@ def load_adapted(
 class Live:
     """An adapter, its encoder and its language model, ready for pictures. Made by `load`."""
 
-    def __init__(self, model: AdaptedModel, encoder: Encoder):
-        self.model, self.encoder = model, encoder
+    def __init__(self, model: AdaptedModel, encoder: Encoder, storage: dict | None = None):
+        self.model, self.encoder, self.storage = model, encoder, storage
         self._cached: tuple[object, torch.Tensor] | None = None
 
     def features(self, image: Image.Image | Path | str | bytes) -> torch.Tensor:
@@ -79,7 +79,8 @@ class Live:
         else:
             stamp, picture = None, image if isinstance(image, Image.Image) else decode_image(image)
         kind = self.model.adapter.features.kind
-        found = round_trip(self.encoder.encode(self.encoder.preprocess(picture)[None], [kind])[kind])[0]
+        given = self.encoder.encode(self.encoder.preprocess(picture)[None], [kind])[kind][0]
+        found = round_trip(given, self.storage)
         self._cached = (stamp, found)
         return found
 
@@ -103,4 +104,4 @@ def load(path: Path | str, device: str = "cpu", precision: str = "auto", lm: str
     Raises AdapterError or PrecomputeError when one of the two isn't the one the adapter was trained with.
     """
     model, config = load_adapted(path, device, precision, lm)
-    return Live(model, load_encoder_like(config["encoder"], device))
+    return Live(model, load_encoder_like(config["encoder"], device), config.get("storage"))

@@ -16,6 +16,7 @@ pictures (words in .txt files of the same names, one caption per line, or in met
 file_name and text; or no words), a folder with texts.jsonl (conversations) and its media, or such a .jsonl file. Run
 the same command again to resume, or to add new media.
 """
+FRAMES = 8  # of each clip, with an encoder of pictures
 SUGGESTED = ("clip-l-336", "siglip2-b", "dinov2-b")
 
 
@@ -31,16 +32,38 @@ class Options:
     """Features to keep: pooled (one vector), patches (a vector per patch), layers (CLS of the last 6 blocks)."""
     out: Path | None = None
     """Folder of the feature set; without it features/NAME-OF-DATA."""
+    store: tuple[str, ...] = ("fp16",)
+    """fp16, int8 or int4 for patches (other kinds stay fp16), or KIND=CODEC, as in patches=int4 pooled=int8."""
+    pool: str = "1x1"
+    """Average rectangles of so many patches before storing, as in 2x2; 1x1: off."""
+    views: int = 1
+    """Views of each picture to store, all but one augmented (cropped, mirrored, ...); training takes turns. 1: off."""
+    min_side: int = 0
+    """Leave out pictures whose shorter side has fewer pixels; 0: none."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Of media with the same bytes, keep all or only the first; its words are then those of all."""
+    similarity: float = 0.0
+    """Leave out captions whose CLIP cosine with their picture is lower, and pictures left without; 0: none."""
     limit: int = 0
     """Encode only the first so many media; 0: all."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """Of the encoder's arithmetic; auto: fp16 on a GPU, fp32 on a CPU. Stored is always fp16."""
+    """Of the encoder's arithmetic; auto: fp16 on a GPU, fp32 on a CPU. For how it is stored see --store."""
     batch: int = 32
     """Media per forward pass."""
     workers: int = 0
     """Threads that decode; 0: one per core."""
+    frames: int = 0
+    """Frames of each clip, evenly spaced; 0: as many as the encoder was made for, 8 with an encoder of pictures."""
+    windows: int = 0
+    """Evenly spaced windows of each sound: means of their vectors, all their patches; 0: one, from the start."""
+    resize: Literal["encoder", "stretch", "crop", "letterbox"] = "encoder"
+    """How a picture gets the encoder's square shape; encoder: as its makers did."""
+    normalise: Literal["encoder", "clip", "imagenet", "half"] = "encoder"
+    """Whose mean and deviation of pixels to apply (half: 0.5); encoder: its makers'."""
+    layer: int | None = None
+    """Which hidden state gives the patches, -1 being the last; none: as the encoder's row says, mostly -2."""
     demo_seed: int = 0
     """Seed of the demo's media; only without --data."""
 
@@ -59,6 +82,8 @@ def main(demo: Callable[[Path, int], Path] | None = None, args: list[str] | None
     options = tyro.cli(Options, description=" ".join(EPILOGUE.split()), args=args)
     if options.limit < 0 or options.batch < 1 or options.workers < 0:
         raise PrecomputeError("--limit and --workers can't be negative, --batch is at least 1")
+    if options.views < 1 or options.min_side < 0 or not 0 <= options.similarity < 1:
+        raise PrecomputeError("--views is at least 1, --min-side can't be negative, --similarity is from 0 to below 1")
     if not options.kinds:
         raise PrecomputeError("--kinds needs at least one of pooled, patches, layers")
     run(options, demo)
@@ -74,7 +99,9 @@ def run(options: Options, demo: Callable[[Path, int], Path] | None = None) -> No
 
     from .encoders import load_encoder
     from .encoders.names import NAMES
+    from .filters import Filters
     from .job import precompute
+    from .similarity import Similarity
     from .sources import collect
 
     out = options.out or Path("features") / _name(options.data)
@@ -91,19 +118,37 @@ def run(options: Options, demo: Callable[[Path, int], Path] | None = None) -> No
     precisions = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     auto = torch.float16 if device.startswith("cuda") else torch.float32
     kinds = tuple(dict.fromkeys(options.kinds))
-    encoder = load_encoder(options.encoder, device, precisions.get(options.precision, auto), kinds)
+    choices = {
+        "frames": options.frames or None,
+        "windows": options.windows or None,
+        "resize": None if options.resize == "encoder" else options.resize,
+        "normalise": None if options.normalise == "encoder" else options.normalise,
+        "patch_layer": options.layer,
+    }
+    encoder = load_encoder(options.encoder, device, precisions.get(options.precision, auto), kinds, **choices)
+    if encoder.modality == "image" and {medium.modality for medium in found.media.values()} == {"video"}:
+        encoder = encoder.over_frames(FRAMES)
+        print(f"the media are clips, and {options.encoder} takes pictures: it looks at {FRAMES} frames of each")
     if options.encoder == "demo" and options.data is not None:
         real = "; ".join(f"{name} ({NAMES[name].about}, {NAMES[name].size})" for name in SUGGESTED)
         print(f"note: --encoder demo was trained on drawn scenes only and sees little in photos. Real ones: {real}")
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # its threads spin, so one core is left to decoding
     _take(found, encoder)
-    precompute(found, encoder, kinds, out, options.batch, options.workers or os.cpu_count() or 1)
+    similarity = Similarity(encoder, found.words, options.similarity) if options.similarity else None
+    filters = Filters(options.min_side, options.duplicates == "drop", similarity)
+    workers = options.workers or os.cpu_count() or 1
+    store, pool, views = options.store, options.pool, options.views
+    precompute(found, encoder, kinds, out, options.batch, workers, store, pool, views, filters)
 
 
 def _take(found: "Collection", encoder: "Encoder") -> None:
     """Leave the media of other kinds than the encoder's, and their words, out of `found`, and say so."""
-    others = {origin for origin, medium in found.media.items() if medium.modality != encoder.modality}
+    from .media import suits
+
+    others = {
+        origin for origin, medium in found.media.items() if not suits(origin, medium.modality, encoder.modality)
+    }
     if len(others) == len(found.media):
         kinds = sorted({medium.modality for medium in found.media.values()})
         raise PrecomputeError(

@@ -3,24 +3,29 @@
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from shards import FeatureSetError
-from shards.features import encode_fp16
+from shards.features import encode as code
+from shards.features import settle_storage
 from shards.split import resolve_splits
 from shards.write import SetWriter, ShardWriter, make_key, samples_per_shard
 
 from . import MediaError, PrecomputeError
+from . import augment as augmentation
 from .encoders import Encoder
+from .filters import DUPLICATE, REASONS, Filters
 from .media import thumbnail
-from .plan import Plan, bytes_each, free_bytes
-from .sources import Collection, Medium
+from .plan import Plan, alternatives, bytes_each, free_bytes
+from .similarity import Similarity
+from .sources import Collection, Medium, Words
 
 AHEAD = 3  # batches being decoded while one is encoded
 TRIED = 8  # media that are encoded once beforehand to estimate the time
@@ -42,14 +47,29 @@ MENDS = {
 
 @dataclass(frozen=True)
 class Decoded:
-    """A medium after the workers had it: its content hash and either what the encoder's preprocessing made of it (a
-    picture: (3, H, W)), or stored tensors, or an error.
+    """A medium after the workers had it: its content hash and either what the encoder's preprocessing made of each of
+    its views (a picture: (3, H, W)), or stored tensors, or an error.
     """
 
     digest: str
-    inputs: torch.Tensor | None = None
+    inputs: list[torch.Tensor] | None = None
     stored: dict[str, torch.Tensor] | None = None
     error: MediaError | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be made of each medium, and what is left out.
+
+    encoder, kinds: as everywhere · features: kind -> entry, how they are stored · views: of each medium · filters: see
+    there.
+    """
+
+    encoder: Encoder
+    kinds: tuple[str, ...]
+    features: dict[str, dict]
+    views: int
+    filters: Filters
 
 
 @dataclass
@@ -67,36 +87,52 @@ class Clock:
 
 
 def precompute(
-    found: Collection, encoder: Encoder, kinds: Sequence[str], out: Path, batch: int = 32, workers: int = 4
+    found: Collection,
+    encoder: Encoder,
+    kinds: Sequence[str],
+    out: Path,
+    batch: int = 32,
+    workers: int = 4,
+    store: Sequence[str] = (),
+    pool: str = "1x1",
+    views: int = 1,
+    filters: Filters | None = None,
 ) -> bool:
     """Encode the media of a collection into the feature set `out`; resume or extend one that is there.
 
-    Prints the plan, a progress bar and what was left out. Returns False when the set was complete and nothing
-    changed. Raises PrecomputeError or FeatureSetError as the plan, the folder or the encoder demand; bad media are
-    never fatal.
+    store, pool: as in `settle_storage` · views: of each picture, all but the first augmented. Prints the plan, a
+    progress bar and what was left out. Returns False when the set was complete and nothing changed. Raises
+    PrecomputeError or FeatureSetError as the plan, the folder or the encoder demand; bad media are never fatal.
     """
-    features = encoder.features(kinds)
+    if views > 1 and encoder.modality != "image":
+        raise PrecomputeError(f"--views augments pictures, and {encoder.name} takes {encoder.modality} media")
+    raw = encoder.features(kinds)
+    features = _with_views(settle_storage(raw, store, pool), views)
+    task = Task(encoder, tuple(kinds), features, views, filters or Filters())
+    if task.filters.similarity and "pooled" not in kinds:
+        raise PrecomputeError("--similarity compares words with pooled features: add pooled to --kinds")
     keys = _keys(found.media)
     print(_summary(found))
-    with SetWriter(out, encoder.modality, encoder.describe(), features) as writer, ThreadPoolExecutor(workers) as pool:
+    with (
+        SetWriter(out, encoder.modality, encoder.describe(), task.features) as writer,
+        ThreadPoolExecutor(workers) as threads,
+    ):
         _check_gone(writer, keys)
-        todo = _todo(writer, keys, pool)
+        todo = _todo(writer, keys, threads, task.filters)
         if todo:
-            done = len(writer.samples())
-            plan = Plan(
-                len(todo),
-                done,
-                bytes_each(features),
-                out,
-                free_bytes(out),
-                _estimate(todo, encoder, kinds, batch, workers),
-            )
+            done, each = len(writer.samples()), bytes_each(task.features)
+            choices = {} if writer.manifest or done else alternatives(raw, views)
+            seconds = _estimate(todo, task, batch, workers)
+            plan = Plan(len(todo), done, each, out, free_bytes(out), seconds, choices)
             print(plan)
             plan.check()
-            _encode(
-                todo, keys, encoder, kinds, writer, pool, batch, samples_per_shard(sum(bytes_each(features).values()))
-            )
-        return _finish(found, keys, writer, encoder.modality)
+            _encode(todo, task, writer, threads, workers, batch, samples_per_shard(sum(each.values())))
+        return _finish(found, keys, writer, task)
+
+
+def _with_views(features: dict[str, dict], views: int) -> dict[str, dict]:
+    more = {"views": views, "augmentation": augmentation.NAME} if views > 1 else {}
+    return {kind: entry | more for kind, entry in features.items()}
 
 
 def _keys(media: dict[str, Medium]) -> dict[str, Medium]:
@@ -121,11 +157,12 @@ def _digest(medium: Medium) -> str:
         return ""
 
 
-def _todo(writer: SetWriter, keys: dict[str, Medium], pool: ThreadPoolExecutor) -> dict[str, Medium]:
+def _todo(writer: SetWriter, keys: dict[str, Medium], pool: ThreadPoolExecutor, filters: Filters) -> dict[str, Medium]:
     """The media that must be encoded now: all but those in whole shards with the same content, and, when a run is
     resumed, those it has already rejected.
     """
-    rejected = {make_key(origin): digest for origin, digest in writer.settled_rejects.items()}
+    rows = [row for row in writer.rejected if filters.settled(row["reason"])]
+    rejected = {make_key(row["origin"]): row.get("sha256", "") for row in rows}
     known = writer.known()
     check = [key for key in keys if key in known or key in rejected]
     bar = tqdm(pool.map(lambda key: _digest(keys[key]), check), "checking", len(check), unit="", leave=False, delay=1)
@@ -143,23 +180,23 @@ def _check_gone(writer: SetWriter, keys: dict[str, Medium]) -> None:
         )
 
 
-def _estimate(todo: dict[str, Medium], encoder: Encoder, kinds: Sequence[str], batch: int, workers: int) -> float:
+def _estimate(todo: dict[str, Medium], task: Task, batch: int, workers: int) -> float:
     """Seconds for all of `todo`, from encoding a first few on their own."""
     began, inputs = time.perf_counter(), []
-    for medium in list(todo.values())[: min(batch, TRIED)]:
+    for key, medium in list(todo.items())[: max(1, min(batch, TRIED) // task.views)]:
         try:
-            inputs.append(_inputs(medium.read(), encoder))
+            inputs.append(_inputs(medium.read(), key, task))
         except MediaError:
             continue
     if not inputs:
         return 0.0
     decode = (time.perf_counter() - began) / len(inputs) / workers
     began = time.perf_counter()
-    _forward(encoder, inputs, kinds)
+    forward(task.encoder, [view for views in inputs for view in views], task.kinds)
     return len(todo) * max(decode, (time.perf_counter() - began) / len(inputs))
 
 
-def _decode(key: str, medium: Medium, encoder: Encoder, writer: SetWriter) -> Decoded:
+def _decode(key: str, medium: Medium, task: Task, writer: SetWriter) -> Decoded:
     try:
         data = medium.read()
     except MediaError as error:
@@ -168,15 +205,19 @@ def _decode(key: str, medium: Medium, encoder: Encoder, writer: SetWriter) -> De
     if (stored := writer.stored(key, digest)) is not None:
         return Decoded(digest, stored=stored)
     try:
-        return Decoded(digest, _inputs(data, encoder))
+        return Decoded(digest, _inputs(data, key, task))
     except MediaError as error:
         return Decoded(digest, error=error)
 
 
-def _inputs(data: bytes, encoder: Encoder) -> torch.Tensor:
+def _inputs(data: bytes, key: str, task: Task) -> list[torch.Tensor]:
+    """What the encoder takes of each view of a medium, the plain one first."""
+    encoder = task.encoder
     medium = encoder.decode(data)
+    task.filters.check_size(medium)
     try:
-        return encoder.preprocess(medium)
+        others = (augmentation.augment(medium, key, view, encoder.image_size) for view in range(1, task.views))
+        return [encoder.preprocess(view) for view in (medium, *others)]
     except MediaError:
         raise
     except Exception as error:  # whatever the encoder's own preprocessing chokes on
@@ -196,52 +237,83 @@ def _batches(rows: list[tuple[str, Medium]], size: int, decode: object, pool: Th
 
 def _encode(
     todo: dict[str, Medium],
-    keys: dict[str, Medium],
-    encoder: Encoder,
-    kinds: Sequence[str],
+    task: Task,
     writer: SetWriter,
-    pool: ThreadPoolExecutor,
+    threads: ThreadPoolExecutor,
+    workers: int,
     batch: int,
     per_shard: int,
 ) -> None:
     clock, rows = Clock(), list(todo.items())
-    print("encoding with", encoder.name)
-    with tqdm(total=len(rows), unit=" media", smoothing=0.1, mininterval=0.5) as bar:
+    contents = {sample.info["sha256"]: sample.info["origin"] for sample in writer.samples()}
+    print("encoding with", task.encoder.name)
+    with (
+        tqdm(total=len(rows), unit=" media", smoothing=0.1, mininterval=0.5) as bar,
+        ThreadPoolExecutor(workers) as coders,  # their work isn't to wait behind the decoding
+    ):
         for start in range(0, len(rows), per_shard):
             with writer.shard() as shard:
-                decode = lambda key, medium: _decode(key, medium, encoder, writer)  # noqa: E731
-                for part in _batches(rows[start : start + per_shard], batch, decode, pool):
-                    _one_batch(part, encoder, kinds, shard, clock)
+                decode = partial(_decode, task=task, writer=writer)
+                before = None
+                for part in _batches(rows[start : start + per_shard], max(1, batch // task.views), decode, threads):
+                    encoded = _encode_batch(part, task, contents, coders, clock)
+                    _write_batch(before or [], task, shard, clock)  # while the encoder has been at work
+                    before = encoded
                     bar.update(len(part))
                     bar.set_postfix_str(clock.shares(), refresh=False)
+                _write_batch(before or [], task, shard, clock)
 
 
-def _one_batch(part: list, encoder: Encoder, kinds: Sequence[str], shard: ShardWriter, clock: Clock) -> None:
+def _encode_batch(
+    part: list, task: Task, contents: dict[str, str], coders: ThreadPoolExecutor, clock: Clock
+) -> list[tuple[str, Medium, Decoded, Future | None]]:
+    """Run the encoder over a batch of (key, medium, future Decoded); what is to be stored is still being coded.
+
+    contents: content hash -> origin of the first medium that has it; grows.
+    """
     began = time.perf_counter()
-    decoded = [(key, medium, future.result()) for key, medium, future in part]
+    rows = []
+    for key, medium, future in part:
+        row = future.result()
+        first = contents.setdefault(row.digest, medium.origin) if row.error is None else medium.origin
+        if task.filters.drop_duplicates and first != medium.origin:
+            row = Decoded(row.digest, error=MediaError(DUPLICATE, f"the same as {first}"))
+        rows.append((key, medium, row))
     decoded_at = time.perf_counter()
-    inputs = [row.inputs for _, _, row in decoded if row.inputs is not None]
-    given = _forward(encoder, inputs, kinds) if inputs else {}
-    encoded_at = time.perf_counter()
-    position = 0
-    for key, medium, row in decoded:
-        tensors = row.stored
+    fresh = [(medium.origin, row.inputs) for _, medium, row in rows if row.inputs is not None]
+    given = forward(task.encoder, [view for _, views in fresh for view in views], task.kinds) if fresh else {}
+    if task.filters.similarity and fresh:
+        task.filters.similarity.compare([origin for origin, _ in fresh], given["pooled"][:: task.views])
+    encoded, position = [], 0
+    for key, medium, row in rows:
+        future = None
+        if row.inputs is not None:
+            views = slice(position, position + task.views) if task.views > 1 else position
+            position += task.views
+            future = coders.submit(store, {kind: given[kind][views] for kind in task.kinds}, task.features)
+        encoded.append((key, medium, row, future))
+    clock.decode += decoded_at - began
+    clock.encode += time.perf_counter() - decoded_at
+    return encoded
+
+
+def _write_batch(encoded: list, task: Task, shard: ShardWriter, clock: Clock) -> None:
+    began = time.perf_counter()
+    for key, medium, row, future in encoded:
         try:
             if row.error:
                 raise row.error
-            if tensors is None:
-                position += 1
-                tensors = {kind: _stored(given[kind][position - 1]) for kind in kinds}
+            if future is not None and task.filters.similarity:
+                task.filters.similarity.check(medium.origin)
+            tensors = future.result() if future is not None else row.stored
         except MediaError as error:
             shard.reject(medium.origin, error.reason, error.detail, row.digest)
             continue
-        shard.add(key, tensors, {"modality": encoder.modality, "origin": medium.origin, "sha256": row.digest})
-    clock.decode += decoded_at - began
-    clock.encode += encoded_at - decoded_at
-    clock.write += time.perf_counter() - encoded_at
+        shard.add(key, tensors, {"modality": task.encoder.modality, "origin": medium.origin, "sha256": row.digest})
+    clock.write += time.perf_counter() - began
 
 
-def _forward(encoder: Encoder, inputs: list[torch.Tensor], kinds: Sequence[str]) -> dict[str, torch.Tensor]:
+def forward(encoder: Encoder, inputs: list[torch.Tensor], kinds: Sequence[str]) -> dict[str, torch.Tensor]:
     """Encode a batch; where the memory doesn't suffice, its halves."""
     try:
         return encoder.encode(torch.stack(inputs), kinds)
@@ -251,37 +323,60 @@ def _forward(encoder: Encoder, inputs: list[torch.Tensor], kinds: Sequence[str])
                 f"one medium is too much for the memory of {encoder.device}: try --device cpu"
             ) from error
     middle = len(inputs) // 2
-    first, second = (_forward(encoder, half, kinds) for half in (inputs[:middle], inputs[middle:]))
+    first, second = (forward(encoder, half, kinds) for half in (inputs[:middle], inputs[middle:]))
     return {kind: torch.cat([first[kind], second[kind]]) for kind in kinds}
 
 
-def _stored(features: torch.Tensor) -> torch.Tensor:
+def store(given: Mapping[str, torch.Tensor], features: Mapping[str, Mapping]) -> dict[str, torch.Tensor]:
+    """One medium's features as the encoder gives them, kind -> tensor (views first, when there are several) -> the
+    tensors of its shard. `features` is kind -> entry. Raises MediaError for what can't be stored.
+    """
     try:
-        return encode_fp16(features)
+        return {name: tensor for kind in given for name, tensor in code(kind, given[kind], features[kind]).items()}
     except FeatureSetError as error:
         reason, _, detail = str(error).partition(": ")
         raise MediaError(reason, detail) from error
 
 
-def _finish(found: Collection, keys: dict[str, Medium], writer: SetWriter, modality: str) -> bool:
+def _finish(found: Collection, keys: dict[str, Medium], writer: SetWriter, task: Task) -> bool:
     hashes = {sample.key: sample.info["sha256"] for sample in writer.samples()}
     key_of = {medium.origin: key for key, medium in keys.items()}
-    texts, dropped = _texts(found, key_of, hashes)
-    texts, heldout = resolve_splits(hashes, texts)
     latest = {row["origin"]: row for row in writer.rejected if key_of.get(row["origin"], "") not in hashes}
     rows = [{name: row[name] for name in ("origin", "reason", "detail")} for row in latest.values()]
-    rows = sorted(rows + [vars(problem) for problem in found.problems], key=lambda row: tuple(row.values()))
+    rows += [vars(problem) for problem in found.problems]
+    kept = {digest: key for key, digest in reversed(hashes.items())}
+    doubles = [(origin, row["sha256"]) for origin, row in latest.items() if row["reason"] == DUPLICATE]
+    key_of |= {origin: kept[digest] for origin, digest in doubles if digest in kept}
+    words = found.words
+    if task.filters.similarity:
+        _compare_stored(task.filters.similarity, writer, key_of)
+        words, unlike = task.filters.similarity.sort(words, {origin for origin, key in key_of.items() if key in hashes})
+        rows += unlike
+    texts, dropped = _texts(words, key_of, hashes)
+    texts, heldout = resolve_splits(hashes, texts)
+    rows.sort(key=lambda row: tuple(row.values()))
     _say_rejected(rows, len(keys) + len(found.problems), dropped)
-    changed = writer.finish(texts, heldout, lambda wanted: _thumbnails(keys, wanted, modality), rows)
+    changed = writer.finish(texts, heldout, lambda wanted: _thumbnails(keys, wanted, task.encoder.modality), rows)
     state = "is ready" if changed else "was complete already: nothing to do"
     print(f"{writer.folder} {state} ({len(hashes)} media, {len(heldout)} of them held out, {len(texts)} texts)")
     return changed
 
 
-def _texts(found: Collection, key_of: dict[str, str], hashes: dict[str, str]) -> tuple[list[dict], int]:
+def _compare_stored(similarity: Similarity, writer: SetWriter, key_of: dict[str, str]) -> None:
+    """Compare the words of media that an earlier run encoded, and those of dropped duplicates."""
+    origins: dict[str, list[str]] = {}
+    for origin, key in key_of.items():
+        if not similarity.compared(origin):
+            origins.setdefault(key, []).append(origin)
+    for sample, pooled in writer.read_stored("pooled", lambda sample: sample.key in origins):
+        same = origins[sample.key]
+        similarity.compare(same, pooled.expand(len(same), -1))
+
+
+def _texts(all_words: list[Words], key_of: dict[str, str], hashes: dict[str, str]) -> tuple[list[dict], int]:
     """Lines of texts.jsonl for the media that were encoded, and how many texts lost a medium."""
     texts, dropped, counts, used = [], 0, Counter(), set()
-    for words in found.words:
+    for words in all_words:
         media = [key_of.get(origin, "") for origin in words.media]
         if any(key not in hashes for key in media):
             dropped += 1
@@ -300,7 +395,7 @@ def _texts(found: Collection, key_of: dict[str, str], hashes: dict[str, str]) ->
 def _say_rejected(rows: list[dict], asked: int, dropped: int) -> None:
     counts = Counter(row["reason"] for row in rows)
     for reason, number in counts.most_common():
-        if number > MANY * asked:
+        if number > MANY * asked and not reason.startswith(REASONS):
             mend = MENDS.get(reason, "look at rejected.jsonl")
             print(f"warning: {number} of {asked} were left out for one reason, {reason!r}: {mend}")
     if rows:

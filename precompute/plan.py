@@ -3,9 +3,13 @@
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
+
+from shards import FeatureSetError
+from shards.codecs import CODECS
+from shards.features import settle_storage, stored_bytes
 
 from . import PrecomputeError
 
@@ -14,14 +18,37 @@ SPARE = 64 << 20  # left free on the disk
 
 
 def bytes_each(features: Mapping[str, dict]) -> dict[str, int]:
-    """kind -> bytes of one medium's float16 features; `features` is the manifest's."""
-    return {kind: 2 * prod(entry["shape"]) for kind, entry in features.items()}
+    """kind -> bytes of one medium's features as they are stored; `features` is the manifest's."""
+    return {kind: stored_bytes(entry) for kind, entry in features.items()}
+
+
+def alternatives(features: Mapping[str, dict], views: int = 1) -> dict[str, int]:
+    """Flags -> bytes of one medium's features with them, the largest first.
+
+    `features` as the encoder gives them: fp16, int8 and int4, each unpooled and pooled 2x2 and 3x3 where that divides
+    the grid, and fewer kinds.
+    """
+    found = {}
+    more = {"views": views} if views > 1 else {}
+    for pool in ("1x1", "2x2", "3x3"):
+        for codec in CODECS:
+            try:
+                entries = settle_storage(features, [codec], pool)
+            except FeatureSetError:
+                continue
+            flags = f"--store {codec}" + (f" --pool {pool}" if pool != "1x1" else "")
+            found[flags] = sum(stored_bytes(entry | more) for entry in entries.values())
+    for number in range(1, len(features)):
+        for kinds in combinations(features, number):
+            found[f"--kinds {' '.join(kinds)}"] = sum(stored_bytes({**features[kind], **more}) for kind in kinds)
+    return dict(sorted(found.items(), key=lambda row: -row[1]))
 
 
 @dataclass(frozen=True)
 class Plan:
     """items: media to encode now · done: already in the set · each: kind -> bytes per medium · free: bytes on the
-    disk of `out` · seconds: estimated for all items, from a first few.
+    disk of `out` · seconds: estimated for all items, from a first few · choices: flags -> bytes per medium with them,
+    the largest first, where there still is a choice.
     """
 
     items: int
@@ -30,11 +57,15 @@ class Plan:
     out: Path
     free: int
     seconds: float
+    choices: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
         """Bytes that will be written."""
-        return self.items * (sum(self.each.values()) + OVERHEAD)
+        return self._total(sum(self.each.values()))
+
+    def _total(self, each: int) -> int:
+        return self.items * (each + OVERHEAD)
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {size(n)}" for kind, n in self.each.items())
@@ -45,13 +76,20 @@ class Plan:
         )
 
     def check(self) -> None:
-        """Raise PrecomputeError when it won't fit on the disk."""
-        if self.total + SPARE > self.free:
-            smaller = " (--kinds pooled needs far less)" if len(self.each) > 1 or "patches" in self.each else ""
-            raise PrecomputeError(
-                f"{size(self.total)} won't fit at {self.out}, which has {size(self.free)} free: "
-                f"choose fewer --kinds{smaller}, a smaller --limit, or another disk with --out"
-            )
+        """Raise PrecomputeError when it won't fit on the disk, naming the choice that keeps most and does; the others
+        are printed.
+        """
+        if self.total + SPARE <= self.free:
+            return
+        smaller = {flags: self._total(each) for flags, each in self.choices.items() if self._total(each) < self.total}
+        fitting = [flags for flags, total in smaller.items() if total + SPARE <= self.free]
+        for flags, total in smaller.items():
+            print(f"  {flags:<28}{size(total):>10}  {'fits' if flags in fitting else 'too much'}")
+        mend = f"{fitting[0]} takes {size(smaller[fitting[0]])}; or choose " if fitting else "choose "
+        raise PrecomputeError(
+            f"{size(self.total)} won't fit at {self.out}, which has {size(self.free)} free: {mend}a smaller "
+            "--limit, or another disk with --out"
+        )
 
 
 def free_bytes(folder: Path) -> int:

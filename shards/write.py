@@ -25,7 +25,7 @@ from webdataset import TarWriter
 from . import FeatureSetError, index
 from . import manifest as manifests
 from .atomic import TEMPORARY, json_line, replace_bytes, replacing, sync_folder
-from .features import describe, settle_storage
+from .features import decode, describe, settle_storage
 from .index import SHARD, Index, Sample, load_index, save_index, scan_shard, sha256_file
 from .read import HELDOUT, TEXTS, THUMBNAILS
 
@@ -158,6 +158,16 @@ class SetWriter:
         rows = (sample for samples in self._samples.values() for sample in samples)
         return {sample.key: (sample.info["origin"], sample.info["sha256"]) for sample in rows}
 
+    def read_stored(self, kind: str, wanted: Callable[[Sample], bool]) -> Iterator[tuple[Sample, torch.Tensor]]:
+        """Features that are in whole shards already, of the samples wanted: the plain view, float16."""
+        entry = self.features[kind]
+        for shard in self.finished + self.fresh:
+            for sample in filter(wanted, self._samples[shard["name"]]):
+                stored = self._load(shard["name"], sample)
+                mine = {name: tensor for name, tensor in stored.items() if name.partition(".")[0] == kind}
+                plain = {name: tensor[:1] if "views" in entry else tensor[None] for name, tensor in mine.items()}
+                yield sample, decode(kind, plain, entry)[0]
+
     def settle(self, hashes: Mapping[str, str]) -> set[str]:
         """Keep the shards all of whose media are still wanted and unchanged; return the keys they hold.
 
@@ -180,7 +190,9 @@ class SetWriter:
         """What a shard that must be made again already holds of this medium: the tensors of `add`."""
         if (key, digest) not in self._pool:
             return None
-        name, sample = self._pool[key, digest]
+        return self._load(*self._pool[key, digest])
+
+    def _load(self, name: str, sample: Sample) -> dict[str, torch.Tensor]:
         with open(self.folder / name, "rb") as stream:
             stream.seek(sample.member)
             size = int(stream.read(index.BLOCK)[124:135], 8)

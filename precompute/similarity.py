@@ -1,0 +1,110 @@
+"""How well a caption fits its picture, by the text tower of the same open_clip model that gives the features.
+
+The cosine of CLIP's two projected vectors. LAION-400M left out pairs below 0.3 (https://arxiv.org/abs/2111.02114, with
+ViT-B/32); what is too low depends on the model.
+"""
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+
+from . import MediaError, PrecomputeError
+from .encoders import Encoder, find_folder
+from .sources import Words
+
+BATCH = 256  # captions at once
+
+
+class Similarity:
+    """Compares captions with pooled features.
+
+    encoder: of the family open_clip · words: of the whole collection · threshold: the lowest cosine that is kept.
+    Raises PrecomputeError for an encoder without a text tower.
+    """
+
+    def __init__(self, encoder: Encoder, words: Sequence[Words], threshold: float):
+        self.threshold, self.device = threshold, encoder.device
+        self._model, self._tokens = _text_tower(encoder)
+        self._cosines: dict[tuple[str, str], float] = {}
+        self._captions: dict[str, list[str]] = {}
+        self._wordy: set[str] = set()
+        for text in words:
+            if (caption := caption_of(text)) is None:
+                self._wordy.update(text.media)
+            else:
+                self._captions.setdefault(text.media[0], []).append(caption)
+
+    def reason(self) -> str:
+        """Why a medium or a text is left out."""
+        return f"unlike its words (cosine below {self.threshold:g})"
+
+    def compare(self, origins: Sequence[str], pooled: torch.Tensor) -> None:
+        """Remember the cosines of all captions of these media with their features `(batch, width)`."""
+        rows = [(i, origin, caption) for i, origin in enumerate(origins) for caption in self._captions.get(origin, [])]
+        pictures = torch.nn.functional.normalize(pooled.float(), dim=-1)
+        for first in range(0, len(rows), BATCH):
+            part = rows[first : first + BATCH]
+            with torch.no_grad():
+                texts = self._model.encode_text(self._tokens([row[2] for row in part]).to(self.device), normalize=True)
+            cosines = (pictures[[row[0] for row in part]] * texts.float().cpu()).sum(-1).tolist()
+            self._cosines |= {(origin, text): value for (_, origin, text), value in zip(part, cosines, strict=True)}
+
+    def compared(self, origin: str) -> bool:
+        """Whether nothing is left to compare of this medium."""
+        return all((origin, caption) in self._cosines for caption in self._captions.get(origin, []))
+
+    def check(self, origin: str) -> None:
+        """Raise MediaError when a medium has captions, no other words, and every caption's cosine is too low."""
+        if origin in self._wordy or origin not in self._captions:
+            return
+        best = max(self._cosines[origin, caption] for caption in self._captions[origin])
+        if best < self.threshold:
+            raise MediaError(self.reason(), f"{best:.3f} at best")
+
+    def sort(self, words: Sequence[Words], there: set[str]) -> tuple[list[Words], list[dict]]:
+        """(texts that stay, {"origin", "reason", "detail"} of the captions that don't). Only captions of the media
+        `there` are sorted out.
+        """
+        kept, unlike = [], []
+        for text in words:
+            caption = caption_of(text)
+            compare = caption is not None and text.media[0] in there
+            cosine = self._cosines[text.media[0], caption] if compare else self.threshold
+            if cosine >= self.threshold:
+                kept.append(text)
+            else:
+                detail = f"{cosine:.3f}: {caption}"
+                unlike.append({"origin": text.media[0], "reason": f"caption {self.reason()}", "detail": detail})
+        return kept, unlike
+
+
+def caption_of(text: Words) -> str | None:
+    """The caption that a text is, or None when it is a question, a conversation, or about several media."""
+    lone = len(text.media) == 1 and len(text.turns) == 1 and text.turns[0]["role"] == "assistant"
+    return text.turns[0]["content"] if lone else None
+
+
+def _text_tower(encoder: Encoder) -> tuple[torch.nn.Module, object]:
+    if encoder.library != "open_clip":
+        raise PrecomputeError(
+            f"--similarity compares words with pictures, and encoder {encoder.name} has no text tower here: take one "
+            "of open_clip, as clip-l-336"
+        )
+    import open_clip
+
+    from .encoders.open_clip_family import _create
+
+    model, _, _ = _create(open_clip, encoder.id)
+    if not hasattr(model, "encode_text"):
+        raise PrecomputeError(f"--similarity: encoder {encoder.name} has no text tower")
+    folder = find_folder(encoder.id)
+    name = f"local-dir:{folder.resolve()}" if folder else encoder.id
+    name = name if name.startswith(("local-dir:", "hf-hub:")) else name.partition("/")[0]
+    try:
+        tokens = open_clip.get_tokenizer(name)
+    except Exception as error:  # the library and the Hub's client raise many kinds
+        raise PrecomputeError(f"--similarity: the tokenizer of {encoder.name} can't be had ({error})") from error
+    with contextlib.suppress(AttributeError):
+        del model.visual
+    return model.eval().requires_grad_(False).to(encoder.device), tokens
