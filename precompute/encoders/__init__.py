@@ -17,8 +17,8 @@ from types import MappingProxyType
 import torch
 from PIL import Image
 
-from .. import PrecomputeError
-from ..media import decode
+from .. import MediaError, PrecomputeError
+from ..media import decode_image
 from .names import NAMES
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -28,7 +28,8 @@ SAMPLED = 64  # weights per tensor that go into a fingerprint
 
 
 class Encoder:
-    """What an encoder gives. A subclass sets the attributes and has `preprocess` and `forward`.
+    """What an encoder gives. A subclass sets the attributes and has `preprocess` and `forward`; one that doesn't take
+    pictures has `decode` and `example` too.
 
     modality: the media it takes, "image", "audio", "video" or "vector" · kinds: which of "pooled", "patches",
     "layers" · grid: (rows, columns) of the patches, row-major, or None · preprocessing: a dict that says what
@@ -68,14 +69,24 @@ class Encoder:
         self.choices = {name: value for name, value in choices.items() if value is not None}
         if strange := sorted(set(self.choices) - self.takes):
             raise PrecomputeError(f"--encoder {identifier or self.library} doesn't take --{strange[0]}")
-        self.id, self.device, self.dtype = identifier, torch.device(device), dtype or torch.float32
+        self.id, self.device, self.dtype = _portable(identifier), torch.device(device), dtype or torch.float32
         self.patch_layer = -2 if patch_layer is None else patch_layer
         self.blocks = 6 if blocks is None else blocks
         self.name = identifier
 
     def decode(self, data: bytes) -> object:
         """The bytes of a medium -> what `preprocess` takes. Raises MediaError."""
-        return decode(data, self.modality)
+        return decode_image(data)
+
+    def inputs(self, data: bytes) -> torch.Tensor:
+        """The bytes of a medium -> what `forward` takes one of. Raises MediaError, whatever preprocessing chokes on."""
+        medium = self.decode(data)
+        try:
+            return self.preprocess(medium)
+        except MediaError:
+            raise
+        except Exception as error:
+            raise MediaError("preprocessing failed", f"{type(error).__name__}: {error}") from error
 
     def example(self) -> object:
         """Any medium, decoded, to find out shapes with."""
@@ -98,6 +109,23 @@ class Encoder:
         self.require(kinds)
         given = self.forward(batch.to(self.device, self.dtype), kinds)
         return {kind: given[kind].float().cpu() for kind in kinds}
+
+    def to(self, device: str | torch.device) -> None:
+        """Move the model to another device; its arithmetic keeps its precision."""
+        self.device = torch.device(device)
+        if self.model is not None:
+            self.model.to(self.device)
+
+    def over_frames(self, frames: int) -> "Encoder":
+        """The encoder that takes so many frames of a clip: one of pictures looks at each of them.
+
+        Raises PrecomputeError when it can't be had.
+        """
+        if self.modality != "image":
+            raise PrecomputeError(f"--encoder {self.name} takes {self.modality} media: --frames is for clips")
+        from .frames import Frames
+
+        return Frames.over(self, frames)
 
     def require(self, kinds: Collection[str]) -> None:
         """Raise PrecomputeError unless the encoder can give all of `kinds`."""
@@ -183,17 +211,22 @@ def load_encoder(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     kinds: Collection[str] = ("pooled",),
+    frames: int | None = None,
     **choices: object,
 ) -> Encoder:
     """Load an encoder by a short name (`clip-l-336`), `family:identifier` (`open_clip:ViT-B-32-quickgelu/openai`), a
-    folder (with open_clip_config.json or config.json) or a Hub id (`facebook/dinov2-base`, read by transformers).
+    folder (with open_clip_config.json or config.json), a Hub id (`facebook/dinov2-base`, read by transformers), or
+    several of these joined by `+`.
 
-    choices: patch_layer, blocks, and what the family takes. Raises PrecomputeError when nothing is called so, when a
-    kind can't be given, and when weights can't be had.
+    frames: how many of a clip it shall see, see `Encoder.over_frames` · choices: patch_layer, blocks, and what the
+    family takes. Raises PrecomputeError when nothing is called so, when a kind can't be given, and when weights can't
+    be had.
     """
     family, identifier = resolve(name)
     encoder = FAMILIES[family](identifier, device=device, dtype=dtype, **choices)
-    encoder.name, encoder.id = name, _portable(identifier)
+    encoder.name = name
+    if frames is not None:
+        encoder = encoder.over_frames(frames)
     encoder.require(kinds)
     return encoder
 

@@ -2,16 +2,29 @@
 
 import os
 
-from PIL import Image
-
 from .. import MediaError
+from .clip import SUFFIXES as CLIPS
+from .clip import decode_clip
 from .file import read_file
 from .picture import SUFFIXES as PICTURES
 from .picture import decode_image, thumbnail_jpeg
+from .sound import PICTURE_RATE, PICTURED, decode_sound, spectrogram
+from .sound import SUFFIXES as SOUNDS
 
-__all__ = ["SUFFIXES", "decode", "decode_image", "modality_of", "read_file", "thumbnail", "thumbnail_jpeg"]
+__all__ = [
+    "SUFFIXES",
+    "decode_clip",
+    "decode_image",
+    "decode_sound",
+    "modality_of",
+    "read_file",
+    "suits",
+    "thumbnail",
+    "thumbnail_jpeg",
+]
 
-SUFFIXES = {"image": PICTURES}
+SUFFIXES = {"image": PICTURES, "audio": SOUNDS, "video": CLIPS}
+ANIMATED = frozenset({".gif"})  # pictures by default, clips for an encoder of clips
 
 
 def modality_of(name: str) -> str | None:
@@ -20,13 +33,19 @@ def modality_of(name: str) -> str | None:
     return next((modality for modality, suffixes in SUFFIXES.items() if suffix in suffixes), None)
 
 
-def decode(data: bytes, modality: str) -> Image.Image:
-    """The bytes of one medium -> an upright RGB image. Raises MediaError for anything that isn't whole."""
-    if modality != "image":
-        raise MediaError("unknown kind of media", modality)
-    return decode_image(data)
+def suits(name: str, modality: str, wanted: str) -> bool:
+    """Whether a medium of this name and modality can be given to an encoder of `wanted` media."""
+    return modality == wanted or (wanted == "video" and os.path.splitext(name)[1].lower() in ANIMATED)
 
 
 def thumbnail(data: bytes, modality: str) -> bytes:
-    """A JPEG of at most 128 x 128 pixels that stands for a medium in reports. Raises MediaError as `decode`."""
-    return thumbnail_jpeg(decode(data, modality))
+    """A JPEG of at most 128 x 128 pixels that stands for a medium in reports: the picture, the middle frame of a clip,
+    the spectrogram of a sound's first half minute. Raises MediaError for anything that can't be decoded.
+    """
+    if modality == "image":
+        return thumbnail_jpeg(decode_image(data))
+    if modality == "video":
+        return thumbnail_jpeg(decode_clip(data, 1)[0])
+    if modality == "audio":
+        return thumbnail_jpeg(spectrogram(decode_sound(data, PICTURE_RATE, PICTURED)))
+    raise MediaError("no picture of it", f"{modality} media have none")

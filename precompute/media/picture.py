@@ -49,7 +49,7 @@ def decode_image(source: bytes | Path | str) -> Image.Image:
         if max(image.size) > THINNEST * min(image.size):
             raise MediaError("too long and thin", f"{image.width} x {image.height} pixels")
         image.load()
-        return _to_rgb(_upright(image))
+        return to_rgb(_upright(image))
     except MediaError:
         raise
     except UnidentifiedImageError as error:
@@ -87,7 +87,8 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode -> RGB, as `decode_image` has it. Raises MediaError for pixels without a known range."""
     if image.mode == "F":
         raise MediaError("floating-point pixels", "no known range; save it as 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255

@@ -1,0 +1,66 @@
+"""Any encoder of pictures over the frames of a clip."""
+
+from collections.abc import Collection
+
+import torch
+from PIL import Image
+
+from .. import PrecomputeError
+from ..media import decode_clip
+from . import Encoder, load_encoder, register
+
+MOST = 512  # frames of a clip; more wouldn't fit into any language model's context
+
+
+@register("frames")
+class Frames(Encoder):
+    """identifier: `8/NAME`: the number of frames and an encoder of pictures.
+
+    pooled and layers: the mean of the frames' · patches: those of all frames in order, on a grid of (frames * rows,
+    columns).
+    """
+
+    modality = "video"
+
+    def __init__(self, identifier: str = "", device: str = "cpu", dtype: torch.dtype | None = None, **choices: object):
+        number, _, name = identifier.partition("/")
+        if not number.isdigit() or not name:
+            raise PrecomputeError(f"--encoder frames:{identifier}: write frames:8/NAME, as in frames:8/clip-l-336")
+        self._look_through(load_encoder(name, device, dtype, (), **choices), int(number))
+
+    @classmethod
+    def over(cls, encoder: Encoder, frames: int) -> "Frames":
+        """An encoder of pictures that is loaded already, over so many frames."""
+        made = cls.__new__(cls)
+        made._look_through(encoder, frames)
+        return made
+
+    def _look_through(self, inner: Encoder, frames: int) -> None:
+        if inner.modality != "image":
+            raise PrecomputeError(f"--encoder {inner.name} takes {inner.modality} media, not the frames of a clip")
+        if not 1 <= frames <= MOST:
+            raise PrecomputeError(f"--frames is from 1 to {MOST}, not {frames}")
+        self.inner, self.frames = inner, frames
+        for fact in ("device", "dtype", "patch_layer", "blocks", "kinds", "model", "width", "image_size", "patch_size"):
+            setattr(self, fact, getattr(inner, fact))
+        self.choices, self.revision = inner.choices, inner.revision
+        self.id = f"{frames}/{inner.library}:{inner.id}" if inner.id else f"{frames}/{inner.library}"
+        self.name = f"{frames} frames of {inner.name}"
+        self.grid = (frames * inner.grid[0], inner.grid[1]) if inner.grid else None
+        self.preprocessing = {"frames": frames, "sampling": "middle of equal parts", **inner.preprocessing}
+        self.config = {"frames": frames, "encoder": inner.fingerprint()}
+
+    def decode(self, data: bytes) -> list[Image.Image]:
+        return decode_clip(data, self.frames)
+
+    def example(self) -> list[Image.Image]:
+        return [self.inner.example()] * self.frames
+
+    def preprocess(self, medium: list[Image.Image]) -> torch.Tensor:
+        """Frames -> (frames, 3, H, W) float32."""
+        return torch.stack([self.inner.preprocess(frame) for frame in medium])
+
+    def forward(self, inputs: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+        given = self.inner.forward(inputs.flatten(0, 1), kinds)
+        frames = {kind: given[kind].unflatten(0, (len(inputs), self.frames)) for kind in kinds}
+        return {kind: each.flatten(1, 2) if kind == "patches" else each.mean(1) for kind, each in frames.items()}

@@ -1,0 +1,55 @@
+"""Opening a sound or a clip with the FFmpeg that PyAV brings: https://pyav.basswood-io.com (BSD)."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import av
+
+from .. import MediaError
+
+# https://ffmpeg.org/ffmpeg-formats.html: named, so that a playlist called .mp4 can't make it open other files.
+FORMATS = (
+    *("wav", "w64", "flac", "mp3", "ogg", "aac", "aiff", "au", "caf", "amr", "asf"),
+    *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpeg", "mpegts", "mpegvideo", "flv"),
+    *("gif", "ogv", "h264", "hevc"),
+)
+av.logging.set_level(av.logging.PANIC)
+
+
+@contextmanager
+def opened(data: bytes, kind: str, what: str) -> Iterator[tuple[av.container.InputContainer, av.stream.Stream]]:
+    """(container, its best stream of `kind`, "audio" or "video"). Raises MediaError, naming `what` it should have been,
+    also for what fails inside the `with`.
+    """
+    if not data:
+        raise MediaError("empty file")
+    try:
+        with av.open(io.BytesIO(data), options={"format_whitelist": ",".join(FORMATS)}) as container:
+            stream = container.streams.best(kind)
+            if stream is None:
+                raise MediaError(f"no {what} in it", container.format.name)
+            stream.thread_count = 1  # several media are decoded at once, each in its own thread
+            yield container, stream
+    except MediaError:
+        raise
+    except MemoryError as error:
+        raise MediaError("too large for the memory") from error
+    except (av.FFmpegError, ValueError, RuntimeError, EOFError) as error:
+        raise MediaError(f"not a {what}", f"{error} (begins with {data[:12]!r})") from error
+
+
+def frames_of(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
+    """The decoded frames of a stream, in order; packets that are damaged are passed over, and a broken end ends it."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.FFmpegError:
+            packet = None  # what is still in the decoder comes out
+        with suppress(av.FFmpegError):
+            yield from stream.decode(packet)
+        if packet is None:
+            return
