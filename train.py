@@ -47,6 +47,11 @@ class Options:
     """Width between a projector's layers, where it has such a width (0: its own choice, see docs/projectors.md)."""
     projector_layers: int | None = None
     """Blocks of a projector that has such (perceiverK, maplK); default: its own, 6 and 4."""
+    inject_layers: tuple[int, int] | None = None
+    """For epalm: the first of the language model's layers that is given the medium, and the first that no longer is
+    (default: two layers for each block of the encoder, up to the last layer but one)."""
+    epalm_compat: bool | None = None
+    """For epalm: as in its released code, where the medium's row also sees what comes later, which leaks the answer."""
     start_words: str | None = None
     """Start the adapter's tokens from these words' embeddings, so that each has a meaning to begin with."""
     token_noise: float | None = None
@@ -97,6 +102,7 @@ def main() -> None:
     import torch
 
     from adapters.checkpoint import load_adapter, save_adapter
+    from adapters.injection import injection_into
     from adapters.language_model import load_language_model, same_language_model, weights_sha256
     from adapters.model import AdaptedModel, Adapter
     from adapters.projectors import find_projector
@@ -145,6 +151,8 @@ def main() -> None:
     else:
         torch.manual_seed(settings["seed"])
         form = {name: settings[name] for name in ("soft_prompt", "output_norm", "projector_hidden", "projector_layers")}
+        if kind == "layers":
+            form["injection"] = injection_into(lm, shape.tokens, settings["inject_layers"], settings["epalm_compat"])
         adapter = Adapter(settings["adapter"], shape, lm.hidden_size, lm.embedding_rms, **form)
         adapter.to(device)
         if adapter.soft_prompt is not None:

@@ -38,6 +38,7 @@ def save_adapter(folder: Path, adapter: Adapter, about: dict, dtype: torch.dtype
         "output_norm": adapter.output_norm,
         "projector_hidden": adapter.projector_hidden,
         "projector_layers": adapter.projector_layers,
+        "injection": adapter.injection,
         "embedding_rms": adapter.embedding_rms,
         **about,
     }
@@ -81,6 +82,7 @@ def load_adapter(folder: Path, device: str = "cpu") -> tuple[Adapter, dict]:
                 config["output_norm"],
                 config.get("projector_hidden", 0),
                 config.get("projector_layers", 0),
+                config.get("injection"),
             )
         state = load_file(folder / WEIGHTS, device=device)
         adapter.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)

@@ -28,10 +28,13 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16", "8bit", "4bit")
 
 @dataclass(frozen=True)
 class Quirk:
-    """What a family of models needs. `refuse` says why it can't be served; `keep`: layers bitsandbytes must leave."""
+    """What a family of models needs. `refuse` says why it can't be served; `keep`: layers bitsandbytes must leave;
+    `recurrent`: no layer has attention, so no mask can hide a row.
+    """
 
     refuse: str | None = None
     keep: tuple[str, ...] = ()
+    recurrent: bool = False
 
 
 QUIRKS: dict[str, Quirk] = {
@@ -41,8 +44,9 @@ QUIRKS: dict[str, Quirk] = {
     "gemma3n": Quirk(refuse="its layers look up token ids again, so vectors can't stand in for words"),
     "gemma3n_text": Quirk(refuse="its layers look up token ids again, so vectors can't stand in for words"),
     # The scan multiplies by these weights directly, which a packed 8-bit or 4-bit weight can't do.
-    "mamba": Quirk(keep=("lm_head", "dt_proj", "x_proj", "out_proj")),
-    "falcon_mamba": Quirk(keep=("lm_head", "dt_proj", "x_proj", "out_proj")),
+    "mamba": Quirk(keep=("lm_head", "dt_proj", "x_proj", "out_proj"), recurrent=True),
+    "mamba2": Quirk(recurrent=True),
+    "falcon_mamba": Quirk(keep=("lm_head", "dt_proj", "x_proj", "out_proj"), recurrent=True),
 }
 
 
@@ -65,6 +69,21 @@ class LanguageModel:
     def hidden_size(self) -> int:
         """The width of its word embeddings (OPT-350M's are narrower than its layers)."""
         return self.model.get_input_embeddings().weight.shape[1]
+
+    @property
+    def layer_size(self) -> int:
+        """The width of its layers."""
+        return self.model.config.get_text_config().hidden_size
+
+    @property
+    def depth(self) -> int:
+        """How many layers it has."""
+        return self.model.config.get_text_config().num_hidden_layers
+
+    @property
+    def quirk(self) -> Quirk:
+        """What its family needs."""
+        return QUIRKS.get(self.model.config.model_type, Quirk())
 
     @property
     def dtype(self) -> torch.dtype:

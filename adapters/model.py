@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -9,11 +10,12 @@ from torch.nn import functional
 from transformers import GenerationConfig
 
 from adapters import AdapterError
+from adapters.injection import Injector, LayerMap, Rows
 from adapters.language_model import LanguageModel
-from adapters.projectors import FeatureShape, build_projector
+from adapters.projectors import FeatureShape, build_projector, find_projector
 from adapters.prompt import SOFT_PROMPT, Prompt, Segment
 from adapters.soft_prompt import SoftPrompt
-from adapters.splice import IGNORED, splice
+from adapters.splice import IGNORED, Spliced, positions_of, splice
 
 Texts = Sequence[Sequence[Segment]]
 Features = Mapping[str, torch.Tensor]
@@ -27,6 +29,9 @@ class Adapter(nn.Module):
     are small (RMS 0.003 to 0.02 in real models, so one AdamW step could otherwise move a token tens of times its
     size) and the ratio then stays near 1. Without it the form is the paper's plain one, and only its start is
     scaled, by `match_scale`.
+
+    A projector that injects gives vectors for inner layers instead, in the paper's plain form always. `injection` then
+    says where: {"layer_size", "start", "end", "compat"}, see `adapters.injection`.
     """
 
     def __init__(
@@ -39,12 +44,19 @@ class Adapter(nn.Module):
         output_norm: bool = True,
         projector_hidden: int = 0,
         projector_layers: int = 0,
+        injection: dict | None = None,
     ):
         super().__init__()
         self.spec, self.features, self.hidden_size = spec, features, hidden_size
+        self.injects = getattr(find_projector(spec)[0].module, "injects", False)
+        if self.injects and injection is None:
+            raise AdapterError(f"{spec} gives vectors for inner layers, and nothing says which")
+        self.injection = injection if self.injects else None
+        output_norm = output_norm and not self.injects
         self.embedding_rms, self.output_norm = embedding_rms, output_norm
         self.projector_hidden, self.projector_layers = projector_hidden, projector_layers
-        self.projector = build_projector(spec, features, hidden_size, projector_hidden, projector_layers)
+        width = self.injection["layer_size"] if self.injects else hidden_size
+        self.projector = build_projector(spec, features, width, projector_hidden, projector_layers)
         self.log_gain = nn.Parameter(torch.zeros(())) if output_norm else None
         self.soft_prompt = SoftPrompt(soft_prompt, hidden_size, embedding_rms) if soft_prompt else None
 
@@ -58,7 +70,9 @@ class Adapter(nn.Module):
         return len(self.soft_prompt.vectors) if self.soft_prompt is not None else 0
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Project `(batch, width)` or `(batch, tokens, width)` features to `(batch, tokens, hidden_size)`, fp32."""
+        """Project `(batch, width)` or `(batch, tokens, width)` features to `(batch, tokens, hidden_size)`, fp32; for an
+        adapter that injects, `(batch, blocks, width)` to `(batch, blocks, layer_size)`.
+        """
         tokens = self.projector(features.float())
         if self.log_gain is None:
             return tokens
@@ -71,7 +85,7 @@ class Adapter(nn.Module):
 
         Done once, before the first step. With `output_norm`, or without features, there is nothing to do.
         """
-        if self.log_gain is not None or not len(features):
+        if self.log_gain is not None or self.injects or not len(features):
             return 1.0
         rms = self(features).pow(2).mean(-1).sqrt().median().item()
         factor = self.embedding_rms / max(rms, 1e-12)
@@ -119,9 +133,15 @@ class AdaptedModel(nn.Module):
         super().__init__()
         self.lm, self.adapter, self.prompt, self.token_noise = lm, adapter, prompt, token_noise
         self._takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
+        self._injector = None
+        if adapter.injects:
+            where = adapter.injection
+            layers = LayerMap(where["start"], where["end"], adapter.projector.blocks)
+            self._injector = Injector(lm, layers, where["compat"])
 
     def slots(self, texts: Texts, features: Features, noise: float = 0.0) -> dict[str, torch.Tensor]:
-        """The vectors `(tokens, hidden_size)` in fp32 for every medium that `texts` name, and for the soft prompt.
+        """The vectors `(tokens, hidden_size)` in fp32 for every medium that `texts` name, and for the soft prompt; for
+        an adapter that injects, a medium's `(blocks, layer_size)`.
 
         `noise`, a share of each medium token's RMS, is drawn on the CPU, so that a resumed run draws the same.
         """
@@ -154,31 +174,60 @@ class AdaptedModel(nn.Module):
         return [(part.sum().item(), len(part)) for part in self._token_losses(texts, features).split(counts)]
 
     def _token_losses(self, texts: Texts, features: Features, noise: float = 0.0) -> torch.Tensor:
-        batch = splice(self.lm, texts, self.slots(texts, features, noise))
+        batch, injected = self._splice(texts, self.slots(texts, features, noise))
         labels = functional.pad(batch.labels, (0, 1), value=IGNORED)[:, 1:]
         wanted = labels != IGNORED
-        logits = self.lm.model(
-            inputs_embeds=batch.inputs_embeds,
-            attention_mask=batch.attention_mask,
-            logits_to_keep=wanted,
-            use_cache=False,
-            **({"position_ids": batch.position_ids} if self._takes_positions else {}),
-        ).logits
+        with injected:
+            logits = self.lm.model(
+                inputs_embeds=batch.inputs_embeds,
+                attention_mask=batch.attention_mask,
+                logits_to_keep=wanted,
+                use_cache=False,
+                **({"position_ids": batch.position_ids} if self._takes_positions else {}),
+            ).logits
         return functional.cross_entropy(logits.float(), labels[wanted], reduction="none")
+
+    def _splice(self, texts: Texts, slots: dict[str, torch.Tensor], **how) -> tuple[Spliced, AbstractContextManager]:
+        """The batch, and the context in which the language model must read it: that of the injection, if any.
+
+        A medium that is injected takes one position, which no position is counted for and no mask shows; none in a
+        model without masks.
+        """
+        if self._injector is None:
+            return splice(self.lm, texts, slots, **how), nullcontext()
+        media = {name: vectors for name, vectors in slots.items() if name != SOFT_PROMPT}
+        kept = torch.zeros(0 if self._injector.inserts else 1, self.lm.hidden_size)
+        batch = splice(self.lm, texts, slots | dict.fromkeys(media, kept), **how)
+        found = [slot for slot in batch.slots if slot[0] in media]
+        names, rows, places = zip(*found, strict=True) if found else ((), (), ())
+        if not found:
+            return batch, nullcontext()
+        if self._injector.inserts and list(rows) != list(range(len(texts))):
+            raise AdapterError(f"{self.lm.name} is given a medium inside: each text must have exactly one")
+        text, place = (torch.tensor(values, device=self.lm.device) for values in (rows, places))
+        if not self._injector.inserts:
+            batch.attention_mask[text, place] = 0
+            batch.position_ids = positions_of(batch.attention_mask)
+        vectors = Rows(torch.stack([media[name] for name in names]).to(self.lm.device), text, place)
+        return batch, self._injector.inject(vectors, len(texts), batch.inputs_embeds.shape[1])
 
     @torch.no_grad()
     def generate(self, texts: Texts, features: Features, max_new_tokens: int = 64, **decoding) -> list[str]:
         """Answer prompts made with `answer=False`, greedily unless `decoding` (transformers' names) says otherwise."""
-        batch = splice(self.lm, texts, self.slots(texts, features), side="left", train=False)
+        batch, injected = self._splice(texts, self.slots(texts, features), side="left", train=False)
         stop = self.prompt.stop_ids
         config = GenerationConfig(
             **{"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, **decoding},
             eos_token_id=list(stop),
             pad_token_id=stop[0],
         )
-        said = self.lm.model.generate(
-            inputs_embeds=batch.inputs_embeds, attention_mask=batch.attention_mask, generation_config=config
-        )
+        with injected:
+            said = self.lm.model.generate(
+                inputs_embeds=batch.inputs_embeds,
+                attention_mask=batch.attention_mask,
+                generation_config=config,
+                **({"position_ids": batch.position_ids} if self._takes_positions else {}),
+            )
         answers = []
         for row in said.tolist():
             end = next((i for i, token in enumerate(row) if token in stop), len(row))

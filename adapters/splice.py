@@ -17,7 +17,8 @@ class Spliced:
     """A padded batch, driven by vectors.
 
     `inputs_embeds` `(batch, length, hidden_size)` in the model's dtype; `attention_mask`, `position_ids` and `labels`
-    `(batch, length)`, labels -100 where nothing is to be said. `targets` counts the labels.
+    `(batch, length)`, labels -100 where nothing is to be said. `targets` counts the labels. `slots` says where each
+    slot begins: (its name, the text's row, the position).
     """
 
     inputs_embeds: torch.Tensor
@@ -25,6 +26,12 @@ class Spliced:
     position_ids: torch.Tensor
     labels: torch.Tensor
     targets: int
+    slots: list[tuple[str, int, int]]
+
+
+def positions_of(mask: torch.Tensor) -> torch.Tensor:
+    """Positions `(batch, length)` that count what `mask` shows, from 0."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 def length_of(segments: Sequence[Segment], slot_tokens: Mapping[str, int] | int) -> int:
@@ -48,7 +55,7 @@ def splice(
     Raises AdapterError for a text without target ids when `train` is set, and for vectors of another width.
     """
     device, dtype = lm.device, lm.dtype
-    ids, id_places, vectors, vector_places, targets = [], [], [], [], []
+    ids, id_places, vectors, vector_places, targets, begun = [], [], [], [], [], []
     lengths = [length_of(text, {name: len(vectors) for name, vectors in slots.items()}) for text in texts]
     longest = max(lengths)
     for row, text in enumerate(texts):
@@ -70,6 +77,7 @@ def splice(
                         f"the adapter gives vectors of width {medium.shape[-1]}, but {lm.name} has hidden_size "
                         f"{lm.hidden_size}; use the language model the adapter was trained with"
                     )
+                begun.append((segment.slot, row, place - row * longest))
                 vectors.append(medium.to(device=device, dtype=dtype))
                 vector_places.extend(range(place, place + len(medium)))
                 place += len(medium)
@@ -89,6 +97,6 @@ def splice(
     steps = torch.arange(longest, device=device)[None]
     size = index(lengths)[:, None]
     mask = steps >= longest - size if side == "left" else steps < size
-    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     shape = (len(texts), longest)
-    return Spliced(flat.view(*shape, -1), mask.long(), positions, labels.view(shape), len(targets))
+    embeds, labels = flat.view(*shape, -1), labels.view(shape)
+    return Spliced(embeds, mask.long(), positions_of(mask), labels, len(targets), begun)

@@ -45,6 +45,7 @@ def test_shape_and_parameter_count(spec):
     shape = (3, 12) if features.kind == "pooled" else (3, 36, 12)
     assert module(torch.randn(shape)).shape == (3, tokens, H) and module.tokens == tokens
     assert sum(p.numel() for p in module.parameters()) == parameters
+    assert sum(tensor.numel() for tensor in module.state_dict().values()) == parameters, "nothing is saved twice"
 
 
 def test_mlp16_at_7b_width_has_272_million_parameters():
@@ -93,7 +94,8 @@ def test_the_table_in_the_docs_is_right():
     assert {re.sub(r"\{.*\}", "K", pattern) for pattern in named} == set(known_specs())
     for spec, reads, layers, tokens, formula, count in rows:
         spec = spec.strip("`")
-        shape = FeatureShape("pooled", 1, 768) if reads == "pooled" else FeatureShape("patches", 576, 1024, (24, 24))
+        shapes = {"pooled": (1, 768), "patches": (576, 1024, (24, 24)), "layers": (6, 1024)}
+        shape = FeatureShape(reads, *shapes[reads])
         with torch.device("meta"):
             module = build_projector(spec, shape, 4096)
         numbers = {"v": shape.width, "d": 4096, "n": 576, "k": int(re.sub(r"\D+", "", spec.removesuffix("v2")) or 0)}

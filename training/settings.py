@@ -13,6 +13,8 @@ DEFAULTS = {
     "output_norm": True,
     "projector_hidden": 0,
     "projector_layers": 0,
+    "inject_layers": [],
+    "epalm_compat": False,
     "start_words": "",
     "token_noise": 0.0,
     "precision": "auto",
@@ -50,7 +52,10 @@ def settle(given: dict, recipe: dict) -> dict:
     Raises RunError for a number out of range, AdapterError for an unknown projector.
     """
     settings = DEFAULTS | recipe | given
-    find_projector(settings["adapter"])
+    kind = find_projector(settings["adapter"])[0].kind
+    for name in ("inject_layers", "epalm_compat"):
+        if settings[name] and kind != "layers":
+            raise RunError(f"--{_flag(name)} is for epalm; {settings['adapter']} puts nothing into inner layers")
     for name, least in LEAST.items():
         if settings.get(name) is not None and not settings[name] >= least:
             raise RunError(f"--{_flag(name)} is {settings[name]}; it must be at least {least}")

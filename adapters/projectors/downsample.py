@@ -38,6 +38,10 @@ class PooledPatches(nn.Module):
         self.tokens = side * side
         self.pool = nn.AdaptiveAvgPool2d(side)
 
+    @property
+    def last(self) -> nn.Linear:
+        return self.project[-1]
+
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         maps = self.project(patches).transpose(1, 2).unflatten(2, self.grid)
         return self.position(self.pool(maps)).flatten(2).transpose(1, 2)
@@ -52,8 +56,8 @@ class LDPv2(PooledPatches):
 
     def __init__(self, features: FeatureShape, hidden_size: int, inner: int = 0):
         super().__init__(features, 12, "ldpv2")
-        self.last = nn.Linear(inner or hidden_size, hidden_size)
-        self.project = nn.Sequential(nn.Linear(features.width, inner or hidden_size), nn.GELU(), self.last)
+        inner = inner or hidden_size
+        self.project = nn.Sequential(nn.Linear(features.width, inner), nn.GELU(), nn.Linear(inner, hidden_size))
         self.position = PositionalConvolution(hidden_size)
 
 
@@ -68,8 +72,7 @@ class FusedLDP(PooledPatches):
     def __init__(self, features: FeatureShape, hidden_size: int, inner: int = 0):
         super().__init__(features, 14, "fusedldp")
         inner = inner or 4 * features.width
-        self.last = nn.Linear(inner, hidden_size)
-        self.project = nn.Sequential(nn.Linear(features.width, inner), nn.GELU(), self.last)
+        self.project = nn.Sequential(nn.Linear(features.width, inner), nn.GELU(), nn.Linear(inner, hidden_size))
         self.position = PositionalConvolution(hidden_size)
 
 
@@ -119,7 +122,10 @@ class LDP(nn.Module):
             nn.Linear(features.width, inner or hidden_size), nn.GELU(), nn.Linear(inner or hidden_size, hidden_size)
         )
         self.blocks = nn.Sequential(InvertedResidual(hidden_size, 1), InvertedResidual(hidden_size, 2))
-        self.last = self.blocks[-1].last_norm
+
+    @property
+    def last(self) -> nn.LayerNorm:
+        return self.blocks[-1].last_norm
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         maps = self.project(patches).transpose(1, 2).unflatten(2, self.grid)

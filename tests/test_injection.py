@@ -1,0 +1,195 @@
+"""A medium given to inner layers: which layers, what the words see, and that generation sees the same."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import FAMILIES
+from transformers import AutoModelForCausalLM
+
+from adapters import AdapterError
+from adapters.injection import decoder_layers, injection_into, map_layers
+from adapters.language_model import LanguageModel, freeze
+from adapters.model import AdaptedModel, Adapter
+from adapters.projectors import FeatureShape, build_projector
+from adapters.prompt import Prompt, Template
+
+BLOCKS, WIDTH = 3, 12
+LAYERS = FeatureShape("layers", BLOCKS, WIDTH)
+TEXTS = [
+    [{"role": "user", "content": "What colour is the star?"}, {"role": "assistant", "content": "blue"}],
+    [{"role": "assistant", "content": "a red circle and a small blue star"}],
+]
+
+
+def deep(family: str) -> LanguageModel:
+    """A tiny random model of 8 layers."""
+    make_config, make_tokenizer = FAMILIES[family]
+    tokenizer = make_tokenizer()
+    config = make_config(len(tokenizer))
+    given = {name: value for name, value in config.to_dict().items() if name != "layer_types"}
+    config = type(config)(**given | {"num_hidden_layers": 8})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if "norm" not in name and parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return freeze(family, model, tokenizer)
+
+
+def adapted(family: str, spec: str = "epalm", compat: bool = False, soft_prompt: int = 0) -> AdaptedModel:
+    lm = deep(family)
+    where = injection_into(lm, BLOCKS, compat=compat)
+    torch.manual_seed(1)
+    adapter = Adapter(spec, LAYERS, lm.hidden_size, lm.embedding_rms, soft_prompt=soft_prompt, injection=where)
+    with torch.no_grad():  # as strong as what the layers themselves say
+        for parameter in adapter.projector.parameters():
+            parameter.mul_(3)
+    return AdaptedModel(lm, adapter, Prompt(lm.tokenizer, Template(delimiters=("", ""))))
+
+
+def segments(model: AdaptedModel, turns: list[dict], medium: str, answer: bool = True) -> list:
+    return model.prompt.segments(turns, [medium], answer=answer, soft_prompt=model.adapter.soft_prompt is not None)
+
+
+def features(*names: str) -> dict[str, torch.Tensor]:
+    torch.manual_seed(2)
+    return {name: torch.randn(BLOCKS, WIDTH) for name in names}
+
+
+def test_layers_follow_the_papers_rule():
+    assert [map_layers(32, 6).block_of(layer) for layer in range(18, 32)] == [
+        *(None, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, None)
+    ]
+    assert [map_layers(24, 6).block_of(layer) for layer in (10, 11, 12, 22, 23)] == [None, 0, 0, 5, None]
+    assert [map_layers(4, 6).block_of(layer) for layer in range(4)] == [None, 0, 3, None]
+    with pytest.raises(AdapterError, match="don't lie in a model of 8"):
+        map_layers(8, 3, 5, 9)
+
+
+@pytest.mark.parametrize(
+    "hidden, width, shared, parameters",
+    [(2560, 768, False, 11_811_840), (4096, 1024, True, 4_198_400), (1024, 768, False, 4_724_736)],
+)
+def test_published_counts_of_the_linears(hidden, width, shared, parameters):
+    with torch.device("meta"):
+        module = build_projector("epalm-shared" if shared else "epalm", FeatureShape("layers", 6, width), hidden)
+    assert sum(p.numel() for p in module.parameters()) == parameters
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_sees_what_it_should(family):
+    """Below the first injected layer the words' states are those of the text alone; at each injected layer the row
+    holds that layer's vector; what the model says depends on it.
+    """
+    model = adapted(family)
+    given = features("a", "b")
+    texts = [segments(model, turns, name) for turns, name in zip(TEXTS, given, strict=True)]
+    bare = [[part for part in text if part.slot is None] for text in texts]
+    states, layers = {}, decoder_layers(model.lm.model)
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _, x, y, n=n: states.setdefault(n, []).append(x[0] if x else y["hidden_states"]), with_kwargs=True
+        )
+        for n, layer in enumerate(layers)
+    ]
+    for text in bare:
+        ids = torch.tensor([[token for part in text for token in part.ids]])
+        with torch.no_grad():
+            model.lm.model(inputs_embeds=model.lm.embed(ids))
+    alone = {n: list(rows) for n, rows in states.items()}
+    states.clear()
+    for hook in hooks:
+        hook.remove()
+    with torch.no_grad():
+        vectors = model.slots(texts, given)
+    for row, (text, name) in enumerate(zip(texts, given, strict=True)):
+        seen = {}
+        slot = next(i for i, part in enumerate(text) if part.slot == name)
+        place = sum(len(part.ids) for part in text[:slot])
+        batch, injected = model._splice([text], {name: vectors[name]})
+        with injected:
+            hooks = [
+                layer.register_forward_pre_hook(
+                    lambda _, x, y, n=n, seen=seen: seen.update({n: x[0] if x else y["hidden_states"]}),
+                    with_kwargs=True,
+                )
+                for n, layer in enumerate(layers)
+            ]
+            positions = {"position_ids": batch.position_ids} if model._takes_positions else {}
+            with torch.no_grad():
+                logits = model.lm.model(
+                    inputs_embeds=batch.inputs_embeds, attention_mask=batch.attention_mask, **positions
+                ).logits
+            for hook in hooks:
+                hook.remove()
+        inserts = model._injector.inserts
+        assert logits.shape[1] == len(alone[0][row][0]) + (0 if inserts else 1)
+        where = model._injector.map
+        for n in range(len(layers)):
+            words = seen[n][0]
+            if n < where.start:
+                if not inserts:
+                    words = torch.cat([words[:place], words[place + 1 :]])
+                assert torch.allclose(words, alone[n][row][0], atol=1e-5), (n, "the words alone")
+            elif (block := where.block_of(n)) is not None:
+                assert torch.allclose(words[place], vectors[name][block], atol=1e-6), n
+            else:
+                assert not torch.allclose(words[place], vectors[name][-1], atol=1e-3), n
+        assert not torch.allclose(words[place + 2 :], alone[len(layers) - 1][row][0][place + 1 :], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batches_and_caches_change_nothing(family):
+    model = adapted(family, soft_prompt=2)
+    given = features("a", "b")
+    texts = [segments(model, turns, name) for turns, name in zip(TEXTS, given, strict=True)]
+    together = [loss for loss, _ in model.text_losses(texts, given)]
+    single = [model.text_losses([text], given)[0][0] for text in texts]
+    assert together == pytest.approx(single, abs=2e-4)
+    other = {"a": given["b"], "b": given["a"]}
+    moved = abs(model.text_losses(texts, other)[0][0] - together[0])
+    assert moved > (1e-5 if family == "mamba" else 1e-3), "the medium must matter"
+    prompts = [segments(model, turns, name, answer=False) for turns, name in zip(TEXTS, given, strict=True)]
+    said = model.generate(prompts, given, max_new_tokens=8)
+    assert said == [model.generate([prompt], given, max_new_tokens=8)[0] for prompt in prompts]
+    assert said == model.generate(prompts, given, max_new_tokens=8, use_cache=False)
+    assert len(model.generate(prompts, given, max_new_tokens=4, num_beams=2)) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_said_later_changes_nothing_before_it(family):
+    """Logits, not lengths: with `compat` later words do change what is said before, which is the original's leak."""
+    for compat in (False, True):
+        if compat and family == "mamba":
+            with pytest.raises(AdapterError, match="for attention models"):
+                adapted(family, compat=True)
+            continue
+        model = adapted(family, compat=compat)
+        given = features("a")
+        text = segments(model, TEXTS[1], "a")
+        last = text[-1]
+        other = [*text[:-1], replace(last, ids=(*last.ids[:-3], *last.ids[:3]))]
+        logits = []
+        for written in (text, other):
+            batch, injected = model._splice([written], model.slots([written], given))
+            positions = {"position_ids": batch.position_ids} if model._takes_positions else {}
+            with injected, torch.no_grad():
+                out = model.lm.model(
+                    inputs_embeds=batch.inputs_embeds, attention_mask=batch.attention_mask, **positions
+                )
+            logits.append(out.logits[0, -len(last.ids) : -3])
+        assert torch.equal(*logits) != compat
+        moved = (logits[0] - logits[1]).abs().max().item()
+        assert moved > 1e-4 if compat else moved == 0, (compat, moved)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "mamba"])
+def test_gradients_reach_every_linear_and_nothing_else(family):
+    model = adapted(family)
+    given = features("a", "b")
+    texts = [segments(model, turns, name) for turns, name in zip(TEXTS, given, strict=True)]
+    loss, count = model.loss(texts, given)
+    (loss / count).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.adapter.projector.parameters())
+    assert all(p.grad is None for p in model.lm.model.parameters())
