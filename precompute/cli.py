@@ -32,12 +32,24 @@ class Options:
     """Features to keep: pooled (one vector), patches (a vector per patch), layers (CLS of the last 6 blocks)."""
     out: Path | None = None
     """Folder of the feature set; without it features/NAME-OF-DATA."""
+    store: tuple[str, ...] = ("fp16",)
+    """fp16, int8 or int4 for patches (other kinds stay fp16), or KIND=CODEC, as in patches=int4 pooled=int8."""
+    pool: str = "1x1"
+    """Average rectangles of so many patches before storing, as in 2x2; 1x1: off."""
+    views: int = 1
+    """Views of each picture to store, all but one augmented (cropped, mirrored, ...); training takes turns. 1: off."""
+    min_side: int = 0
+    """Leave out pictures whose shorter side has fewer pixels; 0: none."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Of media with the same bytes, keep all or only the first; its words are then those of all."""
+    similarity: float = 0.0
+    """Leave out captions whose CLIP cosine with their picture is lower, and pictures left without; 0: none."""
     limit: int = 0
     """Encode only the first so many media; 0: all."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """Of the encoder's arithmetic; auto: fp16 on a GPU, fp32 on a CPU. Stored is always fp16."""
+    """Of the encoder's arithmetic; auto: fp16 on a GPU, fp32 on a CPU. For how it is stored see --store."""
     batch: int = 32
     """Media per forward pass."""
     workers: int = 0
@@ -70,6 +82,8 @@ def main(demo: Callable[[Path, int], Path] | None = None, args: list[str] | None
     options = tyro.cli(Options, description=" ".join(EPILOGUE.split()), args=args)
     if options.limit < 0 or options.batch < 1 or options.workers < 0:
         raise PrecomputeError("--limit and --workers can't be negative, --batch is at least 1")
+    if options.views < 1 or options.min_side < 0 or not 0 <= options.similarity < 1:
+        raise PrecomputeError("--views is at least 1, --min-side can't be negative, --similarity is from 0 to below 1")
     if not options.kinds:
         raise PrecomputeError("--kinds needs at least one of pooled, patches, layers")
     run(options, demo)
@@ -85,7 +99,9 @@ def run(options: Options, demo: Callable[[Path, int], Path] | None = None) -> No
 
     from .encoders import load_encoder
     from .encoders.names import NAMES
+    from .filters import Filters
     from .job import precompute
+    from .similarity import Similarity
     from .sources import collect
 
     out = options.out or Path("features") / _name(options.data)
@@ -119,7 +135,11 @@ def run(options: Options, demo: Callable[[Path, int], Path] | None = None) -> No
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # its threads spin, so one core is left to decoding
     _take(found, encoder)
-    precompute(found, encoder, kinds, out, options.batch, options.workers or os.cpu_count() or 1)
+    similarity = Similarity(encoder, found.words, options.similarity) if options.similarity else None
+    filters = Filters(options.min_side, options.duplicates == "drop", similarity)
+    workers = options.workers or os.cpu_count() or 1
+    store, pool, views = options.store, options.pool, options.views
+    precompute(found, encoder, kinds, out, options.batch, workers, store, pool, views, filters)
 
 
 def _take(found: "Collection", encoder: "Encoder") -> None:
