@@ -102,7 +102,7 @@ def test_metadata_jsonl(tmp_path: Path) -> None:
     assert [text.split for text in found.words if text.media == ("b.jpg",)] == ["test", "test"]
     assert {(problem.origin, problem.reason) for problem in found.problems} == {
         ("gone.jpg", "missing file"),
-        ("metadata.jsonl", "outside the data folder"),
+        ("../outside.jpg", "outside the data folder"),
         ("metadata.jsonl", "bad line in a metadata file"),
     }
 

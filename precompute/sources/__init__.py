@@ -1,21 +1,27 @@
 """What lies on disk -> media and words. One module per layout, one generator function in each.
 
-A generator takes the path given as --data and yields `Medium`, `Words` and `Problem` in any order; the first layout
-whose `detect` says yes is used. To add a layout, drop a module here whose generator carries the decorator `source`.
+A generator takes the `Tree` of the path given as --data and yields `Medium`, `Words` and `Problem` in any order. Of the
+layouts whose `detect` says why it fits, the first in `order` is used: the most specific. To add a layout, drop a module
+here whose generator carries the decorator `source`; docs/new_source.md shows one.
 """
 
+from __future__ import annotations
+
 import importlib
-import os
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import PrecomputeError
 from ..media import read_file
 
+if TYPE_CHECKING:
+    from .tree import Tree
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Medium:
     """One medium: `path` of the file that holds it, `origin` its path relative to the data folder with forward
     slashes (in an archive or a table: the file's, then what names it inside), `modality` "image", "audio", "video" or
@@ -33,7 +39,7 @@ class Medium:
         return self.part(self.path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Words:
     """One text about `media` (origins, in order): turns of {"role", "content"}; `split` and `id` if the source has
     them.
@@ -62,22 +68,25 @@ Record = Medium | Words | Problem
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout on disk: `looks` says in a few words how it is recognised, `order` which is tried first (low)."""
+    """A layout on disk: `looks` says in a few words how it is recognised, `detect` why a tree has it ("" when it
+    hasn't), `order` which is preferred (low).
+    """
 
     name: str
     looks: str
-    detect: Callable[[Path], bool]
-    read: Callable[[Path], Iterator[Record]]
+    detect: Callable[[Tree], str]
+    read: Callable[[Tree], Iterator[Record]]
     order: int
 
 
 LAYOUTS: dict[str, Layout] = {}
+GENERAL = 90  # layouts from this order on fit nearly anything, and aren't named as the other choice
 
 
-def source(name: str, looks: str, detect: Callable[[Path], bool], order: int = 50) -> Callable:
-    """Decorator: register a generator function `read(path) -> Iterator[Medium | Words | Problem]` as a layout."""
+def source(name: str, looks: str, detect: Callable[[Tree], str], order: int = 50) -> Callable:
+    """Decorator: register a generator function `read(tree) -> Iterator[Medium | Words | Problem]` as a layout."""
 
-    def register(read: Callable[[Path], Iterator[Record]]) -> Callable[[Path], Iterator[Record]]:
+    def register(read: Callable[[Tree], Iterator[Record]]) -> Callable[[Tree], Iterator[Record]]:
         LAYOUTS[name] = Layout(name, looks, detect, read, order)
         return read
 
@@ -94,28 +103,33 @@ class Collection:
     problems: list[Problem]
 
 
-def collect(path: Path) -> Collection:
-    """Read `path` with the layout it looks like. Raises PrecomputeError when it doesn't exist, looks like none, or
-    holds no medium.
+def collect(path: Path | str) -> Collection:
+    """Read `path` with the layout it looks like, and print which and why. Raises PrecomputeError when it doesn't
+    exist, looks like none, or holds no medium.
     """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    path = Path(os.path.abspath(path))
-    if not path.exists():
-        raise PrecomputeError(f"--data {path} doesn't exist")
+    from .tree import Tree
+
+    tree = Tree(path)
     layouts = sorted(LAYOUTS.values(), key=lambda layout: layout.order)
-    layout = next((layout for layout in layouts if layout.detect(path)), None)
-    if layout is None:
-        raise PrecomputeError(f"--data {path} is none of: " + "; ".join(layout.looks for layout in layouts))
+    fitting = [(layout, why) for layout in layouts if (why := layout.detect(tree))]
+    if not fitting:
+        raise PrecomputeError(f"--data {tree.path} is none of: " + "; ".join(layout.looks for layout in layouts))
+    layout, why = fitting[0]
+    others = [other.name for other, _ in fitting[1:] if other.order < GENERAL]
+    also = f" (it could also be read as {', '.join(others)}; this one is the most specific)" if others else ""
+    print(f"{tree.path} is read as {layout.name}: {why}{also}")
     found = Collection(layout.name, {}, [], [])
-    for record in layout.read(path):
+    for record in layout.read(tree):
         if isinstance(record, Medium):
             found.media.setdefault(record.origin, record)
         elif isinstance(record, Words):
             found.words.append(record)
         else:
             found.problems.append(record)
+    found.problems += tree.problems
     if not found.media:
         why = f" ({len(found.problems)} problems, first: {found.problems[0]})" if found.problems else ""
-        raise PrecomputeError(f"no media in {path}, read as {layout.looks}{why}")
+        raise PrecomputeError(f"no media in {tree.path}, read as {layout.looks}{why}")
     return found

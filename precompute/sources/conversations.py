@@ -2,52 +2,57 @@
 "split", "meta"}`; `id`, `split` and `meta` may be missing. A caption is one assistant turn, a question a user turn
 and an assistant turn.
 
-Given the file itself, the media it names are encoded; given a folder with `texts.jsonl` in it, all pictures below
-are. Paths are relative to the file's folder and stay inside it.
+Given the file itself, the media it names are encoded; given a folder with `texts.jsonl` in it, all media below are.
+Paths are relative to the file's folder and stay inside it; `a.zip/b.jpg` is a member of an archive, and
+`vectors.npy/000012` a row of an array.
 """
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from shards import FeatureSetError
 from shards.read import parse_text
 
-from . import Medium, Problem, Record, Words, source
-from .image_folder import origin_of, pictures
-from .text_file import read_text
+from . import Problem, Record, Words, source
+from .text_file import stream_lines
+from .tree import Tree
+from .vectors import row_at, vectors_below
 
 TEXTS = "texts.jsonl"
 
 
-def _detect(path: Path) -> bool:
-    return (path / TEXTS).is_file() if path.is_dir() else path.suffix.lower() == ".jsonl"
+def _detect(tree: Tree) -> str:
+    if tree.given:
+        return "it is a .jsonl file" if tree.given[0].lower().endswith(".jsonl") else ""
+    return f"it holds {TEXTS}" if (tree.root / TEXTS).is_file() else ""
 
 
 @source("conversations", "a .jsonl of conversations, or a folder with texts.jsonl and its media", _detect, 10)
-def conversations(path: Path) -> Iterator[Record]:
-    """The media and texts of a conversation file in its order, then the folder's pictures that it doesn't name."""
-    file = path / TEXTS if path.is_dir() else path
-    folder = file.parent
-    for number, line in enumerate(read_text(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            text = parse_text(line, f"line {number}", default_id="")
-        except FeatureSetError as error:
-            yield Problem(file.name, "bad line in the texts file", str(error))
-            continue
-        targets = [Path(os.path.normpath(folder / name.replace("\\", "/"))) for name in text["media"]]
-        if outside := [n for n, t in zip(text["media"], targets, strict=True) if not t.is_relative_to(folder)]:
-            yield Problem(outside[0], "outside the data folder", f"{file.name}, line {number}")
-            continue
-        if missing := [t for t in targets if not t.is_file()]:
-            yield Problem(origin_of(missing[0], folder), "missing file", f"{file.name}, line {number}")
-            continue
-        origins = tuple(origin_of(target, folder) for target in targets)
-        yield from (Medium(t, o) for t, o in zip(targets, origins, strict=True))
-        yield Words(origins, tuple(text["turns"]), text["split"], text["id"] or None, text["meta"])
-    if path.is_dir():
-        for _, images, _ in pictures(folder):
-            for image in images:
-                yield Medium(image, origin_of(image, folder))
+def conversations(tree: Tree) -> Iterator[Record]:
+    """The media and texts of a conversation file in its order, then the folder's media that it doesn't name."""
+    file = tree.given[0] if tree.given else TEXTS
+    try:
+        with tree.open(file) as stream:
+            for number, line in enumerate(stream_lines(stream), 1):
+                if line.strip():
+                    yield from _text(tree, file, number, line)
+    except OSError as error:
+        yield Problem(file, "words can't be read", str(error))
+    if not tree.given:
+        media = tree.media()
+        yield from map(tree.medium, media) if media else vectors_below(tree)
+
+
+def _text(tree: Tree, file: str, number: int, line: str) -> Iterator[Record]:
+    try:
+        text = parse_text(line, f"line {number}", default_id="")
+    except FeatureSetError as error:
+        yield Problem(file, "bad line in the texts file", str(error))
+        return
+    where = f"{file}, line {number}"
+    media = [row_at(tree, name) or tree.at(name, "", where) for name in text["media"]]
+    if problems := [medium for medium in media if isinstance(medium, Problem)]:
+        yield problems[0]
+        return
+    yield from media
+    origins = tuple(medium.origin for medium in media)
+    yield Words(origins, tuple(text["turns"]), text["split"], text["id"] or None, text["meta"])

@@ -1,7 +1,10 @@
 """Text files as people's programs really write them."""
 
 import codecs
+import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -10,25 +13,53 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+HEAD = 200  # bytes that tell the encoding
 
 
-def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, UTF-16 or UTF-32 with or without a byte order mark, else in Windows' code page
-    1252.
-
-    Line ends become newlines. Raises OSError as `open` does.
+def encoding_of(head: bytes) -> str | None:
+    """The encoding of a text from its first bytes: by its byte order mark, UTF-16 without one, or None (UTF-8, or
+    Windows' code page 1252).
     """
-    data = path.read_bytes()
-    encoding = next((name for mark, name in MARKS if data.startswith(mark)), None)
-    if encoding is None and b"\0" in data[:200]:  # UTF-16 without a mark: which byte of each pair is zero?
-        encoding = "utf-16-le" if data[1:200:2].count(0) >= data[0:200:2].count(0) else "utf-16-be"
+    encoding = next((name for mark, name in MARKS if head.startswith(mark)), None)
+    if encoding is None and b"\0" in head[:HEAD]:  # UTF-16 without a mark: which byte of each pair is zero?
+        encoding = "utf-16-le" if head[1:HEAD:2].count(0) >= head[0:HEAD:2].count(0) else "utf-16-be"
+    return encoding
+
+
+def decode_text(data: bytes) -> str:
+    """The text of these bytes, in UTF-8, UTF-16 or UTF-32 with or without a byte order mark, else in Windows' code
+    page 1252; line ends become newlines.
+    """
     try:
-        text = data.decode(encoding or "utf-8")
+        text = data.decode(encoding_of(data[:HEAD]) or "utf-8")
     except UnicodeDecodeError:
         text = data.decode("cp1252", errors="replace")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def read_text(path: Path) -> str:
+    """The text of a file as `decode_text` has it. Raises OSError as `open` does."""
+    return decode_text(path.read_bytes())
+
+
+def captions_in(text: str) -> list[str]:
+    """The non-empty lines of a text, stripped, inner white space made single."""
+    return [" ".join(line.split()) for line in text.split("\n") if line.strip()]
+
+
 def lines_of(path: Path) -> list[str]:
-    """The non-empty lines of a text file, stripped, inner white space made single."""
-    return [" ".join(line.split()) for line in read_text(path).split("\n") if line.strip()]
+    """`captions_in` a file. Raises OSError as `open` does."""
+    return captions_in(read_text(path))
+
+
+def stream_lines(stream: BinaryIO) -> Iterator[str]:
+    """The lines of a text of any length, without their ends, encoded as in `decode_text`."""
+    head = stream.read(HEAD)
+    stream.seek(0)
+    if encoding := encoding_of(head):
+        with io.TextIOWrapper(stream, encoding, errors="replace") as text:
+            for line in text:
+                yield line.rstrip("\n")
+        return
+    for line in stream:
+        yield from decode_text(line).removesuffix("\n").split("\n")

@@ -1,0 +1,77 @@
+"""A folder of pictures, sounds or clips, or a zip archive of them, with or without words.
+
+Words come from `metadata.jsonl`, `metadata.csv` or `metadata.parquet` in any folder (Hugging Face's imagefolder,
+audiofolder and videofolder: `file_name` relative to that file; https://huggingface.co/docs/datasets/image_dataset),
+else from a `.txt` beside the medium with the same stem. The metadata's captions stand in `text`, `caption` or
+`captions`, questions in `question` and `answer`; a `split` column is taken if there is one. In a `.txt` each
+non-empty line is one caption (what caption tools call one file per picture has one line; several lines are several
+captions). Media without words are encoded all the same.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from . import Problem, Record, Words, source
+from .tables import rows
+from .text_file import captions_in
+from .tree import Tree
+from .turns import caption, words_of
+
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+def _detect(tree: Tree) -> str:
+    if tree.given:
+        return "it is a zip archive" if tree.given[0].lower().endswith(".zip") else ""
+    return "it is a folder"
+
+
+@source(
+    "media folder",
+    "a folder or .zip of pictures, sounds or clips, with .txt or metadata.jsonl/.csv beside them or no words",
+    _detect,
+    90,
+)
+def media_folder(tree: Tree) -> Iterator[Record]:
+    """All media below the folder, and their words: captions as single assistant turns."""
+    names, worded = set(tree.visible()), set()
+    for name in sorted(name for name in names if PurePosixPath(name).name in METADATA):
+        for record in _metadata(tree, name):
+            yield record
+            if isinstance(record, Words):
+                worded.update(record.media)
+    for name in tree.media():
+        yield tree.medium(name)
+        if name not in worded:
+            yield from sidecar(tree, name, names)
+
+
+def sidecar(tree: Tree, name: str, names: set[str]) -> Iterator[Words | Problem]:
+    """The captions in the `.txt` beside a medium, if it is among `names`."""
+    stem = os.path.splitext(name)[0]
+    beside = next((stem + end for end in (".txt", ".TXT") if stem + end in names), None)
+    if beside is None:
+        return
+    try:
+        for words in captions_in(tree.text(beside)):
+            yield Words((name,), caption(words))
+    except OSError as error:
+        yield Problem(name, "words can't be read", str(error))
+
+
+def _metadata(tree: Tree, name: str) -> Iterator[Record]:
+    folder = os.path.dirname(name)
+    try:
+        for number, row in rows(tree, name):
+            where = f"{name}, line {number}"
+            wanted = row.get("file_name") if row else None
+            if not isinstance(wanted, str) or not wanted.strip():
+                yield Problem(name, "bad line in a metadata file", f"line {number} has no file_name")
+                continue
+            medium = tree.at(wanted, folder, where)
+            yield medium
+            if not isinstance(medium, Problem):
+                yield from words_of(row, (medium.origin,), where)
+    except OSError as error:
+        yield Problem(name, "words can't be read", str(error))

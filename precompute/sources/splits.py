@@ -1,0 +1,27 @@
+"""How published data sets call their splits -> "train", "val", "test"."""
+
+import re
+
+NAMES = {
+    **dict.fromkeys(("train", "training", "restval", "development"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "testdev", "evaluation", "eval"), "test"),
+}
+
+
+def split_named(name: object) -> str | None:
+    """What a source calls a split -> the same in our words; a name of its own is kept; None when there is none.
+
+    Karpathy's "restval" is trained on, as in https://cs.stanford.edu/people/karpathy/deepimagesent/.
+    """
+    if not isinstance(name, str) or not name.strip():
+        return None
+    return NAMES.get(name.strip().lower(), name.strip())
+
+
+def split_in(name: str) -> str | None:
+    """The split that a file's or folder's name speaks of (`captions_train2017.json`: "train"), or None when it names
+    none or several.
+    """
+    found = {NAMES[word] for word in re.findall("[a-z]+", name.lower()) if word in NAMES}
+    return found.pop() if len(found) == 1 else None

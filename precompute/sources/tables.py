@@ -1,0 +1,82 @@
+"""Rows of a table of words: .csv, .tsv, .jsonl, .parquet."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+
+from .. import PrecomputeError
+from .text_file import stream_lines
+from .tree import Tree
+
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+ROWS = 1000  # of a parquet file that are held at once
+csv.field_size_limit(1 << 24)
+
+
+def rows(tree: Tree, name: str) -> Iterator[tuple[int, dict | None]]:
+    """(line, row) of a table, counted as an editor does; None for a line that can't be read.
+
+    Raises OSError, and PrecomputeError when a .parquet can't be read for want of pyarrow.
+    """
+    if name.lower().endswith(".parquet"):
+        yield from _parquet(tree, name)
+    elif name.lower().endswith(".jsonl"):
+        with tree.open(name) as stream:
+            for number, line in enumerate(stream_lines(stream), 1):
+                if line.strip():
+                    yield number, _object(line)
+    else:
+        text = io.StringIO(tree.text(name), newline="")
+        reader = csv.DictReader(text, delimiter=delimiter_of(text.readline()))
+        text.seek(0)
+        number = 1
+        try:
+            for number, row in enumerate(reader, 2):
+                yield number, {str(column).strip(): cell for column, cell in row.items()}
+        except csv.Error:
+            yield number + 1, None
+
+
+def delimiter_of(head: str) -> str:
+    """What separates the columns of a .csv, from its first line."""
+    return max(",;\t|", key=head.count)
+
+
+def columns(tree: Tree, name: str) -> list[str]:
+    """The names of a .csv's columns."""
+    head = tree.first_line(name)
+    try:
+        return [column.strip() for column in next(csv.reader([head], delimiter=delimiter_of(head)), [])]
+    except csv.Error:
+        return []
+
+
+def pyarrow(name: str) -> object:
+    """The library that reads parquet. Raises PrecomputeError when it isn't installed."""
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise PrecomputeError(f"{name} can't be read without pyarrow: pip install pyarrow") from error
+    return pyarrow
+
+
+def _object(line: str) -> dict | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _parquet(tree: Tree, name: str) -> Iterator[tuple[int, dict | None]]:
+    library = pyarrow(name)
+    number = 0
+    try:
+        with tree.open(name) as stream:
+            for batch in library.parquet.ParquetFile(stream).iter_batches(ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except library.ArrowException:
+        yield number + 1, None

@@ -1,0 +1,151 @@
+"""Ready-made vectors: arrays in .npy (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html) or
+.safetensors (https://huggingface.co/docs/safetensors), encoded by whatever program.
+
+One file is one array of n rows, which are n media: `vectors.npy/000012` is row 12, and line 13 of `vectors.txt` its
+caption. In a folder each file is one medium, with its captions in a `.txt` of the same name. A .safetensors with
+several tensors holds one medium in each, called `file.safetensors/name`. A medium is a vector `(width,)` or patches
+`(tokens, width)`; leading axes of length 1 are dropped.
+"""
+
+import io
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from .. import MediaError
+from . import Medium, Problem, Record, Words, source
+from .media_folder import sidecar
+from .tree import Tree
+from .turns import caption
+
+SUFFIXES = (".npy", ".safetensors")
+
+
+def payload(array: np.ndarray) -> bytes:
+    """One medium's array as the bytes of a .npy file in float32, which is what `Medium.read` gives for a vector.
+
+    Raises MediaError when it isn't made of floating-point numbers.
+    """
+    array = np.asarray(array)
+    if array.dtype.kind != "f":
+        raise MediaError("not floating-point numbers", str(array.dtype))
+    while array.ndim > 1 and len(array) == 1:
+        array = array[0]
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(array, dtype=np.float32), allow_pickle=False)
+    return stream.getvalue()
+
+
+def read_array(name: str, row: int | None, path: Path) -> bytes:
+    """The `payload` of a row, or of all, of the array in a file, or of a .safetensors' tensor called `name`.
+
+    Raises MediaError when it can't be had.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            return payload(array if row is None else array[row])
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            tensor = file.get_tensor(name) if row is None else file.get_slice(name)[row]
+        return payload(tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy())
+    except MediaError:
+        raise
+    except Exception as error:  # both libraries raise nearly anything on damaged files
+        raise MediaError("can't be opened", str(error)) from error
+
+
+def shapes(path: Path) -> dict[str, list[int]]:
+    """The shapes of the arrays in a file by name, "" for that of a .npy. Raises MediaError."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return {"": list(np.load(path, mmap_mode="r", allow_pickle=False).shape)}
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # both libraries raise nearly anything on damaged files
+        raise MediaError("can't be opened", str(error)) from error
+
+
+def row_at(tree: Tree, origin: str) -> Medium | None:
+    """The medium that an origin as above names; None when it isn't of that form."""
+    name = next((origin[: at + len(end)] for end in SUFFIXES if (at := origin.lower().find(end)) >= 0), None)
+    path = tree.root / name if name else None
+    if path is None or ".." in origin.split("/") or name.startswith("/") or not path.is_file():
+        return None
+    inside = origin[len(name) + 1 :]
+    try:
+        held = shapes(path)
+    except MediaError:
+        return None
+    if inside in held:
+        return Medium(path, origin, "vector", partial(read_array, inside, None))
+    if len(held) != 1:
+        return None
+    ((only, shape),) = held.items()
+    if not inside:
+        return Medium(path, origin, "vector", partial(read_array, only, None))
+    if inside.isdecimal() and len(shape) > 1 and int(inside) < shape[0]:
+        return Medium(path, f"{name}/{int(inside):06d}", "vector", partial(read_array, only, int(inside)))
+    return None
+
+
+def vectors_below(tree: Tree) -> Iterator[Medium | Problem]:
+    """All media of this form that were given, or that lie in the folder."""
+    files = tree.listed(*SUFFIXES)
+    for name in files:
+        path = tree.root / name
+        try:
+            held = shapes(path)
+        except MediaError as error:
+            yield Problem(name, error.reason, error.detail)
+            continue
+        if len(held) > 1:
+            for inside in held:
+                yield Medium(path, f"{name}/{inside}", "vector", partial(read_array, inside, None))
+            continue
+        for inside, shape in held.items():
+            if len(files) == 1 and len(shape) > 1:
+                for row in range(shape[0]):
+                    yield Medium(path, f"{name}/{row:06d}", "vector", partial(read_array, inside, row))
+            else:
+                yield Medium(path, name, "vector", partial(read_array, inside, None))
+
+
+def _detect(tree: Tree) -> str:
+    files = tree.listed(*SUFFIXES)
+    if not files or (not tree.given and tree.media()):
+        return ""
+    return f"{files[0]} holds arrays" + ("" if tree.given else ", and there are no pictures, sounds or clips")
+
+
+@source("vectors", "a .npy or .safetensors of ready-made vectors, or a folder of them", _detect, 75)
+def vectors(tree: Tree) -> Iterator[Record]:
+    """All vectors; the captions of rows from the lines of the file's `.txt`, those of files from theirs."""
+    names, rows = set(tree.names()), {}
+    for medium in vectors_below(tree):
+        yield medium
+        if isinstance(medium, Problem):
+            continue
+        name, _, row = medium.origin.rpartition("/")
+        if medium.path == tree.root / medium.origin:
+            yield from sidecar(tree, medium.origin, names)
+        elif row.isdecimal():
+            rows.setdefault(name, []).append(medium.origin)
+    for name, origins in rows.items():
+        yield from _lines(tree, name, origins, names)
+
+
+def _lines(tree: Tree, name: str, origins: list[str], names: set[str]) -> Iterator[Words | Problem]:
+    beside = str(Path(name).with_suffix(".txt"))
+    if beside not in names:
+        return
+    lines = tree.text(beside).removesuffix("\n").split("\n")
+    if len(lines) != len(origins):
+        yield Problem(beside, "lines don't match the rows", f"{len(lines)} lines for {len(origins)} rows of {name}")
+        return
+    yield from (Words((origin,), caption(line)) for origin, line in zip(origins, lines, strict=True) if line.strip())

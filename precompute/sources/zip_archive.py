@@ -1,0 +1,56 @@
+"""Members of a zip archive, read by position: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT."""
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from .. import MediaError
+
+LOCAL_HEADER = 30
+FIELDS = ("header_offset", "compress_size", "file_size", "compress_type", "CRC", "flag_bits")
+
+
+class Span(NamedTuple):
+    """Where a member lies: offset of its header, bytes stored and unpacked, method of compression, checksum, flags."""
+
+    offset: int
+    stored: int
+    size: int
+    method: int
+    crc: int
+    flags: int
+
+
+def members(path: Path) -> Iterator[tuple[str, Span]]:
+    """(name, span) of each file in an archive. Raises OSError or zipfile.BadZipFile when it can't be read."""
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if not info.is_dir():
+                name = info.filename.replace("\\", "/")
+                yield name, Span(*(getattr(info, field) for field in FIELDS))
+
+
+def read_member(span: Span, path: Path) -> bytes:
+    """The bytes of one member, its checksum checked. Raises MediaError when they can't be had."""
+    if span.flags & 1:
+        raise MediaError("encrypted in the archive", path.name)
+    if span.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise MediaError("compressed in a rare way", f"method {span.method} in {path.name}: unpack it")
+    try:
+        with path.open("rb") as file:
+            file.seek(span.offset)
+            header = file.read(LOCAL_HEADER)
+            if len(header) < LOCAL_HEADER or header[:4] != b"PK\x03\x04":
+                raise MediaError("damaged archive", path.name)
+            file.seek(sum(struct.unpack("<HH", header[26:30])), 1)
+            data = file.read(span.stored)
+        if span.method == zipfile.ZIP_DEFLATED:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, max(1, span.size))
+    except (OSError, zlib.error) as error:
+        raise MediaError("can't be opened", f"{path.name}: {error}") from error
+    if len(data) != span.size or zlib.crc32(data) != span.crc:
+        raise MediaError("damaged archive", path.name)
+    return data
