@@ -139,7 +139,8 @@ def main() -> None:
             print(f"threads: {facts['threads']}, as at the checkpoint, because sums depend on it")
             torch.set_num_threads(facts["threads"])
     lm = load_language_model(settings["lm"], device, settings["precision"])
-    print(f"language model: {lm.name}, {lm.precision} ({lm.reason}), hidden_size {lm.hidden_size}")
+    note = f", {lm.note}" if lm.note else ""
+    print(f"language model: {lm.name}, {lm.precision} ({lm.reason}), hidden_size {lm.hidden_size}{note}")
     frozen = weights_sha256(lm.model)
 
     # 3. The adapter between the two, new or from the checkpoint.
@@ -210,6 +211,7 @@ def main() -> None:
         about = {
             "modality": features.manifest["modality"],
             "encoder": features.manifest["encoder"],
+            "storage": features.manifest["features"][shape.kind],
             "language_model": {"name": lm.name, "identity": lm.identity()},
             "template": template.to_dict(),
             "training": {"features": features.path.name, "texts": len(kept.texts), "step": step, "held-out loss": best}

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from adapters import AdapterError
+from adapters.selective_scan import use_selective_scan
 
 PROJECT = Path(__file__).resolve().parent.parent
 PRECISIONS = ("auto", "fp32", "fp16", "bf16", "8bit", "4bit")
@@ -55,7 +56,7 @@ class LanguageModel:
     """A frozen causal language model with its tokenizer.
 
     `reason` says why `precision` was chosen; `embedding_rms` is the median RMS of what its embedding module returns for
-    the words of its vocabulary (the module's output: Gemma's is scaled).
+    the words of its vocabulary (the module's output: Gemma's is scaled). `note`: what else was chosen, for people.
     """
 
     name: str
@@ -64,6 +65,7 @@ class LanguageModel:
     precision: str
     reason: str
     embedding_rms: float
+    note: str = ""
 
     @property
     def hidden_size(self) -> int:
@@ -211,7 +213,7 @@ def freeze(name: str, model: PreTrainedModel, tokenizer, precision: str = "fp32"
     ids = torch.linspace(0, count - 1, min(count, 1024), device=embedding.weight.device).long()
     with torch.no_grad():
         rms = embedding(ids).float().pow(2).mean(-1).sqrt().median().item()
-    return LanguageModel(name, model, tokenizer, precision, reason, rms)
+    return LanguageModel(name, model, tokenizer, precision, reason, rms, use_selective_scan(model))
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

@@ -1,0 +1,127 @@
+"""Mamba's selective scan in plain PyTorch, with a backward pass that is linear in the length.
+
+Gu & Dao 2023, arXiv 2312.00752, equations 2 to 4. transformers' own loop indexes into whole sequences, and the gradient
+of each index is a tensor of the whole sequence: 128 tokens are slow, and 700 hopeless. Here states are kept at the
+chunks' borders alone and made again in the backward pass, so memory doesn't grow with the length either, but for what
+goes in and out.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+CHUNK = 64
+KERNEL = importlib.util.find_spec("mamba_ssm") is not None
+
+
+class SelectiveScan(torch.autograd.Function):
+    """h(t) = exp(dt(t) A) h(t-1) + dt(t) B(t) u(t), y(t) = C(t) h(t), all in fp32.
+
+    u, dt `(batch, length, width)`; A `(width, states)`; B, C `(batch, length, states)`. Out: y `(batch, length, width)`
+    and the last h `(batch, width, states)`, which has no gradient. A is taken as frozen.
+    """
+
+    @staticmethod
+    def forward(ctx, u, dt, A, B, C):
+        state = u.new_zeros(len(u), *A.shape)
+        borders, outs = [], []
+        for start in range(0, u.shape[1], CHUNK):
+            borders.append(state)
+            part = slice(start, start + CHUNK)
+            states = _states(state, u[:, part], dt[:, part], A, B[:, part])[0]
+            outs.append(torch.einsum("btdn,btn->btd", states, C[:, part]))
+            state = states[:, -1]
+        ctx.save_for_backward(u, dt, A, B, C, *borders)
+        ctx.mark_non_differentiable(state)
+        return torch.cat(outs, 1), state
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        u, dt, A, B, C, *borders = ctx.saved_tensors
+        grads = [torch.empty_like(tensor) for tensor in (u, dt, B, C)]
+        carried = torch.zeros_like(borders[0])
+        for number in reversed(range(len(borders))):
+            part = slice(number * CHUNK, number * CHUNK + CHUNK)
+            states, decay = _states(borders[number], u[:, part], dt[:, part], A, B[:, part])
+            before = torch.cat([borders[number][:, None], states[:, :-1]], 1)
+            into = (grad[:, part, :, None] * C[:, part, None, :]).unbind(1)
+            flows = []
+            for step, kept in zip(reversed(into), reversed(decay.unbind(1)), strict=True):
+                carried = carried + step
+                flows.append(carried)
+                carried = carried * kept
+            flow = torch.stack(flows[::-1], 1)  # the gradient of each state
+            fed = torch.einsum("btdn,btn->btd", flow, B[:, part])
+            grads[0][:, part] = fed * dt[:, part]
+            grads[1][:, part] = (flow * before * decay * A).sum(-1) + fed * u[:, part]
+            grads[2][:, part] = torch.einsum("btdn,btd->btn", flow, dt[:, part] * u[:, part])
+            grads[3][:, part] = torch.einsum("btdn,btd->btn", states, grad[:, part])
+        return grads[0], grads[1], None, grads[2], grads[3]
+
+
+def _states(state, u, dt, A, B) -> tuple[torch.Tensor, torch.Tensor]:
+    """All states of a chunk and the decays between them, both `(batch, length, width, states)`."""
+    decay = torch.exp(dt[..., None] * A)
+    added = (dt * u)[..., None] * B[:, :, None, :]
+    states = []
+    for kept, new in zip(decay.unbind(1), added.unbind(1), strict=True):
+        state = kept * state + new
+        states.append(state)
+    return torch.stack(states, 1), decay
+
+
+def selective_scan(
+    hidden_states: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    delta_bias: torch.Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    **_: object,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """The scan as transformers calls it, in the kernel's layout: `hidden_states`, `dt`, `z` `(batch, width, length)`, B
+    and C `(batch, states, length)`, any float dtype; out `(batch, width, length)` in `hidden_states`' dtype and, when
+    asked for, the last state in the same.
+    """
+    u, step = hidden_states.float(), dt.float()
+    if delta_bias is not None:
+        step = step + delta_bias.float()[:, None]
+    if delta_softplus:
+        step = functional.softplus(step)
+    sequences = [tensor.transpose(1, 2) for tensor in (u, step, B.float(), C.float())]
+    out, state = SelectiveScan.apply(*sequences[:2], A.float(), *sequences[2:])
+    out = out.transpose(1, 2)
+    if D is not None:
+        out = out + u * D.float()[:, None]
+    if z is not None:
+        out = out * functional.silu(z.float())
+    out = out.to(hidden_states.dtype)
+    return (out, state.to(hidden_states.dtype)) if return_last_state else out
+
+
+def use_selective_scan(model: nn.Module) -> str:
+    """Let a Mamba model of transformers scan by this module where `mamba-ssm`'s kernel isn't installed or its tensors
+    aren't on a GPU. Returns what is used, for people; empty for a model without such a scan.
+    """
+    module = sys.modules[type(model).__module__]
+    theirs = getattr(module, "mamba_selective_scan", None)
+    if theirs is None:
+        return ""
+    if not isinstance(theirs, partial):
+        module.mamba_selective_scan = partial(_choose, theirs)
+    if not KERNEL:
+        return "selective scan in PyTorch, in chunks; pip install mamba-ssm for a faster one on a GPU"
+    return "selective scan by mamba-ssm" if model.device.type == "cuda" else "selective scan in PyTorch, in chunks"
+
+
+def _choose(theirs: Callable, hidden_states: torch.Tensor, *rest: object, **named: object) -> object:
+    return (theirs if KERNEL and hidden_states.is_cuda else selective_scan)(hidden_states, *rest, **named)
