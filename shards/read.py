@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load as load_tensors
 
 from . import FeatureSetError
 from .features import STORED_DTYPES, decode, layout
@@ -103,22 +104,29 @@ class FeatureSet:
             )
         return self.manifest["features"][kind]
 
-    def _payloads(self, key: str, sizes: dict[str, int], view: int) -> dict[str, bytes]:
-        """The bytes of one view of a medium's tensors, after its key has been checked against the tar header."""
+    def _place(self, key: str) -> tuple[int, int, int]:
+        """(row in the index, open file, position of the tar header) of a medium."""
         row = self._row.get(key)
         if row is None:
             raise FeatureSetError(f"{self.path} holds no medium {key!r}")
-        file, member = self._file(int(self._index.shard[row])), int(self._index.member[row])
+        return row, self._file(int(self._index.shard[row])), int(self._index.member[row])
+
+    def _member_size(self, key: str, header: bytes) -> int:
+        """The size in a medium's tar header, after the key has been checked against the header's name."""
+        digits = header[124:135]  # octal
+        if not header.startswith(f"{key}.safetensors\0".encode()) or not digits.isdigit():
+            raise FeatureSetError(f"{key} isn't where the index of {self.path} says: the shard was changed or damaged")
+        return int(digits, 8)
+
+    def _payloads(self, key: str, sizes: dict[str, int], view: int) -> dict[str, bytes]:
+        """The bytes of one view of a medium's tensors."""
+        row, file, member = self._place(key)
         offsets = self._index.offsets
         spans = sorted([(int(offsets[name][row]) - member + view * sizes[name], sizes[name], name) for name in sizes])
         found = _read_spans(file, member, [(0, BLOCK, ""), *spans])
-        header = found.pop("")
-        start = f"{key}.safetensors\0".encode()
-        if spans[0][0] < BLOCK or not header.startswith(start) or [*map(len, found.values())] != [s[1] for s in spans]:
-            raise FeatureSetError(f"{key} isn't where the index of {self.path} says: the shard was changed or damaged")
-        digits = header[124:135]  # the tar header's size field, octal
+        room = BLOCK + self._member_size(key, found.pop(""))
         begin, size, name = spans[-1]
-        if not digits.isdigit() or begin + size > BLOCK + int(digits, 8):
+        if spans[0][0] < BLOCK or begin + size > room or [*map(len, found.values())] != [span[1] for span in spans]:
             raise FeatureSetError(f"{name} of {key} in {self.path} reaches past its tar member: the shard is damaged")
         return found
 
@@ -154,6 +162,12 @@ class FeatureSet:
             }
             decoded.append(decode(kind, stored, entry))
         return decoded[-1] if len(decoded) < 3 else torch.cat(decoded)
+
+    def stored(self, key: str) -> dict[str, torch.Tensor]:
+        """All tensors of a medium as they lie in its shard: coded, with all views. Raises as `read_many`."""
+        _, file, member = self._place(key)
+        size = self._member_size(key, os.pread(file, BLOCK, member))
+        return load_tensors(os.pread(file, size, member + BLOCK))
 
     def info(self, key: str) -> dict:
         """{"modality", "origin" (path relative to the data folder), "sha256" (of the medium's bytes)}."""

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import torch
+
 from . import FeatureSetError
+from .features import describe, stored_bytes
 from .index import scan_shard, sha256_file
 from .manifest import load_manifest
 from .read import FeatureSet
 
 
 def verify(folder: Path) -> str:
-    """Check every byte of a set: sizes, sha256, tar structure, shapes, counts, texts, held-out media.
+    """Check every byte of a set: sizes, sha256, tar structure, shapes, values, counts, texts, held-out media.
 
     Returns one sentence. Raises FeatureSetError naming every file that is wrong.
     """
@@ -38,6 +41,7 @@ def verify(folder: Path) -> str:
     for name, found in counts.items():
         if found != manifest["counts"][name]:
             wrong.append(f"{found} {name} where the manifest says {manifest['counts'][name]}")
+    wrong += _strange_values(features)
     if strangers := features.heldout.difference(features.keys):
         wrong.append(f"heldout.txt names media that aren't in the set ({min(strangers)})")
     if wrong:
@@ -45,6 +49,18 @@ def verify(folder: Path) -> str:
     size = sum(shard["bytes"] for shard in manifest["shards"])
     shards = len(manifest["shards"])
     return f"{folder} is whole: {shards} shards, {size / 1e6:,.1f} MB, {counts['media']} media, {counts['texts']} texts"
+
+
+def _strange_values(features: FeatureSet) -> list[str]:
+    """What is wrong with float16 values; the other codecs can't hold NaN or infinity."""
+    kinds = [kind for kind, entry in features.manifest["features"].items() if entry["codec"] == "fp16"]
+    bad: dict[str, list[str]] = {kind: [] for kind in kinds}
+    for key in features.keys if kinds else []:
+        stored = features.stored(key)
+        for kind in kinds:
+            if not torch.isfinite(stored[kind]).all():
+                bad[kind].append(key)
+    return [f"{kind} of {len(keys)} media hold NaN or infinity ({keys[0]})" for kind, keys in bad.items() if keys]
 
 
 def inspect(folder: Path) -> str:
@@ -62,8 +78,7 @@ def inspect(folder: Path) -> str:
         f"fingerprint {encoder['fingerprint'][:12]})",
     ]
     for kind, entry in manifest["features"].items():
-        grid = f", grid {entry['grid'][0]} x {entry['grid'][1]}" if "grid" in entry else ""
-        lines.append(f"  {kind:<9} {' x '.join(map(str, entry['shape']))} {entry['dtype']}{grid}")
+        lines.append(f"  {kind:<9} {describe(entry)}, {stored_bytes(entry):,} bytes each")
     size = sum(shard["bytes"] for shard in manifest["shards"])
     lines.append(f"  shards    {len(manifest['shards'])}, {size / 1e6:,.1f} MB")
     lines.append(

@@ -1,0 +1,153 @@
+"""A new feature set from finished ones, without their media: stored with fewer bits or patches, or several joined."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from . import FeatureSetError
+from . import manifest as manifests
+from .features import describe, encode, parse_pool, settle_storage, stored_bytes
+from .read import FeatureSet
+from .split import resolve_splits
+from .write import REJECTED, STORAGE, SetWriter, samples_per_shard
+
+Tensors = dict[str, torch.Tensor]
+Source = tuple[str, dict, Callable[[], Tensors]]  # a medium's key, its info, and what gives its stored tensors
+
+
+def recode(folder: Path, out: Path, store: Sequence[str] = (), pool: str = "1x1") -> FeatureSet:
+    """Write the set `folder` again as `out`, stored as `settle_storage` says. Begun and killed, it goes on when called
+    again.
+
+    Raises FeatureSetError when `out` is taken, when that isn't possible, or when it wouldn't change anything.
+    """
+    source = FeatureSet(folder)
+    old = source.manifest["features"]
+    new = settle_storage(old, store, pool)
+    if new == old:
+        raise FeatureSetError(f"{folder} is stored so already ({'; '.join(map(describe, old.values()))})")
+    factors = list(parse_pool(pool))
+
+    def load(key: str) -> Tensors:
+        tensors = source.stored(key)
+        for kind, entry in new.items():
+            if entry != old[kind]:
+                tensors = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] != kind}
+                views = range(entry.get("views", 1))
+                features = source.read_many([key] * len(views), kind, views)
+                further = {name: value for name, value in entry.items() if name != "pool"}
+                if kind == "patches" and factors != [1, 1]:
+                    further["pool"] = factors  # on top of what it has
+                tensors |= encode(kind, features if "views" in entry else features[0], further)
+        return tensors
+
+    media = ((key, source.info(key), lambda key=key: load(key)) for key in source.keys)
+    rejected = _rejected(source)
+    with _writer(out, source, new) as writer:
+        _copy(writer, media, len(source))
+        writer.finish([vars(text) for text in source.texts()], set(source.heldout), _thumbnails([source]), rejected)
+    return FeatureSet(out)
+
+
+def merge(out: Path, folders: Sequence[Path]) -> FeatureSet:
+    """Join sets of one encoder, stored alike, as `out`. A medium that several hold is kept once. Begun and killed, it
+    goes on when called again.
+
+    What is held out is chosen anew, except that a set whose source named its splits keeps them. Texts whose ids collide
+    are kept once when they are equal, else renamed. Raises FeatureSetError when `out` is taken, and when the sets don't
+    fit together.
+    """
+    sets = [FeatureSet(folder) for folder in folders]
+    if len(sets) < 2:
+        raise FeatureSetError("merge takes the new set's folder and at least two sets")
+    first = sets[0]
+    for other in sets[1:]:
+        _check_alike(first, other)
+    owners: dict[str, FeatureSet] = {}
+    for part in sets:
+        for key in part.keys:
+            if part.info(key)["sha256"] != owners.setdefault(key, part).info(key)["sha256"]:
+                raise FeatureSetError(
+                    f"{owners[key].path} and {part.path} both hold {part.info(key)['origin']!r}, with different "
+                    "content: encode one of them again from a folder in which it has another path"
+                )
+    media = ((key, part.info(key), lambda key=key, part=part: part.stored(key)) for key, part in owners.items())
+    hashes = {key: part.info(key)["sha256"] for key, part in owners.items()}
+    texts, heldout = resolve_splits(hashes, _join_texts(sets))
+    origins = {part.info(key)["origin"] for key, part in owners.items()}
+    rejected = {row["origin"]: row for part in sets for row in _rejected(part) if row["origin"] not in origins}
+    with _writer(out, first, first.manifest["features"]) as writer:
+        _copy(writer, media, len(owners))
+        writer.finish(texts, heldout, _thumbnails(sets), list(rejected.values()))
+    return FeatureSet(out)
+
+
+def _writer(out: Path, source: FeatureSet, features: dict[str, dict]) -> SetWriter:
+    if (Path(out) / manifests.NAME).is_file():
+        raise FeatureSetError(f"{out} is a feature set already; name a folder that doesn't exist yet")
+    return SetWriter(out, source.manifest["modality"], source.manifest["encoder"], features)
+
+
+def _copy(writer: SetWriter, media: Iterable[Source], count: int) -> None:
+    """Write what `writer` doesn't hold yet from a run that was stopped."""
+    kept = writer.settle({key: digest for key, (_, digest) in writer.known().items()})
+    each = sum(stored_bytes(entry) for entry in writer.features.values())
+    left = (row for row in media if row[0] not in kept)
+    for _ in range(0, count - len(kept), samples_per_shard(each)):
+        with writer.shard() as shard:
+            for key, info, load in itertools.islice(left, samples_per_shard(each)):
+                shard.add(key, load(), info)
+
+
+def _check_alike(one: FeatureSet, other: FeatureSet) -> None:
+    name = lambda part: f"{part.manifest['encoder'].get('name', '?')} for {part.manifest['modality']} media"  # noqa: E731
+    facts = lambda part: (part.manifest["encoder"]["fingerprint"], part.manifest["modality"])  # noqa: E731
+    if facts(one) != facts(other):
+        raise FeatureSetError(
+            f"{one.path} and {other.path} can't be merged: their encoders differ in weights, layer or preprocessing "
+            f"({name(one)}, {name(other)})"
+        )
+    mine, theirs = one.manifest["features"], other.manifest["features"]
+    if set(mine) != set(theirs):
+        raise FeatureSetError(
+            f"{one.path} and {other.path} can't be merged: the one holds {', '.join(sorted(mine))}, the other "
+            f"{', '.join(sorted(theirs))}"
+        )
+    for kind, entry in mine.items():
+        if any(entry.get(name) != theirs[kind].get(name) for name in STORAGE):
+            raise FeatureSetError(
+                f"{one.path} and {other.path} can't be merged: {kind} are {describe(entry)} in the one and "
+                f"{describe(theirs[kind])} in the other; `recode` can make them alike"
+            )
+
+
+def _join_texts(sets: Sequence[FeatureSet]) -> list[dict]:
+    """Lines of texts.jsonl, their splits None where they are to be chosen anew."""
+    rows: dict[str, dict] = {}
+    for part in sets:
+        texts = part.texts()
+        own = not part.heldout or any(text.split not in ("train", "heldout") for text in texts)
+        for text in texts:
+            row = {**vars(text), "split": text.split if own else None}
+            same = lambda other, row=row: (other["media"], other["turns"]) == (row["media"], row["turns"])  # noqa: E731
+            names = (text.id if n == 0 else f"{text.id}-{n}" for n in itertools.count())
+            name = next(name for name in names if name not in rows or same(rows[name]))
+            rows.setdefault(name, {**row, "id": name})
+    return list(rows.values())
+
+
+def _rejected(features: FeatureSet) -> list[dict]:
+    path = features.path / REJECTED
+    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.is_file() else []
+
+
+def _thumbnails(sets: Sequence[FeatureSet]) -> Callable[[list[str]], Iterator[tuple[str, bytes]]]:
+    def find(keys: list[str]) -> Iterator[tuple[str, bytes]]:
+        for key in keys:
+            if found := next((path for part in sets if (path := part.thumbnail(key))), None):
+                yield key, found.read_bytes()
+
+    return find
