@@ -119,6 +119,9 @@ def check_encoder(features, config: dict) -> None:
             f"{features.path} was made with encoder {theirs['name']}, but the adapter was trained on {ours['name']} "
             "(weights, layer or preprocessing differ); encode the media with that one"
         )
+    held, read = features.manifest["features"].get(config["features"]["kind"], {}), config.get("storage")
+    if read and held.get("codec") != read.get("codec"):
+        print(f"note: {features.path} stores {held.get('codec')}, the adapter was trained on {read.get('codec')}")
 
 
 def predict(model, encoded, features, texts: list, options: Options) -> list:

@@ -1,5 +1,6 @@
 """Texts and cached features, made ready for the model: what is kept, what a step holds, what a control swaps."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -97,11 +98,16 @@ class Encoded:
         answer: bool = True,
         media: bool = True,
         instead: Callable[[str], str] | None = None,
+        view: Callable[[str], int] | None = None,
     ) -> Batch:
-        """Segments and features of `texts`; `instead` names the medium whose features stand in for another's."""
+        """Segments and features of `texts`; `instead` names the medium whose features stand in for another's, `view`
+        which of a medium's views is read (without it the plain one).
+        """
         segments = [self.segments(text, answer=answer, media=media) for text in texts]
         keys = list(dict.fromkeys(key for text in texts for key in text.media)) if media else []
-        rows = self.features.read_many([instead(key) for key in keys] if instead else keys, self.kind)
+        shown = [instead(key) for key in keys] if instead else keys
+        views = {"views": [view(key) for key in keys]} if view else {}
+        rows = self.features.read_many(shown, self.kind, **views)
         return Batch(segments, keys, rows, _targets(segments))
 
     def keep(self, texts: Sequence[Text], max_length: int, desc: str = "reading texts") -> Kept:
@@ -143,7 +149,15 @@ class Steps(Dataset):
             media = [" ".join(text.media) or text.id for text in self.kept.texts]
             self._order = epoch_steps(media, self.kept.lengths, self.batch, self.seed, epoch, self.texts_per_medium)
             self._epoch = epoch
-        return self.encoded.batch([self.kept.texts[i] for i in self._order[place]])
+        texts = [self.kept.texts[i] for i in self._order[place]]
+        views = self.encoded.features.manifest["features"][self.encoded.kind].get("views", 1)
+        return self.encoded.batch(texts, view=lambda key: choose_view(self.seed, epoch, key, views))
+
+
+def choose_view(seed: int, epoch: int, key: str, views: int) -> int:
+    """Which of a medium's views an epoch shows: a function of the seed, the epoch and the medium alone."""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") % views
 
 
 def load_steps(steps: Steps, first: int, last: int, workers: int, pin: bool) -> DataLoader:
