@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_encoders import OPEN_CLIP, OPEN_CLIP_PREPROCESSING, open_clip_folder, roughen, transformers_folder
 
 from precompute import PrecomputeError
-from precompute.encoders import PROJECT, load_encoder, load_encoder_like, resolve
+from precompute.encoders import BY_IDENTIFIER, PROJECT, load_encoder, load_encoder_like, resolve
 from precompute.encoders.names import NAMES
 from shards.features import round_trip
 
@@ -317,7 +317,7 @@ def test_names_resolve(tmp_path: Path) -> None:
     assert resolve("dinov2-b") == ("transformers", "facebook/dinov2-base")
     assert resolve("google/siglip2-base-patch16-224") == ("transformers", "google/siglip2-base-patch16-224")
     assert resolve("clip-l-336") == ("open_clip", "ViT-L-14-336-quickgelu/openai")
-    assert all(resolve(name)[0] in ("open_clip", "transformers") for name in NAMES if name != "demo")
+    assert all(resolve(name)[0] in BY_IDENTIFIER for name in NAMES if name != "demo")
     with pytest.raises(PrecomputeError, match="neither open_clip_config"):
         resolve(str(tmp_path))
 

@@ -24,6 +24,8 @@ from .names import NAMES
 PROJECT = Path(__file__).resolve().parents[2]
 FAMILIES: dict[str, Callable[..., "Encoder"]] = {}
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+WRAPPERS = ("frames", "fused")  # families whose identifiers are names of encoders
+BY_IDENTIFIER = ("open_clip", "timm", "transformers", *WRAPPERS)  # families that are nothing without an identifier
 SAMPLED = 64  # weights per tensor that go into a fingerprint
 
 
@@ -34,12 +36,13 @@ class Encoder:
     modality: the media it takes, "image", "audio", "video" or "vector" · kinds: which of "pooled", "patches",
     "layers" · grid: (rows, columns) of the patches, row-major, or None · preprocessing: a dict that says what
     `preprocess` does · model: a torch module, or None · config: what defines the architecture · takes: the names of
-    the further choices it understands · width, image_size, patch_size: for the manifest.
+    the further choices it understands · usual_layer: `patch_layer` by default · width, image_size, patch_size: for the manifest.
     """
 
     library = "periscope"
     modality: str = "image"
     takes: frozenset[str] = frozenset()
+    usual_layer: int = -2
     kinds: frozenset[str] = frozenset({"pooled"})
     grid: tuple[int, int] | None = None
     preprocessing: Mapping = MappingProxyType({})
@@ -60,7 +63,7 @@ class Encoder:
         **choices: object,
     ):
         """identifier: what follows the family's name · dtype: of the computation, default float32 · patch_layer:
-        which of the hidden states (0: embeddings, -1: after the last block) gives the patches, default -2 · blocks:
+        which of the hidden states (0: embeddings, -1: after the last block) gives the patches, mostly -2 · blocks:
         how many of the last blocks give `layers`, default 6, fewer in a smaller tower · choices: those of `takes`,
         None where nothing was chosen.
 
@@ -69,8 +72,8 @@ class Encoder:
         self.choices = {name: value for name, value in choices.items() if value is not None}
         if strange := sorted(set(self.choices) - self.takes):
             raise PrecomputeError(f"--encoder {identifier or self.library} doesn't take --{strange[0]}")
-        self.id, self.device, self.dtype = _portable(identifier), torch.device(device), dtype or torch.float32
-        self.patch_layer = -2 if patch_layer is None else patch_layer
+        self.id, self.device, self.dtype = portable(identifier), torch.device(device), dtype or torch.float32
+        self.patch_layer = self.usual_layer if patch_layer is None else patch_layer
         self.blocks = 6 if blocks is None else blocks
         self.name = identifier
 
@@ -223,6 +226,8 @@ def load_encoder(
     be had.
     """
     family, identifier = resolve(name)
+    usual = NAMES[name].choices if name in NAMES else {}
+    choices = {**usual, **{name: value for name, value in choices.items() if value is not None}}
     encoder = FAMILIES[family](identifier, device=device, dtype=dtype, **choices)
     encoder.name = name
     if frames is not None:
@@ -260,11 +265,13 @@ def resolve(name: str) -> tuple[str, str]:
     """
     _import_families()
     full = NAMES[name].encoder if name in NAMES else name
-    if name == "demo" and find_folder(full.partition(":")[2]) is None:
+    if name.startswith("demo") and name in NAMES and find_folder(full.partition(":")[2]) is None:
         raise PrecomputeError(
             f"the demo's encoder isn't at {full.partition(':')[2]}: clone the project whole, or name another"
         )
     family, colon, identifier = full.partition(":")
+    if "+" in full and family not in WRAPPERS and find_folder(full) is None:
+        return "fused", full
     if colon and family in FAMILIES:
         return family, identifier
     if full in FAMILIES:
@@ -275,13 +282,15 @@ def resolve(name: str) -> tuple[str, str]:
         if (folder / "open_clip_config.json").is_file():
             return "open_clip", full
         if (folder / "config.json").is_file():
-            return "transformers", full
+            return _library_of(folder / "config.json"), full
         raise PrecomputeError(f"--encoder {name}: the folder holds neither open_clip_config.json nor config.json")
     if full.startswith("hf-hub:"):
         return "open_clip", full
+    if full.startswith("timm/"):
+        return "timm", full.removeprefix("timm/")
     if full.count("/") == 1 and not full.startswith((".", "/", "~")) and all(full.split("/")):
         return "transformers", full
-    known = [*NAMES, *(family for family in FAMILIES if family not in ("open_clip", "transformers"))]
+    known = [*NAMES, *(family for family in FAMILIES if family not in BY_IDENTIFIER)]
     near = difflib.get_close_matches(name, known, 3, 0.4)
     nearest = f"nearest: {_list(near)}; " if near else ""
     raise PrecomputeError(
@@ -298,7 +307,18 @@ def find_folder(identifier: str) -> Path | None:
     return None
 
 
-def _portable(identifier: str) -> str:
+def _library_of(config: Path) -> str:
+    """timm's config.json names an architecture, transformers' a model_type."""
+    try:
+        facts = json.loads(config.read_text())
+    except (OSError, ValueError):
+        facts = {}
+    return (
+        "timm" if isinstance(facts, dict) and "architecture" in facts and "model_type" not in facts else "transformers"
+    )
+
+
+def portable(identifier: str) -> str:
     """A folder relative to the project where it lies inside, else absolute; anything else as it is."""
     folder = find_folder(identifier)
     if folder is None:

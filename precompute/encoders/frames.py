@@ -50,6 +50,10 @@ class Frames(Encoder):
         self.preprocessing = {"frames": frames, "sampling": "middle of equal parts", **inner.preprocessing}
         self.config = {"frames": frames, "encoder": inner.fingerprint()}
 
+    def over_frames(self, frames: int) -> "Frames":
+        """The same encoder over another number of frames."""
+        return Frames.over(self.inner, frames)
+
     def decode(self, data: bytes) -> list[Image.Image]:
         return decode_clip(data, self.frames)
 

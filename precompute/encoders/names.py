@@ -1,32 +1,138 @@
-"""Short names of encoders: data, no code. Sizes are what is downloaded or read once."""
+"""Short names of encoders: data, no code. `python -m precompute.encoders` makes docs/encoders.md of it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+NC = "CC BY-NC 4.0"
 
 
 @dataclass(frozen=True)
 class Name:
-    """encoder: what the short name stands for · size: of the weights · about: one line for people."""
+    """encoder: what the short name stands for · size: of the weights, downloaded or read once · about: one line for
+    people · licence: of the weights · grid: (rows, columns) of the patches, None when they are no rectangle · width: of
+    patches and layers · pooled: width of the pooled vector · layers: has it a CLS with a final norm · modality · choices:
+    those that are made unless others are.
+    """
 
     encoder: str
     size: str
     about: str
+    licence: str
+    grid: tuple[int, int]
+    width: int
+    pooled: int
+    layers: bool = True
+    modality: str = "image"
+    choices: Mapping = field(default_factory=dict)
 
+    def features(self, blocks: int = 6) -> dict[str, dict]:
+        """What a manifest says of its features: kind -> {"shape", "dtype"}, and the grid."""
+        found = {"pooled": {"shape": [self.pooled], "dtype": "float16"}} if self.pooled else {}
+        tokens = self.grid[0] * self.grid[1]
+        found["patches"] = {"shape": [tokens, self.width], "dtype": "float16", "grid": list(self.grid)}
+        if self.layers:
+            found["layers"] = {"shape": [blocks, self.width], "dtype": "float16"}
+        return found
+
+
+def _clip(arch: str, size: str, about: str, grid: int, width: int, pooled: int) -> Name:
+    return Name(f"open_clip:{arch}", size, about, "MIT", (grid, grid), width, pooled)
+
+
+def _siglip(repo: str, size: str, about: str, grid: int, width: int) -> Name:
+    return Name(f"transformers:google/{repo}", size, about, "Apache 2.0", (grid, grid), width, width, layers=False)
+
+
+def _dino(repo: str, size: str, about: str, grid: int, width: int, licence: str = "Apache 2.0") -> Name:
+    return Name(f"transformers:facebook/{repo}", size, about, licence, (grid, grid), width, width)
+
+
+def _whisper(form: str, size: str, width: int) -> Name:
+    encoder, about = f"transformers:openai/whisper-{form}", f"Whisper {form}'s encoder: speech, 30 s"
+    return Name(encoder, size, about, "Apache 2.0", (1, 1500), width, width, layers=False, modality="audio")
+
+
+DINO_AT_384 = "timm:vit_large_patch14_reg4_dinov2.lvd142m@384"
+SIGLIP_AT_384 = "timm:vit_so400m_patch14_siglip_384.webli"
 
 NAMES = {
-    "demo": Name("open_clip:demo/backbones/clip", "a few MB", "the demo's own, trained on drawn scenes only"),
-    "clip-b-32": Name("open_clip:ViT-B-32-quickgelu/openai", "0.6 GB", "OpenAI CLIP ViT-B/32, 224 px"),
-    "clip-b-16": Name("open_clip:ViT-B-16-quickgelu/openai", "0.6 GB", "OpenAI CLIP ViT-B/16, 224 px"),
-    "clip-l": Name("open_clip:ViT-L-14-quickgelu/openai", "1.7 GB", "OpenAI CLIP ViT-L/14, 224 px"),
-    "clip-l-336": Name("open_clip:ViT-L-14-336-quickgelu/openai", "1.7 GB", "OpenAI CLIP ViT-L/14, 336 px: LLaVA's"),
-    "siglip-b": Name("transformers:google/siglip-base-patch16-224", "0.8 GB", "SigLIP ViT-B/16, 224 px"),
-    "siglip-so400m-384": Name("transformers:google/siglip-so400m-patch14-384", "3.5 GB", "SigLIP so400m, 384 px"),
-    "siglip2-b": Name("transformers:google/siglip2-base-patch16-224", "1.5 GB", "SigLIP 2 ViT-B/16, 224 px"),
-    "siglip2-so400m-384": Name("transformers:google/siglip2-so400m-patch14-384", "4.5 GB", "SigLIP 2 so400m, 384 px"),
-    "dinov2-s": Name("transformers:facebook/dinov2-small", "0.1 GB", "DINOv2 ViT-S/14, no words in its training"),
-    "dinov2-b": Name("transformers:facebook/dinov2-base", "0.4 GB", "DINOv2 ViT-B/14"),
-    "dinov2-l": Name("transformers:facebook/dinov2-large", "1.2 GB", "DINOv2 ViT-L/14"),
-    "dinov2-b-reg": Name("transformers:facebook/dinov2-with-registers-base", "0.4 GB", "DINOv2 ViT-B/14, registers"),
+    "demo": Name(
+        *("open_clip:demo/backbones/clip", "a few MB", "the demo's own, trained on drawn scenes only", "MIT"),
+        *((6, 6), 192, 288, False),
+    ),
+    "clip-b-32": _clip("ViT-B-32-quickgelu/openai", "0.6 GB", "OpenAI CLIP ViT-B/32, 224 px", 7, 768, 512),
+    "clip-b-16": _clip("ViT-B-16-quickgelu/openai", "0.6 GB", "OpenAI CLIP ViT-B/16, 224 px", 14, 768, 512),
+    "clip-l": _clip("ViT-L-14-quickgelu/openai", "1.7 GB", "OpenAI CLIP ViT-L/14, 224 px", 16, 1024, 768),
+    "clip-l-336": _clip(
+        "ViT-L-14-336-quickgelu/openai", "1.7 GB", "OpenAI CLIP ViT-L/14, 336 px: LLaVA's", 24, 1024, 768
+    ),
+    "eva02-clip-l-336": _clip(
+        "EVA02-L-14-336/merged2b_s6b_b61k", "1.7 GB", "EVA-02 CLIP ViT-L/14, 336 px: VL-Mamba's", 24, 1024, 768
+    ),
+    "siglip-b": _siglip("siglip-base-patch16-224", "0.8 GB", "SigLIP ViT-B/16, 224 px", 14, 768),
+    "siglip-so400m-384": _siglip("siglip-so400m-patch14-384", "3.5 GB", "SigLIP so400m, 384 px", 27, 1152),
+    "siglip2-b": _siglip("siglip2-base-patch16-224", "1.5 GB", "SigLIP 2 ViT-B/16, 224 px", 14, 768),
+    "siglip2-so400m-384": _siglip("siglip2-so400m-patch14-384", "4.5 GB", "SigLIP 2 so400m, 384 px", 27, 1152),
+    "dinov2-s": _dino("dinov2-small", "0.1 GB", "DINOv2 ViT-S/14, no words in its training", 16, 384),
+    "dinov2-b": _dino("dinov2-base", "0.4 GB", "DINOv2 ViT-B/14", 16, 768),
+    "dinov2-l": _dino("dinov2-large", "1.2 GB", "DINOv2 ViT-L/14", 16, 1024),
+    "dinov2-b-reg": _dino("dinov2-with-registers-base", "0.4 GB", "DINOv2 ViT-B/14, registers", 16, 768),
+    "dinov2-l-reg": _dino("dinov2-with-registers-large", "1.2 GB", "DINOv2 ViT-L/14, registers", 16, 1024),
+    "dinov3-b": _dino(
+        "dinov3-vitb16-pretrain-lvd1689m", "0.4 GB", "DINOv3 ViT-B/16, asks for a licence", 14, 768, "DINOv3"
+    ),
+    "dinov3-l": _dino(
+        "dinov3-vitl16-pretrain-lvd1689m", "1.2 GB", "DINOv3 ViT-L/16, asks for a licence", 14, 1024, "DINOv3"
+    ),
     "vit-b": Name(
-        "transformers:google/vit-base-patch16-224-in21k", "0.4 GB", "ViT-B/16 trained on ImageNet-21k labels"
+        *("transformers:google/vit-base-patch16-224-in21k", "0.4 GB", "ViT-B/16 trained on ImageNet-21k labels"),
+        *("Apache 2.0", (14, 14), 768, 768),
+    ),
+    "vit-b-augreg": Name(
+        *("timm:vit_base_patch16_224.augreg_in21k_ft_in1k", "0.4 GB", "ViT-B/16: eP-ALM's, with --normalise clip"),
+        *("Apache 2.0", (14, 14), 768, 768),
+    ),
+    "vit-l-augreg": Name(
+        *("timm:vit_large_patch16_224.augreg_in21k_ft_in1k", "1.2 GB", "ViT-L/16: eP-ALM's, with --normalise clip"),
+        *("Apache 2.0", (14, 14), 1024, 1024),
+    ),
+    "dinosiglip-384": Name(
+        *(f"{DINO_AT_384}+{SIGLIP_AT_384}", "2.9 GB", "DINOv2 ViT-L/14 with registers and SigLIP so400m: Cobra's"),
+        *("Apache 2.0", (27, 27), 1024 + 1152, 1024 + 1152, False),
+        choices={"resize": "stretch"},
+    ),
+    "ast": Name(
+        *("transformers:MIT/ast-finetuned-audioset-10-10-0.4593", "0.3 GB", "AST: sounds, 10 s: eP-ALM's"),
+        *("BSD 3-Clause", (12, 101), 768, 768),
+        modality="audio",
+    ),
+    "clap": Name(
+        *("transformers:laion/clap-htsat-unfused", "0.6 GB", "CLAP: sounds, 10 s, in one space with words"),
+        *("Apache 2.0", (2, 32), 768, 512, False),
+        modality="audio",
+    ),
+    "whisper-base": _whisper("base", "0.3 GB", 512),
+    "whisper-small": _whisper("small", "1.0 GB", 768),
+    "whisper-medium": _whisper("medium", "3.1 GB", 1024),
+    "whisper-large-v3": _whisper("large-v3", "6.2 GB", 1280),
+    "timesformer": Name(
+        *("transformers:facebook/timesformer-base-finetuned-k600", "0.5 GB", "TimeSformer: 8 frames: eP-ALM's", NC),
+        *((8 * 14, 14), 768, 768),
+        modality="video",
+    ),
+    "videomae": Name(
+        *("transformers:MCG-NJU/videomae-base", "0.4 GB", "VideoMAE ViT-B/16: 16 frames, by two", NC),
+        *((8 * 14, 14), 768, 768, False),
+        modality="video",
+    ),
+    "vivit": Name(
+        *("transformers:google/vivit-b-16x2-kinetics400", "0.4 GB", "ViViT-B/16x2: 32 frames, by two", "MIT"),
+        *((16 * 14, 14), 768, 768),
+        modality="video",
+    ),
+    "vjepa2-l": Name(
+        *("transformers:facebook/vjepa2-vitl-fpc64-256", "1.5 GB", "V-JEPA 2 ViT-L/16: 64 frames, by two", "MIT"),
+        *((32 * 16, 16), 1024, 1024, False),
+        modality="video",
     ),
 }

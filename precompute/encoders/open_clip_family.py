@@ -14,7 +14,9 @@ from PIL import Image
 
 from .. import PrecomputeError
 from . import Encoder, find_folder, register
+from .framing import CHOICES, NORMALS, Framing
 from .hub import reach
+from .timm_family import final_norm
 
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 
@@ -27,6 +29,8 @@ class OpenClip(Encoder):
     CLS · layers: the CLS after each of the last blocks, each through the tower's final LayerNorm.
     """
 
+    takes = CHOICES
+
     def __init__(self, identifier: str = "", **choices: object):
         super().__init__(identifier, **choices)
         import open_clip
@@ -37,8 +41,16 @@ class OpenClip(Encoder):
         if not hasattr(tower, "forward_intermediates") or "ModifiedResNet" in type(tower).__name__:
             raise PrecomputeError(f"--encoder {identifier}: only vision transformers give patches and a CLS")
         preprocessing = PreprocessCfg(**tower.preprocess_cfg)
+        if normal := self.choices.get("normalise"):
+            mean, std = NORMALS[normal]
+            preprocessing = dataclasses.replace(preprocessing, mean=mean, std=std)
         self._transform = image_transform_v2(preprocessing, is_train=False)
         self.preprocessing = {"library": "open_clip", "backend": "pil", **_plain(dataclasses.asdict(preprocessing))}
+        if resize := self.choices.get("resize"):
+            facts, side = preprocessing, preprocessing.size
+            shape = (side, side) if isinstance(side, int) else tuple(side)
+            self._transform = Framing(resize, shape, facts.interpolation, tuple(facts.mean), tuple(facts.std))
+            self.preprocessing = self._transform.describe()
         self.config = {"model": _plain(config), "class": type(tower).__name__}
         self.note_weights(tower)
         self._trunk = getattr(tower, "trunk", None)
@@ -68,8 +80,7 @@ class OpenClip(Encoder):
     def _final_norm(self) -> torch.nn.Module:
         if self._trunk is None:
             return self.model.ln_post
-        norm = self._trunk.norm  # timm moves it behind the pooling in some towers
-        return self._trunk.fc_norm if isinstance(norm, torch.nn.Identity) else norm
+        return final_norm(self._trunk)
 
     def forward(self, pixels: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
         wanted = {self.depth + self.patch_layer} if "patches" in kinds else set()

@@ -1,6 +1,8 @@
-"""Encoders through transformers: CLIP, SigLIP and SigLIP 2 of fixed resolution, DINOv2, ViT, by Hub id or folder."""
+"""Encoders through transformers, by Hub id or folder: what the config's model_type says decides which.
 
-import json
+Here those of pictures: CLIP, SigLIP and SigLIP 2 of fixed resolution, DINOv2, DINOv3, ViT.
+"""
+
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -8,15 +10,11 @@ import torch
 from PIL import Image
 
 from .. import PrecomputeError
-from . import Encoder, find_folder, register
-from .hub import reach
-
-CACHED = (
-    ("config.json",),
-    ("preprocessor_config.json", "processor_config.json"),
-    ("model.safetensors", "model.safetensors.index.json"),
-)
-VOLATILE = ("_name_or_path", "transformers_version", "dtype", "architectures", "torch_dtype")
+from . import Encoder, register
+from .framing import CHOICES, NORMALS, framing_of
+from .transformers_audio import SOUNDS
+from .transformers_loading import Place, config_of, find, load, load_processor, plain
+from .transformers_video import CLIPS
 
 
 @dataclass(frozen=True)
@@ -39,57 +37,47 @@ UNPROJECTED = Tower("CLIPVisionModel", "pooler_output", "post_layernorm", why="s
 SIGLIP = Tower("SiglipVisionModel", "pooler_output", "post_layernorm", cls=False, why="pools by an attention head")
 TOWERS = {
     "clip": PROJECTED,
+    "clip_vision_model": UNPROJECTED,
     "siglip": SIGLIP,
     "siglip_vision_model": SIGLIP,
     "dinov2": Tower("Dinov2Model", "cls", "layernorm"),
     "dinov2_with_registers": Tower("Dinov2WithRegistersModel", "cls", "layernorm"),
+    "dinov3_vit": Tower("DINOv3ViTModel", "cls", "norm"),
     "vit": Tower("ViTModel", "cls", "layernorm", why="classifiers are saved without a pooler, which would be random"),
 }
 
 
 @register("transformers")
-class Transformers(Encoder):
-    """identifier: a Hub id or a folder with config.json, weights and preprocessor_config.json.
+def transformers_encoder(identifier: str = "", **choices: object) -> Encoder:
+    """identifier: a Hub id or a folder with config.json, weights and preprocessor_config.json."""
+    place = find(identifier)
+    kind = place.config.model_type
+    families = {**dict.fromkeys(TOWERS, Transformers), **SOUNDS, **CLIPS}
+    if kind not in families:
+        flexible = " (its NaFlex form has no fixed resolution; take a fixed one)" if kind == "siglip2" else ""
+        raise PrecomputeError(
+            f"--encoder {identifier} is a {kind!r} model{flexible}; known here: {', '.join(families)}"
+        )
+    return families[kind](place, **choices)
 
-    pooled: the tower's output vector (CLIP: projected; SigLIP: its attention head's; DINOv2, ViT: the CLS after the
+
+class Transformers(Encoder):
+    """pooled: the tower's output vector (CLIP: projected; SigLIP: its attention head's; DINO, ViT: the CLS after the
     final norm) · patches: hidden_states[patch_layer] without CLS, registers or norm · layers: the CLS of the last
     blocks' hidden states, each through the final LayerNorm.
     """
 
-    def __init__(self, identifier: str = "", **choices: object):
-        super().__init__(identifier, **choices)
-        from transformers import AutoConfig, AutoImageProcessor
-        from transformers.utils import logging
+    library = "transformers"
+    takes = CHOICES
 
-        folder = find_folder(identifier)
-        cached = True
-        if folder is None:
-            cached, self.revision = reach(identifier, *CACHED)
-        where = {"local_files_only": cached, "trust_remote_code": False}
-        place = str(folder) if folder else identifier
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # full CLIP checkpoints name their text tower as "unexpected" at length
-        bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
-            config = AutoConfig.from_pretrained(place, **where)
-            self._tower, model = _load(identifier, place, config, where)
-            self._processor = AutoImageProcessor.from_pretrained(place, backend="pil", **where)
-        except PrecomputeError:
-            raise
-        except Exception as error:  # OSError, ValueError, KeyError, safetensors' and the downloader's own
-            raise PrecomputeError(
-                f"--encoder {identifier}: transformers can't load it ({_first_line(error)})"
-            ) from error
-        finally:
-            logging.set_verbosity(verbosity)
-            if bars:
-                logging.enable_progress_bar()
-        model.eval().requires_grad_(False)
+    def __init__(self, place: Place, **choices: object):
+        super().__init__(place.identifier, **choices)
+        self.revision = place.revision
+        self._tower, model = _load(place)
         config = model.config
         self.note_weights(model)
-        self.config = _without(config.to_dict(), VOLATILE)
-        self.preprocessing = {"library": "transformers", "backend": "pil", **_plain(self._processor.to_dict())}
+        self.config = config_of(model)
+        self._prepare(place)
         self.width, self.patch_size = config.hidden_size, config.patch_size
         self.depth = config.num_hidden_layers
         self.blocks = min(self.blocks, self.depth)
@@ -97,7 +85,7 @@ class Transformers(Encoder):
         shapes = {tuple(self.preprocess(Image.new("RGB", size)).shape) for size in ((64, 64), (96, 64), (64, 96))}
         if len(shapes) > 1:
             raise PrecomputeError(
-                f"--encoder {identifier}: its preprocessing gives pictures of several sizes: {shapes}"
+                f"--encoder {place.identifier}: its preprocessing gives pictures of several sizes: {shapes}"
             )
         height, width = shapes.pop()[1:]
         self.image_size = width
@@ -109,10 +97,23 @@ class Transformers(Encoder):
             kinds.add("pooled")
         self.kinds = frozenset(kinds)
         if not -self.depth - 1 <= self.patch_layer <= -1:
-            raise PrecomputeError(f"{identifier} has {self.depth} blocks: patch_layer is from {-self.depth - 1} to -1")
+            raise PrecomputeError(f"{self.id} has {self.depth} blocks: patch_layer is from {-self.depth - 1} to -1")
         self.model = model.to(self.device, self.dtype)
 
+    def _prepare(self, place: Place) -> None:
+        self._framing = None
+        options = {}
+        if normal := self.choices.get("normalise"):
+            options = dict(zip(("image_mean", "image_std"), NORMALS[normal], strict=True))
+        processor = self._processor = load_processor(place, "AutoImageProcessor", backend="pil", **options)
+        self.preprocessing = {"library": "transformers", "backend": "pil", **plain(processor.to_dict())}
+        if resize := self.choices.get("resize"):
+            self._framing = framing_of(processor, resize, self.preprocess(self.example()).shape[-2:])
+            self.preprocessing = self._framing.describe()
+
     def preprocess(self, image: Image.Image) -> torch.Tensor:
+        if self._framing:
+            return self._framing(image)
         # the channels are named because a picture three pixels high would be taken for one with its channels first
         return self._processor(images=image, return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]
 
@@ -130,43 +131,14 @@ class Transformers(Encoder):
         return given
 
 
-def _load(identifier: str, place: str, config: object, where: dict) -> tuple[Tower, torch.nn.Module]:
-    import transformers
-
-    kind = config.model_type
-    if kind == "clip_vision_model":
-        tower = PROJECTED if "CLIPVisionModelWithProjection" in (config.architectures or ()) else UNPROJECTED
-    elif kind in TOWERS:
-        tower = TOWERS[kind]
-    else:
-        flexible = " (its NaFlex form has no fixed resolution; take a fixed one)" if kind == "siglip2" else ""
-        raise PrecomputeError(f"--encoder {identifier} is a {kind!r} model{flexible}; known here: {', '.join(TOWERS)}")
-    extra = {}
-    if kind == "clip":  # the projection's width stands beside the vision config, not always in it
+def _load(place: Place) -> tuple[Tower, torch.nn.Module]:
+    config, extra = place.config, {}
+    tower = TOWERS[config.model_type]
+    if config.model_type == "clip_vision_model" and "CLIPVisionModelWithProjection" in (config.architectures or ()):
+        tower = PROJECTED
+    if config.model_type == "clip":  # the projection's width stands beside the vision config, not always in it
         extra["config"] = config.vision_config
         extra["config"].projection_dim = config.projection_dim
-    if kind == "vit":
+    if config.model_type == "vit":
         extra["add_pooling_layer"] = False
-    loader = getattr(transformers, tower.loader)
-    model, report = loader.from_pretrained(
-        place, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **extra, **where
-    )
-    if missing := sorted(report["missing_keys"]):
-        raise PrecomputeError(
-            f"--encoder {identifier}: {len(missing)} weights of {tower.loader} aren't in it ({missing[0]}) "
-            "and would be random"
-        )
-    return tower, model
-
-
-def _without(config: dict, names: tuple[str, ...]) -> dict:
-    return {key: value for key, value in _plain(config).items() if key not in names}
-
-
-def _plain(value: dict) -> dict:
-    return json.loads(json.dumps(value, default=str))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return tower, load(place, tower.loader, **extra)

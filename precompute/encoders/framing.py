@@ -1,0 +1,62 @@
+"""How a picture gets an encoder's shape and values when it shan't be done as the encoder's makers did."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+NORMALS = {"clip": CLIP, "imagenet": IMAGENET, "half": HALF}  # mean and deviation of red, green and blue from 0 to 1
+CHOICES = frozenset({"resize", "normalise"})
+
+
+@dataclass(frozen=True)
+class Framing:
+    """RGB picture -> (3, height, width) float32.
+
+    resize: "stretch" the whole picture; "crop" the middle of it, its shorter side filling the shape; or "letterbox":
+    pad it to a square of the mean colour first, as https://github.com/TRI-ML/prismatic-vlms does · interpolation: of
+    Pillow, by name · mean, std: of values from 0 to 1.
+    """
+
+    resize: str
+    size: tuple[int, int]
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Any RGB image -> its tensor."""
+        height, width = self.size
+        resample = Image.Resampling[self.interpolation.upper()]
+        if self.resize == "letterbox":
+            image = self._padded(image)
+        if self.resize == "crop":
+            scale = max(width / image.width, height / image.height)
+            inner = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+            left, top = round((inner[0] - width) / 2), round((inner[1] - height) / 2)
+            image = image.resize(inner, resample).crop((left, top, left + width, top + height))
+        else:
+            image = image.resize((width, height), resample)
+        values = torch.from_numpy(np.asarray(image, np.float32) / 255)
+        return ((values - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1).contiguous()
+
+    def _padded(self, image: Image.Image) -> Image.Image:
+        side = max(image.size)
+        square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in self.mean))
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return square
+
+    def describe(self) -> dict:
+        """For the manifest."""
+        facts = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {"library": "periscope", "backend": "pil", **facts}
+
+
+def framing_of(processor: object, resize: str, size: tuple[int, int]) -> Framing:
+    """To (height, width) `size` with the interpolation, mean and deviation of one of transformers' processors."""
+    interpolation = Image.Resampling(int(processor.resample)).name.lower()
+    return Framing(resize, tuple(size), interpolation, tuple(processor.image_mean), tuple(processor.image_std))

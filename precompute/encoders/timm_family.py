@@ -1,0 +1,146 @@
+"""Vision transformers through timm, by tag or folder: https://github.com/huggingface/pytorch-image-models (Apache-2.0)."""
+
+import difflib
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from .. import PrecomputeError
+from . import Encoder, find_folder, portable, register
+from .framing import CHOICES, NORMALS, Framing
+from .hub import reach
+
+WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
+
+
+@register("timm")
+class Timm(Encoder):
+    """identifier: `ARCHITECTURE.TAG`, or a folder with timm's config.json and model.safetensors; with `@384`, at another
+    size of picture than it was trained for, its position embedding interpolated.
+
+    pooled: what timm's classifier would get (the CLS after the final norm, or an attention head's output) · patches:
+    after block `patch_layer`, no norm, no CLS, no registers · layers: the CLS after each of the last blocks, each
+    through the final norm.
+    """
+
+    takes = CHOICES
+
+    def __init__(self, identifier: str = "", **choices: object):
+        super().__init__(identifier, **choices)
+        import timm.data
+
+        name, _, side = identifier.partition("@")
+        if side and not side.isdigit():
+            raise PrecomputeError(f"--encoder timm:{identifier}: behind @ stands the side in pixels, as in NAME@384")
+        model, self.revision = _create(name, int(side) if side else None)
+        model.eval().requires_grad_(False)
+        self.id = f"{portable(name)}@{side}" if side else portable(name)
+        size = (3, int(side), int(side)) if side else None
+        facts = timm.data.resolve_data_config({"input_size": size} if size else {}, model=model)
+        if normal := self.choices.get("normalise"):
+            facts["mean"], facts["std"] = NORMALS[normal]
+        self._transform = timm.data.create_transform(**facts, is_training=False)
+        self.preprocessing = {"library": "timm", "backend": "pil", **json.loads(json.dumps(facts))}
+        if resize := self.choices.get("resize"):
+            self._transform = Framing(
+                resize, facts["input_size"][1:], facts["interpolation"], tuple(facts["mean"]), tuple(facts["std"])
+            )
+            self.preprocessing = self._transform.describe()
+        self.config = {"architecture": model.pretrained_cfg.get("architecture"), "class": type(model).__name__}
+        self.note_weights(model)
+        maps = grid_maps(model, self.preprocess(Image.new("RGB", (64, 64)))[None], identifier)
+        self.depth, self.grid, self.width = len(maps), tuple(maps[0].shape[2:]), maps[0].shape[1]
+        self.image_size = facts["input_size"][-1]
+        self.patch_size = self.image_size // self.grid[1]
+        has_cls = getattr(model, "cls_token", None) is not None
+        self.kinds = frozenset({"pooled", "patches", "layers"} if has_cls else {"pooled", "patches"})
+        self.blocks = min(self.blocks, self.depth)
+        if not -self.depth <= self.patch_layer <= -1:
+            raise PrecomputeError(f"{identifier} has {self.depth} blocks: patch_layer is from {-self.depth} to -1")
+        self.model = model.to(self.device, self.dtype)
+
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
+        return self._transform(image)
+
+    def forward(self, pixels: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+        wanted = {self.depth + self.patch_layer} if "patches" in kinds else set()
+        if "layers" in kinds:
+            wanted |= set(range(self.depth - self.blocks, self.depth))
+        indices = sorted(wanted) or [self.depth - 1]
+        final, states = (
+            None,
+            self.model.forward_intermediates(
+                pixels,
+                indices=indices,
+                return_prefix_tokens=True,
+                norm=False,
+                output_fmt="NLC",
+                stop_early="pooled" not in kinds,
+                intermediates_only="pooled" not in kinds,
+            ),
+        )
+        if "pooled" in kinds:
+            final, states = states
+        given = {}
+        if "pooled" in kinds:
+            given["pooled"] = self.model.forward_head(final, pre_logits=True)
+        if "patches" in kinds:
+            given["patches"] = _tokens(states[indices.index(self.depth + self.patch_layer)])
+        if "layers" in kinds:
+            given["layers"] = final_norm(self.model)(torch.stack([s[1][:, 0] for s in states[-self.blocks :]], 1))
+        return given
+
+
+def final_norm(trunk: torch.nn.Module) -> torch.nn.Module:
+    """A vision transformer's final LayerNorm; timm moves it behind the pooling in some."""
+    return trunk.fc_norm if isinstance(trunk.norm, torch.nn.Identity) else trunk.norm
+
+
+def grid_maps(model: torch.nn.Module, pixels: torch.Tensor, identifier: str) -> list[torch.Tensor]:
+    """Every block's output for one picture as (1, width, rows, columns).
+
+    Raises PrecomputeError for what isn't a plain vision transformer.
+    """
+    maps = []
+    if hasattr(model, "forward_intermediates") and hasattr(model, "blocks"):
+        with torch.no_grad():
+            maps = model.forward_intermediates(pixels, norm=False, output_fmt="NCHW", intermediates_only=True)
+    if not maps or any(m.ndim != 4 or m.shape[1:] != maps[0].shape[1:] for m in maps):
+        raise PrecomputeError(f"--encoder {identifier}: only plain vision transformers give patches and a CLS")
+    return maps
+
+
+def _tokens(state: object) -> torch.Tensor:
+    return state[0] if isinstance(state, tuple) else state
+
+
+def _create(name: str, side: int | None) -> tuple[torch.nn.Module, str | None]:
+    """(the model with its pretrained weights in float32, without classifier; its revision on the Hub)."""
+    import timm
+
+    folder, revision = find_folder(name), None
+    size = {"img_size": side} if side else {}
+    if folder is not None:
+        if not (Path(folder) / "model.safetensors").is_file():
+            raise PrecomputeError(
+                f"--encoder {name}: the folder holds no model.safetensors (pickled weights aren't read)"
+            )
+        known = f"local-dir:{folder.resolve()}"
+    else:
+        known = name
+        if not timm.is_model(name.partition(".")[0]) or name not in timm.list_pretrained():
+            tags = timm.list_pretrained(f"{name.partition('.')[0]}*")
+            near = difflib.get_close_matches(name, tags or timm.list_pretrained(), 3, 0.3) or tags[:3]
+            raise PrecomputeError(f"no pretrained timm model is called {name!r}; nearest: {', '.join(near) or 'none'}")
+        where = timm.get_pretrained_cfg(name)
+        _, revision = reach(
+            where.hf_hub_id.rstrip("/") if "/" in where.hf_hub_id.rstrip("/") else f"timm/{name}", WEIGHTS
+        )
+    try:
+        return timm.create_model(known, pretrained=True, num_classes=0, **size), revision
+    except Exception as error:  # the library raises RuntimeError, TypeError, OSError and its downloader's own
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PrecomputeError(f"--encoder {name}: timm can't load it ({line})") from error

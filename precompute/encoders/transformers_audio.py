@@ -1,0 +1,209 @@
+"""Encoders of sounds through transformers: AST, CLAP's audio tower, Whisper's encoder.
+
+Their feature extractors need no more than numpy. Of a sound longer than the encoder takes, the start is encoded, as AST,
+eP-ALM and Whisper do; with `--windows N`, N windows from its start to its end.
+"""
+
+from collections.abc import Collection
+
+import numpy as np
+import torch
+
+from .. import PrecomputeError
+from ..media import decode_sound
+from . import Encoder
+from .transformers_loading import Place, config_of, load, load_processor, plain
+
+MOST = 64  # windows
+
+
+class Sound(Encoder):
+    """What they share. A subclass names transformers' class, and has `samples`, `shape` and `look`.
+
+    pooled and layers: the mean of the windows' · patches: those of all windows in order, on a grid of (windows * rows,
+    columns).
+    """
+
+    library = "transformers"
+    modality = "audio"
+    takes = frozenset({"windows"})
+    loader: str
+
+    def __init__(self, place: Place, **choices: object):
+        super().__init__(place.identifier, **choices)
+        self.revision = place.revision
+        self.windows = self.choices.get("windows", 1)
+        if not 1 <= self.windows <= MOST:
+            raise PrecomputeError(f"--windows is from 1 to {MOST}, not {self.windows}")
+        model = self.load(place)
+        self.note_weights(model)
+        self.config = config_of(model)
+        self._extractor = load_processor(place, "AutoFeatureExtractor")
+        self.rate = self._extractor.sampling_rate
+        self.preprocessing = {
+            "library": "transformers",
+            "backend": self.backend(),
+            "windows": self.windows,
+            **plain({name: value for name, value in self._extractor.to_dict().items() if "filters" not in name}),
+        }
+        self.model = model
+        rows, columns = self.shape()
+        self.grid = (self.windows * rows, columns)
+        self.model = model.to(self.device, self.dtype)
+
+    def load(self, place: Place) -> torch.nn.Module:
+        """The model, in float32."""
+        return load(place, self.loader)
+
+    def backend(self) -> str:
+        """What computes the spectrogram."""
+        return "numpy"
+
+    def samples(self) -> int:
+        """How many samples one window has."""
+        raise NotImplementedError
+
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of one window's patches; sets `width`, `depth`."""
+        raise NotImplementedError
+
+    def look(self, features: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+        """A batch of windows' spectrograms -> their features."""
+        raise NotImplementedError
+
+    def decode(self, data: bytes) -> np.ndarray:
+        return decode_sound(data, self.rate, self.samples() / self.rate if self.windows == 1 else None)
+
+    def example(self) -> np.ndarray:
+        return np.sin(np.arange(self.samples(), dtype=np.float32) / 9)
+
+    def preprocess(self, wave: np.ndarray) -> torch.Tensor:
+        """A mono waveform at the encoder's rate -> (windows, ...) float32."""
+        length = self.samples()
+        starts = np.linspace(0, max(0, len(wave) - length), self.windows).round().astype(int)
+        return torch.stack([self.spectrum(wave[start : start + length]) for start in starts])
+
+    def spectrum(self, wave: np.ndarray) -> torch.Tensor:
+        """One window's waveform -> what `look` takes one of."""
+        out = self._extractor(wave, sampling_rate=self.rate, return_tensors="pt")
+        return out[self.model.main_input_name][0].float()
+
+    def forward(self, inputs: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+        found = self.look(inputs.flatten(0, 1), kinds)
+        windows = {kind: found[kind].unflatten(0, inputs.shape[:2]) for kind in kinds}
+        return {kind: each.flatten(1, 2) if kind == "patches" else each.mean(1) for kind, each in windows.items()}
+
+    def check_layer(self) -> None:
+        """Raise PrecomputeError unless there is such a hidden state."""
+        if not -self.depth - 1 <= self.patch_layer <= -1:
+            raise PrecomputeError(f"{self.id} has {self.depth} blocks: patch_layer is from {-self.depth - 1} to -1")
+
+
+class AST(Sound):
+    """Audio Spectrogram Transformer, https://arxiv.org/abs/2104.01778.
+
+    pooled: the mean of CLS and distillation token after the final norm · patches: hidden_states[patch_layer] without
+    these two, by frequency, then time · layers: the CLS alone after each of the last blocks, through the final norm.
+    """
+
+    loader = "ASTModel"
+    kinds = frozenset({"pooled", "patches", "layers"})
+
+    def backend(self) -> str:
+        from transformers.utils import is_speech_available
+
+        return "torchaudio" if is_speech_available() else "numpy"
+
+    def samples(self) -> int:
+        return 400 + 160 * (self._extractor.max_length - 1)  # Kaldi's 25 ms frames every 10 ms, at 16 kHz
+
+    def shape(self) -> tuple[int, int]:
+        config = self.model.config
+        if (self._extractor.max_length, self._extractor.num_mel_bins) != (config.max_length, config.num_mel_bins):
+            raise PrecomputeError(f"--encoder {self.id}: its feature extractor and its config have different lengths")
+        self.width, self.patch_size, self.depth = config.hidden_size, config.patch_size, config.num_hidden_layers
+        self.blocks = min(self.blocks, self.depth)
+        self.check_layer()
+        rows = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+        return rows, (config.max_length - config.patch_size) // config.time_stride + 1
+
+    def look(self, features: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+        out = self.model(features, output_hidden_states=True)
+        cls = torch.stack([state[:, 0] for state in out.hidden_states[-self.blocks :]], 1)
+        return {
+            "pooled": out.pooler_output,
+            "patches": out.hidden_states[self.patch_layer][:, 2:],
+            "layers": self.model.layernorm(cls),
+        }
+
+
+class Clap(Sound):
+    """CLAP's audio tower, https://arxiv.org/abs/2211.06687: a Swin, so that only its last map is a grid of features.
+
+    pooled: projected into the space it shares with words, before L2 normalisation · patches: the last map, after the
+    final norm, by frequency, then time. Of the form with fusion, the path for short sounds.
+    """
+
+    loader = "ClapAudioModelWithProjection"
+    kinds = frozenset({"pooled", "patches"})
+    usual_layer = -1
+
+    def load(self, place: Place) -> torch.nn.Module:
+        config = place.config
+        if config.model_type == "clap":  # the projection's width stands beside the audio config, not always in it
+            config, width = config.audio_config, config.projection_dim
+            config.projection_dim = width
+        return load(place, self.loader, config=config)
+
+    def samples(self) -> int:
+        return self._extractor.nb_max_samples
+
+    def shape(self) -> tuple[int, int]:
+        if self.patch_layer != -1:
+            raise PrecomputeError(
+                f"{self.id} gives the patches after its last block only, not --layer {self.patch_layer}"
+            )
+        with torch.no_grad():
+            found = self._map(self.preprocess(self.example()))
+        self.width = found.shape[1]
+        return tuple(found.shape[2:])
+
+    def _map(self, features: torch.Tensor) -> torch.Tensor:
+        return self.model.audio_model(features, is_longer=self._short(features)).last_hidden_state
+
+    @staticmethod
+    def _short(features: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
+
+    def look(self, features: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+        out = self.model(features, is_longer=self._short(features))
+        return {"pooled": out.audio_embeds, "patches": out.last_hidden_state.flatten(2).transpose(1, 2)}
+
+
+class Whisper(Sound):
+    """Whisper's encoder, https://arxiv.org/abs/2212.04356; sounds are padded to its 30 seconds.
+
+    pooled: the mean over time after the final norm · patches: hidden_states[patch_layer] in a row; the last of these,
+    -1, has gone through the final norm.
+    """
+
+    loader = "WhisperModel"
+    kinds = frozenset({"pooled", "patches"})
+
+    def load(self, place: Place) -> torch.nn.Module:
+        return super().load(place).get_encoder()
+
+    def samples(self) -> int:
+        return self._extractor.n_samples
+
+    def shape(self) -> tuple[int, int]:
+        self.width, self.depth = self.model.config.d_model, self.model.config.encoder_layers
+        self.check_layer()
+        return 1, self.model.config.max_source_positions
+
+    def look(self, features: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+        out = self.model(features, output_hidden_states=True)
+        return {"pooled": out.last_hidden_state.mean(1), "patches": out.hidden_states[self.patch_layer]}
+
+
+SOUNDS = {"audio-spectrogram-transformer": AST, "clap": Clap, "clap_audio_model": Clap, "whisper": Whisper}

@@ -1,0 +1,100 @@
+"""A model of transformers, from the Hub or from a folder: found, loaded whole, or refused with a sentence."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from .. import PrecomputeError
+from . import find_folder
+from .hub import reach
+
+CACHED = (
+    ("config.json",),
+    ("preprocessor_config.json", "processor_config.json"),
+    ("model.safetensors", "model.safetensors.index.json"),
+)
+VOLATILE = ("_name_or_path", "transformers_version", "dtype", "architectures", "torch_dtype")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model lies: what was typed, what `from_pretrained` takes, the revision on the Hub, and the config."""
+
+    identifier: str
+    path: str
+    where: dict
+    revision: str | None
+    config: object
+
+
+def find(identifier: str) -> Place:
+    """Look for a model in a folder or on the Hub. Raises PrecomputeError when it can't be had."""
+    from transformers import AutoConfig
+
+    folder, cached, revision = find_folder(identifier), True, None
+    if folder is None:
+        cached, revision = reach(identifier, *CACHED)
+    path, where = str(folder or identifier), {"local_files_only": cached, "trust_remote_code": False}
+    with _plainly(identifier):
+        config = AutoConfig.from_pretrained(path, **where)
+    return Place(identifier, path, where, revision, config)
+
+
+def load(place: Place, loader: str, **extra: object) -> torch.nn.Module:
+    """Load a model in float32 by the name of transformers' class, frozen. Raises PrecomputeError when weights are
+    missing, which transformers would fill with noise.
+    """
+    import transformers
+
+    with _plainly(place.identifier):
+        model, report = getattr(transformers, loader).from_pretrained(
+            place.path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **extra, **place.where
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise PrecomputeError(
+            f"--encoder {place.identifier}: {len(missing)} weights of {loader} aren't in it ({missing[0]}) "
+            "and would be random"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def load_processor(place: Place, auto: str, **options: object) -> Callable:
+    """Its preprocessing, by the name of one of transformers' Auto classes. Raises PrecomputeError."""
+    import transformers
+
+    with _plainly(place.identifier):
+        return getattr(transformers, auto).from_pretrained(place.path, **options, **place.where)
+
+
+def config_of(model: torch.nn.Module) -> dict:
+    """What of its config defines the features."""
+    return {key: value for key, value in plain(model.config.to_dict()).items() if key not in VOLATILE}
+
+
+def plain(value: dict) -> dict:
+    """The same dict of JSON's types only."""
+    return json.loads(json.dumps(value, default=str))
+
+
+@contextmanager
+def _plainly(identifier: str) -> Iterator[None]:
+    """The library's warnings and bars are held back, and its errors become one sentence."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # full CLIP checkpoints name their text tower as "unexpected" at length
+    logging.disable_progress_bar()
+    try:
+        yield
+    except PrecomputeError:
+        raise
+    except Exception as error:  # OSError, ValueError, KeyError, safetensors' and the downloader's own
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PrecomputeError(f"--encoder {identifier}: transformers can't load it ({line})") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
