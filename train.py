@@ -41,6 +41,8 @@ class Options:
     """Accept a texts file that names media the feature set lacks; they are counted and left out."""
     soft_prompt: int | None = None
     """Learned vectors before the media (0: none)."""
+    soft_prompt_mlp: bool | None = None
+    """Train these through a small MLP, as eP-ALM does."""
     output_norm: bool | None = None
     """Keep the projected tokens at the word embeddings' scale by a norm with a learned gain."""
     projector_hidden: int | None = None
@@ -151,7 +153,8 @@ def main() -> None:
         template = Template.from_dict(about["template"])
     else:
         torch.manual_seed(settings["seed"])
-        form = {name: settings[name] for name in ("soft_prompt", "output_norm", "projector_hidden", "projector_layers")}
+        names = ("soft_prompt", "soft_prompt_mlp", "output_norm", "projector_hidden", "projector_layers")
+        form = {name: settings[name] for name in names}
         if kind == "layers":
             form["injection"] = injection_into(lm, shape.tokens, settings["inject_layers"], settings["epalm_compat"])
         adapter = Adapter(settings["adapter"], shape, lm.hidden_size, lm.embedding_rms, **form)

@@ -35,6 +35,7 @@ def save_adapter(folder: Path, adapter: Adapter, about: dict, dtype: torch.dtype
         "hidden_size": adapter.hidden_size,
         "tokens": adapter.tokens,
         "soft_prompt": adapter.soft_tokens,
+        "soft_prompt_mlp": bool(adapter.soft_prompt is not None and adapter.soft_prompt.mlp),
         "output_norm": adapter.output_norm,
         "projector_hidden": adapter.projector_hidden,
         "projector_layers": adapter.projector_layers,
@@ -83,6 +84,7 @@ def load_adapter(folder: Path, device: str = "cpu") -> tuple[Adapter, dict]:
                 config.get("projector_hidden", 0),
                 config.get("projector_layers", 0),
                 config.get("injection"),
+                config.get("soft_prompt_mlp", False),
             )
         state = load_file(folder / WEIGHTS, device=device)
         adapter.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)

@@ -45,6 +45,7 @@ class Adapter(nn.Module):
         projector_hidden: int = 0,
         projector_layers: int = 0,
         injection: dict | None = None,
+        soft_prompt_mlp: bool = False,
     ):
         super().__init__()
         self.spec, self.features, self.hidden_size = spec, features, hidden_size
@@ -58,7 +59,11 @@ class Adapter(nn.Module):
         width = self.injection["layer_size"] if self.injects else hidden_size
         self.projector = build_projector(spec, features, width, projector_hidden, projector_layers)
         self.log_gain = nn.Parameter(torch.zeros(())) if output_norm else None
-        self.soft_prompt = SoftPrompt(soft_prompt, hidden_size, embedding_rms) if soft_prompt else None
+        if soft_prompt_mlp and not soft_prompt:
+            raise AdapterError("--soft-prompt-mlp needs a --soft-prompt")
+        self.soft_prompt = None
+        if soft_prompt:
+            self.soft_prompt = SoftPrompt(soft_prompt, hidden_size, embedding_rms, soft_prompt_mlp)
 
     @property
     def tokens(self) -> int:

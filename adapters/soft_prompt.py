@@ -9,18 +9,36 @@ class SoftPrompt(nn.Module):
 
     The parameter holds the vectors divided by `scale` (the embeddings' RMS), so that one optimizer step moves them
     as far, relative to their size, as it moves the projector's output.
+
+    With `mlp` they pass through Linear, tanh, Linear of the same width while training (eP-ALM's form, after Li & Liang
+    2021, arXiv 2101.00190); `fold` then makes plain vectors of them.
     """
 
-    def __init__(self, length: int, hidden_size: int, scale: float = 1.0):
+    def __init__(self, length: int, hidden_size: int, scale: float = 1.0, mlp: bool = False):
         super().__init__()
         self.scale = scale
         self.vectors = nn.Parameter(torch.randn(length, hidden_size))
+        self.mlp = None
+        if mlp:
+            self.mlp = nn.Sequential(
+                nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, hidden_size)
+            )
 
     @torch.no_grad()
     def start_from(self, rows: torch.Tensor) -> None:
-        """Start from embedded tokens `(length, hidden_size)`, the initialisation that Lester et al. found best."""
-        self.vectors.copy_(rows.float() / self.scale)
+        """Start from embedded tokens `(length, hidden_size)`, the initialisation that Lester et al. found best; with an
+        MLP, which no rows go through unchanged, from where it is.
+        """
+        if self.mlp is None:
+            self.vectors.copy_(rows.float() / self.scale)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Leave the MLP out and keep what it made of the vectors."""
+        if self.mlp is not None:
+            self.vectors.copy_(self.mlp(self.vectors))
+            self.mlp = None
 
     def forward(self) -> torch.Tensor:
         """Return the prompt, `(length, hidden_size)` in fp32."""
-        return self.vectors * self.scale
+        return (self.vectors if self.mlp is None else self.mlp(self.vectors)) * self.scale

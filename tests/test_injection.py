@@ -8,6 +8,7 @@ from tiny import FAMILIES
 from transformers import AutoModelForCausalLM
 
 from adapters import AdapterError
+from adapters.checkpoint import load_adapter, save_adapter
 from adapters.injection import decoder_layers, injection_into, map_layers
 from adapters.language_model import LanguageModel, freeze
 from adapters.model import AdaptedModel, Adapter
@@ -193,3 +194,36 @@ def test_gradients_reach_every_linear_and_nothing_else(family):
     (loss / count).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.adapter.projector.parameters())
     assert all(p.grad is None for p in model.lm.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "hidden, embedded, width, spec, mlp, parameters",
+    [
+        (2560, 2560, 768, "epalm", True, 24_949_760),  # OPT-2.7B
+        (4096, 4096, 1024, "epalm-shared", False, 4_239_360),  # OPT-6.7B, eP-ALM_pt-L
+        (1024, 512, 768, "epalm", True, 5_255_168),  # OPT-350M, whose word embeddings are narrower
+    ],
+)
+def test_published_counts_of_all_that_is_trained(hidden, embedded, width, spec, mlp, parameters):
+    where = {"layer_size": hidden, "start": 19, "end": 31, "compat": False}
+    shape = FeatureShape("layers", 6, width)
+    with torch.device("meta"):
+        adapter = Adapter(spec, shape, embedded, 0.01, soft_prompt=10, injection=where, soft_prompt_mlp=mlp)
+    assert sum(p.numel() for p in adapter.parameters()) == parameters
+
+
+def test_a_soft_prompts_mlp_folds_into_plain_vectors(tmp_path):
+    model = adapted("opt")
+    torch.manual_seed(0)
+    where = model.adapter.injection
+    adapter = Adapter("epalm", LAYERS, 32, 0.02, soft_prompt=4, injection=where, soft_prompt_mlp=True)
+    save_adapter(
+        tmp_path / "a", adapter, {"modality": "image", "encoder": {"name": "e"}, "language_model": {"name": "l"}}
+    )
+    again, config = load_adapter(tmp_path / "a")
+    prompt = adapter.soft_prompt()
+    assert config["soft_prompt_mlp"] and torch.equal(again.soft_prompt(), prompt) and again.injection == where
+    again.soft_prompt.fold()
+    assert again.soft_prompt.mlp is None and torch.allclose(again.soft_prompt(), prompt, atol=1e-6)
+    with pytest.raises(AdapterError, match="needs a --soft-prompt"):
+        Adapter("mlp2", FeatureShape("pooled", 1, 6), 32, 0.02, soft_prompt_mlp=True)
