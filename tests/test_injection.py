@@ -217,9 +217,8 @@ def test_a_soft_prompts_mlp_folds_into_plain_vectors(tmp_path):
     torch.manual_seed(0)
     where = model.adapter.injection
     adapter = Adapter("epalm", LAYERS, 32, 0.02, soft_prompt=4, injection=where, soft_prompt_mlp=True)
-    save_adapter(
-        tmp_path / "a", adapter, {"modality": "image", "encoder": {"name": "e"}, "language_model": {"name": "l"}}
-    )
+    about = {"modality": "image", "encoder": {"name": "e"}, "language_model": {"name": "l"}, "training": {}}
+    save_adapter(tmp_path / "a", adapter, about)
     again, config = load_adapter(tmp_path / "a")
     prompt = adapter.soft_prompt()
     assert config["soft_prompt_mlp"] and torch.equal(again.soft_prompt(), prompt) and again.injection == where
