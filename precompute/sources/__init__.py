@@ -109,9 +109,10 @@ def collect(path: Path | str) -> Collection:
     """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
+    from .fetched import fetched
     from .tree import Tree
 
-    tree = Tree(path)
+    tree = Tree(fetched(path))
     layouts = sorted(LAYOUTS.values(), key=lambda layout: layout.order)
     fitting = [(layout, why) for layout in layouts if (why := layout.detect(tree))]
     if not fitting:

@@ -14,7 +14,7 @@ from shards.read import parse_text
 
 from . import Problem, Record, Words, source
 from .text_file import stream_lines
-from .tree import Tree
+from .tree import Tree, first_row, whole
 from .vectors import row_at, vectors_below
 
 TEXTS = "texts.jsonl"
@@ -22,7 +22,9 @@ TEXTS = "texts.jsonl"
 
 def _detect(tree: Tree) -> str:
     if tree.given:
-        return "it is a .jsonl file" if tree.given[0].lower().endswith(".jsonl") else ""
+        lines = tree.given[0].lower().endswith(".jsonl")
+        others = {"conversations", "messages", "file_name"} & first_row(tree, tree.given[0]).keys() if lines else ()
+        return "it is a .jsonl file" if lines and not others else ""
     return f"it holds {TEXTS}" if (tree.root / TEXTS).is_file() else ""
 
 
@@ -30,16 +32,17 @@ def _detect(tree: Tree) -> str:
 def conversations(tree: Tree) -> Iterator[Record]:
     """The media and texts of a conversation file in its order, then the folder's media that it doesn't name."""
     file = tree.given[0] if tree.given else TEXTS
-    try:
-        with tree.open(file) as stream:
-            for number, line in enumerate(stream_lines(stream), 1):
-                if line.strip():
-                    yield from _text(tree, file, number, line)
-    except OSError as error:
-        yield Problem(file, "words can't be read", str(error))
+    yield from whole(file, _file(tree, file))
     if not tree.given:
         media = tree.media()
         yield from map(tree.medium, media) if media else vectors_below(tree)
+
+
+def _file(tree: Tree, file: str) -> Iterator[Record]:
+    with tree.open(file) as stream:
+        for number, line in enumerate(stream_lines(stream), 1):
+            if line.strip():
+                yield from _text(tree, file, number, line)
 
 
 def _text(tree: Tree, file: str, number: int, line: str) -> Iterator[Record]:

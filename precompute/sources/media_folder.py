@@ -15,16 +15,18 @@ from pathlib import PurePosixPath
 from . import Problem, Record, Words, source
 from .tables import rows
 from .text_file import captions_in
-from .tree import Tree
+from .tree import Tree, whole
 from .turns import caption, words_of
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 def _detect(tree: Tree) -> str:
-    if tree.given:
-        return "it is a zip archive" if tree.given[0].lower().endswith(".zip") else ""
-    return "it is a folder"
+    if not tree.given:
+        return "it is a folder"
+    if tree.given[0].lower().endswith(".zip"):
+        return "it is a zip archive"
+    return "it is its metadata" if PurePosixPath(tree.given[0]).name in METADATA else ""
 
 
 @source(
@@ -34,10 +36,15 @@ def _detect(tree: Tree) -> str:
     90,
 )
 def media_folder(tree: Tree) -> Iterator[Record]:
-    """All media below the folder, and their words: captions as single assistant turns."""
+    """All media below the folder, and their words: captions as single assistant turns. Given a metadata file, only
+    the media it names.
+    """
+    if tree.given and PurePosixPath(tree.given[0]).name in METADATA:
+        yield from whole(tree.given[0], _metadata(tree, tree.given[0]))
+        return
     names, worded = set(tree.visible()), set()
     for name in sorted(name for name in names if PurePosixPath(name).name in METADATA):
-        for record in _metadata(tree, name):
+        for record in whole(name, _metadata(tree, name)):
             yield record
             if isinstance(record, Words):
                 worded.update(record.media)
@@ -62,16 +69,13 @@ def sidecar(tree: Tree, name: str, names: set[str]) -> Iterator[Words | Problem]
 
 def _metadata(tree: Tree, name: str) -> Iterator[Record]:
     folder = os.path.dirname(name)
-    try:
-        for number, row in rows(tree, name):
-            where = f"{name}, line {number}"
-            wanted = row.get("file_name") if row else None
-            if not isinstance(wanted, str) or not wanted.strip():
-                yield Problem(name, "bad line in a metadata file", f"line {number} has no file_name")
-                continue
-            medium = tree.at(wanted, folder, where)
-            yield medium
-            if not isinstance(medium, Problem):
-                yield from words_of(row, (medium.origin,), where)
-    except OSError as error:
-        yield Problem(name, "words can't be read", str(error))
+    for number, row in rows(tree, name):
+        where = f"{name}, line {number}"
+        wanted = row.get("file_name") if row else None
+        if not isinstance(wanted, str) or not wanted.strip():
+            yield Problem(name, "bad line in a metadata file", f"line {number} has no file_name")
+            continue
+        medium = tree.at(wanted, folder, where)
+        yield medium
+        if not isinstance(medium, Problem):
+            yield from words_of(row, (medium.origin,), where)

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from .. import PrecomputeError
 from .text_file import stream_lines
@@ -14,13 +14,14 @@ ROWS = 1000  # of a parquet file that are held at once
 csv.field_size_limit(1 << 24)
 
 
-def rows(tree: Tree, name: str) -> Iterator[tuple[int, dict | None]]:
+def rows(tree: Tree, name: str, only: Sequence[str] | None = None) -> Iterator[tuple[int, dict | None]]:
     """(line, row) of a table, counted as an editor does; None for a line that can't be read.
 
-    Raises OSError, and PrecomputeError when a .parquet can't be read for want of pyarrow.
+    only: the columns that are wanted of a .parquet. Raises OSError, and PrecomputeError when a .parquet can't be read
+    for want of pyarrow.
     """
     if name.lower().endswith(".parquet"):
-        yield from _parquet(tree, name)
+        yield from _parquet(tree, name, only)
     elif name.lower().endswith(".jsonl"):
         with tree.open(name) as stream:
             for number, line in enumerate(stream_lines(stream), 1):
@@ -69,12 +70,12 @@ def _object(line: str) -> dict | None:
     return row if isinstance(row, dict) else None
 
 
-def _parquet(tree: Tree, name: str) -> Iterator[tuple[int, dict | None]]:
+def _parquet(tree: Tree, name: str, only: Sequence[str] | None) -> Iterator[tuple[int, dict | None]]:
     library = pyarrow(name)
     number = 0
     try:
         with tree.open(name) as stream:
-            for batch in library.parquet.ParquetFile(stream).iter_batches(ROWS):
+            for batch in library.parquet.ParquetFile(stream).iter_batches(ROWS, columns=only):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row

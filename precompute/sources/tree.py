@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from .. import MediaError, PrecomputeError
 from ..media import modality_of
-from . import Medium, Problem
+from . import Medium, Problem, Record
 from .json_stream import elements
 from .text_file import decode_text
 from .zip_archive import Span, members, read_member
@@ -147,6 +147,23 @@ class Tree:
             self._samples[name] = found
         return self._samples[name]
 
+    def holding(self, key: str, *fields: str) -> list[str]:
+        """The .json files in which the array at `key` ("": the file's own) begins with an object of these fields."""
+        found = []
+        for name in self.word_files(".json"):
+            first = self.sample(name).get(key)
+            if isinstance(first, dict) and first.keys() >= set(fields):
+                found.append(name)
+        return found
+
+    def lines(self, name: str) -> list[str]:
+        """The lines of a small text file; none, and a problem noted, when it can't be read."""
+        try:
+            return self.text(name).split("\n")
+        except OSError as error:
+            self.problems.append(Problem(name, "words can't be read", str(error)))
+            return []
+
     def medium(self, name: str) -> Medium:
         """The medium of that name."""
         modality = modality_of(name) or "image"
@@ -182,10 +199,16 @@ class Tree:
             return Problem(path, "several files of that name", f"{where}: {', '.join(sorted(found)[:3])}")
         return self.medium(nearest[0] if len(nearest) == 1 else found[0])
 
-    def find_first(self, wanted: Collection[str], where: str, kinds: Collection[str]) -> Medium | Problem:
+    def find_first(
+        self, wanted: Collection[str], where: str, prefer: str = "", kinds: Collection[str] = ("image",)
+    ) -> Medium | Problem:
         """As `find`, for several names that one medium may go by; the first that is there."""
-        results = [self.find(name, where, kinds=kinds) for name in wanted]
-        return next((result for result in results if isinstance(result, Medium)), results[0])
+        results = []
+        for name in wanted:
+            results.append(self.find(name, where, prefer, kinds))
+            if isinstance(results[-1], Medium):
+                return results[-1]
+        return results[0]
 
     def _ending_in(self, path: str, names: Collection[str], kinds: Collection[str]) -> list[str]:
         index = self._indexes.get(id(names))
@@ -198,6 +221,16 @@ class Tree:
             return [n for n in index.get(PurePosixPath(path).stem, ()) if f"/{n}".endswith(f"/{path}")]
         found = [n for n in index.get(PurePosixPath(path).name, ()) if modality_of(n) in kinds]
         return [name for name in found if f"/{os.path.splitext(name)[0]}".endswith(f"/{path}")]
+
+
+def whole(name: str, records: Iterator[Record]) -> Iterator[Record]:
+    """The records that come from the file `name`, and a problem where its text ends early or can't be read."""
+    try:
+        yield from records
+    except PrecomputeError:
+        raise
+    except (OSError, ValueError) as error:
+        yield Problem(name, "words can't be read", str(error))
 
 
 def first_row(tree: Tree, name: str) -> dict:

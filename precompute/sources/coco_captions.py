@@ -1,0 +1,62 @@
+"""COCO captions: `captions_train2017.json` and its like, `{"images": [{"id", "file_name"}], "annotations":
+[{"image_id", "caption"}]}`. https://cocodataset.org/#format-data (5. Image Captioning).
+
+The images may lie in any folder below --data (`train2017/`, `images/val2017/`), or still in their zip archives. Splits
+follow the files' names.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+
+from . import Problem, Record, Words, source
+from .json_stream import elements
+from .splits import split_in
+from .tree import Tree, whole
+from .turns import caption
+
+SPLIT_FOLDER = re.compile(r"(train|val|test)\d{4}")
+
+
+def _files(tree: Tree) -> list[str]:
+    return [name for name in tree.holding("annotations", "image_id", "caption") if "images" in tree.sample(name)]
+
+
+def _detect(tree: Tree) -> str:
+    files = _files(tree)
+    return f"{files[0]} has images and annotations with captions" if files else ""
+
+
+@source("COCO captions", "COCO's captions_*.json with its images", _detect, 30)
+def coco_captions(tree: Tree) -> Iterator[Record]:
+    """The images that the files list, and their captions."""
+    for name in _files(tree):
+        yield from whole(name, _file(tree, name))
+
+
+def _file(tree: Tree, name: str) -> Iterator[Record]:
+    split, base = split_in(os.path.basename(name)), os.path.basename(name)
+    folder = match[0] if (match := SPLIT_FOLDER.search(base)) else ""
+    media: dict[object, tuple[tuple[str, ...], dict]] = {}
+    with tree.open(name) as stream:
+        for key, image in elements(stream):
+            if key != "images":
+                continue
+            file = image.get("file_name") if isinstance(image, dict) else None
+            if not isinstance(file, str) or not isinstance(image.get("id"), int | str):
+                yield Problem(name, "bad entry", f"an image without id or file_name: {str(image)[:80]}")
+                continue
+            medium = tree.find(file, name, folder)
+            yield medium
+            if not isinstance(medium, Problem):
+                media[image["id"]] = (medium.origin,), {"image_id": image["id"]}
+    with tree.open(name) as stream:
+        for key, row in elements(stream):
+            if key != "annotations":
+                continue
+            words = row.get("caption") if isinstance(row, dict) else None
+            if not isinstance(words, str) or not isinstance(row.get("image_id"), int | str):
+                yield Problem(name, "bad entry", f"an annotation without image_id or caption: {str(row)[:80]}")
+            elif row["image_id"] in media and words.strip():
+                origins, meta = media[row["image_id"]]
+                yield Words(origins, caption(words), split, None, meta)

@@ -1,0 +1,60 @@
+"""MSR-VTT: `train_val_videodatainfo.json`, `test_videodatainfo.json` or `MSRVTT_data.json`, `{"videos": [{"video_id",
+"split"}], "sentences": [{"video_id", "caption"}]}`. https://www.microsoft.com/en-us/research/publication/msr-vtt/; the
+fields are described in the readme.txt that comes with it.
+
+The clips, `video0.mp4`, may lie in any folder below --data. MSVD circulates in the same form, its clips named
+`-4wsuPCjDBc_5_15.avi`.
+"""
+
+import os
+from collections.abc import Iterator
+
+from . import Medium, Problem, Record, Words, source
+from .json_stream import elements
+from .splits import split_in, split_named
+from .tree import Tree, whole
+from .turns import caption
+
+
+def _files(tree: Tree) -> list[str]:
+    return tree.holding("sentences", "video_id", "caption")
+
+
+def _detect(tree: Tree) -> str:
+    files = _files(tree)
+    return f"{files[0]} has sentences with video_id" if files else ""
+
+
+@source("MSR-VTT", "MSR-VTT's *_videodatainfo.json with its clips", _detect, 32)
+def msrvtt(tree: Tree) -> Iterator[Record]:
+    """The clips that are there, and their captions."""
+    media: dict[str, Medium | Problem] = {}
+    for name in _files(tree):
+        yield from whole(name, _file(tree, name, media))
+
+
+def _file(tree: Tree, name: str, media: dict[str, Medium | Problem]) -> Iterator[Record]:
+    splits = {}
+    with tree.open(name) as stream:
+        for key, video in elements(stream):
+            if key == "videos" and isinstance(video, dict) and isinstance(video.get("video_id"), str):
+                splits[video["video_id"]] = split_named(video.get("split"))
+    with tree.open(name) as stream:
+        for key, row in elements(stream):
+            if key == "sentences":
+                yield from _sentence(tree, name, row, splits, media)
+
+
+def _sentence(
+    tree: Tree, name: str, row: object, splits: dict[str, str | None], media: dict[str, Medium | Problem]
+) -> Iterator[Record]:
+    clip, words = (row.get("video_id"), row.get("caption")) if isinstance(row, dict) else (None, None)
+    if not isinstance(clip, str) or not isinstance(words, str) or not words.strip():
+        yield Problem(name, "bad entry", f"a sentence without video_id or caption: {str(row)[:80]}")
+        return
+    if clip not in media:
+        media[clip] = tree.find(clip, name, kinds=("video",))
+        yield media[clip]
+    if isinstance(media[clip], Medium):
+        split = splits.get(clip) or split_in(os.path.basename(name))
+        yield Words((media[clip].origin,), caption(words), split, None, {"video_id": clip})

@@ -1,0 +1,94 @@
+"""Parquet files with the media in them: Hugging Face's Hub (https://huggingface.co/docs/hub/datasets-image#parquet-format)
+and img2dataset's `--output_format parquet` (https://github.com/rom1504/img2dataset#output-format).
+
+The first column that holds pictures, sounds or clips is taken, or lists of them; without one, the first that holds
+vectors. Words come from columns of the usual names: `caption`, `text`, `question` and `answer`, `conversations`, ...
+Splits come from a `split` column or the file's name (`train-00000-of-00002.parquet`).
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+
+from .. import MediaError, PrecomputeError
+from . import Problem, Record, source
+from .cells import cell_bytes, is_list, media_columns, records_of
+from .media_folder import METADATA
+from .splits import split_in
+from .tables import ROWS, pyarrow
+from .tree import Tree, whole
+
+FEW_ROWS = 16  # at once, where the words' batches hold the media too
+LOCK = threading.Lock()
+
+
+def read_cell(group: int, row: int, column: str, place: int | None, path: Path) -> bytes:
+    """The bytes of the medium in a cell: of this row of a row group. Raises MediaError when they can't be had."""
+    try:
+        with LOCK:  # neighbours lie in one group, which is unpacked once
+            cells = _column(path, path.stat().st_mtime_ns, group, column)
+        cell = cells[row].as_py()
+    except PrecomputeError:
+        raise
+    except Exception as error:  # pyarrow's errors on damaged files are of many classes
+        raise MediaError("can't be opened", f"{path.name}: {error}") from error
+    return cell_bytes(cell, place, path.parent)
+
+
+@lru_cache(maxsize=2)
+def _column(path: Path, _: int, group: int, column: str) -> object:
+    return pyarrow(path.name).parquet.ParquetFile(path).read_row_group(group, columns=[column]).column(column)
+
+
+def _files(tree: Tree) -> dict[str, dict[str, str]]:
+    """Parquet file -> its columns with media."""
+    found = {}
+    for name in tree.listed(".parquet"):
+        if PurePosixPath(name).name in METADATA:
+            continue
+        try:
+            columns = media_columns(pyarrow(name).parquet.read_schema(tree.root / name))
+        except PrecomputeError:
+            raise
+        except Exception as error:  # pyarrow's errors on damaged files are of many classes
+            tree.problems.append(Problem(name, "damaged .parquet", str(error)))
+            continue
+        if columns:
+            found[name] = columns
+    return found
+
+
+def _detect(tree: Tree) -> str:
+    if not tree.listed(".parquet") or not (tree.given or not tree.media()):
+        return ""
+    files = _files(tree)
+    name = next(iter(files), "")
+    return f"{name} has a column {next(iter(files[name]))!r} of them" if files else ""
+
+
+@source("parquet", "parquet files with pictures, sounds, clips or vectors in a column", _detect, 70)
+def parquet_table(tree: Tree) -> Iterator[Record]:
+    """The media in the rows of all files, and their words."""
+    for name, columns in _files(tree).items():
+        column, modality = next(iter(columns.items()))
+        yield from whole(name, _rows(tree, name, column, modality))
+
+
+def _rows(tree: Tree, name: str, column: str, modality: str) -> Iterator[Record]:
+    path, split, number = tree.root / name, split_in(os.path.basename(name)), 0
+    file = pyarrow(name).parquet.ParquetFile(path)
+    several = is_list(file.schema_arrow.field(column).type) and modality != "vector"
+    wanted = [other for other in file.schema_arrow.names if several or other != column]
+    for group in range(file.num_row_groups):
+        for at in range(file.metadata.row_group(group).num_rows) if not wanted else ():
+            part = partial(read_cell, group, at, column)
+            yield from records_of({}, f"{name}/{number + at:06d}", path, column, modality, part, split)
+        at = 0
+        for batch in file.iter_batches(FEW_ROWS if several else ROWS, row_groups=[group], columns=wanted):
+            for row in batch.to_pylist() if wanted else ():
+                part = partial(read_cell, group, at, column)
+                yield from records_of(row, f"{name}/{number + at:06d}", path, column, modality, part, split)
+                at += 1
+        number += file.metadata.row_group(group).num_rows

@@ -1,0 +1,71 @@
+"""A dataset that Hugging Face's library saved: `Dataset.save_to_disk` (`dataset_info.json`, `state.json`, `*.arrow`) or
+`DatasetDict.save_to_disk` (`dataset_dict.json` and a folder for each split).
+https://huggingface.co/docs/datasets/process#save.
+
+Columns are read as in parquet files; the names of its splits are kept.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+
+from .. import MediaError, PrecomputeError
+from . import Record, source
+from .cells import cell_bytes, is_list, media_columns, records_of
+from .parquet_table import FEW_ROWS
+from .splits import split_named
+from .tables import ROWS
+from .tree import Tree
+
+
+def read_row(split: str, row: int, column: str, place: int | None, path: Path) -> bytes:
+    """The bytes of the medium in a cell. Raises MediaError when they can't be had."""
+    try:
+        cell = _open(path)[split].select_columns([column])[row][column][0].as_py()
+    except PrecomputeError:
+        raise
+    except Exception as error:  # pyarrow's errors on damaged files are of many classes
+        raise MediaError("can't be opened", f"{path.name}: {error}") from error
+    return cell_bytes(cell, place, path)
+
+
+@lru_cache(maxsize=2)
+def _open(path: Path) -> dict:
+    """Split ("" without splits) -> the dataset, its rows as Arrow tables, nothing decoded."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise PrecomputeError(f"{path} can't be read without Hugging Face's library: pip install datasets") from error
+    try:
+        found = datasets.load_from_disk(path)
+    except Exception as error:  # whatever is wrong with the folder
+        raise PrecomputeError(f"{path} isn't a whole saved dataset ({type(error).__name__}: {error})") from error
+    splits = found if isinstance(found, dict) else {"": found}
+    return {name: rows.with_format("arrow") for name, rows in splits.items()}
+
+
+def _detect(tree: Tree) -> str:
+    if tree.given:
+        return ""
+    if (tree.root / "dataset_dict.json").is_file():
+        return "it holds dataset_dict.json"
+    whole = (tree.root / "state.json").is_file() and (tree.root / "dataset_info.json").is_file()
+    return "it holds state.json and dataset_info.json" if whole else ""
+
+
+@source("saved dataset", "a Hugging Face dataset saved to disk, or hf:owner/name", _detect, 14)
+def saved_dataset(tree: Tree) -> Iterator[Record]:
+    """The media in the rows of all splits, and their words."""
+    for name, table in _open(tree.root).items():
+        columns = media_columns(table.features.arrow_schema)
+        if not columns:
+            continue
+        column, modality = next(iter(columns.items()))
+        several = is_list(table.features.arrow_schema.field(column).type) and modality != "vector"
+        wanted = [other for other in table.column_names if several or other != column]
+        words = table.select_columns(wanted).iter(FEW_ROWS if several else ROWS) if wanted else ()
+        rows = (row for batch in words for row in batch.to_pylist()) if wanted else ({} for _ in range(len(table)))
+        for at, row in enumerate(rows):
+            part = partial(read_row, name, at, column)
+            origin = f"{name}/{at:06d}" if name else f"{at:06d}"
+            yield from records_of(row, origin, tree.root, column, modality, part, split_named(name))

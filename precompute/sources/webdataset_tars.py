@@ -1,0 +1,119 @@
+"""Webdataset tars, as img2dataset writes them: `00000.tar` with `000000000.jpg`, `.txt`, `.json`, beside
+`00000.parquet` and `00000_stats.json`. https://github.com/rom1504/img2dataset#output-format; webdataset's convention:
+https://github.com/webdataset/webdataset#the-webdataset-format.
+
+Files of one name up to the first dot of its last part are one sample: its media, and its words from `.txt`, else from
+the `.json` by the usual names (`caption`, `conversations`, ...). A `.json` with a `status` other than "success" is
+counted as a problem; what img2dataset couldn't fetch, it lists in the .parquet alone, from which it is counted too, if
+pyarrow is installed. The tars must not be compressed: media are read by position, so that a stopped run goes on where
+it was.
+"""
+
+import importlib.util
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from functools import partial
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+
+from .. import MediaError
+from ..media import modality_of
+from . import Medium, Problem, Record, Words, source
+from .splits import split_in
+from .tables import rows
+from .text_file import decode_text
+from .tree import Tree, whole
+from .turns import caption, words_of
+
+WORDS = ("txt", "caption", "json")
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+LARGEST = 1 << 24  # bytes of one sample's words
+
+
+def read_span(offset: int, size: int, path: Path) -> bytes:
+    """So many bytes of a file. Raises MediaError when they aren't there."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    except OSError as error:
+        raise MediaError("can't be opened", error.strerror or str(error)) from error
+    if len(data) < size:
+        raise MediaError("truncated", path.name)
+    return data
+
+
+def _detect(tree: Tree) -> str:
+    tars = tree.listed(".tar")
+    return f"{tars[0]} is a tar" if tars and (tree.given or not tree.media()) else ""
+
+
+@source(
+    "webdataset tars", "webdataset .tar files (a folder of them, or a pattern like {00000..00003}.tar)", _detect, 60
+)
+def webdataset_tars(tree: Tree) -> Iterator[Record]:
+    """The media in the tars, in their order, with their words, and what img2dataset failed to fetch."""
+    yield from (Problem(name, "compressed archive", "unpack it to a plain .tar") for name in tree.listed(*PACKED))
+    for name in tree.listed(".tar"):
+        split, beside = split_in(os.path.basename(name)), name.removesuffix(".tar") + ".parquet"
+        try:
+            with tarfile.open(tree.root / name, "r:") as tar:
+                members = (info for info in tar if info.isreg() and not info.issparse())
+                for key, sample in groupby(members, lambda info: _key(info.name)):
+                    yield from _sample(tree.root / name, name, key, list(sample), split)
+        except (OSError, tarfile.TarError) as error:
+            yield Problem(name, "damaged archive", str(error))
+        if (tree.root / beside).is_file() and importlib.util.find_spec("pyarrow"):
+            yield from whole(beside, _failures(tree, beside, name))
+
+
+def _key(name: str) -> str:
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _sample(path: Path, tar: str, key: str, members: list[tarfile.TarInfo], split: str | None) -> Iterator[Record]:
+    ends = {PurePosixPath(info.name).suffix.lower().lstrip("."): info for info in members}
+    words = {}
+    for end in WORDS:
+        if end in ends and ends[end].size <= LARGEST:
+            try:
+                words[end] = decode_text(read_span(ends[end].offset_data, ends[end].size, path)).strip()
+            except MediaError as error:
+                yield Problem(f"{tar}/{key}", error.reason, error.detail)
+                return
+    facts = _object(words.get("json", ""))
+    status = facts.get("status", "success")
+    if status != "success":
+        yield Problem(f"{tar}/{key}", f"img2dataset: {status}", str(facts.get("error_message") or ""))
+        return
+    media = [
+        Medium(path, f"{tar}/{info.name}", modality, partial(read_span, info.offset_data, info.size))
+        for info in members
+        if (modality := modality_of(info.name))
+    ]
+    yield from media
+    origins = tuple(medium.origin for medium in media)
+    said = words.get("txt") or words.get("caption")
+    if media and said:
+        yield Words(origins, caption(said), split)
+    elif media:
+        yield from words_of(facts, origins, f"{tar}/{key}", split)
+
+
+def _object(text: str) -> dict:
+    try:
+        value = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _failures(tree: Tree, table: str, tar: str) -> Iterator[Problem]:
+    for number, row in rows(tree, table, ("key", "url", "status", "error_message")):
+        status = row.get("status") if row else None
+        if isinstance(status, str) and status != "success":
+            origin = f"{tar}/{row.get('key') or number}"
+            yield Problem(origin, f"img2dataset: {status}", str(row.get("error_message") or row.get("url") or ""))
