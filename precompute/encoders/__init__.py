@@ -36,7 +36,8 @@ class Encoder:
     modality: the media it takes, "image", "audio", "video" or "vector" · kinds: which of "pooled", "patches",
     "layers" · grid: (rows, columns) of the patches, row-major, or None · preprocessing: a dict that says what
     `preprocess` does · model: a torch module, or None · config: what defines the architecture · takes: the names of
-    the further choices it understands · usual_layer: `patch_layer` by default · width, image_size, patch_size: for the manifest.
+    the further choices it understands · usual_layer: `patch_layer` by default · width, image_size, patch_size: for the
+    manifest.
     """
 
     library = "periscope"

@@ -8,17 +8,19 @@ from .names import NAMES, Name
 
 HEAD = """# Encoders
 
-What `--encoder` takes by a short name. Besides these, any open_clip model (`open_clip:ARCHITECTURE/TAG`), any vision
-transformer of timm (`timm:NAME`, at another size with `timm:NAME@384`), any CLIP, SigLIP, DINO, ViT, AST, CLAP, Whisper,
-TimeSformer, VideoMAE, ViViT or V-JEPA 2 model on the Hub (`OWNER/NAME`) or in a folder, several of pictures joined by `+`
-(`dinov2-l+clip-l`), and one of pictures over the frames of clips (`--frames 8`).
+What `--encoder` takes by a short name. Besides these: any open_clip model (`open_clip:ARCHITECTURE/TAG`), any vision
+transformer of timm (`timm:NAME`, at another size `timm:NAME@384`), any CLIP, SigLIP, DINO, ViT, AST, CLAP, Whisper,
+TimeSformer, VideoMAE, ViViT or V-JEPA 2 model on the Hub (`OWNER/NAME`) or in a folder, several encoders of pictures
+joined by `+` (`dinov2-l+clip-l`), and one of pictures over the frames of clips (`--frames 8`).
 
-`pooled` is the tower's own output vector before L2 normalisation, `patches` the tokens without CLS and registers, without
-the final norm, after the last but one block unless `--layer` says otherwise, `layers` the CLS after each of the last six
-blocks, through the final norm. The bytes are those of one medium's features as `--store` keeps them; vectors stay fp16.
-Read the licence before you use or share what you make: it is that of the weights, from their model cards.
+`pooled` is the tower's own output vector before L2 normalisation; `patches` are the tokens without CLS and registers,
+without the final norm, after the last but one block unless `--layer` says otherwise; `layers` is the CLS after each of
+the last six blocks, through the final norm. Where a tower has no vector of its own (Whisper, VideoMAE, V-JEPA 2),
+`pooled` is the mean of its last tokens. CLAP gives the map after its last block. The bytes are those of one medium's
+features as `--store` keeps them; vectors stay fp16. Read the licence before you use or share what you make: it is that
+of the weights, from their model cards.
 
-This page is made by `python -m precompute.encoders`; a test checks its shapes against the libraries' own models.
+This page is made by `python -m precompute.encoders`; a test holds its shapes against the libraries' own models.
 """
 MEDIA = {"image": "Pictures", "audio": "Sounds", "video": "Clips"}
 COLUMNS = (

@@ -9,9 +9,9 @@ NC = "CC BY-NC 4.0"
 @dataclass(frozen=True)
 class Name:
     """encoder: what the short name stands for · size: of the weights, downloaded or read once · about: one line for
-    people · licence: of the weights · grid: (rows, columns) of the patches, None when they are no rectangle · width: of
-    patches and layers · pooled: width of the pooled vector · layers: has it a CLS with a final norm · modality · choices:
-    those that are made unless others are.
+    people · licence: of the weights · grid: (rows, columns) of the patches · width: of patches and layers · pooled:
+    width of the pooled vector · layers: whether it has a CLS with a final norm · modality · choices: those that are
+    made unless others are.
     """
 
     encoder: str
@@ -27,7 +27,7 @@ class Name:
 
     def features(self, blocks: int = 6) -> dict[str, dict]:
         """What a manifest says of its features: kind -> {"shape", "dtype"}, and the grid."""
-        found = {"pooled": {"shape": [self.pooled], "dtype": "float16"}} if self.pooled else {}
+        found = {"pooled": {"shape": [self.pooled], "dtype": "float16"}}
         tokens = self.grid[0] * self.grid[1]
         found["patches"] = {"shape": [tokens, self.width], "dtype": "float16", "grid": list(self.grid)}
         if self.layers:

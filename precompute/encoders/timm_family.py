@@ -1,4 +1,7 @@
-"""Vision transformers through timm, by tag or folder: https://github.com/huggingface/pytorch-image-models (Apache-2.0)."""
+"""Vision transformers through timm, by tag or folder.
+
+https://github.com/huggingface/pytorch-image-models (Apache-2.0)
+"""
 
 import difflib
 import json
@@ -18,8 +21,8 @@ WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
 
 @register("timm")
 class Timm(Encoder):
-    """identifier: `ARCHITECTURE.TAG`, or a folder with timm's config.json and model.safetensors; with `@384`, at another
-    size of picture than it was trained for, its position embedding interpolated.
+    """identifier: `ARCHITECTURE.TAG`, or a folder with timm's config.json and model.safetensors; with `@384`, at
+    another size of picture than it was trained for, its position embedding interpolated.
 
     pooled: what timm's classifier would get (the CLS after the final norm, or an attention head's output) · patches:
     after block `patch_layer`, no norm, no CLS, no registers · layers: the CLS after each of the last blocks, each
@@ -70,22 +73,18 @@ class Timm(Encoder):
         if "layers" in kinds:
             wanted |= set(range(self.depth - self.blocks, self.depth))
         indices = sorted(wanted) or [self.depth - 1]
-        final, states = (
-            None,
-            self.model.forward_intermediates(
-                pixels,
-                indices=indices,
-                return_prefix_tokens=True,
-                norm=False,
-                output_fmt="NLC",
-                stop_early="pooled" not in kinds,
-                intermediates_only="pooled" not in kinds,
-            ),
+        states = self.model.forward_intermediates(
+            pixels,
+            indices=indices,
+            return_prefix_tokens=True,
+            norm=False,
+            output_fmt="NLC",
+            stop_early="pooled" not in kinds,
+            intermediates_only="pooled" not in kinds,
         )
-        if "pooled" in kinds:
-            final, states = states
         given = {}
         if "pooled" in kinds:
+            final, states = states
             given["pooled"] = self.model.forward_head(final, pre_logits=True)
         if "patches" in kinds:
             given["patches"] = _tokens(states[indices.index(self.depth + self.patch_layer)])
@@ -135,10 +134,7 @@ def _create(name: str, side: int | None) -> tuple[torch.nn.Module, str | None]:
             tags = timm.list_pretrained(f"{name.partition('.')[0]}*")
             near = difflib.get_close_matches(name, tags or timm.list_pretrained(), 3, 0.3) or tags[:3]
             raise PrecomputeError(f"no pretrained timm model is called {name!r}; nearest: {', '.join(near) or 'none'}")
-        where = timm.get_pretrained_cfg(name)
-        _, revision = reach(
-            where.hf_hub_id.rstrip("/") if "/" in where.hf_hub_id.rstrip("/") else f"timm/{name}", WEIGHTS
-        )
+        _, revision = reach(timm.get_pretrained_cfg(name).hf_hub_id, WEIGHTS)
     try:
         return timm.create_model(known, pretrained=True, num_classes=0, **size), revision
     except Exception as error:  # the library raises RuntimeError, TypeError, OSError and its downloader's own

@@ -1,7 +1,7 @@
 """Encoders of sounds through transformers: AST, CLAP's audio tower, Whisper's encoder.
 
-Their feature extractors need no more than numpy. Of a sound longer than the encoder takes, the start is encoded, as AST,
-eP-ALM and Whisper do; with `--windows N`, N windows from its start to its end.
+Their feature extractors need no more than numpy. Of a sound longer than the encoder takes, the start is encoded, as
+AST, eP-ALM and Whisper do; with `--windows N`, N windows from its start to its end.
 """
 
 from collections.abc import Collection
