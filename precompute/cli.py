@@ -64,6 +64,8 @@ class Options:
     """Whose mean and deviation of pixels to apply (half: 0.5); encoder: its makers'."""
     layer: int | None = None
     """Which hidden state gives the patches, -1 being the last; none: as the encoder's row says, mostly -2."""
+    ray: str = ""
+    """Encode on a Ray cluster: its address, or auto for the one this machine is of, else one on its own; empty: off."""
     demo_seed: int = 0
     """Seed of the demo's media; only without --data."""
 
@@ -91,18 +93,9 @@ def main(demo: Callable[[Path, int], Path] | None = None, args: list[str] | None
 
 def run(options: Options, demo: Callable[[Path, int], Path] | None = None) -> None:
     """Do what the flags ask."""
-    import os
-
-    import torch
-
     from console import choose_device
 
-    from .encoders import load_encoder
-    from .encoders.names import NAMES
-    from .filters import Filters
-    from .job import precompute
-    from .similarity import Similarity
-    from .sources import collect
+    from .remote import collected
 
     out = options.out or Path("features") / _name(options.data)
     device = choose_device(options.device)
@@ -111,7 +104,22 @@ def run(options: Options, demo: Callable[[Path, int], Path] | None = None) -> No
         if demo is None:
             raise PrecomputeError("--data is missing")
         data = demo(Path("demo/media") / f"seed-{options.demo_seed}", options.demo_seed)
-    found = collect(data)
+    with collected(data) as found:
+        encode(options, found, out, device)
+
+
+def encode(options: Options, found: "Collection", out: Path, device: str) -> None:
+    """Load the encoder that was asked for and make the set."""
+    import os
+
+    import torch
+
+    from .encoders import load_encoder
+    from .encoders.names import NAMES
+    from .filters import Filters
+    from .job import precompute
+    from .similarity import Similarity
+
     if options.limit:
         found.media = dict(list(found.media.items())[: options.limit])
         found.words = [words for words in found.words if all(origin in found.media for origin in words.media)]
@@ -139,16 +147,14 @@ def run(options: Options, demo: Callable[[Path, int], Path] | None = None) -> No
     filters = Filters(options.min_side, options.duplicates == "drop", similarity)
     workers = options.workers or os.cpu_count() or 1
     store, pool, views = options.store, options.pool, options.views
-    precompute(found, encoder, kinds, out, options.batch, workers, store, pool, views, filters)
+    precompute(found, encoder, kinds, out, options.batch, workers, store, pool, views, filters, options.ray)
 
 
 def _take(found: "Collection", encoder: "Encoder") -> None:
     """Leave the media of other kinds than the encoder's, and their words, out of `found`, and say so."""
     from .media import suits
 
-    others = {
-        origin for origin, medium in found.media.items() if not suits(origin, medium.modality, encoder.modality)
-    }
+    others = {origin for origin, medium in found.media.items() if not suits(origin, medium.modality, encoder.modality)}
     if len(others) == len(found.media):
         kinds = sorted({medium.modality for medium in found.media.values()})
         raise PrecomputeError(

@@ -20,6 +20,7 @@ from shards.write import SetWriter, ShardWriter, make_key, samples_per_shard
 
 from . import MediaError, PrecomputeError
 from . import augment as augmentation
+from .distributed import encode_on_ray
 from .encoders import Encoder
 from .filters import DUPLICATE, REASONS, Filters
 from .media import thumbnail
@@ -97,12 +98,14 @@ def precompute(
     pool: str = "1x1",
     views: int = 1,
     filters: Filters | None = None,
+    ray: str = "",
 ) -> bool:
     """Encode the media of a collection into the feature set `out`; resume or extend one that is there.
 
-    store, pool: as in `settle_storage` · views: of each picture, all but the first augmented. Prints the plan, a
-    progress bar and what was left out. Returns False when the set was complete and nothing changed. Raises
-    PrecomputeError or FeatureSetError as the plan, the folder or the encoder demand; bad media are never fatal.
+    store, pool: as in `settle_storage` · views: of each picture, all but the first augmented · ray: the address of a
+    Ray cluster to encode on, or "auto". Prints the plan, a progress bar and what was left out. Returns False when the
+    set was complete and nothing changed. Raises PrecomputeError or FeatureSetError as the plan, the folder or the
+    encoder demand; bad media are never fatal.
     """
     if views > 1 and encoder.modality != "image":
         raise PrecomputeError(f"--views augments pictures, and {encoder.name} takes {encoder.modality} media")
@@ -126,7 +129,11 @@ def precompute(
             plan = Plan(len(todo), done, each, out, free_bytes(out), seconds, choices)
             print(plan)
             plan.check()
-            _encode(todo, task, writer, threads, workers, batch, samples_per_shard(sum(each.values())))
+            per_shard = samples_per_shard(sum(each.values()))
+            if ray:
+                encode_on_ray(todo, task, writer, ray, batch, per_shard)
+            else:
+                _encode(todo, task, writer, threads, workers, batch, per_shard)
         return _finish(found, keys, writer, task)
 
 
@@ -185,7 +192,7 @@ def _estimate(todo: dict[str, Medium], task: Task, batch: int, workers: int) -> 
     began, inputs = time.perf_counter(), []
     for key, medium in list(todo.items())[: max(1, min(batch, TRIED) // task.views)]:
         try:
-            inputs.append(_inputs(medium.read(), key, task))
+            inputs.append(inputs_of(medium.read(), key, task))
         except MediaError:
             continue
     if not inputs:
@@ -205,12 +212,12 @@ def _decode(key: str, medium: Medium, task: Task, writer: SetWriter) -> Decoded:
     if (stored := writer.stored(key, digest)) is not None:
         return Decoded(digest, stored=stored)
     try:
-        return Decoded(digest, _inputs(data, key, task))
+        return Decoded(digest, inputs_of(data, key, task))
     except MediaError as error:
         return Decoded(digest, error=error)
 
 
-def _inputs(data: bytes, key: str, task: Task) -> list[torch.Tensor]:
+def inputs_of(data: bytes, key: str, task: Task) -> list[torch.Tensor]:
     """What the encoder takes of each view of a medium, the plain one first."""
     encoder = task.encoder
     medium = encoder.decode(data)
