@@ -1,0 +1,85 @@
+"""Ready-made vectors: no model; what another program made of a medium is stored as it is."""
+
+import io
+import re
+
+import numpy as np
+import torch
+
+from .. import MediaError, PrecomputeError
+from ..sources import Medium
+from . import Encoder, register
+
+FORM = re.compile(r"(?:(?P<name>.+)/)?(?:(?P<width>[1-9]\d*)|patches-(?P<tokens>[1-9]\d*)x(?P<depth>[1-9]\d*))")
+
+
+@register("vectors")
+class Vectors(Encoder):
+    """`vectors:768` gives `pooled (768,)`, `vectors:patches-729x1152` gives `patches (729, 1152)`.
+
+    A name before it, `vectors:my-clip/768`, becomes part of the fingerprint: by the shape alone, vectors of two
+    programs can't be told apart. Patches have a square grid where their number is a square.
+    """
+
+    modality = "vector"
+    preprocessing = {"resize": None, "backend": "none"}  # noqa: RUF012
+
+    def __init__(self, identifier: str = "", **choices: object):
+        """Raises PrecomputeError when the identifier isn't [NAME/]WIDTH or [NAME/]patches-TOKENSxWIDTH."""
+        super().__init__(identifier, **choices)
+        match = FORM.fullmatch(identifier)
+        if match is None:
+            raise PrecomputeError(
+                f"--encoder vectors:{identifier} isn't vectors:WIDTH or vectors:patches-TOKENSxWIDTH, as in "
+                "vectors:768 and vectors:patches-729x1152, with a name before it if you like: vectors:my-clip/768"
+            )
+        self.dtype = torch.float32
+        if match["width"]:
+            self.kinds, self.shape = frozenset({"pooled"}), (int(match["width"]),)
+        else:
+            self.kinds, self.shape = frozenset({"patches"}), (int(match["tokens"]), int(match["depth"]))
+            side = round(self.shape[0] ** 0.5)
+            self.grid = (side, side) if side * side == self.shape[0] else None
+        self.width = self.shape[-1]
+        self.config = {"name": match["name"] or "", "shape": list(self.shape)}
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """The bytes of a .npy file -> its array. Raises MediaError."""
+        try:
+            return np.load(io.BytesIO(data), allow_pickle=False)
+        except Exception as error:  # numpy raises nearly anything on what isn't its own
+            raise MediaError("not an array", str(error)) from error
+
+    def example(self) -> np.ndarray:
+        return np.zeros(self.shape, np.float32)
+
+    def preprocess(self, medium: np.ndarray) -> torch.Tensor:
+        """The array, float32. Raises MediaError when it has another shape."""
+        if medium.shape != self.shape:
+            raise MediaError("another shape", f"{medium.shape}, where {self.name} says {self.shape}")
+        return torch.from_numpy(np.ascontiguousarray(medium, dtype=np.float32))
+
+    def forward(self, inputs: torch.Tensor, kinds: object) -> dict[str, torch.Tensor]:
+        (kind,) = self.kinds
+        return {kind: inputs}
+
+
+def encoder_for(media: list[Medium]) -> tuple[str, str]:
+    """The encoder that fits vectors and the one kind it gives: ("vectors:768", "pooled"), from the first that can be
+    read.
+
+    Raises PrecomputeError when none can, or it has neither one nor two axes.
+    """
+    why = "there are none"
+    for medium in media:
+        try:
+            shape = np.load(io.BytesIO(medium.read()), allow_pickle=False).shape
+        except (MediaError, ValueError) as error:
+            why = f"{medium.origin}: {error}"
+            continue
+        if len(shape) == 1:
+            return f"vectors:{shape[0]}", "pooled"
+        if len(shape) == 2:
+            return f"vectors:patches-{shape[0]}x{shape[1]}", "patches"
+        raise PrecomputeError(f"{medium.origin} has the shape {shape}; a medium is (width,) or (tokens, width)")
+    raise PrecomputeError(f"no vector can be read ({why})")
