@@ -58,7 +58,7 @@ def pyarrow(name: str) -> object:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise PrecomputeError(f"{name} can't be read without pyarrow: pip install pyarrow") from error
+        raise PrecomputeError(f"{name} can't be read without pyarrow: pip install -e '.[datasets]'") from error
     return pyarrow
 
 
