@@ -89,3 +89,140 @@ def transformers_folder(folder: Path, kind: str) -> Path:
 
 def _plain_vit() -> dict:
     return {name: value for name, value in VISION.items() if name != "intermediate_size"}
+
+
+# Every short name's config as its model card on the Hub has it, in short: builder and sizes. `image` is what its
+# preprocessing gives, which for DINOv2 isn't what its position embedding was made for.
+_B = {"width": 768, "layers": 12, "heads": 12, "mlp": 3072, "image": 224, "patch": 16}
+_L = {**_B, "width": 1024, "layers": 24, "heads": 16, "mlp": 4096}
+_SO400M = {"width": 1152, "layers": 27, "heads": 16, "mlp": 4304, "image": 384, "patch": 14}
+REAL = {
+    "siglip-b": ("siglip", _B),
+    "siglip-so400m-384": ("siglip", _SO400M),
+    "siglip2-b": ("siglip", _B),
+    "siglip2-so400m-384": ("siglip", _SO400M),
+    "dinov2-s": ("dinov2", {**_B, "width": 384, "heads": 6, "patch": 14}),
+    "dinov2-b": ("dinov2", {**_B, "patch": 14}),
+    "dinov2-l": ("dinov2", {**_L, "patch": 14}),
+    "dinov2-b-reg": ("registers", {**_B, "patch": 14}),
+    "dinov2-l-reg": ("registers", {**_L, "patch": 14}),
+    "dinov3-b": ("dinov3", _B),
+    "dinov3-l": ("dinov3", _L),
+    "vit-b": ("vit", _B),
+    "ast": ("ast", {**_B, "frames": 1024, "mels": 128}),
+    "clap": ("clap", {"width": 768, "embed": 96, "depths": [2, 2, 6, 2], "heads": [4, 8, 16, 32], "spec": 256}),
+    "whisper-base": ("whisper", {"width": 512, "layers": 6, "heads": 8, "mlp": 2048}),
+    "whisper-small": ("whisper", {"width": 768, "layers": 12, "heads": 12, "mlp": 3072}),
+    "whisper-medium": ("whisper", {"width": 1024, "layers": 24, "heads": 16, "mlp": 4096}),
+    "whisper-large-v3": ("whisper", {"width": 1280, "layers": 32, "heads": 20, "mlp": 5120, "mels": 128}),
+    "timesformer": ("timesformer", {**_B, "frames": 8}),
+    "videomae": ("videomae", {**_B, "frames": 16}),
+    "vivit": ("vivit", {**_B, "frames": 32}),
+    "vjepa2-l": ("vjepa2", {**_L, "image": 256, "frames": 64}),
+}
+_TINY = {"width": 32, "layers": 8, "heads": 2, "mlp": 64, "image": 32, "patch": 8}
+TINY = {
+    **dict.fromkeys(("siglip", "dinov2", "registers", "dinov3", "vit"), _TINY),
+    **{kind: {**_TINY, "frames": 4} for kind in ("timesformer", "videomae", "vivit")},
+    "vjepa2": {**_TINY, "frames": 4, "layers": 4},
+    "ast": {**_TINY, "frames": 104, "mels": 64, "patch": 16},
+    "clap": {"width": 64, "embed": 16, "depths": [1, 1, 1], "heads": [1, 2, 2], "spec": 64, "mels": 16, "seconds": 1},
+    "whisper": {"width": 32, "layers": 8, "heads": 2, "mlp": 64, "mels": 16, "seconds": 1},
+}
+
+
+def build(kind: str, sizes: dict) -> tuple[type, object, object]:
+    """(transformers' class as saved on the Hub, its config, its preprocessing) of a kind of encoder in these sizes."""
+    import transformers as t
+
+    size = {"width": 0, "layers": 0, "heads": 0, "mlp": 0, "image": 0, "patch": 0, "frames": 0, **sizes}
+    wide = {"hidden_size": size["width"], "num_hidden_layers": size["layers"], "num_attention_heads": size["heads"]}
+    tower = {**wide, "intermediate_size": size["mlp"], "image_size": size["image"], "patch_size": size["patch"]}
+    side = {"height": size["image"], "width": size["image"]}
+    crop = {"size": {"shortest_edge": size["image"] * 8 // 7}, "crop_size": side}
+    fill = {"size": {"shortest_edge": size["image"]}, "crop_size": side}
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    text |= {"vocab_size": 64, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    dino = {**{k: v for k, v in tower.items() if k != "intermediate_size"}, "mlp_ratio": 2}
+    dino["image_size"] = size["image"] + 2 * size["patch"]  # another one, as on the Hub
+    mels, seconds = size.get("mels"), size.get("seconds")
+    if kind == "siglip":
+        config = t.SiglipConfig(text_config=text, vision_config=tower)
+        return t.SiglipModel, config, t.SiglipImageProcessorPil(size=side)
+    if kind == "dinov2":
+        return t.Dinov2Model, t.Dinov2Config(**dino), t.BitImageProcessorPil(**crop)
+    if kind == "registers":
+        config = t.Dinov2WithRegistersConfig(**dino, num_register_tokens=4)
+        return t.Dinov2WithRegistersModel, config, t.BitImageProcessorPil(**crop)
+    if kind == "dinov3":
+        return t.DINOv3ViTModel, t.DINOv3ViTConfig(**tower, num_register_tokens=4), t.DINOv3ViTImageProcessor(size=side)
+    if kind == "vit":
+        return t.ViTForImageClassification, t.ViTConfig(**tower), t.ViTImageProcessorPil(size=side)
+    if kind == "ast":
+        audio = {"max_length": size["frames"], "num_mel_bins": mels}
+        config = t.ASTConfig(**{k: v for k, v in tower.items() if k != "image_size"}, **audio)
+        return t.ASTForAudioClassification, config, t.ASTFeatureExtractor(**audio)
+    if kind == "clap":
+        audio = {"patch_embeds_hidden_size": size["embed"], "depths": size["depths"], "spec_size": size["spec"]}
+        audio |= {"hidden_size": size["width"], "num_attention_heads": size["heads"], "num_mel_bins": mels or 64}
+        if seconds:
+            audio |= {"window_size": 4}
+        config = t.ClapConfig(text_config=text, audio_config=audio, projection_dim=24 if seconds else 512)
+        rate = {"sampling_rate": 16000, "frequency_max": 8000, "hop_length": 160} if seconds else {"hop_length": 480}
+        extractor = t.ClapFeatureExtractor(
+            feature_size=mels or 64, max_length_s=seconds or 10, truncation="rand_trunc", **rate
+        )
+        return t.ClapModel, config, extractor
+    if kind == "whisper":
+        names = {"d_model": "width", "encoder_layers": "layers", "encoder_attention_heads": "heads"}
+        names |= {"encoder_ffn_dim": "mlp"}
+        config = t.WhisperConfig(
+            **{name: size[of] for name, of in names.items()},
+            **{"decoder_layers": 1, "decoder_attention_heads": size["heads"], "decoder_ffn_dim": 64},
+            num_mel_bins=mels or 80,
+            max_source_positions=50 * (seconds or 30),
+            **{"vocab_size": 64, "decoder_start_token_id": 1, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+        )
+        extractor = t.WhisperFeatureExtractor(feature_size=mels or 80, chunk_length=seconds or 30)
+        return t.WhisperForConditionalGeneration, config, extractor
+    frames = {"num_frames": size["frames"]}
+    if kind == "timesformer":
+        config = t.TimesformerConfig(**tower, **frames)
+        return t.TimesformerForVideoClassification, config, t.VideoMAEImageProcessorPil(**fill)
+    if kind == "videomae":
+        decoder = {"decoder_hidden_size": 32, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+        config = t.VideoMAEConfig(**tower, **frames, **decoder, decoder_intermediate_size=64, use_mean_pooling=False)
+        return t.VideoMAEForPreTraining, config, t.VideoMAEImageProcessorPil(**fill)
+    if kind == "vivit":
+        tower.pop("patch_size")
+        config = t.VivitConfig(**tower, **frames, tubelet_size=[2, size["patch"], size["patch"]])
+        return t.VivitForVideoClassification, config, t.VivitImageProcessor(**fill)
+    config = t.VJEPA2Config(
+        **wide,
+        **{"crop_size": size["image"], "frames_per_clip": size["frames"], "patch_size": size["patch"]},
+        **{"pred_hidden_size": 24, "pred_num_hidden_layers": 1, "pred_num_attention_heads": 2},
+    )
+    return t.VJEPA2Model, config, t.VJEPA2VideoProcessor(**crop)
+
+
+def tiny_folder(folder: Path, kind: str, **changes: object) -> Path:
+    """A tiny random encoder of a kind of `TINY`, as save_pretrained writes it."""
+    model, config, processor = build(kind, {**TINY[kind], **changes})
+    torch.manual_seed(0)
+    roughen(model(config)).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+TINY_TIMM = {"embed_dim": 32, "depth": 8, "num_heads": 2}
+
+
+def timm_folder(folder: Path, name: str, **changes: object) -> Path:
+    """A folder as timm writes it, of the architecture of this tag with tiny random weights."""
+    import timm
+    from timm.models import save_for_hf
+
+    arguments = {**TINY_TIMM, **changes}
+    model = roughen(timm.create_model(name, **arguments))
+    save_for_hf(model, str(folder), model_args=arguments, safe_serialization=True)
+    return folder

@@ -105,8 +105,11 @@ def grid_maps(model: torch.nn.Module, pixels: torch.Tensor, identifier: str) -> 
     """
     maps = []
     if hasattr(model, "forward_intermediates") and hasattr(model, "blocks"):
-        with torch.no_grad():
-            maps = model.forward_intermediates(pixels, norm=False, output_fmt="NCHW", intermediates_only=True)
+        try:
+            with torch.no_grad():
+                maps = model.forward_intermediates(pixels, norm=False, output_fmt="NCHW", intermediates_only=True)
+        except AssertionError as error:
+            raise PrecomputeError(f"--encoder {identifier} can't take pictures of this size ({error})") from error
     if not maps or any(m.ndim != 4 or m.shape[1:] != maps[0].shape[1:] for m in maps):
         raise PrecomputeError(f"--encoder {identifier}: only plain vision transformers give patches and a CLS")
     return maps

@@ -13,7 +13,7 @@ from .. import PrecomputeError
 from . import Encoder, register
 from .framing import CHOICES, NORMALS, framing_of
 from .transformers_audio import SOUNDS
-from .transformers_loading import Place, config_of, find, load, load_processor, plain
+from .transformers_loading import Place, config_of, described, find, load, load_processor
 from .transformers_video import CLIPS
 
 
@@ -106,7 +106,7 @@ class Transformers(Encoder):
         if normal := self.choices.get("normalise"):
             options = dict(zip(("image_mean", "image_std"), NORMALS[normal], strict=True))
         processor = self._processor = load_processor(place, "AutoImageProcessor", backend="pil", **options)
-        self.preprocessing = {"library": "transformers", "backend": "pil", **plain(processor.to_dict())}
+        self.preprocessing = described(processor)
         if resize := self.choices.get("resize"):
             self._framing = framing_of(processor, resize, self.preprocess(self.example()).shape[-2:])
             self.preprocessing = self._framing.describe()

@@ -69,6 +69,12 @@ def load_processor(place: Place, auto: str, **options: object) -> Callable:
         return getattr(transformers, auto).from_pretrained(place.path, **options, **place.where)
 
 
+def described(processor: object) -> dict:
+    """What a processor of pictures or clips does, for the manifest; some exist with torchvision's resizing only."""
+    backend = "pil" if type(processor).__name__.endswith("Pil") else "torchvision"
+    return {"library": "transformers", "backend": backend, **plain(processor.to_dict())}
+
+
 def config_of(model: torch.nn.Module) -> dict:
     """What of its config defines the features."""
     return {key: value for key, value in plain(model.config.to_dict()).items() if key not in VOLATILE}

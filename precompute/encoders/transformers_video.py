@@ -13,7 +13,7 @@ from .. import PrecomputeError
 from ..media import decode_clip
 from . import Encoder
 from .framing import CHOICES, NORMALS, framing_of
-from .transformers_loading import Place, config_of, load, load_processor, plain
+from .transformers_loading import Place, config_of, described, load, load_processor
 
 
 class Clip(Encoder):
@@ -65,7 +65,7 @@ class Clip(Encoder):
             options = dict(zip(("image_mean", "image_std"), NORMALS[normal], strict=True))
         auto, fixed = self.processor
         self._processor = load_processor(place, auto, **fixed, **options)
-        self.preprocessing = {"library": "transformers", **plain(self._processor.to_dict())}
+        self.preprocessing = described(self._processor)
         if resize := self.choices.get("resize"):
             self._framing = framing_of(self._processor, resize, (self.image_size, self.image_size))
             self.preprocessing = self._framing.describe()
