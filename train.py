@@ -40,7 +40,9 @@ class Options:
     partial: bool = False
     """Accept a texts file that names media the feature set lacks; they are counted and left out."""
     soft_prompt: int | None = None
-    """Learned vectors before the media (0: none)."""
+    """Learned vectors that stand among the words (0: none)."""
+    soft_prompt_place: Literal["before", "after", "around"] | None = None
+    """Where these stand: before the media, after them, or around the question."""
     soft_prompt_mlp: bool | None = None
     """Train these through a small MLP, as eP-ALM does."""
     output_norm: bool | None = None
@@ -163,7 +165,9 @@ def main() -> None:
             adapter.soft_prompt.start_from(
                 lm.embed(torch.randint(len(lm.tokenizer), (adapter.soft_tokens,)).to(device))
             )
-        template = default_template(lm.tokenizer, settings.get("template"), settings.get("delimiters"))
+        template = default_template(
+            lm.tokenizer, settings.get("template"), settings.get("delimiters"), settings["soft_prompt_place"]
+        )
     model = AdaptedModel(lm, adapter, Prompt(lm.tokenizer, template), settings.get("token_noise", 0.0))
     trained = sum(parameter.numel() for parameter in adapter.parameters())
     print(f"adapter: {adapter.spec}, {trained:,} parameters, {shape.kind} to {adapter.tokens} tokens")

@@ -13,7 +13,7 @@ from adapters import AdapterError
 from adapters.injection import Injector, LayerMap, Rows
 from adapters.language_model import LanguageModel
 from adapters.projectors import FeatureShape, build_projector, find_projector
-from adapters.prompt import SOFT_PROMPT, Prompt, Segment
+from adapters.prompt import SOFT_PROMPT, SOFT_PROMPT_END, Prompt, Segment, soft_slots
 from adapters.soft_prompt import SoftPrompt
 from adapters.splice import IGNORED, Spliced, positions_of, splice
 
@@ -150,8 +150,12 @@ class AdaptedModel(nn.Module):
 
         `noise`, a share of each medium token's RMS, is drawn on the CPU, so that a resumed run draws the same.
         """
-        named = dict.fromkeys(s.slot for text in texts for s in text if s.slot not in (None, SOFT_PROMPT))
-        filled = {} if self.adapter.soft_prompt is None else {SOFT_PROMPT: self.adapter.soft_prompt()}
+        own = {None, SOFT_PROMPT, SOFT_PROMPT_END}
+        named = dict.fromkeys(s.slot for text in texts for s in text if s.slot not in own)
+        filled = {}
+        if self.adapter.soft_prompt is not None:
+            counts = soft_slots(self.adapter.soft_tokens, self.prompt.template)
+            filled = dict(zip(counts, self.adapter.soft_prompt().split(list(counts.values())), strict=True))
         if named:
             device = next(self.adapter.parameters()).device
             read = torch.stack([features[name] for name in named]).to(device, non_blocking=True)
@@ -200,7 +204,7 @@ class AdaptedModel(nn.Module):
         """
         if self._injector is None:
             return splice(self.lm, texts, slots, **how), nullcontext()
-        media = {name: vectors for name, vectors in slots.items() if name != SOFT_PROMPT}
+        media = {name: vectors for name, vectors in slots.items() if name not in (SOFT_PROMPT, SOFT_PROMPT_END)}
         kept = torch.zeros(0 if self._injector.inserts else 1, self.lm.hidden_size)
         batch = splice(self.lm, texts, slots | dict.fromkeys(media, kept), **how)
         found = [slot for slot in batch.slots if slot[0] in media]

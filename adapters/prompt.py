@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from adapters import AdapterError
 
 MEDIA_MARK = "<image>"
-SOFT_PROMPT = "soft prompt"
+SOFT_PROMPT, SOFT_PROMPT_END = "soft prompt", "soft prompt's end"
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,15 @@ class Template:
     """How turns become text. `style` is "plain" for base models or "chat" for the tokenizer's own chat template.
 
     `delimiters` stand before and after each medium. `caption_prompt` is what the user says when a text has no question.
+    `soft_prompt` is where the soft prompt stands in the first user turn: "before" the media, "after" them, or "around"
+    the turn's words, its second half behind them.
     """
 
     style: str = "plain"
     delimiters: tuple[str, str] = ("<image>", "</image>")
     caption_prompt: str = ""
     question: str = "Question: {} Answer: "
+    soft_prompt: str = "before"
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -50,13 +53,23 @@ class Template:
 
 
 def default_template(
-    tokenizer: PreTrainedTokenizerBase, style: str | None = None, delimiters: Sequence[str] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    style: str | None = None,
+    delimiters: Sequence[str] | None = None,
+    soft_prompt: str = "before",
 ) -> Template:
     """The tokenizer's chat template where it has one, the plain form otherwise, unless `style` says which."""
-    marks = {"delimiters": tuple(delimiters)} if delimiters is not None else {}
+    marks = {"soft_prompt": soft_prompt} | ({"delimiters": tuple(delimiters)} if delimiters is not None else {})
     if (style or ("chat" if tokenizer.chat_template else "plain")) == "chat":
         return Template(style="chat", caption_prompt="Describe the image.", **marks)
     return Template(**marks)
+
+
+def soft_slots(length: int, template: Template) -> dict[str, int]:
+    """How many of the soft prompt's `length` vectors stand in each of its slots."""
+    if template.soft_prompt != "around":
+        return {SOFT_PROMPT: length}
+    return {SOFT_PROMPT: length - length // 2, SOFT_PROMPT_END: length // 2}
 
 
 class Piece(NamedTuple):
@@ -78,6 +91,10 @@ class Prompt:
             raise AdapterError(f"the template's style is {template.style!r}; it must be plain or chat")
         if template.style == "chat" and not tokenizer.chat_template:
             raise AdapterError("a chat template was asked for, but this tokenizer has none; use --template plain")
+        if template.soft_prompt not in ("before", "after", "around"):
+            raise AdapterError(
+                f"the soft prompt's place is {template.soft_prompt!r}; it must be before, after or around"
+            )
         if tokenizer.eos_token_id is None:
             raise AdapterError("this tokenizer names no end-of-text token, so no answer could end; set its eos_token")
         self.tokenizer, self.template = tokenizer, template
@@ -93,7 +110,7 @@ class Prompt:
         """Turn `turns` (dicts with `role` and `content`) about the media named in `media` into segments.
 
         Media stand where `<image>` marks them in user turns, or before the first user's words when there is no
-        mark; the soft prompt stands before them. A text that begins with an assistant turn is a caption: a user
+        mark; the soft prompt where the template says. A text that begins with an assistant turn is a caption: a user
         turn with the media and `caption_prompt` goes before it. With `answer=False` a last assistant turn is left
         out and the sequence ends where the model is to speak: by construction a prefix of the sequence with the answer.
         Raises AdapterError when marks and media differ in number, or when no assistant turn is left to train on.
@@ -107,11 +124,19 @@ class Prompt:
             raise AdapterError("a text to train on must end with an assistant turn")
         contents = self._contents(turns, media)
         if soft_prompt:
-            next(c for c, turn in zip(contents, turns, strict=True) if turn["role"] == "user").insert(
-                0, Segment(slot=SOFT_PROMPT)
-            )
+            self._place(next(c for c, turn in zip(contents, turns, strict=True) if turn["role"] == "user"))
         pieces = self._chat if self.template.style == "chat" else self._plain
         return self._encode(pieces(turns, contents))
+
+    def _place(self, content: list[Segment | Piece]) -> None:
+        """Put the soft prompt into the first user turn's content."""
+        words = [i for i, part in enumerate(content) if getattr(part, "from_data", False)]
+        media = [i for i, part in enumerate(content) if isinstance(part, Segment)]
+        last = media[-1] + 1 + bool(self.template.delimiters[1]) if media else 0
+        start = {"before": 0, "after": last, "around": words[0] if words else len(content)}[self.template.soft_prompt]
+        if self.template.soft_prompt == "around":
+            content.insert(words[-1] + 1 if words else len(content), Segment(slot=SOFT_PROMPT_END))
+        content.insert(start, Segment(slot=SOFT_PROMPT))
 
     def _contents(self, turns: list[dict], media: Sequence[str]) -> list[list[Segment | Piece]]:
         """Each turn's content as words and slots, in order."""

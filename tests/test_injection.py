@@ -226,3 +226,13 @@ def test_a_soft_prompts_mlp_folds_into_plain_vectors(tmp_path):
     assert again.soft_prompt.mlp is None and torch.allclose(again.soft_prompt(), prompt, atol=1e-6)
     with pytest.raises(AdapterError, match="needs a --soft-prompt"):
         Adapter("mlp2", FeatureShape("pooled", 1, 6), 32, 0.02, soft_prompt_mlp=True)
+
+
+def test_every_vector_of_a_divided_soft_prompt_is_read():
+    model = adapted("llama", soft_prompt=3)
+    model.prompt.template = replace(model.prompt.template, soft_prompt="around")
+    given = features("a")
+    loss, _ = model.loss([segments(model, TEXTS[0], "a")], given)
+    loss.backward()
+    assert (model.adapter.soft_prompt.vectors.grad.abs().sum(1) > 0).all()
+    assert model.generate([segments(model, TEXTS[0], "a", answer=False)], given, max_new_tokens=3)

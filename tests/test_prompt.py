@@ -1,10 +1,12 @@
 """Turns to segments, per kind of tokenizer: the prompt is a prefix of the training text, and what is a target."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 
 from adapters import AdapterError
-from adapters.prompt import Prompt, Template, default_template
+from adapters.prompt import SOFT_PROMPT, SOFT_PROMPT_END, Prompt, Template, default_template, soft_slots
 
 TOKENIZERS = {
     "byte-level": lambda: tiny.byte_level(),
@@ -102,3 +104,29 @@ def test_a_template_that_hides_turns_and_a_tokenizer_without_an_end_are_refused(
         Prompt(tiny.byte_level(), Template(style="chat"))
     with pytest.raises(AdapterError, match="assistant turn"):
         Prompt(tiny.byte_level(), Template()).segments(QUESTION[:1], ["m"])
+
+
+@pytest.mark.parametrize("delimiters", [("<image>", "</image>"), ("", "")])
+def test_the_soft_prompt_stands_where_it_is_asked_for(prompt, delimiters):
+    order = {}
+    for place in ("before", "after", "around"):
+        template = replace(prompt.template, soft_prompt=place, delimiters=delimiters)
+        segments = Prompt(prompt.tokenizer, template).segments(QUESTION, ["m"], soft_prompt=True)
+        slots = [s.slot for s in segments if s.slot]
+        assert slots == {
+            "before": [SOFT_PROMPT, "m"], "after": ["m", SOFT_PROMPT], "around": ["m", SOFT_PROMPT, SOFT_PROMPT_END]
+        }[place]  # fmt: skip
+        order[place] = [s for s in segments if s.slot not in (SOFT_PROMPT, SOFT_PROMPT_END)]
+        said = prompt.tokenizer.decode([i for s in order[place] for i in s.ids])
+        words = QUESTION[0]["content"]
+        assert words in said
+        if place == "around":
+            at = [s.slot for s in segments].index(SOFT_PROMPT)
+            assert words in prompt.tokenizer.decode(segments[at + 1].ids) and segments[at + 2].slot == SOFT_PROMPT_END
+    with pytest.raises(AdapterError, match="before, after or around"):
+        Prompt(prompt.tokenizer, replace(prompt.template, soft_prompt="beside"))
+
+
+def test_both_halves_of_a_soft_prompt_are_counted():
+    assert soft_slots(5, Template(soft_prompt="around")) == {SOFT_PROMPT: 3, SOFT_PROMPT_END: 2}
+    assert soft_slots(5, Template()) == {SOFT_PROMPT: 5}

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from adapters import AdapterError
 from adapters.model import Adapter
 from adapters.projectors import FeatureShape
-from adapters.prompt import SOFT_PROMPT, Prompt, Segment
+from adapters.prompt import Prompt, Segment, soft_slots
 from adapters.splice import length_of
 from shards.read import FeatureSet, Text
 from training import RunError
@@ -112,7 +112,7 @@ class Encoded:
 
     def keep(self, texts: Sequence[Text], max_length: int, desc: str = "reading texts") -> Kept:
         """Leave out texts that can't be trained on: no answer, or longer than `max_length` tokens (never cut short)."""
-        kept = Kept([], [], Counter())
+        kept, soft = Kept([], [], Counter()), soft_slots(self.soft_tokens, self.prompt.template)
         for text in tqdm(texts, desc=desc, unit=" texts", leave=False, disable=len(texts) < 20_000):
             if not text.turns or text.turns[-1]["role"] != "assistant" or not text.turns[-1]["content"].strip():
                 kept.dropped["no words to learn"] += 1
@@ -122,7 +122,7 @@ class Encoded:
             except AdapterError as error:
                 kept.dropped[str(error)] += 1
                 continue
-            length = length_of(segments, {SOFT_PROMPT: self.soft_tokens} | dict.fromkeys(text.media, self.tokens))
+            length = length_of(segments, soft | dict.fromkeys(text.media, self.tokens))
             if length > max_length:
                 kept.dropped[f"longer than {max_length} tokens"] += 1
                 continue

@@ -10,6 +10,7 @@ from training.run import Run
 DEFAULTS = {
     "adapter": "mlp16",
     "soft_prompt": 0,
+    "soft_prompt_place": "before",
     "soft_prompt_mlp": False,
     "output_norm": True,
     "projector_hidden": 0,
