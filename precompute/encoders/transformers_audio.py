@@ -15,6 +15,7 @@ from . import Encoder
 from .transformers_loading import Place, config_of, load, load_processor, plain
 
 MOST = 64  # windows
+FRAME = 400  # samples; Kaldi's 25 ms at 16 kHz
 
 
 class Sound(Encoder):
@@ -115,7 +116,10 @@ class AST(Sound):
         return "torchaudio" if is_speech_available() else "numpy"
 
     def samples(self) -> int:
-        return 400 + 160 * (self._extractor.max_length - 1)  # Kaldi's 25 ms frames every 10 ms, at 16 kHz
+        return FRAME + 160 * (self._extractor.max_length - 1)  # Kaldi's frames every 10 ms, at 16 kHz
+
+    def spectrum(self, wave: np.ndarray) -> torch.Tensor:
+        return super().spectrum(np.pad(wave, (0, max(0, FRAME - len(wave)))))
 
     def shape(self) -> tuple[int, int]:
         config = self.model.config

@@ -68,6 +68,6 @@ def spectrogram(wave: np.ndarray, size: tuple[int, int] = (128, 96)) -> Image.Im
     highs = np.maximum(lows + 1, np.ceil(edges[1:]).astype(int))
     bands = np.stack([power[:, low:high].max(1) for low, high in zip(lows, highs, strict=True)])
     level = 10 * np.log10(bands + 1e-12)
-    light = np.clip((level - max(level.max(), -60) + 70) / 70, 0, 1)[::-1]
+    light = np.clip((level - max(level.max(), -40) + 70) / 70, 0, 1)[::-1]
     red, green, blue = np.sqrt(light), light**2, np.sin(np.pi * light) * 0.6 + 0.3 * light**4
     return Image.fromarray((np.stack([red, green, blue], -1) * 255).astype(np.uint8))
