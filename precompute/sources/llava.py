@@ -69,7 +69,7 @@ def _conversation(tree: Tree, name: str, where: str, row: object, split: str | N
     media = []
     for column, kind in MEDIA.items():
         listed = row.get(column) or []
-        for wanted in [listed] if isinstance(listed, str) else listed:
+        for wanted in listed if isinstance(listed, list) else [listed]:
             if not isinstance(wanted, str):
                 yield Problem(name, "bad conversation", f"{where}: {column} isn't a path")
                 return

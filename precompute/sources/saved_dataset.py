@@ -35,7 +35,9 @@ def _open(path: Path) -> dict:
     try:
         import datasets
     except ImportError as error:
-        raise PrecomputeError(f"{path} can't be read without Hugging Face's library: pip install -e '.[datasets]'") from error
+        raise PrecomputeError(
+            f"{path} can't be read without Hugging Face's library: pip install -e '.[datasets]'"
+        ) from error
     try:
         found = datasets.load_from_disk(path)
     except Exception as error:  # whatever is wrong with the folder

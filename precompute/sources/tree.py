@@ -67,8 +67,8 @@ class Tree:
         """The files in the zip archives below `root`: name -> (the archive's name, where in it)."""
         if self._members is None:
             self._members = {}
-            archives = [name for name in self.given or self.names() if name.lower().endswith(".zip")]
-            for archive in archives:
+            given = [name for name in self.given if name.lower().endswith(".zip")]
+            for archive in given or [name for name in self.names() if name.lower().endswith(".zip")]:
                 try:
                     for name, span in members(self.root / archive):
                         self._add_member(archive, name, span)
