@@ -62,6 +62,7 @@ def clip(frames: list[Image.Image], form: str = "mp4", rate: int = 10, **options
     with av.open(stream, "w", format=container) as out:
         track = out.add_stream(codec, rate=rate, options={name: str(value) for name, value in options.items()})
         track.width, track.height = frames[0].size
+        track.bit_rate = 2_000_000
         track.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
         for frame in frames:
             out.mux(track.encode(av.VideoFrame.from_image(frame)))
