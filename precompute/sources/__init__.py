@@ -129,7 +129,7 @@ def collect(path: Path | str) -> Collection:
             found.words.append(record)
         else:
             found.problems.append(record)
-    found.problems += tree.problems
+    found.problems = list(dict.fromkeys([*found.problems, *tree.problems]))
     if not found.media:
         why = f" ({len(found.problems)} problems, first: {found.problems[0]})" if found.problems else ""
         raise PrecomputeError(f"no media in {tree.path}, read as {layout.looks}{why}")
