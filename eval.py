@@ -10,7 +10,7 @@ import sys
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -24,8 +24,8 @@ class Options:
 
     run: Path | None = None
     """A run, or with --image also an adapter folder (default: the newest run)."""
-    image: Path | None = None
-    """A picture to answer about, through the real encoder."""
+    image: Annotated[Path | None, tyro.conf.arg(aliases=["--audio", "--video"])] = None
+    """A picture, sound or clip to answer about, through the real encoder."""
     prompt: str | None = None
     """What to ask about the picture ("" for a caption; not given: a chat)."""
     features: Path | None = None

@@ -22,7 +22,7 @@ from adapters.model import AdaptedModel
 from adapters.prompt import Prompt, Template
 from precompute import PrecomputeError
 from precompute.encoders import Encoder, load_encoder_like
-from precompute.media import decode_image
+from precompute.media import read_file
 from shards.features import round_trip
 from training.run import Run
 
@@ -63,9 +63,10 @@ class Live:
         self._cached: tuple[object, torch.Tensor] | None = None
 
     def features(self, image: Image.Image | Path | str | bytes) -> torch.Tensor:
-        """The picture's features as a shard would hold them: float16, `(width,)` or `(tokens, width)`.
+        """The features of a picture, or of a sound's or a clip's file if the encoder takes such, as a shard would hold
+        them: float16, `(width,)` or `(tokens, width)`.
 
-        Raises PrecomputeError for a file that isn't a whole picture.
+        Raises PrecomputeError for a file that isn't a whole medium of the encoder's kind.
         """
         if isinstance(image, str | Path):
             image = Path(image)
@@ -73,13 +74,14 @@ class Live:
             if stamp and self._cached and self._cached[0] == stamp:
                 return self._cached[1]
             try:
-                picture = decode_image(image)
+                inputs = self.encoder.inputs(read_file(image))
             except PrecomputeError as error:
                 raise PrecomputeError(f"{image}: {error}") from error
         else:
-            stamp, picture = None, image if isinstance(image, Image.Image) else decode_image(image)
+            stamp = None
+            inputs = self.encoder.preprocess(image) if isinstance(image, Image.Image) else self.encoder.inputs(image)
         kind = self.model.adapter.features.kind
-        given = self.encoder.encode(self.encoder.preprocess(picture)[None], [kind])[kind][0]
+        given = self.encoder.encode(inputs[None], [kind])[kind][0]
         found = round_trip(given, self.storage)
         self._cached = (stamp, found)
         return found
