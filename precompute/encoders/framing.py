@@ -35,8 +35,7 @@ class Framing:
         if self.resize == "letterbox":
             image = self._padded(image)
         if self.resize == "crop":
-            scale = max(width / image.width, height / image.height)
-            inner = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+            inner = max(width, height * image.width // image.height), max(height, width * image.height // image.width)
             left, top = round((inner[0] - width) / 2), round((inner[1] - height) / 2)
             image = image.resize(inner, resample).crop((left, top, left + width, top + height))
         else:

@@ -29,9 +29,9 @@ class Fused(Encoder):
         if len({part.patch_layer for part in parts}) > 1:
             raise PrecomputeError(f"--encoder {identifier}: pass --layer, because their usual layers differ")
         first = parts[0]
-        self.device, self.dtype, self.patch_layer, self.blocks = torch.device(device), first.dtype, first.patch_layer, 0
-        self.choices = {name: value for name, value in choices.items() if value is not None and name != "blocks"}
-        self.choices.pop("patch_layer", None)
+        self.device, self.dtype, self.patch_layer = torch.device(device), first.dtype, first.patch_layer
+        self.blocks = max(part.blocks for part in parts)
+        self.choices = first.choices
         self.id = "+".join(f"{part.library}:{part.id}" if part.id else part.library for part in parts)
         self.name = identifier
         self.grid = first.grid

@@ -139,7 +139,9 @@ def _create(name: str, side: int | None) -> tuple[torch.nn.Module, str | None]:
             raise PrecomputeError(f"no pretrained timm model is called {name!r}; nearest: {', '.join(near) or 'none'}")
         _, revision = reach(timm.get_pretrained_cfg(name).hf_hub_id, WEIGHTS)
     try:
-        return timm.create_model(known, pretrained=True, num_classes=0, **size), revision
+        model = timm.create_model(known, pretrained=True, **size)
+        model.reset_classifier(0)  # behind it: asked for no classes, timm would overlook missing weights
+        return model, revision
     except Exception as error:  # the library raises RuntimeError, TypeError, OSError and its downloader's own
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PrecomputeError(f"--encoder {name}: timm can't load it ({line})") from error
