@@ -1,0 +1,87 @@
+"""What the demo's sounds and clips share: how media are split, questions drawn, and a folder made once."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+
+SPLITS = ("train", "heldout", "new_pairs")
+HELDOUT_ONE_IN = 10
+
+
+def split_by(pairs: Iterable[tuple[str, str]], new_pairs: Collection[tuple[str, str]], least: int = 2) -> str:
+    """The split of a medium by the pairs of words that stand for what it holds, whatever their order.
+
+    "new_pairs" when one of them is of `new_pairs`, "heldout" when there are `least` or more and a hash of them says so,
+    "train" otherwise. So it holds for any seed.
+    """
+    told = sorted(pairs)
+    if set(new_pairs) & set(told):
+        return "new_pairs"
+    digest = hashlib.sha256(json.dumps(told).encode()).digest()
+    return "heldout" if len(told) >= least and int.from_bytes(digest[:8], "big") % HELDOUT_ONE_IN == 0 else "train"
+
+
+def distinct_questions(
+    forms: Collection[tuple[str, ...]],
+    n: int,
+    rng: random.Random,
+    draw: Callable[[tuple[str, ...]], tuple[dict, str, str] | None],
+) -> list[tuple[dict, str, str]]:
+    """Up to `n` different questions as (ask, wording, answer), one of each form first, in random order; `draw` makes
+    one of a form, or None where there is no answer to it."""
+    drawn, waiting = [], []
+    for _ in range(8 * n):
+        waiting = waiting or rng.sample(tuple(forms), len(forms))
+        found = draw(waiting.pop())
+        if found is not None and all(found[0] != other for other, _, _ in drawn):
+            drawn.append(found)
+            if len(drawn) == n:
+                break
+    return drawn
+
+
+def lines_of(
+    medium: str, split: str, meta: dict, captions: Iterable[str], questions: Iterable[tuple[dict, str, str]]
+) -> Iterator[dict]:
+    """The lines of texts.jsonl for one medium: captions, and questions with their `ask` in `meta`."""
+    stem = Path(medium).stem
+    common = {"media": [medium], "split": split}
+    for number, text in enumerate(captions):
+        turns = [{"role": "assistant", "content": text}]
+        yield {"id": f"{stem}-caption-{number}", **common, "turns": turns, "meta": meta}
+    for number, (ask, wording, truth) in enumerate(questions):
+        turns = [{"role": "user", "content": wording}, {"role": "assistant", "content": truth}]
+        yield {"id": f"{stem}-question-{number}", **common, "turns": turns, "meta": meta | {"ask": ask}}
+
+
+def make_folder(folder: Path, name: str, asked: dict, lines: Callable[[Path], Iterable[dict]]) -> Path:
+    """Makes `folder` with texts.jsonl from what `lines(folder)` gives, and `name`.json with what was asked for.
+
+    `lines` also writes the media, into the folder it is given. A finished folder made with the same numbers is used as
+    it is; one made otherwise raises ValueError. Everything is written under a temporary name and renamed at the end.
+    Returns `folder`.
+    """
+    note = folder / f"{name}.json"
+    if note.is_file() and json.loads(note.read_text()) == asked:
+        return folder
+    if folder.exists():
+        raise ValueError(
+            f"{folder} exists and holds something else than these {name}; remove it or name another folder"
+        )
+    waiting = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(waiting, ignore_errors=True)
+    waiting.mkdir(parents=True)
+    try:
+        with (waiting / "texts.jsonl").open("w", encoding="utf-8") as texts:
+            for line in lines(waiting):
+                texts.write(json.dumps(line) + "\n")
+        (waiting / note.name).write_text(json.dumps(asked) + "\n")
+        os.rename(waiting, folder)
+    except BaseException:
+        shutil.rmtree(waiting, ignore_errors=True)
+        raise
+    return folder
