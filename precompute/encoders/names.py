@@ -10,8 +10,8 @@ NC = "CC BY-NC 4.0"
 class Name:
     """encoder: what the short name stands for · size: of the weights, downloaded or read once · about: one line for
     people · licence: of the weights · grid: (rows, columns) of the patches · width: of patches and layers · pooled:
-    width of the pooled vector · layers: whether it has a CLS with a final norm · modality · choices: those that are
-    made unless others are.
+    width of the pooled vector · layers: how many, 0 without a CLS that has a final norm · modality · choices: those
+    that are made unless others are.
     """
 
     encoder: str
@@ -21,17 +21,17 @@ class Name:
     grid: tuple[int, int]
     width: int
     pooled: int
-    layers: bool = True
+    layers: int = 6
     modality: str = "image"
     choices: Mapping = field(default_factory=dict)
 
-    def features(self, blocks: int = 6) -> dict[str, dict]:
+    def features(self) -> dict[str, dict]:
         """What a manifest says of its features: kind -> {"shape", "dtype"}, and the grid."""
         found = {"pooled": {"shape": [self.pooled], "dtype": "float16"}}
         tokens = self.grid[0] * self.grid[1]
         found["patches"] = {"shape": [tokens, self.width], "dtype": "float16", "grid": list(self.grid)}
         if self.layers:
-            found["layers"] = {"shape": [blocks, self.width], "dtype": "float16"}
+            found["layers"] = {"shape": [self.layers, self.width], "dtype": "float16"}
         return found
 
 
@@ -40,7 +40,7 @@ def _clip(arch: str, size: str, about: str, grid: int, width: int, pooled: int) 
 
 
 def _siglip(repo: str, size: str, about: str, grid: int, width: int) -> Name:
-    return Name(f"transformers:google/{repo}", size, about, "Apache 2.0", (grid, grid), width, width, layers=False)
+    return Name(f"transformers:google/{repo}", size, about, "Apache 2.0", (grid, grid), width, width, layers=0)
 
 
 def _dino(repo: str, size: str, about: str, grid: int, width: int, licence: str = "Apache 2.0") -> Name:
@@ -49,7 +49,7 @@ def _dino(repo: str, size: str, about: str, grid: int, width: int, licence: str 
 
 def _whisper(form: str, size: str, width: int) -> Name:
     encoder, about = f"transformers:openai/whisper-{form}", f"Whisper {form}'s encoder: speech, 30 s"
-    return Name(encoder, size, about, "Apache 2.0", (1, 1500), width, width, layers=False, modality="audio")
+    return Name(encoder, size, about, "Apache 2.0", (1, 1500), width, width, layers=0, modality="audio")
 
 
 DINO_AT_384 = "timm:vit_large_patch14_reg4_dinov2.lvd142m@384"
@@ -58,7 +58,17 @@ SIGLIP_AT_384 = "timm:vit_so400m_patch14_siglip_384.webli"
 NAMES = {
     "demo": Name(
         *("open_clip:demo/backbones/clip", "a few MB", "the demo's own, trained on drawn scenes only", "MIT"),
-        *((6, 6), 192, 288, False),
+        *((6, 6), 192, 288, 0),
+    ),
+    "demo-audio": Name(
+        *("transformers:demo/backbones/ast", "a few MB", "the demo's own AST, trained on drawn sounds only", "MIT"),
+        *((4, 12), 192, 192, 4),
+        modality="audio",
+    ),
+    "demo-video": Name(
+        *("transformers:demo/backbones/timesformer", "a few MB", "the demo's own TimeSformer, of drawn clips", "MIT"),
+        *((8 * 4, 4), 144, 144, 4),
+        modality="video",
     ),
     "clip-b-32": _clip("ViT-B-32-quickgelu/openai", "0.6 GB", "OpenAI CLIP ViT-B/32, 224 px", 7, 768, 512),
     "clip-b-16": _clip("ViT-B-16-quickgelu/openai", "0.6 GB", "OpenAI CLIP ViT-B/16, 224 px", 14, 768, 512),
@@ -98,7 +108,7 @@ NAMES = {
     ),
     "dinosiglip-384": Name(
         *(f"{DINO_AT_384}+{SIGLIP_AT_384}", "2.9 GB", "DINOv2 ViT-L/14 with registers and SigLIP so400m: Cobra's"),
-        *("Apache 2.0", (27, 27), 1024 + 1152, 1024 + 1152, False),
+        *("Apache 2.0", (27, 27), 1024 + 1152, 1024 + 1152, 0),
         choices={"resize": "stretch"},
     ),
     "ast": Name(
@@ -108,7 +118,7 @@ NAMES = {
     ),
     "clap": Name(
         *("transformers:laion/clap-htsat-unfused", "0.6 GB", "CLAP: sounds, 10 s, in one space with words"),
-        *("Apache 2.0", (2, 32), 768, 512, False),
+        *("Apache 2.0", (2, 32), 768, 512, 0),
         modality="audio",
     ),
     "whisper-base": _whisper("base", "0.3 GB", 512),
@@ -122,7 +132,7 @@ NAMES = {
     ),
     "videomae": Name(
         *("transformers:MCG-NJU/videomae-base", "0.4 GB", "VideoMAE ViT-B/16: 16 frames, by two", NC),
-        *((8 * 14, 14), 768, 768, False),
+        *((8 * 14, 14), 768, 768, 0),
         modality="video",
     ),
     "vivit": Name(
@@ -132,7 +142,7 @@ NAMES = {
     ),
     "vjepa2-l": Name(
         *("transformers:facebook/vjepa2-vitl-fpc64-256", "1.5 GB", "V-JEPA 2 ViT-L/16: 64 frames, by two", "MIT"),
-        *((32 * 16, 16), 1024, 1024, False),
+        *((32 * 16, 16), 1024, 1024, 0),
         modality="video",
     ),
 }

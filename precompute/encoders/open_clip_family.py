@@ -146,7 +146,7 @@ def _create(open_clip: object, identifier: str) -> tuple[torch.nn.Module, dict, 
             return open_clip.create_model(name, pretrained=tag, require_pretrained=True), config, revision
         except Exception as error:  # the library raises RuntimeError, ValueError, OSError and its downloader's own
             raise PrecomputeError(
-                f"--encoder {identifier}: open_clip can't load it ({str(error).splitlines()[0]})"
+                f"--encoder {identifier}: open_clip can't load it ({' '.join(str(error).split())[:200]})"
             ) from error
 
 

@@ -143,5 +143,5 @@ def _create(name: str, side: int | None) -> tuple[torch.nn.Module, str | None]:
         model.reset_classifier(0)  # behind it: asked for no classes, timm would overlook missing weights
         return model, revision
     except Exception as error:  # the library raises RuntimeError, TypeError, OSError and its downloader's own
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = " ".join(str(error).split())[:200] or type(error).__name__
         raise PrecomputeError(f"--encoder {name}: timm can't load it ({line})") from error
