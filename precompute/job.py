@@ -120,7 +120,7 @@ def precompute(
         SetWriter(out, encoder.modality, encoder.describe(), task.features) as writer,
         ThreadPoolExecutor(workers) as threads,
     ):
-        _check_gone(writer, keys)
+        _check_gone(writer, keys, threads)
         todo = _todo(writer, keys, threads, task.filters)
         if todo:
             done, each = len(writer.samples()), bytes_each(task.features)
@@ -179,12 +179,20 @@ def _todo(writer: SetWriter, keys: dict[str, Medium], pool: ThreadPoolExecutor, 
     return {key: medium for key, medium in keys.items() if key not in kept}
 
 
-def _check_gone(writer: SetWriter, keys: dict[str, Medium]) -> None:
-    if writer.manifest and (gone := [origin for key, (origin, _) in writer.known().items() if key not in keys]):
+def _check_gone(writer: SetWriter, keys: dict[str, Medium], pool: ThreadPoolExecutor) -> None:
+    """Refuse a finished set that holds media which are no longer there, unless they have other names now."""
+    known = writer.known()
+    gone = {origin: digest for key, (origin, digest) in known.items() if key not in keys}
+    if not writer.manifest or not gone:
+        return
+    unknown = [medium for key, medium in keys.items() if key not in known]
+    contents = set(pool.map(_digest, unknown)) if unknown else set()
+    if lost := [origin for origin, digest in gone.items() if digest not in contents]:
         raise PrecomputeError(
-            f"{writer.folder} holds {len(gone)} media that aren't asked for now ({min(gone)}): "
+            f"{writer.folder} holds {len(lost)} media that aren't asked for now ({min(lost)}): "
             "choose another --out, or the same --data and --limit"
         )
+    print(f"{len(gone)} media have other names now and are encoded under these ({min(gone)})")
 
 
 def _estimate(todo: dict[str, Medium], task: Task, batch: int, workers: int) -> float:
