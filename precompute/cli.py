@@ -37,7 +37,8 @@ class Options:
     pool: str = "1x1"
     """Average rectangles of so many patches before storing, as in 2x2; 1x1: off."""
     views: int = 1
-    """Views of each picture to store, all but one augmented (cropped, mirrored, ...); training takes turns. 1: off."""
+    """Views of each picture to store, training takes turns. All but one are augmented: cropped, distorted, and mirrored
+    half of the time, which swaps left and right, whatever the captions say. 1: off."""
     min_side: int = 0
     """Leave out pictures whose shorter side has fewer pixels; 0: none."""
     duplicates: Literal["keep", "drop"] = "keep"

@@ -518,7 +518,7 @@ def test_without_words_and_without_an_encoder(
     from precompute import encoders
     from precompute.encoders.names import NAMES, Name
 
-    monkeypatch.setitem(NAMES, "demo", Name(f"open_clip:{encoder}", "", ""))
+    monkeypatch.setitem(NAMES, "demo", Name(f"open_clip:{encoder}", "", "", "", (4, 4), 32, 24))
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "holiday", 6, words=False)
     main(args=["--data", "holiday", "--device", "cpu"])
