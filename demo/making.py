@@ -12,14 +12,14 @@ SPLITS = ("train", "heldout", "new_pairs")
 HELDOUT_ONE_IN = 10
 
 
-def split_by(pairs: Iterable[tuple[str, str]], new_pairs: Collection[tuple[str, str]], least: int = 2) -> str:
+def split_by(pairs: Iterable[tuple[str, str]], new: bool, least: int = 2) -> str:
     """The split of a medium by the pairs of words that stand for what it holds, whatever their order.
 
-    "new_pairs" when one of them is of `new_pairs`, "heldout" when there are `least` or more and a hash of them says so,
+    "new_pairs" when it is `new`, "heldout" when there are `least` things or more and a hash of their pairs says so,
     "train" otherwise. So it holds for any seed.
     """
     told = sorted(pairs)
-    if set(new_pairs) & set(told):
+    if new:
         return "new_pairs"
     digest = hashlib.sha256(json.dumps(told).encode()).digest()
     return "heldout" if len(told) >= least and int.from_bytes(digest[:8], "big") % HELDOUT_ONE_IN == 0 else "train"

@@ -34,7 +34,11 @@ def events(text):
 
 HELD = {
     (("high", "bell"), ("low", "bell")),
+    (("high", "buzz"), ("high", "hiss")),
     (("high", "click"), ("low", "hiss")),
+    (("high", "drum"), ("low", "buzz")),
+    (("high", "drum"), ("low", "click")),
+    (("high", "drum"), ("low", "drum")),
     (("high", "siren"), ("high", "whistle")),
     (("low", "click"), ("low", "drum")),
 }
@@ -52,9 +56,10 @@ def test_no_training_meets_a_held_out_sound(seed):
     heldout = multisets(sounds.draw_sounds(seed, 500, "heldout"))
     new_pairs = multisets(sounds.draw_sounds(seed, 500, "new_pairs"))
     assert not trained & heldout and not trained & new_pairs and not heldout & new_pairs
-    pairs = {pair for found in trained | heldout for pair in found}
-    assert not pairs & sounds.NEW_PAIRS and len(pairs) == 16 - len(sounds.NEW_PAIRS)
-    assert all(sounds.NEW_PAIRS & set(found) for found in new_pairs)
+    together = {pair for found in trained | heldout for pair in itertools.permutations((s for _, s in found), 2)}
+    assert not together & sounds.NEW_PAIRS
+    assert len({pair for found in trained for pair in found}) == 16, "every sound is heard at either pitch"
+    assert all(sounds.NEW_PAIRS & set(itertools.permutations((s for _, s in found), 2)) for found in new_pairs)
     assert len(heldout) >= 20, "a handful of sequences would say little about new ones"
 
 
@@ -71,7 +76,7 @@ def test_the_split_rule_is_stable():
         pair: sounds.split_of([{"pitch": p, "sound": s, "place": "first"} for p, s in pair])
         for pair in itertools.combinations(kinds, 2)
     }
-    assert Counter(found.values()) == {"train": 62, "heldout": 4, "new_pairs": 54}
+    assert Counter(found.values()) == {"train": 96, "heldout": 8, "new_pairs": 16}
     assert {pair for pair, split in found.items() if split == "heldout"} == HELD
 
 
@@ -104,7 +109,6 @@ def test_questions_are_valid_and_true(split):
                 exists[truth] += 1
                 pair = ask["pitch"], ask["sound"]
                 assert (truth == "yes") == (pair in true_sounds(heard))
-                assert split == "new_pairs" or pair not in sounds.NEW_PAIRS
             if ask["kind"] in ATTRIBUTES:
                 given = {name: value for name, value in ask.items() if name in ATTRIBUTES}
                 assert [event[ask["kind"]] for event in heard if given.items() <= event.items()] == [truth]
