@@ -16,6 +16,7 @@ from .tree import Tree, whole
 from .turns import caption
 
 SPLIT_FOLDER = re.compile(r"(train|val|test)\d{4}")
+Described = dict[int | str, tuple[tuple[str, ...], dict]]  # id -> origin and meta, which all its captions share
 
 
 def _files(tree: Tree) -> list[str]:
@@ -31,13 +32,13 @@ def _detect(tree: Tree) -> str:
 def coco_captions(tree: Tree) -> Iterator[Record]:
     """The images that the files list, and their captions."""
     for name in _files(tree):
-        yield from whole(name, _file(tree, name))
+        media: Described = {}
+        yield from whole(name, _images(tree, name, media))
+        yield from whole(name, _captions(tree, name, media))
 
 
-def _file(tree: Tree, name: str) -> Iterator[Record]:
-    split, base = split_in(os.path.basename(name)), os.path.basename(name)
-    folder = match[0] if (match := SPLIT_FOLDER.search(base)) else ""
-    media: dict[object, tuple[tuple[str, ...], dict]] = {}
+def _images(tree: Tree, name: str, media: Described) -> Iterator[Record]:
+    match = SPLIT_FOLDER.search(os.path.basename(name))
     with tree.open(name) as stream:
         for key, image in elements(stream):
             if key != "images":
@@ -46,10 +47,14 @@ def _file(tree: Tree, name: str) -> Iterator[Record]:
             if not isinstance(file, str) or not isinstance(image.get("id"), int | str):
                 yield Problem(name, "bad entry", f"an image without id or file_name: {str(image)[:80]}")
                 continue
-            medium = tree.find(file, name, folder)
+            medium = tree.find(file, name, match[0] if match else "")
             yield medium
             if not isinstance(medium, Problem):
                 media[image["id"]] = (medium.origin,), {"image_id": image["id"]}
+
+
+def _captions(tree: Tree, name: str, media: Described) -> Iterator[Record]:
+    split = split_in(os.path.basename(name))
     with tree.open(name) as stream:
         for key, row in elements(stream):
             if key != "annotations":

@@ -30,15 +30,25 @@ def msrvtt(tree: Tree) -> Iterator[Record]:
     """The clips that are there, and their captions."""
     media: dict[str, Medium | Problem] = {}
     for name in _files(tree):
-        yield from whole(name, _file(tree, name, media))
+        splits: dict[str, str | None] = {}
+        yield from whole(name, _videos(tree, name, splits))
+        yield from whole(name, _sentences(tree, name, splits, media))
 
 
-def _file(tree: Tree, name: str, media: dict[str, Medium | Problem]) -> Iterator[Record]:
-    splits = {}
+def _videos(tree: Tree, name: str, splits: dict[str, str | None]) -> Iterator[Problem]:
     with tree.open(name) as stream:
         for key, video in elements(stream):
-            if key == "videos" and isinstance(video, dict) and isinstance(video.get("video_id"), str):
+            if key != "videos":
+                continue
+            if isinstance(video, dict) and isinstance(video.get("video_id"), str):
                 splits[video["video_id"]] = split_named(video.get("split"))
+            else:
+                yield Problem(name, "bad entry", f"a video without video_id: {str(video)[:80]}")
+
+
+def _sentences(
+    tree: Tree, name: str, splits: dict[str, str | None], media: dict[str, Medium | Problem]
+) -> Iterator[Record]:
     with tree.open(name) as stream:
         for key, row in elements(stream):
             if key == "sentences":
