@@ -1,18 +1,19 @@
 """Encode media once with a frozen encoder: python precompute.py --help."""
 
+import importlib
 from pathlib import Path
 
 from console import run
 from precompute import PrecomputeError
 from precompute.cli import main
 
+DEMO = {"image": "scenes", "audio": "sounds", "video": "clips"}
 
-def demo(folder: Path, seed: int) -> Path:
-    from demo import scenes
 
-    print(f"the demo's scenes: {folder} (drawn now if they aren't there)")
+def demo(modality: str, folder: Path, seed: int) -> Path:
+    print(f"the demo's {DEMO[modality]}: {folder} (drawn now if they aren't there)")
     try:
-        return scenes.make(folder, seed=seed)
+        return importlib.import_module(f"demo.{DEMO[modality]}").make(folder, seed=seed)
     except ValueError as error:
         raise PrecomputeError(str(error)) from error
 

@@ -1,7 +1,7 @@
 """The command line of precompute.py."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -71,13 +71,15 @@ class Options:
     """Which hidden state gives the patches, -1 being the last; none: as the encoder's row says, mostly -2."""
     ray: str = ""
     """Encode on a Ray cluster: its address, or auto for the one this machine is of, else one on its own; empty: off."""
+    demo: Literal["image", "audio", "video"] = "image"
+    """Which of the demo's media: scenes, sounds or clips, each with an encoder of its own; only without --data."""
     demo_seed: int = 0
     """Seed of the demo's media; only without --data."""
 
 
-def main(demo: Callable[[Path, int], Path] | None = None, args: list[str] | None = None) -> None:
-    """Read the flags and make the feature set. `demo(folder, seed)` makes the demo's media in `folder` and returns
-    it.
+def main(demo: Callable[[str, Path, int], Path] | None = None, args: list[str] | None = None) -> None:
+    """Read the flags and make the feature set. `demo(modality, folder, seed)` makes the demo's media in `folder` and
+    returns it.
 
     Raises PrecomputeError or FeatureSetError for what the user can mend.
     """
@@ -96,19 +98,22 @@ def main(demo: Callable[[Path, int], Path] | None = None, args: list[str] | None
     run(options, demo)
 
 
-def run(options: Options, demo: Callable[[Path, int], Path] | None = None) -> None:
+def run(options: Options, demo: Callable[[str, Path, int], Path] | None = None) -> None:
     """Do what the flags ask."""
     from console import choose_device
 
     from .remote import collected
 
-    out = options.out or Path("features") / _name(options.data)
+    kind = "" if options.demo == "image" else f"-{options.demo}"
+    out = options.out or Path("features") / (f"demo{kind}" if options.data is None else _name(options.data))
     device = choose_device(options.device)
     data = options.data
     if data is None:
         if demo is None:
             raise PrecomputeError("--data is missing")
-        data = demo(Path("demo/media") / f"seed-{options.demo_seed}", options.demo_seed)
+        data = demo(options.demo, Path("demo/media") / f"seed-{options.demo_seed}{kind}", options.demo_seed)
+        if options.encoder == "demo":
+            options = replace(options, encoder=f"demo{kind}")
     with collected(data) as found:
         encode(options, found, out, device)
 
@@ -171,10 +176,8 @@ def _take(found: "Collection", encoder: "Encoder") -> None:
         found.words = [words for words in found.words if others.isdisjoint(words.media)]
 
 
-def _name(data: Path | None) -> str:
+def _name(data: Path) -> str:
     """The name of the feature set when --out is missing."""
-    if data is None:
-        return "demo"
     data = data.resolve()
     return (
         data.parent.name
