@@ -1,7 +1,7 @@
 """A folder of pictures, sounds or clips, or a zip archive of them, with or without words.
 
 Words come from `metadata.jsonl`, `metadata.csv` or `metadata.parquet` in any folder (Hugging Face's imagefolder,
-audiofolder and videofolder: `file_name` relative to that file; https://huggingface.co/docs/datasets/image_dataset),
+audiofolder and videofolder: `file_name`, or `image_file_name` and the like, relative to that file; https://huggingface.co/docs/datasets/image_dataset),
 else from a `.txt` beside the medium with the same stem. The metadata's captions stand in `text`, `caption` or
 `captions`, questions in `question` and `answer`; a `split` column is taken if there is one. In a `.txt` each
 non-empty line is one caption (what caption tools call one file per picture has one line; several lines are several
@@ -9,6 +9,7 @@ captions). Media without words are encoded all the same.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
@@ -18,6 +19,7 @@ from .text_file import captions_in
 from .tree import Tree, whole
 from .turns import caption, words_of
 
+NAMED = re.compile(r"(\w+_)?file_name")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -71,7 +73,7 @@ def _metadata(tree: Tree, name: str) -> Iterator[Record]:
     folder = os.path.dirname(name)
     for number, row in rows(tree, name):
         where = f"{name}, line {number}"
-        wanted = row.get("file_name") if row else None
+        wanted = next((row[column] for column in row if NAMED.fullmatch(column)), None) if row else None
         if not isinstance(wanted, str) or not wanted.strip():
             yield Problem(name, "bad line in a metadata file", f"line {number} has no file_name")
             continue
