@@ -178,7 +178,7 @@ def test_ctrl_c_saves_and_leaves(workshop):
 
 
 MISTAKES = {
-    "unknown adapter": ((*TRAIN, "--adapter", "mpl16"), "did you mean mlp16"),
+    "unknown adapter": ((*TRAIN, "--adapter", "mpl16"), "or mlp16?"),
     "unknown flag": (("train.py", "--adaptr", "mlp16"), None),
     "features without pooled": (
         ("train.py", "--features", "features/patches-only", "--lm", "lm", "--adapter", "mlp16"), "--kinds pooled"
