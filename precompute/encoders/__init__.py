@@ -271,7 +271,7 @@ def resolve(name: str) -> tuple[str, str]:
             f"the demo's encoder isn't at {full.partition(':')[2]}: clone the project whole, or name another"
         )
     family, colon, identifier = full.partition(":")
-    if "+" in full and family not in WRAPPERS and find_folder(full) is None:
+    if "+" in full and family not in (*WRAPPERS, "vectors") and find_folder(full) is None:
         return "fused", full
     if colon and family in FAMILIES:
         return family, identifier

@@ -17,8 +17,8 @@ joined by `+` (`dinov2-l+clip-l`), and one of pictures over the frames of clips 
 without the final norm, after the last but one block unless `--layer` says otherwise; `layers` is the CLS after each of
 the last six blocks, through the final norm. Where a tower has no vector of its own (Whisper, VideoMAE, V-JEPA 2),
 `pooled` is the mean of its last tokens. CLAP gives the map after its last block. The bytes are those of one medium's
-features as `--store` keeps them; vectors stay fp16. Read the licence before you use or share what you make: it is that
-of the weights, from their model cards.
+features as `--store` keeps them; vectors stay fp16. The licence is that of the weights, as far as known here: read the
+model card before you use or share what you make.
 
 This page is made by `python -m precompute.encoders`; a test holds its shapes against the libraries' own models.
 """
