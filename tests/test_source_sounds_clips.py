@@ -159,6 +159,8 @@ def test_audiofolder_and_videofolder(tmp_path: Path) -> None:
     empty(tmp_path / "data/first.mp3", tmp_path / "data/second.mp3", tmp_path / "clip.mp4", tmp_path / "a.gif")
     put(tmp_path / "data/metadata.csv", "file_name,text\nfirst.mp3,znowu się duch\n")
     put(tmp_path / "data/second.txt", "beside\n")
+    put(tmp_path / "more/metadata.jsonl", json.dumps({"audio_file_name": "b.wav", "text": "a beep"}))
+    empty(tmp_path / "more/b.wav")
     put(
         tmp_path / "metadata.jsonl", json.dumps({"file_name": "clip.mp4", "question": "What moves?", "answer": "A car"})
     )
@@ -168,11 +170,13 @@ def test_audiofolder_and_videofolder(tmp_path: Path) -> None:
         "data/second.mp3": "audio",
         "clip.mp4": "video",
         "a.gif": "image",
+        "more/b.wav": "audio",
     }
     assert sorted(said(found)) == [
         (("clip.mp4",), ("What moves?", "A car"), None),
         (("data/first.mp3",), ("znowu się duch",), None),
         (("data/second.mp3",), ("beside",), None),
+        (("more/b.wav",), ("a beep",), None),
     ]
     alone = collect(tmp_path / "data/metadata.csv")
     assert list(alone.media) == ["first.mp3"] and len(alone.words) == 1

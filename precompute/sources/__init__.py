@@ -120,7 +120,7 @@ def collect(path: Path | str) -> Collection:
     layout, why = fitting[0]
     others = [other.name for other, _ in fitting[1:] if other.order < GENERAL]
     also = f" (it could also be read as {', '.join(others)}; this one is the most specific)" if others else ""
-    print(f"{tree.path} is read as {layout.name}: {why}{also}")
+    print(f"--data is read as {layout.name}: {why}{also}")
     found = Collection(layout.name, {}, [], [])
     for record in layout.read(tree):
         if isinstance(record, Medium):

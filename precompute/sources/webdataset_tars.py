@@ -62,7 +62,7 @@ def webdataset_tars(tree: Tree) -> Iterator[Record]:
             with tarfile.open(tree.root / name, "r:") as tar:
                 members = (info for info in tar if info.isreg() and not info.issparse())
                 for key, sample in groupby(members, lambda info: _key(info.name)):
-                    yield from _sample(tree.root / name, name, key, list(sample), split)
+                    yield from _sample(tar, name, key, list(sample), split)
         except (OSError, tarfile.TarError) as error:
             yield Problem(name, "damaged archive", str(error))
         if (tree.root / beside).is_file() and importlib.util.find_spec("pyarrow"):
@@ -74,23 +74,20 @@ def _key(name: str) -> str:
     return folder + slash + base.partition(".")[0]
 
 
-def _sample(path: Path, tar: str, key: str, members: list[tarfile.TarInfo], split: str | None) -> Iterator[Record]:
+def _sample(
+    tar: tarfile.TarFile, name: str, key: str, members: list[tarfile.TarInfo], split: str | None
+) -> Iterator[Record]:
     ends = {PurePosixPath(info.name).suffix.lower().lstrip("."): info for info in members}
-    words = {}
-    for end in WORDS:
-        if end in ends and ends[end].size <= LARGEST:
-            try:
-                words[end] = decode_text(read_span(ends[end].offset_data, ends[end].size, path)).strip()
-            except MediaError as error:
-                yield Problem(f"{tar}/{key}", error.reason, error.detail)
-                return
+    wanted = [end for end in WORDS if end in ends and ends[end].size <= LARGEST]
+    words = {end: decode_text(tar.extractfile(ends[end]).read()).strip() for end in wanted}
     facts = _object(words.get("json", ""))
     status = facts.get("status", "success")
     if status != "success":
-        yield Problem(f"{tar}/{key}", f"img2dataset: {status}", str(facts.get("error_message") or ""))
+        yield Problem(f"{name}/{key}", f"img2dataset: {status}", str(facts.get("error_message") or ""))
         return
+    path = Path(tar.name)
     media = [
-        Medium(path, f"{tar}/{info.name}", modality, partial(read_span, info.offset_data, info.size))
+        Medium(path, f"{name}/{info.name}", modality, partial(read_span, info.offset_data, info.size))
         for info in members
         if (modality := modality_of(info.name))
     ]
@@ -100,7 +97,7 @@ def _sample(path: Path, tar: str, key: str, members: list[tarfile.TarInfo], spli
     if media and said:
         yield Words(origins, caption(said), split)
     elif media:
-        yield from words_of(facts, origins, f"{tar}/{key}", split)
+        yield from words_of(facts, origins, f"{name}/{key}", split)
 
 
 def _object(text: str) -> dict:
