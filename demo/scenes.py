@@ -6,20 +6,17 @@ encoder's, the language model's and the adapter's trainings all draw from "train
 """
 
 import argparse
-import hashlib
-import json
-import os
 import random
-import shutil
 import sys
+from collections.abc import Iterator
 from math import cos, pi, sin
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from demo.making import lines_of, make_folder, split_by
 from scoring.tasks.scenes import COLOURS, PLACES, SHAPES, SIDES, SIZES, answer, true_objects
 
-SPLITS = ("train", "heldout", "new_pairs")
 NEW_PAIRS = frozenset(
     [
         ("red", "heart"),
@@ -30,7 +27,6 @@ NEW_PAIRS = frozenset(
         ("pink", "cross"),
     ]
 )
-HELDOUT_ONE_IN = 10
 PIXELS = 192
 FORMAT = 1
 
@@ -78,13 +74,8 @@ def split_of(objects: list[dict]) -> str:
 
     Scenes of one object are never held out (unless the pair is new): there are too few of them to miss.
     """
-    pairs = sorted(true_objects(objects).elements())
-    if NEW_PAIRS & set(pairs):
-        return "new_pairs"
-    digest = hashlib.sha256(json.dumps(pairs).encode()).digest()
-    if len(pairs) > 1 and int.from_bytes(digest[:8], "big") % HELDOUT_ONE_IN == 0:
-        return "heldout"
-    return "train"
+    pairs = list(true_objects(objects).elements())
+    return split_by(pairs, not NEW_PAIRS.isdisjoint(pairs))
 
 
 def draw_scene(rng: random.Random, split: str) -> list[dict]:
@@ -223,30 +214,6 @@ def render(objects: list[dict], rng: random.Random, pixels: int = PIXELS) -> Ima
     return Image.blend(picture, noise, 0.04)
 
 
-def texts_of(
-    objects: list[dict], image: str, split: str, rng: random.Random, captions: int, questions: int
-) -> list[dict]:
-    """The lines of texts.jsonl for one picture: captions, and questions with their `ask` in `meta`."""
-    stem = Path(image).stem
-    lines = [
-        {
-            "id": f"{stem}-caption-{number}",
-            "media": [image],
-            "turns": [{"role": "assistant", "content": caption(objects, rng)}],
-            "split": split,
-            "meta": {"objects": objects},
-        }
-        for number in range(captions)
-    ]
-    for number, (ask, wording, truth) in enumerate(draw_questions(objects, questions, rng)):
-        turns = [{"role": "user", "content": wording}, {"role": "assistant", "content": truth}]
-        meta = {"objects": objects, "ask": ask}
-        lines.append(
-            {"id": f"{stem}-question-{number}", "media": [image], "turns": turns, "split": split, "meta": meta}
-        )
-    return lines
-
-
 def make(folder: Path, seed: int = 0, train: int = 12000, heldout: int = 300, new_pairs: int = 300) -> Path:
     """Draws the demo's media and words into `folder`: images/*.jpg, texts.jsonl and scenes.json (what was asked for).
 
@@ -255,40 +222,20 @@ def make(folder: Path, seed: int = 0, train: int = 12000, heldout: int = 300, ne
     the same numbers is used as it is; one made otherwise raises ValueError. Everything is written under a temporary
     name and renamed at the end. Returns `folder`.
     """
-    folder = Path(folder)
-    asked = {
-        "format": FORMAT,
-        "seed": seed,
-        "train": train,
-        "heldout": heldout,
-        "new_pairs": new_pairs,
-        "pixels": PIXELS,
-    }
-    note = folder / "scenes.json"
-    if note.is_file() and json.loads(note.read_text()) == asked:
-        return folder
-    if folder.exists():
-        raise ValueError(
-            f"{folder} exists and holds something else than these scenes; remove it or name another folder"
-        )
-    waiting = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(waiting, ignore_errors=True)
-    (waiting / "images").mkdir(parents=True)
-    try:
-        with (waiting / "texts.jsonl").open("w", encoding="utf-8") as texts:
-            for split, n in zip(SPLITS, (train, heldout, new_pairs), strict=True):
-                for number, objects in enumerate(draw_scenes(seed, n, split)):
-                    rng = random.Random(f"picture/{seed}/{split}/{number}")
-                    image = f"images/{split}-{number:06d}.jpg"
-                    render(objects, rng).save(waiting / image, quality=90)
-                    for line in texts_of(objects, image, split, rng, 1, 0 if split == "train" else 8):
-                        texts.write(json.dumps(line) + "\n")
-        (waiting / note.name).write_text(json.dumps(asked) + "\n")
-        os.rename(waiting, folder)
-    except BaseException:
-        shutil.rmtree(waiting, ignore_errors=True)
-        raise
-    return folder
+    counts = {"train": train, "heldout": heldout, "new_pairs": new_pairs}
+
+    def lines(place: Path) -> Iterator[dict]:
+        (place / "images").mkdir()
+        for split, n in counts.items():
+            for number, objects in enumerate(draw_scenes(seed, n, split)):
+                rng = random.Random(f"picture/{seed}/{split}/{number}")
+                image = f"images/{split}-{number:06d}.jpg"
+                render(objects, rng).save(place / image, quality=90)
+                told = [caption(objects, rng)]
+                asked = draw_questions(objects, 0 if split == "train" else 8, rng)
+                yield from lines_of(image, split, {"objects": objects}, told, asked)
+
+    return make_folder(Path(folder), "scenes", {"format": FORMAT, "seed": seed, **counts, "pixels": PIXELS}, lines)
 
 
 def main() -> None:

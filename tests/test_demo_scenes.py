@@ -105,7 +105,7 @@ def test_answers():
     assert answer({"kind": "relation", "side": "right of", "colour": "red", "shape": "star"}, THREE) is None
 
 
-@pytest.mark.parametrize("split", scenes.SPLITS)
+@pytest.mark.parametrize("split", making.SPLITS)
 def test_questions_are_valid_and_true(split):
     """Every drawn question has one answer, and changing the scene so that the answer changes changes the truth."""
     rng = random.Random(1)
