@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from demo import pretrain, scenes
+from demo import making, pretrain, scenes
 from demo.corpus import Corpus, build_tokenizer
 from scoring.tasks.scenes import (
     ATTRIBUTES,
