@@ -40,6 +40,8 @@ class Tree:
         self.path = Path(os.path.abspath(path))
         self.problems: list[Problem] = []
         self._loose: list[str] | None = None
+        self._sorted: tuple[list[str], list[str]] | None = None
+        self._words: list[str] | None = None
         self._members: dict[str, tuple[str, Span]] | None = None
         self._indexes: dict[int, dict[str, list[str]]] = {}
         self._samples: dict[str, dict] = {}
@@ -87,24 +89,36 @@ class Tree:
         """The names that media are looked for among: archives are opened only where no medium lies loose."""
         if any(name.lower().endswith(".zip") for name in self.given):
             return sorted(self.members())
-        loose = self.names()
-        return loose if any(map(modality_of, loose)) else [*loose, *sorted(self.members())]
+        media, _ = self._sorts()
+        return self.names() if media else [*self.names(), *sorted(self.members())]
 
     def media(self) -> list[str]:
         """The names of all media."""
-        return [name for name in self.visible() if modality_of(name)]
+        media, _ = self._sorts()
+        return media or [name for name in self.visible() if modality_of(name)]
+
+    def _sorts(self) -> tuple[list[str], list[str]]:
+        """The loose files that are media, and those that aren't; a given archive's folder isn't looked at."""
+        if self._sorted is None:
+            loose = [] if any(name.lower().endswith(".zip") for name in self.given) else self.names()
+            media = [name for name in loose if modality_of(name)]
+            kept = set(media)
+            self._sorted = media, [name for name in loose if name not in kept]
+        return self._sorted
 
     def listed(self, *suffixes: str) -> list[str]:
         """The files with one of these suffixes that were given, or that lie in the given folder."""
-        return [name for name in self.given or self.names() if name.lower().endswith(suffixes)]
+        return [name for name in self.given or self._sorts()[1] if name.lower().endswith(suffixes)]
 
     def word_files(self, *suffixes: str) -> list[str]:
         """As `listed`, without the files that stand beside a medium of the same name; no more than 200."""
-        found = self.listed(*suffixes)
-        if not self.given:
-            beside = {os.path.splitext(name)[0] for name in self.names() if modality_of(name)}
-            found = [name for name in found if os.path.splitext(name)[0] not in beside]
-        return found[:FEW]
+        if self.given:
+            return self.listed(*suffixes)[:FEW]
+        if self._words is None:
+            media, others = self._sorts()
+            beside = {os.path.splitext(name)[0] for name in media}
+            self._words = [name for name in others if os.path.splitext(name)[0] not in beside]
+        return [name for name in self._words if name.lower().endswith(suffixes)][:FEW]
 
     def open(self, name: str) -> BinaryIO:
         """A file, or a member of an archive, for reading. Raises OSError."""
