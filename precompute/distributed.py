@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -22,9 +21,7 @@ from shards.write import SetWriter
 
 from . import MediaError, PrecomputeError
 from .sources import Medium
-
-if TYPE_CHECKING:
-    from .job import Task
+from .task import Task, forward, inputs_of, store
 
 PROJECT = Path(__file__).resolve().parents[1]
 LEFT_HERE = [".git", ".venv", "features", "runs", "demo/media", "**/__pycache__"]  # not sent to other machines
@@ -32,7 +29,7 @@ BLOCK = 256  # media that Ray hands out, and repeats when a worker dies, at once
 
 
 def encode_on_ray(
-    todo: dict[str, Medium], task: "Task", writer: SetWriter, address: str, batch: int, per_shard: int
+    todo: dict[str, Medium], task: Task, writer: SetWriter, address: str, batch: int, per_shard: int
 ) -> None:
     """Encode media on a Ray cluster into the shards of `writer`, in whatever order they get done.
 
@@ -57,7 +54,7 @@ def encode_on_ray(
                     bar.update()
 
 
-def _results(todo: dict[str, Medium], task: "Task", address: str, batch: int) -> Iterator[dict]:
+def _results(todo: dict[str, Medium], task: Task, address: str, batch: int) -> Iterator[dict]:
     """One row for each medium, once: its key, its content hash, what is to be stored or the reason why nothing is."""
     ray = _connect(address)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -118,7 +115,7 @@ def _connect(address: str) -> object:
 
 
 @lru_cache(maxsize=1)
-def _fetched(reference: object) -> "Task":
+def _fetched(reference: object) -> Task:
     import ray
 
     return ray.get(reference)
@@ -131,9 +128,7 @@ def _decode(batch: dict, shared: list) -> dict:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _decode_one(task: "Task", key: str, medium: Medium) -> dict:
-    from .job import inputs_of
-
+def _decode_one(task: Task, key: str, medium: Medium) -> dict:
     row = {"key": str(key), "digest": "", "data": b"", "reason": "", "detail": ""}
     try:
         data = medium.read()
@@ -155,8 +150,6 @@ class _Encode:
             torch.set_num_threads(1)
 
     def __call__(self, batch: dict) -> dict:
-        from .job import forward, store
-
         rows = [{name: batch[name][i] for name in batch} for i in range(len(batch["key"]))]
         whole = [(row, load_tensors(row["data"])["views"]) for row in rows if row["data"]]
         given = (

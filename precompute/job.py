@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +12,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from shards import FeatureSetError
-from shards.features import encode as code
 from shards.features import settle_storage
 from shards.split import resolve_splits
 from shards.write import SetWriter, ShardWriter, make_key, samples_per_shard
@@ -27,8 +25,10 @@ from .media import thumbnail
 from .plan import Plan, alternatives, bytes_each, free_bytes
 from .similarity import Similarity
 from .sources import Collection, Medium, Words
+from .task import Task, forward, inputs_of, store
 
 AHEAD = 3  # batches being decoded while one is encoded
+BATCH_BYTES = 300_000_000  # of inputs: 64 frames take much more than a picture
 TRIED = 8  # media that are encoded once beforehand to estimate the time
 MANY = 0.05
 MENDS = {
@@ -56,21 +56,6 @@ class Decoded:
     inputs: list[torch.Tensor] | None = None
     stored: dict[str, torch.Tensor] | None = None
     error: MediaError | None = None
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be made of each medium, and what is left out.
-
-    encoder, kinds: as everywhere · features: kind -> entry, how they are stored · views: of each medium · filters: see
-    there.
-    """
-
-    encoder: Encoder
-    kinds: tuple[str, ...]
-    features: dict[str, dict]
-    views: int
-    filters: Filters
 
 
 @dataclass
@@ -112,6 +97,7 @@ def precompute(
     raw = encoder.features(kinds)
     features = _with_views(settle_storage(raw, store, pool), views)
     task = Task(encoder, tuple(kinds), features, views, filters or Filters())
+    batch = min(batch, max(1, BATCH_BYTES // encoder.preprocess(encoder.example()).nbytes))
     if task.filters.similarity and "pooled" not in kinds:
         raise PrecomputeError("--similarity compares words with pooled features: add pooled to --kinds")
     keys = _keys(found.media)
@@ -225,20 +211,6 @@ def _decode(key: str, medium: Medium, task: Task, writer: SetWriter) -> Decoded:
         return Decoded(digest, error=error)
 
 
-def inputs_of(data: bytes, key: str, task: Task) -> list[torch.Tensor]:
-    """What the encoder takes of each view of a medium, the plain one first."""
-    encoder = task.encoder
-    medium = encoder.decode(data)
-    task.filters.check_size(medium)
-    try:
-        others = (augmentation.augment(medium, key, view, encoder.image_size) for view in range(1, task.views))
-        return [encoder.preprocess(view) for view in (medium, *others)]
-    except MediaError:
-        raise
-    except Exception as error:  # whatever the encoder's own preprocessing chokes on
-        raise MediaError("preprocessing failed", f"{type(error).__name__}: {error}") from error
-
-
 def _batches(rows: list[tuple[str, Medium]], size: int, decode: object, pool: ThreadPoolExecutor) -> Iterator[list]:
     """Batches of (key, medium, future), a few of them decoding ahead."""
     waiting: list[list[tuple[str, Medium, Future]]] = []
@@ -326,31 +298,6 @@ def _write_batch(encoded: list, task: Task, shard: ShardWriter, clock: Clock) ->
             continue
         shard.add(key, tensors, {"modality": task.encoder.modality, "origin": medium.origin, "sha256": row.digest})
     clock.write += time.perf_counter() - began
-
-
-def forward(encoder: Encoder, inputs: list[torch.Tensor], kinds: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Encode a batch; where the memory doesn't suffice, its halves."""
-    try:
-        return encoder.encode(torch.stack(inputs), kinds)
-    except torch.OutOfMemoryError as error:
-        if len(inputs) == 1:
-            raise PrecomputeError(
-                f"one medium is too much for the memory of {encoder.device}: try --device cpu"
-            ) from error
-    middle = len(inputs) // 2
-    first, second = (forward(encoder, half, kinds) for half in (inputs[:middle], inputs[middle:]))
-    return {kind: torch.cat([first[kind], second[kind]]) for kind in kinds}
-
-
-def store(given: Mapping[str, torch.Tensor], features: Mapping[str, Mapping]) -> dict[str, torch.Tensor]:
-    """One medium's features as the encoder gives them, kind -> tensor (views first, when there are several) -> the
-    tensors of its shard. `features` is kind -> entry. Raises MediaError for what can't be stored.
-    """
-    try:
-        return {name: tensor for kind in given for name, tensor in code(kind, given[kind], features[kind]).items()}
-    except FeatureSetError as error:
-        reason, _, detail = str(error).partition(": ")
-        raise MediaError(reason, detail) from error
 
 
 def _finish(found: Collection, keys: dict[str, Medium], writer: SetWriter, task: Task) -> bool:
