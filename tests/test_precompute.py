@@ -528,8 +528,8 @@ def test_without_words_and_without_an_encoder(
     assert features.texts() == [] and len(features.heldout) == 1 and features.manifest["encoder"]["name"] == "demo"
     assert encoders.load_encoder("demo").fingerprint() == features.manifest["encoder"]["fingerprint"]
 
-    def demo(folder: Path, seed: int) -> Path:
-        assert seed == 5
+    def demo(modality: str, folder: Path, seed: int) -> Path:
+        assert modality == "image" and seed == 5
         return photos(folder, 4)
 
     main(demo, ["--demo-seed", "5", "--device", "cpu"])
