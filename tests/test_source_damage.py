@@ -189,6 +189,34 @@ def test_elements_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert got == [1, 22, 333]
 
 
+def test_names_that_no_disk_has(tmp_path: Path) -> None:
+    names = [
+        "x" * 5000 + ".jpg",
+        "x" * 5000 + ".npy/0",
+        "a\0b.jpg",
+        "a\0b.npy",
+        ".",
+        "..",
+        "/",
+        "~",
+        "a.npy/",
+        "\ud800.jpg",
+    ]
+    turns = [{"role": "assistant", "content": "x"}]
+    lines = [json.dumps({"media": [name], "turns": turns}) for name in [*names, "1.jpg"]]
+    picture(tmp_path / "ours/1.jpg")
+    put(tmp_path / "ours/texts.jsonl", "\n".join(lines))
+    picture(tmp_path / "theirs/1.jpg")
+    put(tmp_path / "theirs/train.json", [llava_row(name, "<image>", "x") for name in [*names, "1.jpg"]])
+    for folder in ("ours", "theirs"):
+        found = collect(tmp_path / folder)
+        assert len(found.problems) == len(names) and len(found.words) == 1 and list(found.media) == ["1.jpg"]
+    (tmp_path / "theirs/1.jpg").unlink()
+    with pytest.raises(PrecomputeError, match="no media in") as caught:
+        collect(tmp_path / "theirs")
+    assert len(str(caught.value)) < 500
+
+
 def test_broken_file_keeps_what_came_before(tmp_path: Path) -> None:
     coco(tmp_path)
     file = tmp_path / "annotations/captions_train2017.json"

@@ -131,6 +131,9 @@ def collect(path: Path | str) -> Collection:
             found.problems.append(record)
     found.problems = list(dict.fromkeys([*found.problems, *tree.problems]))
     if not found.media:
-        why = f" ({len(found.problems)} problems, first: {found.problems[0]})" if found.problems else ""
+        why = ""
+        if found.problems:
+            first = found.problems[0]
+            why = f" ({len(found.problems)} problems: {first.origin[:80]}, {first.reason}: {first.detail[:80]})"
         raise PrecomputeError(f"no media in {tree.path}, read as {layout.looks}{why}")
     return found

@@ -8,6 +8,7 @@ several tensors holds one medium in each, called `file.safetensors/name`. A medi
 """
 
 import io
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -75,7 +76,7 @@ def row_at(tree: Tree, origin: str) -> Medium | None:
     """The medium that an origin as above names; None when it isn't of that form."""
     name = next((origin[: at + len(end)] for end in SUFFIXES if (at := origin.lower().find(end)) >= 0), None)
     path = tree.root / name if name else None
-    if path is None or ".." in origin.split("/") or name.startswith("/") or not path.is_file():
+    if path is None or ".." in origin.split("/") or name.startswith("/") or not os.path.isfile(path):
         return None
     inside = origin[len(name) + 1 :]
     try:
