@@ -165,7 +165,7 @@ def pretrain(name: str, args) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "log.jsonl"
     record.unlink(missing_ok=True)
-    count = args.media or {"audio": 12000, "video": 9000}[name]
+    count = args.media or {"audio": 12000, "video": 7000}[name]
     pool, media = draw_pool(task, args.seed + 1, count)
     labels = task.labels(media)
     mean, std = (
@@ -178,7 +178,7 @@ def pretrain(name: str, args) -> None:
     heads = Heads(task, model.config.hidden_size, 2 if task is AUDIO else 1)
     both = torch.nn.ModuleList([model, heads])
     optimizer = optimizer_for(both, 1e-3, 0.05)
-    steps, batch = args.steps or {"audio": 1000, "video": 2400}[name], args.batch or {"audio": 64, "video": 32}[name]
+    steps, batch = args.steps or {"audio": 1000, "video": 1800}[name], args.batch or {"audio": 64, "video": 32}[name]
     order: list[int] = []
     for step in range(steps):
         if len(order) < batch:
@@ -256,10 +256,10 @@ def main() -> None:
     parser.add_argument("--only", choices=tuple(TASKS), help="train this one alone (default: both)")
     parser.add_argument("--out", type=Path, default=BACKBONES, help="folder that gets ast/ and timesformer/")
     parser.add_argument("--seed", type=int, default=0, help="seed of data and weights")
-    parser.add_argument("--steps", type=int, help="optimizer steps (default 1000 for sounds, 2400 for clips)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default 1000 for sounds, 1800 for clips)")
     parser.add_argument("--batch", type=int, help="media a step (default 64 sounds, 32 clips)")
     parser.add_argument("--rate", type=float, default=1.0, help="times the usual learning rate")
-    parser.add_argument("--media", type=int, help="training media (default 12000 sounds, 9000 clips)")
+    parser.add_argument("--media", type=int, help="training media (default 12000 sounds, 7000 clips)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--probe-every", type=int, default=300, help="steps between probes, which also save")
     parser.add_argument("--probe-media", type=int, default=2000, help="media a probe is fitted to")

@@ -131,13 +131,13 @@ def prepare(task: Task, processor, data: bytes) -> torch.Tensor:
 def features(
     model, processor, task: Task, media: list[list[dict]], seed: int, batch: int = 50
 ) -> dict[str, torch.Tensor]:
-    """`pooled` (media, 1, width), the CLS token, and `patches` (media, places, width) of new files of these things."""
+    """`pooled` (media, 1, width), as the feature sets have it, and `patches` (media, places, width) of new files of these things."""
     rng = random.Random(f"files/{seed}")
     inputs = [prepare(task, processor, task.encode(things, rng)) for things in media]
     pooled, patches = [], []
     for start in range(0, len(inputs), batch):
         vectors, before, _ = read(model, task, torch.stack(inputs[start : start + batch]))
-        pooled.append(vectors[0][:, None])
+        pooled.append(vectors[-1][:, None])
         patches.append(by_place(before, task))
     return {"pooled": torch.cat(pooled), "patches": torch.cat(patches)}
 
@@ -170,7 +170,8 @@ def linear_probe(
 
 def media_scores(model, processor, task: Task, seed: int = 0, train: int = 3000, test: int = 300) -> dict[str, float]:
     """The share of media for which a linear probe reads the first `named` attributes of everything at its place (and,
-    as `_all`, all of them), nothing missing or added: from the CLS token and from patches, on new media and new pairs.
+    as `_all`, all of them), nothing missing or added: from pooled features and from patches, on new media and new
+    pairs.
     """
     found, labels = {}, {}
     for split, n in {"train": train, "heldout": test, "new_pairs": test}.items():
