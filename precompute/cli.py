@@ -126,6 +126,7 @@ def encode(options: Options, found: "Collection", out: Path, device: str) -> Non
 
     from .encoders import load_encoder
     from .encoders.names import NAMES
+    from .encoders.vectors import encoder_for
     from .filters import Filters
     from .job import precompute
     from .similarity import Similarity
@@ -133,6 +134,10 @@ def encode(options: Options, found: "Collection", out: Path, device: str) -> Non
     if options.limit:
         found.media = dict(list(found.media.items())[: options.limit])
         found.words = [words for words in found.words if all(origin in found.media for origin in words.media)]
+    if options.encoder == "demo" and {medium.modality for medium in found.media.values()} == {"vector"}:
+        name, kind = encoder_for(list(found.media.values()))
+        options = replace(options, encoder=name, kinds=(kind,))
+        print(f"the media are ready-made vectors: --encoder {name}, --kinds {kind}")
     precisions = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     auto = torch.float16 if device.startswith("cuda") else torch.float32
     kinds = tuple(dict.fromkeys(options.kinds))
@@ -147,7 +152,7 @@ def encode(options: Options, found: "Collection", out: Path, device: str) -> Non
     if encoder.modality == "image" and {medium.modality for medium in found.media.values()} == {"video"}:
         encoder = encoder.over_frames(FRAMES)
         print(f"the media are clips, and {options.encoder} takes pictures: it looks at {FRAMES} frames of each")
-    if options.encoder == "demo" and options.data is not None:
+    if options.encoder == "demo" and options.data is not None and encoder.modality == "image":
         real = "; ".join(f"{name} ({NAMES[name].about}, {NAMES[name].size})" for name in SUGGESTED)
         print(f"note: --encoder demo was trained on drawn scenes only and sees little in photos. Real ones: {real}")
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:

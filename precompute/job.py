@@ -43,6 +43,10 @@ MENDS = {
     "beyond float16": "pass --precision fp32; if that doesn't help, this encoder's features don't fit float16",
     "not finite": "pass --precision fp32: the encoder overflows in half precision",
     "too many pixels": "make the pictures smaller",
+    "several files of that name": "leave one of them, or name a smaller folder as --data",
+    "words can't be read": "the file is cut or damaged: download it again",
+    "damaged archive": "download it again",
+    "compressed archive": "unpack it to a plain .tar",
 }
 
 

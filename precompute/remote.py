@@ -23,7 +23,7 @@ NOTABLE = 100_000_000  # bytes; copies larger than this are announced
 def is_address(data: Path | str) -> bool:
     """Whether `--data` names an address rather than a path (pathlib makes s3:/bucket of s3://bucket)."""
     scheme, colon, rest = str(data).partition(":")
-    return bool(colon) and scheme.isalnum() and len(scheme) > 1 and rest.startswith("/")
+    return bool(colon) and scheme.isalnum() and len(scheme) > 1 and scheme != "pipe" and rest.startswith("/")
 
 
 def address_of(data: Path | str) -> str:

@@ -280,6 +280,8 @@ class SetWriter:
         new = {sample.key for shard in self.fresh for sample in self._samples[shard["name"]]}
         pictures = self.folder / THUMBNAILS
         unseen = [key for key in sorted(heldout) if key in new or not (pictures / f"{key}.jpg").is_file()]
+        if self.modality == "vector":
+            unseen = []  # there is nothing to see
         if (
             self.manifest
             and not changed

@@ -14,9 +14,13 @@ BLIND_STEPS, BLIND_GAIN = 500, 0.02
 
 
 def choose_heldout(encoded: Encoded, texts: Sequence[Text], learn: Sequence[Text], max_length: int) -> list[Text]:
-    """Up to 256 held-out texts of the sorts that are trained on (captions only, when only captions are)."""
+    """Up to 256 held-out texts of the sorts that are trained on (captions only, when only captions are): of the split
+    "heldout", else of "val", else of any other that isn't trained on.
+    """
     sorts = {question_of(text) is not None for text in learn}
-    fitting = [text for text in texts if text.split == "heldout" and (question_of(text) is not None) in sorts]
+    splits = {text.split for text in texts} - {"train"}
+    split = next((name for name in ("heldout", "val", *sorted(splits)) if name in splits), None)
+    fitting = [text for text in texts if text.split == split and (question_of(text) is not None) in sorts]
     kept = encoded.keep(fitting, max_length).texts
     return kept[:: max(1, len(kept) // MOST)][:MOST]
 
