@@ -93,9 +93,9 @@ def _text_tower(encoder: Encoder) -> tuple[torch.nn.Module, object]:
         )
     import open_clip
 
-    from .encoders.open_clip_family import _create
+    from .encoders.open_clip_family import create
 
-    model, _, _ = _create(open_clip, encoder.id)
+    model, _, _ = create(open_clip, encoder.id)
     if not hasattr(model, "encode_text"):
         raise PrecomputeError(f"--similarity: encoder {encoder.name} has no text tower")
     folder = find_folder(encoder.id)

@@ -36,7 +36,7 @@ class OpenClip(Encoder):
         import open_clip
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        model, config, self.revision = _create(open_clip, identifier)
+        model, config, self.revision = create(open_clip, identifier)
         tower = self.model = model.visual.eval().requires_grad_(False)
         if not hasattr(tower, "forward_intermediates") or "ModifiedResNet" in type(tower).__name__:
             raise PrecomputeError(f"--encoder {identifier}: only vision transformers give patches and a CLS")
@@ -106,7 +106,7 @@ class OpenClip(Encoder):
         return given
 
 
-def _create(open_clip: object, identifier: str) -> tuple[torch.nn.Module, dict, str | None]:
+def create(open_clip: object, identifier: str) -> tuple[torch.nn.Module, dict, str | None]:
     """(the model with its pretrained weights in float32, its config, its revision on the Hub)."""
     folder, revision = find_folder(identifier), None
     if folder is not None:
