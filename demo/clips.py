@@ -21,8 +21,8 @@ from scoring.tasks.clips import ATTRIBUTES, PACES, PLACES, WAYS, answer
 from scoring.tasks.scenes import COLOURS, SHAPES
 
 PIXELS, FRAMES, RATE = 96, 16, 8  # of the files; RATE in frames per second
-RADIUS = (9.5, 11.5)
-TRAVEL = {"still": (0, 0), "slow": (7, 10), "fast": (19, 24)}  # pixels from the first frame to the last
+RADIUS = (12.5, 14.5)
+TRAVEL = {"still": (0, 0), "slow": (5.5, 7.5), "fast": (14, 17)}  # pixels from the first frame to the last
 STEP = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "nowhere": (0, 0)}
 FINE = 8  # how much finer than a pixel shapes are drawn and moved
 FORMAT = 1

@@ -45,7 +45,7 @@ def build(task: Task):
 
 def processor_for(task: Task, mean=None, std=None):
     """The preprocessing that is saved with the encoder; without a mean and a deviation, sounds are left unscaled."""
-    from transformers import ASTFeatureExtractor, VideoMAEImageProcessor
+    from transformers import ASTFeatureExtractor, VideoMAEImageProcessorPil
 
     if task is AUDIO:
         scale = {"mean": 0.0, "std": 0.5} if mean is None else {"mean": mean, "std": std}
@@ -53,7 +53,7 @@ def processor_for(task: Task, mean=None, std=None):
             sampling_rate=sounds.RATE, num_mel_bins=MELS * PATCH, max_length=TIMES * PATCH, **scale
         )
     side = SIDE * PATCH
-    return VideoMAEImageProcessor(
+    return VideoMAEImageProcessorPil(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}, image_mean=MEAN, image_std=STD
     )
 
@@ -154,6 +154,15 @@ class Heads(torch.nn.Module):
         }
 
 
+def optimizers_for(both: torch.nn.Module) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the blocks' matrices (https://kellerjordan.github.io/posts/muon), AdamW for all else."""
+    named = list(both.named_parameters())
+    matrices = [p for name, p in named if p.ndim == 2 and ".layer" in name]
+    others = torch.nn.ParameterList([p for name, p in named if not (p.ndim == 2 and ".layer" in name)])
+    muon = torch.optim.Muon(matrices, lr=2e-3, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    return muon, optimizer_for(others, 1e-3, 0.05)
+
+
 WEIGHTS = {"pooled": 1.0, "patches": 0.5, "last": 0.25, "mean": 0.5}
 
 
@@ -165,7 +174,7 @@ def pretrain(name: str, args) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "log.jsonl"
     record.unlink(missing_ok=True)
-    count = args.media or {"audio": 12000, "video": 7000}[name]
+    count = args.media or {"audio": 12000, "video": 12000}[name]
     pool, media = draw_pool(task, args.seed + 1, count)
     labels = task.labels(media)
     mean, std = (
@@ -177,15 +186,17 @@ def pretrain(name: str, args) -> None:
     model = build(task)
     heads = Heads(task, model.config.hidden_size, 2 if task is AUDIO else 1)
     both = torch.nn.ModuleList([model, heads])
-    optimizer = optimizer_for(both, 1e-3, 0.05)
+    optimizers = optimizers_for(both)
+    rates = [optimizer.param_groups[0]["lr"] * args.rate for optimizer in optimizers]
     steps, batch = args.steps or {"audio": 1000, "video": 1800}[name], args.batch or {"audio": 64, "video": 32}[name]
     order: list[int] = []
     for step in range(steps):
         if len(order) < batch:
             order = torch.randperm(count).tolist()
         chosen, order = order[:batch], order[batch:]
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * args.rate * schedule(step, steps, 100)
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * schedule(step, steps, 100)
         if task is AUDIO:
             inputs, truth = augment_sounds(pool[chosen], mean, std), labels[chosen]
         else:
@@ -193,10 +204,11 @@ def pretrain(name: str, args) -> None:
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             losses = heads(*read(model, task, inputs), truth)
         loss = sum(WEIGHTS[part] * value for part, value in losses.items())
-        optimizer.zero_grad(set_to_none=True)
+        both.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         if (step + 1) % 50 == 0:
             log(
                 record,
@@ -235,8 +247,8 @@ def write_card(
         f'- Data: {count:,} drawn {things} (`demo/{room}.py`, split "train"), read as files; none of the held-out',
         "  sets, no pair of `NEW_PAIRS`",
         f"- {type(model).__name__}, {parameters:,} parameters, stored in fp16",
-        f"- {step:,} of {steps:,} steps of {batch}, seed {args.seed}, AdamW, bf16 autocast; heads read each",
-        "  attribute at each place off its features and were then thrown away",
+        f"- {step:,} of {steps:,} steps of {batch}, seed {args.seed}, Muon and AdamW, bf16 autocast; heads",
+        "  read each attribute at each place off its features and were then thrown away",
         f"- {seconds / 60:.0f} minutes on {args.threads} thread(s), {platform.machine()}, torch {torch.__version__}",
         "",
         "Probe scores (`python -m demo.probe_media`), linear, on media that no training shows: the share in which "
@@ -259,7 +271,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps (default 1000 for sounds, 1800 for clips)")
     parser.add_argument("--batch", type=int, help="media a step (default 64 sounds, 32 clips)")
     parser.add_argument("--rate", type=float, default=1.0, help="times the usual learning rate")
-    parser.add_argument("--media", type=int, help="training media (default 12000 sounds, 7000 clips)")
+    parser.add_argument("--media", type=int, help="training media (default 12000)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--probe-every", type=int, default=300, help="steps between probes, which also save")
     parser.add_argument("--probe-media", type=int, default=2000, help="media a probe is fitted to")

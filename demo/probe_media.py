@@ -112,10 +112,10 @@ def by_place(patches: torch.Tensor, task: Task) -> torch.Tensor:
 
 def load(task: Task, folder: Path | None = None):
     """The demo's encoder in fp32 and its preprocessing, through transformers' own loaders."""
-    from transformers import ASTFeatureExtractor, AutoModel, VideoMAEImageProcessor
+    from transformers import ASTFeatureExtractor, AutoModel, VideoMAEImageProcessorPil
 
     folder = folder or BACKBONES / task.folder
-    kind = ASTFeatureExtractor if task is AUDIO else VideoMAEImageProcessor
+    kind = ASTFeatureExtractor if task is AUDIO else VideoMAEImageProcessorPil
     return AutoModel.from_pretrained(folder, dtype=torch.float32).eval(), kind.from_pretrained(folder)
 
 
@@ -131,7 +131,8 @@ def prepare(task: Task, processor, data: bytes) -> torch.Tensor:
 def features(
     model, processor, task: Task, media: list[list[dict]], seed: int, batch: int = 50
 ) -> dict[str, torch.Tensor]:
-    """`pooled` (media, 1, width), as the feature sets have it, and `patches` (media, places, width) of new files of these things."""
+    """`pooled` (media, 1, width), as the feature sets have it, and `patches` (media, places, width) of new
+    files of these things."""
     rng = random.Random(f"files/{seed}")
     inputs = [prepare(task, processor, task.encode(things, rng)) for things in media]
     pooled, patches = [], []

@@ -1,0 +1,162 @@
+"""The demo's encoders of sounds and clips, and the one without words: committed, loaded as any other, able to see."""
+
+import importlib.util
+import json
+import random
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from demo import clips, pretrain_dino, pretrain_media, probe_media, sounds
+from demo.probe import BACKBONES
+from demo.scenes import draw_scenes, render
+from precompute import PrecomputeError
+from precompute.cli import main
+from precompute.encoders import load_encoder
+from shards.read import FeatureSet
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(("name", "at_least"), [("audio", 0.9), ("video", 0.9)])
+def test_a_linear_map_reads_new_media(name, at_least):
+    """The aim, on files drawn with a seed that no training or probe used. With few media to fit, it comes out lower."""
+    task = probe_media.TASKS[name]
+    model, processor = probe_media.load(task)
+    scores = probe_media.media_scores(model, processor, task, seed=7, train=300, test=40)
+    assert scores["pooled_heldout"] >= at_least and scores["patches_heldout"] >= at_least, scores
+    assert scores["pooled_new_pairs"] >= 0.7, scores
+
+
+@pytest.mark.parametrize("name", ["audio", "video"])
+def test_random_weights_give_less(name):
+    """The probe can fail: the same network with random weights is read far worse."""
+    task = probe_media.TASKS[name]
+    _, processor = probe_media.load(task)
+    torch.manual_seed(0)
+    scores = probe_media.media_scores(pretrain_media.build(task).eval(), processor, task, seed=7, train=100, test=30)
+    assert scores["pooled_heldout"] <= 0.5, scores
+
+
+@pytest.mark.parametrize(
+    ("folder", "modality", "shapes"),
+    [
+        ("ast", "audio", {"pooled": (192,), "patches": (48, 192), "layers": (4, 192)}),
+        ("timesformer", "video", {"pooled": (144,), "patches": (128, 144), "layers": (4, 144)}),
+        ("dino", "image", {"pooled": (192,), "patches": (36, 192), "layers": (4, 192)}),
+    ],
+)
+def test_loaded_as_any_other_encoder(folder, modality, shapes):
+    """`--encoder demo/backbones/ast` and its sisters, and their features against those the probe reads."""
+    encoder = load_encoder(f"demo/backbones/{folder}", kinds=tuple(shapes))
+    assert encoder.modality == modality
+    found = encoder.features(tuple(shapes))
+    assert {kind: tuple(entry["shape"]) for kind, entry in found.items()} == shapes
+
+    rng = random.Random(5)
+    if folder == "dino":
+        picture = render(draw_scenes(5, 1, "heldout")[0], rng)
+        model, processor = pretrain_dino.load()
+        given = encoder.encode(encoder.preprocess(picture)[None], ("pooled", "patches"))
+        wanted = pretrain_dino.features(model, processor, [picture])
+    else:
+        task = probe_media.TASKS[modality]
+        data = task.encode(task.draw(5, 1, "heldout")[0], rng)
+        model, processor = probe_media.load(task)
+        given = encoder.encode(encoder.inputs(data)[None], ("pooled", "patches"))
+        with torch.no_grad():
+            vectors, before, _ = probe_media.read(model, task, probe_media.prepare(task, processor, data)[None])
+        if modality == "video":
+            before = before.unflatten(1, (-1, probe_media.FRAMES)).transpose(1, 2).flatten(1, 2)
+        wanted = {"pooled": vectors[-1], "patches": before}
+    for kind, tensor in wanted.items():
+        assert (given[kind] - tensor).norm() / tensor.norm() < 0.05, kind
+
+
+@pytest.mark.parametrize("folder", ["ast", "timesformer", "dino"])
+def test_cards_and_sizes(folder):
+    place = BACKBONES / folder
+    card = (place / "README.md").read_text()
+    assert "seed" in card and "Probe" in card and "/home" not in card and "/tmp" not in card
+    assert (place / "model.safetensors").stat().st_size < 3.2e6
+    for path in place.glob("*.json"):
+        assert json.loads(path.read_text()) is not None
+
+
+@pytest.mark.parametrize(("modality", "room"), [("audio", sounds), ("video", clips)])
+def test_the_demo_of_sounds_and_of_clips(tmp_path, monkeypatch, capsys, modality, room):
+    """The script with `--demo audio|video`, on few media: drawn, encoded by the encoder of their own; then, again,
+    nothing."""
+    spec = importlib.util.spec_from_file_location("precompute_script", ROOT / "precompute.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(room, "make", partial(room.make, train=12, heldout=4, new_pairs=4))
+    flags = ["--demo", modality, "--demo-seed", "3", "--device", "cpu", "--kinds", "pooled", "patches", "layers"]
+    main(script.demo, flags)
+    assert f"features/demo-{modality} is ready" in capsys.readouterr().out
+    main(script.demo, flags)
+    assert "nothing to do" in capsys.readouterr().out
+
+    made = FeatureSet(Path("features") / f"demo-{modality}")
+    assert made.manifest["encoder"]["name"] == f"demo-{modality}" and made.manifest["modality"] == modality
+    assert len(made.keys) == 20 and len(made.heldout) == 8
+    texts = made.texts()
+    asked = [text for text in texts if len(text.turns) == 2]
+    assert asked and all(text.split != "train" and "ask" in text.meta for text in asked)
+    assert sum(text.split == "train" for text in texts) == 12
+
+    (Path("demo/media") / f"seed-3-{modality}" / f"{script.DEMO[modality]}.json").write_text("{}")
+    with pytest.raises(PrecomputeError, match="holds something else"):
+        main(script.demo, flags)
+
+
+def test_prototypes_are_used_about_equally():
+    """Without balance, a teacher that prefers one prototype would teach nothing else."""
+    torch.manual_seed(0)
+    scores = torch.nn.functional.normalize(torch.randn(400, 16), dim=-1) + torch.linspace(0, 0.3, 16)
+    plain = (scores / pretrain_dino.TEACHER_HEAT).softmax(-1).mean(0)
+    shares = pretrain_dino.balanced(scores)
+    assert torch.allclose(shares.sum(1), torch.ones(400), atol=1e-5)
+    assert shares.mean(0).max() < 1.5 / 16 < plain.max()
+    assert (shares.argmax(1) == scores.argmax(1)).float().mean() > 0.3
+
+
+def test_crops_show_parts_of_the_picture():
+    torch.manual_seed(0)
+    pixels = torch.zeros(8, 3, 96, 96, dtype=torch.uint8)
+    pixels[:] = torch.arange(0, 192, 2, dtype=torch.uint8)  # light grows from left to right
+    for side, least, most in ((96, 0.6, 1.0), (48, 0.2, 0.4)):
+        found = pretrain_dino.crops(pixels, side, least, most)
+        assert found.shape == (8, 3, side, side)
+        light = found.mean((1, 2)) * 0.2 + 0.88
+        spans = (light[:, -5:].mean(1) - light[:, :5].mean(1)) / (190 / 255)
+        assert ((spans > 0.7 * least**0.5) & (spans < 1.25 * most**0.5)).all(), spans
+
+
+def test_masks_leave_half_of_the_pictures_whole():
+    found = pretrain_dino.masks(20, 36, random.Random(0))
+    counts = found.sum(1)
+    assert (counts[1::2] == 0).all() and (counts[::2] >= 5).all() and (counts[::2] <= 22).all()
+
+
+def test_an_empty_place_counts_less():
+    """Heads are taught what is there before what isn't."""
+    sizes, labels = [3, 2], torch.tensor([[[1, 0], [1, 0]]])
+    right = torch.tensor([[[0.0, 9, 0, 0, 9], [9, 0, 0, 9, 0]]])
+    missed, made_up = right.clone(), right.clone()
+    missed[0, 0] = torch.tensor([9.0, 0, 0, 9, 0])
+    made_up[0, 1] = torch.tensor([0.0, 9, 0, 0, 9])
+    losses = [pretrain_media.place_loss(logits, labels, sizes).item() for logits in (right, made_up, missed)]
+    assert losses[0] < 0.01 and losses[1] < 0.5 * losses[2]
+
+
+def test_patches_belong_to_the_place_they_show():
+    """The slots by which patches are read follow from where the encoders' patches lie in time and space."""
+    audio, video = torch.tensor(probe_media.AUDIO.slots).view(4, 12), torch.tensor(probe_media.VIDEO.slots)
+    assert audio.tolist() == [[0] * 4 + [1] * 4 + [2] * 4] * 4
+    assert video.view(4, 4, 8)[:, 0, 0].tolist() == [0, 0, 1, 1] and len(video) == 128
+    numbered = torch.arange(48.0).view(1, 48, 1)
+    assert probe_media.by_place(numbered, probe_media.AUDIO)[0, :, 0].tolist() == [19.5, 23.5, 27.5]
