@@ -678,7 +678,7 @@ def weightless(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "load", load)
         monkeypatch.setattr(module, "load_processor", lambda place, *_, **__: build(place.identifier, place.path)[2])
     monkeypatch.setattr(timm_family, "_create", create_timm)
-    monkeypatch.setattr(open_clip_family, "_create", create_open_clip)
+    monkeypatch.setattr(open_clip_family, "create", create_open_clip)
     monkeypatch.setattr(Encoder, "note_weights", lambda *_: None)
     for family in (open_clip_family.OpenClip, timm_family.Timm, transformers_audio.Sound):
         preprocess = family.preprocess
