@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import os
 import random
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -160,3 +163,32 @@ def test_patches_belong_to_the_place_they_show():
     assert video.view(4, 4, 8)[:, 0, 0].tolist() == [0, 0, 1, 1] and len(video) == 128
     numbered = torch.arange(48.0).view(1, 48, 1)
     assert probe_media.by_place(numbered, probe_media.AUDIO)[0, :, 0].tolist() == [19.5, 23.5, 27.5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "folder"),
+    [
+        (("demo.pretrain_media", "--only", "audio", "--media", "40", "--probe-media", "40", "--batch", "8"), "ast"),
+        (
+            ("demo.pretrain_media", "--only", "video", "--media", "40", "--probe-media", "40", "--batch", "4"),
+            "timesformer",
+        ),
+        (("demo.pretrain_dino", "--pictures", "500", "--batch", "8"), "dino"),
+    ],
+)
+def test_a_training_writes_what_loads(tmp_path, flags, folder):
+    done = subprocess.run(
+        [sys.executable, "-m", *flags, "--steps", "2", "--out", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = {"README.md", "config.json", "log.jsonl", "model.safetensors", "preprocessor_config.json"}
+    assert {path.name for path in (tmp_path / folder).iterdir()} == names
+    made, committed = (load_encoder(str(place / folder)) for place in (tmp_path, BACKBONES))
+    assert made.config == committed.config and made.fingerprint() != committed.fingerprint()
+    losses = [json.loads(line) for line in (tmp_path / folder / "log.jsonl").read_text().splitlines()]
+    assert losses[-1]["step"] == 2 and 0 <= losses[-1]["probe"]["patches_heldout"] <= 1
