@@ -187,14 +187,13 @@ class AdaptedModel(nn.Module):
         labels = functional.pad(batch.labels, (0, 1), value=IGNORED)[:, 1:]
         wanted = labels != IGNORED
         with injected:
-            logits = self.lm.model(
-                inputs_embeds=batch.inputs_embeds,
-                attention_mask=batch.attention_mask,
-                logits_to_keep=wanted,
-                use_cache=False,
-                **({"position_ids": batch.position_ids} if self._takes_positions else {}),
-            ).logits
+            logits = self.lm.model(**self._inputs(batch), logits_to_keep=wanted, use_cache=False).logits
         return functional.cross_entropy(logits.float(), labels[wanted], reduction="none")
+
+    def _inputs(self, batch: Spliced) -> dict[str, torch.Tensor]:
+        """What the language model takes of a batch, by its names; one without positions isn't given any."""
+        given = {"inputs_embeds": batch.inputs_embeds, "attention_mask": batch.attention_mask}
+        return given | ({"position_ids": batch.position_ids} if self._takes_positions else {})
 
     def _splice(self, texts: Texts, slots: dict[str, torch.Tensor], **how) -> tuple[Spliced, AbstractContextManager]:
         """The batch, and the context in which the language model must read it: that of the injection, if any.
@@ -208,9 +207,9 @@ class AdaptedModel(nn.Module):
         kept = torch.zeros(0 if self._injector.inserts else 1, self.lm.hidden_size)
         batch = splice(self.lm, texts, slots | dict.fromkeys(media, kept), **how)
         found = [slot for slot in batch.slots if slot[0] in media]
-        names, rows, places = zip(*found, strict=True) if found else ((), (), ())
         if not found:
             return batch, nullcontext()
+        names, rows, places = zip(*found, strict=True)
         if self._injector.inserts and list(rows) != list(range(len(texts))):
             raise AdapterError(f"{self.lm.name} is given a medium inside: each text must have exactly one")
         text, place = (torch.tensor(values, device=self.lm.device) for values in (rows, places))
@@ -231,12 +230,7 @@ class AdaptedModel(nn.Module):
             pad_token_id=stop[0],
         )
         with injected:
-            said = self.lm.model.generate(
-                inputs_embeds=batch.inputs_embeds,
-                attention_mask=batch.attention_mask,
-                generation_config=config,
-                **({"position_ids": batch.position_ids} if self._takes_positions else {}),
-            )
+            said = self.lm.model.generate(**self._inputs(batch), generation_config=config)
         answers = []
         for row in said.tolist():
             end = next((i for i, token in enumerate(row) if token in stop), len(row))

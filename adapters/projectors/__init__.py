@@ -29,6 +29,13 @@ class FeatureShape:
     grid: tuple[int, int] | None = None
 
 
+def grid_of(features: FeatureShape, spec: str) -> tuple[int, int]:
+    """The grid, rows and columns. Raises AdapterError where the features record none."""
+    if features.grid is None:
+        raise AdapterError(f"{spec} needs patches on a grid, and this feature set records none")
+    return features.grid
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the table of projectors."""

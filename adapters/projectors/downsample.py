@@ -4,14 +4,7 @@ import torch
 from torch import nn
 
 from adapters import AdapterError
-from adapters.projectors import FeatureShape, projector
-
-
-def grid_of(features: FeatureShape, spec: str) -> tuple[int, int]:
-    """The grid, rows and columns. Raises AdapterError where the features record none."""
-    if features.grid is None:
-        raise AdapterError(f"{spec} needs patches on a grid, and this feature set records none")
-    return features.grid
+from adapters.projectors import FeatureShape, grid_of, projector
 
 
 class PositionalConvolution(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from adapters import AdapterError
-from adapters.projectors import FeatureShape, projector
+from adapters.projectors import FeatureShape, grid_of, projector
 
 
 @projector("linear", reads="patches")
@@ -88,9 +88,7 @@ class GridWindows(nn.Module):
 
     def __init__(self, features: FeatureShape, hidden_size: int, side: int):
         super().__init__()
-        if features.grid is None:
-            raise AdapterError(f"window{side} needs patches on a grid, and this feature set records none")
-        self.grid, self.side = features.grid, side
+        self.grid, self.side = grid_of(features, f"window{side}"), side
         rows, columns = (-(-n // side) for n in features.grid)
         self.tokens = rows * columns
         self.last = nn.Linear(features.width * side * side, hidden_size)
