@@ -1,0 +1,43 @@
+"""`python -m benchmarks [NAME ...] [--rounds 5] [--json FILE]`: run them all, or those named."""
+
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tqdm import tqdm
+
+import benchmarks
+import console  # noqa: F401 - sets how threads wait, as the scripts do
+
+
+def main(
+    names: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    rounds: int = 5,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Measure each question and print one line for each ratio.
+
+    Args:
+        names: which; all when there are none.
+        rounds: turns of each way; the median counts.
+        json_file: where to write what was measured; none: nowhere.
+    """
+    known = [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if not module.name.startswith("_")]
+    if wrong := sorted(set(names) - set(known)):
+        raise SystemExit(f"no benchmark {wrong[0]!r}; there are {', '.join(known)}")
+    found: dict[str, dict] = {}
+    for name in tqdm(names or known, unit=" benchmarks", leave=False):
+        found |= importlib.import_module(f"benchmarks.{name}").measure(rounds)
+    for name, row in found.items():
+        more = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "ratio")
+        print(f"{name:<44} {row['ratio']:6.2f}   {more}")
+    if json_file:
+        json_file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
