@@ -1,0 +1,133 @@
+"""Tiny random language models of real architecture classes, with tokenizers of the kinds that real models use."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+WORDS = [
+    "a red circle and a small blue star", "What colour is the star? It is blue.", "user assistant Question: Answer:",
+    "the quick brown fox jumps over the lazy dog", "in the top left, in the centre, to the right", "</image> <image>",
+]  # fmt: skip
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def byte_level(
+    bos: bool = False, pad: bool = True, chat: str | None = None, eos: str = "</s>"
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE as GPT-2, OPT (with `bos`) and Qwen (with `chat`) have it."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    special = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=360,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(WORDS, trainer)
+    if bos:
+        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token=eos,
+        pad_token="<pad>" if pad else None,
+        chat_template=chat,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )
+
+
+def sentencepiece_like(chat: str | None = None) -> PreTrainedTokenizerFast:
+    """As Llama 2 and Mistral have it: a space before the first word, `<s>` added, bytes for unknown letters, no pad."""
+    core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("▁"), "merged_with_next")
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>"] + [f"<0x{i:02X}>" for i in range(256)]
+    core.train_from_iterator(WORDS, trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False))
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=chat
+    )
+
+
+_SIZE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256)
+FAMILIES = {
+    "llama": (lambda v: LlamaConfig(vocab_size=v, intermediate_size=64, **_SIZE), sentencepiece_like),
+    "opt": (
+        lambda v: OPTConfig(
+            vocab_size=v, ffn_dim=64, word_embed_proj_dim=32, dropout=0.1, do_layer_norm_before=True, **_SIZE
+        ),
+        lambda: byte_level(bos=True),
+    ),
+    "opt-350m": (  # its word embeddings are narrower than its layers
+        lambda v: OPTConfig(vocab_size=v, ffn_dim=64, word_embed_proj_dim=16, do_layer_norm_before=False, **_SIZE),
+        lambda: byte_level(bos=True),
+    ),
+    "gemma2": (  # scales its embeddings, caps its logits, and every other layer looks back 40 tokens only
+        lambda v: Gemma2Config(
+            vocab_size=v, intermediate_size=64, head_dim=8, num_key_value_heads=2, sliding_window=40, **_SIZE
+        ),
+        sentencepiece_like,
+    ),
+    "gpt_neox": (lambda v: GPTNeoXConfig(vocab_size=v, intermediate_size=64, **_SIZE), lambda: byte_level(pad=False)),
+    "qwen2": (
+        lambda v: Qwen2Config(vocab_size=v, intermediate_size=64, num_key_value_heads=2, **_SIZE),
+        lambda: byte_level(chat=CHATML, eos="<|im_end|>"),
+    ),
+    "qwen3": (
+        lambda v: Qwen3Config(vocab_size=v, intermediate_size=64, head_dim=8, num_key_value_heads=2, **_SIZE),
+        lambda: byte_level(chat=CHATML, eos="</s>"),
+    ),
+    "mistral": (
+        lambda v: MistralConfig(vocab_size=v, intermediate_size=64, sliding_window=40, num_key_value_heads=2, **_SIZE),
+        lambda: sentencepiece_like(chat=INST),
+    ),
+    "mamba": (
+        lambda v: MambaConfig(vocab_size=v, hidden_size=32, num_hidden_layers=2, state_size=4, expand=2),
+        lambda: byte_level(),
+    ),
+}  # fmt: skip
+
+
+def save_language_model(family: str, folder: Path, seed: int = 0, **overrides) -> Path:
+    """Write a tiny random model of `family` with its tokenizer to `folder`, as `from_pretrained` reads it."""
+    make_config, make_tokenizer = FAMILIES[family]
+    tokenizer = make_tokenizer()
+    config = make_config(len(tokenizer))
+    for key, value in overrides.items():
+        setattr(config, key, value)
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id, None
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if "norm" not in name and parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
