@@ -236,7 +236,7 @@ def _encode(
     per_shard: int,
 ) -> None:
     clock, rows = Clock(), list(todo.items())
-    contents = {sample.info["sha256"]: sample.info["origin"] for sample in writer.samples()}
+    contents = {sample.sha256: sample.origin for sample in writer.samples()}
     print("encoding with", task.encoder.name)
     with (
         tqdm(total=len(rows), unit=" media", smoothing=0.1, mininterval=0.5) as bar,
@@ -305,7 +305,7 @@ def _write_batch(encoded: list, task: Task, shard: ShardWriter, clock: Clock) ->
 
 
 def _finish(found: Collection, keys: dict[str, Medium], writer: SetWriter, task: Task) -> bool:
-    hashes = {sample.key: sample.info["sha256"] for sample in writer.samples()}
+    hashes = {sample.key: sample.sha256 for sample in writer.samples()}
     key_of = {medium.origin: key for key, medium in keys.items()}
     latest = {row["origin"]: row for row in writer.rejected if key_of.get(row["origin"], "") not in hashes}
     rows = [{name: row[name] for name in ("origin", "reason", "detail")} for row in latest.values()]

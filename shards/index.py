@@ -31,16 +31,17 @@ MAX_HEADER = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One medium in a shard.
+    """One medium in a shard; small, because there may be millions.
 
-    member: byte position of the tar header of `<key>.safetensors` · offsets: tensor's name -> its byte position
-    info: {"modality", "origin", "sha256"} as in `<key>.json`.
+    member: byte position of the tar header of `<key>.safetensors` · offsets: the byte position of each tensor, in the
+    order of `tensor_names` · origin, sha256: as in `<key>.json`.
     """
 
     key: str
     member: int
-    offsets: dict[str, int]
-    info: dict
+    offsets: tuple[int, ...]
+    origin: str
+    sha256: str
 
 
 def sha256_file(path: Path) -> str:
@@ -78,8 +79,8 @@ def scan_shard(path: Path, features: Mapping[str, Mapping]) -> list[Sample]:
     member has no partner, a key repeats or isn't one of ours, or a tensor isn't what the manifest says. Nothing is
     unpacked.
     """
-    tensors: dict[str, tuple[int, dict[str, int]]] = {}
-    infos: dict[str, dict] = {}
+    tensors: dict[str, tuple[int, tuple[int, ...]]] = {}
+    infos: dict[str, tuple[str, str]] = {}
     order: list[str] = []
     wanted = {name: form for kind, entry in features.items() for name, form in layout(kind, entry).items()}
     try:
@@ -95,36 +96,42 @@ def scan_shard(path: Path, features: Mapping[str, Mapping]) -> list[Sample]:
                 if suffix == "json":
                     if member.size > MAX_HEADER:
                         raise FeatureSetError(f"{path.name}: {member.name} is too large")
-                    infos[key] = json.loads(archive.extractfile(member).read())
+                    infos[key] = _origin_and_hash(archive.extractfile(member).read(), f"{path.name}: {key}.json")
                     continue
                 table = _tensor_table(archive, member, path.name)
                 for name, (dtype, shape) in wanted.items():
                     entry = table.get(name, (0, {}))[1]
                     if entry.get("dtype") != dtype or entry.get("shape") != shape:
                         raise FeatureSetError(f"{path.name}: {name} of {key} should be {dtype} {shape}")
-                tensors[key] = (member.offset, {name: table[name][0] for name in wanted})
+                tensors[key] = (member.offset, tuple(table[name][0] for name in wanted))
     except (tarfile.TarError, OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FeatureSetError(f"{path}: can't be read as a shard ({error}); copy it again or run precompute") from error
     if lonely := set(tensors) ^ set(infos):
         raise FeatureSetError(f"{path.name}: {min(lonely)} lacks its .json or .safetensors; the shard was cut short")
-    for key, info in infos.items():
-        if not isinstance(info, dict) or not all(isinstance(info.get(n), str) for n in ("origin", "sha256")):
-            raise FeatureSetError(f"{path.name}: {key}.json lacks its origin or content hash")
-    return [Sample(key, *tensors[key], infos[key]) for key in order]
+    return [Sample(key, *tensors[key], *infos[key]) for key in order]
+
+
+def _origin_and_hash(data: bytes, name: str) -> tuple[str, str]:
+    info = json.loads(data)
+    if not isinstance(info, dict) or not all(isinstance(info.get(n), str) for n in ("origin", "sha256")):
+        raise FeatureSetError(f"{name} lacks its origin or content hash")
+    return info["origin"], info["sha256"]
 
 
 @dataclass
 class Index:
     """All samples of a set in writing order, as arrays.
 
-    shard (n,) int32 · member (n,) int64 · offsets: tensor's name -> (n,) int64 · keys and infos: lists of length n.
+    shard (n,) int32 · member (n,) int64 · offsets: tensor's name -> (n,) int64 · keys, origins, hashes: lists of
+    length n.
     """
 
     keys: list[str]
     shard: np.ndarray
     member: np.ndarray
     offsets: dict[str, np.ndarray]
-    infos: list[dict]
+    origins: list[str]
+    hashes: list[str]
 
     @classmethod
     def from_samples(cls, shards: Iterable[list[Sample]], features: Mapping[str, Mapping]) -> "Index":
@@ -136,16 +143,20 @@ class Index:
         keys = [sample.key for _, sample in rows]
         if len(set(keys)) != len(keys):
             raise FeatureSetError("two shards hold the same key; run precompute into a new folder")
+        names = tensor_names(features)
+        offsets = np.array([sample.offsets for _, sample in rows], np.int64).reshape(len(rows), len(names))
         return cls(
             keys,
             np.array([number for number, _ in rows], np.int32),
             np.array([sample.member for _, sample in rows], np.int64),
-            {name: np.array([sample.offsets[name] for _, sample in rows], np.int64) for name in _names(features)},
-            [sample.info for _, sample in rows],
+            {name: offsets[:, column].copy() for column, name in enumerate(names)},
+            [sample.origin for _, sample in rows],
+            [sample.sha256 for _, sample in rows],
         )
 
 
-def _names(features: Mapping[str, Mapping]) -> list[str]:
+def tensor_names(features: Mapping[str, Mapping]) -> list[str]:
+    """The tensors of each medium in a set, in the order of its kinds."""
     return [name for kind, entry in features.items() for name in layout(kind, entry)]
 
 
@@ -165,7 +176,7 @@ def save_index(folder: Path, index: Index, shards: list[dict]) -> None:
     """Write the index of a set beside its shards. `shards` is the manifest's list."""
     arrays = {"shard": index.shard, "member": index.member, "identity": _identity(shards, index.offsets)}
     arrays |= {f"offset.{name}": values for name, values in index.offsets.items()}
-    rows = json.dumps([index.keys, index.infos]).encode()
+    rows = json.dumps([index.keys, index.origins, index.hashes]).encode()
     arrays["rows"] = np.frombuffer(rows, np.uint8)
     arrays["checksum"] = _checksum(arrays)
     replace_bytes(folder / NAME, save_arrays(arrays))
@@ -173,7 +184,7 @@ def save_index(folder: Path, index: Index, shards: list[dict]) -> None:
 
 def load_index(folder: Path, shards: list[dict], features: Mapping[str, Mapping]) -> Index | None:
     """Read the index of a set, or return None when it is missing, damaged or not of these shards and features."""
-    names = _names(features)
+    names = tensor_names(features)
     try:
         arrays = load_arrays((folder / NAME).read_bytes())
         checksum = arrays.pop("checksum")
@@ -181,7 +192,8 @@ def load_index(folder: Path, shards: list[dict], features: Mapping[str, Mapping]
             return None
         if not np.array_equal(arrays["identity"], _identity(shards, names)):
             return None
-        keys, infos = json.loads(arrays["rows"].tobytes())
-        return Index(keys, arrays["shard"], arrays["member"], {n: arrays[f"offset.{n}"] for n in names}, infos)
+        keys, origins, hashes = json.loads(arrays["rows"].tobytes())
+        offsets = {name: arrays[f"offset.{name}"] for name in names}
+        return Index(keys, arrays["shard"], arrays["member"], offsets, origins, hashes)
     except (OSError, SafetensorError, KeyError, ValueError):
         return None

@@ -173,7 +173,8 @@ class FeatureSet:
         """{"modality", "origin" (path relative to the data folder), "sha256" (of the medium's bytes)}."""
         if key not in self._row:
             raise FeatureSetError(f"{self.path} holds no medium {key!r}")
-        return dict(self._index.infos[self._row[key]])
+        row, index = self._row[key], self._index
+        return {"modality": self.manifest["modality"], "origin": index.origins[row], "sha256": index.hashes[row]}
 
     @property
     def heldout(self) -> frozenset[str]:
@@ -202,7 +203,7 @@ class FeatureSet:
             raise FeatureSetError(f"{file} doesn't exist; name a file with one JSON text per line")
         names = {key: key for key in self.keys}
         if path is not None:
-            names = {info["origin"]: key for key, info in zip(self.keys, self._index.infos, strict=True)} | names
+            names = dict(zip(self._index.origins, self.keys, strict=True)) | names
         texts, unmatched = [], []
         with open(file, encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):

@@ -32,16 +32,14 @@ def resolve_splits(hashes: Mapping[str, str], texts: Iterable[dict]) -> tuple[li
 
     `hashes` as in `hold_out`; `texts` have "media" (keys) and "split" (a name or None). A text's own split wins;
     media that no text has claimed for a split are subject to `hold_out`; a text without a split is "heldout" when one
-    of its media, or a copy of it, is held out or shown by another text outside training. Returns the texts and
-    held-out keys.
+    of its media, or a copy of it, is held out or shown by another text outside training. Returns the texts, with
+    "split" filled in, and held-out keys.
     """
     texts = list(texts)
     claimed = {hashes[key] for text in texts if text["split"] for key in text["media"]}
     outside = {hashes[key] for text in texts if text["split"] not in (None, "train") for key in text["media"]}
     free = {key: digest for key, digest in hashes.items() if digest not in claimed}
     heldout = hold_out(free) | {key for key, digest in hashes.items() if digest in outside}
-    resolved = [
-        {**text, "split": text["split"] or ("heldout" if heldout.intersection(text["media"]) else "train")}
-        for text in texts
-    ]
-    return resolved, heldout
+    for text in texts:
+        text["split"] = text["split"] or ("heldout" if heldout.intersection(text["media"]) else "train")
+    return texts, heldout

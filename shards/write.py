@@ -7,6 +7,7 @@ is being extended stays readable until its new manifest replaces the old one.
 
 import fcntl
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -156,7 +157,7 @@ class SetWriter:
     def known(self) -> dict[str, tuple[str, str]]:
         """key -> (origin, content hash) of every medium that is already encoded."""
         rows = (sample for samples in self._samples.values() for sample in samples)
-        return {sample.key: (sample.info["origin"], sample.info["sha256"]) for sample in rows}
+        return {sample.key: (sample.origin, sample.sha256) for sample in rows}
 
     def read_stored(self, kind: str, wanted: Callable[[Sample], bool]) -> Iterator[tuple[Sample, torch.Tensor]]:
         """Features that are in whole shards already, of the samples wanted: the plain view, float16."""
@@ -178,12 +179,12 @@ class SetWriter:
         for shards in (self.finished, self.fresh):
             for shard in list(shards):
                 samples = self._samples[shard["name"]]
-                good = [s for s in samples if hashes.get(s.key) == s.info["sha256"] and s.key not in kept]
+                good = [s for s in samples if hashes.get(s.key) == s.sha256 and s.key not in kept]
                 if len(good) == len(samples):
                     kept.update(s.key for s in samples)
                     continue
                 shards.remove(shard)
-                self._pool |= {(s.key, s.info["sha256"]): (shard["name"], s) for s in good}
+                self._pool |= {(s.key, s.sha256): (shard["name"], s) for s in good}
         return kept
 
     def stored(self, key: str, digest: str) -> dict[str, torch.Tensor] | None:
@@ -272,9 +273,9 @@ class SetWriter:
             "shards": shards,
         }
         files = {
-            TEXTS: b"".join(json_line(text) for text in texts),
+            TEXTS: _json_lines(texts),
             HELDOUT: "".join(f"{key}\n" for key in sorted(heldout)).encode(),
-            REJECTED: b"".join(json_line(row) for row in rejected),
+            REJECTED: _json_lines(rejected),
         }
         changed = [name for name, data in files.items() if _bytes_of(self.folder / name) != data]
         new = {sample.key for shard in self.fresh for sample in self._samples[shard["name"]]}
@@ -371,6 +372,12 @@ def _is_leftover(path: Path) -> bool:
 
 def _name(number: int) -> str:
     return f"shard-{number:06d}.tar"
+
+
+def _json_lines(rows: list[dict]) -> bytes:
+    lines = io.BytesIO()
+    lines.writelines(map(json_line, rows))
+    return lines.getvalue()
 
 
 def _bytes_of(path: Path) -> bytes | None:

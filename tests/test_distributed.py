@@ -115,6 +115,6 @@ def test_an_address_through_ray(tmp_path, ray):
     """Workers fetch what they decode: nothing but words was copied here."""
     address = photos(tmp_path / "photos", 5).as_uri()
     with collected(address) as found:
-        assert all(medium.path.stat().st_size == 0 for medium in found.media.values())
+        assert all(Path(medium.path).stat().st_size == 0 for medium in found.media.values())
         assert precompute(found, load_encoder("demo"), ("pooled",), tmp_path / "out", ray="auto")
     assert len(FeatureSet(tmp_path / "out")) == 5

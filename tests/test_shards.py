@@ -48,7 +48,7 @@ def make(folder: Path, count: int = 20, per_shard: int = 8, texts: bool = True) 
                     origin = origins(count)[number]
                     info = {"modality": "image", "origin": origin, "sha256": digest(number)}
                     shard.add(make_key(origin), tensors(number), info)
-        hashes = {sample.key: sample.info["sha256"] for sample in writer.samples()}
+        hashes = {sample.key: sample.sha256 for sample in writer.samples()}
         rows = [
             {"id": key, "media": [key], "turns": [{"role": "assistant", "content": "a"}], "split": None, "meta": {}}
             for key in hashes

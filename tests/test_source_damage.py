@@ -104,7 +104,7 @@ def test_wrong_types_and_cut_files(tmp_path: Path, name: str) -> None:
                 assert "\n" not in str(error)
                 continue
             inside = tmp_path.resolve()
-            assert all(medium.path.resolve().is_relative_to(inside) for medium in found.media.values())
+            assert all(Path(medium.path).resolve().is_relative_to(inside) for medium in found.media.values())
             for text in found.words:
                 assert set(text.media) <= set(found.media)
                 assert all(isinstance(turn["content"], str) for turn in text.turns)

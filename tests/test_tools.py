@@ -71,7 +71,7 @@ def make(
                     stored |= encode(kind, more if views > 1 else more[0], entry)
                 origin = f"folder/{n}.jpg"
                 shard.add(make_key(origin), stored, {"modality": "image", "origin": origin, "sha256": digest(n)})
-        hashes = {sample.key: sample.info["sha256"] for sample in writer.samples()}
+        hashes = {sample.key: sample.sha256 for sample in writer.samples()}
         rows = [caption(make_key(f"folder/{n}.jpg"), f"{said} {n}", split) for n in numbers]
         rows, heldout = resolve_splits(hashes, rows)
         jpeg = lambda keys: ((key, thumbnail(key)) for key in keys)  # noqa: E731

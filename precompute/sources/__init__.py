@@ -26,17 +26,20 @@ class Medium:
     """One medium: `path` of the file that holds it, `origin` its path relative to the data folder with forward
     slashes (in an archive or a table: the file's, then what names it inside), `modality` "image", "audio", "video" or
     "vector", and `part`, which takes its bytes out of the file: a plain function or a partial of one, so that a medium
-    can be sent to another process.
+    can be sent to another process. `path` is kept as text, of which a Path takes six times the memory.
     """
 
-    path: Path
+    path: str
     origin: str
     modality: str = "image"
     part: Callable[[Path], bytes] = read_file
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", str(self.path))
+
     def read(self) -> bytes:
         """Its bytes. Raises MediaError when they can't be had."""
-        return self.part(self.path)
+        return self.part(Path(self.path))
 
 
 @dataclass(frozen=True, slots=True)

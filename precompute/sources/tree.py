@@ -183,8 +183,8 @@ class Tree:
         modality = modality_of(name) or "image"
         if self._members and name in self._members and not (self.root / name).is_file():
             archive, span = self._members[name]
-            return Medium(self.root / archive, name, modality, partial(read_member, span))
-        return Medium(self.root / name, name, modality)
+            return Medium(f"{self.root}/{archive}", name, modality, partial(read_member, span))
+        return Medium(f"{self.root}/{name}", name, modality)
 
     def at(self, wanted: str, folder: str, where: str) -> Medium | Problem:
         """The medium at a path, relative to the folder of that name. `where` tells people who names it."""

@@ -133,7 +133,7 @@ def vectors(tree: Tree) -> Iterator[Record]:
         if isinstance(medium, Problem):
             continue
         name, _, row = medium.origin.rpartition("/")
-        if medium.path == tree.root / medium.origin:
+        if medium.path == str(tree.root / medium.origin):
             yield from sidecar(tree, medium.origin, names)
         elif row.isdecimal():
             rows.setdefault(name, []).append(medium.origin)
