@@ -173,10 +173,10 @@ def print_table(split: str, found: dict) -> None:
         print(f"  {name:<20}{real:>8.3f}{beside}{found['counts'][name]:>8}")
     if found["swapped"]:
         other = found["swapped"]
-        print(f"  with another scene's features, {other['n']} questions valid for both are answered right for that "
-              f"other scene at {other['qa_accuracy']:.3f} (for their own: {other['real']:.3f})")  # fmt: skip
+        print(f"  with another medium's features, {other['n']} questions valid for both are answered right for that "
+              f"other one at {other['qa_accuracy']:.3f} (for their own: {other['real']:.3f})")  # fmt: skip
     if found["shuffled"] and all(found["real"][name] - value < 0.02 for name, value in found["shuffled"].items()):
-        print("  blind: another picture's features do as well as the real ones")
+        print("  blind: another medium's features do as well as the real ones")
 
 
 def pick(rows: list, most: int = 8) -> list:

@@ -9,6 +9,8 @@ from scoring.answers import same_answer, word_f1, words
 from scoring.control import gain
 from scoring.sheet import contact_sheet
 from scoring.summary import Prediction, counts, scores, swapped
+from shards.read import Text
+from training.data import medium_contents
 from training.heldout import still_blind
 
 STAR = {"colour": "blue", "shape": "star", "size": "small", "place": "left"}
@@ -62,6 +64,82 @@ def test_swapped_counts_only_questions_valid_for_both_and_judges_by_the_other():
     # 1: the other scene's star is red, and red was said. 2: pink there, blue said. 3: no star there. 4: two there.
     assert swapped(ROWS) == {"qa_accuracy": pytest.approx(0.6667), "real": pytest.approx(0.6667), "n": 3}
     assert swapped(ROWS[2:3]) is None
+
+
+LOW_BELL = {"sound": "bell", "pitch": "low", "loudness": "soft", "place": "first"}
+HIGH_DRUM = {"sound": "drum", "pitch": "high", "loudness": "loud", "place": "second"}
+UP = {"colour": "red", "shape": "ring", "pace": "fast", "way": "up", "place": "top"}
+STILL = {"colour": "blue", "shape": "star", "pace": "still", "way": "nowhere", "place": "bottom"}
+
+
+def asked(things, ask, answer, control, reference, own, other):
+    return Prediction("q", "m", "?", answer, reference, control, {"ask": ask, things: own}, {things: other})
+
+
+def test_sounds_are_scored_by_their_own_task():
+    both, turned = [LOW_BELL, HIGH_DRUM], [LOW_BELL | {"place": "second"}, HIGH_DRUM | {"place": "first"}]
+    told = "A soft low bell, then a loud high drum."
+    rows = [
+        Prediction("1", "m", "", told, told, "A loud high drum, then a soft low bell.", {"events": both}),
+        Prediction("2", "m", "", "A soft low bell.", told, "nothing", {"events": both}),
+        asked("events", {"kind": "place", "sound": "bell"}, "first", "second", "first", both, turned),
+        asked("events", {"kind": "relation", "side": "after", "sound": "bell"}, "high drum", "no", "high drum", both,
+              turned),
+        asked("events", {"kind": "count"}, "two", "one", "two", both, [LOW_BELL]),
+    ]  # fmt: skip
+    real, control = scores(rows), scores(rows, control=True)
+    # The second caption leaves the drum out: half of the recordings whole, three quarters of the events named.
+    assert real["caption_recording"] == 0.5 and real["caption_events"] == 0.75
+    # The control tells both sounds of the first in the wrong order, and nothing of the second.
+    assert control["caption_recording"] == 0 and control["caption_events"] == 0.5
+    assert real["qa_accuracy"] == real["qa_place"] == real["qa_relation"] == 1 and control["qa_accuracy"] == 0
+    # After the turned recording's bell comes nothing, so that question isn't valid there; the two others are.
+    assert swapped(rows) == {"qa_accuracy": 1, "real": 1, "n": 2}
+
+
+def test_clips_are_scored_by_their_own_task():
+    told = "A fast red ring moves up at the top and a still blue star stays at the bottom."
+    other = [UP | {"way": "left"}]
+    rows = [
+        Prediction("1", "m", "", told, told, "A fast red ring moves left at the top.", {"movers": [UP, STILL]}),
+        asked("movers", {"kind": "way", "colour": "red", "shape": "ring"}, "up", "left", "up", [UP, STILL], other),
+        asked("movers", {"kind": "object", "pace": "still"}, "blue star", "x", "blue star", [UP, STILL], other),
+    ]
+    real, control = scores(rows), scores(rows, control=True)
+    assert real == {
+        "caption_clip": 1,
+        "caption_f1": 1,
+        "caption_movers": 1,
+        "qa_accuracy": 1,
+        "qa_object": 1,
+        "qa_way": 1,
+    }
+    assert control["caption_clip"] == control["caption_movers"] == control["qa_way"] == 0
+    assert swapped(rows) == {"qa_accuracy": 1, "real": 1, "n": 1}
+
+
+@pytest.mark.parametrize("listed", [["cat", "dog"], [{"colour": "red"}], {"cat": 2}, "cat", 3])
+def test_other_peoples_objects_are_left_alone(listed):
+    rows = [
+        Prediction("1", "m", "", "a red ring", "a red ring", "a moon", {"objects": listed}, {"objects": listed}),
+        Prediction("2", "m", "?", "yes", "yes", "no", {"objects": listed, "ask": "is it"}, {"objects": listed}),
+    ]
+    assert set(scores(rows)) == {"caption_f1", "qa_accuracy"} and swapped(rows) is None
+
+
+@pytest.mark.parametrize("name", ["objects", "events", "movers"])
+def test_media_that_hold_the_same_have_the_same_content(name):
+    """So that none stands in for its like, whichever kind of medium it is."""
+
+    class Features:
+        def info(self, key):
+            return {"sha256": f"hash of {key}"}
+
+    texts = [Text(key, [key], [], "heldout", {name: things} if things else {}) for key, things in (
+        ("a", [UP]), ("b", [STILL]), ("c", [dict(UP)]), ("d", None)
+    )]  # fmt: skip
+    found = medium_contents(Features(), texts)
+    assert found["a"] == found["c"] != found["b"] and found["d"] == "hash of d"
 
 
 def test_still_blind_needs_500_steps_and_no_gain():

@@ -19,6 +19,8 @@ from shards.read import FeatureSet, Text
 from training import RunError
 from training.order import epoch_steps, steps_per_epoch
 
+CONTENTS = ("objects", "events", "movers")  # where a text's `meta` lists what its medium holds
+
 
 @dataclass
 class Batch:
@@ -177,11 +179,11 @@ def load_steps(steps: Steps, first: int, last: int, workers: int, pin: bool) -> 
 
 
 def medium_contents(features: FeatureSet, texts: Sequence[Text]) -> dict[str, str]:
-    """For each medium of `texts`, what it shows: the objects its texts list in `meta`, else the hash of its bytes."""
+    """For each medium of `texts`, what it shows: the things its texts list in `meta`, else the hash of its bytes."""
     contents: dict[str, str] = {}
     for text in texts:
         for key in text.media:
-            listed = text.meta.get("objects")
+            listed = [text.meta[name] for name in CONTENTS if text.meta.get(name)]
             contents[key] = json.dumps(listed, sort_keys=True) if listed else features.info(key)["sha256"]
     return contents
 

@@ -7,7 +7,8 @@ most one to a place. What stands still has the pace "still" and the way "nowhere
 import re
 from collections import Counter
 
-from scoring.tasks.scenes import COLOURS, NUMBERS, SHAPES
+from scoring.tasks.scenes import COLOURS, SHAPES
+from scoring.tasks.things import matching, plain_answer
 
 PACES = ("still", "slow", "fast")
 WAYS = ("left", "right", "up", "down", "nowhere")
@@ -19,12 +20,6 @@ _WORD = re.compile(r"[a-z]+")
 _STAYS = ("stays", "stands", "still")
 
 
-def matching(ask: dict, movers: list[dict]) -> list[dict]:
-    """The movers that have every attribute which `ask` gives."""
-    given = [name for name in ATTRIBUTES if name in ask]
-    return [mover for mover in movers if all(mover[name] == ask[name] for name in given)]
-
-
 def answer(ask: dict, movers: list[dict]) -> str | None:
     """The true answer to a question about a clip.
 
@@ -33,19 +28,10 @@ def answer(ask: dict, movers: list[dict]) -> str | None:
     "pace": "still"}` whether anything is still, `{"kind": "count"}` for the number of objects. Out: a word (for
     "object", colour and shape), or None where the clip gives no single answer.
     """
-    kind = ask["kind"]
-    found = matching(ask, movers)
-    if kind == "count":
-        return NUMBERS[len(found)]
-    if kind == "exists":
-        return "yes" if found else "no"
-    if len(found) != 1:
-        return None
-    if kind == "object":
-        return f"{found[0]['colour']} {found[0]['shape']}"
-    if kind in ATTRIBUTES and kind not in ask:
-        return found[0][kind]
-    return None
+    if ask["kind"] != "object":
+        return plain_answer(ask, movers, ATTRIBUTES)
+    found = matching(ask, movers, ATTRIBUTES)
+    return f"{found[0]['colour']} {found[0]['shape']}" if len(found) == 1 else None
 
 
 def named_movers(caption: str) -> Counter:

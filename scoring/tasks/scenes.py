@@ -6,24 +6,19 @@ An object is `{"colour", "shape", "size", "place"}`, a scene a list of objects, 
 import re
 from collections import Counter
 
+from scoring.tasks.things import NUMBERS, matching, plain_answer
+
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
 SIZES = ("small", "large")
 PLACES = ("top-left", "top", "top-right", "left", "centre", "right", "bottom-left", "bottom", "bottom-right")
 SIDES = ("left of", "right of", "above", "below")
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 KINDS = ("colour", "shape", "size", "place", "count", "exists", "relation")
 
 ATTRIBUTES = ("colour", "shape", "size", "place")
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 _SINGULAR = {shape + "s": shape for shape in SHAPES} | {"crosses": "cross"}
 _ARTICLES = ("a", "an")
-
-
-def matching(ask: dict, objects: list[dict]) -> list[dict]:
-    """The objects that have every attribute which `ask` gives."""
-    given = [name for name in ATTRIBUTES if name in ask]
-    return [thing for thing in objects if all(thing[name] == ask[name] for name in given)]
 
 
 def is_beside(thing: dict, side: str, other: dict) -> bool:
@@ -47,20 +42,13 @@ def answer(ask: dict, objects: list[dict]) -> str | None:
     `{"kind": "relation", "side": "above", "colour": "red", "shape": "star"}` for the only object above the red star.
     Out: a word (or, for a relation, colour and shape), or None where the scene gives no single answer.
     """
-    kind = ask["kind"]
-    found = matching(ask, objects)
-    if kind == "count":
-        return NUMBERS[len(found)]
-    if kind == "exists":
-        return "yes" if found else "no"
+    if ask["kind"] != "relation":
+        return plain_answer(ask, objects, ATTRIBUTES)
+    found = matching(ask, objects, ATTRIBUTES)
     if len(found) != 1:
         return None
-    if kind == "relation":
-        beside = [thing for thing in objects if is_beside(thing, ask["side"], found[0])]
-        return f"{beside[0]['colour']} {beside[0]['shape']}" if len(beside) == 1 else None
-    if kind in ATTRIBUTES and kind not in ask:
-        return found[0][kind]
-    return None
+    beside = [thing for thing in objects if is_beside(thing, ask["side"], found[0])]
+    return f"{beside[0]['colour']} {beside[0]['shape']}" if len(beside) == 1 else None
 
 
 def named_objects(caption: str) -> Counter:

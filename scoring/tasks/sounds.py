@@ -7,7 +7,7 @@ the first with the place "first", the next "second", and so on.
 import re
 from collections import Counter
 
-from scoring.tasks.scenes import NUMBERS
+from scoring.tasks.things import NUMBERS, matching, plain_answer
 
 SOUNDS = ("bell", "drum", "whistle", "buzz", "click", "siren", "chirp", "hiss")
 PITCHES = ("low", "high")
@@ -21,12 +21,6 @@ _WORD = re.compile(r"[a-z]+")
 _SINGULAR = {"buzzes": "buzz", "hisses": "hiss"} | {sound + "s": sound for sound in SOUNDS}
 
 
-def matching(ask: dict, events: list[dict]) -> list[dict]:
-    """The events that have every attribute which `ask` gives."""
-    given = [name for name in ATTRIBUTES if name in ask]
-    return [event for event in events if all(event[name] == ask[name] for name in given)]
-
-
 def answer(ask: dict, events: list[dict]) -> str | None:
     """The true answer to a question about a recording.
 
@@ -37,21 +31,14 @@ def answer(ask: dict, events: list[dict]) -> str | None:
     "drum"}` for the sound that comes next after the only drum. Out: a word (or, for a relation, pitch and sound), or
     None where the recording gives no single answer.
     """
-    kind = ask["kind"]
-    found = matching(ask, events)
-    if kind == "count":
-        return NUMBERS[len(found)]
-    if kind == "exists":
-        return "yes" if found else "no"
+    if ask["kind"] != "relation":
+        return plain_answer(ask, events, ATTRIBUTES)
+    found = matching(ask, events, ATTRIBUTES)
     if len(found) != 1:
         return None
-    if kind == "relation":
-        at = PLACES.index(found[0]["place"]) + (1 if ask["side"] == "after" else -1)
-        beside = [event for event in events if PLACES.index(event["place"]) == at]
-        return f"{beside[0]['pitch']} {beside[0]['sound']}" if beside else None
-    if kind in ATTRIBUTES and kind not in ask:
-        return found[0][kind]
-    return None
+    at = PLACES.index(found[0]["place"]) + (1 if ask["side"] == "after" else -1)
+    beside = [event for event in events if PLACES.index(event["place"]) == at]
+    return f"{beside[0]['pitch']} {beside[0]['sound']}" if beside else None
 
 
 def named_sounds(caption: str) -> list[tuple[str, str]]:
