@@ -19,6 +19,7 @@ from adapters import AdapterError
 from adapters.language_model import LanguageModel
 
 PER_BLOCK = 2  # layers that one encoder block feeds
+POSITIONS = "embed_positions"  # what OPT calls its table of learned positions; models with rotary ones have no table
 MASKS = ("sdpa", "eager")
 
 
@@ -72,11 +73,15 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 @dataclass(frozen=True)
 class Rows:
-    """What goes in: `vectors` `(media, blocks, layer_size)`, for row `text[i]` of the batch at position `place[i]`."""
+    """What goes in: `vectors` `(media, blocks, layer_size)`, for row `text[i]` of the batch at position `place[i]`.
+
+    `placeless` `(batch, length)` marks rows that a table of positions adds nothing to (None: there are none).
+    """
 
     vectors: torch.Tensor
     text: torch.Tensor
     place: torch.Tensor
+    placeless: torch.Tensor | None = None
 
     def repeated(self, batch: int, of: int) -> "Rows":
         """For a batch in which generation has repeated each of `of` texts, one after the other."""
@@ -88,6 +93,7 @@ class Rows:
             self.vectors.repeat_interleave(times, 0),
             (self.text[:, None] * times + spread).flatten(),
             self.place.repeat_interleave(times),
+            None if self.placeless is None else self.placeless.repeat_interleave(times, 0),
         )
 
 
@@ -96,11 +102,13 @@ class Injector:
 
     `compat` reproduces the released code: the row sees the whole sequence, words that come later and padding too, and
     hands what it saw to the layers above. So a later word changes what the model says before it, which leaks labels
-    into training; it is there for checkpoints trained so, and attention models alone have it.
+    into training; it is there for checkpoints trained so, and attention models alone have it. There the row stands
+    first in the sequence, and it and the soft prompt have no position.
     """
 
     def __init__(self, lm: LanguageModel, layers: LayerMap, compat: bool = False):
         self.layers, self.map, self.compat = decoder_layers(lm.model), layers, compat
+        self.positions = next((part for name, part in lm.model.named_modules() if name.endswith(POSITIONS)), None)
         self.inserts = lm.quirk.recurrent
         if self.inserts and compat:
             raise AdapterError(f"epalm_compat is for attention models; {lm.name} has no mask to open")
@@ -120,6 +128,8 @@ class Injector:
         ]
         if self.inserts:
             handles.append(self.layers[-1].register_forward_hook(partial(self._remove, rows, texts, length)))
+        if rows.placeless is not None and self.positions is not None:
+            handles.append(self.positions.register_forward_hook(partial(self._unplace, rows, texts)))
         try:
             yield
         finally:
@@ -173,6 +183,12 @@ class Injector:
             hidden = hidden.index_put((rows.text, rows.place), rows.vectors[:, block].to(hidden))
         named = {**named, **({"attention_mask": mask} if "attention_mask" in named else {})}
         return ((hidden, *given[1:]), named) if given else (given, {**named, "hidden_states": hidden})
+
+    @staticmethod
+    def _unplace(rows: Rows, texts: int, _: nn.Module, given: tuple, out: torch.Tensor) -> torch.Tensor:
+        """Learned positions `(batch, length, width)` without those of `placeless` rows, when the whole is read."""
+        placeless = rows.repeated(len(out), texts).placeless
+        return out if out.shape[1] != placeless.shape[1] else out.masked_fill(placeless[..., None], 0)
 
     @staticmethod
     def _remove(rows: Rows, texts: int, length: int, _: nn.Module, given: tuple, out: torch.Tensor) -> torch.Tensor:

@@ -53,11 +53,13 @@ class Adapter(nn.Module):
         if self.injects and injection is None:
             raise AdapterError(f"{spec} gives vectors for inner layers, and nothing says which")
         self.injection = injection if self.injects else None
-        output_norm = output_norm and not self.injects
-        self.embedding_rms, self.output_norm = embedding_rms, output_norm
         self.projector_hidden, self.projector_layers = projector_hidden, projector_layers
         width = self.injection["layer_size"] if self.injects else hidden_size
         self.projector = build_projector(spec, features, width, projector_hidden, projector_layers)
+        if not self.tokens and not soft_prompt:
+            raise AdapterError(f"--adapter {spec} alone leaves nothing to train; give it a --soft-prompt")
+        output_norm = bool(output_norm and not self.injects and self.tokens)
+        self.embedding_rms, self.output_norm = embedding_rms, output_norm
         self.log_gain = nn.Parameter(torch.zeros(())) if output_norm else None
         if soft_prompt_mlp and not soft_prompt:
             raise AdapterError("--soft-prompt-mlp needs a --soft-prompt")
@@ -90,7 +92,7 @@ class Adapter(nn.Module):
 
         Done once, before the first step. With `output_norm`, or without features, there is nothing to do.
         """
-        if self.log_gain is not None or self.injects or not len(features):
+        if self.log_gain is not None or self.injects or not self.tokens or not len(features):
             return 1.0
         rms = self(features).pow(2).mean(-1).sqrt().median().item()
         factor = self.embedding_rms / max(rms, 1e-12)
@@ -199,11 +201,15 @@ class AdaptedModel(nn.Module):
         """The batch, and the context in which the language model must read it: that of the injection, if any.
 
         A medium that is injected takes one position, which no position is counted for and no mask shows; none in a
-        model without masks.
+        model without masks. As eP-ALM's released code has it (`compat`), the medium stands first and the soft prompt
+        isn't counted either.
         """
         if self._injector is None:
             return splice(self.lm, texts, slots, **how), nullcontext()
         media = {name: vectors for name, vectors in slots.items() if name not in (SOFT_PROMPT, SOFT_PROMPT_END)}
+        compat = self._injector.compat
+        if compat:
+            texts = [sorted(text, key=lambda part: part.slot not in media) for text in texts]
         kept = torch.zeros(0 if self._injector.inserts else 1, self.lm.hidden_size)
         batch = splice(self.lm, texts, slots | dict.fromkeys(media, kept), **how)
         found = [slot for slot in batch.slots if slot[0] in media]
@@ -213,10 +219,16 @@ class AdaptedModel(nn.Module):
         if self._injector.inserts and list(rows) != list(range(len(texts))):
             raise AdapterError(f"{self.lm.name} is given a medium inside: each text must have exactly one")
         text, place = (torch.tensor(values, device=self.lm.device) for values in (rows, places))
+        placeless = None
         if not self._injector.inserts:
             batch.attention_mask[text, place] = 0
-            batch.position_ids = positions_of(batch.attention_mask)
-        vectors = Rows(torch.stack([media[name] for name in names]).to(self.lm.device), text, place)
+            counted = batch.attention_mask.clone()
+            for name, row, at in batch.slots:
+                if compat and name not in media:
+                    counted[row, at : at + len(slots[name])] = 0
+            batch.position_ids = positions_of(counted)
+            placeless = counted == 0 if compat else None
+        vectors = Rows(torch.stack([media[name] for name in names]).to(self.lm.device), text, place, placeless)
         return batch, self._injector.inject(vectors, len(texts), batch.inputs_embeds.shape[1])
 
     @torch.no_grad()

@@ -35,7 +35,8 @@ class Template:
 
     `delimiters` stand before and after each medium. `caption_prompt` is what the user says when a text has no question.
     `soft_prompt` is where the soft prompt stands in the first user turn: "before" the media, "after" them, or "around"
-    the turn's words, its second half behind them.
+    the turn's words, its second half behind them. "first" is before everything, the begin-of-text token too, where PEFT
+    and eP-ALM have it.
     """
 
     style: str = "plain"
@@ -91,9 +92,9 @@ class Prompt:
             raise AdapterError(f"the template's style is {template.style!r}; it must be plain or chat")
         if template.style == "chat" and not tokenizer.chat_template:
             raise AdapterError("a chat template was asked for, but this tokenizer has none; use --template plain")
-        if template.soft_prompt not in ("before", "after", "around"):
+        if template.soft_prompt not in ("before", "after", "around", "first"):
             raise AdapterError(
-                f"the soft prompt's place is {template.soft_prompt!r}; it must be before, after or around"
+                f"the soft prompt's place is {template.soft_prompt!r}; it must be before, after, around or first"
             )
         if tokenizer.eos_token_id is None:
             raise AdapterError("this tokenizer names no end-of-text token, so no answer could end; set its eos_token")
@@ -123,10 +124,11 @@ class Prompt:
         if answer and turns[-1]["role"] != "assistant":
             raise AdapterError("a text to train on must end with an assistant turn")
         contents = self._contents(turns, media)
-        if soft_prompt:
+        first = soft_prompt and self.template.soft_prompt == "first"
+        if soft_prompt and not first:
             self._place(next(c for c, turn in zip(contents, turns, strict=True) if turn["role"] == "user"))
         pieces = self._chat if self.template.style == "chat" else self._plain
-        return self._encode(pieces(turns, contents))
+        return [Segment(slot=SOFT_PROMPT)] * first + self._encode(pieces(turns, contents))
 
     def _place(self, content: list[Segment | Piece]) -> None:
         """Put the soft prompt into the first user turn's content."""
