@@ -134,11 +134,17 @@ class AdaptedModel(nn.Module):
     With `token_noise` above 0, `loss` adds Gaussian noise of that share of each projected token's RMS, in the manner of
     NEFTune (Jain et al. 2023, arXiv 2310.05914): a projector can otherwise find tokens that make the model say the
     right caption and mean nothing to it beyond. `text_losses` and `generate` never add any.
+
+    `loss_mean` is what a step's loss is the mean of: each "token" counts alike, or each "sample" (a text: the mean of
+    its tokens' losses), as for Mamba-VL and Pythia-VL.
     """
 
-    def __init__(self, lm: LanguageModel, adapter: Adapter, prompt: Prompt, token_noise: float = 0.0):
+    def __init__(
+        self, lm: LanguageModel, adapter: Adapter, prompt: Prompt, token_noise: float = 0.0, loss_mean: str = "token"
+    ):
         super().__init__()
         self.lm, self.adapter, self.prompt, self.token_noise = lm, adapter, prompt, token_noise
+        self.loss_mean = loss_mean
         self._takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
         self._injector = None
         if adapter.injects:
@@ -169,19 +175,23 @@ class AdaptedModel(nn.Module):
         return filled
 
     def loss(self, texts: Texts, features: Features) -> tuple[torch.Tensor, int]:
-        """Cross-entropy summed over the target tokens of a micro-batch, in fp32, and their number.
+        """Cross-entropy summed over the target tokens of a micro-batch, in fp32, and their number; or summed over its
+        texts, each the mean of its tokens, and their number.
 
         A step divides the sum of these by the sum of the numbers, so how it is cut into micro-batches changes nothing
         (but the draws of `token_noise`).
         Logits are computed at the labels' positions only, by the model's own head (its scale and softcap included).
         """
         per_token = self._token_losses(texts, features, self.token_noise)
-        return per_token.sum(), len(per_token)
+        if self.loss_mean == "token":
+            return per_token.sum(), len(per_token)
+        counts = torch.tensor([_targets(text) for text in texts], device=per_token.device)
+        return (per_token / counts.repeat_interleave(counts)).sum(), len(texts)
 
     @torch.no_grad()
     def text_losses(self, texts: Texts, features: Features) -> list[tuple[float, int]]:
         """For each text its summed cross-entropy and its number of target tokens."""
-        counts = [sum(len(s.ids) for s in text if s.target) for text in texts]
+        counts = [_targets(text) for text in texts]
         return [(part.sum().item(), len(part)) for part in self._token_losses(texts, features).split(counts)]
 
     def _token_losses(self, texts: Texts, features: Features, noise: float = 0.0) -> torch.Tensor:
@@ -248,3 +258,7 @@ class AdaptedModel(nn.Module):
             end = next((i for i, token in enumerate(row) if token in stop), len(row))
             answers.append(self.prompt.tokenizer.decode(row[:end], skip_special_tokens=True).strip())
         return answers
+
+
+def _targets(text: Sequence[Segment]) -> int:
+    return sum(len(segment.ids) for segment in text if segment.target)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from adapters import AdapterError
+from adapters.boxes import said
 
 MEDIA_MARK = "<image>"
 SOFT_PROMPT, SOFT_PROMPT_END = "soft prompt", "soft prompt's end"
@@ -21,12 +22,14 @@ SOFT_PROMPT, SOFT_PROMPT_END = "soft prompt", "soft prompt's end"
 class Segment:
     """A stretch of the sequence: token ids, or the place (`slot`) of a medium's or the soft prompt's vectors.
 
-    `target` marks ids that the model is trained to say.
+    `target` marks ids that the model is trained to say. `part` (k, of n) says that of the slot's vectors only the k-th
+    of n equal parts stands here, as a row of patches does.
     """
 
     ids: tuple[int, ...] = ()
     slot: str | None = None
     target: bool = False
+    part: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,12 @@ class Template:
     `soft_prompt` is where the soft prompt stands in the first user turn: "before" the media, "after" them, or "around"
     the turn's words, its second half behind them. "first" is before everything, the begin-of-text token too, where PEFT
     and eP-ALM have it.
+
+    `media` is where media without a mark stand: "before" the first user's words, or "after" them, so that the model
+    reads a medium knowing what is asked (the task-aware encoding of Pantazopoulos et al. 2024, arXiv 2409.05395).
+    `row_separator` stands between the `rows` rows of a medium's tokens, for models that can't count positions (theirs,
+    for Mamba). `eos`: whether the model is trained to end its answer. `loss_on`: "answer", or "all" words as eP-ALM
+    does: questions and the template's own words too. `box_decimals`: of the numbers of a box in words.
     """
 
     style: str = "plain"
@@ -44,6 +53,12 @@ class Template:
     caption_prompt: str = ""
     question: str = "Question: {} Answer: "
     soft_prompt: str = "before"
+    media: str = "before"
+    row_separator: str = ""
+    rows: int = 0
+    eos: bool = True
+    loss_on: str = "answer"
+    box_decimals: int = 2
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -57,12 +72,14 @@ def default_template(
     tokenizer: PreTrainedTokenizerBase,
     style: str | None = None,
     delimiters: Sequence[str] | None = None,
-    soft_prompt: str = "before",
+    **fields: object,
 ) -> Template:
-    """The tokenizer's chat template where it has one, the plain form otherwise, unless `style` says which."""
-    marks = {"soft_prompt": soft_prompt} | ({"delimiters": tuple(delimiters)} if delimiters is not None else {})
+    """The tokenizer's chat template where it has one, the plain form otherwise, unless `style` says which. `fields` are
+    more of the template's.
+    """
+    marks = fields | ({"delimiters": tuple(delimiters)} if delimiters is not None else {})
     if (style or ("chat" if tokenizer.chat_template else "plain")) == "chat":
-        return Template(style="chat", caption_prompt="Describe the image.", **marks)
+        return Template(**{"style": "chat", "caption_prompt": "Describe the image.", **marks})
     return Template(**marks)
 
 
@@ -74,11 +91,14 @@ def soft_slots(length: int, template: Template) -> dict[str, int]:
 
 
 class Piece(NamedTuple):
-    """Text on its way to ids: the template's own, or words from data; `target` when the model is to say it."""
+    """Text on its way to ids: the template's own, or words from data; `target` when the model is to say it, `medium`
+    when it marks a medium and is never said.
+    """
 
     text: str
     from_data: bool = False
     target: bool = False
+    medium: bool = False
 
 
 class Prompt:
@@ -96,6 +116,11 @@ class Prompt:
             raise AdapterError(
                 f"the soft prompt's place is {template.soft_prompt!r}; it must be before, after, around or first"
             )
+        if template.media not in ("before", "after") or template.loss_on not in ("answer", "all"):
+            raise AdapterError(
+                f"the template puts media {template.media!r} the words and learns {template.loss_on!r}; it must be "
+                "before or after, and answer or all"
+            )
         if tokenizer.eos_token_id is None:
             raise AdapterError("this tokenizer names no end-of-text token, so no answer could end; set its eos_token")
         self.tokenizer, self.template = tokenizer, template
@@ -110,13 +135,15 @@ class Prompt:
     ) -> list[Segment]:
         """Turn `turns` (dicts with `role` and `content`) about the media named in `media` into segments.
 
-        Media stand where `<image>` marks them in user turns, or before the first user's words when there is no
-        mark; the soft prompt where the template says. A text that begins with an assistant turn is a caption: a user
+        Media stand where `<image>` marks them in user turns, or before (or after) the first user's words when there is
+        no mark; the soft prompt where the template says. A turn's `<box>` marks stand for its `boxes`, see
+        `adapters.boxes`. A text that begins with an assistant turn is a caption: a user
         turn with the media and `caption_prompt` goes before it. With `answer=False` a last assistant turn is left
         out and the sequence ends where the model is to speak: by construction a prefix of the sequence with the answer.
-        Raises AdapterError when marks and media differ in number, or when no assistant turn is left to train on.
+        Raises AdapterError when marks and media, or boxes, differ in number, or when no assistant turn is left to train
+        on.
         """
-        turns = [dict(turn) for turn in turns]
+        turns = [{**turn, "content": said(turn, self.template.box_decimals)} for turn in turns]
         if not answer and turns and turns[-1]["role"] == "assistant":
             turns.pop()
         if not turns or turns[0]["role"] == "assistant":
@@ -128,7 +155,9 @@ class Prompt:
         if soft_prompt and not first:
             self._place(next(c for c, turn in zip(contents, turns, strict=True) if turn["role"] == "user"))
         pieces = self._chat if self.template.style == "chat" else self._plain
-        return [Segment(slot=SOFT_PROMPT)] * first + self._encode(pieces(turns, contents))
+        return [Segment(slot=SOFT_PROMPT)] * first + self._encode(
+            pieces(turns, contents), everything=answer and self.template.loss_on == "all"
+        )
 
     def _place(self, content: list[Segment | Piece]) -> None:
         """Put the soft prompt into the first user turn's content."""
@@ -155,8 +184,9 @@ class Prompt:
                 for rest in others:
                     content += [*self._slot(waiting.pop(0)), Piece(rest.strip(), from_data=True)]
             elif turn["role"] == "user":
-                content = [part for medium in waiting for part in self._slot(medium)]
-                content.append(Piece(words, from_data=True))
+                shown = [part for medium in waiting for part in self._slot(medium)]
+                asked = [Piece(words, from_data=True)]
+                content = asked + shown if self.template.media == "after" else shown + asked
                 waiting = []
             else:
                 content = [Piece(words, from_data=True, target=turn["role"] == "assistant")]
@@ -164,8 +194,12 @@ class Prompt:
         return contents
 
     def _slot(self, medium: str) -> list[Segment | Piece]:
-        before, after = self.template.delimiters
-        return [Piece(before), Segment(slot=medium), Piece(after)] if before or after else [Segment(slot=medium)]
+        before, after = (Piece(text, medium=True) for text in self.template.delimiters)
+        slots: list[Segment | Piece] = [Segment(slot=medium)]
+        if self.template.row_separator:
+            rows, between = self.template.rows, Piece(self.template.row_separator, medium=True)
+            slots = [part for k in range(rows) for part in (between, Segment(slot=medium, part=(k, rows)))][1:]
+        return [before, *slots, after] if before.text or after.text else slots
 
     def _plain(self, turns: list[dict], contents: list[list[Segment | Piece]]) -> Iterator[Segment | Piece]:
         before, after = (Piece(text) for text in self.template.question.split("{}"))
@@ -173,7 +207,7 @@ class Prompt:
         for i, (turn, content) in enumerate(zip(turns, contents, strict=True)):
             if turn["role"] == "assistant":
                 yield from content
-                yield Segment(ids=self.turn_end, target=True)
+                yield Segment(ids=self.turn_end, target=self.template.eos)
                 continue
             if i:
                 yield Piece("\n")
@@ -199,7 +233,7 @@ class Prompt:
             yield Piece(rest)
             if i < len(turns):
                 yield from contents[i]
-                yield Segment(ids=self.turn_end, target=True)
+                yield Segment(ids=self.turn_end, target=self.template.eos)
             said = i + 1
 
     def _render(self, turns: list[dict], speak: bool) -> str:
@@ -223,25 +257,32 @@ class Prompt:
         ends = [i for i, token in enumerate(ids) if token in special]
         return ids[: ends[0] + 1] if ends else (self.tokenizer.eos_token_id,)
 
-    def _encode(self, pieces: Iterator[Segment | Piece]) -> list[Segment]:
-        """Tokenise each piece on its own; a space at a piece's end goes to the words after it, as tokenizers expect."""
+    def _encode(self, pieces: Iterator[Segment | Piece], everything: bool = False) -> list[Segment]:
+        """Tokenise each piece on its own; a space at a piece's end goes to the words after it, as tokenizers expect.
+
+        With `everything` all words are targets. The first id of a text never is: nothing comes before it to say it.
+        """
         merged: list[Segment] = []
         space = ""
         for piece in pieces:
             if isinstance(piece, Piece):
                 if not piece.from_data:
                     stem = piece.text.rstrip(" ")
-                    piece, trailing = Piece(space + stem if stem else ""), piece.text[len(stem) :]
+                    trailing = piece.text[len(stem) :]
+                    piece = piece._replace(text=space + stem if stem else "")
                     space = trailing if stem else space + trailing
                 else:
                     piece, space = piece._replace(text=space + piece.text), ""
-                piece = Segment(ids=self._ids(piece), target=piece.target)
+                piece = Segment(ids=self._ids(piece), target=piece.target or (everything and not piece.medium))
             elif piece.slot:
                 space = ""
             if merged and merged[-1].slot is None and piece.slot is None and merged[-1].target == piece.target:
                 merged[-1] = Segment(ids=merged[-1].ids + piece.ids, target=piece.target)
             elif piece.ids or piece.slot:
                 merged.append(piece)
+        if merged and merged[0].target:
+            first = merged[0].ids
+            merged[:1] = [Segment(ids=first[:1]), *([Segment(ids=first[1:], target=True)] if first[1:] else [])]
         return merged
 
     def _ids(self, piece: Piece) -> tuple[int, ...]:

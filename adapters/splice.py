@@ -37,7 +37,7 @@ def positions_of(mask: torch.Tensor) -> torch.Tensor:
 def length_of(segments: Sequence[Segment], slot_tokens: Mapping[str, int] | int) -> int:
     """The number of positions a text takes; `slot_tokens` says how many each slot takes (or all alike)."""
     count = slot_tokens.__getitem__ if isinstance(slot_tokens, Mapping) else lambda slot: slot_tokens
-    return sum(len(s.ids) if s.slot is None else count(s.slot) for s in segments)
+    return sum(len(s.ids) if s.slot is None else count(s.slot) // (s.part[1] if s.part else 1) for s in segments)
 
 
 def splice(
@@ -72,6 +72,11 @@ def splice(
                 place += len(segment.ids)
             else:
                 medium = slots[segment.slot]
+                if segment.part:
+                    number, rows = segment.part
+                    if len(medium) % rows:
+                        raise AdapterError(f"{len(medium)} tokens of a medium can't be laid out in {rows} rows")
+                    medium = medium.unflatten(0, (rows, -1))[number]
                 if medium.shape[-1] != lm.hidden_size:
                     raise AdapterError(
                         f"the adapter gives vectors of width {medium.shape[-1]}, but {lm.name} has hidden_size "

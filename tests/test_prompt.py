@@ -123,7 +123,7 @@ def test_the_soft_prompt_stands_where_it_is_asked_for(prompt, delimiters):
         if place == "around":
             at = [s.slot for s in segments].index(SOFT_PROMPT)
             assert words in prompt.tokenizer.decode(segments[at + 1].ids) and segments[at + 2].slot == SOFT_PROMPT_END
-    with pytest.raises(AdapterError, match="before, after or around"):
+    with pytest.raises(AdapterError, match="soft prompt's place is 'beside'"):
         Prompt(prompt.tokenizer, replace(prompt.template, soft_prompt="beside"))
 
 

@@ -17,7 +17,7 @@ from training import RunError
 from training.data import Batch, Encoded
 from training.heldout import heldout_losses
 from training.order import epoch_steps, steps_per_epoch
-from training.recipe import read_recipe
+from training.recipe import load_recipe
 from training.run import Run, load_optimizer_state, newest_run, optimizer_state
 from training.settings import DEFAULTS, refuse_changes, resumed, settle
 from training.step import learning_rate, take_step
@@ -289,20 +289,20 @@ def test_settings_merge_and_refuse(tmp_path):
 
 
 def test_recipes_name_the_nearest_and_refuse_what_they_cannot_set(tmp_path):
-    assert read_recipe("demo", set(DEFAULTS) | {"lm", "template", "delimiters", "steps"})["lm"] == "demo/backbones/lm"
+    demo = load_recipe("demo").settings(set(DEFAULTS) | {"lm", "template", "delimiters", "steps"}, "mlp16")
+    assert demo["lm"] == "demo/backbones/lm"
     own = tmp_path / "own.toml"
     own.write_text("[train]\nlr = 0.5\nbatch = 4\n[adapter.mlp16]\nlr = 0.25\n[adapter.linear16]\nbatch = 8\n")
-    for spec, found in ((None, (0.25, 4)), ("mlp16", (0.25, 4)), ("linear16", (0.5, 8)), ("mlp", (0.5, 4))):
-        recipe = read_recipe(str(own), {"lr", "batch"}, spec)
+    for spec, found in (("mlp16", (0.25, 4)), ("linear16", (0.5, 8)), ("mlp", (0.5, 4))):
+        recipe = load_recipe(str(own)).settings({"lr", "batch"}, spec)
         assert (recipe["lr"], recipe["batch"]) == found, spec
     with pytest.raises(RunError, match="did you mean demo"):
-        read_recipe("dmo", set())
-    (tmp_path / "r.toml").write_text("[train]\nlearning = 3\n")
-    with pytest.raises(RunError, match="sets learning"):
-        read_recipe(str(tmp_path / "r.toml"), {"lr"})
-    (tmp_path / "r.toml").write_text("[train")
-    with pytest.raises(RunError, match="not TOML"):
-        read_recipe(str(tmp_path / "r.toml"), {"lr"})
+        load_recipe("dmo")
+    bad = tmp_path / "r.toml"
+    for text, said in (("[train]\nlearning = 3\n", "sets learning"), ("[train", "not TOML"), ("[trian]\n", "trian")):
+        bad.write_text(text)
+        with pytest.raises(RunError, match=said):
+            load_recipe(str(bad)).settings({"lr"}, "mlp16")
 
 
 def test_a_missing_feature_set_is_a_sentence(tmp_path):

@@ -2,33 +2,63 @@
 
 import difflib
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 from training import RunError
-from training.settings import DEFAULTS
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+TABLES = {"about", "precompute", "train", "adapter", "full"}
 
 
-def read_recipe(name: str, allowed: set[str], adapter: str | None = None) -> dict:
-    """Return the `[train]` table of the recipe `name`, or of the TOML file of that name, with what its table
-    `[adapter.SPEC]` adds for the adapter that is trained: `adapter`, or else the recipe's own.
+@dataclass(frozen=True)
+class Recipe:
+    """One file of recipes/. `about`: paper, data, scores, what is doubtful · `precompute` and `train`: fields of those
+    scripts' flags · `adapter`: SPEC -> fields that go with this adapter · `full`: the encoder's true shape, so that
+    what a training needs can be counted without it.
+    """
 
-    Raises RunError for an unknown recipe, with the nearest known name, and for a field that isn't in `allowed`.
+    path: Path
+    about: dict
+    precompute: dict
+    train: dict
+    adapter: dict
+    full: dict
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def settings(self, allowed: set[str], adapter: str) -> dict:
+        """The `[train]` table with what `[adapter.SPEC]` adds for `adapter` (unless the recipe has its own).
+
+        Raises RunError for a field that isn't in `allowed`.
+        """
+        table = self.train | self.adapter.get(adapter, {})
+        if unknown := sorted(set(table) - allowed):
+            raise RunError(f"{self.path} sets {', '.join(unknown)}, which train.py doesn't know")
+        return table
+
+
+def recipe_names() -> list[str]:
+    """The recipes there are."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read the recipe `name`, or the TOML file of that name.
+
+    Raises RunError for an unknown recipe, with the nearest known name, and for a file that isn't one.
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
-        known = sorted(file.stem for file in FOLDER.glob("*.toml"))
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name, recipe_names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise RunError(f"unknown recipe {name!r}{hint} (known: {', '.join(known)})")
+        raise RunError(f"unknown recipe {name!r}{hint} (known: {', '.join(recipe_names())})")
     try:
         whole = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise RunError(f"{path} is not TOML: {error}") from None
-    table = whole.get("train", {})
-    table |= whole.get("adapter", {}).get(adapter or table.get("adapter", DEFAULTS["adapter"]), {})
-    unknown = sorted(set(table) - allowed)
-    if unknown:
-        raise RunError(f"{path} sets {', '.join(unknown)}, which train.py doesn't know")
-    return table
+    if strange := sorted(set(whole) - TABLES):
+        raise RunError(f"{path} has a table {strange[0]}, and a recipe's are {', '.join(sorted(TABLES))}")
+    return Recipe(path, **{table: whole.get(table, {}) for table in TABLES})

@@ -1,10 +1,18 @@
 """What a run is to do: flags over recipe over defaults, complete and checked before anything is loaded."""
 
 import json
+import time
+from dataclasses import fields
+from itertools import count
 from pathlib import Path
 
-from adapters.projectors import find_projector
+from adapters import AdapterError
+from adapters.model import Adapter
+from adapters.projectors import FeatureShape, find_projector
+from shards.read import FeatureSet
 from training import RunError
+from training.options import ABOUT_THE_CALL, Options, given
+from training.recipe import load_recipe
 from training.run import Run
 
 DEFAULTS = {
@@ -12,6 +20,7 @@ DEFAULTS = {
     "soft_prompt": 0,
     "soft_prompt_place": "before",
     "soft_prompt_mlp": False,
+    "soft_prompt_lr": 0.0,
     "output_norm": True,
     "projector_hidden": 0,
     "projector_layers": 0,
@@ -19,11 +28,19 @@ DEFAULTS = {
     "epalm_compat": False,
     "start_words": "",
     "token_noise": 0.0,
+    "media_place": "before",
+    "row_separator": "",
+    "box_decimals": 2,
+    "eos": True,
+    "loss_on": "answer",
+    "loss_mean": "token",
     "precision": "auto",
     "batch": 32,
     "micro_batch": 0,
     "lr": 1e-3,
     "warmup": 0.03,
+    "schedule": "cosine",
+    "min_lr": 0.0,
     "weight_decay": 0.0,
     "clip": 1.0,
     "texts_per_medium": 0,
@@ -34,10 +51,14 @@ LEAST = {"batch": 1, "steps": 1, "eval_every": 1, "save_every": 1, "lr": 0.0} | 
     (
         "micro_batch",
         "soft_prompt",
+        "soft_prompt_lr",
         "projector_hidden",
         "projector_layers",
         "token_noise",
         "warmup",
+        "min_lr",
+        "epochs",
+        "box_decimals",
         "weight_decay",
         "clip",
         "texts_per_medium",
@@ -64,23 +85,113 @@ def settle(given: dict, recipe: dict) -> dict:
     return settings
 
 
+def template_fields(settings: dict, shape: FeatureShape, adapter: Adapter) -> dict:
+    """What the settings say of the template besides style and delimiters.
+
+    Raises AdapterError for separated rows of an adapter that doesn't give a token for each patch of a grid.
+    """
+    fields = {name: settings[name] for name in ("row_separator", "box_decimals", "eos", "loss_on")}
+    fields |= {"media": settings["media_place"], "soft_prompt": settings["soft_prompt_place"]}
+    fields |= {name: settings[name] for name in ("caption_prompt", "question") if settings.get(name) is not None}
+    if settings["row_separator"]:
+        if not shape.grid or adapter.tokens != shape.grid[0] * shape.grid[1]:
+            raise AdapterError(
+                f"--row-separator needs a token for each patch of a grid, and {adapter.spec} makes {adapter.tokens} of "
+                f"{shape.tokens} {shape.kind}"
+            )
+        fields["rows"] = shape.grid[0]
+    return fields
+
+
 def settle_length(settings: dict, per_epoch: int) -> None:
     """Fill in how long to train and how often to look, and print what was chosen."""
-    if settings.get("steps") is None:
+    if settings.get("steps") is None and settings.get("epochs"):
+        settings["steps"] = max(1, round(settings["epochs"] * per_epoch))
+        print(f"steps: {settings['steps']}, for {settings['epochs']:g} epochs of {per_epoch}")
+    elif settings.get("steps") is None:
         settings["steps"] = max(500, 2 * per_epoch)
         print(f"steps: {settings['steps']}, for two epochs of {per_epoch} but at least 500")
     settings["eval_every"] = settings.get("eval_every") or max(50, settings["steps"] // 8)
     settings["save_every"] = settings.get("save_every") or settings["eval_every"]
 
 
-def newest_features(root: Path, kind: str) -> Path:
-    """The feature set in `root` that was finished last and holds `kind`. Raises RunError when there is none."""
+def new_settings(options: Options) -> dict:
+    """Flags over recipe over defaults; features of the demo's encoder bring the demo's recipe and language model.
+
+    Raises RunError when nothing says which language model, and as `settle`, `load_recipe` and `newest_features` do.
+    """
+    flags = given(options)
+    names = {field.name for field in fields(options)} - ABOUT_THE_CALL
+    recipe, encoder = {}, None
+    if options.recipe:
+        whole = load_recipe(options.recipe)
+        recipe = whole.settings(names, flags.get("adapter") or whole.train.get("adapter", DEFAULTS["adapter"]))
+        encoder = whole.precompute.get("encoder")
+    settings = settle(flags, recipe)
+    if "features" not in settings:
+        kind = find_projector(settings["adapter"])[0].kind
+        settings["features"] = str(newest_features(Path("features"), kind, encoder, options.tiny))
+    elif encoder and (found := encoder_of(settings["features"])) != encoder:
+        print(f"note: {options.recipe} is meant for features of {encoder}, and these come from {found}")
+    if "lm" not in settings:
+        if encoder_of(settings["features"]) != "demo":
+            raise RunError(
+                "--lm is missing: which language model is to read these features? For a 24 GB GPU, for instance "
+                "HuggingFaceTB/SmolLM2-360M-Instruct (0.7 GB), Qwen/Qwen3-4B-Instruct-2507 (8 GB) or "
+                "mistralai/Mistral-7B-Instruct-v0.3 (15 GB); or a folder with a transformers model"
+            )
+        print("recipe: demo, because these features come from the demo's encoder")
+        demo = load_recipe("demo").settings(names, settings["adapter"])
+        settings = settle(flags, demo | recipe) | {"features": settings["features"]}
+    if options.tiny:
+        settings = made_tiny(settings, flags)
+    return settings
+
+
+def encoder_of(features: str | Path) -> str:
+    """The name of the encoder that made a feature set; for a tiny one, of what it stands for."""
+    return Path(FeatureSet(features).manifest["encoder"]["name"]).name
+
+
+def made_tiny(settings: dict, flags: dict) -> dict:
+    """The same settings for a tiny random language model of the same class, a few steps, and what a CPU can hold."""
+    from training.tiny import tiny_language_model
+
+    deep = find_projector(settings["adapter"])[0].kind == "layers"
+    print(f"language model: a tiny random one in the place of {settings['lm']}")
+    small = {"steps": 20, "batch": 8, "eval_every": 10} | ({"inject_layers": []} if deep else {})
+    small |= {"precision": "auto"} if settings["precision"] in ("fp16", "bf16") else {}
+    return settings | small | flags | {"lm": str(tiny_language_model(settings["lm"], deep))}
+
+
+def run_path(name: str | None, spec: str) -> Path:
+    """runs/NAME, or when no name is given one made of the date and the adapter that isn't taken."""
+    if name:
+        if Path(name).name != name or name.startswith("."):
+            raise RunError(f"--name {name!r} must be a plain folder name")
+        return Path("runs") / name
+    stem = f"{time.strftime('%Y-%m-%d')}-{spec}"
+    return next(path for i in count(1) if not (path := Path("runs") / (stem if i == 1 else f"{stem}-{i}")).exists())
+
+
+def newest_features(root: Path, kind: str, encoder: str | None = None, tiny: bool = False) -> Path:
+    """The feature set in `root` that was finished last and holds `kind`, made by `encoder` where one is named (by a
+    `tiny` one in its place). Raises RunError when there is none.
+    """
     held = {}
     for manifest in Path(root).glob("*/manifest.json"):
         try:
-            held[manifest] = list(json.loads(manifest.read_text(encoding="utf-8"))["features"])
+            facts = json.loads(manifest.read_text(encoding="utf-8"))
+            kinds, maker = list(facts["features"]), facts["encoder"]["name"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
+        if encoder is None or (Path(maker).name == encoder and (Path(maker).is_absolute() or not tiny)):
+            held[manifest] = kinds
+    if encoder and not held:
+        raise RunError(
+            f"no feature set in {root}/ was made by {'a tiny ' * tiny}{encoder}, which this recipe reads; make one "
+            "first: python precompute.py with the same --recipe (and --tiny)"
+        )
     if not held:
         raise RunError(f"there is no feature set in {root}/ yet; make one first: python precompute.py")
     fitting = [manifest for manifest, kinds in held.items() if kind in kinds]
@@ -93,7 +204,7 @@ def newest_features(root: Path, kind: str) -> Path:
 
 def resumed(run: Run, given: dict) -> dict:
     """A run's own settings. Raises RunError when a flag asks for something else, and when the run is finished."""
-    settings = run.config
+    settings = DEFAULTS | run.config
     for name, value in given.items():
         if value != settings.get(name):
             raise RunError(

@@ -1,24 +1,55 @@
-"""One optimizer step: the learning rate, the loss over micro-batches, the gradient."""
+"""One optimizer step: the learning rates, the loss over micro-batches, the gradient."""
 
 import math
 import sys
 
 import torch
 
-from adapters.model import AdaptedModel
+from adapters.model import AdaptedModel, Adapter
 from training import RunError
 from training.data import Batch
 
+FALL = {  # the share of the way from the end's rate to the peak's, after a share `t` of the steps that follow warm-up
+    "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),  # Loshchilov & Hutter 2017, arXiv 1608.03983, no restarts
+    "linear": lambda t: 1 - t,
+    "constant": lambda t: 1.0,
+}
 
-def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """The rate of `step` (from 1): linear over the first `warmup` share of the steps, then a cosine to 0.
 
-    The cosine is that of Loshchilov & Hutter 2017 (arXiv 1608.03983) without restarts.
+def learning_rate(
+    step: int, steps: int, peak: float, warmup: float, schedule: str = "cosine", least: float = 0.0
+) -> float:
+    """The rate of `step` (from 1): linear over the first `warmup` share of the steps, then along `schedule` (a key of
+    `FALL`) to `least`.
     """
     warm = max(1, round(warmup * steps))
     if step <= warm:
         return peak * step / warm
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    return least + (peak - least) * FALL[schedule]((step - warm) / max(1, steps - warm))
+
+
+def make_optimizer(adapter: Adapter, settings: dict) -> torch.optim.AdamW:
+    """AdamW over what is trained, in groups: matrices have `weight_decay`, biases, norms and the gain none, and a soft
+    prompt with a learning rate of its own is a group named so.
+    """
+    groups: dict[tuple, list] = {}
+    for name, parameter in adapter.named_parameters():
+        own = bool(settings["soft_prompt_lr"]) and name.startswith("soft_prompt.")
+        decay = settings["weight_decay"] if parameter.ndim > 1 else 0.0
+        groups.setdefault(("soft prompt" if own else "projector", decay), []).append(parameter)
+    named = [{"params": found, "name": name, "weight_decay": decay} for (name, decay), found in groups.items()]
+    return torch.optim.AdamW(named, lr=settings["lr"])
+
+
+def set_rates(optimizer: torch.optim.Optimizer, step: int, settings: dict) -> float:
+    """Give each group its learning rate at `step`; return that of the projector. A soft prompt's own is constant, as in
+    eP-ALM (https://github.com/mshukor/eP-ALM).
+    """
+    names = ("steps", "lr", "warmup", "schedule", "min_lr")
+    rate = learning_rate(step, *(settings[name] for name in names))
+    for group in optimizer.param_groups:
+        group["lr"] = settings["soft_prompt_lr"] if group["name"] == "soft prompt" else rate
+    return rate
 
 
 def take_step(
@@ -29,8 +60,8 @@ def take_step(
     micro: int,
     clip: float,
 ) -> tuple[float, float, int]:
-    """One optimizer step over a batch in micro-batches of `micro` texts, with the loss per target token of the
-    whole batch.
+    """One optimizer step over a batch in micro-batches of `micro` texts, with the loss per target token (or per text,
+    as the model's `loss_mean` says) of the whole batch.
 
     Returns the loss, the gradient norm and the micro-batch, halved if memory ran out. A loss that isn't finite
     takes no step.
@@ -41,7 +72,7 @@ def take_step(
         try:
             for part in batch.cut(micro):
                 loss, _ = model.loss(part.texts, part.features)
-                loss = loss / batch.targets
+                loss = loss / (len(batch) if model.loss_mean == "sample" else batch.targets)
                 scaler.scale(loss).backward()
                 total += loss.detach()
             break
