@@ -60,6 +60,10 @@ NAMES = {
         *("open_clip:demo/backbones/clip", "a few MB", "the demo's own, trained on drawn scenes only", "MIT"),
         *((6, 6), 192, 288, 0),
     ),
+    "demo-dino": Name(
+        *("transformers:demo/backbones/dino", "a few MB", "the demo's own without words, of drawn scenes", "MIT"),
+        *((6, 6), 192, 192, 4),
+    ),
     "demo-audio": Name(
         *("transformers:demo/backbones/ast", "a few MB", "the demo's own AST, trained on drawn sounds only", "MIT"),
         *((4, 12), 192, 192, 4),
