@@ -99,6 +99,10 @@ def _card(adapter: Adapter, config: dict) -> str:
     lm, encoder = config["language_model"]["name"], config["encoder"]
     parameters = sum(p.numel() for p in adapter.parameters())
     base = f"base_model: {lm}\nbase_model_relation: adapter\n" if _is_hub_id(lm) else ""
+    reads = f"""that let the frozen language model `{lm}` read {config["modality"]} features
+(`{config["features"]["kind"]}`) of the encoder `{encoder.get("name", encoder.get("id"))}` as {config["tokens"]} tokens.
+"""
+    says = f"for the frozen language model `{lm}`: a soft prompt of {config['soft_prompt']}; no medium is read.\n"
     training = "".join(f"| {key.replace('_', ' ')} | {value} |\n" for key, value in config["training"].items())
     return f"""---
 library_name: periscope
@@ -111,8 +115,7 @@ pipeline_tag: image-text-to-text
 
 # {config["adapter"]} adapter
 
-{parameters:,} parameters that let the frozen language model `{lm}` read {config["modality"]} features
-(`{config["features"]["kind"]}`) of the encoder `{encoder.get("name", encoder.get("id"))}` as {config["tokens"]} tokens.
+{parameters:,} parameters {reads if config["tokens"] else says}\
 Neither the encoder nor the language model was changed, and neither is in this folder.
 
 | training | |
