@@ -4,9 +4,13 @@ from dataclasses import replace
 
 import pytest
 import tiny
+import torch
 
 from adapters import AdapterError
+from adapters.boxes import box_text, read_box, said
+from adapters.language_model import load_language_model
 from adapters.prompt import SOFT_PROMPT, SOFT_PROMPT_END, Prompt, Template, default_template, soft_slots
+from adapters.splice import length_of, splice
 
 TOKENIZERS = {
     "byte-level": lambda: tiny.byte_level(),
@@ -130,3 +134,105 @@ def test_the_soft_prompt_stands_where_it_is_asked_for(prompt, delimiters):
 def test_both_halves_of_a_soft_prompt_are_counted():
     assert soft_slots(5, Template(soft_prompt="around")) == {SOFT_PROMPT: 3, SOFT_PROMPT_END: 2}
     assert soft_slots(5, Template()) == {SOFT_PROMPT: 5}
+
+
+def shown(prompt, turns=QUESTION, **how):
+    """A text as people read it, media in braces, targets in capitals."""
+    parts = []
+    for s in prompt.segments(turns, ["m"], **how):
+        words = "{m}" if s.slot else prompt.tokenizer.decode(s.ids, skip_special_tokens=False)
+        parts.append(words.upper() if s.target else words)
+    return "".join(parts)
+
+
+def test_each_choice_of_the_template_against_texts_written_by_hand():
+    tokenizer = tiny.byte_level(bos=True)
+    made = lambda **choices: Prompt(tokenizer, Template(delimiters=("#", "#"), **choices))  # noqa: E731
+    asked = "What colour is the star?"
+    assert shown(made()) == f"<s>#{{m}}#Question: {asked} Answer: BLUE</S>"
+    assert shown(made(eos=False)) == f"<s>#{{m}}#Question: {asked} Answer: BLUE</s>"
+    assert shown(made(media="after")) == f"<s>Question: {asked}#{{m}}# Answer: BLUE</S>"
+    assert shown(made(loss_on="all")) == f"<s>#{{m}}#QUESTION: {asked.upper()} ANSWER: BLUE</S>"
+    assert shown(made(question="{}\n")) == f"<s>#{{m}}#{asked}\n BLUE</S>".replace("\n ", "\n")
+    assert shown(made(caption_prompt="Look!"), CAPTION) == "<s>#{m}#Question: Look! Answer: A RED CIRCLE</S>"
+    with pytest.raises(AdapterError, match="before or after, and answer or all"):
+        made(media="beside")
+
+
+@pytest.mark.parametrize(
+    "choice", [{"eos": False}, {"media": "after"}, {"loss_on": "all"}, {"row_separator": "&&", "rows": 2}]
+)
+@pytest.mark.parametrize("turns", [CAPTION, QUESTION, TALK])
+def test_whatever_is_chosen_the_prompt_is_a_prefix(prompt, choice, turns):
+    one = Prompt(prompt.tokenizer, replace(prompt.template, **choice))
+    whole, asked = flat(one.segments(turns, ["m"])), flat(one.segments(turns, ["m"], answer=False))
+    assert whole[: len(asked)] == asked and len(whole) > len(asked)
+    assert one.stop_ids == prompt.stop_ids
+    learnt = prompt.tokenizer.decode(targets(one.segments(turns, ["m"])), skip_special_tokens=False)
+    assert ("colour" in learnt) == (choice.get("loss_on") == "all" and turns is not CAPTION)
+    assert "&&" not in learnt and "<image>" not in learnt
+
+
+def test_the_first_word_of_a_text_is_never_a_target_because_nothing_says_it():
+    prompt = Prompt(tiny.byte_level(), Template(delimiters=("", "")))  # it adds no begin-of-text token
+    ids = flat(prompt.segments(CAPTION, []))
+    assert targets(prompt.segments(CAPTION, [])) == ids[1:] and targets(prompt.segments(CAPTION, ["m"])) == ids
+
+
+def test_row_separators_give_the_601_places_of_the_published_layout():
+    """### p*24 && p*24 && ... p*24 ###: 576 patches, 23 separators, 2 delimiters (gpantaz/vl_mamba)."""
+    prompt = Prompt(
+        tiny.byte_level(), Template(delimiters=("a", "b"), row_separator="c", rows=24)
+    )  # one id each, as ### and && are in GPT-NeoX's vocabulary
+    segments = prompt.segments(CAPTION, ["m"], answer=False)
+    assert length_of(segments, {"m": 576}) == 601
+    rows = [s.part for s in segments if s.slot]
+    assert rows == [(k, 24) for k in range(24)]
+    one = {name: prompt.tokenizer(name).input_ids for name in "abc"}
+    kinds = ["row" if s.slot else s.ids for s in segments]
+    assert kinds == [tuple(one["a"]), *(["row", tuple(one["c"])] * 23), "row", tuple(one["b"])]
+    assert length_of(Prompt(tiny.byte_level(), Template()).segments(CAPTION, ["m"]), {"m": 576}) != 601
+
+
+def test_the_rows_of_a_medium_are_its_vectors_in_order(language_model_folder):
+    lm = load_language_model(str(language_model_folder("gpt_neox")))
+    prompt = Prompt(lm.tokenizer, Template(delimiters=("", ""), row_separator="c", rows=3))
+    vectors = torch.randn(6, lm.hidden_size)
+    spliced = splice(lm, [prompt.segments(CAPTION, ["m"])], {"m": vectors})
+    separator = lm.embed(torch.tensor(lm.tokenizer("c").input_ids))
+    want = torch.cat([vectors[:2], separator, vectors[2:4], separator, vectors[4:]])
+    assert torch.equal(spliced.inputs_embeds[0, :8], want)
+    with pytest.raises(AdapterError, match="5 tokens of a medium can't be laid out in 3 rows"):
+        splice(lm, [prompt.segments(CAPTION, ["m"])], {"m": vectors[:5]})
+
+
+def test_boxes_are_words_and_are_read_back():
+    assert box_text((0.123, 0.34, 0.5649, 0.78)) == "[0.12,0.34,0.56,0.78]" and box_text((0, 0, 1, 1), 0) == "[0,0,1,1]"
+    for k in range(200):
+        box = sorted([(k * 37 % 101) / 101, (k * 53 % 101) / 101]) + sorted(
+            [(k * 71 % 101) / 101, (k * 13 % 101) / 101]
+        )
+        box = [box[0], box[2], box[1], box[3]]
+        assert all(abs(a - b) <= 0.005 + 1e-9 for a, b in zip(read_box(f"it is {box_text(box)}."), box, strict=True))
+    for text in (
+        "",
+        "nothing",
+        "[0.1,0.2]",
+        "[a,b,c,d]",
+        "[0.9,0.1,0.2,0.3]",
+        "[0.1,0.1,0.2,1.3]",
+        "[]",
+        "[0.1,0.2,0.3,nan]",
+    ):
+        assert read_box(text) is None, text
+    turn = {"role": "user", "content": "What is in <box> and <box>?", "boxes": [[0, 0, 0.5, 1], [0.25, 0.5, 1, 1]]}
+    assert said(turn) == "What is in [0.00,0.00,0.50,1.00] and [0.25,0.50,1.00,1.00]?"
+    answer = {"role": "assistant", "content": "<box>", "boxes": [[0.1, 0.2, 0.3, 0.4]]}
+    prompt = Prompt(tiny.byte_level(), Template(box_decimals=1))
+    text = prompt.tokenizer.decode([i for s in prompt.segments([turn, answer], ["m"]) for i in s.ids])
+    assert "in [0.0,0.0,0.5,1.0] and [0.2,0.5,1.0,1.0]?" in text and "[0.1,0.2,0.3,0.4]" in text
+    assert said({"content": "a <box> of chocolates"}) == "a <box> of chocolates"
+    with pytest.raises(AdapterError, match="2 <box> marks for 1 boxes"):
+        said({**turn, "boxes": [[0, 0, 1, 1]]})
+    with pytest.raises(AdapterError, match="is no box"):
+        box_text((12, 40, 200, 300))

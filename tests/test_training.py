@@ -19,8 +19,8 @@ from training.heldout import heldout_losses
 from training.order import epoch_steps, steps_per_epoch
 from training.recipe import load_recipe
 from training.run import Run, load_optimizer_state, newest_run, optimizer_state
-from training.settings import DEFAULTS, refuse_changes, resumed, settle
-from training.step import learning_rate, take_step
+from training.settings import DEFAULTS, refuse_changes, resumed, settle, settle_length
+from training.step import learning_rate, make_optimizer, set_rates, take_step
 
 
 def test_an_epoch_holds_every_text_once_and_epochs_differ():
@@ -310,3 +310,57 @@ def test_a_missing_feature_set_is_a_sentence(tmp_path):
 
     with pytest.raises(FeatureSetError):
         FeatureSet(tmp_path / "nothing")
+
+
+def test_a_mean_over_texts_is_the_same_however_the_step_is_cut(model):
+    """Of the whole step: the mean of each text's mean, which isn't the mean over tokens when texts differ in length."""
+    batch = some_batch(model)
+    per_text = model.text_losses(batch.texts, batch.features)
+    by_text = sum(loss / count for loss, count in per_text) / len(per_text)
+    by_token = sum(loss for loss, _ in per_text) / sum(count for _, count in per_text)
+    assert abs(by_text - by_token) > 1e-3
+    for mean, want in (("sample", by_text), ("token", by_token)):
+        model.loss_mean, grads = mean, []
+        for micro in (7, 3, 1):
+            optimizer = torch.optim.SGD(model.adapter.parameters(), lr=0.0)
+            loss, _, _ = take_step(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), batch, micro, clip=0)
+            assert loss == pytest.approx(want, abs=1e-6), (mean, micro)
+            grads.append(torch.cat([p.grad.flatten() for p in model.adapter.parameters()]))
+        assert all(torch.allclose(grad, grads[0], atol=1e-6) for grad in grads[1:])
+
+
+def test_the_schedules_end_where_they_should():
+    rates = {
+        name: [learning_rate(step, 100, 1e-3, 0.1, name, 1e-4) for step in range(1, 101)]
+        for name in ("cosine", "linear", "constant")
+    }
+    assert len({tuple(rate[:10]) for rate in rates.values()}) == 1
+    assert [rates[name][-1] for name in rates] == pytest.approx([1e-4, 1e-4, 1e-3])
+    assert rates["linear"][54] == pytest.approx(5.5e-4) == rates["cosine"][54]
+    assert rates["cosine"][30] > rates["linear"][30] and set(rates["constant"][9:]) == {1e-3}
+
+
+def test_a_soft_prompt_may_have_a_constant_rate_and_vectors_have_no_decay(model):
+    settings = DEFAULTS | {"steps": 10, "weight_decay": 0.02, "soft_prompt_lr": 1e-5, "lr": 2e-5, "warmup": 0.1}
+    optimizer = make_optimizer(model.adapter, settings)
+    found = {(g["name"], g["weight_decay"]): sum(p.numel() for p in g["params"]) for g in optimizer.param_groups}
+    projector, width = model.adapter.projector, model.lm.hidden_size
+    matrices = sum(p.numel() for p in projector.parameters() if p.ndim > 1)
+    vectors = sum(p.numel() for p in projector.parameters() if p.ndim < 2) + 1  # and the gain
+    assert found == {("projector", 0.02): matrices, ("projector", 0.0): vectors, ("soft prompt", 0.02): 2 * width}
+    for step, rate in ((1, 2e-5), (10, 0.0)):
+        assert set_rates(optimizer, step, settings) == pytest.approx(rate)
+        assert [g["lr"] for g in optimizer.param_groups] == [
+            pytest.approx(1e-5 if g["name"] == "soft prompt" else rate) for g in optimizer.param_groups
+        ]
+    plain = make_optimizer(model.adapter, DEFAULTS)
+    assert [p for g in plain.param_groups for p in g["params"]] == list(model.adapter.parameters())
+
+
+def test_epochs_settle_the_steps(capsys):
+    settings = {"epochs": 1.5}
+    settle_length(settings, 101)
+    assert settings["steps"] == 152 and "1.5 epochs of 101" in capsys.readouterr().out
+    for given, steps in (({}, 500), ({"steps": 7, "epochs": 3.0}, 7)):
+        settle_length(given, 101)
+        assert given["steps"] == steps
