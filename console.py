@@ -1,5 +1,6 @@
 """What the scripts share towards the person at the keyboard: one clear sentence for a mistake, and the device."""
 
+import hashlib
 import os
 import shutil
 import sys
@@ -38,6 +39,14 @@ def run(main: Callable[[], None]) -> None:
 
 def _gpu_in_machine() -> bool:
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def tiny_folder() -> Path:
+    """Where `--tiny` keeps its random models, in the user's cache; other code makes others."""
+    sources = [Path(__file__).parent / name for name in ("adapters/tiny.py", "precompute/tiny.py")]
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "periscope" / f"tiny-{digest[:8]}"
 
 
 def choose_device(name: str = "auto") -> str:

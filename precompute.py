@@ -18,5 +18,11 @@ def demo(modality: str, folder: Path, seed: int) -> Path:
         raise PrecomputeError(str(error)) from error
 
 
+def recipe(name: str) -> dict:
+    from training.recipe import load_recipe
+
+    return load_recipe(name).precompute
+
+
 if __name__ == "__main__":
-    run(lambda: main(demo))
+    run(lambda: main(demo, recipe=recipe))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from console import choose_device, run
+from console import choose_device, run, tiny_folder
 from training import RunError
 from training.options import Options, given
 
@@ -50,7 +50,7 @@ def main() -> None:
 
     # 1. What is to be done. A resumed run has its own settings.
     old = Run.open(options.resume) if options.resume else None
-    settings = resumed(old, given(options)) if old else new_settings(options)
+    settings = resumed(old, given(options)) if old else new_settings(options, tiny_folder())
     kind = find_projector(settings["adapter"])[0].kind
 
     # 2. The features and their words, and the frozen language model that is to read them.

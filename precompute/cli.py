@@ -1,7 +1,7 @@
 """The command line of precompute.py."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +21,7 @@ or hf:owner/name; ready-made vectors (.npy, .safetensors, parquet). What lies th
 docs/data.md says how. Run the same command again to resume, or to add new media.
 """
 FRAMES = 8  # of each clip, with an encoder of pictures
+TRIED = 64  # media of a tiny encoder
 SUGGESTED = ("clip-l-336", "siglip2-b", "dinov2-b")
 
 
@@ -34,8 +35,12 @@ class Options:
     """Short name (clip-l-336, siglip2-b, dinov2-b ...), open_clip:ARCHITECTURE/TAG, Hub id, or folder."""
     kinds: tuple[Literal["pooled", "patches", "layers"], ...] = ("pooled", "patches")
     """Features to keep: pooled (one vector), patches (a vector per patch), layers (CLS of the last 6 blocks)."""
+    recipe: str = ""
+    """A recipe of recipes/ (or a TOML file) to take the other choices from; empty: none. train.py --list shows them."""
+    tiny: bool = False
+    """Try it: a tiny random encoder of the same class instead of the real one, 64 media, no network."""
     out: Path | None = None
-    """Folder of the feature set; without it features/NAME-OF-DATA."""
+    """Folder of the feature set; without it features/NAME-OF-DATA, or of the recipe where there is no --data."""
     store: tuple[str, ...] = ("fp16",)
     """fp16, int8 or int4 for patches (other kinds stay fp16), or KIND=CODEC, as in patches=int4 pooled=int8."""
     pool: str = "1x1"
@@ -77,9 +82,13 @@ class Options:
     """Seed of the demo's media; only without --data."""
 
 
-def main(demo: Callable[[str, Path, int], Path] | None = None, args: list[str] | None = None) -> None:
+def main(
+    demo: Callable[[str, Path, int], Path] | None = None,
+    args: list[str] | None = None,
+    recipe: Callable[[str], dict] | None = None,
+) -> None:
     """Read the flags and make the feature set. `demo(modality, folder, seed)` makes the demo's media in `folder` and
-    returns it.
+    returns it; `recipe(name)` gives a recipe's `[precompute]` table, whose fields flags override.
 
     Raises PrecomputeError or FeatureSetError for what the user can mend.
     """
@@ -89,6 +98,8 @@ def main(demo: Callable[[str, Path, int], Path] | None = None, args: list[str] |
 
     sys.stdout.reconfigure(errors="backslashreplace")  # file names needn't be Unicode
     options = tyro.cli(Options, description=" ".join(EPILOGUE.split()), args=args)
+    if options.recipe and recipe:
+        options = tyro.cli(Options, default=_with(options.recipe, recipe(options.recipe)), args=args)
     if options.limit < 0 or options.batch < 1 or options.workers < 0:
         raise PrecomputeError("--limit and --workers can't be negative, --batch is at least 1")
     if options.views < 1 or options.min_side < 0 or not 0 <= options.similarity < 1:
@@ -98,6 +109,15 @@ def main(demo: Callable[[str, Path, int], Path] | None = None, args: list[str] |
     run(options, demo)
 
 
+def _with(name: str, table: dict) -> Options:
+    """The options that a recipe sets. Raises PrecomputeError for what isn't one."""
+    if unknown := sorted(set(table) - {field.name for field in fields(Options)}):
+        raise PrecomputeError(f"the recipe {name} sets {', '.join(unknown)}, which precompute.py doesn't know")
+    return replace(
+        Options(), **{key: tuple(given) if isinstance(given, list) else given for key, given in table.items()}
+    )
+
+
 def run(options: Options, demo: Callable[[str, Path, int], Path] | None = None) -> None:
     """Do what the flags ask."""
     from console import choose_device
@@ -105,7 +125,8 @@ def run(options: Options, demo: Callable[[str, Path, int], Path] | None = None) 
     from .remote import collected
 
     kind = "" if options.demo == "image" else f"-{options.demo}"
-    out = options.out or Path("features") / (f"demo{kind}" if options.data is None else _name(options.data))
+    name = _name(options.data) if options.data else Path(options.recipe).name.removesuffix(".toml") or f"demo{kind}"
+    out = options.out or Path("features") / (name + "-tiny" * options.tiny)
     device = choose_device(options.device)
     data = options.data
     if data is None:
@@ -131,8 +152,9 @@ def encode(options: Options, found: "Collection", out: Path, device: str) -> Non
     from .job import precompute
     from .similarity import Similarity
 
-    if options.limit:
-        found.media = dict(list(found.media.items())[: options.limit])
+    limit = options.limit or (TRIED if options.tiny else 0)
+    if limit:
+        found.media = dict(list(found.media.items())[:limit])
         found.words = [words for words in found.words if all(origin in found.media for origin in words.media)]
     if options.encoder == "demo" and {medium.modality for medium in found.media.values()} == {"vector"}:
         name, kind = encoder_for(list(found.media.values()))
@@ -148,7 +170,17 @@ def encode(options: Options, found: "Collection", out: Path, device: str) -> Non
         "normalise": None if options.normalise == "encoder" else options.normalise,
         "patch_layer": options.layer,
     }
-    encoder = load_encoder(options.encoder, device, precisions.get(options.precision, auto), kinds, **choices)
+    name, usual = options.encoder, {}
+    if options.tiny:
+        from console import tiny_folder
+
+        from .tiny import tiny_encoder
+
+        usual = NAMES[name].choices if name in NAMES else {}
+        name = tiny_encoder(name, tiny_folder())
+    choices = {**usual, **{key: choice for key, choice in choices.items() if choice is not None}}
+    encoder = load_encoder(name, device, precisions.get(options.precision, auto), kinds, **choices)
+    encoder.name = encoder.name.replace(name, f"tiny {options.encoder}" if options.tiny else name)
     if encoder.modality == "image" and {medium.modality for medium in found.media.values()} == {"video"}:
         encoder = encoder.over_frames(FRAMES)
         print(f"the media are clips, and {options.encoder} takes pictures: it looks at {FRAMES} frames of each")

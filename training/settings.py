@@ -1,6 +1,7 @@
 """What a run is to do: flags over recipe over defaults, complete and checked before anything is loaded."""
 
 import json
+import re
 import time
 from dataclasses import fields
 from itertools import count
@@ -115,8 +116,9 @@ def settle_length(settings: dict, per_epoch: int) -> None:
     settings["save_every"] = settings.get("save_every") or settings["eval_every"]
 
 
-def new_settings(options: Options) -> dict:
+def new_settings(options: Options, tiny_folder: Path) -> dict:
     """Flags over recipe over defaults; features of the demo's encoder bring the demo's recipe and language model.
+    `tiny_folder` is where tiny language models are kept.
 
     Raises RunError when nothing says which language model, and as `settle`, `load_recipe` and `newest_features` do.
     """
@@ -144,16 +146,20 @@ def new_settings(options: Options) -> dict:
         demo = load_recipe("demo").settings(names, settings["adapter"])
         settings = settle(flags, demo | recipe) | {"features": settings["features"]}
     if options.tiny:
-        settings = made_tiny(settings, flags)
+        settings = made_tiny(settings, flags, tiny_folder)
     return settings
 
 
 def encoder_of(features: str | Path) -> str:
     """The name of the encoder that made a feature set; for a tiny one, of what it stands for."""
-    return Path(FeatureSet(features).manifest["encoder"]["name"]).name
+    return _plain_name(FeatureSet(features).manifest["encoder"]["name"])
 
 
-def made_tiny(settings: dict, flags: dict) -> dict:
+def _plain_name(name: str) -> str:
+    return re.fullmatch(r"(?:\d+ frames of )?(?:tiny )?(.*)", name)[1]
+
+
+def made_tiny(settings: dict, flags: dict, folder: Path) -> dict:
     """The same settings for a tiny random language model of the same class, a few steps, and what a CPU can hold."""
     from training.tiny import tiny_language_model
 
@@ -161,7 +167,7 @@ def made_tiny(settings: dict, flags: dict) -> dict:
     print(f"language model: a tiny random one in the place of {settings['lm']}")
     small = {"steps": 20, "batch": 8, "eval_every": 10} | ({"inject_layers": []} if deep else {})
     small |= {"precision": "auto"} if settings["precision"] in ("fp16", "bf16") else {}
-    return settings | small | flags | {"lm": str(tiny_language_model(settings["lm"], deep))}
+    return settings | small | flags | {"lm": str(tiny_language_model(settings["lm"], folder, deep))}
 
 
 def run_path(name: str | None, spec: str) -> Path:
@@ -185,7 +191,7 @@ def newest_features(root: Path, kind: str, encoder: str | None = None, tiny: boo
             kinds, maker = list(facts["features"]), facts["encoder"]["name"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if encoder is None or (Path(maker).name == encoder and (Path(maker).is_absolute() or not tiny)):
+        if encoder is None or (_plain_name(maker) == encoder and ("tiny " in maker) == tiny):
             held[manifest] = kinds
     if encoder and not held:
         raise RunError(
