@@ -1,9 +1,10 @@
-"""Mamba's selective scan in plain PyTorch, with a backward pass that is linear in the length.
+"""The scans of Mamba and Mamba-2 in plain PyTorch, with a backward pass that is linear in the length.
 
-Gu & Dao 2023, arXiv 2312.00752, equations 2 to 4. transformers' own loop indexes into whole sequences, and the gradient
-of each index is a tensor of the whole sequence: 128 tokens are slow, and 700 hopeless. Here states are kept at the
-chunks' borders alone and made again in the backward pass, so memory doesn't grow with the length either, but for what
-goes in and out.
+Gu & Dao 2023, arXiv 2312.00752, equations 2 to 4; Dao & Gu 2024, arXiv 2405.21060, section 6. transformers' own loop
+for Mamba indexes into whole sequences, and the gradient of each index is a tensor of the whole sequence: 128 tokens are
+slow, and 700 hopeless. Its chunks for Mamba-2 are linear, but keep a (chunk, chunk) matrix of every head for the
+backward pass: 25 GiB for 729 tokens in the 2.7B model. Here states are kept at the chunks' borders alone and made again
+in the backward pass, so memory hardly grows beyond what goes in and out.
 """
 
 import importlib.util
@@ -14,6 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 CHUNK = 64
 KERNEL = importlib.util.find_spec("mamba_ssm") is not None
@@ -108,20 +110,83 @@ def selective_scan(
     return (out, state.to(hidden_states.dtype)) if return_last_state else out
 
 
+def chunk_scan(
+    hidden_states: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    chunk_size: int | None = None,
+    D: torch.Tensor | None = None,
+    dt_bias: torch.Tensor | None = None,
+    initial_states: torch.Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    return_final_states: bool = False,
+    **_: object,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Mamba-2's scan as transformers calls it: h(t) = exp(dt(t) A) h(t-1) + dt(t) B(t) u(t), y(t) = C(t) h(t) + D u(t),
+    with one decay a head.
+
+    `hidden_states` `(batch, length, heads, width)`, `dt` `(batch, length, heads)`, A, D, `dt_bias` `(heads,)`, B and C
+    `(batch, length, groups, states)`, any float dtype; out `(batch, length, heads, width)` in fp32 and, when asked for,
+    the last h `(batch, heads, width, states)`. `chunk_size` is the kernel's and isn't used.
+    """
+    (texts, _length, heads, width), (groups, states) = hidden_states.shape, B.shape[2:]
+    step = dt.float() if dt_bias is None else dt.float() + dt_bias.float()
+    step = (functional.softplus(step) if dt_softplus else step).clamp(*dt_limit)
+    state = hidden_states.new_zeros(texts, heads, width, states, dtype=torch.float32)
+    state = (state if initial_states is None else initial_states.float()).unflatten(1, (groups, -1))
+    outs = []
+    # split, not slices: the gradient of a slice is a tensor of the whole sequence
+    for part in zip(*(tensor.split(CHUNK, 1) for tensor in (hidden_states, step, B, C)), strict=True):
+        out, state = checkpoint(_chunk, state, *part, A, use_reentrant=False, preserve_rng_state=False)
+        outs.append(out)
+    out = torch.cat(outs, 1).flatten(2, 3)
+    if D is not None:
+        out = out + hidden_states.float() * D.float()[:, None]
+    return (out, state.flatten(1, 2)) if return_final_states else out
+
+
+def _chunk(state, u, step, B, C, A) -> tuple[torch.Tensor, torch.Tensor]:
+    """One chunk of Mamba-2's scan from the state before it, `(batch, groups, heads, width, states)`; out: y
+    `(batch, length, groups, heads, width)` and the state after it, heads counted within their group.
+    """
+    groups, length = B.shape[2], u.shape[1]
+    B, C = B.float(), C.float()
+    fed = (u.float() * step[..., None]).unflatten(2, (groups, -1))
+    logs = (step * A.float()).unflatten(2, (groups, -1)).permute(0, 2, 3, 1)
+    below = torch.ones(length, length, dtype=torch.bool, device=u.device).tril(-1)
+    # each decay from s to t is a sum of its own, because the difference of two long sums loses digits
+    spans = logs[..., None].expand(*logs.shape, length).masked_fill(~below, 0).cumsum(-2)
+    spans = spans.masked_fill(below.T, -torch.inf).exp()
+    weights = torch.einsum("btgn,bsgn->bgts", C, B)[:, :, None] * spans
+    since = logs.cumsum(-1).exp()
+    carried = torch.einsum("btgn,bgrpn->btgrp", C, state) * since.permute(0, 3, 1, 2)[..., None]
+    out = torch.einsum("bgrts,bsgrp->btgrp", weights, fed) + carried
+    left = spans[..., -1, :].permute(0, 3, 1, 2)[..., None]
+    state = state * since[..., -1, None, None] + torch.einsum("bsgn,bsgrp->bgrpn", B, fed * left)
+    return out, state
+
+
+SCANS = {"mamba_selective_scan": selective_scan, "mamba2_chunk_scan": chunk_scan}
+
+
 def use_selective_scan(model: nn.Module) -> str:
-    """Let a Mamba model of transformers scan by this module where `mamba-ssm`'s kernel isn't installed or its tensors
-    aren't on a GPU. Returns what is used, for people; empty for a model without such a scan.
+    """Let a state-space model of transformers scan by this module where `mamba-ssm`'s kernel isn't installed or its
+    tensors aren't on a GPU. Returns what is used, for people; empty for a model without such a scan.
     """
     module = sys.modules[type(model).__module__]
-    theirs = getattr(module, "mamba_selective_scan", None)
-    if theirs is None:
+    name = next((name for name in SCANS if hasattr(module, name)), None)
+    if name is None:
         return ""
+    theirs = getattr(module, name)
     if not isinstance(theirs, partial):
-        module.mamba_selective_scan = partial(_choose, theirs)
+        setattr(module, name, partial(_choose, theirs, SCANS[name]))
     if not KERNEL:
         return "selective scan in PyTorch, in chunks; pip install mamba-ssm for a faster one on a GPU"
     return "selective scan by mamba-ssm" if model.device.type == "cuda" else "selective scan in PyTorch, in chunks"
 
 
-def _choose(theirs: Callable, hidden_states: torch.Tensor, *rest: object, **named: object) -> object:
-    return (theirs if KERNEL and hidden_states.is_cuda else selective_scan)(hidden_states, *rest, **named)
+def _choose(theirs: Callable, ours: Callable, hidden_states: torch.Tensor, *rest: object, **named: object) -> object:
+    return (theirs if KERNEL and hidden_states.is_cuda else ours)(hidden_states, *rest, **named)

@@ -6,15 +6,26 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    FalconMambaConfig,
     Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTJConfig,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
+    Mamba2Config,
     MambaConfig,
     MistralConfig,
+    Olmo2Config,
     OPTConfig,
+    Phi3Config,
+    PhiConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 WORDS = [
@@ -77,8 +88,18 @@ def sentencepiece_like(chat: str | None = None) -> PreTrainedTokenizerFast:
 
 
 _SIZE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256)
+_GATED = dict(intermediate_size=64, num_key_value_heads=2, **_SIZE)
+_SCAN = dict(hidden_size=32, num_hidden_layers=2, state_size=4, expand=2)
 FAMILIES = {
     "llama": (lambda v: LlamaConfig(vocab_size=v, intermediate_size=64, **_SIZE), sentencepiece_like),
+    "smollm": (  # a Llama whose head is its embeddings
+        lambda v: LlamaConfig(vocab_size=v, tie_word_embeddings=True, **_GATED),
+        lambda: byte_level(chat=CHATML, eos="<|im_end|>"),
+    ),
+    "smollm3": (  # every other layer here has no positions
+        lambda v: SmolLM3Config(vocab_size=v, no_rope_layers=[1, 0], **_GATED),
+        lambda: byte_level(chat=CHATML, eos="<|im_end|>"),
+    ),
     "opt": (
         lambda v: OPTConfig(
             vocab_size=v, ffn_dim=64, word_embed_proj_dim=32, dropout=0.1, do_layer_norm_before=True, **_SIZE
@@ -89,30 +110,51 @@ FAMILIES = {
         lambda v: OPTConfig(vocab_size=v, ffn_dim=64, word_embed_proj_dim=16, do_layer_norm_before=False, **_SIZE),
         lambda: byte_level(bos=True),
     ),
-    "gemma2": (  # scales its embeddings, caps its logits, and every other layer looks back 40 tokens only
-        lambda v: Gemma2Config(
-            vocab_size=v, intermediate_size=64, head_dim=8, num_key_value_heads=2, sliding_window=40, **_SIZE
+    "gpt2": (  # learned positions
+        lambda v: GPT2Config(vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=256),
+        lambda: byte_level(pad=False),
+    ),
+    "gptj": (
+        lambda v: GPTJConfig(vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=256, rotary_dim=4),
+        lambda: byte_level(pad=False),
+    ),
+    "gemma": (lambda v: GemmaConfig(vocab_size=v, head_dim=8, **_GATED), sentencepiece_like),  # scales its embeddings
+    "gemma2": (  # and caps its logits, and every other layer looks back 40 tokens only
+        lambda v: Gemma2Config(vocab_size=v, head_dim=8, sliding_window=40, **_GATED),
+        sentencepiece_like,
+    ),
+    "gemma3_text": (  # the layers that look back have rotary positions of their own
+        lambda v: Gemma3TextConfig(
+            vocab_size=v, head_dim=8, sliding_window=40, layer_types=["sliding_attention", "full_attention"], **_GATED
         ),
         sentencepiece_like,
     ),
     "gpt_neox": (lambda v: GPTNeoXConfig(vocab_size=v, intermediate_size=64, **_SIZE), lambda: byte_level(pad=False)),
-    "qwen2": (
-        lambda v: Qwen2Config(vocab_size=v, intermediate_size=64, num_key_value_heads=2, **_SIZE),
-        lambda: byte_level(chat=CHATML, eos="<|im_end|>"),
+    "phi": (  # attention and feed-forward side by side; half of each head is turned by the position
+        lambda v: PhiConfig(vocab_size=v, intermediate_size=64, partial_rotary_factor=0.5, **_SIZE),
+        lambda: byte_level(pad=False),
     ),
-    "qwen3": (
-        lambda v: Qwen3Config(vocab_size=v, intermediate_size=64, head_dim=8, num_key_value_heads=2, **_SIZE),
-        lambda: byte_level(chat=CHATML, eos="</s>"),
-    ),
-    "mistral": (
-        lambda v: MistralConfig(vocab_size=v, intermediate_size=64, sliding_window=40, num_key_value_heads=2, **_SIZE),
+    "phi3": (
+        lambda v: Phi3Config(vocab_size=v, sliding_window=40, pad_token_id=None, **_GATED),
         lambda: sentencepiece_like(chat=INST),
     ),
-    "mamba": (
-        lambda v: MambaConfig(vocab_size=v, hidden_size=32, num_hidden_layers=2, state_size=4, expand=2),
-        lambda: byte_level(),
+    "qwen2": (lambda v: Qwen2Config(vocab_size=v, **_GATED), lambda: byte_level(chat=CHATML, eos="<|im_end|>")),
+    "qwen3": (lambda v: Qwen3Config(vocab_size=v, head_dim=8, **_GATED), lambda: byte_level(chat=CHATML, eos="</s>")),
+    "mistral": (
+        lambda v: MistralConfig(vocab_size=v, sliding_window=40, **_GATED),
+        lambda: sentencepiece_like(chat=INST),
     ),
-}  # fmt: skip
+    "olmo2": (lambda v: Olmo2Config(vocab_size=v, **_GATED), lambda: byte_level(chat=CHATML)),
+    "granite": (  # multiplies its embeddings, its residuals and its logits
+        lambda v: GraniteConfig(
+            vocab_size=v, embedding_multiplier=12.0, residual_multiplier=0.22, logits_scaling=8.0, **_GATED
+        ),
+        lambda: byte_level(chat=CHATML),
+    ),
+    "mamba": (lambda v: MambaConfig(vocab_size=v, **_SCAN), byte_level),
+    "mamba2": (lambda v: Mamba2Config(vocab_size=v, num_heads=8, head_dim=8, n_groups=2, **_SCAN), byte_level),
+    "falcon_mamba": (lambda v: FalconMambaConfig(vocab_size=v, **_SCAN), byte_level),
+}
 
 
 def save_language_model(family: str, folder: Path, seed: int = 0, **overrides) -> Path:

@@ -11,8 +11,7 @@ from adapters.projectors import FeatureShape
 from adapters.prompt import Prompt, Segment, default_template
 from adapters.splice import splice
 
-ATTENTION = ["llama", "opt", "opt-350m", "gpt_neox", "qwen2", "qwen3", "mistral", "gemma2"]
-FAMILIES = [*ATTENTION, "mamba"]
+FAMILIES = list(tiny.FAMILIES)
 WIDTH = 12
 TURNS = [
     [{"role": "assistant", "content": "a red circle and a small blue star"}],
