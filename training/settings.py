@@ -16,6 +16,8 @@ from training.options import ABOUT_THE_CALL, Options, given
 from training.recipe import load_recipe
 from training.run import Run
 
+# The demo's encoders, and the recipe that their features bring.
+DEMOS = {"demo": "demo", "demo-dino": "demo", "demo-audio": "demo-audio", "demo-video": "demo-video"}
 DEFAULTS = {
     "adapter": "mlp16",
     "soft_prompt": 0,
@@ -117,7 +119,7 @@ def settle_length(settings: dict, per_epoch: int) -> None:
 
 
 def new_settings(options: Options, tiny_folder: Path) -> dict:
-    """Flags over recipe over defaults; features of the demo's encoder bring the demo's recipe and language model.
+    """Flags over recipe over defaults; features of one of the demo's encoders bring its recipe and language model.
     `tiny_folder` is where tiny language models are kept.
 
     Raises RunError when nothing says which language model, and as `settle`, `load_recipe` and `newest_features` do.
@@ -136,14 +138,15 @@ def new_settings(options: Options, tiny_folder: Path) -> dict:
     elif encoder and (found := encoder_of(settings["features"])) != encoder:
         print(f"note: {options.recipe} is meant for features of {encoder}, and these come from {found}")
     if "lm" not in settings:
-        if encoder_of(settings["features"]) != "demo":
+        maker = encoder_of(settings["features"])
+        if maker not in DEMOS:
             raise RunError(
                 "--lm is missing: which language model is to read these features? For a 24 GB GPU, for instance "
                 "HuggingFaceTB/SmolLM2-360M-Instruct (0.7 GB), Qwen/Qwen3-4B-Instruct-2507 (8 GB) or "
                 "mistralai/Mistral-7B-Instruct-v0.3 (15 GB); or a folder with a transformers model"
             )
-        print("recipe: demo, because these features come from the demo's encoder")
-        demo = load_recipe("demo").settings(names, settings["adapter"])
+        print(f"recipe: {DEMOS[maker]}, because these features come from the demo's encoder")
+        demo = load_recipe(DEMOS[maker]).settings(names, settings["adapter"])
         settings = settle(flags, demo | recipe) | {"features": settings["features"]}
     if options.tiny:
         settings = made_tiny(settings, flags, tiny_folder)
