@@ -1,8 +1,9 @@
-"""Answer and score: held-out pictures with the control beside them, or one live picture.
+"""Answer and score: what was held out with the control beside it, or one live picture, sound or clip.
 
 python eval.py                                                      the newest run on what it held out
 python eval.py --run runs/first --image cat.jpg --prompt "What is on the table?"
 python eval.py --run runs/first --image cat.jpg                     a chat about it
+python eval.py --run runs/clips --video cat.mp4 --prompt ""         a caption; --audio for a sound
 """
 
 import json
@@ -27,7 +28,7 @@ class Options:
     image: Annotated[Path | None, tyro.conf.arg(aliases=["--audio", "--video"])] = None
     """A picture, sound or clip to answer about, through the real encoder."""
     prompt: str | None = None
-    """What to ask about the picture ("" for a caption; not given: a chat)."""
+    """What to ask about it ("" for a caption; not given: a chat)."""
     features: Path | None = None
     """Feature set to be scored on (default: the one the run was trained on)."""
     text: Path | None = None
@@ -59,7 +60,7 @@ def main() -> None:
     if options.image is not None:
         look(path, options, device)
     elif options.prompt is not None:
-        raise RunError("--prompt asks about a picture: pass --image FILE with it")
+        raise RunError("--prompt asks about a picture, sound or clip: pass --image, --audio or --video FILE with it")
     else:
         score(path, options, device)
 
@@ -212,17 +213,17 @@ def write(folder, result: dict, predictions: list[dict], sheet) -> Path:
 
 
 def look(path: Path, options: Options, device: str) -> None:
-    """Answer about one picture; without a prompt, go on answering until the input ends."""
+    """Answer about one picture, sound or clip; without a prompt, go on answering until the input ends."""
     import live
 
     eyes = live.load(path, device, options.precision, options.lm)
-    image = options.image
+    image, turn = options.image, f"/{eyes.encoder.modality}"
     eyes.features(image)
     if options.prompt is not None:
         print(eyes.ask(image, options.prompt, options.max_new_tokens) if options.prompt
               else eyes.caption(image, options.max_new_tokens))  # fmt: skip
         return
-    print(f"about {image}; an empty line captions it, /image FILE changes it, /quit ends")
+    print(f"about {image}; an empty line captions it, {turn} FILE changes it, /quit ends")
     while True:
         try:
             line = input("> ").strip()
@@ -230,14 +231,14 @@ def look(path: Path, options: Options, device: str) -> None:
             return
         if line == "/quit":
             return
-        if line.startswith("/image"):
-            image = change(eyes, image, line.removeprefix("/image").strip())
+        if line.partition(" ")[0] in ("/image", "/audio", "/video"):
+            image = change(eyes, image, line.partition(" ")[2].strip())
             continue
         print(eyes.ask(image, line, options.max_new_tokens) if line else eyes.caption(image, options.max_new_tokens))
 
 
 def change(eyes, image: Path, name: str) -> Path:
-    """Take up another picture, or keep the old one and say why."""
+    """Take up another file, or keep the old one and say why."""
     from precompute import PrecomputeError
 
     try:
