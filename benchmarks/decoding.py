@@ -16,9 +16,9 @@ SIZES = {"500x333": ((500, 333), 400), "12 megapixels": ((4000, 3000), 12)}
 
 def measure(rounds: int) -> dict[str, dict]:
     """{"decode on two threads, SIZE": {"ratio": times one thread's rate, "images/s on one": ...}}."""
+    threads, found = torch.get_num_threads(), {}
     torch.set_num_threads(1)
     encoder = load_encoder("demo")
-    found = {}
     for name, (size, number) in SIZES.items():
         photo = noisy_photo(*size)
         ways = {threads: partial(_decode, encoder, photo, number, threads) for threads in (1, 2)}
@@ -27,6 +27,7 @@ def measure(rounds: int) -> dict[str, dict]:
             "ratio": seconds[1] / seconds[2],
             "images/s on one": number / seconds[1],
         }
+    torch.set_num_threads(threads)
     return found
 
 
