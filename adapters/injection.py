@@ -7,6 +7,7 @@ it and no other row sees it before the first of these layers: the words' states 
 state-space model can't be made not to see a row, so there it really is put in, and taken out after the last layer.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from adapters import AdapterError
 from adapters.language_model import LanguageModel
 
 PER_BLOCK = 2  # layers that one encoder block feeds
-POSITIONS = "embed_positions"  # what OPT calls its table of learned positions; models with rotary ones have no table
+POSITIONS = ("embed_positions", "wpe")  # tables of learned positions, by OPT's name and GPT-2's; rotary ones have none
 MASKS = ("sdpa", "eager")
 
 
@@ -109,6 +110,7 @@ class Injector:
     def __init__(self, lm: LanguageModel, layers: LayerMap, compat: bool = False):
         self.layers, self.map, self.compat = decoder_layers(lm.model), layers, compat
         self.positions = next((part for name, part in lm.model.named_modules() if name.endswith(POSITIONS)), None)
+        self._names = [list(inspect.signature(layer.forward).parameters) for layer in self.layers]
         self.inserts = lm.quirk.recurrent
         if self.inserts and compat:
             raise AdapterError(f"epalm_compat is for attention models; {lm.name} has no mask to open")
@@ -138,10 +140,11 @@ class Injector:
 
     def _open(self, rows: Rows, texts: int, length: int, number: int, _: nn.Module, given: tuple, named: dict) -> tuple:
         """Attention: give the row at its layers, and open the mask for it from the first of these on."""
-        hidden = given[0] if given else named["hidden_states"]
+        named = {**dict(zip(self._names[number], given, strict=False)), **named}
+        hidden = named.pop("hidden_states")
         rows = rows.repeated(len(hidden), texts)
         prefill = hidden.shape[1] == length
-        mask = named["attention_mask"]
+        mask = named.get("attention_mask")
         if mask is None or mask.ndim != 4:
             raise AdapterError(
                 "injection needs layers that all take an attention mask; this model mixes other kinds in"
@@ -163,7 +166,7 @@ class Injector:
         block = self.map.block_of(number)
         if block is not None and prefill:
             hidden = hidden.index_put((rows.text, rows.place), rows.vectors[:, block].to(hidden))
-        return ((hidden, *given[1:]), named) if given else (given, {**named, "hidden_states": hidden})
+        return (hidden,), named
 
     def _insert(
         self, rows: Rows, texts: int, length: int, number: int, _: nn.Module, given: tuple, named: dict

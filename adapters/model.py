@@ -243,9 +243,17 @@ class AdaptedModel(nn.Module):
 
     @torch.no_grad()
     def generate(self, texts: Texts, features: Features, max_new_tokens: int = 64, **decoding) -> list[str]:
-        """Answer prompts made with `answer=False`, greedily unless `decoding` (transformers' names) says otherwise."""
-        batch, injected = self._splice(texts, self.slots(texts, features), side="left", train=False)
-        stop = self.prompt.stop_ids
+        """Answer prompts made with `answer=False`, greedily unless `decoding` (transformers' names) says otherwise.
+
+        Where an injected row sees what comes later (`compat`) each word is found by reading all before it anew, and
+        only greedily: no cache holds what that row makes of a new word. Raises AdapterError for other `decoding` there.
+        """
+        stop, slots = self.prompt.stop_ids, self.slots(texts, features)
+        if self._injector is not None and self._injector.compat:
+            if decoding:
+                raise AdapterError(f"with epalm_compat answers are greedy; leave out {', '.join(decoding)}")
+            return self._answers(self._say_anew(texts, slots, max_new_tokens))
+        batch, injected = self._splice(texts, slots, side="left", train=False)
         config = GenerationConfig(
             **{"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, **decoding},
             eos_token_id=list(stop),
@@ -253,8 +261,23 @@ class AdaptedModel(nn.Module):
         )
         with injected:
             said = self.lm.model.generate(**self._inputs(batch), generation_config=config)
-        answers = []
-        for row in said.tolist():
+        return self._answers(said.tolist())
+
+    def _say_anew(self, texts: Texts, slots: dict[str, torch.Tensor], most: int) -> list[list[int]]:
+        said = [[] for _ in texts]
+        while len(said[0]) < most and not all(set(self.prompt.stop_ids) & set(row) for row in said):
+            read = [[*text, Segment(ids=tuple(row))] for text, row in zip(texts, said, strict=True)]
+            batch, injected = self._splice(read, slots, side="left", train=False)
+            with injected:
+                logits = self.lm.model(**self._inputs(batch), logits_to_keep=1, use_cache=False).logits
+            for row, token in zip(said, logits[:, -1].argmax(-1).tolist(), strict=True):
+                row.append(token)
+        return said
+
+    def _answers(self, said: Sequence[Sequence[int]]) -> list[str]:
+        """Each row of ids up to the first that ends an answer, as words."""
+        answers, stop = [], self.prompt.stop_ids
+        for row in said:
             end = next((i for i, token in enumerate(row) if token in stop), len(row))
             answers.append(self.prompt.tokenizer.decode(row[:end], skip_special_tokens=True).strip())
         return answers

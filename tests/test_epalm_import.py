@@ -145,6 +145,26 @@ def test_an_imported_checkpoint_says_what_the_released_code_says(opt, maps, mlp,
     assert all(miss > 1e-3 for miss in wrong.values()), wrong
 
 
+def test_it_answers_as_the_released_code_does(opt, tmp_path):
+    """Which reads the whole text again for every word."""
+    whole = released(opt)
+    torch.save(whole, tmp_path / "x.pth")
+    model = adapted(opt, *import_released(read_released(tmp_path / "x.pth"), opt))
+    torch.manual_seed(3)
+    blocks = torch.randn(2, BLOCKS, WIDTH)
+    turns = [{"role": "user", "content": "the lazy dog"}]
+    prompt = model.prompt.segments(turns, ["a"], answer=False, soft_prompt=True)
+    for medium in blocks:
+        ids = [token for part in prompt for token in part.ids]
+        for _ in range(6):
+            ids.append(original(opt, whole["model"], ids, medium)[-1].argmax().item())
+        said = model._say_anew([prompt], model.slots([prompt], {"a": medium}), 6)
+        assert said == [ids[-6:]]
+        assert model.generate([prompt], {"a": medium}, 6) == [opt.tokenizer.decode(said[0]).strip()]
+    with pytest.raises(AdapterError, match="leave out num_beams"):
+        model.generate([prompt], {"a": medium}, 6, num_beams=3)
+
+
 def test_the_command_makes_a_folder_that_loads(opt, tmp_path, monkeypatch, capsys):
     from adapters.__main__ import main
 
