@@ -1,6 +1,7 @@
-"""Loading a causal language model, freezing it, and the table of what its family needs."""
+"""Loading a causal language model, in some precision, and freezing it."""
 
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -16,39 +17,18 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from adapters import AdapterError
+from adapters.quirks import Quirk, find_fault, quirk_of, why_refused
 from adapters.selective_scan import use_selective_scan
 
 PROJECT = Path(__file__).resolve().parent.parent
-PRECISIONS = ("auto", "fp32", "fp16", "bf16", "8bit", "4bit")
-
-
-@dataclass(frozen=True)
-class Quirk:
-    """What a family of models needs. `refuse` says why it can't be served; `keep`: layers bitsandbytes must leave;
-    `recurrent`: no layer has attention, so no mask can hide a row.
-    """
-
-    refuse: str | None = None
-    keep: tuple[str, ...] = ()
-    recurrent: bool = False
-
-
-QUIRKS: dict[str, Quirk] = {
-    # Its forward ignores attention_mask, so a padded batch answers differently from a single row.
-    "rwkv": Quirk(refuse="it ignores the attention mask, so texts of different lengths can't share a batch"),
-    # Per-layer embeddings are looked up from token ids, which a model driven by vectors never sees.
-    "gemma3n": Quirk(refuse="its layers look up token ids again, so vectors can't stand in for words"),
-    "gemma3n_text": Quirk(refuse="its layers look up token ids again, so vectors can't stand in for words"),
-    # The scan multiplies by these weights directly, which a packed 8-bit or 4-bit weight can't do.
-    "mamba": Quirk(keep=("lm_head", "dt_proj", "x_proj", "out_proj"), recurrent=True),
-    "mamba2": Quirk(recurrent=True),
-    "falcon_mamba": Quirk(keep=("lm_head", "dt_proj", "x_proj", "out_proj"), recurrent=True),
-}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = ("auto", *DTYPES, "8bit", "4bit")
 
 
 @dataclass
@@ -85,7 +65,7 @@ class LanguageModel:
     @property
     def quirk(self) -> Quirk:
         """What its family needs."""
-        return QUIRKS.get(self.model.config.model_type, Quirk())
+        return quirk_of(self.model.config)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,7 +88,8 @@ class LanguageModel:
         """What an adapter records to know this model again, whatever the precision it is loaded in.
 
         Hashes of the config and of the tokenizer, and a few embedding values, which are compared with a tolerance
-        because fp16, bf16 and fp32 copies of one model round differently.
+        because fp16, bf16 and fp32 copies of one model round differently. bitsandbytes leaves embeddings alone. The
+        precision is recorded, and another one is no difference.
         """
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _VOLATILE}
         vocabulary = sorted(self.tokenizer.get_vocab().items())
@@ -118,6 +99,7 @@ class LanguageModel:
             "config": _sha256(json.dumps(config, sort_keys=True, default=str)),
             "tokenizer": _sha256(json.dumps([vocabulary, self.tokenizer.chat_template], default=str)),
             "embedding_sample": self._embedding_sample(),
+            "precision": self.precision,
         }
 
     def _embedding_sample(self) -> list[float]:
@@ -146,20 +128,42 @@ def same_language_model(recorded: dict, found: dict) -> str | None:
     return None
 
 
-def choose_precision(asked: str, device: torch.device, trained_in: torch.dtype | None) -> tuple[str, str]:
+def precisions_differ(recorded: dict, found: dict) -> str | None:
+    """Say that one language model is held in another precision than an adapter was trained with; None when it isn't.
+
+    That is no mistake: AnyMAL (arXiv 2309.16058, section 3) trains on 4 and 8 bits and answers in full precision.
+    """
+    trained, here = recorded.get("precision"), found["precision"]
+    return None if trained in (None, here) else f"trained with {trained} weights, here in {here}"
+
+
+def choose_precision(
+    asked: str, device: torch.device, trained_in: torch.dtype | None, overflows: bool = False
+) -> tuple[str, str]:
     """Choose how the frozen weights are held, with the reason: fp32 on a CPU, fp16 on a GPU.
 
-    bf16 is taken where the model was trained in it and the card computes in it: fp16 can overflow there.
-    Raises AdapterError for a precision that doesn't exist.
+    bf16 is taken where the model was trained in it and the card computes in it: fp16 can overflow there, and of a
+    family that `overflows` it does. Raises AdapterError for a precision that doesn't exist, or that this machine
+    doesn't have.
     """
     if asked not in PRECISIONS:
         raise AdapterError(f"unknown precision {asked!r}; choose from {', '.join(PRECISIONS)}")
+    on_gpu = device.type == "cuda"
+    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if asked == "bf16" and on_gpu and not has_bf16:
+        raise AdapterError("--precision bf16: this card doesn't compute in bf16; take fp16, 8bit or 4bit")
+    if asked in ("8bit", "4bit") and importlib.util.find_spec("bitsandbytes") is None:
+        raise AdapterError(f"--precision {asked} needs bitsandbytes: pip install bitsandbytes")
+    if asked == "fp16" and overflows:
+        return asked, "asked for, though this family's activations can overflow in it"
     if asked != "auto":
         return asked, "asked for"
     if device.type == "cpu":
         return "fp32", "the fastest exact choice on a CPU"
-    if trained_in == torch.bfloat16 and torch.cuda.is_bf16_supported(including_emulation=False):
+    if (trained_in == torch.bfloat16 or overflows) and has_bf16:
         return "bf16", "the model was trained in bf16 and this card computes in it"
+    if overflows:
+        return "fp32", "this family's activations overflow in fp16, and this card doesn't compute in bf16"
     return "fp16", "half the memory of fp32 at the card's full speed"
 
 
@@ -167,26 +171,35 @@ def load_language_model(name: str, device: str = "cpu", precision: str = "auto")
     """Load a causal language model by folder or hub id, frozen and in `eval()`.
 
     Only safetensors weights are read and no code that comes with a model is run. Raises AdapterError when the model
-    isn't there, is of a family that can't be driven by vectors, or has no safetensors weights.
+    isn't there, is of a family that can't be driven by vectors, lacks weights, or has none in safetensors. A family
+    that the tests don't know is driven by a few vectors first (`quirks.find_fault`).
     """
     source = find_model(name)
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise AdapterError(f"--lm {name} is not a transformers language model: {_first_line(error)}") from error
-    quirk = QUIRKS.get(config.model_type, Quirk())
-    if quirk.refuse:
-        raise AdapterError(f"--lm {name} ({config.model_type}) can't be used: {quirk.refuse}")
-    precision, reason = choose_precision(precision, torch.device(device), getattr(config, "dtype", None))
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if refused := why_refused(config):
+        raise AdapterError(f"--lm {name} ({config.model_type}) can't be used: {refused}")
+    quirk = quirk_of(config)
+    trained_in = getattr(config.get_text_config(), "dtype", None)
+    if stored := _stored_in_bits(config):
+        if precision not in ("auto", stored):
+            raise AdapterError(
+                f"--lm {name} is stored in {stored}, and --precision {precision} would need the weights it was made "
+                "from; name that model instead, or leave --precision out"
+            )
+        precision, reason = stored, "as its weights are stored"
+    else:
+        precision, reason = choose_precision(precision, torch.device(device), trained_in, quirk.overflows)
+    dtype = DTYPES.get(precision)
     quantization = None
     if dtype is None:
-        dtype = torch.float32 if device == "cpu" else torch.float16
-        keep = list(quirk.keep) or None
+        dtype = DTYPES[choose_precision("auto", torch.device(device), trained_in, quirk.overflows)[0]]
         quantization = BitsAndBytesConfig(
             load_in_8bit=precision == "8bit",
             load_in_4bit=precision == "4bit",
-            llm_int8_skip_modules=keep,
+            llm_int8_skip_modules=list(quirk.keep) or None,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
@@ -195,12 +208,39 @@ def load_language_model(name: str, device: str = "cpu", precision: str = "auto")
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, quantization_config=quantization, device_map={"": device}, use_safetensors=True
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            quantization_config=None if stored else quantization,
+            device_map={"": device},
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise AdapterError(f"--lm {name} can't be loaded: {_first_line(error)}") from error
-    return freeze(name, model, tokenizer, precision, reason)
+    if missing := sorted(loading["missing_keys"]):
+        raise AdapterError(
+            f"--lm {name} lacks {len(missing)} of its weights, as {missing[0]}, and would be given random ones; "
+            "fetch it again"
+        )
+    lm = freeze(name, model, tokenizer, precision, reason)
+    if not quirk.tested:
+        if fault := find_fault(model, 1e-3 if precision == "fp32" else 0.1):
+            raise AdapterError(
+                f"--lm {name} ({config.model_type}) can't be used: {fault}; use OPT, Llama, Qwen or Mamba"
+            )
+        lm.note = "; ".join(filter(None, [f"{config.model_type} isn't a tested family; it passed a trial", lm.note]))
+    return lm
+
+
+def _stored_in_bits(config: PretrainedConfig) -> str | None:
+    """How the weights themselves are stored, when that is in fewer bits: "4bit", "8bit", or another method's name."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    stored = stored if isinstance(stored, dict) else stored.to_dict()
+    bits = {"load_in_4bit": "4bit", "load_in_8bit": "8bit"}
+    return next((bits[key] for key in bits if stored.get(key)), str(stored.get("quant_method", "fewer bits")))
 
 
 def freeze(name: str, model: PreTrainedModel, tokenizer, precision: str = "fp32", reason: str = "") -> LanguageModel:
