@@ -190,7 +190,8 @@ def encode(options: Options, found: "Collection", out: Path, device: str) -> Non
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # its threads spin, so one core is left to decoding
     _take(found, encoder)
-    similarity = Similarity(encoder, found.words, options.similarity) if options.similarity else None
+    threshold = 0.0 if options.tiny else options.similarity  # random features are like no words
+    similarity = Similarity(encoder, found.words, threshold) if threshold else None
     filters = Filters(options.min_side, options.duplicates == "drop", similarity)
     workers = options.workers or os.cpu_count() or 1
     store, pool, views = options.store, options.pool, options.views
