@@ -74,7 +74,8 @@ EXPECTED = {
         *("patches", "VisionTransformer", "LlamaForCausalLM", "PerceiverResampler", 64, 64, 63_019_008 + 4_198_400)
     ),
     "anymal-audio": Expected(
-        *("pooled", "ClapAudioModelWithProjection", "LlamaForCausalLM", "PooledLinear", 32, 32, 32 * 4096 * 513)
+        *("pooled", "ClapAudioModelWithProjection", "LlamaForCausalLM", "PooledLinear", 32, 32, 32 * 4096 * 513),
+        layer=-1,
     ),
     "anymal-video": Expected(
         *("patches", "VisionTransformer", "LlamaForCausalLM", "PerceiverResampler", 32, 32, 46_200_832)
@@ -315,7 +316,12 @@ def test_flags_override_a_recipe_and_a_wrong_field_is_named(media, in_workshop, 
         *("--steps", "1", "--adapter", "window3", "--delimiters", "a", "b", "--eos", "False"),
     )
     config = Run.open(Path("runs/mine")).config
-    assert (config["adapter"], config["delimiters"], config["eos"], config["lr"]) == ("window3", ["a", "b"], False, 1e-3)
+    assert (config["adapter"], config["delimiters"], config["eos"], config["lr"]) == (
+        "window3",
+        ["a", "b"],
+        False,
+        1e-3,
+    )
     in_workshop(train_script, "--recipe", "lmstudio", "--tiny", "--features", encoded, "--steps", "1", "--name", "same")
     assert "is meant for" not in capsys.readouterr().out
     in_workshop(train_script, "--recipe", "limber", "--tiny", "--features", encoded, "--steps", "1", "--name", "other")

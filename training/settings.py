@@ -30,6 +30,7 @@ DEFAULTS = {
     "inject_layers": [],
     "epalm_compat": False,
     "start_words": "",
+    "warm_start": 0,
     "token_noise": 0.0,
     "media_place": "before",
     "row_separator": "",
@@ -57,6 +58,7 @@ LEAST = {"batch": 1, "steps": 1, "eval_every": 1, "save_every": 1, "lr": 0.0} | 
         "soft_prompt_lr",
         "projector_hidden",
         "projector_layers",
+        "warm_start",
         "token_noise",
         "warmup",
         "min_lr",
@@ -163,13 +165,12 @@ def _plain_name(name: str) -> str:
 
 
 def made_tiny(settings: dict, flags: dict, folder: Path) -> dict:
-    """The same settings for a tiny random language model of the same class, a few steps, and what a CPU can hold."""
+    """The same settings for a tiny random language model of the same class, and for a few small steps."""
     from training.tiny import tiny_language_model
 
     deep = find_projector(settings["adapter"])[0].kind == "layers"
     print(f"language model: a tiny random one in the place of {settings['lm']}")
-    small = {"steps": 20, "batch": 8, "eval_every": 10} | ({"inject_layers": []} if deep else {})
-    small |= {"precision": "auto"} if settings["precision"] in ("fp16", "bf16") else {}
+    small = {"steps": 20, "batch": 8, "eval_every": 10, "precision": "auto"} | ({"inject_layers": []} if deep else {})
     return settings | small | flags | {"lm": str(tiny_language_model(settings["lm"], folder, deep))}
 
 

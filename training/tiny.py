@@ -11,7 +11,7 @@ from adapters.tiny import FAMILIES, save_language_model
 from training import RunError
 from training.full_size import LANGUAGE_MODELS
 
-DEEP = 14  # layers, so that each of six encoder blocks is given to two of them
+DEEP = {"num_hidden_layers": 14}  # each of six encoder blocks is given to two of them
 
 
 def tiny_language_model(name: str, folder: Path, deep: bool = False) -> Path:
@@ -33,7 +33,7 @@ def tiny_language_model(name: str, folder: Path, deep: bool = False) -> Path:
     if not place.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=folder))
-        save_language_model(family, made, **({"num_hidden_layers": DEEP} if deep else {}))
+        save_language_model(family, made, **(DEEP if deep else {}))
         try:
             os.rename(made, place)
         except OSError:  # another process was first
