@@ -47,6 +47,7 @@ def main() -> None:
     from training.run import Run, load_optimizer_state, optimizer_state
     from training.settings import new_settings, refuse_changes, resumed, run_path, settle_length, template_fields
     from training.step import make_optimizer, set_rates, take_step
+    from training.warm_start import warm_start
 
     # 1. What is to be done. A resumed run has its own settings.
     old = Run.open(options.resume) if options.resume else None
@@ -137,6 +138,11 @@ def main() -> None:
         if words := settings["start_words"]:
             ids = lm.tokenizer.encode(words, add_special_tokens=False)
             adapter.start_from(lm.embed(torch.tensor(ids, dtype=torch.long, device=device)), rows)
+        if settings["warm_start"]:
+            apart = warm_start(model, encoded, kept, settings["warm_start"], settings["lr"], settings["seed"])
+            print(
+                f"warm start: {len(apart)} steps, contrast with the words from {apart[0]:.2f} to {apart[-1]:.2f} nats"
+            )
         settings |= {"template": template.style, "delimiters": list(template.delimiters)}
         folder, first, best = Run.create(run_path(options.name, adapter.spec), settings), 0, None
         print(f"run: {folder.path}" + (f", the projector's last layer scaled by {factor:.3g}" if factor != 1 else ""))

@@ -52,6 +52,9 @@ class Options:
     """For epalm: as in its released code, where the medium's row also sees what comes later, which leaks the answer."""
     start_words: str | None = None
     """Start the adapter's tokens from these words' embeddings, so that each has a meaning to begin with."""
+    warm_start: int | None = None
+    """Steps before the first that pull the tokens toward their captions' words, for an adapter that doesn't take off
+    (0: off; 60 does)."""
     token_noise: float | None = None
     """Noise on the projected tokens while training, as a share of their RMS (0: off); 0.3 helps small models."""
     template: Literal["plain", "chat"] | None = None
