@@ -48,7 +48,7 @@ def map_layers(depth: int, blocks: int, start: int | None = None, end: int | Non
     For 6 blocks that is 19 to 30 of 32 layers and 11 to 22 of 24. Raises AdapterError for bounds outside the model.
     """
     end = depth - 1 if end is None else end
-    start = max(1, end - PER_BLOCK * blocks) if start is None else start
+    start = max(min(1, end - 1), end - PER_BLOCK * blocks) if start is None else start
     if not 0 <= start < end <= depth:
         raise AdapterError(f"--inject-layers {start} {end} don't lie in a model of {depth} layers (0 to {depth})")
     return LayerMap(start, end, blocks)

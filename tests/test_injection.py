@@ -28,8 +28,8 @@ def deep(family: str) -> LanguageModel:
     make_config, make_tokenizer = FAMILIES[family]
     tokenizer = make_tokenizer()
     config = make_config(len(tokenizer))
-    given = {name: value for name, value in config.to_dict().items() if name != "layer_types"}
-    config = type(config)(**given | {"num_hidden_layers": 8})
+    given = {name: value for name, value in config.to_dict().items() if name not in ("layer_types", "no_rope_layers")}
+    config = type(config)(**given | {"num_hidden_layers": 8, "pad_token_id": None})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
@@ -64,6 +64,7 @@ def test_layers_follow_the_papers_rule():
     ]
     assert [map_layers(24, 6).block_of(layer) for layer in (10, 11, 12, 22, 23)] == [None, 0, 0, 5, None]
     assert [map_layers(4, 6).block_of(layer) for layer in range(4)] == [None, 0, 3, None]
+    assert [map_layers(2, 6).block_of(layer) for layer in range(2)] == [0, None]
     with pytest.raises(AdapterError, match="don't lie in a model of 8"):
         map_layers(8, 3, 5, 9)
 
@@ -162,7 +163,7 @@ def test_batches_and_caches_change_nothing(family):
 def test_what_is_said_later_changes_nothing_before_it(family):
     """Logits, not lengths: with `compat` later words do change what is said before, which is the original's leak."""
     for compat in (False, True):
-        if compat and family == "mamba":
+        if compat and deep(family).quirk.recurrent:
             with pytest.raises(AdapterError, match="for attention models"):
                 adapted(family, compat=True)
             continue
@@ -182,7 +183,7 @@ def test_what_is_said_later_changes_nothing_before_it(family):
             logits.append(out.logits[0, -len(last.ids) : -3])
         assert torch.equal(*logits) != compat
         moved = (logits[0] - logits[1]).abs().max().item()
-        assert moved > 1e-4 if compat else moved == 0, (compat, moved)
+        assert moved > 1e-4 * logits[0].std() if compat else moved == 0, (compat, moved)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "mamba"])
