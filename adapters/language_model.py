@@ -193,28 +193,30 @@ def load_language_model(name: str, device: str = "cpu", precision: str = "auto")
     else:
         precision, reason = choose_precision(precision, torch.device(device), trained_in, quirk.overflows)
     dtype = DTYPES.get(precision)
-    quantization = None
+    quantization = {}
     if dtype is None:
         dtype = DTYPES[choose_precision("auto", torch.device(device), trained_in, quirk.overflows)[0]]
-        quantization = BitsAndBytesConfig(
-            load_in_8bit=precision == "8bit",
-            load_in_4bit=precision == "4bit",
-            llm_int8_skip_modules=list(quirk.keep) or None,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-        # It says on every call that inputs are cast, which is what was asked for.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        if not stored:
+            quantization["quantization_config"] = BitsAndBytesConfig(
+                load_in_8bit=precision == "8bit",
+                load_in_4bit=precision == "4bit",
+                llm_int8_skip_modules=list(quirk.keep) or None,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        # It says on every call that inputs are cast, which is what was asked for, and on a CPU what is faster there.
+        for part in ("autograd._functions", "backends.cpu.ops"):
+            logging.getLogger(f"bitsandbytes.{part}").setLevel(logging.ERROR)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model, loading = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
-            quantization_config=None if stored else quantization,
             device_map={"": device},
             use_safetensors=True,
             output_loading_info=True,
+            **quantization,
         )
     except (OSError, ValueError, ImportError) as error:
         raise AdapterError(f"--lm {name} can't be loaded: {_first_line(error)}") from error
