@@ -131,7 +131,7 @@ def test_a_live_picture_answers_as_its_shard_does(workshop):
 def test_killed_runs_resume_to_the_same_bits(workshop):
     """SIGKILL at three moments, each after a checkpoint; the end is bit-identical to a run left alone."""
     options = ("--adapter", "mlp3", "--soft-prompt", "2", "--steps", "240", "--save-every", "15", "--eval-every", "60",
-               "--token-noise", "0.2", "--start-words", "red blue")  # fmt: skip
+               "--token-noise", "0.2", "--start-words", "red blue", "--warm-start", "4")  # fmt: skip
     script(workshop, *TRAIN, *options, "--name", "whole")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run, starts = workshop / "runs" / "killed", []

@@ -57,7 +57,7 @@ def still_blind(step: int, losses: Mapping[str, float]) -> bool:
 def scale_ratio(adapter: Adapter, features: FeatureSet, texts: Sequence[Text]) -> float:
     """The median RMS of the projected tokens over that of the word embeddings."""
     keys = list(dict.fromkeys(key for text in texts[:32] for key in text.media))
-    if not keys:
+    if not keys or not adapter.tokens:
         return 1.0
     device = next(adapter.parameters()).device
     tokens = adapter(features.read_many(keys, adapter.features.kind).to(device))
