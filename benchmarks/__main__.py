@@ -31,7 +31,10 @@ def main(
         raise SystemExit(f"no benchmark {wrong[0]!r}; there are {', '.join(known)}")
     found: dict[str, dict] = {}
     for name in tqdm(names or known, unit=" benchmarks", leave=False):
-        found |= importlib.import_module(f"benchmarks.{name}").measure(rounds)
+        measured = importlib.import_module(f"benchmarks.{name}").measure(rounds)
+        if not measured:
+            tqdm.write(f"{name} measures a GPU, and torch finds none here")
+        found |= measured
     for name, row in found.items():
         more = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "ratio")
         print(f"{name:<44} {row['ratio']:6.2f}   {more}")
