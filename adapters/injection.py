@@ -110,7 +110,7 @@ class Injector:
     def __init__(self, lm: LanguageModel, layers: LayerMap, compat: bool = False):
         self.layers, self.map, self.compat = decoder_layers(lm.model), layers, compat
         self.positions = next((part for name, part in lm.model.named_modules() if name.endswith(POSITIONS)), None)
-        self._names = [list(inspect.signature(layer.forward).parameters) for layer in self.layers]
+        self._names = [list(inspect.signature(type(layer).forward).parameters)[1:] for layer in self.layers]
         self.inserts = lm.quirk.recurrent
         if self.inserts and compat:
             raise AdapterError(f"epalm_compat is for attention models; {lm.name} has no mask to open")

@@ -14,6 +14,7 @@ from adapters.language_model import LanguageModel, freeze
 from adapters.model import AdaptedModel, Adapter
 from adapters.projectors import FeatureShape, build_projector
 from adapters.prompt import Prompt, Template
+from adapters.recompute import checkpoint_layers
 
 BLOCKS, WIDTH = 3, 12
 LAYERS = FeatureShape("layers", BLOCKS, WIDTH)
@@ -195,6 +196,24 @@ def test_gradients_reach_every_linear_and_nothing_else(family):
     (loss / count).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.adapter.projector.parameters())
     assert all(p.grad is None for p in model.lm.model.parameters())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mamba"])
+def test_layers_that_run_again_are_given_the_same(family):
+    """Activation checkpointing of the frozen model, before the injection is made and after."""
+    gradients = []
+    for when in ("never", "before", "after"):
+        model = adapted(family)
+        if when != "never":
+            checkpoint_layers(model.lm)
+        if when == "before":
+            model = AdaptedModel(model.lm, model.adapter, model.prompt)
+        given = features("a", "b")
+        texts = [segments(model, turns, name) for turns, name in zip(TEXTS, given, strict=True)]
+        model.loss(texts, given)[0].backward()
+        gradients.append([parameter.grad for parameter in model.adapter.projector.parameters()])
+    for found in gradients[1:]:
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients[0], found, strict=True))
 
 
 @pytest.mark.parametrize(
