@@ -38,6 +38,7 @@ def main() -> None:
     from adapters.model import AdaptedModel, Adapter
     from adapters.projectors import find_projector
     from adapters.prompt import Prompt, Template, default_template
+    from adapters.recompute import checkpoint_layers
     from scoring.control import stand_ins
     from shards.read import FeatureSet
     from training.data import Encoded, Steps, feature_shape, load_steps, medium_contents
@@ -74,6 +75,8 @@ def main() -> None:
     note = f", {lm.note}" if lm.note else ""
     print(f"language model: {lm.name}, {lm.precision} ({lm.reason}), hidden_size {lm.hidden_size}{note}")
     frozen = weights_sha256(lm.model)
+    if settings["rerun_layers"]:
+        checkpoint_layers(lm, settings["rerun_layers"])
 
     # 3. The adapter between the two, new or from the checkpoint.
     if old:
@@ -117,7 +120,7 @@ def main() -> None:
     # 5. How long, and what it will need.
     steps = Steps(encoded, kept, settings["batch"], settings["seed"], settings["texts_per_medium"])
     settle_length(settings, steps.per_epoch)
-    needs = plan(lm, adapter)
+    needs = plan(lm, adapter, max(kept.lengths), settings["rerun_layers"])
     print(needs)
     micro = facts["micro_batch"] if old else settings["micro_batch"]
     micro = micro or needs.micro_batch(settings["batch"], max(kept.lengths))

@@ -79,6 +79,9 @@ class Options:
     """What the loss is the mean of: tokens, or texts, each the mean of its tokens (as Mamba-VL)."""
     precision: Literal["auto", "fp32", "fp16", "bf16", "8bit", "4bit"] | None = None
     """How the frozen weights are held."""
+    rerun_layers: int | None = None
+    """Each so many-th layer of the language model keeps its input alone and is computed again in the backward pass:
+    far less memory for a third more time (1: all layers; 0: none)."""
     steps: int | None = None
     """Optimizer steps in all (default: so many as --epochs needs)."""
     epochs: float | None = None

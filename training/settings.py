@@ -39,6 +39,7 @@ DEFAULTS = {
     "loss_on": "answer",
     "loss_mean": "token",
     "precision": "auto",
+    "rerun_layers": 0,
     "batch": 32,
     "micro_batch": 0,
     "lr": 1e-3,
@@ -54,6 +55,7 @@ DEFAULTS = {
 LEAST = {"batch": 1, "steps": 1, "eval_every": 1, "save_every": 1, "lr": 0.0} | dict.fromkeys(
     (
         "micro_batch",
+        "rerun_layers",
         "soft_prompt",
         "soft_prompt_lr",
         "projector_hidden",
