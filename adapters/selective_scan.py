@@ -37,7 +37,7 @@ class SelectiveScan(torch.autograd.Function):
             part = slice(start, start + CHUNK)
             states = _states(state, u[:, part], dt[:, part], A, B[:, part])[0]
             outs.append(torch.einsum("btdn,btn->btd", states, C[:, part]))
-            state = states[:, -1]
+            state = states[:, -1].clone()  # alone, so that the chunk's other states are let go
         ctx.save_for_backward(u, dt, A, B, C, *borders)
         ctx.mark_non_differentiable(state)
         return torch.cat(outs, 1), state

@@ -1,6 +1,7 @@
 """The frozen model in fewer bits: the adapter's gradients stay near those of fp32, and the adapter is good for all."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -11,6 +12,7 @@ from adapters.language_model import choose_precision, load_language_model, preci
 from adapters.model import AdaptedModel, Adapter
 from adapters.projectors import FeatureShape
 from adapters.prompt import Prompt, default_template
+from adapters.quirks import QUIRKS
 from training.data import Batch
 from training.step import take_step
 
@@ -105,6 +107,15 @@ def test_4_bits_compute_with_the_weights_that_they_hold(name, folder):
     assert not any("4bit" in type(part).__name__ for part in packed.model.modules())
     cosine, norm = compare(found, gradient(packed, adapter))
     assert cosine > 0.9999 and norm < 1e-3
+
+
+def test_mambas_scan_needs_some_layers_whole(folder, monkeypatch):
+    lm = load_language_model(folder("mamba"), precision="4bit")
+    packed = {name.rpartition(".")[2] for name, part in lm.model.named_modules() if type(part).__name__ == "Linear4bit"}
+    assert packed == {"in_proj"}
+    monkeypatch.setitem(QUIRKS, "mamba", replace(QUIRKS["mamba"], keep=()))
+    with pytest.raises(RuntimeError):
+        loss_of(adapted(load_language_model(folder("mamba"), precision="4bit"), adapter_for(lm)))
 
 
 def test_fp16_needs_its_loss_scaled(folder):

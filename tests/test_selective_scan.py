@@ -108,24 +108,40 @@ def test_mamba2s_scan_goes_on_from_a_state_and_keeps_its_steps_within_limits():
     assert not torch.allclose(chunk_scan(**given, **{**how, "dt_limit": (0.0, 9.0)})[0], whole, atol=1e-2)
 
 
+def kept_bytes(scan, leaves: list[torch.Tensor]) -> int:
+    """Bytes that a scan keeps for its backward pass besides its inputs, each storage once."""
+    seen = {}
+
+    def note(tensor):
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    for leaf in leaves:
+        leaf.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = scan()
+    del result
+    return sum(storage.nbytes() for storage in seen.values()) - sum(leaf.nbytes for leaf in leaves)
+
+
+def test_mamba_keeps_its_borders_and_not_the_states_between():
+    u, dt = torch.randn(2, 1, 32, 512)
+    B, C = torch.randn(2, 1, 16, 512)
+    kept = kept_bytes(lambda: selective_scan(u, dt, -torch.rand(32, 16), B, C), [u, dt, B, C])
+    states = 512 * 32 * 16 * 4
+    assert kept < states / scans.CHUNK + 4 * 512 * 32 * 4
+
+
 def test_mamba2_keeps_a_fraction_for_the_backward_pass():
     """Of the 2.7B model's layer, with 16 of its 80 heads."""
-    kept = {}
+    kept = []
     for scan in (chunk_scan, modeling_mamba2.mamba2_chunk_scan):
         scan = scan.args[0] if isinstance(scan, partial) else scan
-        seen = {}
-
-        def note(tensor, seen=seen):
-            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
         u, dt = torch.randn(1, 256, 16, 64), torch.rand(1, 256, 16)
         B, C = torch.randn(2, 1, 256, 1, 128)
-        leaves = [tensor.requires_grad_() for tensor in (u, dt, B, C)]
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            scan(u, dt, -torch.rand(16), B, C, chunk_size=256).sum()
-        kept[scan] = sum(seen.values()) - sum(leaf.nbytes for leaf in leaves)
-    assert kept.pop(chunk_scan) < 0.2 * kept.popitem()[1]
+        given = {"hidden_states": u, "dt": dt, "A": -torch.rand(16), "B": B, "C": C, "chunk_size": 256}
+        kept.append(kept_bytes(partial(scan, **given), [u, dt, B, C]))
+    assert kept[0] < 0.2 * kept[1]
 
 
 SIZES = {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}
