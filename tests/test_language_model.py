@@ -10,7 +10,7 @@ from adapters.model import AdaptedModel, Adapter
 from adapters.projectors import FeatureShape
 from adapters.prompt import Prompt, Segment, default_template
 from adapters.recompute import checkpoint_layers
-from adapters.splice import splice
+from adapters.splice import length_of, splice
 
 FAMILIES = list(tiny.FAMILIES)
 WIDTH = 12
@@ -18,6 +18,10 @@ TURNS = [
     [{"role": "assistant", "content": "a red circle and a small blue star"}],
     [{"role": "user", "content": "What colour is the star?"}, {"role": "assistant", "content": "blue"}],
     [{"role": "assistant", "content": "the lazy dog"}],
+    [
+        {"role": "user", "content": "What jumps over the dog? " * 8},
+        {"role": "assistant", "content": "the quick brown fox"},
+    ],
 ]
 
 
@@ -154,6 +158,22 @@ def test_padding_is_what_the_mask_hides(language_model_folder):
         assert side.attention_mask.sum(1).tolist() == right.attention_mask.sum(1).tolist()
         assert (side.position_ids * side.attention_mask).amax(1).tolist() == (right.attention_mask.sum(1) - 1).tolist()
     assert torch.equal(right.inputs_embeds[right.attention_mask.bool()], left.inputs_embeds[left.attention_mask.bool()])
+
+
+@pytest.mark.parametrize("family", ["mistral", "phi3", "gemma2", "gemma3_text"])
+def test_a_window_is_shorter_than_what_is_tested(family, language_model_folder, tmp_path):
+    """So that what is said above of padding and batches is said of windows too: without them the loss is another."""
+    model = adapted(language_model_folder(family))
+    window = model.lm.model.config.sliding_window
+    folder = tiny.save_language_model(family, tmp_path / "lm", sliding_window=10_000)
+    without = AdaptedModel(load_language_model(str(folder)), model.adapter, model.prompt)
+    texts, features = batch(model)
+    lengths = [length_of(text, 3) for text in texts]
+    assert max(lengths) > 1.5 * window and min(lengths) < window
+    losses = zip(model.text_losses(texts, features), without.text_losses(texts, features), strict=True)
+    differ = [abs(with_window - none) / count for (with_window, count), (none, _) in losses]
+    assert all(found < 1e-5 for found, length in zip(differ, lengths, strict=True) if length <= window)
+    assert differ[lengths.index(max(lengths))] > 1e-3
 
 
 def test_splice_refuses_a_text_without_targets_and_another_width(language_model_folder):

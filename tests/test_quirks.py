@@ -1,5 +1,7 @@
 """Families of language models: those in the table are the tested ones, others are refused with a reason or tried."""
 
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from transformers import (
     Gemma3Config,
     Gemma3nTextConfig,
     GenerationConfig,
+    GraniteMoeHybridConfig,
+    JambaConfig,
     OpenAIGPTConfig,
     PretrainedConfig,
     RobertaConfig,
@@ -28,6 +32,7 @@ from transformers import (
 from adapters import AdapterError
 from adapters.language_model import load_language_model
 from adapters.quirks import QUIRKS, find_fault
+from adapters.selective_scan import SCANS
 
 DOC = Path(__file__).parent.parent / "docs" / "language_models.md"
 SIZE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
@@ -114,7 +119,36 @@ def test_a_family_that_nobody_tested_is_tried_and_refused_when_wrong(name, tmp_p
 def test_a_family_that_nobody_tested_is_served_when_right(precision, tmp_path):
     folder = save(StableLmConfig(num_key_value_heads=2, max_position_embeddings=64, **SIZE), tmp_path)
     lm = load_language_model(folder, precision=precision)
-    assert "stablelm isn't a tested family; it passed a trial" in lm.note
+    assert lm.note == "stablelm isn't a tested family; it passed a trial"
+
+
+HYBRID = dict(num_key_value_heads=2, max_position_embeddings=64, mamba_d_state=4, **SIZE)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        JambaConfig(
+            attn_layer_period=2, attn_layer_offset=1, num_experts=2, mamba_dt_rank=4, use_mamba_kernels=False, **HYBRID
+        ),
+        GraniteMoeHybridConfig(
+            layer_types=["mamba", "attention"], mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1, num_local_experts=2,
+            num_experts_per_tok=1, shared_intermediate_size=16, **HYBRID
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+def test_layers_that_scan_among_others_scan_in_chunks_too(config, tmp_path, monkeypatch):
+    folder = save(config, tmp_path)
+    used = []
+    for name, scan in dict(SCANS).items():
+        monkeypatch.setitem(SCANS, name, lambda *given, scan=scan, **named: used.append(1) or scan(*given, **named))
+    module = sys.modules[f"transformers.models.{config.model_type}.modeling_{config.model_type}"]
+    (name,) = (name for name in SCANS if hasattr(module, name))
+    scan = getattr(module, name)
+    monkeypatch.setattr(module, name, scan.args[0] if isinstance(scan, partial) else scan)
+    lm = load_language_model(folder)
+    assert used and "it passed a trial; selective scan in PyTorch, in chunks" in lm.note
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
