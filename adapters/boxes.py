@@ -2,15 +2,14 @@
 
 The form of Mamba-VL and Pythia-VL (Pantazopoulos et al. 2024, arXiv 2409.05395; https://github.com/gpantaz/vl_mamba):
 corners as shares of the picture's width and height with two decimals, `[0.12,0.34,0.56,0.78]`, in plain digits.
+`scoring.boxes` reads them back.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 
 from adapters import AdapterError
 
 BOX_MARK = "<box>"
-NUMBERS = re.compile(r"\[([^\[\]]*)\]")
 
 
 def box_text(box: Sequence[float], decimals: int = 2) -> str:
@@ -18,19 +17,6 @@ def box_text(box: Sequence[float], decimals: int = 2) -> str:
     if len(box) != 4 or not all(0 <= value <= 1 for value in box) or box[0] > box[2] or box[1] > box[3]:
         raise AdapterError(f"{list(box)} is no box: left, top, right, bottom as shares of the picture, from 0 to 1")
     return "[" + ",".join(f"{value:.{decimals}f}" for value in box) + "]"
-
-
-def read_box(text: str) -> tuple[float, float, float, float] | None:
-    """The first box in an answer, or None where there is none: four numbers from 0 to 1 between brackets, the corners
-    in order.
-    """
-    found = NUMBERS.search(text)
-    try:
-        box = tuple(float(number) for number in found[1].split(",")) if found else ()
-    except ValueError:
-        return None
-    right = len(box) == 4 and all(0 <= value <= 1 for value in box) and box[0] <= box[2] and box[1] <= box[3]
-    return box if right else None
 
 
 def said(turn: Mapping, decimals: int = 2) -> str:

@@ -283,4 +283,5 @@ def _maker(name: str, family: str, identifier: str) -> tuple:
         kind = REAL[name][0]
         pictures = {"image": SIDE * _TINY["patch"]} if NAMES[name].modality == "image" else {}
         return "transformers", lambda place: tiny_folder(place, kind, **pictures)
-    raise PrecomputeError(f"--tiny has no small model of the class of {name}; it knows {', '.join(sorted(NAMES))}")
+    known = ", ".join(name for name in NAMES if not name.startswith("demo"))
+    raise PrecomputeError(f"--tiny has no small model of the class of {name}; it knows {known}")

@@ -19,12 +19,16 @@ from tiny_media import clip, greys, sine, sound
 import eval as eval_script
 import live
 import train as train_script
+from adapters import AdapterError
 from adapters.injection import map_layers
 from adapters.model import Adapter
 from adapters.projectors import FeatureShape, find_projector
+from precompute import PrecomputeError
 from precompute.cli import main as precompute
 from precompute.encoders.names import NAMES
+from precompute.tiny import tiny_encoder
 from shards.read import FeatureSet
+from training import RunError
 from training.full_size import LANGUAGE_MODELS, full_config, skeleton
 from training.recipe import load_recipe, recipe_names
 from training.run import Run
@@ -326,10 +330,40 @@ def test_flags_override_a_recipe_and_a_wrong_field_is_named(media, in_workshop, 
     assert "is meant for" not in capsys.readouterr().out
     in_workshop(train_script, "--recipe", "limber", "--tiny", "--features", encoded, "--steps", "1", "--name", "other")
     assert "note: limber is meant for features of clip-l, and these come from clip-l-336" in capsys.readouterr().out
-    from precompute import PrecomputeError
-
     with pytest.raises(PrecomputeError, match="sets encodr"):
         precompute(args=["--recipe", "x", "--device", "cpu"], recipe=lambda name: {"encodr": "clip-l"})
+
+
+def test_without_data_a_recipe_encodes_the_demos_media_of_its_kind(media, in_workshop):
+    drawn = []
+
+    def demo(kind: str, folder: Path, seed: int) -> Path:
+        drawn.append((kind, folder.name, seed))
+        return media / kind
+
+    table = lambda name: load_recipe(name).precompute  # noqa: E731
+    precompute(demo, ["--recipe", "epalm-audio", "--tiny", "--device", "cpu", "--limit", "6"], table)
+    found = FeatureSet("features/epalm-audio-tiny").manifest
+    assert drawn == [("audio", "seed-0-audio", 0)] and found["counts"]["media"] == 6
+    assert found["encoder"]["name"] == "tiny ast" and list(found["features"]) == ["layers"]
+    # train finds that set by the encoder that the recipe names, and no other
+    in_workshop(train_script, "--recipe", "epalm-audio", "--tiny", "--steps", "1", "--name", "found")
+    assert Run.open(Path("runs/found")).config["features"] == "features/epalm-audio-tiny"
+    with pytest.raises(RunError, match="was made by ast, which this recipe reads"):
+        in_workshop(train_script, "--recipe", "epalm-audio", "--name", "nothing")
+    with pytest.raises(RunError, match="was made by a tiny clip-b-32"):
+        in_workshop(train_script, "--recipe", "clipcap", "--tiny", "--name", "nothing")
+
+
+def test_what_a_recipe_cannot_have_is_one_sentence(media, in_workshop, features):
+    encoded = features(load_recipe("clipcap"))
+    call = (train_script, "--tiny", "--features", encoded, "--name", "refused", "--lm")
+    with pytest.raises(AdapterError, match=r"--row-separator needs a token for each patch of a grid"):
+        in_workshop(*call, "openai-community/gpt2", "--adapter", "mlp4", "--row-separator", "&&")
+    with pytest.raises(RunError, match="--tiny doesn't know what nobody/nothing is"):
+        in_workshop(*call, "nobody/nothing", "--adapter", "mlp4")
+    with pytest.raises(PrecomputeError, match="--tiny has no small model of the class of demo"):
+        tiny_encoder("demo", media / "cache")
 
 
 def test_the_list_of_recipes(in_workshop, capsys):

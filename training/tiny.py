@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from adapters.language_model import PROJECT
 from adapters.tiny import FAMILIES, save_language_model
 from training import RunError
 from training.full_size import LANGUAGE_MODELS
@@ -21,10 +22,11 @@ def tiny_language_model(name: str, folder: Path, deep: bool = False) -> Path:
     `name` is in `training.full_size`, or a folder with a config.json. Raises RunError for any other, and for a class of
     which none can be made.
     """
+    folders = [place for place in (Path(name).expanduser(), PROJECT / name) if (place / "config.json").is_file()]
     if name in LANGUAGE_MODELS:
         family = LANGUAGE_MODELS[name].family or LANGUAGE_MODELS[name].model_type
-    elif (Path(name) / "config.json").is_file():
-        family = AutoConfig.from_pretrained(name).model_type
+    elif folders:
+        family = AutoConfig.from_pretrained(folders[0]).model_type
     else:
         raise RunError(f"--tiny doesn't know what {name} is; it knows {', '.join(LANGUAGE_MODELS)}, and folders")
     if family not in FAMILIES:
