@@ -1,6 +1,7 @@
 """Does a 7B model train on a 24 GB card? Peak memory and speed against the plan's prediction, in 22 GiB of a GPU.
 
-24 GB less what a desktop takes. The weights are random: they take what real ones take, in Mistral-7B's shape.
+24 GB less what a desktop takes. The weights are random: they take what real ones take, in Mistral-7B's shape. They are
+written to a temporary folder (15 GB of disk) and loaded as any model is.
 """
 
 import gc
@@ -91,14 +92,13 @@ def save_random(config: PretrainedConfig, device: str, folder: Path) -> None:
 def train(lm: LanguageModel, spec: str, shape: FeatureShape, rounds: int) -> dict[str, float]:
     """Train an adapter for one step that isn't counted and `rounds` that are, as train.py would in LIMIT."""
     on_gpu = lm.device.type == "cuda"
+    free = LIMIT - torch.cuda.memory_reserved(lm.device) if on_gpu else None
     torch.manual_seed(0)
     adapter = Adapter(spec, shape, lm.hidden_size, lm.embedding_rms).to(lm.device)
     model = AdaptedModel(lm, adapter, Prompt(lm.tokenizer, Template("plain")))
     batch = random_batch(lm, shape)
     longest = adapter.tokens + 1 + WORDS
-    needs = plan(lm, adapter, longest)
-    if on_gpu:
-        needs = replace(needs, free=LIMIT - torch.cuda.memory_reserved(lm.device))
+    needs = replace(plan(lm, adapter, longest), free=free)
     micro = needs.micro_batch(BATCH, longest)
     optimizer = make_optimizer(adapter, SETTINGS)
     scaler = torch.amp.GradScaler(lm.device.type, enabled=lm.dtype == torch.float16)

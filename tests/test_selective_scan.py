@@ -209,3 +209,25 @@ def test_half_precision_gradients_are_near(config):
     for dtype, bound in ((torch.float16, 0.01), (torch.bfloat16, 0.05)):
         error = (grads[dtype] - grads[torch.float32]).norm() / grads[torch.float32].norm()
         assert error < bound, (dtype, error)
+
+
+class OnGpu:
+    is_cuda = True
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("tensor", [OnGpu(), torch.zeros(1)])
+def test_it_is_left_to_the_kernel_where_that_is_installed_and_the_tensors_are_on_a_gpu(kernel, tensor, monkeypatch):
+    monkeypatch.setattr(scans, "KERNEL", kernel)
+    chosen = scans._choose(lambda *_, **__: "theirs", lambda *_, **__: "ours", tensor, 1, two=2)
+    assert chosen == ("theirs" if kernel and tensor.is_cuda else "ours")
+
+
+def test_what_is_taken_is_said(monkeypatch):
+    model = model_of(MAMBA2)
+    for kernel, said in ((False, "pip install mamba-ssm"), (True, "in chunks")):
+        monkeypatch.setattr(scans, "KERNEL", kernel)
+        assert said in use_selective_scan(model)
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    assert use_selective_scan(model) == "selective scan by mamba-ssm"
+    assert use_selective_scan(torch.nn.Linear(2, 2)) == ""
