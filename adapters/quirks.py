@@ -36,17 +36,19 @@ QUIRKS: dict[str, Quirk] = {
     "qwen3": Quirk("Qwen3ForCausalLM", "its template thinks first, unless told not to, as it is here"),
     "smollm3": Quirk("SmolLM3ForCausalLM", "some layers have no positions"),
     "olmo2": Quirk("Olmo2ForCausalLM", "norms after its layers instead of before"),
-    "granite": Quirk("GraniteForCausalLM", "multiplies embeddings by 12 inside: vectors are matched before that"),
+    "granite": Quirk("GraniteForCausalLM", "multiplies embeddings inside: vectors are matched before that"),
     "gemma": Quirk("GemmaForCausalLM", "scales embeddings in the module: vectors are matched to what it returns"),
     "gemma2": Quirk(
         "Gemma2ForCausalLM", "as gemma; caps attention and logits: its own head is used; windows", overflows=True
     ),
     "gemma3_text": Quirk("Gemma3ForCausalLM", "as gemma; windows with rotary positions of their own", overflows=True),
-    "phi": Quirk("PhiForCausalLM", "attention and feed-forward side by side; part of each head is turned"),
+    "phi": Quirk("PhiForCausalLM", "attention and feed-forward side by side; rotary positions on part of each head"),
     "phi3": Quirk("Phi3ForCausalLM", "may look back a window only"),
-    "gpt_neox": Quirk("GPTNeoXForCausalLM", "Pythia; side by side, part of each head is turned; no pad token"),
+    "gpt_neox": Quirk(
+        "GPTNeoXForCausalLM", "Pythia; side by side, rotary positions on part of each head; no pad token"
+    ),
     "gpt2": Quirk("GPT2LMHeadModel", "learned positions, which are given"),
-    "gptj": Quirk("GPTJForCausalLM", "side by side, part of each head is turned"),
+    "gptj": Quirk("GPTJForCausalLM", "side by side; rotary positions on part of each head"),
     "opt": Quirk("OPTForCausalLM", "learned positions, counted from the mask; OPT-350M's words are narrower than it"),
     "mamba": Quirk(
         "MambaForCausalLM", "no mask hides a row: padding is emptied before each scan", keep=_SCANNED, recurrent=True
