@@ -5,6 +5,7 @@ What each should build is written here again, from the papers' tables, so that a
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_media import clip, greys, sine, sound
 
 import eval as eval_script
@@ -221,6 +223,10 @@ def test_a_recipe_in_miniature_from_media_to_answers(name, media, features, in_w
         assert manifest["features"]["layers"]["shape"] == [6, 32]
 
     model, config = live.load_adapted(run.path)
+    eyes, stored = live.load(run.path), FeatureSet(encoded)
+    medium = media / modality(recipe) / stored.info(stored.keys[0])["origin"]
+    torch.testing.assert_close(eyes.features(medium), stored.read(stored.keys[0], expected.kind), rtol=5e-3, atol=5e-3)
+    assert isinstance(eyes.ask(medium, "What colour is it?", 3), str)
     assert type(model.lm.model).__name__ == expected.lm
     assert type(model.adapter.projector).__name__ == expected.projector and model.adapter.tokens == expected.tiny
     assert config["tokens"] == expected.tiny
@@ -332,6 +338,23 @@ def test_flags_override_a_recipe_and_a_wrong_field_is_named(media, in_workshop, 
     assert "note: limber is meant for features of clip-l, and these come from clip-l-336" in capsys.readouterr().out
     with pytest.raises(PrecomputeError, match="sets encodr"):
         precompute(args=["--recipe", "x", "--device", "cpu"], recipe=lambda name: {"encodr": "clip-l"})
+
+
+def test_groups_of_the_optimizer_resume_to_the_same_bits(media, features, in_workshop):
+    """eP-ALM's four groups: a state put to another parameter than its own would show at the end."""
+    encoded, recipe = features(load_recipe("epalm-image")), ("--recipe", "epalm-image", "--tiny")
+    steps = ("--steps", "4", "--save-every", "2", "--batch", "3", "--lr", "1e-2", "--soft-prompt-lr", "1e-2")
+    in_workshop(train_script, *recipe, "--features", encoded, *steps, "--name", "groups")
+    run = Path("runs/groups")
+    whole = load_file(run / "steps" / "000004" / "adapter" / "adapter.safetensors")
+    before = load_file(run / "steps" / "000002" / "adapter" / "adapter.safetensors")
+    shutil.rmtree(run / "steps" / "000004")
+    for pointer in ("last", "best"):
+        (run / pointer).write_text("000002\n")
+    in_workshop(train_script, "--resume", run)
+    again = load_file(run / "steps" / "000004" / "adapter" / "adapter.safetensors")
+    assert whole.keys() == again.keys() and all(torch.equal(whole[key], again[key]) for key in whole)
+    assert not any(torch.equal(whole[key], before[key]) for key in whole)
 
 
 def test_without_data_a_recipe_encodes_the_demos_media_of_its_kind(media, in_workshop):

@@ -39,6 +39,23 @@ is how many texts then fit at once into {SHARE:.0%} of what is left; a step has 
 
 """
 FOOT = """
+## What the sources vary
+
+Each is a flag of train.py, and so a field of a recipe. What matters when the model answers is kept in the adapter's
+folder.
+
+| Flag | What it varies | Who |
+| --- | --- | --- |
+| `--delimiters "" ""` | no words around a medium | doubutsu: without them the projector learns to say "caption:" |
+| `--eos False` | the end of an answer isn't learnt | doubutsu: the model then babbles on |
+| `--media-place after` | media after the question, so that they are read knowing it | Mamba-VL and Pythia-VL, in part |
+| `--loss-on all` | the question is learnt too | eP-ALM |
+| `--loss-mean sample` | each text counts alike, however long | Mamba-VL and Pythia-VL |
+| `--row-separator "&&"` | a mark between the rows of patches: 24 x 24 take 601 places with two delimiters | Mamba-VL |
+| `--box-decimals 2` | a box in words, `[0.12,0.34,0.56,0.78]` | Mamba-VL and Pythia-VL |
+| `--soft-prompt-lr` | a constant learning rate for the soft prompt | eP-ALM |
+| `--schedule`, `--min-lr` | how the learning rate falls | eP-ALM, ClipCap, LiMBeR |
+
 This page is made by `python -m training`; a test holds it to that.
 """
 
