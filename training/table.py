@@ -130,20 +130,21 @@ def page() -> str:
     ]
     for row in rows:
         recipe, needs, length = row.recipe, row.needs, row.tokens + WORDS
-        encoder, adapter = recipe.precompute["encoder"], recipe.train["adapter"]
+        lm, trained = recipe.train["lm"], 4 * row.parameters
+        about = recipe.about["title"]
+        if not recipe.about["paper"].startswith("none"):
+            about += f" ({recipe.about['paper'].split('; ')[0]})"
         first.append(
             (
                 f"[{recipe.name}](../recipes/{recipe.name}.toml)",
-                f"{recipe.about['title']} ({recipe.about['paper'].split('; https')[0]})"
-                if recipe.about["paper"] != "none"
-                else recipe.about["title"],
-                f"`{encoder}`",
-                f"{recipe.train['lm']} ({size_of(recipe.train['lm']).licence})",
-                f"`{adapter}`",
+                about,
+                f"`{recipe.precompute['encoder']}`",
+                f"{lm} ({size_of(lm).licence})",
+                f"`{recipe.train['adapter']}`",
                 str(row.tokens),
                 f"{row.parameters:,}",
-                size(4 * row.parameters),
-                size(2 * row.parameters),
+                size(trained),
+                size(trained / 2),
             )
         )
         kept = needs.per_text(length)
