@@ -152,9 +152,10 @@ def encode(options: Options, found: "Collection", out: Path, device: str) -> Non
     from .job import precompute
     from .similarity import Similarity
 
-    limit = options.limit or (TRIED if options.tiny else 0)
-    if limit:
-        found.media = dict(list(found.media.items())[:limit])
+    if options.limit or options.tiny:
+        media = list(found.media.items())
+        apart = 1 if options.limit else max(1, len(media) // TRIED)  # from everywhere, so that some are held out
+        found.media = dict(media[::apart][: options.limit or TRIED])
         found.words = [words for words in found.words if all(origin in found.media for origin in words.media)]
     if options.encoder == "demo" and {medium.modality for medium in found.media.values()} == {"vector"}:
         name, kind = encoder_for(list(found.media.values()))
