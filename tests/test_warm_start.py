@@ -121,7 +121,7 @@ def test_what_has_no_words_to_start_from_is_refused(language_model_folder):
 # GPT-NeoX knows how to say at which place a symbol stood. Each symbol is now a patch with a code of its own.
 SYMBOLS, PLACES, CODE, NOISE = 16, 8, 48, 0.3
 WORDS = [f"s{i}" for i in range(SYMBOLS)] + [f"p{i}" for i in range(PLACES)] + ["?", "</s>", "<unk>"]
-MEDIA, HELD = 4000, 256
+MEDIA, HELD = 3000, 200
 
 
 def retrieval_model(steps: int = 1700) -> GPTNeoXForCausalLM:
@@ -178,6 +178,7 @@ class Codes:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_projector_that_never_takes_off_does_with_a_warm_start():
     core = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -194,9 +195,9 @@ def test_a_projector_that_never_takes_off_does_with_a_warm_start():
             adapter = Adapter("mlp", FeatureShape("patches", PLACES, CODE), lm.hidden_size, lm.embedding_rms)
             model = AdaptedModel(lm, adapter, prompt)
             encoded = Encoded(features, prompt, adapter)
-            learn = texts[2 * HELD :]
-            warm_start(model, encoded, encoded.keep(learn, 64), warm, 1e-3, seed)
-            batches = Steps(encoded, encoded.keep(learn[1::2], 64), 64, seed)
+            captions, questions = (encoded.keep(texts[2 * HELD + i :: 2], 64) for i in (0, 1))
+            warm_start(model, encoded, captions, warm, 1e-3, seed)
+            batches = Steps(encoded, questions, 64, seed)
             optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3, weight_decay=0.0)
             for step in range(steps):
                 take_step(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), batches[step], 64, 1.0)
@@ -206,5 +207,5 @@ def test_a_projector_that_never_takes_off_does_with_a_warm_start():
             right[seed, warm] = sum(a == b for a, b in zip(said, wanted, strict=True)) / HELD
             seconds = time.process_time() - began
             print(f"seed {seed}: {warm} steps of warm start, {steps} of training: {right[seed, warm]:.2f} of {HELD} "
-                  f"new pictures right (chance {1 / PLACES:.2f}), {seconds:.0f} s")  # fmt: skip
-    assert all(right[seed, 0] < 0.4 and right[seed, 60] > 0.7 for seed in (0, 1)), right
+                  f"new pictures right (chance {1 / PLACES:.2f}), {seconds:.0f} s", flush=True)  # fmt: skip
+    assert all(right[seed, 60] > 0.8 and right[seed, 60] > right[seed, 0] + 0.4 for seed in (0, 1)), right
