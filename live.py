@@ -17,7 +17,7 @@ from PIL import Image
 
 from adapters import AdapterError
 from adapters.checkpoint import CONFIG, load_adapter
-from adapters.language_model import LanguageModel, load_language_model, same_language_model
+from adapters.language_model import LanguageModel, load_language_model, precisions_differ, same_language_model
 from adapters.model import AdaptedModel
 from adapters.prompt import Prompt, Template
 from precompute import PrecomputeError
@@ -52,6 +52,8 @@ def load_adapted(
             f"{path} was trained with {name}, and {model.name} is another language model: {difference}; "
             "pass --lm with the one it was trained with"
         )
+    if other := precisions_differ(identity, model.identity()):
+        model.reason += f"; {other}"
     return AdaptedModel(model, adapter, Prompt(model.tokenizer, template)), config
 
 

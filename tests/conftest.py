@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # threads that wait for one another cost more than they give tiny models
 
 
 @pytest.fixture(scope="session")
