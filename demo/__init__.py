@@ -1,1 +1,1 @@
-"""The embedded default: drawn scenes and the small backbones pretrained on such scenes."""
+"""The embedded default: drawn scenes, sounds and clips, and the small backbones pretrained on such media."""

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from demo import scenes
 from demo.making import SPLITS, distinct_questions, lines_of, make_folder, split_by
 from demo.scenes import NEW_PAIRS, RGB
-from scoring.tasks.clips import ATTRIBUTES, PACES, PLACES, WAYS, answer
+from scoring.tasks.clips import PACES, PLACES, WAYS, answer
 from scoring.tasks.scenes import COLOURS, SHAPES
 
 PIXELS, FRAMES, RATE = 96, 16, 8  # of the files; RATE in frames per second
@@ -26,7 +26,6 @@ TRAVEL = {"still": (0, 0), "slow": (5.5, 7.5), "fast": (14, 17)}  # pixels from 
 STEP = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "nowhere": (0, 0)}
 FINE = 8  # how much finer than a pixel shapes are drawn and moved
 FORMAT = 1
-SEPARATORS = (",", ";", ".", " and", " |")
 
 # (opening, what is said of an object that moves, and of one that doesn't)
 CAPTIONS = (
@@ -103,21 +102,6 @@ def caption(movers: list[dict], rng: random.Random) -> str:
     told = [(stays if mover["pace"] == "still" else moves).format(**mover) for mover in movers]
     text = opening + " and ".join(told) + "."
     return text[0].upper() + text[1:]
-
-
-def describe(movers: list[dict], rng: random.Random, easy: bool = False) -> str:
-    """A telegraphic description with a leading space: movers and attributes shuffled, separators of one kind, mixed or
-    dropped; an easy one keeps the attributes in one order and a comma between movers."""
-    if easy:
-        told = rng.sample(movers, len(movers))
-        return ",".join(" {pace} {colour} {shape} {way} {place}".format(**mover) for mover in told)
-    kinds = rng.choice(((rng.choice(SEPARATORS),), SEPARATORS, (*SEPARATORS, ""), (",",)))
-    text = ""
-    for number, mover in enumerate(rng.sample(movers, len(movers))):
-        text += (rng.choice(kinds) if number else "") + "".join(
-            f" {mover[name]}" for name in rng.sample(ATTRIBUTES, len(ATTRIBUTES))
-        )
-    return text
 
 
 def question(ask: dict, rng: random.Random) -> str:

@@ -50,14 +50,20 @@ def save(state: dict, path: Path) -> None:
 
 
 def begin_with(model, path: Path) -> int:
-    """Copies into `model` the tensors of a safetensors file that have its names and shapes; returns how many."""
+    """Copies into `model` the tensors of a safetensors file that have its names and shapes, or fewer rows (a table to
+    which words were added: the others keep what they begin with); returns how many."""
     from safetensors.torch import load_file
 
-    wanted = model.state_dict()
-    read = load_file(path).items()
-    found = {name: part for name, part in read if name in wanted and wanted[name].shape == part.shape}
-    model.load_state_dict(found, strict=False)
-    return len(found)
+    state = model.state_dict()
+    copied = 0
+    for name, part in load_file(path).items():
+        place = state.get(name)
+        if place is not None and place.ndim and part.ndim:
+            place = place[: len(part)]
+        if place is not None and place.shape == part.shape:
+            place.copy_(part)
+            copied += 1
+    return copied
 
 
 def schedule(step: int, steps: int, warmup: int = 200) -> float:
@@ -341,7 +347,7 @@ def pretrain_lm(args) -> None:
     )
     rates = [optimizer.param_groups[0]["lr"] * args.rate for optimizer in optimizers]
     corpus = Corpus(tokenizer, args.seed)
-    corpus.hardness, answering = float(bool(args.start)), 1.0
+    corpus.hardness, answering = 0.5 if args.start else 0.0, 1.0
     steps, rows = args.steps or 3400, args.batch or 16
     for step in range(steps):
         batch = corpus.batch(rows)
@@ -416,28 +422,41 @@ def write_card(folder: Path, what: str, args, steps: int, batch: int, seconds: f
     data = (
         f'{args.pictures:,} drawn scenes with captions (`demo/scenes.py`, split "train"), as JPEG at 96 pixels'
         if kind == "encoder"
-        else 'descriptions of drawn scenes with captions, questions and answers (`demo/corpus.py`, split "train")'
+        else "descriptions of drawn scenes, sounds and clips with captions, questions and answers (`demo/corpus.py`, "
+        'splits "train")'
     )
     lines = [
         f"# The demo's {what}",
         "",
-        f"Pretrained from nothing by `python -m demo.pretrain --only {kind}`. It knows the demo's scenes and",
+        f"Pretrained from nothing by `python -m demo.pretrain --only {kind}`. It knows the demo's media and",
         "nothing else. MIT licence, as the project.",
         "",
-        f"- Data: {data}; no scene of the held-out sets, no pair of `NEW_PAIRS`",
+        f"- Data: {data}; nothing of the held-out sets, no pair of `NEW_PAIRS`",
         f"- {count:,} parameters, stored in fp16",
         f"- {steps:,} steps of {batch}, seed {args.seed}, {optimizer}, bf16 autocast",
         *(["- Begun with earlier weights (`--start`); steps and minutes are those after them"] if args.start else []),
         f"- {seconds / 60:.0f} minutes on {args.threads} thread(s), {platform.machine()}, torch {torch.__version__}",
         "",
-        "Probe scores (`python -m demo.probe`), on scenes that no training shows:",
+        "Probe scores (`python -m demo.probe`), on media that no training shows:",
         "",
-        "| | |",
-        "| --- | --- |",
-        *[f"| {name} | {value:.4f} |" for name, value in scores.items()],
+        *(encoder_table(scores) if kind == "encoder" else language_table(scores)),
         "",
     ]
     (folder / "README.md").write_text("\n".join(lines))
+
+
+def encoder_table(scores: dict[str, float]) -> list[str]:
+    """Scores as a Markdown table."""
+    return ["| | |", "| --- | --- |", *[f"| {name} | {value:.4f} |" for name, value in scores.items()]]
+
+
+def language_table(scores: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """What demo.probe.language_scores gives, as a Markdown table: a column for each split."""
+    lines = ["| | | heldout | new_pairs |", "| --- | --- | --- | --- |"]
+    for medium, splits in scores.items():
+        for name, value in splits["heldout"].items():
+            lines.append(f"| {medium} | {name} | {value:.4f} | {splits['new_pairs'][name]:.4f} |")
+    return lines
 
 
 def main() -> None:

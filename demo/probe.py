@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from demo.corpus import CLOSE, OPEN, describe, prompt_of
-from demo.scenes import draw_questions, draw_scenes, render
-from scoring.tasks.scenes import COLOURS, PLACES, SHAPES, SIZES, scene_correct
+from demo.corpus import CLOSE, MEDIA, Medium, describe, prompt_of
+from demo.scenes import draw_scenes, render
+from scoring.tasks.scenes import COLOURS, PLACES, SHAPES, SIZES
 
 BACKBONES = Path(__file__).parent / "backbones"
 GRID = 6
@@ -39,14 +39,17 @@ def jpeg(picture: Image.Image, quality: int = 90) -> Image.Image:
 
 
 @torch.no_grad()
-def answer_scores(model, tokenizer, scenes: list[list[dict]], seed: int = 0, questions: int = 8) -> dict[str, float]:
-    """The share of questions on textual descriptions of `scenes` that greedy decoding answers word for word, over all
-    (`qa_accuracy`) and by kind. An answer is greedy's when each of its tokens and the end are the likeliest ones."""
+def answer_scores(
+    model, tokenizer, drawn: list[list[dict]], seed: int = 0, questions: int = 8, medium: Medium = MEDIA["image"]
+) -> dict[str, float]:
+    """The share of questions on textual descriptions of the media `drawn` that greedy decoding answers word for word,
+    over all (`qa_accuracy`) and by kind. An answer is greedy's when each of its tokens and the end are the likeliest
+    ones."""
     rng = random.Random(f"probe/{seed}")
     rows, kinds = [], []
-    for objects in scenes:
-        opening = OPEN + describe(objects, rng) + CLOSE
-        for ask, wording, truth in draw_questions(objects, questions, rng):
+    for things in drawn:
+        opening = medium.opening + describe(medium, things, rng) + CLOSE
+        for ask, wording, truth in medium.words.draw_questions(things, questions, rng):
             prompt = tokenizer.encode(opening + prompt_of(wording))
             target = [*tokenizer.encode(" " + truth, add_special_tokens=False), tokenizer.eos_token_id]
             rows.append((prompt, target))
@@ -71,12 +74,14 @@ def answer_scores(model, tokenizer, scenes: list[list[dict]], seed: int = 0, que
 
 
 @torch.no_grad()
-def caption_scores(model, tokenizer, scenes: list[list[dict]], seed: int = 0) -> dict[str, float]:
-    """The share of scenes whose greedy caption, from a textual description, names exactly the true objects."""
+def caption_scores(
+    model, tokenizer, drawn: list[list[dict]], seed: int = 0, medium: Medium = MEDIA["image"]
+) -> dict[str, float]:
+    """The share of media whose greedy caption, from a textual description, names exactly what they hold."""
     rng = random.Random(f"probe/{seed}")
-    prompts = [tokenizer.encode(OPEN + describe(objects, rng) + CLOSE) for objects in scenes]
+    prompts = [tokenizer.encode(medium.opening + describe(medium, things, rng) + CLOSE) for things in drawn]
     right = 0
-    for start in range(0, len(scenes), 64):
+    for start in range(0, len(drawn), 64):
         part = prompts[start : start + 64]
         length = max(map(len, part))
         ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(row)) + row for row in part])
@@ -88,8 +93,8 @@ def caption_scores(model, tokenizer, scenes: list[list[dict]], seed: int = 0) ->
             pad_token_id=tokenizer.pad_token_id,
         )
         texts = tokenizer.batch_decode(said[:, length:], skip_special_tokens=True)
-        right += sum(scene_correct(text, objects) for text, objects in zip(texts, scenes[start:], strict=False))
-    return {"caption_scene": right / len(scenes)}
+        right += sum(medium.task.correct(text, things) for text, things in zip(texts, drawn[start:], strict=False))
+    return {medium.task.whole: right / len(drawn)}
 
 
 def pictures(scenes: list[list[dict]], seed: int) -> list[Image.Image]:
@@ -166,13 +171,17 @@ def encoder_scores(model, transform, seed: int = 0, train: int = 4000, test: int
     return scores
 
 
-def language_scores(model, tokenizer, seed: int = 0, scenes: int = 300) -> dict[str, float]:
-    """Questions and captions from textual descriptions of new scenes, and (prefix `new_pairs_`) of new pairs."""
-    scores = {}
-    for split, prefix in (("heldout", ""), ("new_pairs", "new_pairs_")):
-        drawn = draw_scenes(seed + 91000, scenes, split)
-        found = answer_scores(model, tokenizer, drawn, seed) | caption_scores(model, tokenizer, drawn, seed)
-        scores |= {prefix + name: value for name, value in found.items()}
+def language_scores(model, tokenizer, seed: int = 0, n: int = 300) -> dict[str, dict[str, dict[str, float]]]:
+    """Questions and captions from textual descriptions of new scenes, sounds and clips, `n` of each split: medium ->
+    split ("heldout" or "new_pairs") -> score -> value."""
+    scores: dict[str, dict] = {}
+    for name, medium in MEDIA.items():
+        for split in ("heldout", "new_pairs"):
+            rng = random.Random(f"probe/{name}/{seed}/{split}")
+            drawn = [medium.draw(rng, split) for _ in range(n)]
+            found = answer_scores(model, tokenizer, drawn, seed, medium=medium)
+            found |= caption_scores(model, tokenizer, drawn, seed, medium)
+            scores.setdefault(name, {})[split] = found
     return scores
 
 
@@ -196,7 +205,9 @@ def load_language_model(folder: Path = BACKBONES / "lm"):
 def main() -> None:
     model, transform = load_clip()
     print(json.dumps({name: round(value, 4) for name, value in encoder_scores(model, transform).items()}))
-    print(json.dumps({name: round(value, 4) for name, value in language_scores(*load_language_model()).items()}))
+    for name, splits in language_scores(*load_language_model()).items():
+        for split, found in splits.items():
+            print(name, split, json.dumps({score: round(value, 4) for score, value in found.items()}))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from demo.making import SPLITS, distinct_questions, lines_of, make_folder, split_by
-from scoring.tasks.sounds import ATTRIBUTES, LOUDNESSES, PITCHES, PLACES, SIDES, SOUNDS, answer, true_sounds
+from scoring.tasks.sounds import LOUDNESSES, PITCHES, PLACES, SIDES, SOUNDS, answer, true_sounds
 
 NEW_PAIRS = frozenset([("bell", "drum"), ("click", "whistle"), ("buzz", "chirp"), ("hiss", "siren")])
 RATE, SECONDS = 16000, 2.0
@@ -27,7 +27,6 @@ SLOT = 0.64  # seconds from one event's place to the next
 BASE = {"low": (240, 320), "high": (950, 1250)}  # Hz
 LEVEL = {"soft": (0.06, 0.10), "loud": (0.45, 0.7)}  # highest amplitude
 FORMAT = 1
-SEPARATORS = (",", ";", ".", " and", " |")
 
 CAPTIONS = (
     ("", "a {loudness} {pitch} {sound}", (", then ", ", then "), "."),
@@ -90,22 +89,6 @@ def caption(events: list[dict], rng: random.Random) -> str:
     text = opening + phrase.format(**events[0])
     text += "".join(joint + phrase.format(**event) for joint, event in zip(joints, events[1:], strict=False)) + end
     return text[0].upper() + text[1:]
-
-
-def describe(events: list[dict], rng: random.Random, easy: bool = False) -> str:
-    """A telegraphic description with a leading space: events and attributes shuffled, separators of one kind, mixed or
-    dropped; an easy one keeps the attributes in one order and a comma between events."""
-    if easy:
-        return ",".join(
-            " {loudness} {pitch} {sound} {place}".format(**event) for event in rng.sample(events, len(events))
-        )
-    kinds = rng.choice(((rng.choice(SEPARATORS),), SEPARATORS, (*SEPARATORS, ""), (",",)))
-    text = ""
-    for number, event in enumerate(rng.sample(events, len(events))):
-        text += (rng.choice(kinds) if number else "") + "".join(
-            f" {event[name]}" for name in rng.sample(ATTRIBUTES, len(ATTRIBUTES))
-        )
-    return text
 
 
 def question(ask: dict, rng: random.Random) -> str:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from demo import probe
-from demo.corpus import CLOSE, OPEN, Corpus, Row, build_tokenizer, prompt_of
-from demo.scenes import caption, draw_questions, draw_scenes
-from scoring.tasks.scenes import ATTRIBUTES, COLOURS, NUMBERS, PLACES, SHAPES, SIZES
+from demo.corpus import CLOSE, MEDIA, build_tokenizer, prompt_of
+from demo.pretrain import begin_with, language_table, save
+from demo.scenes import draw_questions, draw_scenes
+from scoring.tasks.scenes import ATTRIBUTES, COLOURS, PLACES, SHAPES, SIZES
 
 SAME = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "place": PLACES}
 
@@ -24,12 +25,14 @@ def encoder():
     return probe.load_clip()
 
 
-def test_language_model_answers_from_descriptions(language):
+@pytest.mark.parametrize("name", MEDIA)
+def test_language_model_answers_from_descriptions(language, name):
     model, tokenizer = language
     assert type(model).__name__ == "LlamaForCausalLM" and not model.config.tie_word_embeddings
-    drawn = draw_scenes(4242, 25, "heldout")
-    assert probe.answer_scores(model, tokenizer, drawn, questions=5)["qa_accuracy"] >= 0.95
-    assert probe.caption_scores(model, tokenizer, drawn)["caption_scene"] >= 0.95
+    rng, medium = random.Random(4242), MEDIA[name]
+    drawn = [medium.draw(rng, "heldout") for _ in range(25)]
+    assert probe.answer_scores(model, tokenizer, drawn, questions=5, medium=medium)["qa_accuracy"] >= 0.95
+    assert probe.caption_scores(model, tokenizer, drawn, medium=medium)[medium.task.whole] >= 0.95
 
 
 def test_language_model_is_told_apart_by_its_context(language):
@@ -43,7 +46,7 @@ def test_language_model_is_told_apart_by_its_context(language):
         words = " ".join(" ".join(o[name] for name in ATTRIBUTES) for o in other)
         for ask, wording, truth in draw_questions(objects, 5, rng):
             if ask["kind"] in ("colour", "shape", "place"):
-                ids = tokenizer(f"{OPEN} {words}{CLOSE}{prompt_of(wording)}", return_tensors="pt").input_ids
+                ids = tokenizer(f"Scene: {words}{CLOSE}{prompt_of(wording)}", return_tensors="pt").input_ids
                 with torch.no_grad():
                     said = model(ids).logits[0, -1].argmax()
                 right += tokenizer.decode(said).strip() == truth.split()[0]
@@ -66,57 +69,37 @@ def test_encoder_gives_pooled_and_patches(encoder):
     assert torch.allclose(found["image_features"], model.visual(pixels), atol=1e-5)
 
 
-def test_segments_encoded_alone_give_the_ids_of_the_whole(language):
-    _, tokenizer = language
-    rng = random.Random(1)
-    corpus = Corpus(tokenizer, 0)
-
-    def ids(text):
-        return tokenizer.encode(text, add_special_tokens=False)
-
-    for objects in draw_scenes(5, 50, "heldout"):
-        _, wording, truth = draw_questions(objects, 1, rng)[0]
-        for parts in (
-            (OPEN, " red star", CLOSE, caption(objects, rng)),
-            (OPEN, CLOSE, prompt_of(wording), " " + truth),
-        ):
-            whole = ids("".join(parts))
-            assert whole == [i for part in parts for i in ids(part)] == corpus.encode("".join(parts))
-            assert tokenizer.decode(whole) == "".join(parts)
-    assert tokenizer.encode("x")[0] == tokenizer.bos_token_id
-    odd = "Zoë's 3 кошки\tsaid: 你好 \U0001f600\n"
-    assert tokenizer.decode(ids(odd)) == odd
-    for word in (*COLOURS, *SHAPES, *SIZES, *PLACES, *NUMBERS[:4], "yes", "no"):
-        assert len(ids(" " + word)) == 1, word
-
-
-def test_a_mixture_tells_every_object_and_is_strongest_at_its_own_positions(language):
-    _, tokenizer = language
-    corpus = Corpus(tokenizer, 1)
-    for objects in draw_scenes(6, 60, "train"):
-        row = Row()
-        corpus.mix(row, objects, easy=True)
-        assert row.words == [0.0] * len(row.ids) and len(row.ids) >= len(objects)
-        for thing in objects:
-            heard = {
-                name: {at: share for at, word, share in row.blends if word == corpus.encode(" " + thing[name])[0]}
-                for name in ("colour", "shape", "size")
-            }
-            alone = [name for name in heard if sum(o[name] == thing[name] for o in objects) == 1]
-            peaks = {max(heard[name], key=heard[name].get) for name in alone}
-            assert all(heard.values()) and len(peaks) <= 1, (thing, heard)
-
-
 def test_committed_tokenizers_are_the_corpus_own(language):
-    _, tokenizer = language
+    model, tokenizer = language
     built = build_tokenizer()
-    text = "Scene: red star\nQuestion: Where is it? Answer: top-left"
+    assert model.config.vocab_size == len(tokenizer)
+    text = "Scene: red star\nSound: a low bell\nQuestion: Where is it? Answer: top-left"
     assert built.get_vocab() == tokenizer.get_vocab() and built.encode(text) == tokenizer.encode(text)
     import open_clip
 
     words = open_clip.get_tokenizer(f"local-dir:{probe.BACKBONES / 'clip'}")
     row = words(["A red star."])[0].tolist()
     assert row[0] == tokenizer.bos_token_id and tokenizer.eos_token_id in row and len(row) == 48
+
+
+def test_a_grown_table_begins_with_the_rows_it_had(tmp_path):
+    """Words that are added don't move what is known of the others; what has another width isn't copied."""
+    old, new = torch.nn.Embedding(5, 4), torch.nn.Embedding(7, 4)
+    save({"weight": old.weight.detach()}, tmp_path / "old.safetensors")
+    added = new.weight[5:].detach().clone()
+    assert begin_with(new, tmp_path / "old.safetensors") == 1
+    assert torch.equal(new.weight[:5], old.weight) and torch.equal(new.weight[5:], added)
+    for other in (torch.nn.Embedding(7, 3), torch.nn.Embedding(4, 4)):
+        before = other.weight.detach().clone()
+        assert begin_with(other, tmp_path / "old.safetensors") == 0 and torch.equal(other.weight, before)
+    scale = torch.nn.ParameterDict({"scale": torch.tensor(1.0)})
+    save({"scale": torch.tensor(3.0)}, tmp_path / "scale.safetensors")
+    assert begin_with(scale, tmp_path / "scale.safetensors") == 1 and scale["scale"] == 3
+
+
+def test_the_cards_table_has_a_column_for_each_split():
+    scores = {"audio": {"heldout": {"qa_accuracy": 1.0}, "new_pairs": {"qa_accuracy": 0.25}}}
+    assert language_table(scores)[2:] == ["| audio | qa_accuracy | 1.0000 | 0.2500 |"]
 
 
 @pytest.mark.parametrize("name", ["clip", "lm"])

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from demo import making, pretrain, scenes
-from demo.corpus import Corpus, build_tokenizer
 from scoring.tasks.scenes import (
     ATTRIBUTES,
     KINDS,
@@ -64,17 +63,10 @@ def test_no_training_meets_a_held_out_scene(seed):
     assert all(scenes.NEW_PAIRS & set(found) for found in new_pairs)
 
 
-def test_pool_and_corpus_draw_training_scenes_only():
-    """The two pretrainings' own generators, rather than what they call."""
+def test_pool_draws_training_scenes_only():
+    """The pretraining's own generator, rather than what it calls."""
     _, drawn = pretrain.pool_part((123, 20))
     assert {scenes.split_of(objects) for objects in drawn} == {"train"}
-    tokenizer = build_tokenizer()
-    batch = Corpus(tokenizer, 5).batch(30)
-    for ids, segments in zip(batch.ids, batch.weights == 1, strict=True):
-        text = tokenizer.decode([i for i, used in zip(ids.tolist(), segments.tolist(), strict=True) if used])
-        told = text.split("</s>")[0]
-        pairs = sorted(named_objects(told).elements())
-        assert scenes.split_of([{"colour": c, "shape": s} for c, s in pairs]) == "train", told
 
 
 def test_the_split_rule_is_stable():

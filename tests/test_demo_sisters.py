@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from demo import clips, pretrain_dino, pretrain_media, probe_media, sounds
 from demo.probe import BACKBONES
@@ -21,6 +22,21 @@ from precompute.encoders import load_encoder
 from shards.read import FeatureSet
 
 ROOT = Path(__file__).parent.parent
+SCORES = {"audio": ("caption_recording", "caption_events"), "video": ("caption_clip", "caption_movers")}
+SUFFIX = {"audio": ".wav", "video": ".mp4"}
+
+
+def run(*arguments, home=".", fails=False):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / arguments[0]), *arguments[1:], "--device", "cpu"],
+        cwd=home,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    said = done.stdout + done.stderr
+    assert bool(done.returncode) == fails and "Traceback" not in said, said
+    return said
 
 
 @pytest.fixture(autouse=True)
@@ -99,8 +115,8 @@ def test_cards_and_sizes(folder):
 
 @pytest.mark.parametrize(("modality", "room"), [("audio", sounds), ("video", clips)])
 def test_the_demo_of_sounds_and_of_clips(tmp_path, monkeypatch, capsys, modality, room):
-    """The script with `--demo audio|video`, on few media: drawn, encoded by the encoder of their own; then, again,
-    nothing."""
+    """The scripts with `--demo audio|video`, on few media: drawn, encoded by the encoder of their own; then, again,
+    nothing. A training takes the recipe of theirs, and what it makes is scored by their task and looks at a file."""
     spec = importlib.util.spec_from_file_location("precompute_script", ROOT / "precompute.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -119,6 +135,19 @@ def test_the_demo_of_sounds_and_of_clips(tmp_path, monkeypatch, capsys, modality
     asked = [text for text in texts if len(text.turns) == 2]
     assert asked and all(text.split != "train" and "ask" in text.meta for text in asked)
     assert sum(text.split == "train" for text in texts) == 12
+
+    said = run("train.py", "--adapter", "mlp16", "--steps", "4", "--name", "few")
+    assert f"recipe: demo-{modality}" in said and "language model is unchanged" in said
+    run("eval.py", "--run", "runs/few", "--limit", "12")
+    found = json.loads(Path("runs/few/eval.json").read_text())
+    whole, parts = SCORES[modality]
+    for scores in (found["real"], found["shuffled"]):
+        assert {whole, parts, "qa_accuracy", "qa_count"} <= set(scores)
+    medium = sorted((Path("demo/media") / f"seed-3-{modality}").rglob(f"heldout*{SUFFIX[modality]}"))[0]
+    assert run("eval.py", "--run", "runs/few", f"--{modality}", str(medium), "--prompt", "").strip()
+    other = Path("other.jpg")
+    Image.new("RGB", (64, 64)).save(other)
+    assert "other.jpg: " in run("eval.py", "--run", "runs/few", "--image", str(other), "--prompt", "", fails=True)
 
     (Path("demo/media") / f"seed-3-{modality}" / f"{script.DEMO[modality]}.json").write_text("{}")
     with pytest.raises(PrecomputeError, match="holds something else"):
@@ -201,3 +230,22 @@ def test_a_training_writes_what_loads(tmp_path, flags, folder):
     assert made.config == committed.config and made.fingerprint() != committed.fingerprint()
     losses = [json.loads(line) for line in (tmp_path / folder / "log.jsonl").read_text().splitlines()]
     assert losses[-1]["step"] == 2 and 0 <= losses[-1]["probe"]["patches_heldout"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("modality", "captions", "questions"), [("audio", 0.8, 0.75), ("video", 0.8, 0.75)])
+def test_sisters_answer_questions_they_were_never_trained_on(tmp_path, modality, captions, questions):
+    """As the demo of pictures: captions alone are learnt from, and questions about new media are answered."""
+    run("precompute.py", "--demo", modality, home=tmp_path)
+    run("train.py", "--adapter", "mlp16", "--name", "sister", home=tmp_path)
+    run("eval.py", home=tmp_path)
+    found = json.loads((tmp_path / "runs" / "sister" / "eval.json").read_text())
+    real, shuffled = found["real"], found["shuffled"]
+    assert real[SCORES[modality][0]] >= captions and real["qa_accuracy"] >= questions, real
+    assert shuffled[SCORES[modality][0]] <= 0.15 and shuffled["qa_accuracy"] <= 0.6, shuffled
+    for kind in (name for name in real if name.startswith("qa_")):
+        assert (real[kind] - shuffled[kind]) / (1 - shuffled[kind]) >= 0.4, (kind, real, shuffled)
+    assert set(found["splits"]) == {"heldout", "new_pairs"}
+    texts = (tmp_path / "features" / f"demo-{modality}" / "texts.jsonl").read_text().splitlines()
+    learnt = [text for text in map(json.loads, texts) if text["split"] == "train"]
+    assert learnt and all(len(text["turns"]) == 1 for text in learnt), "training must hold captions alone"

@@ -126,15 +126,6 @@ def test_captions_name_the_sounds_exactly():
     assert sum(recording_correct(sounds.caption(a, rng), b) for a, b in itertools.pairwise(drawn)) <= 12
 
 
-def test_descriptions_tell_every_attribute():
-    rng = random.Random(3)
-    for heard in sounds.draw_sounds(5, 60, "train"):
-        for easy in (False, True):
-            text = sounds.describe(heard, rng, easy)
-            told = Counter("".join(c if c.isalpha() else " " for c in text.replace(" and", ",")).split())
-            assert text.startswith(" ") and told == Counter(value for event in heard for value in event.values())
-
-
 @pytest.mark.parametrize(
     ("caption", "named"),
     [
