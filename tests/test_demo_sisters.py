@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import random
 import subprocess
@@ -154,33 +155,46 @@ def test_the_demo_of_sounds_and_of_clips(tmp_path, monkeypatch, capsys, modality
         main(script.demo, flags)
 
 
-def test_prototypes_are_used_about_equally():
-    """Without balance, a teacher that prefers one prototype would teach nothing else."""
+def test_a_part_is_found_among_those_of_other_pictures():
+    """The loss of codes that tell the pictures apart, of codes that don't, and of codes that tell another part's."""
     torch.manual_seed(0)
-    scores = torch.nn.functional.normalize(torch.randn(400, 16), dim=-1) + torch.linspace(0, 0.3, 16)
-    plain = (scores / pretrain_dino.TEACHER_HEAT).softmax(-1).mean(0)
-    shares = pretrain_dino.balanced(scores)
-    assert torch.allclose(shares.sum(1), torch.ones(400), atol=1e-5)
-    assert shares.mean(0).max() < 1.5 / 16 < plain.max()
-    assert (shares.argmax(1) == scores.argmax(1)).float().mean() > 0.3
+    codes = torch.nn.functional.normalize(torch.randn(16, 9, 96), dim=-1)
+    right, found = pretrain_dino.contrast(codes, codes)
+    assert found == 1.0 and right < 0.1
+    alike, _ = pretrain_dino.contrast(codes[:1].expand(16, -1, -1), codes)
+    assert alike > math.log(16) - 0.5
+    moved, found = pretrain_dino.contrast(codes, codes.roll(1, dims=1))
+    assert moved > math.log(16) - 0.5 and found < 0.3
 
 
-def test_crops_show_parts_of_the_picture():
+def test_an_encoder_without_words_tells_its_parts():
     torch.manual_seed(0)
-    pixels = torch.zeros(8, 3, 96, 96, dtype=torch.uint8)
-    pixels[:] = torch.arange(0, 192, 2, dtype=torch.uint8)  # light grows from left to right
-    for side, least, most in ((96, 0.6, 1.0), (48, 0.2, 0.4)):
-        found = pretrain_dino.crops(pixels, side, least, most)
-        assert found.shape == (8, 3, side, side)
-        light = found.mean((1, 2)) * 0.2 + 0.88
-        spans = (light[:, -5:].mean(1) - light[:, :5].mean(1)) / (190 / 255)
-        assert ((spans > 0.7 * least**0.5) & (spans < 1.25 * most**0.5)).all(), spans
+    network = pretrain_dino.Network().eval()
+    parts, whole = network(torch.randn(2, 3, 96, 96))
+    assert parts.shape == whole.shape == (2, 9, 96)
+    assert torch.allclose(parts.norm(dim=-1), torch.ones(2, 9)) and torch.allclose(whole.norm(dim=-1), torch.ones(2, 9))
 
 
-def test_masks_leave_half_of_the_pictures_whole():
-    found = pretrain_dino.masks(20, 36, random.Random(0))
-    counts = found.sum(1)
-    assert (counts[1::2] == 0).all() and (counts[::2] >= 5).all() and (counts[::2] <= 22).all()
+def test_parts_of_mixed_pictures_are_found_again():
+    """Parts come from other pictures, in their own place, and their codes go back to where they belong."""
+    torch.manual_seed(0)
+    pictures = torch.arange(4.0).view(4, 1, 1, 1) * 10 + torch.arange(9.0).view(1, 1, 3, 3)
+    views = pictures.repeat_interleave(32, 2).repeat_interleave(32, 3).expand(-1, 3, -1, -1)
+    found, sources = pretrain_dino.mixed(views)
+    cells = found[:, 0, 16::32, 16::32].flatten(1)
+    assert torch.equal(cells, sources * 10.0 + torch.arange(9.0)) and (sources != sources[:, :1]).any()
+    codes = pretrain_dino.unmixed(cells[..., None], sources)[..., 0]
+    assert torch.equal(codes, pictures.flatten(1))
+
+
+def test_two_views_of_a_picture_differ_but_for_what_it_shows():
+    torch.manual_seed(0)
+    pixels = torch.full((8, 3, 96, 96), 200, dtype=torch.uint8)
+    pixels[:, :, 40:56, 40:56] = 0
+    found = pretrain_dino.view_of(pixels) * torch.tensor(pretrain_dino.STD).view(3, 1, 1) + 0.88
+    assert (found[:, :, 46:50, 46:50].mean((1, 2, 3)) < 0.25).all()
+    corners = found[:, :, :8, :8].mean((1, 2, 3))
+    assert (corners > 0.5).all() and corners.std() > 0.01
 
 
 def test_an_empty_place_counts_less():
