@@ -129,10 +129,12 @@ def predict(model, encoded, features, texts: list, options: Options) -> list:
     """Generate the answers of `texts`, and their controls' from features of a medium that shows something else."""
     from tqdm import tqdm
 
+    from adapters.boxes import said as in_words
     from scoring.control import stand_ins
     from scoring.summary import Prediction
     from training.data import medium_contents, question_of
 
+    decimals = model.prompt.template.box_decimals
     stand_in = stand_ins(medium_contents(features, texts))
     if not stand_in:
         print("no control: more than half of these media show the same, so none can stand in for another")
@@ -155,7 +157,7 @@ def predict(model, encoded, features, texts: list, options: Options) -> list:
                     media=" ".join(text.media),
                     prompt=question_of(text) or "",
                     answer=said[0][k],
-                    reference=text.turns[-1]["content"] if text.turns[-1]["role"] == "assistant" else "",
+                    reference=in_words(text.turns[-1], decimals) if text.turns[-1]["role"] == "assistant" else "",
                     control=said[1][k] if other else None,
                     meta=text.meta,
                     control_meta=meta[other] if other else {},

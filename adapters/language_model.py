@@ -250,6 +250,9 @@ def freeze(name: str, model: PreTrainedModel, tokenizer, precision: str = "fp32"
     model.requires_grad_(False).eval()
     # A model's own generation settings may sample or penalise, and would be mixed into every greedy request.
     model.generation_config = GenerationConfig()
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False  # bitsandbytes would repack 4-bit weights in place, scales rounded
     embedding = model.get_input_embeddings()
     count = min(len(embedding.weight), len(tokenizer))
     ids = torch.linspace(0, count - 1, min(count, 1024), device=embedding.weight.device).long()

@@ -257,8 +257,19 @@ def parse_text(line: str, where: str, default_id: str) -> dict:
     split, meta = row.get("split"), row.get("meta") or {}
     if not (split is None or (isinstance(split, str) and split)) or not isinstance(meta, dict):
         raise FeatureSetError(f"{where}: split must be a word and meta an object")
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    turns = [{"role": turn["role"], "content": turn["content"]} | _boxes(turn, where) for turn in turns]
     return {"id": str(row.get("id", default_id)), "media": media, "turns": turns, "split": split, "meta": meta}
+
+
+def _boxes(turn: dict, where: str) -> dict:
+    """{"boxes": [[left, top, right, bottom], ...]} of a turn that has some."""
+    boxes = turn.get("boxes") or []
+    if not isinstance(boxes, list) or any(
+        not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box)
+        for box in boxes
+    ):
+        raise FeatureSetError(f"{where}: boxes must be a list of [left, top, right, bottom], shares of the picture")
+    return {"boxes": boxes} if boxes else {}
 
 
 def _read_spans(file: int, member: int, spans: list[tuple[int, int, str]]) -> dict[str, bytes]:

@@ -8,7 +8,13 @@ import tiny
 import torch
 
 from adapters import AdapterError
-from adapters.language_model import choose_precision, load_language_model, precisions_differ, same_language_model
+from adapters.language_model import (
+    choose_precision,
+    load_language_model,
+    precisions_differ,
+    same_language_model,
+    weights_sha256,
+)
 from adapters.model import AdaptedModel, Adapter
 from adapters.projectors import FeatureShape
 from adapters.prompt import Prompt, default_template
@@ -203,6 +209,16 @@ def test_a_model_stored_in_4_bits_is_taken_as_it_is(language_model_folder, tmp_p
     assert torch.equal(loss_of(adapted(lm, adapter)), loss_of(adapted(packed, adapter)))
     with pytest.raises(AdapterError, match="stored in 4bit, and --precision fp16"):
         load_language_model(str(tmp_path), precision="fp16")
+
+
+def test_answering_leaves_4_bit_weights_as_they_are(language_model_folder):
+    """On some CPUs bitsandbytes repacks them in place at the first answer, if it may."""
+    lm = load_language_model(str(language_model_folder("llama")), precision="4bit")
+    before = weights_sha256(lm.model)
+    with torch.no_grad():
+        lm.model(torch.arange(8)[None])
+        lm.model.generate(torch.arange(8)[None], max_new_tokens=2, do_sample=False)
+    assert weights_sha256(lm.model) == before
 
 
 def test_precision_is_chosen_with_a_reason(monkeypatch):

@@ -15,7 +15,7 @@ from shards import FeatureSetError
 from shards import write as writing
 from shards.features import encode_fp16, round_trip
 from shards.index import NAME as INDEX
-from shards.read import FeatureSet
+from shards.read import FeatureSet, parse_text
 from shards.split import hold_out, resolve_splits
 from shards.verify import inspect, verify
 from shards.write import SetWriter, make_key, samples_per_shard
@@ -338,6 +338,18 @@ def test_a_texts_own_split_wins() -> None:
         ["train", "new", "heldout", "heldout", "heldout", "train", "heldout", "train"]
     )
     assert heldout == held | {"k50", "copy of k50"} and "k0" not in heldout
+
+
+def test_boxes_of_a_turn_are_kept() -> None:
+    turns = [
+        {"role": "user", "content": "<box>?", "boxes": [[0, 0, 0.5, 1]]},
+        {"role": "assistant", "content": "a dog"},
+    ]
+    assert parse_text(json.dumps({"media": "a.jpg", "turns": turns}), "line 1", "x")["turns"] == turns
+    for wrong in ([[0, 0, 1]], "0,0,1,1", [["a", 0, 1, 1]]):
+        turns[0]["boxes"] = wrong
+        with pytest.raises(FeatureSetError, match=r"line 1: boxes must be a list of \[left, top, right, bottom\]"):
+            parse_text(json.dumps({"media": "a.jpg", "turns": turns}), "line 1", "x")
 
 
 def test_texts_of_another_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from adapters.boxes import said as in_words
 from adapters.model import AdaptedModel, Adapter
 from shards.read import FeatureSet, Text
 from training.data import Encoded, question_of
@@ -74,7 +75,7 @@ def sample_answers(model: AdaptedModel, encoded: Encoded, texts: Sequence[Text])
             "media": " ".join(text.media),
             "prompt": question_of(text) or "",
             "answer": answer,
-            "reference": text.turns[-1]["content"],
+            "reference": in_words(text.turns[-1], model.prompt.template.box_decimals),
         }
         for text, answer in zip(chosen, said, strict=True)
     ]
