@@ -153,7 +153,7 @@ def page() -> str:
         parts = (size(needs.weights), size(needs.adapter), size(kept), fits, size(total))
         second.append((recipe.name, row.precision, *parts))
     others = ", ".join(f"`{recipe.name}`" for recipe in recipes if not recipe.full)
-    demo = f"\nThe demo's own, which `make demo` and docs/demo.md run in full: {others}.\n"
+    demo = f"\nThe demo's own, which run in full here (see the README): {others}.\n"
     return HEAD + _lines(first) + demo + MEMORY + _lines(second) + FOOT
 
 
