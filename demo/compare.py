@@ -146,7 +146,9 @@ def script(*command: str) -> None:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and the distance from the lowest to the highest."""
+    """Mean and half the distance from the lowest to the highest; of one value, that."""
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
     return f"{statistics.mean(values):.2f} ± {(max(values) - min(values)) / 2:.2f}"
 
 

@@ -19,7 +19,7 @@ def test_the_table_has_means_and_spreads_best_first() -> None:
     assert lines[2] == (
         "| mlp | 16 | 100 | 0.35 ± 0.05 | 0.25 ± 0.00 | 0.70 ± 0.10 | 0.25 ± 0.00 | 0.35 ± 0.05 | 0.70 ± 0.10 | 2 |"
     )
-    assert lines[3].startswith("| linear1 | 16 | 100 | 0.20 ± 0.00 |") and len(lines) == 4
+    assert lines[3].startswith("| linear1 | 16 | 100 | 0.20 | 0.25 | 0.40 |") and len(lines) == 4
 
 
 def test_the_picture_shows_a_dot_for_each_run() -> None:
