@@ -25,7 +25,6 @@ PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 PERIOD = re.compile(r"\.(?!\d)")
 COMMA, COMMAS = re.compile(r"\d,\d"), re.compile(r"\d,+\d")
 AT_MOST = 32  # periods that go: the program passes re.UNICODE where a count belongs
-UNANSWERABLE = "unanswerable"
 
 
 def vqa_accuracy(

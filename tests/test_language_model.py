@@ -25,15 +25,6 @@ TURNS = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These models are so small that a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def adapted(folder, spec="mlp3", kind="pooled", **options):
     lm = load_language_model(str(folder))
     torch.manual_seed(1)

@@ -34,15 +34,6 @@ WIDTH = 12
 CAPTIONS = ["A large red circle at the top left.", "A small blue star in the centre.", "A green square and a star."]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These models are so small that a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, language_model_folder):
     made = {}

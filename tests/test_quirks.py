@@ -38,15 +38,6 @@ DOC = Path(__file__).parent.parent / "docs" / "language_models.md"
 SIZE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These models are so small that a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def save(config: PretrainedConfig, folder: Path) -> str:
     """A tiny random model with the tokenizer of another; only the config where it must not come to the weights."""
     tokenizer = tiny.byte_level()

@@ -13,15 +13,6 @@ from adapters import selective_scan as scans
 from adapters.selective_scan import chunk_scan, selective_scan, use_selective_scan
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These models are so small that a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def inputs(dtype: torch.dtype, length: int, width: int = 12, states: int = 5) -> dict:
     torch.manual_seed(0)
     made = {
