@@ -37,6 +37,7 @@ class LanguageModel:
 
     `reason` says why `precision` was chosen; `embedding_rms` is the median RMS of what its embedding module returns for
     the words of its vocabulary (the module's output: Gemma's is scaled). `note`: what else was chosen, for people.
+    `lora`: the size {"r", "alpha"} of the LoRA that is on it (`adapters.lora`), which the identity leaves out.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LanguageModel:
     reason: str
     embedding_rms: float
     note: str = ""
+    lora: dict | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -262,9 +264,12 @@ def freeze(name: str, model: PreTrainedModel, tokenizer, precision: str = "fp32"
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """Hash every weight and buffer of a model, to show that training left a frozen one alone."""
+    """Hash every weight and buffer of a model, to show that training left a frozen one alone. What LoRA adds beside
+    them isn't hashed, nor the names that it moves them to.
+    """
     digest = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
+    own = {key.replace(".base_layer.", "."): t for key, t in model.state_dict().items() if ".lora_" not in key}
+    for key, tensor in sorted(own.items()):
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

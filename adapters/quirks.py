@@ -14,7 +14,8 @@ class Quirk:
     `tested` names the class that the tests drive, on tiny random weights; a family without is checked as it is loaded.
     `trait` says what it does unlike a plain Llama, and what is done about it. `refuse` says why it can't be served,
     and what can; `keep` names the layers that bitsandbytes must leave; `recurrent`: no layer has attention, so no mask
-    can hide a row; `overflows`: real weights of this family give activations beyond fp16.
+    can hide a row; `overflows`: real weights of this family give activations beyond fp16. `lora`: the linear layers
+    that LoRA goes on, where that isn't all of them.
     """
 
     tested: str = ""
@@ -23,10 +24,14 @@ class Quirk:
     keep: tuple[str, ...] = ()
     recurrent: bool = False
     overflows: bool = False
+    lora: tuple[str, ...] = ()
 
 
 # The scan multiplies by these weights directly, which a packed 8-bit or 4-bit weight can't do.
 _SCANNED = ("lm_head", "dt_proj", "x_proj", "out_proj")
+# dt_proj's weight is multiplied without the layer, so LoRA there would learn nothing; out_proj's is too by Mamba's
+# kernels, and PEFT refuses it.
+_LORA = ("in_proj", "x_proj")
 _OWN_IDS = "its layers look up token ids again, so vectors can't stand in for words; use Gemma 3 (text), Qwen3 or Llama"
 
 QUIRKS: dict[str, Quirk] = {
@@ -51,10 +56,14 @@ QUIRKS: dict[str, Quirk] = {
     "gptj": Quirk("GPTJForCausalLM", "side by side; rotary positions on part of each head"),
     "opt": Quirk("OPTForCausalLM", "learned positions, counted from the mask; OPT-350M's words are narrower than it"),
     "mamba": Quirk(
-        "MambaForCausalLM", "no mask hides a row: padding is emptied before each scan", keep=_SCANNED, recurrent=True
+        "MambaForCausalLM",
+        "no mask hides a row: padding is emptied before each scan",
+        keep=_SCANNED,
+        recurrent=True,
+        lora=_LORA,
     ),
-    "mamba2": Quirk("Mamba2ForCausalLM", "as mamba", recurrent=True),
-    "falcon_mamba": Quirk("FalconMambaForCausalLM", "as mamba", keep=_SCANNED, recurrent=True),
+    "mamba2": Quirk("Mamba2ForCausalLM", "as mamba", recurrent=True, lora=("in_proj",)),
+    "falcon_mamba": Quirk("FalconMambaForCausalLM", "as mamba", keep=_SCANNED, recurrent=True, lora=_LORA),
     "rwkv": Quirk(
         refuse="it ignores the attention mask, so texts of different lengths can't share a batch; use Mamba instead"
     ),
