@@ -10,12 +10,17 @@ import hashlib
 import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from console import choose_device, run, tiny_folder
 from training import RunError
 from training.options import Options, given
+
+if TYPE_CHECKING:  # what takes a second to import, --help does without
+    from training.frozen import Frozen
+    from training.run import Run
 
 KEEP_CHECKPOINTS = 3
 SAVE_SECONDS = 600
@@ -30,11 +35,26 @@ def main() -> None:
         return print(listing())
     device = choose_device(options.device)
 
+    from training.frozen import Frozen
+    from training.run import Run
+    from training.settings import new_settings, resumed
+
+    # 1. What is to be done. A resumed run has its own settings.
+    old = Run.open(options.resume) if options.resume else None
+    settings = resumed(old, given(options)) if old else new_settings(options, tiny_folder())
+    train(settings, Frozen(device), options.name, old, options.partial)
+
+
+def train(settings: dict, frozen: "Frozen", name: str | None, old: "Run | None" = None, partial: bool = False) -> bool:
+    """Train one adapter: a new run of that name, or `old` from its last checkpoint on.
+
+    Returns True at its end, and False when it was stopped before, with a checkpoint.
+    """
     import torch
 
     from adapters.checkpoint import load_adapter, save_adapter
     from adapters.injection import injection_into
-    from adapters.language_model import load_language_model, same_language_model, weights_sha256
+    from adapters.language_model import same_language_model
     from adapters.model import AdaptedModel, Adapter
     from adapters.projectors import find_projector
     from adapters.prompt import Prompt, Template, default_template
@@ -46,19 +66,16 @@ def main() -> None:
     from training.plan import plan
     from training.progress import ProgressBar, StopRequest
     from training.run import Run, load_optimizer_state, optimizer_state
-    from training.settings import new_settings, refuse_changes, resumed, run_path, settle_length, template_fields
+    from training.settings import refuse_changes, run_path, settle_length, template_fields
     from training.step import make_optimizer, set_rates, take_step
     from training.warm_start import warm_start
 
-    # 1. What is to be done. A resumed run has its own settings.
-    old = Run.open(options.resume) if options.resume else None
-    settings = resumed(old, given(options)) if old else new_settings(options, tiny_folder())
-    kind = find_projector(settings["adapter"])[0].kind
+    device, kind = frozen.device, find_projector(settings["adapter"])[0].kind
 
     # 2. The features and their words, and the frozen language model that is to read them.
     features = FeatureSet(settings["features"])
     shape = feature_shape(features, kind)
-    texts = features.texts(settings.get("text"), partial=options.partial)
+    texts = features.texts(settings.get("text"), partial=partial)
     identity = {
         "features": features.sha256,
         "texts": sha256(settings["text"]) if settings.get("text") else features.texts_sha256,
@@ -71,12 +88,8 @@ def main() -> None:
         if torch.get_num_threads() != facts["threads"]:
             print(f"threads: {facts['threads']}, as at the checkpoint, because sums depend on it")
             torch.set_num_threads(facts["threads"])
-    lm = load_language_model(settings["lm"], device, settings["precision"])
-    note = f", {lm.note}" if lm.note else ""
-    print(f"language model: {lm.name}, {lm.precision} ({lm.reason}), hidden_size {lm.hidden_size}{note}")
-    frozen = weights_sha256(lm.model)
-    if settings["rerun_layers"]:
-        checkpoint_layers(lm, settings["rerun_layers"])
+    lm = frozen.load(settings["lm"], settings["precision"])
+    checkpoint_layers(lm, settings["rerun_layers"])
 
     # 3. The adapter between the two, new or from the checkpoint.
     if old:
@@ -100,7 +113,7 @@ def main() -> None:
         template = default_template(lm.tokenizer, settings.get("template"), settings.get("delimiters"), **fields)
     prompt = Prompt(lm.tokenizer, template)
     model = AdaptedModel(lm, adapter, prompt, settings["token_noise"], settings["loss_mean"])
-    trained = sum(parameter.numel() for parameter in adapter.parameters())
+    trained = sum(parameter.numel() for parameter in model.trained().values())
     print(f"adapter: {adapter.spec}, {trained:,} parameters, {shape.kind} to {adapter.tokens} tokens")
 
     # 4. The words: what is learnt from, what is held out, and whose features stand in for whose in the control.
@@ -147,7 +160,7 @@ def main() -> None:
                 f"warm start: {len(apart)} steps, contrast with the words from {apart[0]:.2f} to {apart[-1]:.2f} nats"
             )
         settings |= {"template": template.style, "delimiters": list(template.delimiters)}
-        folder, first, best = Run.create(run_path(options.name, adapter.spec), settings), 0, None
+        folder, first, best = Run.create(run_path(name, adapter.spec), settings), 0, None
         print(f"run: {folder.path}" + (f", the projector's last layer scaled by {factor:.3g}" if factor != 1 else ""))
 
     def save(step: int, is_best: bool) -> None:
@@ -210,12 +223,12 @@ def main() -> None:
     bar.close()
 
     # 8. What came of it.
-    if weights_sha256(lm.model) != frozen:
-        raise RunError("the frozen language model's weights changed, which must never happen; please report it")
+    frozen.check()
     if step < settings["steps"]:
         print(f"stopped after step {step}; go on with: python train.py --resume {folder.path}")
     else:
         print(f"done: {folder.path}; the language model is unchanged. Next: python eval.py --run {folder.path}")
+    return step == settings["steps"]
 
 
 def sha256(path: str) -> str:

@@ -152,6 +152,10 @@ class AdaptedModel(nn.Module):
             layers = LayerMap(where["start"], where["end"], adapter.projector.blocks)
             self._injector = Injector(lm, layers, where["compat"])
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name and always in one order."""
+        return dict(self.adapter.named_parameters())
+
     def slots(self, texts: Texts, features: Features, noise: float = 0.0) -> dict[str, torch.Tensor]:
         """The vectors `(tokens, hidden_size)` in fp32 for every medium that `texts` name, and for the soft prompt; for
         an adapter that injects, a medium's `(blocks, layer_size)`.

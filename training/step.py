@@ -89,7 +89,7 @@ def take_step(
         optimizer.zero_grad(set_to_none=True)
         return total, math.nan, micro
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.adapter.parameters(), clip or math.inf)
+    norm = torch.nn.utils.clip_grad_norm_(model.trained().values(), clip or math.inf)
     scaler.step(optimizer)
     scaler.update()
     return total, float(norm), micro
