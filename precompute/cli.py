@@ -156,7 +156,7 @@ def encode(options: Options, found: "Collection", out: Path, device: str) -> Non
         media = list(found.media.items())
         apart = 1 if options.limit else max(1, len(media) // TRIED)  # from everywhere, so that some are held out
         found.media = dict(media[::apart][: options.limit or TRIED])
-        found.words = [words for words in found.words if all(origin in found.media for origin in words.media)]
+        found.words = found.words.only(lambda words: all(origin in found.media for origin in words.media))
     if options.encoder == "demo" and {medium.modality for medium in found.media.values()} == {"vector"}:
         name, kind = encoder_for(list(found.media.values()))
         options = replace(options, encoder=name, kinds=(kind,))
@@ -212,7 +212,7 @@ def _take(found: "Collection", encoder: "Encoder") -> None:
     if others:
         print(f"{len(others)} media are passed over: {encoder.name} takes {encoder.modality} media ({min(others)})")
         found.media = {origin: medium for origin, medium in found.media.items() if origin not in others}
-        found.words = [words for words in found.words if others.isdisjoint(words.media)]
+        found.words = found.words.only(lambda words: others.isdisjoint(words.media))
 
 
 def _name(data: Path) -> str:

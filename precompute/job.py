@@ -25,6 +25,7 @@ from .media import thumbnail
 from .plan import Plan, alternatives, bytes_each, free_bytes
 from .similarity import Similarity
 from .sources import Collection, Medium, Words
+from .sources.spool import Spool
 from .task import Task, forward, inputs_of, store
 
 AHEAD = 3  # batches being decoded while one is encoded
@@ -113,7 +114,7 @@ def precompute(
         _check_gone(writer, keys, threads)
         todo = _todo(writer, keys, threads, task.filters)
         if todo:
-            done, each = len(writer.samples()), bytes_each(task.features)
+            done, each = sum(1 for _ in writer.samples()), bytes_each(task.features)
             choices = {} if writer.manifest or done else alternatives(raw, views)
             seconds = _estimate(todo, task, batch, workers)
             plan = Plan(len(todo), done, each, out, free_bytes(out), seconds, choices)
@@ -306,23 +307,23 @@ def _write_batch(encoded: list, task: Task, shard: ShardWriter, clock: Clock) ->
 
 def _finish(found: Collection, keys: dict[str, Medium], writer: SetWriter, task: Task) -> bool:
     hashes = {sample.key: sample.sha256 for sample in writer.samples()}
-    key_of = {medium.origin: key for key, medium in keys.items()}
-    latest = {row["origin"]: row for row in writer.rejected if key_of.get(row["origin"], "") not in hashes}
+    latest = {row["origin"]: row for row in writer.rejected if make_key(row["origin"]) not in hashes}
     rows = [{name: row[name] for name in ("origin", "reason", "detail")} for row in latest.values()]
     rows += [vars(problem) for problem in found.problems]
-    kept = {digest: key for key, digest in reversed(hashes.items())}
-    doubles = [(origin, row["sha256"]) for origin, row in latest.items() if row["reason"] == DUPLICATE]
-    key_of |= {origin: kept[digest] for origin, digest in doubles if digest in kept}
+    doubles = {origin: row["sha256"] for origin, row in latest.items() if row["reason"] == DUPLICATE}
+    kept = {digest: key for key, digest in reversed(hashes.items())} if doubles else {}
+    shown = {origin: kept[digest] for origin, digest in doubles.items() if digest in kept}
     words = found.words
     if task.filters.similarity:
+        key_of = {medium.origin: key for key, medium in keys.items() if key in hashes} | shown
         _compare_stored(task.filters.similarity, writer, key_of)
-        words, unlike = task.filters.similarity.sort(words, {origin for origin, key in key_of.items() if key in hashes})
+        words, unlike = task.filters.similarity.sort(words, set(key_of))
         rows += unlike
-    texts, dropped = _texts(words, key_of, hashes)
-    texts, heldout = resolve_splits(hashes, texts)
+    texts, dropped = _texts(words, shown, hashes)
+    named, heldout = resolve_splits(hashes, texts)
     rows.sort(key=lambda row: tuple(row.values()))
     _say_rejected(rows, len(keys) + len(found.problems), dropped)
-    changed = writer.finish(texts, heldout, lambda wanted: _thumbnails(keys, wanted, task.encoder.modality), rows)
+    changed = writer.finish(named, heldout, lambda wanted: _thumbnails(keys, wanted, task.encoder.modality), rows)
     state = "is ready" if changed else "was complete already: nothing to do"
     print(f"{writer.folder} {state} ({len(hashes)} media, {len(heldout)} of them held out, {len(texts)} texts)")
     return changed
@@ -339,11 +340,13 @@ def _compare_stored(similarity: Similarity, writer: SetWriter, key_of: dict[str,
         similarity.compare(same, pooled.expand(len(same), -1))
 
 
-def _texts(all_words: list[Words], key_of: dict[str, str], hashes: dict[str, str]) -> tuple[list[dict], int]:
-    """Lines of texts.jsonl for the media that were encoded, and how many texts lost a medium."""
-    texts, dropped, counts, used = [], 0, Counter(), set()
+def _texts(all_words: Iterable[Words], shown: dict[str, str], hashes: dict[str, str]) -> tuple[Spool[dict], int]:
+    """Lines of texts.jsonl for the media that were encoded, and how many texts lost a medium. `shown`: origin of a
+    dropped duplicate -> key of the medium that is kept.
+    """
+    texts, dropped, counts, used = Spool(), 0, Counter(), set()
     for words in all_words:
-        media = [key_of.get(origin, "") for origin in words.media]
+        media = [shown.get(origin) or make_key(origin) for origin in words.media]
         if any(key not in hashes for key in media):
             dropped += 1
             continue

@@ -5,7 +5,7 @@ ViT-B/32); what is too low depends on the model.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -23,7 +23,7 @@ class Similarity:
     Raises PrecomputeError for an encoder without a text tower.
     """
 
-    def __init__(self, encoder: Encoder, words: Sequence[Words], threshold: float):
+    def __init__(self, encoder: Encoder, words: Iterable[Words], threshold: float):
         self.threshold, self.device = threshold, encoder.device
         self._model, self._tokens = _text_tower(encoder)
         self._cosines: dict[tuple[str, str], float] = {}
@@ -62,7 +62,7 @@ class Similarity:
         if best < self.threshold:
             raise MediaError(self.reason(), f"{best:.3f} at best")
 
-    def sort(self, words: Sequence[Words], there: set[str]) -> tuple[list[Words], list[dict]]:
+    def sort(self, words: Iterable[Words], there: set[str]) -> tuple[list[Words], list[dict]]:
         """(texts that stay, {"origin", "reason", "detail"} of the captions that don't). Only captions of the media
         `there` are sorted out.
         """

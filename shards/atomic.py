@@ -1,8 +1,9 @@
 """Files that appear whole or not at all."""
 
+import filecmp
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -37,6 +38,40 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+class Draft:
+    """What a file is to hold, written line by line under a temporary name.
+
+    lines: how many there are · differs: whether the file holds anything else now. `publish` makes it the file, `drop`
+    removes it.
+    """
+
+    def __init__(self, path: Path, lines: Iterable[bytes]):
+        self.path, self.lines = path, 0
+        self._temporary = path.with_name(path.name + TEMPORARY)
+        try:
+            with open(self._temporary, "wb") as stream:
+                for line in lines:
+                    stream.write(line)
+                    self.lines += 1
+                stream.flush()
+                os.fsync(stream.fileno())
+        except BaseException:
+            self.drop()
+            raise
+        self.differs = not (path.is_file() and filecmp.cmp(path, self._temporary, shallow=False))
+
+    def publish(self) -> None:
+        """Replace the file in one step, if it differs."""
+        if not self.differs:
+            return self.drop()
+        os.replace(self._temporary, self.path)
+        sync_folder(self.path.parent)
+
+    def drop(self) -> None:
+        """Remove what was written; the file stays as it is."""
+        self._temporary.unlink(missing_ok=True)
 
 
 def replace_bytes(path: Path, data: bytes) -> None:

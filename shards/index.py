@@ -9,7 +9,7 @@ import json
 import re
 import struct
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from .features import layout
 
 NAME = "index.safetensors"
 KEY = re.compile(r"[a-z0-9_-]{1,80}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 SHARD = re.compile(r"shard-\d{6}\.tar")
 BLOCK = 512
 MAX_HEADER = 1 << 20
@@ -31,7 +32,7 @@ MAX_HEADER = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One medium in a shard; small, because there may be millions.
+    """One medium in a shard.
 
     member: byte position of the tar header of `<key>.safetensors` · offsets: the byte position of each tensor, in the
     order of `tensor_names` · origin, sha256: as in `<key>.json`.
@@ -42,6 +43,32 @@ class Sample:
     offsets: tuple[int, ...]
     origin: str
     sha256: str
+
+
+class Rows(Sequence):
+    """The samples of a shard in little memory, because there may be millions: a tenth of what `Sample`s take, beside
+    the keys and origins, of which equal strings in `shared` are used instead where they are given.
+
+    samples: as `scan_shard` gives them · shared: string -> an equal one that is kept anyway.
+    """
+
+    def __init__(self, samples: Sequence[Sample], shared: Mapping[str, str] | None = None):
+        shared = shared or {}
+        self.keys = [shared.get(sample.key, sample.key) for sample in samples]
+        self.origins = [shared.get(sample.origin, sample.origin) for sample in samples]
+        self.member = np.array([sample.member for sample in samples], np.int64)
+        self.offsets = np.array([sample.offsets for sample in samples], np.int64).reshape(len(samples), -1)
+        self.hashes = np.frombuffer(bytes.fromhex("".join(s.sha256 for s in samples)), np.uint8).reshape(-1, 32)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, n: int) -> Sample:
+        digest, offsets = self.hashes[n].tobytes().hex(), tuple(self.offsets[n].tolist())
+        return Sample(self.keys[n], int(self.member[n]), offsets, self.origins[n], digest)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[n] for n in range(len(self)))
 
 
 def sha256_file(path: Path) -> str:
@@ -115,6 +142,8 @@ def _origin_and_hash(data: bytes, name: str) -> tuple[str, str]:
     info = json.loads(data)
     if not isinstance(info, dict) or not all(isinstance(info.get(n), str) for n in ("origin", "sha256")):
         raise FeatureSetError(f"{name} lacks its origin or content hash")
+    if not SHA256.fullmatch(info["sha256"]):
+        raise FeatureSetError(f"{name}: {info['sha256'][:80]!r} is no sha256")
     return info["origin"], info["sha256"]
 
 
@@ -122,8 +151,8 @@ def _origin_and_hash(data: bytes, name: str) -> tuple[str, str]:
 class Index:
     """All samples of a set in writing order, as arrays.
 
-    shard (n,) int32 · member (n,) int64 · offsets: tensor's name -> (n,) int64 · keys, origins, hashes: lists of
-    length n.
+    shard (n,) int32 · member (n,) int64 · offsets: tensor's name -> (n,) int64 · keys, origins: lists of length n ·
+    hashes (n, 32) uint8.
     """
 
     keys: list[str]
@@ -131,27 +160,27 @@ class Index:
     member: np.ndarray
     offsets: dict[str, np.ndarray]
     origins: list[str]
-    hashes: list[str]
+    hashes: np.ndarray
 
     @classmethod
-    def from_samples(cls, shards: Iterable[list[Sample]], features: Mapping[str, Mapping]) -> "Index":
+    def from_rows(cls, shards: Sequence[Rows], features: Mapping[str, Mapping]) -> "Index":
         """Join the samples of the shards, in the manifest's order; `features` is the manifest's.
 
         Raises FeatureSetError on a key that repeats.
         """
-        rows = [(number, sample) for number, samples in enumerate(shards) for sample in samples]
-        keys = [sample.key for _, sample in rows]
+        keys = [key for rows in shards for key in rows.keys]
         if len(set(keys)) != len(keys):
             raise FeatureSetError("two shards hold the same key; run precompute into a new folder")
-        names = tensor_names(features)
-        offsets = np.array([sample.offsets for _, sample in rows], np.int64).reshape(len(rows), len(names))
         return cls(
             keys,
-            np.array([number for number, _ in rows], np.int32),
-            np.array([sample.member for _, sample in rows], np.int64),
-            {name: offsets[:, column].copy() for column, name in enumerate(names)},
-            [sample.origin for _, sample in rows],
-            [sample.sha256 for _, sample in rows],
+            np.repeat(np.arange(len(shards), dtype=np.int32), [len(rows) for rows in shards]),
+            np.concatenate([rows.member for rows in shards]),
+            {
+                name: np.concatenate([rows.offsets[:, column] for rows in shards])
+                for column, name in enumerate(tensor_names(features))
+            },
+            [origin for rows in shards for origin in rows.origins],
+            np.concatenate([rows.hashes for rows in shards]),
         )
 
 
@@ -168,16 +197,29 @@ def _identity(shards: list[dict], names: Iterable[str]) -> np.ndarray:
 def _checksum(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        digest.update(name.encode() + arrays[name].tobytes())
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]))
     return np.frombuffer(digest.digest(), np.uint8)
+
+
+def _joined(strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """All in one, and where each ends in characters. File names that aren't Unicode survive."""
+    ends = np.cumsum([len(string) for string in strings], dtype=np.int64)
+    return np.frombuffer("".join(strings).encode("utf-8", "surrogatepass"), np.uint8), ends
+
+
+def _parted(joined: np.ndarray, ends: np.ndarray) -> list[str]:
+    whole, ends = joined.tobytes().decode("utf-8", "surrogatepass"), ends.tolist()
+    return [whole[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def save_index(folder: Path, index: Index, shards: list[dict]) -> None:
     """Write the index of a set beside its shards. `shards` is the manifest's list."""
     arrays = {"shard": index.shard, "member": index.member, "identity": _identity(shards, index.offsets)}
     arrays |= {f"offset.{name}": values for name, values in index.offsets.items()}
-    rows = json.dumps([index.keys, index.origins, index.hashes]).encode()
-    arrays["rows"] = np.frombuffer(rows, np.uint8)
+    arrays["keys"], arrays["keys.ends"] = _joined(index.keys)
+    arrays["origins"], arrays["origins.ends"] = _joined(index.origins)
+    arrays["hashes"] = index.hashes
     arrays["checksum"] = _checksum(arrays)
     replace_bytes(folder / NAME, save_arrays(arrays))
 
@@ -192,8 +234,8 @@ def load_index(folder: Path, shards: list[dict], features: Mapping[str, Mapping]
             return None
         if not np.array_equal(arrays["identity"], _identity(shards, names)):
             return None
-        keys, origins, hashes = json.loads(arrays["rows"].tobytes())
+        keys, origins = (_parted(arrays[name], arrays[f"{name}.ends"]) for name in ("keys", "origins"))
         offsets = {name: arrays[f"offset.{name}"] for name in names}
-        return Index(keys, arrays["shard"], arrays["member"], offsets, origins, hashes)
+        return Index(keys, arrays["shard"], arrays["member"], offsets, origins, arrays["hashes"])
     except (OSError, SafetensorError, KeyError, ValueError):
         return None

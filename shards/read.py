@@ -17,7 +17,7 @@ from safetensors.torch import load as load_tensors
 
 from . import FeatureSetError
 from .features import STORED_DTYPES, decode, layout
-from .index import BLOCK, KEY, Index, load_index, save_index, scan_shard
+from .index import BLOCK, KEY, Index, Rows, load_index, save_index, scan_shard
 from .manifest import load_manifest
 
 TEXTS = "texts.jsonl"
@@ -66,11 +66,11 @@ class FeatureSet:
 
     def _rebuild(self) -> Index:
         features = self.manifest["features"]
-        samples = [scan_shard(self.path / shard["name"], features) for shard in self.manifest["shards"]]
+        samples = [Rows(scan_shard(self.path / shard["name"], features)) for shard in self.manifest["shards"]]
         for shard, rows in zip(self.manifest["shards"], samples, strict=True):
             if len(rows) != shard["samples"]:
                 raise FeatureSetError(f"{shard['name']} holds {len(rows)} media, the manifest says {shard['samples']}")
-        index = Index.from_samples(samples, features)
+        index = Index.from_rows(samples, features)
         with contextlib.suppress(OSError):  # a set on a read-only disk is read all the same
             save_index(self.path, index, self.manifest["shards"])
         return index
@@ -174,7 +174,8 @@ class FeatureSet:
         if key not in self._row:
             raise FeatureSetError(f"{self.path} holds no medium {key!r}")
         row, index = self._row[key], self._index
-        return {"modality": self.manifest["modality"], "origin": index.origins[row], "sha256": index.hashes[row]}
+        digest = index.hashes[row].tobytes().hex()
+        return {"modality": self.manifest["modality"], "origin": index.origins[row], "sha256": digest}
 
     @property
     def heldout(self) -> frozenset[str]:

@@ -1,6 +1,6 @@
 """Which media no training may see."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 SHARE = 0.02
 AT_LEAST = 16
@@ -27,19 +27,24 @@ def hold_out(hashes: Mapping[str, str]) -> set[str]:
     return chosen
 
 
-def resolve_splits(hashes: Mapping[str, str], texts: Iterable[dict]) -> tuple[list[dict], set[str]]:
+def resolve_splits(hashes: Mapping[str, str], texts: Collection[dict]) -> tuple[Iterator[dict], set[str]]:
     """Give every text its split and find the media that are held out.
 
     `hashes` as in `hold_out`; `texts` have "media" (keys) and "split" (a name or None). A text's own split wins;
     media that no text has claimed for a split are subject to `hold_out`; a text without a split is "heldout" when one
     of its media, or a copy of it, is held out or shown by another text outside training. Returns the texts, with
-    "split" filled in, and held-out keys.
+    "split" filled in, one by one, and held-out keys.
     """
-    texts = list(texts)
-    claimed = {hashes[key] for text in texts if text["split"] for key in text["media"]}
-    outside = {hashes[key] for text in texts if text["split"] not in (None, "train") for key in text["media"]}
+    claimed, outside = set(), set()
+    for text in texts:
+        if text["split"]:
+            shown = {hashes[key] for key in text["media"]}
+            claimed |= shown
+            outside |= shown if text["split"] != "train" else set()
     free = {key: digest for key, digest in hashes.items() if digest not in claimed}
     heldout = hold_out(free) | {key for key, digest in hashes.items() if digest in outside}
-    for text in texts:
-        text["split"] = text["split"] or ("heldout" if heldout.intersection(text["media"]) else "train")
-    return texts, heldout
+    named = (
+        text | {"split": text["split"] or ("heldout" if heldout.intersection(text["media"]) else "train")}
+        for text in texts
+    )
+    return named, heldout

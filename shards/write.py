@@ -7,7 +7,6 @@ is being extended stays readable until its new manifest replaces the old one.
 
 import fcntl
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -25,9 +24,9 @@ from webdataset import TarWriter
 
 from . import FeatureSetError, index
 from . import manifest as manifests
-from .atomic import TEMPORARY, json_line, replace_bytes, replacing, sync_folder
+from .atomic import TEMPORARY, Draft, json_line, replace_bytes, replacing, sync_folder
 from .features import decode, describe, settle_storage
-from .index import SHARD, Index, Sample, load_index, save_index, scan_shard, sha256_file
+from .index import SHARD, Index, Rows, Sample, load_index, save_index, scan_shard, sha256_file
 from .read import HELDOUT, TEXTS, THUMBNAILS
 
 PROGRESS = "progress.jsonl"
@@ -67,7 +66,7 @@ class SetWriter:
         self.fresh: list[dict] = []  # shards made since
         self.rejected: list[dict] = []  # what the fresh shards had to leave out
         self.settled_rejects: dict[str, str] = {}  # origin -> content hash, within the run being resumed
-        self._samples: dict[str, list[Sample]] = {}
+        self._samples: dict[str, Rows] = {}
         self._pool: dict[tuple[str, str], tuple[str, Sample]] = {}
 
     def __enter__(self) -> "SetWriter":
@@ -149,7 +148,7 @@ class SetWriter:
                 try:
                     if path.stat().st_size != shard["bytes"]:
                         raise FeatureSetError(f"{path} isn't {shard['bytes']} bytes long")
-                    self._samples[shard["name"]] = scan_shard(path, self.features)
+                    self._samples[shard["name"]] = Rows(scan_shard(path, self.features))
                 except (OSError, FeatureSetError) as error:
                     print(f"making {shard['name']} again: {error}")
                     shards.remove(shard)
@@ -229,7 +228,7 @@ class SetWriter:
                 )
         if samples:
             self.fresh.append(entry)
-            self._samples[path.name] = samples
+            self._samples[path.name] = Rows(samples, shard.names)
         else:
             path.unlink()
         with open(self.folder / PROGRESS, "ab") as progress:
@@ -238,13 +237,13 @@ class SetWriter:
             os.fsync(progress.fileno())
         self.rejected += shard.rejected
 
-    def samples(self) -> list[Sample]:
+    def samples(self) -> Iterator[Sample]:
         """All media of the set as it stands, in writing order."""
-        return [sample for shard in self.finished + self.fresh for sample in self._samples[shard["name"]]]
+        return (sample for shard in self.finished + self.fresh for sample in self._samples[shard["name"]])
 
     def finish(
         self,
-        texts: list[dict],
+        texts: Iterable[dict],
         heldout: set[str],
         thumbnails: Callable[[list[str]], Iterable[tuple[str, bytes]]],
         rejected: list[dict],
@@ -258,6 +257,11 @@ class SetWriter:
         order = [shard["name"] for shard in shards]
         if not shards:
             raise FeatureSetError("not one medium could be encoded; rejected media are listed above")
+        drafts = {
+            TEXTS: Draft(self.folder / TEXTS, map(json_line, texts)),
+            HELDOUT: Draft(self.folder / HELDOUT, (f"{key}\n".encode() for key in sorted(heldout))),
+            REJECTED: Draft(self.folder / REJECTED, map(json_line, rejected)),
+        }
         manifest = {
             "format": manifests.FORMAT,
             "name": self.folder.resolve().name,
@@ -267,38 +271,34 @@ class SetWriter:
             "counts": {
                 "media": sum(shard["samples"] for shard in shards),
                 "heldout": len(heldout),
-                "texts": len(texts),
-                "rejected": len(rejected),
+                "texts": drafts[TEXTS].lines,
+                "rejected": drafts[REJECTED].lines,
             },
             "shards": shards,
         }
-        files = {
-            TEXTS: _json_lines(texts),
-            HELDOUT: "".join(f"{key}\n" for key in sorted(heldout)).encode(),
-            REJECTED: _json_lines(rejected),
-        }
-        changed = [name for name, data in files.items() if _bytes_of(self.folder / name) != data]
-        new = {sample.key for shard in self.fresh for sample in self._samples[shard["name"]]}
+        new = {sample.key for shard in self.fresh for sample in self._samples[shard["name"]] if sample.key in heldout}
         pictures = self.folder / THUMBNAILS
         unseen = [key for key in sorted(heldout) if key in new or not (pictures / f"{key}.jpg").is_file()]
         if self.modality == "vector":
             unseen = []  # there is nothing to see
         if (
             self.manifest
-            and not changed
+            and not any(draft.differs for draft in drafts.values())
             and not unseen
             and self.manifest["shards"] == shards
             and self.manifest["counts"] == manifest["counts"]
         ):
             if load_index(self.folder, shards, self.features) is None:
                 save_index(self.folder, self._index(order), shards)
+            for draft in drafts.values():
+                draft.drop()
             self._clear(order, heldout)
             return False
         pictures.mkdir(exist_ok=True)
         for key, jpeg in thumbnails(unseen):
             replace_bytes(pictures / f"{key}.jpg", jpeg)
-        for name in changed:
-            replace_bytes(self.folder / name, files[name])
+        for draft in drafts.values():
+            draft.publish()
         save_index(self.folder, self._index(order), shards)
         manifests.save_manifest(self.folder, manifest)
         self._clear(order, heldout)
@@ -316,7 +316,7 @@ class SetWriter:
         sync_folder(self.folder)
 
     def _index(self, order: list[str]) -> Index:
-        return Index.from_samples([self._samples[name] for name in order], self.features)
+        return Index.from_rows([self._samples[name] for name in order], self.features)
 
 
 class ShardWriter:
@@ -327,6 +327,7 @@ class ShardWriter:
     def __init__(self, stream: BinaryIO):
         self._tar = TarWriter(stream, encoder=False, mtime=0)
         self.samples = 0
+        self.names: dict[str, str] = {}  # the keys and origins as they were given, which the caller may keep anyway
         self.rejected: list[dict] = []
 
     def add(self, key: str, tensors: Mapping[str, torch.Tensor], info: Mapping[str, str]) -> None:
@@ -334,6 +335,7 @@ class ShardWriter:
         line = json.dumps(dict(info)).encode()
         self._tar.write({"__key__": key, "json": line, "safetensors": save_tensors(dict(tensors))})
         self.samples += 1
+        self.names |= {key: key, info["origin"]: info["origin"]}
 
     def reject(self, origin: str, reason: str, detail: str = "", sha256: str = "") -> None:
         """List one medium as left out."""
@@ -372,12 +374,6 @@ def _is_leftover(path: Path) -> bool:
 
 def _name(number: int) -> str:
     return f"shard-{number:06d}.tar"
-
-
-def _json_lines(rows: list[dict]) -> bytes:
-    lines = io.BytesIO()
-    lines.writelines(map(json_line, rows))
-    return lines.getvalue()
 
 
 def _bytes_of(path: Path) -> bytes | None:

@@ -101,7 +101,11 @@ def test_data_behind_an_address_is_read_like_a_folder(tmp_path):
     memory.put(str(folder), "/bucket/photos", recursive=True)
     here = collect(folder)
     with collected("memory://bucket/photos") as there:
-        assert there.layout == here.layout and list(there.media) == list(here.media) and there.words == here.words
+        assert (
+            there.layout == here.layout
+            and list(there.media) == list(here.media)
+            and list(there.words) == list(here.words)
+        )
         assert all(there.media[origin].read() == here.media[origin].read() for origin in here.media)
         memory.rm("/bucket/photos/000.png")
         with pytest.raises(MediaError, match="can't be fetched"):

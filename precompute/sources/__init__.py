@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from .. import PrecomputeError
 from ..media import read_file
+from .spool import Spool
 
 if TYPE_CHECKING:
     from .tree import Tree
@@ -53,6 +54,15 @@ class Words:
     split: str | None = None
     id: str | None = None
     meta: dict = field(default_factory=dict)
+
+
+def _packed(words: Words) -> list:
+    return [getattr(words, name) for name in Words.__slots__]
+
+
+def _unpacked(row: list) -> Words:
+    media, turns, *rest = row
+    return Words(tuple(media), tuple(turns), *rest)
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ class Collection:
 
     layout: str
     media: dict[str, Medium]
-    words: list[Words]
+    words: Spool  # of Words
     problems: list[Problem]
 
 
@@ -124,7 +134,7 @@ def collect(path: Path | str) -> Collection:
     others = [other.name for other, _ in fitting[1:] if other.order < GENERAL]
     also = f" (it could also be read as {', '.join(others)}; this one is the most specific)" if others else ""
     print(f"--data is read as {layout.name}: {why}{also}")
-    found = Collection(layout.name, {}, [], [])
+    found = Collection(layout.name, {}, Spool(pack=_packed, unpack=_unpacked), [])
     for record in layout.read(tree):
         if isinstance(record, Medium):
             found.media.setdefault(record.origin, record)
