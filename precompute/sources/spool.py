@@ -12,11 +12,9 @@ class Spool(Sequence):
     pack: a record -> what JSON holds · unpack: the way back. The file has no name and vanishes with the process.
     """
 
-    def __init__(
-        self, pack: Callable[[object], object] = lambda it: it, unpack: Callable[[object], object] = lambda it: it
-    ):
+    def __init__(self, pack: Callable = lambda record: record, unpack: Callable = lambda record: record):
         self._pack, self._unpack = pack, unpack
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as the records
         self._starts = array("Q", [0])
 
     def append(self, record: object) -> None:
@@ -36,7 +34,7 @@ class Spool(Sequence):
     def __iter__(self) -> Iterator[object]:
         return (self[number] for number in range(len(self)))
 
-    def only(self, keep: Callable[[object], bool]) -> "Spool[T]":
+    def only(self, keep: Callable[[object], bool]) -> "Spool":
         """A new one with the records that `keep` says yes to."""
         chosen = Spool(self._pack, self._unpack)
         for record in self:
