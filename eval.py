@@ -43,6 +43,8 @@ class Options:
     """Answers generated at once; changes speed and memory, not the answers."""
     limit: int = 0
     """Score the first so many held-out texts of each split only (0: all)."""
+    controls: tuple[Literal["shuffled", "blank", "none"], ...] = ("shuffled", "blank", "none")
+    """Answers to compare with: from another medium's features, from their mean, without any."""
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
     device: str = "auto"
@@ -66,10 +68,11 @@ def main() -> None:
 
 
 def score(path: Path, options: Options, device: str) -> None:
-    """Answer every held-out text from its own features and from another's; write and print the scores."""
+    """Answer every held-out text with its medium and under each control; write and print the scores."""
     from live import adapter_folder, load_adapted
     from scoring.sheet import contact_sheet
-    from scoring.summary import counts, scores, swapped
+    from scoring.summary import swapped, warnings_of
+    from scoring.table import as_numbers, table
     from shards.read import FeatureSet
     from training.data import Encoded, feature_shape
     from training.run import Run
@@ -94,16 +97,18 @@ def score(path: Path, options: Options, device: str) -> None:
     for split in splits:
         chosen = [text for text in texts if text.split == split][: options.limit or None]
         rows[split] = predict(model, encoded, features, chosen, options)
-        found = {
-            "real": scores(rows[split]),
-            "shuffled": scores(rows[split], control=True),
-            "swapped": swapped(rows[split]),
-            "counts": counts(rows[split]),
-            "n": len(rows[split]),
-        }
-        result = result | found if split == splits[0] else result
-        result.setdefault("splits", {})[split] = found
-        print_table(split, found)
+        print()
+        found, said = all_scores(rows[split], texts)
+        part = as_numbers(found) | {"swapped": swapped(rows[split]), "n": len(rows[split])}
+        part["warnings"] = said + warnings_of(rows[split], found)
+        result = result | part if split == splits[0] else result
+        result.setdefault("splits", {})[split] = part
+        print(table(f"{split}: {part['n']} answers", found))
+        if other := part["swapped"]:
+            print(f"  with another medium's features, {other['n']} questions valid for both are right for that "
+                  f"other one at {other['qa_accuracy']:.3f} (for their own: {other['real']:.3f})")  # fmt: skip
+        for warning in part["warnings"]:
+            print(f"  {warning}")
     result |= {"run": str(path), "step": adapter_folder(path).parent.name, "features": str(features.path)}
 
     shown = pick(rows[splits[0]])
@@ -126,60 +131,73 @@ def check_encoder(features, config: dict) -> None:
 
 
 def predict(model, encoded, features, texts: list, options: Options) -> list:
-    """Generate the answers of `texts`, and their controls' from features of a medium that shows something else."""
-    from tqdm import tqdm
-
+    """The answers to `texts` with their media and under each control, as predictions; captions of a medium are one."""
     from adapters.boxes import said as in_words
     from scoring.control import stand_ins
     from scoring.summary import Prediction
+    from training.answers import answer, blank_feature, caption_groups, conditions
     from training.data import medium_contents, question_of
 
-    decimals = model.prompt.template.box_decimals
-    stand_in = stand_ins(medium_contents(features, texts))
-    if not stand_in:
-        print("no control: more than half of these media show the same, so none can stand in for another")
+    stand_in = stand_ins(medium_contents(features, texts)) if "shuffled" in options.controls else {}
+    if "shuffled" in options.controls and not stand_in:
+        print("no shuffled features: more than half of these media show the same, so none can stand in for another")
+    blank = blank_feature(features, encoded.kind) if "blank" in options.controls else None
+    groups = caption_groups([text for text in texts if text.turns[-1]["role"] == "assistant"])
+    under = conditions(options.controls, blank, stand_in)
+    said = answer(model, encoded, [text for text, _ in groups], under, options.batch, options.max_new_tokens)
     meta = {key: text.meta for text in texts for key in text.media}
-    by_length = sorted(texts, key=lambda text: (question_of(text) is not None, len(question_of(text) or "")))
-    rows = {}
-    conditions = [None, stand_in.__getitem__] if stand_in else [None]
-    with tqdm(total=len(texts) * len(conditions), unit=" answers", desc="answering") as bar:
-        for i in range(0, len(texts), options.batch):
-            part = by_length[i : i + options.batch]
-            said = []
-            for instead in conditions:
-                batch = encoded.batch(part, answer=False, instead=instead)
-                said.append(model.generate(batch.texts, batch.features, options.max_new_tokens))
-                bar.update(len(part))
-            for k, text in enumerate(part):
-                other = stand_in.get(text.media[0])
-                rows[text.id] = Prediction(
-                    id=text.id,
-                    media=" ".join(text.media),
-                    prompt=question_of(text) or "",
-                    answer=said[0][k],
-                    reference=in_words(text.turns[-1], decimals) if text.turns[-1]["role"] == "assistant" else "",
-                    control=said[1][k] if other else None,
-                    meta=text.meta,
-                    control_meta=meta[other] if other else {},
-                )
-    return [rows[text.id] for text in texts]
+    decimals = model.prompt.template.box_decimals
+    rows = []
+    for i, (text, alike) in enumerate(groups):
+        references = [in_words(one.turns[-1], decimals) for one in alike]
+        if question_of(text) and len(text.meta.get("answers") or ()) > 1:
+            references = text.meta["answers"]
+        other = stand_in.get(text.media[0])
+        controls = {"control" if name == "shuffled" else name: answers[i] for name, answers in said.items()}
+        rows.append(
+            Prediction(
+                id=text.id,
+                media=" ".join(text.media),
+                prompt=question_of(text) or "",
+                answer=controls.pop("real"),
+                reference=in_words(text.turns[-1], decimals),
+                references=references,
+                meta=text.meta,
+                control_meta=meta[other] if other else {},
+                **controls,
+            )
+        )
+    return rows
 
 
-def print_table(split: str, found: dict) -> None:
-    """Real beside shuffled, the gain from looking, and how many answers each rests on."""
-    from scoring.control import gain
+def all_scores(rows: list, texts: list) -> tuple[dict, list[str]]:
+    """Condition -> name -> score, and what is to be said about them; each prediction gets its own scores."""
+    import warnings
 
-    print(f"\n{split}: {found['n']} answers\n  {'score':<20}{'real':>8}{'shuffled':>10}{'gain':>8}{'n':>8}")
-    for name, real in found["real"].items():
-        control = found["shuffled"].get(name)
-        beside = f"{control:>10.3f}{gain(real, control):>8.2f}" if control is not None else f"{'-':>10}{'-':>8}"
-        print(f"  {name:<20}{real:>8.3f}{beside}{found['counts'][name]:>8}")
-    if found["swapped"]:
-        other = found["swapped"]
-        print(f"  with another medium's features, {other['n']} questions valid for both are answered right for that "
-              f"other one at {other['qa_accuracy']:.3f} (for their own: {other['real']:.3f})")  # fmt: skip
-    if found["shuffled"] and all(found["real"][name] - value < 0.02 for name, value in found["shuffled"].items()):
-        print("  blind: another medium's features do as well as the real ones")
+    from scoring import captions
+    from scoring.summary import CONTROLS, REAL, kind_of, majority, scores
+    from training.data import question_of
+
+    learnt = [
+        (kind_of(text), text.turns[-1]["content"]) for text in texts if text.split == "train" and question_of(text)
+    ]
+    source, said = majority(rows, learnt), []
+    wordy = [row for row in rows if not row.prompt]
+    captions.prepare(str(text) for row in wordy for text in (*row.right(), *map(row.said, (REAL, *CONTROLS))) if text)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = {condition: scores(rows, condition) for condition in (REAL, *CONTROLS)}
+    found = {condition: part for condition, part in found.items() if part or condition == REAL}
+    for name, part in found[REAL].items():
+        for row in rows:
+            if row.id in part.each:
+                row.score[name] = round(part.each[row.id], 4)
+    said += dict.fromkeys(str(warning.message) for warning in caught)
+    if wordy and not captions.available():
+        said.append("no CIDEr, BLEU and ROUGE-L of captions: they need pip install -e '.[scores]'")
+    if source:
+        said.append(f"majority: the commonest answer of each kind of question, from {source}")
+    return found, said
 
 
 def pick(rows: list, most: int = 8) -> list:

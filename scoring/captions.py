@@ -11,7 +11,7 @@ import io
 import math
 import re
 import shutil
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 
@@ -26,6 +26,8 @@ TINY, SMALL = 1e-15, 1e-9  # with which pycocoevalcap's BLEU keeps from dividing
 Captions = Mapping[Hashable, str]
 References = Mapping[Hashable, str | Sequence[str]]
 Tokens = dict[Hashable, list[str]]
+
+_tokens: dict[str, str] = {}  # caption -> its tokens
 
 
 def cider(predictions: Captions, references: References) -> Score:
@@ -69,7 +71,7 @@ def meteor(predictions: Captions, references: References) -> Score:
     """METEOR 1.5, from 0 to 1. It is no mean of items; its interval is that of the items' mean, moved to its value.
     Raises ScoreError as `cider`, and where there is no Java.
     """
-    if not shutil.which("java"):
+    if not has_java():
         raise ScoreError("METEOR is a Java program and there is no java here: install a Java runtime, or leave it out")
     scorer = _scorer("meteor.meteor", "Meteor")
     said, true, note = tokenise(predictions, references)
@@ -89,14 +91,37 @@ def tokenise(predictions: Captions, references: References, name: str = "") -> t
     true = {key: [_one_line(text) for text in _listed(texts)] for key, texts in references.items()}
     if empty := [key for key, texts in true.items() if not texts]:
         raise ScoreError(f"{len(empty)} items have no reference ({empty[0]!r}): leave them out")
-    if not shutil.which("java"):
+    if not has_java():
         return _plain(said), _plain(true), PLAIN
-    tokenizer = _scorer("tokenizer.ptbtokenizer", "PTBTokenizer")()
-    return *(tokenizer.tokenize(_wrapped(texts)) for texts in (said, true)), PTB
+    prepare([one for texts in (said, true) for listed in texts.values() for one in listed])
+    return *({key: [_tokens[one] for one in listed] for key, listed in texts.items()} for texts in (said, true)), PTB
+
+
+def prepare(texts: Iterable[str]) -> None:
+    """Tokenise captions ahead and remember them. The tokeniser takes each line by itself, but half a second of Java to
+    start: so all that is to be scored is best given at once.
+    """
+    wanted = dict.fromkeys(line for one in texts if (line := _one_line(one)) not in _tokens)
+    if wanted and available() and has_java():
+        lines = dict(enumerate(wanted))
+        found = _scorer("tokenizer.ptbtokenizer", "PTBTokenizer")().tokenize(
+            {key: [{"caption": line}] for key, line in lines.items()}
+        )
+        _tokens.update({line: found[key][0] for key, line in lines.items()})
+
+
+def available() -> bool:
+    """Whether captions can be scored here."""
+    return find_spec("pycocoevalcap") is not None
+
+
+def has_java() -> bool:
+    """Whether METEOR and the Penn Treebank's tokenisation can be had here."""
+    return shutil.which("java") is not None
 
 
 def _scorer(module: str, name: str) -> type:
-    if not find_spec("pycocoevalcap"):
+    if not available():
         raise ScoreError("caption scores need pycocoevalcap: pip install -e '.[scores]'")
     return _imported(module, name)
 
@@ -114,10 +139,6 @@ def _one_line(text: str) -> str:
 
 def _listed(texts: str | Sequence[str]) -> Sequence[str]:
     return [texts] if isinstance(texts, str) else texts
-
-
-def _wrapped(texts: Tokens) -> dict[Hashable, list[dict[str, str]]]:
-    return {key: [{"caption": one} for one in listed] for key, listed in texts.items()}
 
 
 def _plain(texts: Tokens) -> Tokens:

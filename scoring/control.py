@@ -4,6 +4,8 @@ import random
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
+from scoring.score import Score
+
 
 def derangement(contents: Sequence[Hashable], seed: int = 0) -> list[int] | None:
     """A permutation that gives every sample another one with different content; None when there is no such permutation.
@@ -33,3 +35,12 @@ def stand_ins(contents: Mapping[str, Hashable]) -> dict[str, str]:
 def gain(real: float, control: float) -> float:
     """How much of what the control leaves open is answered by looking: (real - control) / (1 - control)."""
     return (real - control) / (1 - control) if control < 1 else 0.0
+
+
+def gain_of(name: str, real: Score, control: Score | None) -> float | None:
+    """The gain of a named score; of CIDEr, which has no top that counts, the difference; None without a control, and
+    for what is no measure of right answers (the share of yes).
+    """
+    if control is None or name == "pope_yes":
+        return None
+    return real.value - control.value if "cider" in name else gain(real.value, control.value)

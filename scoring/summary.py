@@ -1,19 +1,29 @@
-"""From predictions to one flat table of scores."""
+"""From predictions to tables of scores: the real answers, and beside them those of each control."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from scoring.answers import same_answer, word_f1
+from scoring.answers import same_answer
+from scoring.measures import MEASURES
+from scoring.score import Score
 from scoring.tasks import task_of
+
+REAL = "real"
+CONTROLS = ("shuffled", "blank", "none", "majority")
+SAME, VARIED = 0.5, 0.3  # the commonest answer's share of all, and by how much more than among the references
 
 
 @dataclass
 class Prediction:
-    """One answer beside its reference, and the answer given from another medium's features (`control`), if any.
+    """One answer beside its references, and the answers given without the real features.
 
-    `meta` is the text's own; where it lists what the medium holds (see scoring.tasks) captions are scored by it too,
-    and `ask` names the kind of a question. `control_meta` is that of the medium that stood in.
+    control: with another medium's features · blank: with the mean of the training media's · none: with no medium at
+    all · majority: no model's, but the commonest reference of its kind of question. `references` are all that are
+    right, `reference` the first. `meta` is the text's own; where it lists what the medium holds (see scoring.tasks)
+    captions are scored by it too, and `kind_of` reads the kind of a question from it. `control_meta` is that of the
+    medium that stood in. `score` is the item's own score by name.
     """
 
     id: str
@@ -24,32 +34,75 @@ class Prediction:
     control: str | None = None
     meta: dict = field(default_factory=dict)
     control_meta: dict = field(default_factory=dict)
+    references: list = field(default_factory=list)
+    blank: str | None = None
+    none: str | None = None
+    majority: str | None = None
+    score: dict[str, float] = field(default_factory=dict)
+
+    def said(self, condition: str = REAL) -> str | None:
+        """The answer under a condition: "real" or one of `CONTROLS`."""
+        return getattr(self, {REAL: "answer", "shuffled": "control"}.get(condition, condition))
+
+    def right(self) -> list:
+        """All references."""
+        return self.references or [self.reference]
 
 
-def scores(rows: Sequence[Prediction], control: bool = False) -> dict[str, float]:
-    """Mean scores, each 0 to 1; with `control` those of the answers given from another medium's features.
+def scores(
+    rows: Sequence[Prediction], condition: str = REAL, measures: Sequence[str] = (), kinds: str = ""
+) -> dict[str, Score]:
+    """Every score of the answers given under `condition`, by name, in order; of rows that have one.
 
-    Captions: `caption_f1` (words shared with the reference) and, for the demo's media, the two scores of their task, as
-    `caption_scene` and `caption_objects` of scenes.
-    Questions: `qa_accuracy`, and `qa_<kind>` where texts name kinds.
+    measures: which of `MEASURES`, for all rows; by default those of captions for rows without a prompt, and for
+    questions the ten-answer rule where there are several references, else agreement. Where questions have kinds (see
+    `kind_of`) each has its share of a score, as `qa_<kind>`.
     """
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        said = row.control if control else row.answer
-        if said is None:
-            continue
-        for name, value in _of_one(row, said).items():
-            found.setdefault(name, []).append(value)
-    return {name: round(fmean(found[name]), 4) for name in sorted(found)}
-
-
-def counts(rows: Sequence[Prediction]) -> dict[str, int]:
-    """On how many answers each score rests."""
-    found: dict[str, int] = {}
-    for row in rows:
-        for name in _of_one(row, row.answer):
-            found[name] = found.get(name, 0) + 1
+    found: dict[str, Score] = {}
+    answered = [row for row in rows if row.said(condition) is not None]
+    for names, part in _by_measure(answered, measures):
+        said = {row.id: row.said(condition) for row in part}
+        by_id = {row.id: row for row in part}
+        for name in names:
+            for label, score in MEASURES[name](said, by_id).items():
+                found[label] = score
+                if label.startswith("qa_"):
+                    found |= _by_kind(score, by_id, kinds)
     return dict(sorted(found.items()))
+
+
+def kind_of(row: Prediction, name: str = "") -> str:
+    """The kind of a question: `name` in its meta, else what `ask`, `answer_type` or `question_type` there say; ""
+    where it has none.
+    """
+    ask = row.meta.get("ask")
+    given = (row.meta.get(name),) if name else (
+        ask.get("kind") if isinstance(ask, dict) else None, row.meta.get("answer_type"), row.meta.get("question_type")
+    )  # fmt: skip
+    return next((kind for kind in given if isinstance(kind, str) and kind), "")
+
+
+def majority(rows: Sequence[Prediction], train: Iterable[tuple[str, str]] = (), kinds: str = "") -> str:
+    """Fill in what always giving the commonest answer of each kind of question would say; returns where these come
+    from.
+
+    train: (kind, answer) of the texts learnt from. Kinds that these don't have take the commonest reference of the rows
+    themselves, which favours the control.
+    """
+    learnt: dict[str, Counter] = {}
+    for kind, answer in train:
+        learnt.setdefault(kind, Counter())[answer] += 1
+    own: dict[str, Counter] = {}
+    for row in rows:
+        if row.prompt:
+            own.setdefault(kind_of(row, kinds), Counter())[_commonest(row.right())] += 1
+    for row in rows:
+        if row.prompt:
+            kind = kind_of(row, kinds)
+            row.majority = str((learnt.get(kind) or own[kind]).most_common(1)[0][0])
+    if not own:
+        return ""
+    return "the training texts" if own.keys() <= learnt.keys() else "the references scored here"
 
 
 def swapped(rows: Sequence[Prediction]) -> dict[str, float] | None:
@@ -70,14 +123,44 @@ def swapped(rows: Sequence[Prediction]) -> dict[str, float] | None:
     return {"qa_accuracy": round(fmean(for_other), 4), "real": round(fmean(real), 4), "n": len(pairs)}
 
 
-def _of_one(row: Prediction, said: str) -> dict[str, float]:
-    if row.prompt:
-        right = float(same_answer(said, row.reference))
-        ask = row.meta.get("ask")
-        kind = ask.get("kind") if isinstance(ask, dict) else None
-        return {"qa_accuracy": right} | ({f"qa_{kind}": right} if kind else {})
-    found = {"caption_f1": word_f1(said, row.reference)}
-    if of := task_of(row.meta):
-        task, things = of
-        found |= {task.whole: float(task.correct(said, things)), task.parts: task.recall(said, things)}
-    return found
+def warnings_of(rows: Sequence[Prediction], found: Mapping[str, Mapping[str, Score]], kinds: str = "") -> list[str]:
+    """What a reader of the table must know: that looking gains nothing, or that answers hardly vary."""
+    real, shuffled = found[REAL], found.get("shuffled", {})
+    said = []
+    if shuffled and all(real[name].value - score.value < 0.02 for name, score in shuffled.items()):
+        said.append("blind: another medium's features do as well as the real ones")
+    groups: dict[str, list[Prediction]] = {}
+    for row in rows:
+        groups.setdefault(f"questions {kind_of(row, kinds)}".strip() if row.prompt else "captions", []).append(row)
+    for name, group in groups.items():
+        (answer, count), (_, usual) = (
+            Counter(texts).most_common(1)[0]
+            for texts in ([row.answer for row in group], [_commonest(row.right()) for row in group])
+        )
+        if len(group) > 1 and count > SAME * len(group) and count - usual > VARIED * len(group):
+            said.append(f"answers hardly vary: {count} of {len(group)} {name} get {answer[:60]!r}, where "
+                        f"the commonest reference is right for {usual}")  # fmt: skip
+    return said
+
+
+def _by_measure(rows: Sequence[Prediction], measures: Sequence[str]) -> list[tuple[Sequence[str], list[Prediction]]]:
+    if measures:
+        return [(measures, list(rows))] if rows else []
+    captions = [row for row in rows if not row.prompt]
+    several = [row for row in rows if row.prompt and len(row.right()) > 1]
+    single = [row for row in rows if row.prompt and len(row.right()) == 1]
+    parts = ((("captions", "things"), captions), (("vqa",), several), (("agreement",), single))
+    return [(names, part) for names, part in parts if part]
+
+
+def _by_kind(score: Score, rows: Mapping[str, Prediction], kinds: str) -> dict[str, Score]:
+    from scoring.score import mean
+
+    parts: dict[str, dict[str, float]] = {}
+    for key, value in score.each.items():
+        parts.setdefault(kind_of(rows[key], kinds), {})[key] = value
+    return {f"qa_{kind}": mean(part, score.note) for kind, part in parts.items() if kind}
+
+
+def _commonest(references: Sequence) -> str:
+    return str(Counter(map(str, references)).most_common(1)[0][0])

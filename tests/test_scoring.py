@@ -3,14 +3,18 @@
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from scoring.answers import same_answer, word_f1, words
-from scoring.control import gain
+from scoring.control import gain, gain_of
+from scoring.score import mean
 from scoring.sheet import contact_sheet
-from scoring.summary import Prediction, counts, scores, swapped
+from scoring.summary import Prediction, majority, scores, swapped, warnings_of
+from scoring.table import as_numbers, table
 from shards.read import Text
-from training.data import medium_contents
+from training.answers import Condition, answer, caption_groups, conditions
+from training.data import Batch, medium_contents
 from training.heldout import still_blind
 
 STAR = {"colour": "blue", "shape": "star", "size": "small", "place": "left"}
@@ -33,6 +37,12 @@ def test_gain_is_the_share_of_the_open_rest():
     assert gain(0.9, 0.5) == pytest.approx(0.8) and gain(1, 1) == 0 and gain(0.2, 0.6) < 0
 
 
+def values(rows, condition="real", **how):
+    """name -> value, without the corpus scores of captions, which test_scores.py holds to the official ones."""
+    found = scores(rows, condition, **how)
+    return {name: score.value for name, score in found.items() if name.split("_")[1] not in ("bleu4", "cider", "rouge")}
+
+
 def question(i, answer, control, reference, ask, objects, other):
     return Prediction(
         id=str(i), media="m", prompt="?", answer=answer, reference=reference, control=control,
@@ -51,13 +61,127 @@ ROWS = [
 
 
 def test_scores_by_kind_with_the_control_beside():
-    real, control = scores(ROWS), scores(ROWS, control=True)
-    assert real["qa_accuracy"] == 0.75 and real["qa_colour"] == pytest.approx(0.6667) and real["qa_count"] == 1
-    assert control["qa_accuracy"] == 0.5 and control["qa_colour"] == pytest.approx(0.6667)
+    real, control = values(ROWS), values(ROWS, "shuffled")
+    assert real["qa_accuracy"] == 0.75 and real["qa_colour"] == pytest.approx(2 / 3) and real["qa_count"] == 1
+    assert control["qa_accuracy"] == 0.5 and control["qa_colour"] == pytest.approx(2 / 3)
     assert real["caption_scene"] == real["caption_objects"] == 1 and control["caption_scene"] == 0
-    assert counts(ROWS) == {
+    assert {name: score.n for name, score in scores(ROWS).items()} == {
         "caption_f1": 1, "caption_objects": 1, "caption_scene": 1, "qa_accuracy": 4, "qa_colour": 3, "qa_count": 1
     }  # fmt: skip
+    found = {"real": scores(ROWS), "shuffled": scores(ROWS, "shuffled")}
+    numbers = as_numbers(found)
+    assert numbers["real"]["qa_colour"] == 0.6667 and numbers["shuffled"]["qa_accuracy"] == 0.5
+    assert numbers["gain"]["qa_accuracy"] == 0.5 and numbers["counts"]["qa_count"] == 1
+    low, high = numbers["intervals"]["real"]["qa_accuracy"]
+    assert low < 0.75 <= high
+    lines = table("heldout: 5 answers", found).splitlines()
+    row = next(line.split() for line in lines if "qa_accuracy" in line)
+    assert row == ["qa_accuracy", "0.750", f"{low:.3f}", "to", f"{high:.3f}", "0.500", "0.50", "4"]
+
+
+def test_captions_take_all_their_references():
+    rows = [
+        Prediction(str(i), "m", "", words, "a dog", references=["a dog", words]) for i, words in enumerate(
+            ("two cats asleep on a mat", "a man rides a red bike")
+        )
+    ]  # fmt: skip
+    with pytest.warns(UserWarning, match="CIDEr of 2 items means little"):
+        found = scores(rows)
+    assert found["caption_f1"].value == 1 and found["caption_bleu4"].value == pytest.approx(1)
+    assert found["caption_rouge_l"].value == pytest.approx(1) and found["caption_cider"].value > 1
+
+
+def test_ten_answers_are_scored_by_the_vqa_rule():
+    people = ["blue"] * 3 + ["navy"] * 7
+    rows = [
+        Prediction("1", "m", "?", "blue", "navy", "red", {"answer_type": "other"}, references=people),
+        Prediction("2", "m", "?", "yes", "yes", "yes", {"answer_type": "yes/no"}, references=["yes"] * 10),
+    ]
+    # Three of ten said blue: left out in turn, 3 times 2/3 and 7 times 1.
+    assert values(rows) == pytest.approx({"qa_vqa": 0.95, "qa_other": 0.9, "qa_yes/no": 1})
+    assert scores(rows)["qa_vqa"].note == "normalised: official"
+
+
+def test_the_majority_comes_from_training_where_it_can():
+    def asked(i, kind, reference):
+        return Prediction(str(i), "m", "?", "x", reference, meta={"question_type": kind})
+
+    rows = [asked(1, "what", "cat"), asked(2, "what", "cat"), asked(3, "what", "dog"), asked(4, "how", "two")]
+    assert majority(rows) == "the references scored here"
+    assert [row.majority for row in rows] == ["cat", "cat", "cat", "two"]
+    assert majority(rows, [("what", "dog"), ("how", "one"), ("how", "one")]) == "the training texts"
+    assert [row.majority for row in rows] == ["dog", "dog", "dog", "one"]
+    assert values(rows, "majority")["qa_accuracy"] == 0.25
+    assert majority([Prediction("1", "m", "", "a", "a")]) == ""
+
+
+def test_a_blind_model_and_one_that_always_says_the_same_are_named():
+    def rows_of(answers, references):
+        return [Prediction(str(i), "m", "?", a, r, a) for i, (a, r) in enumerate(zip(answers, references, strict=True))]
+
+    blind = rows_of(["yes", "no"] * 4, ["yes", "no", "no", "yes"] * 2)
+    seeing = [Prediction(str(i), "m", "?", word, word, "x") for i, word in enumerate("abcd")]
+    same = rows_of(["dog"] * 9 + ["cat"], ["dog", "cat", "cow", "pig", "hen"] * 2)
+
+    def said(rows):
+        return warnings_of(rows, {"real": scores(rows), "shuffled": scores(rows, "shuffled")})
+
+    assert said(seeing) == []
+    assert said(blind) == ["blind: another medium's features do as well as the real ones"]
+    (_, hardly) = said(same)
+    assert hardly.startswith("answers hardly vary: 9 of 10 questions get 'dog'") and hardly.endswith("right for 2")
+
+
+def test_gain_of_cider_is_the_difference():
+    assert gain_of("caption_cider", mean({1: 1.2}), mean({1: 0.2})) == pytest.approx(1)
+    assert gain_of("qa_accuracy", mean({1: 0.9}), mean({1: 0.5})) == pytest.approx(0.8)
+    assert gain_of("qa_accuracy", mean({1: 0.9}), None) is None and gain_of("pope_yes", *[mean({1: 0.9})] * 2) is None
+
+
+class Parrot:
+    """Says what it was given: the prompt's words and the features' sum; counts how much it was asked."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def batch(self, texts, *, answer, media, instead):
+        rows = {key: torch.full((2,), float(instead(key) if instead else key)) for text in texts for key in text.media}
+        keys = list(rows) if media else []
+        return Batch(list(texts), keys, torch.stack([rows[key] for key in keys]) if keys else torch.zeros(0, 2), 0)
+
+    def generate(self, texts, features, most, **decoding):
+        self.asked += len(texts)
+        return [f"{text.turns[0]['content']} {sum(features[k].sum().item() for k in text.media if k in features):g}"
+                for text in texts]  # fmt: skip
+
+
+def test_answers_that_depend_on_the_words_alone_are_asked_once():
+    parrot = Parrot()
+    words = [("1", "what"), ("2", "what"), ("3", "which one"), ("3", "what")]
+    said = {"role": "assistant", "content": "x"}
+    texts = [
+        Text(f"t{i}", (key,), ({"role": "user", "content": asked}, said), "heldout")
+        for i, (key, asked) in enumerate(words)
+    ]
+    under = conditions(("shuffled", "blank", "none"), torch.full((2,), 5.0), {"1": "2", "2": "3", "3": "1"})
+    said = answer(parrot, parrot, texts, under, batch=3, max_new_tokens=4)
+    assert said == {
+        "real": ["what 2", "what 4", "which one 6", "what 6"],
+        "shuffled": ["what 4", "what 6", "which one 2", "what 2"],
+        "blank": ["what 10", "what 10", "which one 10", "what 10"],
+        "none": ["what 0", "what 0", "which one 0", "what 0"],
+    }
+    assert parrot.asked == 4 + 4 + 2 + 2
+    assert conditions(("blank", "shuffled"), None, {}) == {"real": Condition(), "blank": Condition()}
+
+
+def test_captions_of_one_medium_are_answered_once():
+    said = ({"role": "assistant", "content": "x"},)
+    asked = ({"role": "user", "content": "?"}, *said)
+    texts = [Text(str(i), (key,), turns, "val") for i, (key, turns) in enumerate(
+        [("a", said), ("b", said), ("a", said), ("a", asked), ("a", asked)]
+    )]  # fmt: skip
+    assert [[text.id for text in group] for _, group in caption_groups(texts)] == [["0", "2"], ["1"], ["3"], ["4"]]
 
 
 def test_swapped_counts_only_questions_valid_for_both_and_judges_by_the_other():
@@ -73,7 +197,7 @@ STILL = {"colour": "blue", "shape": "star", "pace": "still", "way": "nowhere", "
 
 
 def asked(things, ask, answer, control, reference, own, other):
-    return Prediction("q", "m", "?", answer, reference, control, {"ask": ask, things: own}, {things: other})
+    return Prediction(str(ask), "m", "?", answer, reference, control, {"ask": ask, things: own}, {things: other})
 
 
 def test_sounds_are_scored_by_their_own_task():
@@ -87,7 +211,7 @@ def test_sounds_are_scored_by_their_own_task():
               turned),
         asked("events", {"kind": "count"}, "two", "one", "two", both, [LOW_BELL]),
     ]  # fmt: skip
-    real, control = scores(rows), scores(rows, control=True)
+    real, control = values(rows), values(rows, "shuffled")
     # The second caption leaves the drum out: half of the recordings whole, three quarters of the events named.
     assert real["caption_recording"] == 0.5 and real["caption_events"] == 0.75
     # The control tells both sounds of the first in the wrong order, and nothing of the second.
@@ -105,7 +229,7 @@ def test_clips_are_scored_by_their_own_task():
         asked("movers", {"kind": "way", "colour": "red", "shape": "ring"}, "up", "left", "up", [UP, STILL], other),
         asked("movers", {"kind": "object", "pace": "still"}, "blue star", "x", "blue star", [UP, STILL], other),
     ]
-    real, control = scores(rows), scores(rows, control=True)
+    real, control = values(rows), values(rows, "shuffled")
     assert real == {
         "caption_clip": 1,
         "caption_f1": 1,
@@ -124,7 +248,7 @@ def test_other_peoples_objects_are_left_alone(listed):
         Prediction("1", "m", "", "a red ring", "a red ring", "a moon", {"objects": listed}, {"objects": listed}),
         Prediction("2", "m", "?", "yes", "yes", "no", {"objects": listed, "ask": "is it"}, {"objects": listed}),
     ]
-    assert set(scores(rows)) == {"caption_f1", "qa_accuracy"} and swapped(rows) is None
+    assert set(values(rows)) == {"caption_f1", "qa_accuracy"} and swapped(rows) is None
 
 
 @pytest.mark.parametrize("name", ["objects", "events", "movers"])

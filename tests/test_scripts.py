@@ -83,12 +83,18 @@ def test_train_and_eval_end_to_end(workshop):
     assert (run / "samples.md").read_text().count("## step") == 2
 
     table = script(workshop, "eval.py", "--max-new-tokens", "8")
-    assert re.search(r"caption_f1 +[\d.]+ +[\d.]+ +-?[\d.]+ +\d+", table)
+    assert re.search(r"caption_f1 +[\d.]+ +[\d.]+ to [\d.]+( +[\d.]+){3} +-?[\d.]+ +\d+", table)
+    assert re.search(r"CIDEr of \d+ items means little; use at least 100", table)
     result = json.loads((run / "eval.json").read_text())
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert result["version"] == 1 and result["n"] == len(rows) == result["counts"]["caption_f1"] >= 16
-    assert set(result["real"]) == set(result["shuffled"]) == {"caption_f1"}
-    assert {"id", "media", "prompt", "answer", "reference", "control"} <= set(rows[0])
+    names = {"caption_f1", "caption_bleu4", "caption_cider", "caption_rouge_l"}
+    for condition in ("real", "shuffled", "blank", "none"):
+        assert set(result[condition]) == set(result["intervals"][condition]) == names
+    low, high = result["intervals"]["real"]["caption_f1"]
+    assert low <= result["real"]["caption_f1"] <= high and set(result["gain"]) == names
+    assert {"id", "media", "prompt", "answer", "reference", "control", "blank", "none", "score"} <= set(rows[0])
+    assert len({row["blank"] for row in rows}) == len({row["none"] for row in rows}) == 1  # there is nothing to see
     before = (run / "evals" / "1.json").read_text()
     script(workshop, "eval.py", "--batch", "1", "--max-new-tokens", "8")
     again = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
