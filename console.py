@@ -15,6 +15,7 @@ from pathlib import Path
 
 from adapters import AdapterError
 from precompute import PrecomputeError
+from scoring import ScoreError
 from shards import FeatureSetError
 from training import RunError
 
@@ -23,7 +24,7 @@ class DeviceError(ValueError):
     """The device asked for can't be used; the message says what to do."""
 
 
-USER_ERRORS = (AdapterError, PrecomputeError, FeatureSetError, RunError, DeviceError)
+USER_ERRORS = (AdapterError, PrecomputeError, FeatureSetError, RunError, ScoreError, DeviceError)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -4,6 +4,7 @@ python eval.py                                                      the newest r
 python eval.py --run runs/first --image cat.jpg --prompt "What is on the table?"
 python eval.py --run runs/first --image cat.jpg                     a chat about it
 python eval.py --run runs/clips --video cat.mp4 --prompt ""         a caption; --audio for a sound
+python eval.py --compare runs/*                                     what differed, what it did, what it cost
 """
 
 import json
@@ -35,6 +36,12 @@ class Options:
     """Another texts file for the same media (default: the one the run was trained on)."""
     partial: bool = False
     """Accept a texts file that names media the feature set lacks; they are counted and left out."""
+    data: Path | None = None
+    """The folder of media the features come from, so that report.html can play sounds and show a clip's frames."""
+    compare: tuple[Path, ...] = ()
+    """Runs to put side by side in a table and a picture; no model is loaded."""
+    out: Path = Path("runs/compare.md")
+    """Where the table of --compare goes; the picture stands beside it as .png."""
     lm: str | None = None
     """Where the run's language model is now, if it has moved."""
     precision: Literal["auto", "fp32", "fp16", "bf16", "8bit", "4bit"] = "auto"
@@ -55,6 +62,8 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     if options.batch < 1 or options.limit < 0 or options.max_new_tokens < 1:
         raise RunError("--batch and --max-new-tokens must be at least 1, and --limit can't be negative")
+    if options.compare:
+        return compare(options.compare, options.out)
     device = choose_device(options.device)
     from training.run import newest_run
 
@@ -115,6 +124,7 @@ def score(path: Path, options: Options, device: str) -> None:
     sheet = contact_sheet(shown, [features.thumbnail(row.media.split()[0]) for row in shown])
     predictions = [{"split": split, **asdict(row)} for split in splits for row in rows[split]]
     print(f"written: {write(folder, result, predictions, sheet)}, {path}/predictions.jsonl, {path}/samples.png")
+    print(f"written: {write_report(path, features, options.data)}; open it in a browser")
 
 
 def check_encoder(features, config: dict) -> None:
@@ -230,6 +240,41 @@ def write(folder, result: dict, predictions: list[dict], sheet) -> Path:
     replace_bytes(folder.path / "samples.png", picture.getvalue())
     replace_bytes(folder.path / "eval.json", text)
     return folder.path / "eval.json"
+
+
+def write_report(path: Path, features, data: Path | None) -> Path:
+    """Write report.html into a run that was scored on `features`, whose media may lie in the folder `data`."""
+    from precompute.preview import preview
+    from scoring.report import Medium, report
+    from scoring.runs import RunFolder
+    from shards.atomic import replace_bytes
+
+    def medium(key: str) -> Medium:
+        if key not in known:
+            return Medium(name=key, note="not in this feature set")
+        pictures, sound, note = preview(features, key, data)
+        return Medium(tuple(pictures), sound, features.info(key)["origin"], note)
+
+    known = set(features.keys)
+    replace_bytes(path / "report.html", report(RunFolder(path), medium).encode())
+    return path / "report.html"
+
+
+def compare(paths: tuple[Path, ...], out: Path) -> None:
+    """Print the table of several runs, and write it and its picture."""
+    import io
+
+    from scoring.compare import open_runs, picture, table
+    from shards.atomic import replace_bytes
+
+    runs = open_runs(paths)
+    print(text := table(runs))
+    drawn = io.BytesIO()
+    picture(runs).save(drawn, "PNG")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_bytes(out, text.encode())
+    replace_bytes(out.with_suffix(".png"), drawn.getvalue())
+    print(f"written: {out}, {out.with_suffix('.png')}")
 
 
 def look(path: Path, options: Options, device: str) -> None:

@@ -28,7 +28,7 @@ MAY = {
     "precompute": {"shards"},
     "training": {"shards", "adapters"},
     "live": {"shards", "adapters", "precompute", "training"},
-    "console": {"shards", "adapters", "precompute", "training"},
+    "console": {"shards", "adapters", "precompute", "training", "scoring"},
 }
 # The command line of a package is a script in all but its place: it may talk to the person.
 ENTRIES = {"precompute/cli.py", "precompute/__main__.py", "adapters/__main__.py"}

@@ -101,6 +101,8 @@ def test_train_and_eval_end_to_end(workshop):
     assert again == rows, "answers depend on the batch"
     assert (run / "evals" / "1.json").read_text() == before and (run / "evals" / "2.json").exists()
     Image.open(run / "samples.png").verify()
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/jpeg") >= 16 and "held out, shuffled" in page and "a small blue star" in page
 
 
 def test_a_live_picture_answers_as_its_shard_does(workshop):

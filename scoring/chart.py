@@ -1,0 +1,73 @@
+"""A line chart as inline SVG, with no script, font or address in it."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from math import floor, isfinite, log10
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 640, 260, 52, 12, 14, 30
+MOST_POINTS = 400
+
+Points = Sequence[tuple[float, float]]
+
+
+def line_chart(series: Mapping[str, Points], x_label: str = "step", least: float | None = 0.0) -> str:
+    """An SVG of named lines, each (x, y) in order of x, which the page's CSS colours as `.line-0`, `.line-1` and so on.
+    The y axis begins at `least`, or with None at the lowest value. What isn't finite is left out; without a single
+    point, "".
+    """
+    lines = {name: [(x, y) for x, y in points if isfinite(x) and isfinite(y)] for name, points in series.items()}
+    places = [point for points in lines.values() for point in points]
+    if not places:
+        return ""
+    right = max(x for x, _ in places) or 1.0
+    low = min(y for _, y in places) if least is None else least
+    high = max(*(y for _, y in places), low + 1e-9)
+    marks = ticks(low, high)
+    high = max(high, marks[-1])
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = LEFT + (WIDTH - LEFT - RIGHT) * x / right
+        return round(across, 1), round(HEIGHT - FOOT - (HEIGHT - FOOT - TOP) * (y - low) / (high - low), 1)
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(", ".join(lines))}">']
+    for mark in marks:
+        _, y = at(0, mark)
+        parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{mark:g}</text>')
+    for mark in ticks(0, right):
+        x, _ = at(min(mark, right), low)
+        parts.append(f'<text x="{x}" y="{HEIGHT - FOOT + 16}" text-anchor="middle">{mark:g}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">{escape(x_label)}</text>')
+    for number, points in enumerate(lines.values()):
+        shown = [at(x, y) for x, y in thinned(points)]
+        if len(shown) > 1:
+            path = "M" + "L".join(f"{x} {y}" for x, y in shown)
+            parts.append(f'<path class="line line-{number}" d="{path}"/>')
+        if len(shown) <= 40:
+            parts += [f'<circle class="dot line-{number}" cx="{x}" cy="{y}" r="2.5"/>' for x, y in shown]
+    return "".join([*parts, "</svg>"])
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`, at most `most` of them."""
+    span = max(high - low, 1e-12)
+    unit = 10 ** floor(log10(span / most))
+    step = next(unit * k for k in (1, 2, 5, 10, 20) if span / (unit * k) <= most - 1)
+    first = -floor(-low / step + 1e-9)
+    return [round(k * step, 12) for k in range(first, floor(high / step + 1e-9) + 1)]
+
+
+def smoothed(points: Points, keep: float = 0.95) -> list[tuple[float, float]]:
+    """The exponential mean of y, corrected for its start as Adam's is; what isn't finite is left out."""
+    found, mean, weight = [], 0.0, 0.0
+    for x, y in points:
+        if isfinite(y):
+            mean, weight = keep * mean + (1 - keep) * y, keep * weight + 1 - keep
+            found.append((x, mean / weight))
+    return found
+
+
+def thinned(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]]:
+    """At most about `most` of the points, evenly chosen, the last among them."""
+    step = max(1, len(points) // most)
+    return [*points[:-1:step], *points[-1:]]
