@@ -1,0 +1,78 @@
+"""Runs side by side: what the table says of made-up runs, and where the picture puts their dots."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from scoring import ScoreError, compare
+
+
+def make_run(folder: Path, adapter: str, lr: float, value: float | None, ids: str = "abc") -> None:
+    weights = folder / "steps" / "000002" / "adapter"
+    weights.mkdir(parents=True)
+    save_file({"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float32)}, weights / "adapter.safetensors")
+    (folder / "last").write_text("000002\n")
+    (folder / "config.toml").write_text(
+        f'adapter = "{adapter}"\nlr = {lr}\nbatch = 8\nsave_every = {len(adapter)}\ndelimiters = ["a|b", ""]\n'
+    )
+    steps = [{"step": step, "loss": 1.0, "targets": 100, "seconds": 2.5} for step in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
+    if value is not None:
+        found = {"real": {"caption_f1": value, "qa_accuracy": value / 2}, "shuffled": {"caption_f1": 0.25},
+                 "intervals": {"real": {"caption_f1": [value - 0.1, value + 0.1]}}, "n": len(ids)}  # fmt: skip
+        (folder / "eval.json").write_text(json.dumps({"splits": {"heldout": found}}))
+        (folder / "predictions.jsonl").write_text("".join(json.dumps({"id": one}) + "\n" for one in ids))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    make_run(tmp_path / "low", "mlp8", 0.001, 0.5)
+    make_run(tmp_path / "high", "mlp16", 0.001, 0.75)
+    make_run(tmp_path / "unscored", "mlp16", 0.01, None)
+    (tmp_path / "compare.md").write_text("an older table")
+    return tmp_path
+
+
+def test_the_table_says_what_differed_and_what_it_did(runs):
+    found = compare.open_runs(sorted(runs.iterdir()))
+    assert [run.name for run in found] == ["high", "low", "unscored"]
+    assert compare.differing(found) == {"adapter": ["mlp16", "mlp8", "mlp16"], "lr": ["0.001", "0.001", "0.01"]}
+    text = compare.table(found)
+    lines = text.splitlines()
+    assert lines[0] == "| run | adapter | lr | caption_f1 | qa_accuracy | steps | seconds | target tokens | trained |"
+    assert lines[2] == "| high | mlp16 | 0.001 | 0.750 [0.650, 0.850] (0.250) | 0.375 | 2 | 5 | 200 | 17 |"
+    assert lines[4] == "| unscored | mlp16 | 0.01 | not scored | not scored | 2 | 5 | 200 | 17 |"
+    assert "Not scored (python eval.py --run ...): unscored." in text and "compare badly" not in text
+    make_run(runs / "others", "mlp8", 0.001, 0.5, ids="abd")
+    assert "scored on different texts" in compare.table(compare.open_runs(list(runs.iterdir())))
+    with pytest.raises(ScoreError, match="is a run"):
+        compare.open_runs([runs / "compare.md"])
+
+
+def test_the_picture_shows_each_run_where_its_score_is(runs):
+    found = compare.open_runs(sorted(runs.iterdir()))
+    sheet = compare.picture(found)
+    pixels = np.asarray(sheet)
+    left = sheet.width - 3 * (compare.PANEL + compare.GAP)  # where the first panel begins
+    for place, value in ((0, 0.75), (1, 0.5)):
+        y = int(compare.LINE * (2 * place + 1.5) + 12)
+        blue = np.flatnonzero((pixels[y, left : left + compare.PANEL + 20] == compare.REAL).all(-1))
+        assert abs(blue.max() - compare.PANEL * (value + 0.1)) < 3, "the interval ends there"
+        above = np.flatnonzero((pixels[y - 3, left : left + compare.PANEL] == compare.REAL).all(-1))
+        assert abs(above.max() - compare.PANEL * value) < 6, "the dot"
+
+
+def test_compare_from_the_command_line_loads_no_model(runs, monkeypatch, capsys):
+    import eval as eval_script
+
+    monkeypatch.chdir(runs)
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--compare", "low", "high", "--out", "new/table.md"])
+    monkeypatch.setattr(eval_script, "choose_device", lambda name: pytest.fail("no device is needed"))
+    eval_script.main()
+    assert capsys.readouterr().out.splitlines()[2].startswith("| high |")
+    assert (runs / "new" / "table.md").read_text().startswith("| run | adapter |")
+    assert (runs / "new" / "table.png").read_bytes().startswith(b"\x89PNG")
