@@ -141,7 +141,7 @@ def card(row: Mapping, show: Callable[[str], dict]) -> dict:
         "media": [show(key) for key in str(row.get("media", "")).split()[:4]],
         "prompt": short(row.get("prompt") or ""),
         "answer": short(row.get("answer") or ""),
-        "reference": short(row.get("reference") or ""),
+        "reference": short(" / ".join(dict.fromkeys(map(str, row.get("references") or [row.get("reference") or ""])))),
         "control": None if row.get("control") is None else short(row["control"]),
         "quality": quality(row),
     }

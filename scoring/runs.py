@@ -16,6 +16,9 @@ from safetensors import safe_open
 from scoring.score import ScoreError
 
 
+LESSER = ("_f1", "_bleu4", "_rouge_l", "_meteor")  # scores of captions that others say better
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """One training's folder, see docs/formats.md. Raises ScoreError when it holds no config.toml that can be read."""
@@ -120,11 +123,12 @@ def interval_of(found: Mapping, name: str) -> tuple[float, float] | None:
 
 
 def headline(found: Mapping, most: int = 4) -> list[str]:
-    """The names of the scores that stand for all: for captions and for questions the broadest ones, those of single
-    kinds of question left out."""
+    """The names of the scores that stand for all: no single kinds of question, and of captions first CIDEr and what
+    the task itself counts, as far as there are such.
+    """
     names = list(found.get("real") or {})
-    broad = [name for name in names if not name.startswith("qa_") or name == "qa_accuracy"]
-    return (broad or names)[:most]
+    broad = [name for name in names if not name.startswith("qa_") or name in ("qa_accuracy", "qa_vqa")]
+    return sorted(broad or names, key=lambda name: name.endswith(LESSER))[:most]
 
 
 def _cells(line: str) -> list[str]:
