@@ -4,6 +4,7 @@ python train.py --adapter mlp16                                     the newest f
 python train.py --adapter linear --features features/photos --lm HuggingFaceTB/SmolLM2-360M
 python train.py --recipe llava-1.5 --tiny                            as a published system, in miniature; see --list
 python train.py --resume runs/first
+torchrun --nproc-per-node 8 train.py --adapter mlp16                on 8 GPUs; see docs/scaling.md
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from training import RunError
 from training.options import Options, given
 
 if TYPE_CHECKING:  # what takes a second to import, --help does without
+    from training.distributed import Ranks
     from training.frozen import Frozen
     from training.run import Run
 
@@ -35,17 +37,27 @@ def main() -> None:
         return print(listing())
     device = choose_device(options.device)
 
+    from training.distributed import join
     from training.frozen import Frozen
     from training.run import Run
     from training.settings import new_settings, resumed
 
-    # 1. What is to be done. A resumed run has its own settings.
+    # 1. What is to be done, and by how many. A resumed run has its own settings.
+    ranks = join(device)
     old = Run.open(options.resume) if options.resume else None
     settings = resumed(old, given(options)) if old else new_settings(options, tiny_folder())
-    train(settings, Frozen(device), options.name, old, options.partial)
+    train(settings, Frozen(ranks.device), ranks, options.name, old, options.partial)
+    ranks.leave()
 
 
-def train(settings: dict, frozen: "Frozen", name: str | None, old: "Run | None" = None, partial: bool = False) -> bool:
+def train(
+    settings: dict,
+    frozen: "Frozen",
+    ranks: "Ranks",
+    name: str | None,
+    old: "Run | None" = None,
+    partial: bool = False,
+) -> bool:
     """Train one adapter: a new run of that name, or `old` from its last checkpoint on.
 
     Returns True at its end, and False when it was stopped before, with a checkpoint.
@@ -65,7 +77,7 @@ def train(settings: dict, frozen: "Frozen", name: str | None, old: "Run | None" 
     from training.heldout import choose_heldout, heldout_losses, sample_answers, scale_ratio, still_blind
     from training.plan import plan
     from training.progress import ProgressBar, StopRequest
-    from training.run import Run, load_optimizer_state, optimizer_state
+    from training.run import Onlooker, Run, load_optimizer_state, optimizer_state
     from training.settings import refuse_changes, run_path, settle_length, template_fields
     from training.step import make_optimizer, set_rates, take_step
     from training.warm_start import warm_start
@@ -81,6 +93,7 @@ def train(settings: dict, frozen: "Frozen", name: str | None, old: "Run | None" 
         "texts": sha256(settings["text"]) if settings.get("text") else features.texts_sha256,
         "device": torch.device(device).type,
     }
+    ranks.agree("settings or files", [settings, identity])
     if old:
         checkpoint = old.load_state(device)
         facts = checkpoint["facts"]
@@ -131,25 +144,26 @@ def train(settings: dict, frozen: "Frozen", name: str | None, old: "Run | None" 
     print(f"texts: {len(kept.texts):,} to learn from, {len(heldout)} held out for the loss{left_out}")
 
     # 5. How long, and what it will need.
-    steps = Steps(encoded, kept, settings["batch"], settings["seed"], settings["texts_per_medium"])
+    sizes = (settings[name] for name in ("batch", "seed", "texts_per_medium"))
+    steps = Steps(encoded, kept, *sizes, ranks.rank, ranks.size)
     settle_length(settings, steps.per_epoch)
     needs = plan(lm, adapter, max(kept.lengths), settings["rerun_layers"])
     print(needs)
     micro = facts["micro_batch"] if old else settings["micro_batch"]
-    micro = micro or needs.micro_batch(settings["batch"], max(kept.lengths))
+    micro = micro or int(ranks.least(needs.micro_batch(settings["batch"], max(kept.lengths))))
 
     # 6. A folder of its own, or the old one at its last checkpoint.
     optimizer = make_optimizer(adapter, settings)
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=lm.dtype == torch.float16)
     if old:
-        folder, first, best = old, facts["step"], facts["best"]
+        folder, first, best = old if ranks.first else Onlooker(old.path), facts["step"], facts["best"]
         load_optimizer_state(optimizer, checkpoint["tensors"])
         scaler.load_state_dict(facts["scaler"])
         torch.set_rng_state(checkpoint["tensors"]["generator"].cpu())
         folder.cut_back(first)
         print(f"run: {folder.path}, going on after step {first} of {settings['steps']}")
     else:
-        rows = steps[0].rows.to(device)
+        rows = steps.share(0).rows.to(device)
         factor = adapter.match_scale(rows)
         if words := settings["start_words"]:
             ids = lm.tokenizer.encode(words, add_special_tokens=False)
@@ -160,8 +174,11 @@ def train(settings: dict, frozen: "Frozen", name: str | None, old: "Run | None" 
                 f"warm start: {len(apart)} steps, contrast with the words from {apart[0]:.2f} to {apart[-1]:.2f} nats"
             )
         settings |= {"template": template.style, "delimiters": list(template.delimiters)}
-        folder, first, best = Run.create(run_path(name, adapter.spec), settings), 0, None
+        path = run_path(name, adapter.spec)
+        folder, first, best = Run.create(path, settings) if ranks.first else Onlooker(path), 0, None
         print(f"run: {folder.path}" + (f", the projector's last layer scaled by {factor:.3g}" if factor != 1 else ""))
+
+    ranks.start_alike(model.trained().values())
 
     def save(step: int, is_best: bool) -> None:
         about = {
@@ -181,16 +198,15 @@ def train(settings: dict, frozen: "Frozen", name: str | None, old: "Run | None" 
         folder.save(step, lambda path: save_adapter(path, adapter, about), state, KEEP_CHECKPOINTS, is_best)
 
     # 7. Train.
-    stop, bar = StopRequest(), ProgressBar(settings["steps"], first)
+    stop, bar = StopRequest(ranks.first), ProgressBar(settings["steps"], first)
     bad_losses, saved_at = 0, time.monotonic()
     on_gpu = torch.device(device).type == "cuda"
     loader = load_steps(steps, first, settings["steps"], workers=2 if on_gpu else 0, pin=on_gpu)
     for step, batch in enumerate(bar.timed(loader), first + 1):
         rate = set_rates(optimizer, step, settings)
-        loss, norm, micro = take_step(model, optimizer, scaler, batch, micro, settings["clip"])
-        folder.log(
-            step=step, loss=loss, lr=rate, grad_norm=norm, targets=batch.targets, **bar.update(loss, batch.targets)
-        )
+        loss, norm, micro = take_step(model, optimizer, scaler, batch, micro, settings["clip"], ranks)
+        targets = batch.count()
+        folder.log(step=step, loss=loss, lr=rate, grad_norm=norm, targets=targets, **bar.update(loss, targets))
         if not math.isfinite(loss):
             bad_losses += 1
             bar.say(f"step {step}: the loss is {loss}, so no step was taken ({bad_losses} of at most {BAD_LOSSES})")
@@ -199,10 +215,10 @@ def train(settings: dict, frozen: "Frozen", name: str | None, old: "Run | None" 
         if scaler.is_enabled() and scaler.get_scale() < 1:
             raise RunError("fp16 gradients overflow at every scale; try --precision bf16 or fp32, or a lower --lr")
 
-        last = stop.asked or step == settings["steps"]
+        last = bool(ranks.most(stop.asked)) or step == settings["steps"]
         is_best = False
         if heldout and (last or step % settings["eval_every"] == 0):
-            losses = heldout_losses(model, encoded, heldout, stand_in, micro)
+            losses = heldout_losses(model, encoded, heldout, stand_in, micro, ranks)
             ratio = scale_ratio(adapter, features, heldout)
             folder.log(step=step, heldout=losses, rms_ratio=ratio)
             folder.write_samples(step, sample_answers(model, encoded, heldout))

@@ -1,7 +1,8 @@
 """The adapter and the frozen language model together: the loss of a batch, and answers."""
 
+import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -156,11 +157,14 @@ class AdaptedModel(nn.Module):
         """What is trained, by name and always in one order."""
         return dict(self.adapter.named_parameters())
 
-    def slots(self, texts: Texts, features: Features, noise: float = 0.0) -> dict[str, torch.Tensor]:
+    def slots(
+        self, texts: Texts, features: Features, noise: float = 0.0, draw: str | None = None
+    ) -> dict[str, torch.Tensor]:
         """The vectors `(tokens, hidden_size)` in fp32 for every medium that `texts` name, and for the soft prompt; for
         an adapter that injects, a medium's `(blocks, layer_size)`.
 
-        `noise`, a share of each medium token's RMS, is drawn on the CPU, so that a resumed run draws the same.
+        `noise`, a share of each medium token's RMS, is drawn on the CPU, so that a resumed run draws the same. With
+        `draw` a medium's is a function of that and its name, however the step is cut.
         """
         own = {None, SOFT_PROMPT, SOFT_PROMPT_END}
         named = dict.fromkeys(s.slot for text in texts for s in text if s.slot not in own)
@@ -174,19 +178,20 @@ class AdaptedModel(nn.Module):
             tokens = self.adapter(read)
             if noise:
                 rms = tokens.detach().pow(2).mean(-1, keepdim=True).sqrt()
-                tokens = tokens + noise * rms * torch.randn(tokens.shape).to(device, non_blocking=True)
+                drawn = torch.randn(tokens.shape) if draw is None else _normal(draw, named, tokens.shape[1:])
+                tokens = tokens + noise * rms * drawn.to(device, non_blocking=True)
             filled |= zip(named, tokens, strict=True)
         return filled
 
-    def loss(self, texts: Texts, features: Features) -> tuple[torch.Tensor, int]:
+    def loss(self, texts: Texts, features: Features, draw: str | None = None) -> tuple[torch.Tensor, int]:
         """Cross-entropy summed over the target tokens of a micro-batch, in fp32, and their number; or summed over its
         texts, each the mean of its tokens, and their number.
 
         A step divides the sum of these by the sum of the numbers, so how it is cut into micro-batches changes nothing
-        (but the draws of `token_noise`).
+        (but the draws of `token_noise`, unless `draw` names the step).
         Logits are computed at the labels' positions only, by the model's own head (its scale and softcap included).
         """
-        per_token = self._token_losses(texts, features, self.token_noise)
+        per_token = self._token_losses(texts, features, self.token_noise, draw)
         if self.loss_mean == "token":
             return per_token.sum(), len(per_token)
         counts = torch.tensor([_targets(text) for text in texts], device=per_token.device)
@@ -198,8 +203,10 @@ class AdaptedModel(nn.Module):
         counts = [_targets(text) for text in texts]
         return [(part.sum().item(), len(part)) for part in self._token_losses(texts, features).split(counts)]
 
-    def _token_losses(self, texts: Texts, features: Features, noise: float = 0.0) -> torch.Tensor:
-        batch, injected = self._splice(texts, self.slots(texts, features, noise))
+    def _token_losses(
+        self, texts: Texts, features: Features, noise: float = 0.0, draw: str | None = None
+    ) -> torch.Tensor:
+        batch, injected = self._splice(texts, self.slots(texts, features, noise, draw))
         labels = functional.pad(batch.labels, (0, 1), value=IGNORED)[:, 1:]
         wanted = labels != IGNORED
         with injected:
@@ -289,3 +296,9 @@ class AdaptedModel(nn.Module):
 
 def _targets(text: Sequence[Segment]) -> int:
     return sum(len(segment.ids) for segment in text if segment.target)
+
+
+def _normal(draw: str, names: Iterable[str], shape: torch.Size) -> torch.Tensor:
+    """For each name, normal numbers of that shape that are a function of `draw` and the name alone."""
+    seeds = [int.from_bytes(hashlib.sha256(f"{draw}/{name}".encode()).digest()[:8], "little") for name in names]
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed >> 1)) for seed in seeds])

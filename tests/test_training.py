@@ -103,10 +103,10 @@ def test_out_of_memory_halves_the_micro_batch_and_loses_nothing(model, monkeypat
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     want, _, _ = take_step(model, optimizer, scaler, batch, 7, clip=0)
 
-    def crowded(self, texts, features):
+    def crowded(self, texts, *rest):
         if len(texts) > 2:
             raise torch.OutOfMemoryError("simulated")
-        return whole(self, texts, features)
+        return whole(self, texts, *rest)
 
     monkeypatch.setattr(AdaptedModel, "loss", crowded)
     loss, _, micro = take_step(model, optimizer, scaler, batch, 7, clip=0)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from adapters.prompt import Prompt, Segment, soft_slots
 from adapters.splice import length_of
 from shards.read import FeatureSet, Text
 from training import RunError
-from training.order import epoch_steps, steps_per_epoch
+from training.order import epoch_steps, split_evenly, steps_per_epoch
 
 CONTENTS = ("objects", "events", "movers")  # where a text's `meta` lists what its medium holds
 
@@ -27,13 +28,16 @@ class Batch:
     """Some texts, ready for `AdaptedModel`.
 
     `rows` `(media, width)` or `(media, tokens, width)` fp16 holds the features of the media named in `keys`, each once
-    however many of the texts are about it. `targets` counts the target tokens.
+    however many of the texts are about it. `targets` counts the target tokens. Of a step that several processes share,
+    `whole` counts the texts and the target tokens of all of it. `draw` names the step's noise.
     """
 
     texts: list[list[Segment]]
     keys: list[str]
     rows: torch.Tensor
     targets: int
+    whole: tuple[int, int] | None = None
+    draw: str | None = None
 
     @property
     def features(self) -> dict[str, torch.Tensor]:
@@ -42,11 +46,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def count(self, mean: str = "token") -> int:
+        """How many texts (for a mean over each "sample") or target tokens the whole step has."""
+        texts, targets = self.whole or (len(self), self.targets)
+        return texts if mean == "sample" else targets
+
     def cut(self, size: int) -> Iterator["Batch"]:
         """Cut into micro-batches of at most `size` texts, in order."""
         for i in range(0, len(self), size):
             texts = self.texts[i : i + size]
-            yield Batch(texts, self.keys, self.rows, _targets(texts))
+            yield Batch(texts, self.keys, self.rows, _targets(texts), draw=self.draw)
 
     def pin_memory(self) -> "Batch":
         """Called by the data loader, so that the copy to the GPU doesn't wait."""
@@ -55,10 +64,13 @@ class Batch:
 
 @dataclass
 class Kept:
-    """The texts that can be used and their lengths in tokens; `dropped` counts the others by reason."""
+    """The texts that can be used, with their lengths and how much of these is target, in tokens; `dropped` counts the
+    others by reason.
+    """
 
     texts: list[Text]
     lengths: list[int]
+    targets: list[int]
     dropped: Counter
 
 
@@ -114,7 +126,7 @@ class Encoded:
 
     def keep(self, texts: Sequence[Text], max_length: int, desc: str = "reading texts") -> Kept:
         """Leave out texts that can't be trained on: no answer, or longer than `max_length` tokens (never cut short)."""
-        kept, soft = Kept([], [], Counter()), soft_slots(self.soft_tokens, self.prompt.template)
+        kept, soft = Kept([], [], [], Counter()), soft_slots(self.soft_tokens, self.prompt.template)
         for text in tqdm(texts, desc=desc, unit=" texts", leave=False, disable=len(texts) < 20_000):
             if not text.turns or text.turns[-1]["role"] != "assistant" or not text.turns[-1]["content"].strip():
                 kept.dropped["no words to learn"] += 1
@@ -130,15 +142,28 @@ class Encoded:
                 continue
             kept.texts.append(text)
             kept.lengths.append(length)
+            kept.targets.append(_targets([segments]))
         return kept
 
 
 class Steps(Dataset):
-    """The whole training as one sequence of steps: item i is the batch of step i, whatever was asked before it."""
+    """The whole training as one sequence of steps: item i is the batch of step i, whatever was asked before it; of
+    `ranks` processes that share each step, what falls to `rank`.
+    """
 
-    def __init__(self, encoded: Encoded, kept: Kept, batch: int, seed: int, texts_per_medium: int = 0):
+    def __init__(
+        self,
+        encoded: Encoded,
+        kept: Kept,
+        batch: int,
+        seed: int,
+        texts_per_medium: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ):
         self.encoded, self.kept = encoded, kept
         self.batch, self.seed, self.texts_per_medium = batch, seed, texts_per_medium
+        self.rank, self.ranks = rank, ranks
         self._epoch, self._order = -1, []
 
     @property
@@ -146,14 +171,22 @@ class Steps(Dataset):
         return steps_per_epoch(len(self.kept.texts), self.batch)
 
     def __getitem__(self, step: int) -> Batch:
+        return self.share(step, self.rank, self.ranks)
+
+    def share(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """The part of a step that falls to one of `ranks` processes; without these, all of it."""
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             media = [" ".join(text.media) or text.id for text in self.kept.texts]
             self._order = epoch_steps(media, self.kept.lengths, self.batch, self.seed, epoch, self.texts_per_medium)
             self._epoch = epoch
-        texts = [self.kept.texts[i] for i in self._order[place]]
+        order = self._order[place]
+        part = split_evenly([self.kept.lengths[i] for i in order], ranks)[rank]
+        texts = [self.kept.texts[i] for i in order[part]]
         views = self.encoded.features.manifest["features"][self.encoded.kind].get("views", 1)
-        return self.encoded.batch(texts, view=lambda key: choose_view(self.seed, epoch, key, views))
+        batch = self.encoded.batch(texts, view=lambda key: choose_view(self.seed, epoch, key, views))
+        whole = len(order), sum(self.kept.targets[i] for i in order)
+        return replace(batch, whole=whole, draw=f"{self.seed}/{step}")
 
 
 def choose_view(seed: int, epoch: int, key: str, views: int) -> int:
@@ -173,9 +206,16 @@ def load_steps(steps: Steps, first: int, last: int, workers: int, pin: bool) -> 
         generator=torch.Generator(),
         sampler=range(first, last),
         num_workers=workers,
+        worker_init_fn=_never_stop,
         prefetch_factor=4 if workers else None,
         pin_memory=pin,
     )
+
+
+def _never_stop(_: int) -> None:
+    """A stop is for the process that saves; Ctrl-C and torchrun send it to the loader's as well."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def medium_contents(features: FeatureSet, texts: Sequence[Text]) -> dict[str, str]:

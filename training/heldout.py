@@ -8,6 +8,7 @@ from adapters.boxes import said as in_words
 from adapters.model import AdaptedModel, Adapter
 from shards.read import FeatureSet, Text
 from training.data import Encoded, question_of
+from training.distributed import ALONE, Ranks
 
 MOST = 256  # eval.py looks at all of them
 SAMPLES = 8
@@ -27,13 +28,20 @@ def choose_heldout(encoded: Encoded, texts: Sequence[Text], learn: Sequence[Text
 
 
 def heldout_losses(
-    model: AdaptedModel, encoded: Encoded, texts: Sequence[Text], stand_in: Mapping[str, str] | None, micro: int
+    model: AdaptedModel,
+    encoded: Encoded,
+    texts: Sequence[Text],
+    stand_in: Mapping[str, str] | None,
+    micro: int,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Loss per target token with the `real` features, with those of `stand_in` (`shuffled`), and with no medium
     (`none`).
 
-    `stand_in` maps each medium to the one whose features it lends; None leaves that control out.
+    `stand_in` maps each medium to the one whose features it lends; None leaves that control out. Several `ranks` share
+    the texts.
     """
+    texts = texts[ranks.rank :: ranks.size]
     conditions = {"real": {}, "none": {"media": False}}
     if stand_in:
         conditions["shuffled"] = {"instead": stand_in.__getitem__}
@@ -45,7 +53,8 @@ def heldout_losses(
         for i in range(0, len(texts), micro):
             batch = encoded.batch(texts[i : i + micro], **conditions[name])
             rows += model.text_losses(batch.texts, batch.features)
-        losses[name] = sum(loss for loss, _ in rows) / sum(count for _, count in rows)
+        loss, count = ranks.sum(sum(loss for loss, _ in rows), sum(count for _, count in rows))
+        losses[name] = loss / count
     return losses
 
 

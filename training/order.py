@@ -46,3 +46,30 @@ def epoch_steps(
 def steps_per_epoch(texts: int, batch: int) -> int:
     """The number of steps in one epoch."""
     return -(-texts // batch)
+
+
+def split_evenly(lengths: Sequence[int], parts: int) -> list[slice]:
+    """Cut a step's texts, in order, into `parts` of which the longest has as few tokens as possible (the last may be
+    empty). Neighbours stay together, so that a medium's features are mostly projected by one process only.
+    """
+    least, most = max(lengths, default=0), sum(lengths)
+    while least < most:
+        middle = (least + most) // 2
+        if len(_fill(lengths, middle)) <= parts:
+            most = middle
+        else:
+            least = middle + 1
+    ends = _fill(lengths, most)
+    ends += [len(lengths)] * (parts - len(ends))
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _fill(lengths: Sequence[int], most: int) -> list[int]:
+    """Where parts of at most `most` tokens end."""
+    ends, held = [], 0
+    for i, length in enumerate(lengths):
+        if held + length > most:
+            ends.append(i)
+            held = 0
+        held += length
+    return [*ends, len(lengths)]

@@ -12,17 +12,21 @@ from training.data import Batch
 
 
 class StopRequest:
-    """Ctrl-C asks for a checkpoint and a clean end; a second one stops at once."""
+    """Ctrl-C or SIGTERM (a scheduler's, or torchrun's) asks for a checkpoint and a clean end; a second one stops at
+    once.
+    """
 
-    def __init__(self):
-        self.asked = False
-        signal.signal(signal.SIGINT, self._ask)
+    def __init__(self, said: bool = True):
+        self.asked, self.said = False, said
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
 
     def _ask(self, *_) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print("\nstopping after this step, with a checkpoint (Ctrl-C again to stop at once)", file=sys.stderr)
+        if self.said:
+            print("\nstopping after this step, with a checkpoint (Ctrl-C again to stop at once)", file=sys.stderr)
 
 
 class ProgressBar:

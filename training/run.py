@@ -159,6 +159,15 @@ class Run:
         replace_bytes(path, text.encode())
 
 
+class Onlooker(Run):
+    """A run that another process writes: here it is only read."""
+
+    def save(self, *_, **__) -> None:
+        pass
+
+    log = cut_back = write_samples = save
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """An optimizer's tensors under flat names (`optimizer.<parameter>.<field>`), for safetensors."""
     return {

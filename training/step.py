@@ -8,6 +8,7 @@ import torch
 from adapters.model import AdaptedModel, Adapter
 from training import RunError
 from training.data import Batch
+from training.distributed import ALONE, Ranks
 
 FALL = {  # the share of the way from the end's rate to the peak's, after a share `t` of the steps that follow warm-up
     "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),  # Loshchilov & Hutter 2017, arXiv 1608.03983, no restarts
@@ -59,37 +60,41 @@ def take_step(
     batch: Batch,
     micro: int,
     clip: float,
+    ranks: Ranks = ALONE,
 ) -> tuple[float, float, int]:
     """One optimizer step over a batch in micro-batches of `micro` texts, with the loss per target token (or per text,
-    as the model's `loss_mean` says) of the whole batch.
+    as the model's `loss_mean` says) of the whole step, of which the batch may be this one of several `ranks`' share.
 
-    Returns the loss, the gradient norm and the micro-batch, halved if memory ran out. A loss that isn't finite
-    takes no step.
+    Returns the loss, the gradient norm and the micro-batch, halved if memory ran out on any rank. A loss that isn't
+    finite takes no step.
     """
+    trained = list(model.trained().values())
     while True:
         optimizer.zero_grad(set_to_none=True)
-        total = 0.0
+        total, crowded = 0.0, False
         try:
             for part in batch.cut(micro):
-                loss, _ = model.loss(part.texts, part.features)
-                loss = loss / (len(batch) if model.loss_mean == "sample" else batch.targets)
+                loss, _ = model.loss(part.texts, part.features, part.draw)
+                loss = loss / batch.count(model.loss_mean)
                 scaler.scale(loss).backward()
                 total += loss.detach()
+        except torch.OutOfMemoryError:
+            crowded = True
+        total, crowded, *held = ranks.sum(float(total), crowded, *(p.grad is not None for p in trained))
+        if not crowded:
             break
-        except torch.OutOfMemoryError as error:
-            if micro == 1:
-                raise RunError(
-                    "one text alone doesn't fit in the GPU's memory; try --precision 4bit or a smaller --lm"
-                ) from error
-            micro = -(-micro // 2)
-            print(f"\nout of memory: going on with micro-batches of {micro}", file=sys.stderr)
+        micro = min(micro, int(ranks.most(len(batch))))
+        if micro == 1:
+            raise RunError("one text alone doesn't fit in the GPU's memory; try --precision 4bit or a smaller --lm")
+        micro = -(-micro // 2)
+        print(f"\nout of memory: going on with micro-batches of {micro}", file=sys.stderr)
         torch.cuda.empty_cache()
-    total = float(total)
     if not math.isfinite(total):
         optimizer.zero_grad(set_to_none=True)
         return total, math.nan, micro
+    ranks.sum_gradients(p for p, some in zip(trained, held, strict=True) if some)
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.trained().values(), clip or math.inf)
+    norm = torch.nn.utils.clip_grad_norm_(trained, clip or math.inf)
     scaler.step(optimizer)
     scaler.update()
     return total, float(norm), micro
