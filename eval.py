@@ -4,18 +4,21 @@ python eval.py                                                      the newest r
 python eval.py --run runs/first --image cat.jpg --prompt "What is on the table?"
 python eval.py --run runs/first --image cat.jpg                     a chat about it
 python eval.py --run runs/clips --video cat.mp4 --prompt ""         a caption; --audio for a sound
+python eval.py --run image=runs/first audio=runs/ears --image cat.jpg --audio purr.wav --prompt "<image> <audio> Is it?"
 python eval.py --compare runs/*                                     what differed, what it did, what it cost
 """
 
 import json
+import shlex
 import sys
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
+from adapters import AdapterError
 from console import choose_device, run
 from training import RunError
 
@@ -24,12 +27,18 @@ from training import RunError
 class Options:
     """What to look at, and with what."""
 
-    run: Path | None = None
-    """A run, or with --image also an adapter folder (default: the newest run)."""
-    image: Annotated[Path | None, tyro.conf.arg(aliases=["--audio", "--video"])] = None
-    """A picture, sound or clip to answer about, through the real encoder."""
+    run: tuple[str, ...] = ()
+    """A run, or with --image also an adapter folder, or several by modality, as image=runs/a audio=runs/b (default: the
+    newest run)."""
+    image: tuple[Path, ...] = ()
+    """Pictures to answer about, through the real encoder."""
+    audio: tuple[Path, ...] = ()
+    """Sounds to answer about."""
+    video: tuple[Path, ...] = ()
+    """Clips to answer about."""
     prompt: str | None = None
-    """What to ask about it ("" for a caption; not given: a chat)."""
+    """What to ask about them, <image>, <audio> and <video> saying where the next of each stands ("" for a caption; not
+    given: a chat)."""
     features: Path | None = None
     """Feature set to be scored on (default: the one the run was trained on)."""
     text: Path | None = None
@@ -67,16 +76,34 @@ def main() -> None:
     device = choose_device(options.device)
     from training.run import newest_run
 
-    path = options.run or newest_run(Path("runs"))
-    if options.image is not None:
-        look(path, options, device)
+    paths = named_runs(options.run) or {None: newest_run(Path("runs"))}
+    media = {name: list(given) for name in ("image", "audio", "video") if (given := getattr(options, name))}
+    if media:
+        look(paths, media, options, device)
     elif options.prompt is not None:
         raise RunError("--prompt asks about a picture, sound or clip: pass --image, --audio or --video FILE with it")
+    elif len(paths) > 1:
+        raise RunError("several adapters together answer about media: pass --image, --audio or --video FILE with them")
     else:
-        score(path, options, device)
+        ((modality, path),) = paths.items()
+        score(path, options, device, modality)
 
 
-def score(path: Path, options: Options, device: str) -> None:
+def named_runs(given: tuple[str, ...]) -> dict[str | None, Path]:
+    """--run's PATH, or MODALITY=PATH ...: modality (None where none is named) -> path."""
+    named = {}
+    for one in given:
+        name, equals, path = one.partition("=")
+        modality, path = (name, path) if equals and name in ("image", "audio", "video") else (None, one)
+        if modality in named or None in named or (named and modality is None):
+            raise RunError(
+                f"--run {' '.join(given)}: name one run, or one for each modality, as image=runs/a audio=runs/b"
+            )
+        named[modality] = Path(path)
+    return named
+
+
+def score(path: Path, options: Options, device: str, modality: str | None = None) -> None:
     """Answer every held-out text with its medium and under each control; write and print the scores."""
     from live import adapter_folder, load_adapted
     from scoring.sheet import contact_sheet
@@ -89,13 +116,14 @@ def score(path: Path, options: Options, device: str) -> None:
     folder = Run.open(path)
     settings = folder.config
     features = FeatureSet(options.features or settings["features"])
-    model, config = load_adapted(path, device, options.precision, options.lm)
+    model, config = load_adapted(path, device, options.precision, options.lm, modality)
     check_encoder(features, config)
     if feature_shape(features, model.adapter.features.kind) != model.adapter.features:
         raise RunError(
             f"{features.path} holds features of another shape than the adapter reads; encode it as in training"
         )
-    print(f"{path}: {adapter_folder(path).parent.name} steps, language model {model.lm.precision} ({model.lm.reason})")
+    step = adapter_folder(path, modality).parent.name
+    print(f"{path}: {step} steps, language model {model.lm.precision} ({model.lm.reason})")
 
     texts = [text for text in features.texts(options.text or settings.get("text"), options.partial) if text.media]
     encoded = Encoded(features, model.prompt, model.adapter)
@@ -118,7 +146,7 @@ def score(path: Path, options: Options, device: str) -> None:
                   f"other one at {other['qa_accuracy']:.3f} (for their own: {other['real']:.3f})")  # fmt: skip
         for warning in part["warnings"]:
             print(f"  {warning}")
-    result |= {"run": str(path), "step": adapter_folder(path).parent.name, "features": str(features.path)}
+    result |= {"run": str(path), "step": step, "features": str(features.path)}
 
     shown = pick(rows[splits[0]])
     sheet = contact_sheet(shown, [features.thumbnail(row.media.split()[0]) for row in shown])
@@ -277,18 +305,17 @@ def compare(paths: tuple[Path, ...], out: Path) -> None:
     print(f"written: {out}, {out.with_suffix('.png')}")
 
 
-def look(path: Path, options: Options, device: str) -> None:
-    """Answer about one picture, sound or clip; without a prompt, go on answering until the input ends."""
+def look(paths: dict, media: dict[str, list[Path]], options: Options, device: str) -> None:
+    """Answer about pictures, sounds and clips; without a prompt, go on answering until the input ends."""
     import live
 
-    eyes = live.load(path, device, options.precision, options.lm)
-    image, turn = options.image, f"/{eyes.encoder.modality}"
-    eyes.features(image)
+    how = {"device": device, "precision": options.precision, "lm": options.lm}
+    eyes = live.load(paths[None], **how) if None in paths else live.load(**paths, **how)
+    refuse_unread(eyes, media)
     if options.prompt is not None:
-        print(eyes.ask(image, options.prompt, options.max_new_tokens) if options.prompt
-              else eyes.caption(image, options.max_new_tokens))  # fmt: skip
-        return
-    print(f"about {image}; an empty line captions it, {turn} FILE changes it, /quit ends")
+        return print(said(eyes, media, options.prompt, options.max_new_tokens))
+    turns = " or ".join(f"/{modality}" for modality in eyes.readers)
+    print(f"about {listed(media)}; an empty line captions, {turns} FILE ... changes what it is about, /quit ends")
     while True:
         try:
             line = input("> ").strip()
@@ -297,21 +324,45 @@ def look(path: Path, options: Options, device: str) -> None:
         if line == "/quit":
             return
         if line.partition(" ")[0] in ("/image", "/audio", "/video"):
-            image = change(eyes, image, line.partition(" ")[2].strip())
+            media = change(eyes, media, line)
             continue
-        print(eyes.ask(image, line, options.max_new_tokens) if line else eyes.caption(image, options.max_new_tokens))
+        try:
+            print(said(eyes, media, line, options.max_new_tokens))
+        except AdapterError as error:
+            print(error, file=sys.stderr)
 
 
-def change(eyes, image: Path, name: str) -> Path:
-    """Take up another file, or keep the old one and say why."""
+def said(eyes, media: dict, line: str, most: int) -> str:
+    """The answer to a question about media; a caption where there is no question."""
+    return eyes.ask(media, line, most) if line else eyes.caption(media, most)
+
+
+def refuse_unread(eyes, media: dict) -> None:
+    """Refuse media that no adapter reads, and read the others. Raises RunError, PrecomputeError."""
+    for modality, files in media.items():
+        if files and modality not in eyes.readers:
+            raise RunError(f"{files[0]} was given as {modality}, and the adapter reads {' and '.join(eyes.readers)}")
+        for file in files:
+            eyes.features(file, modality)
+
+
+def change(eyes, media: dict, line: str) -> dict:
+    """Take up other files, as `/image a.jpg b.jpg` says (none: drop these), or keep the old ones and say why."""
     from precompute import PrecomputeError
 
+    turn, _, rest = line.partition(" ")
     try:
-        eyes.features(Path(name))
-    except PrecomputeError as error:
-        print(f"{error}; still about {image}", file=sys.stderr)
-        return image
-    return Path(name)
+        names = [rest] if Path(rest).is_file() else shlex.split(rest)
+        refuse_unread(eyes, {turn[1:]: [Path(name) for name in names]})
+    except (PrecomputeError, RunError, ValueError) as error:
+        print(f"{error}; still about {listed(media)}", file=sys.stderr)
+        return media
+    return {name: files for name, files in (media | {turn[1:]: [Path(name) for name in names]}).items() if files}
+
+
+def listed(media: dict) -> str:
+    """Media as people read them."""
+    return " ".join(str(file) for files in media.values() for file in files) or "nothing"
 
 
 if __name__ == "__main__":

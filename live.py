@@ -1,111 +1,230 @@
-"""A photo in, words out: an adapter with its encoder and its language model, loaded once.
+"""A photo in, words out: adapters with their encoders and their language model, loaded once.
 
     import live
 
     eyes = live.load("runs/first")
     eyes.caption("cat.jpg")
     eyes.ask("cat.jpg", "What is on the table?")
+    eyes.ask(["cat.jpg", "dog.jpg"], "Which is larger, <image> or <image>?")
 
-With `train.py` and `eval.py` this is the one place that joins both halves. What it feeds the adapter is what a shard
+    both = live.load(image="runs/first", audio="runs/ears")
+    both.ask(["cat.jpg", "purr.wav"], "<image> <audio> Is this what the cat sounds like?")
+
+With `train.py` and `eval.py` this is the one place that joins both halves. What it feeds an adapter is what a shard
 holds: the same preprocessing, the same encoder (refused when it is another), the same codec and pooling.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 from adapters import AdapterError
-from adapters.checkpoint import CONFIG, load_adapter
+from adapters.checkpoint import CONFIG, load_adapter, read_adapter_config
+from adapters.composed import ComposedModel
 from adapters.language_model import LanguageModel, load_language_model, precisions_differ, same_language_model
 from adapters.model import AdaptedModel
 from adapters.prompt import Prompt, Template
 from precompute import PrecomputeError
 from precompute.encoders import Encoder, load_encoder_like
-from precompute.media import read_file
+from precompute.media import modality_of, read_file, suits
 from shards.features import round_trip
 from training.run import Run
 
+Medium = Image.Image | Path | str | bytes
+Media = Medium | Sequence[Medium] | Mapping[str, Medium | Sequence[Medium]]
+REMEMBERED = 16  # files whose features a reader keeps
 
-def adapter_folder(path: Path | str) -> Path:
-    """The adapter folder at `path`: itself, or the last checkpoint's when `path` is a run."""
+
+def adapter_folders(path: Path | str) -> dict[str, Path]:
+    """The adapter folders at `path` by modality: itself, or those of the last checkpoint when `path` is a run."""
     path = Path(path)
-    return path if (path / CONFIG).is_file() else Run.open(path).step_folder() / "adapter"
+    found = [path] if (path / CONFIG).is_file() else Run.open(path).adapter_folders()
+    return {read_adapter_config(folder).get("modality", "image"): folder for folder in found}
+
+
+def adapter_folder(path: Path | str, modality: str | None = None) -> Path:
+    """The adapter folder at `path` that reads `modality`, or the only one.
+
+    Raises AdapterError when there is none such, or several and none is named.
+    """
+    held = adapter_folders(path)
+    if modality is None and len(held) > 1:
+        raise AdapterError(f"{path} holds adapters of {' and '.join(held)}; name one, as {next(iter(held))}={path}")
+    if modality not in (None, *held):
+        raise AdapterError(f"{path} is named as {modality}, but reads {' and '.join(held)}")
+    return held[modality or next(iter(held))]
 
 
 def load_adapted(
-    path: Path | str, device: str = "cpu", precision: str = "auto", lm: str | None = None
+    path: Path | str, device: str = "cpu", precision: str = "auto", lm: str | None = None, modality: str | None = None
 ) -> tuple[AdaptedModel, dict]:
     """Load an adapter (a folder or a run) on its language model, or on `lm` when that is the same model elsewhere.
 
     Returns the model and the adapter's config. Raises AdapterError when the language model is another one.
     """
-    adapter, config = load_adapter(adapter_folder(path), device)
-    try:
-        name, identity = config["language_model"]["name"], config["language_model"]["identity"]
-        template = Template.from_dict(config["template"])
-    except (KeyError, TypeError) as error:
-        raise AdapterError(f"{adapter_folder(path) / CONFIG} is damaged: {error!r}") from None
+    ((model, config),) = load_several({modality: path}, device, precision, lm).values()
+    return model, config
+
+
+def load_several(
+    paths: Mapping[str | None, Path | str], device: str = "cpu", precision: str = "auto", lm: str | None = None
+) -> dict[str, tuple[AdaptedModel, dict]]:
+    """Load adapters by modality on one language model, that of the first or `lm`: modality -> model and config.
+
+    Raises AdapterError when their language models differ, or aren't the one here.
+    """
+    loaded = []
+    for modality, path in paths.items():
+        folder = adapter_folder(path, modality)
+        if (folder / "lora").exists() and len(paths) > 1:
+            raise AdapterError(
+                f"{path} has LoRA weights, which change the language model for every other adapter on it; load it alone"
+            )
+        adapter, config = load_adapter(folder, device)
+        try:
+            about = config["language_model"]["name"], config["language_model"]["identity"]
+            loaded.append((path, adapter, config, *about, Template.from_dict(config["template"])))
+        except (KeyError, TypeError) as error:
+            raise AdapterError(f"{folder / CONFIG} is damaged: {error!r}") from None
+    first, _, _, name, identity, _ = loaded[0]
+    for path, _, _, its_name, its_identity, _ in loaded[1:]:
+        if difference := same_language_model(identity, its_identity):
+            raise AdapterError(
+                f"{first} was trained with {name}, and {path} with {its_name}, which is another language model: "
+                f"{difference}; adapters go together on one"
+            )
     model: LanguageModel = load_language_model(lm or name, device, precision)
     if difference := same_language_model(identity, model.identity()):
         raise AdapterError(
-            f"{path} was trained with {name}, and {model.name} is another language model: {difference}; "
+            f"{first} was trained with {name}, and {model.name} is another language model: {difference}; "
             "pass --lm with the one it was trained with"
         )
     if other := precisions_differ(identity, model.identity()):
         model.reason += f"; {other}"
-    return AdaptedModel(model, adapter, Prompt(model.tokenizer, template)), config
+    made = {}
+    for modality, (_, adapter, config, _, _, template) in zip(paths, loaded, strict=True):
+        prompt = Prompt(model.tokenizer, template, config.get("modality", "image"))
+        made[modality] = AdaptedModel(model, adapter, prompt), config
+    return made
+
+
+class Reader:
+    """What reads one modality's files: an encoder, and how its features of one `kind` were stored in training."""
+
+    def __init__(self, encoder: Encoder, kind: str, storage: dict | None = None):
+        self.encoder, self.kind, self.storage = encoder, kind, storage
+        self._cached: dict[tuple, torch.Tensor] = {}
+
+    def features(self, medium: Medium) -> torch.Tensor:
+        """A medium's features as a shard would hold them: float16, `(width,)` or `(tokens, width)`.
+
+        Raises PrecomputeError for a file that isn't a whole medium of the encoder's modality.
+        """
+        stamp = None
+        if isinstance(medium, str | Path):
+            medium = Path(medium)
+            stamp = (medium, medium.stat().st_mtime_ns) if medium.exists() else None
+            if stamp in self._cached:
+                return self._cached[stamp]
+            try:
+                inputs = self.encoder.inputs(read_file(medium))
+            except PrecomputeError as error:
+                raise PrecomputeError(f"{medium}: {error}") from error
+        else:
+            picture = isinstance(medium, Image.Image)
+            inputs = self.encoder.preprocess(medium) if picture else self.encoder.inputs(medium)
+        given = self.encoder.encode(inputs[None], [self.kind])[self.kind][0]
+        found = round_trip(given, self.storage)
+        if stamp:
+            self._cached[stamp] = found
+            for oldest in list(self._cached)[:-REMEMBERED]:
+                del self._cached[oldest]
+        return found
 
 
 class Live:
-    """An adapter, its encoder and its language model, ready for pictures. Made by `load`."""
+    """Adapters with their encoders on one language model, ready for media. Made by `load`.
 
-    def __init__(self, model: AdaptedModel, encoder: Encoder, storage: dict | None = None):
-        self.model, self.encoder, self.storage = model, encoder, storage
-        self._cached: tuple[object, torch.Tensor] | None = None
-
-    def features(self, image: Image.Image | Path | str | bytes) -> torch.Tensor:
-        """The features of a picture, or of a sound's or a clip's file if the encoder takes such, as a shard would hold
-        them: float16, `(width,)` or `(tokens, width)`.
-
-        Raises PrecomputeError for a file that isn't a whole medium of the encoder's kind.
-        """
-        if isinstance(image, str | Path):
-            image = Path(image)
-            stamp = (image, image.stat().st_mtime_ns) if image.exists() else None
-            if stamp and self._cached and self._cached[0] == stamp:
-                return self._cached[1]
-            try:
-                inputs = self.encoder.inputs(read_file(image))
-            except PrecomputeError as error:
-                raise PrecomputeError(f"{image}: {error}") from error
-        else:
-            stamp = None
-            inputs = self.encoder.preprocess(image) if isinstance(image, Image.Image) else self.encoder.inputs(image)
-        kind = self.model.adapter.features.kind
-        given = self.encoder.encode(inputs[None], [kind])[kind][0]
-        found = round_trip(given, self.storage)
-        self._cached = (stamp, found)
-        return found
-
-    def caption(self, image: Image.Image | Path | str | bytes, max_new_tokens: int = 64) -> str:
-        """Describe a picture."""
-        return self._say([], image, max_new_tokens)
-
-    def ask(self, image: Image.Image | Path | str | bytes, question: str, max_new_tokens: int = 64) -> str:
-        """Answer a question about a picture."""
-        return self._say([{"role": "user", "content": question}], image, max_new_tokens)
-
-    def _say(self, turns: list[dict], image, max_new_tokens: int) -> str:
-        soft = self.model.adapter.soft_prompt is not None
-        segments = self.model.prompt.segments(turns, ["image"], answer=False, soft_prompt=soft)
-        return self.model.generate([segments], {"image": self.features(image)}, max_new_tokens)[0]
-
-
-def load(path: Path | str, device: str = "cpu", precision: str = "auto", lm: str | None = None) -> Live:
-    """Load an adapter folder or a run, with the encoder and the language model it names.
-
-    Raises AdapterError or PrecomputeError when one of the two isn't the one the adapter was trained with.
+    Media are a file, a list of files, or modality -> these; a file's bytes and PIL pictures do as well. With adapters
+    of several modalities a file's name says of which it is, or else the mapping must.
     """
-    model, config = load_adapted(path, device, precision, lm)
-    return Live(model, load_encoder_like(config["encoder"], device), config.get("storage"))
+
+    def __init__(self, model: ComposedModel, readers: Mapping[str, Reader]):
+        self.model, self.readers = model, dict(readers)
+
+    def caption(self, media: Media, max_new_tokens: int = 64) -> str:
+        """Describe a picture, a sound, a clip, or several."""
+        return self._say([], media, max_new_tokens)
+
+    def ask(self, media: Media, question: str, max_new_tokens: int = 64) -> str:
+        """Answer a question about media. `<image>`, `<audio>` and `<video>` in it say where the next of its kind
+        stands; without any they stand where the adapter had them in training, in the order given.
+
+        Raises AdapterError for marks that don't fit the media, PrecomputeError for a file that can't be read.
+        """
+        return self._say([{"role": "user", "content": question}], media, max_new_tokens)
+
+    def features(self, medium: Medium, modality: str | None = None) -> torch.Tensor:
+        """The features of one medium as a shard would hold them, float16."""
+        return self.readers[modality or self._modality(medium)].features(medium)
+
+    def _say(self, turns: list[dict], media: Media, max_new_tokens: int) -> str:
+        each = self._each(media)
+        features = {f"{modality}:{i}": self.features(one, modality) for i, (modality, one) in enumerate(each)}
+        segments = self.model.prompt.segments(turns, list(features), answer=False)
+        return self.model.generate([segments], features, max_new_tokens)[0]
+
+    def _each(self, media: Media) -> list[tuple[str, Medium]]:
+        """The media one by one, each with its modality."""
+        if isinstance(media, Mapping):
+            return [(modality, one) for modality, some in media.items() for one in _list(some)]
+        return [(self._modality(one), one) for one in _list(media)]
+
+    def _modality(self, medium: Medium) -> str:
+        """Which of the adapters is to read a medium. Raises AdapterError when nothing says so, and when none does."""
+        if len(self.readers) == 1:
+            return next(iter(self.readers))
+        named = isinstance(medium, str | Path)
+        found = "image" if isinstance(medium, Image.Image) else modality_of(str(medium)) if named else None
+        fitting = [wanted for wanted in self.readers if found and suits(str(medium) if named else "", found, wanted)]
+        if not fitting:
+            shown = medium if named else f"a {type(medium).__name__}"
+            raise AdapterError(
+                f"{shown} is {found or 'of no known modality'}, and the adapters read {' and '.join(self.readers)}; "
+                f'say which is meant, as {{"{next(iter(self.readers))}": ...}}'
+            )
+        return fitting[0]
+
+
+def load(
+    path: Path | str | None = None,
+    device: str = "cpu",
+    precision: str = "auto",
+    lm: str | None = None,
+    **by_modality: Path | str,
+) -> Live:
+    """Load an adapter folder or a run, with the encoder and the language model it names; or several on one language
+    model, by modality, as `image="runs/a", audio="runs/b"`.
+
+    Raises AdapterError or PrecomputeError when an encoder or the language model isn't the one that an adapter was
+    trained with, when the adapters don't go together, and for one named as what it doesn't read.
+    """
+    if (path is None) == (not by_modality):
+        raise AdapterError('name one adapter or run, or several by modality: load(image="runs/a", audio="runs/b")')
+    loaded = load_several(by_modality or dict.fromkeys(adapter_folders(path), path), device, precision, lm)
+    forms = {(config["template"]["style"], config["template"]["question"]) for _, config in loaded.values()}
+    if len(forms) > 1:
+        print(f"note: these adapters put questions in different forms; a mixed prompt has that of {next(iter(loaded))}")
+    readers = {
+        modality: Reader(
+            load_encoder_like(config["encoder"], device), config["features"]["kind"], config.get("storage")
+        )
+        for modality, (_, config) in loaded.items()
+    }
+    return Live(ComposedModel({modality: model for modality, (model, _) in loaded.items()}), readers)
+
+
+def _list(media: Medium | Sequence[Medium]) -> Sequence[Medium]:
+    return media if isinstance(media, list | tuple) else [media]

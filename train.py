@@ -124,7 +124,7 @@ def train(
             )
         fields = template_fields(settings, shape, adapter)
         template = default_template(lm.tokenizer, settings.get("template"), settings.get("delimiters"), **fields)
-    prompt = Prompt(lm.tokenizer, template)
+    prompt = Prompt(lm.tokenizer, template, features.manifest["modality"])
     model = AdaptedModel(lm, adapter, prompt, settings["token_noise"], settings["loss_mean"])
     trained = sum(parameter.numel() for parameter in model.trained().values())
     print(f"adapter: {adapter.spec}, {trained:,} parameters, {shape.kind} to {adapter.tokens} tokens")

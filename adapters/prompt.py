@@ -4,6 +4,7 @@ Text is split at media before it is tokenised, so there are no placeholder ids a
 template's own pieces are tokenised with their special tokens; words from data never are: `</s>` in a caption is text.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from adapters import AdapterError
 from adapters.boxes import said
 
-MEDIA_MARK = "<image>"
+MEDIA_MARK = "<image>"  # stands for a medium of any modality where a text's media are all of one
 SOFT_PROMPT, SOFT_PROMPT_END = "soft prompt", "soft prompt's end"
 
 
@@ -83,6 +84,11 @@ def default_template(
     return Template(**marks)
 
 
+def mark_of(modality: str) -> str:
+    """What marks in a user's words where a medium stands: `<image>`, `<audio>`, `<video>`."""
+    return f"<{modality}>"
+
+
 def soft_slots(length: int, template: Template) -> dict[str, int]:
     """How many of the soft prompt's `length` vectors stand in each of its slots."""
     if template.soft_prompt != "around":
@@ -104,10 +110,11 @@ class Piece(NamedTuple):
 class Prompt:
     """Turns a text into segments, in the form that one tokenizer and one template ask for.
 
-    `stop_ids` are the tokens that end an answer. Raises AdapterError for a template the tokenizer can't serve.
+    `modality` is that of the media ("image", "audio", "video"), whose own mark is then read too. `marks` are all that
+    are; `stop_ids` are the tokens that end an answer. Raises AdapterError for a template the tokenizer can't serve.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template, modality: str = "image"):
         if template.style not in ("plain", "chat"):
             raise AdapterError(f"the template's style is {template.style!r}; it must be plain or chat")
         if template.style == "chat" and not tokenizer.chat_template:
@@ -124,6 +131,7 @@ class Prompt:
         if tokenizer.eos_token_id is None:
             raise AdapterError("this tokenizer names no end-of-text token, so no answer could end; set its eos_token")
         self.tokenizer, self.template = tokenizer, template
+        self.marks = tuple(dict.fromkeys((MEDIA_MARK, mark_of(modality))))
         probe = tokenizer("a", add_special_tokens=False).input_ids
         self._adds_space = tokenizer.convert_ids_to_tokens(probe)[0].startswith("▁")
         self._bos = (tokenizer.bos_token_id,) if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else ()
@@ -135,11 +143,11 @@ class Prompt:
     ) -> list[Segment]:
         """Turn `turns` (dicts with `role` and `content`) about the media named in `media` into segments.
 
-        Media stand where `<image>` marks them in user turns, or before (or after) the first user's words when there is
-        no mark; the soft prompt where the template says. A turn's `<box>` marks stand for its `boxes`, see
-        `adapters.boxes`. A text that begins with an assistant turn is a caption: a user
-        turn with the media and `caption_prompt` goes before it. With `answer=False` a last assistant turn is left
-        out and the sequence ends where the model is to speak: by construction a prefix of the sequence with the answer.
+        Media stand where `<image>`, or the mark of their own modality, marks them in user turns, or before (or after)
+        the first user's words when there is no mark; the soft prompt where the template says. A turn's `<box>` marks
+        stand for its `boxes`, see `adapters.boxes`. A text that begins with an assistant turn is a caption: a user turn
+        with the media and `caption_prompt` goes before it. With `answer=False` a last assistant turn is left out and
+        the sequence ends where the model is to speak: by construction a prefix of the sequence with the answer.
         Raises AdapterError when marks and media, or boxes, differ in number, or when no assistant turn is left to train
         on.
         """
@@ -151,16 +159,20 @@ class Prompt:
         if answer and turns[-1]["role"] != "assistant":
             raise AdapterError("a text to train on must end with an assistant turn")
         contents = self._contents(turns, media)
-        first = soft_prompt and self.template.soft_prompt == "first"
-        if soft_prompt and not first:
-            self._place(next(c for c, turn in zip(contents, turns, strict=True) if turn["role"] == "user"))
+        asked = [content for content, turn in zip(contents, turns, strict=True) if turn["role"] == "user"]
+        before = self._place(asked) if soft_prompt else []
         pieces = self._chat if self.template.style == "chat" else self._plain
-        return [Segment(slot=SOFT_PROMPT)] * first + self._encode(
-            pieces(turns, contents), everything=answer and self.template.loss_on == "all"
-        )
+        return before + self._encode(pieces(turns, contents), everything=answer and self.template.loss_on == "all")
 
-    def _place(self, content: list[Segment | Piece]) -> None:
-        """Put the soft prompt into the first user turn's content."""
+    def without_marks(self, words: str) -> str:
+        """A turn's words when there is nothing to look at."""
+        return re.sub("|".join(self.marks), "", words)
+
+    def _place(self, asked: list[list[Segment | Piece]]) -> list[Segment]:
+        """Put the soft prompt into the first of the user turns' contents; return what stands before everything."""
+        if self.template.soft_prompt == "first":
+            return [Segment(slot=SOFT_PROMPT)]
+        content = asked[0]
         words = [i for i, part in enumerate(content) if getattr(part, "from_data", False)]
         media = [i for i, part in enumerate(content) if isinstance(part, Segment)]
         last = media[-1] + 1 + bool(self.template.delimiters[1]) if media else 0
@@ -168,21 +180,22 @@ class Prompt:
         if self.template.soft_prompt == "around":
             content.insert(words[-1] + 1 if words else len(content), Segment(slot=SOFT_PROMPT_END))
         content.insert(start, Segment(slot=SOFT_PROMPT))
+        return []
 
     def _contents(self, turns: list[dict], media: Sequence[str]) -> list[list[Segment | Piece]]:
         """Each turn's content as words and slots, in order."""
-        waiting = list(media)
-        marks = sum(turn["content"].count(MEDIA_MARK) for turn in turns if turn["role"] == "user") if media else 0
-        if marks and marks != len(media):
-            raise AdapterError(f"a text has {marks} {MEDIA_MARK} marks for {len(media)} media")
+        waiting, mark = list(media), f"({'|'.join(self.marks)})"
+        asked = [turn["content"] for turn in turns if turn["role"] == "user"] if media else []
+        marks = [found for words in asked for found in re.findall(mark, words)]
+        self._check(marks, media)
         contents: list[list[Segment | Piece]] = []
         for turn in turns:
             words = turn["content"]
             if turn["role"] == "user" and marks:
-                first, *others = words.split(MEDIA_MARK)
+                first, *others = re.split(mark, words)
                 content = [Piece(first.rstrip(), from_data=True)]
-                for rest in others:
-                    content += [*self._slot(waiting.pop(0)), Piece(rest.strip(), from_data=True)]
+                for found, rest in zip(others[::2], others[1::2], strict=True):
+                    content += [*self._slot(self._take(found, waiting)), Piece(rest.strip(), from_data=True)]
             elif turn["role"] == "user":
                 shown = [part for medium in waiting for part in self._slot(medium)]
                 asked = [Piece(words, from_data=True)]
@@ -192,6 +205,14 @@ class Prompt:
                 content = [Piece(words, from_data=True, target=turn["role"] == "assistant")]
             contents.append([part for part in content if isinstance(part, Segment) or part.text])
         return contents
+
+    def _check(self, marks: Sequence[str], media: Sequence[str]) -> None:
+        if marks and len(marks) != len(media):
+            raise AdapterError(f"a text has {len(marks)} {' or '.join(self.marks)} marks for {len(media)} media")
+
+    def _take(self, mark: str, waiting: list[str]) -> str:
+        """The next of the media that a mark may stand for."""
+        return waiting.pop(0)
 
     def _slot(self, medium: str) -> list[Segment | Piece]:
         before, after = (Piece(text, medium=True) for text in self.template.delimiters)

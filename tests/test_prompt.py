@@ -86,6 +86,21 @@ def test_media_stand_where_they_are_marked(prompt):
     assert not any(s.slot for s in prompt.segments(TALK, []))
 
 
+def test_a_sound_is_marked_by_its_own_mark_or_by_that_of_any_medium():
+    tokenizer = tiny.byte_level()
+    template = Template(delimiters=("[", "]"))
+    words = [{"role": "user", "content": "the <audio> fox and <image> <video>"}]
+    sound = Prompt(tokenizer, template, "audio").segments(words, ["one", "two"], answer=False)
+    assert [s.slot for s in sound if s.slot] == ["one", "two"]
+    assert tokenizer.decode(sound[-1].ids) == "]<video> Answer:"
+    picture = Prompt(tokenizer, template).segments(words, ["one"], answer=False)
+    assert [s.slot for s in picture if s.slot] == ["one"] and "<audio>" in tokenizer.decode(picture[0].ids)
+    with pytest.raises(AdapterError, match="2 <image> or <audio> marks for 1 media"):
+        Prompt(tokenizer, template, "audio").segments(words, ["one"], answer=False)
+    assert Prompt(tokenizer, template, "audio").without_marks(words[0]["content"]) == "the  fox and  <video>"
+    assert "<image>" in tokenizer.decode(Prompt(tokenizer, template).segments(words, [], answer=False)[0].ids)
+
+
 def test_space_before_an_answer_belongs_to_the_answer():
     for tokenizer in (tiny.byte_level(), tiny.sentencepiece_like()):
         prompt = Prompt(tokenizer, Template(delimiters=("", "")))

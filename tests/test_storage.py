@@ -277,9 +277,8 @@ def test_a_live_picture_is_what_the_shard_gives(tmp_path: Path, encoder: Path) -
     held = features.manifest["features"]
     assert held["patches"] == entry(4, 32, codec="int4", grid=[2, 2], pool=[2, 2]) and held["pooled"]["codec"] == "int8"
     for kind in ("patches", "pooled"):
-        model = SimpleNamespace(adapter=SimpleNamespace(features=FeatureShape(kind, 4, 32)))
-        eyes = live.Live(model, load_encoder_like(features.manifest["encoder"]), held[kind])
-        unaware = live.Live(model, eyes.encoder)
+        eyes = live.Reader(load_encoder_like(features.manifest["encoder"]), kind, held[kind])
+        unaware = live.Reader(eyes.encoder, kind)
         for number in (0, 5):
             stored = features.read(make_key(f"{number:03d}.png"), kind)
             assert torch.equal(eyes.features(data / f"{number:03d}.png"), stored)
@@ -295,7 +294,8 @@ def test_an_adapter_knows_how_its_features_are_stored(tmp_path: Path, encoder: P
     assert done.returncode == 0, done.stderr
     features = FeatureSet(tmp_path / "features/set")
     eyes = live.load(tmp_path / "runs/one", lm=str(tmp_path / "lm"))
-    assert eyes.storage == features.manifest["features"]["patches"] and eyes.storage["pool"] == [2, 2]
+    storage = eyes.readers["image"].storage
+    assert storage == features.manifest["features"]["patches"] and storage["pool"] == [2, 2]
     picture = tmp_path / "photos/003.png"
     assert torch.equal(eyes.features(picture), features.read(make_key("003.png"), "patches"))
 

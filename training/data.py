@@ -100,7 +100,7 @@ class Encoded:
         """One text's segments; with `media=False` what is left when there is nothing to look at."""
         turns = text.turns
         if not media:
-            turns = [{**turn, "content": turn["content"].replace("<image>", "")} for turn in turns]
+            turns = [{**turn, "content": self.prompt.without_marks(turn["content"])} for turn in turns]
         return self.prompt.segments(
             turns, text.media if media else (), answer=answer, soft_prompt=bool(self.soft_tokens)
         )

@@ -77,6 +77,10 @@ class Run:
             )
         return folder
 
+    def adapter_folders(self) -> list[Path]:
+        """The adapter folders of the last checkpoint: `adapter`, or `adapter-image`, `adapter-audio` and so on."""
+        return sorted(self.step_folder().glob("adapter*"))
+
     def save(self, step: int, write_adapter: Callable[[Path], None], state: dict, keep: int, best: bool) -> Path:
         """Write a checkpoint under a temporary name and rename it into place; then point `last` (and `best`) at it.
 
