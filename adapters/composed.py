@@ -127,12 +127,14 @@ class ComposedModel(AdaptedModel):
         self.prompt = ComposedPrompt({modality: part.prompt for modality, part in parts.items()}, soft)
         self._takes_positions, self._injector = first._takes_positions, None
 
-    def slots(self, texts: Texts, features: Features, noise: float = 0.0) -> dict[str, torch.Tensor]:
+    def slots(
+        self, texts: Texts, features: Features, noise: float = 0.0, draw: str | None = None
+    ) -> dict[str, torch.Tensor]:
         """As `AdaptedModel.slots`, each adapter's own filled by it."""
         filled = {}
         for modality in _modalities(texts):
             own, given = _stripped(modality, texts), _given(modality, features)
-            found = self.parts[modality].slots(own, given, noise)
+            found = self.parts[modality].slots(own, given, noise, None if draw is None else f"{draw}/{modality}")
             filled |= {f"{modality}:{name}": vectors for name, vectors in found.items()}
         return filled
 
