@@ -8,6 +8,7 @@ in the backward pass, so memory hardly grows beyond what goes in and out.
 """
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -183,9 +184,15 @@ def use_selective_scan(model: nn.Module) -> str:
     theirs = getattr(module, name)
     if not isinstance(theirs, partial):
         setattr(module, name, partial(_choose, theirs, SCANS[name]))
+    # It would say at the first batch that its own loop is slow, which isn't the one that runs.
+    logging.getLogger("transformers.integrations.hub_kernels").addFilter(_about_something_else)
     if not KERNEL:
         return "selective scan in PyTorch, in chunks; pip install mamba-ssm for a faster one on a GPU"
     return "selective scan by mamba-ssm" if model.device.type == "cuda" else "selective scan in PyTorch, in chunks"
+
+
+def _about_something_else(record: logging.LogRecord) -> bool:
+    return "reference PyTorch implementation" not in record.getMessage()
 
 
 def _choose(theirs: Callable, ours: Callable, hidden_states: torch.Tensor, *rest: object, **named: object) -> object:
