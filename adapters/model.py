@@ -17,6 +17,7 @@ from adapters.projectors import FeatureShape, build_projector, find_projector
 from adapters.prompt import SOFT_PROMPT, SOFT_PROMPT_END, Prompt, Segment, soft_slots
 from adapters.soft_prompt import SoftPrompt
 from adapters.splice import IGNORED, Spliced, positions_of, splice
+from adapters.tree import Tree, can_share, group, plant, saves
 
 Texts = Sequence[Sequence[Segment]]
 Features = Mapping[str, torch.Tensor]
@@ -148,6 +149,7 @@ class AdaptedModel(nn.Module):
         self.loss_mean = loss_mean
         self._takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
         self._injector = None
+        self._shares = can_share(lm) and not adapter.injects
         if adapter.injects:
             where = adapter.injection
             layers = LayerMap(where["start"], where["end"], adapter.projector.blocks)
@@ -206,12 +208,22 @@ class AdaptedModel(nn.Module):
     def _token_losses(
         self, texts: Texts, features: Features, noise: float = 0.0, draw: str | None = None
     ) -> torch.Tensor:
-        batch, injected = self._splice(texts, self.slots(texts, features, noise, draw))
+        slots = self.slots(texts, features, noise, draw)
+        if self._shares:
+            groups = group(texts)
+            if saves(texts, groups, {name: len(vectors) for name, vectors in slots.items()}):
+                return self._tree_losses(plant(self.lm, texts, groups, slots))
+        batch, injected = self._splice(texts, slots)
         labels = functional.pad(batch.labels, (0, 1), value=IGNORED)[:, 1:]
         wanted = labels != IGNORED
         with injected:
             logits = self.lm.model(**self._inputs(batch), logits_to_keep=wanted, use_cache=False).logits
         return functional.cross_entropy(logits.float(), labels[wanted], reduction="none")
+
+    def _tree_losses(self, tree: Tree) -> torch.Tensor:
+        given = {name: getattr(tree, name) for name in ("inputs_embeds", "attention_mask", "position_ids")}
+        logits = self.lm.model(**given, logits_to_keep=tree.keep, use_cache=False).logits.float()
+        return logits.logsumexp(-1)[tree.said] - logits[tree.said, tree.labels]
 
     def _inputs(self, batch: Spliced) -> dict[str, torch.Tensor]:
         """What the language model takes of a batch, by its names; one without positions isn't given any."""

@@ -54,47 +54,27 @@ def splice(
     `side` is where the padding goes: "right" for training, "left" for generation.
     Raises AdapterError for a text without target ids when `train` is set, and for vectors of another width.
     """
-    device, dtype = lm.device, lm.dtype
-    ids, id_places, vectors, vector_places, targets, begun = [], [], [], [], [], []
-    lengths = [length_of(text, {name: len(vectors) for name, vectors in slots.items()}) for text in texts]
+    device = lm.device
+    pieces, targets, begun = [], [], []
+    tokens = {name: len(vectors) for name, vectors in slots.items()}
+    lengths = [length_of(text, tokens) for text in texts]
     longest = max(lengths)
     for row, text in enumerate(texts):
         if train and not any(segment.target for segment in text):
             raise AdapterError("a text has no words to learn: its answer is empty")
         place = row * longest + (longest - lengths[row] if side == "left" else 0)
         for segment in text:
-            if segment.slot is None:
-                places = range(place, place + len(segment.ids))
-                ids.extend(segment.ids)
-                id_places.extend(places)
-                if segment.target:
-                    targets.extend(zip(places, segment.ids, strict=True))
-                place += len(segment.ids)
-            else:
-                medium = slots[segment.slot]
-                if segment.part:
-                    number, rows = segment.part
-                    if len(medium) % rows:
-                        raise AdapterError(f"{len(medium)} tokens of a medium can't be laid out in {rows} rows")
-                    medium = medium.unflatten(0, (rows, -1))[number]
-                if medium.shape[-1] != lm.hidden_size:
-                    raise AdapterError(
-                        f"the adapter gives vectors of width {medium.shape[-1]}, but {lm.name} has hidden_size "
-                        f"{lm.hidden_size}; use the language model the adapter was trained with"
-                    )
+            pieces.append((segment, place))
+            if segment.target:
+                targets.extend(zip(range(place, place + len(segment.ids)), segment.ids, strict=True))
+            if segment.slot is not None:
                 begun.append((segment.slot, row, place - row * longest))
-                vectors.append(medium.to(device=device, dtype=dtype))
-                vector_places.extend(range(place, place + len(medium)))
-                place += len(medium)
+            place += length_of([segment], tokens)
 
     def index(values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
 
-    flat = torch.zeros(len(texts) * longest, lm.hidden_size, dtype=dtype, device=device)
-    if ids:
-        flat = flat.index_copy(0, index(id_places), lm.embed(index(ids)))
-    if vectors:
-        flat = flat.index_copy(0, index(vector_places), torch.cat(vectors))
+    flat = embed_at(lm, pieces, slots, len(texts) * longest)
     labels = torch.full((len(texts) * longest,), IGNORED, dtype=torch.long, device=device)
     if targets:
         where, what = zip(*targets, strict=True)
@@ -105,3 +85,42 @@ def splice(
     shape = (len(texts), longest)
     embeds, labels = flat.view(*shape, -1), labels.view(shape)
     return Spliced(embeds, mask.long(), positions_of(mask), labels, len(targets), begun)
+
+
+def embed_at(
+    lm: LanguageModel, pieces: Sequence[tuple[Segment, int]], slots: Mapping[str, torch.Tensor], size: int
+) -> torch.Tensor:
+    """`(size, hidden_size)` in the model's dtype: each segment's words or vectors from its place on, zeros elsewhere.
+
+    Raises AdapterError for vectors of another width than the model's, and for rows that a medium can't be cut into.
+    """
+    device, dtype = lm.device, lm.dtype
+    ids, id_places, vectors, vector_places = [], [], [], []
+    for segment, place in pieces:
+        if segment.slot is None:
+            ids.extend(segment.ids)
+            id_places.extend(range(place, place + len(segment.ids)))
+            continue
+        medium = slots[segment.slot]
+        if segment.part:
+            number, rows = segment.part
+            if len(medium) % rows:
+                raise AdapterError(f"{len(medium)} tokens of a medium can't be laid out in {rows} rows")
+            medium = medium.unflatten(0, (rows, -1))[number]
+        if medium.shape[-1] != lm.hidden_size:
+            raise AdapterError(
+                f"the adapter gives vectors of width {medium.shape[-1]}, but {lm.name} has hidden_size "
+                f"{lm.hidden_size}; use the language model the adapter was trained with"
+            )
+        vectors.append(medium.to(device=device, dtype=dtype))
+        vector_places.extend(range(place, place + len(medium)))
+
+    def index(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    flat = torch.zeros(size, lm.hidden_size, dtype=dtype, device=device)
+    if ids:
+        flat = flat.index_copy(0, index(id_places), lm.embed(index(ids)))
+    if vectors:
+        flat = flat.index_copy(0, index(vector_places), torch.cat(vectors))
+    return flat
