@@ -18,7 +18,7 @@ from adapters.language_model import LanguageModel
 from adapters.prompt import Segment
 from adapters.splice import embed_at, length_of
 
-WORTH = 0.9  # a tree is used when it takes fewer positions than this share of the padded batch's
+WORTH = 0.8  # a tree is used when it takes fewer positions than this share of the padded batch's
 SHARED_LAYERS = {"full_attention", "sliding_attention"}
 
 
