@@ -102,6 +102,12 @@ def _of(content: Sequence[Segment | Piece], modality: str) -> list[int]:
     return [i for i, part in enumerate(content) if isinstance(part, Segment) and modality_of(part.slot) == modality]
 
 
+class Adapters(nn.ModuleDict):
+    """Adapters by modality, whose tokens stand among the words."""
+
+    injects = False
+
+
 class ComposedModel(AdaptedModel):
     """One frozen language model that reads through several adapters, the `parts` by modality, all on the same `lm`.
 
@@ -110,7 +116,6 @@ class ComposedModel(AdaptedModel):
     """
 
     def __init__(self, parts: Mapping[str, AdaptedModel]):
-        nn.Module.__init__(self)
         first = next(iter(parts.values()))
         for modality, part in parts.items():
             if part.lm is not first.lm:
@@ -120,12 +125,11 @@ class ComposedModel(AdaptedModel):
                     f"the {modality} adapter ({part.adapter.spec}) gives its medium to inner layers, where a row knows "
                     "of one medium only; load it alone"
                 )
-        self.parts = nn.ModuleDict(parts)
-        self.lm, self.token_noise, self.loss_mean = first.lm, first.token_noise, first.loss_mean
-        self.adapter = nn.ModuleDict({modality: part.adapter for modality, part in parts.items()})
         soft = [modality for modality, part in parts.items() if part.adapter.soft_prompt is not None]
-        self.prompt = ComposedPrompt({modality: part.prompt for modality, part in parts.items()}, soft)
-        self._takes_positions, self._injector = first._takes_positions, None
+        prompt = ComposedPrompt({modality: part.prompt for modality, part in parts.items()}, soft)
+        adapters = Adapters({modality: part.adapter for modality, part in parts.items()})
+        super().__init__(first.lm, adapters, prompt, first.token_noise, first.loss_mean)
+        self.parts = nn.ModuleDict(parts)
 
     def slots(
         self, texts: Texts, features: Features, noise: float = 0.0, draw: str | None = None
