@@ -24,6 +24,8 @@ from adapters import AdapterError
 from adapters.checkpoint import CONFIG, load_adapter, read_adapter_config
 from adapters.composed import ComposedModel
 from adapters.language_model import LanguageModel, load_language_model, precisions_differ, same_language_model
+from adapters.lora import FOLDER as LORA
+from adapters.lora import load_lora
 from adapters.model import AdaptedModel
 from adapters.prompt import Prompt, Template
 from precompute import PrecomputeError
@@ -103,6 +105,8 @@ def load_several(
         )
     if other := precisions_differ(identity, model.identity()):
         model.reason += f"; {other}"
+    if loaded[0][2].get("lora"):
+        load_lora(model, folder / LORA)
     made = {}
     for modality, (_, adapter, config, _, _, template) in zip(paths, loaded, strict=True):
         prompt = Prompt(model.tokenizer, template, config.get("modality", "image"))

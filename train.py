@@ -46,7 +46,11 @@ def main() -> None:
     ranks = join(device)
     old = Run.open(options.resume) if options.resume else None
     settings = resumed(old, given(options)) if old else new_settings(options, tiny_folder())
-    train(settings, Frozen(ranks.device), ranks, options.name, old, options.partial)
+    if options.merge_lora:
+        from adapters.merge import refuse_merge
+
+        refuse_merge(options.merge_lora, settings["lm"], settings["lora"])
+    train(settings, Frozen(ranks.device), ranks, options.name, old, options.partial, options.merge_lora)
     ranks.leave()
 
 
@@ -57,8 +61,10 @@ def train(
     name: str | None,
     old: "Run | None" = None,
     partial: bool = False,
+    merged: Path | None = None,
 ) -> bool:
-    """Train one adapter: a new run of that name, or `old` from its last checkpoint on.
+    """Train one adapter: a new run of that name, or `old` from its last checkpoint on. At its end also write the merged
+    model to the folder `merged`.
 
     Returns True at its end, and False when it was stopped before, with a checkpoint.
     """
@@ -66,7 +72,9 @@ def train(
 
     from adapters.checkpoint import load_adapter, save_adapter
     from adapters.injection import injection_into
-    from adapters.language_model import same_language_model
+    from adapters.lora import FOLDER as LORA
+    from adapters.lora import add_lora, load_lora, lora_parameters, parse_lora
+    from adapters.merge import merge_lora
     from adapters.model import AdaptedModel, Adapter
     from adapters.projectors import find_projector
     from adapters.prompt import Prompt, Template, default_template
@@ -79,6 +87,7 @@ def train(
     from training.progress import ProgressBar, StopRequest
     from training.run import Onlooker, Run, load_optimizer_state, optimizer_state
     from training.settings import refuse_changes, run_path, settle_length, template_fields
+    from training.start import refuse_other_start, start_folder
     from training.step import make_optimizer, set_rates, take_step
     from training.warm_start import warm_start
 
@@ -104,14 +113,13 @@ def train(
     lm = frozen.load(settings["lm"], settings["precision"])
     checkpoint_layers(lm, settings["rerun_layers"])
 
-    # 3. The adapter between the two, new or from the checkpoint.
-    if old:
-        adapter, about = load_adapter(old.step_folder() / "adapter", device)
-        if difference := same_language_model(about["language_model"]["identity"], lm.identity()):
-            raise RunError(f"{lm.name} is not the language model that {old.path} was trained with: {difference}")
-        template = Template.from_dict(about["template"])
+    # 3. The adapter between the two: from the checkpoint, from an earlier run, or new. In stage 2 LoRA too.
+    torch.manual_seed(settings["seed"])
+    start = old.path if old else settings["init"]
+    if start:
+        adapter, about = load_adapter(start_folder(start), device)
+        refuse_other_start(about, start, features, lm)
     else:
-        torch.manual_seed(settings["seed"])
         names = ("soft_prompt", "soft_prompt_mlp", "output_norm", "projector_hidden", "projector_layers")
         form = {name: settings[name] for name in names}
         if kind == "layers":
@@ -122,17 +130,28 @@ def train(
             adapter.soft_prompt.start_from(
                 lm.embed(torch.randint(len(lm.tokenizer), (adapter.soft_tokens,)).to(device))
             )
+    if old:
+        template = Template.from_dict(about["template"])
+    else:
         fields = template_fields(settings, shape, adapter)
         template = default_template(lm.tokenizer, settings.get("template"), settings.get("delimiters"), **fields)
+    if start and about.get("lora"):
+        load_lora(lm, start_folder(start) / LORA, trained=True)
+    elif settings["lora"]:
+        add_lora(lm, *parse_lora(settings["lora"]))
     prompt = Prompt(lm.tokenizer, template, features.manifest["modality"])
     model = AdaptedModel(lm, adapter, prompt, settings["token_noise"], settings["loss_mean"])
-    trained = sum(parameter.numel() for parameter in model.trained().values())
+    trained = sum(parameter.numel() for parameter in adapter.parameters())
     print(f"adapter: {adapter.spec}, {trained:,} parameters, {shape.kind} to {adapter.tokens} tokens")
+    if lm.lora:
+        maps = sum(parameter.numel() for parameter in lora_parameters(lm.model).values())
+        rates = f"learning rate {settings['lora_lr']:g}, the projector's {settings['lr']:g}"
+        print(f"LoRA: {settings['lora']}, {maps:,} parameters, {rates}")
 
     # 4. The words: what is learnt from, what is held out, and whose features stand in for whose in the control.
     encoded = Encoded(features, model.prompt, adapter)
     learn = [text for text in texts if text.split == "train"][: settings["limit"] or None]
-    kept = encoded.keep(learn, lm.max_length)
+    kept = encoded.keep(learn, lm.max_length, words_alone=bool(lm.lora or adapter.soft_tokens))
     if not kept.texts:
         raise RunError(
             f"{features.path} has no words to train on ({len(texts)} texts, {len(learn)} of them for training); "
@@ -153,7 +172,7 @@ def train(
     micro = micro or int(ranks.least(needs.micro_batch(settings["batch"], max(kept.lengths))))
 
     # 6. A folder of its own, or the old one at its last checkpoint.
-    optimizer = make_optimizer(adapter, settings)
+    optimizer = make_optimizer(model.trained(), settings)
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=lm.dtype == torch.float16)
     if old:
         folder, first, best = old if ranks.first else Onlooker(old.path), facts["step"], facts["best"]
@@ -163,8 +182,8 @@ def train(
         folder.cut_back(first)
         print(f"run: {folder.path}, going on after step {first} of {settings['steps']}")
     else:
-        rows = steps.share(0).rows.to(device)
-        factor = adapter.match_scale(rows)
+        rows = steps.first_rows().to(device)
+        factor = adapter.match_scale(rows) if not start else 1
         if words := settings["start_words"]:
             ids = lm.tokenizer.encode(words, add_special_tokens=False)
             adapter.start_from(lm.embed(torch.tensor(ids, dtype=torch.long, device=device)), rows)
@@ -188,14 +207,14 @@ def train(
             "language_model": {"name": lm.name, "identity": lm.identity()},
             "template": template.to_dict(),
             "training": {"features": features.path.name, "texts": len(kept.texts), "step": step, "held-out loss": best}
-            | {key: settings[key] for key in ("steps", "batch", "lr", "seed")},
+            | {key: settings[key] for key in ("steps", "batch", "lr", "seed") + ("lora", "lora_lr") * bool(lm.lora)},
         }
         state = {
             "tensors": optimizer_state(optimizer) | {"generator": torch.get_rng_state()},
             "facts": identity
             | {"best": best, "micro_batch": micro, "threads": torch.get_num_threads(), "scaler": scaler.state_dict()},
         }
-        folder.save(step, lambda path: save_adapter(path, adapter, about), state, KEEP_CHECKPOINTS, is_best)
+        folder.save(step, lambda path: save_adapter(path, adapter, about, lm=lm), state, KEEP_CHECKPOINTS, is_best)
 
     # 7. Train.
     stop, bar = StopRequest(ranks.first), ProgressBar(settings["steps"], first)
@@ -243,7 +262,10 @@ def train(
     if step < settings["steps"]:
         print(f"stopped after step {step}; go on with: python train.py --resume {folder.path}")
     else:
-        print(f"done: {folder.path}; the language model is unchanged. Next: python eval.py --run {folder.path}")
+        apart = "'s own weights are" if lm.lora else " is"
+        print(f"done: {folder.path}; the language model{apart} unchanged. Next: python eval.py --run {folder.path}")
+        if merged and ranks.first:
+            merge_lora(folder.step_folder() / "adapter", merged)
     return step == settings["steps"]
 
 

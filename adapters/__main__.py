@@ -1,10 +1,8 @@
-"""Adapters from and for other programs: python -m adapters import-epalm|export-prompt."""
+"""Adapters from and for other programs: python -m adapters import-epalm|export-prompt|merge-lora."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 
 def import_epalm(
@@ -20,7 +18,7 @@ def import_epalm(
         inject_layers: The first layer that is given the medium and the first that no longer is; without it eP-ALM's.
     """
     from adapters import AdapterError
-    from adapters.checkpoint import save_adapter
+    from adapters.checkpoint import save_adapter, write_folder
     from adapters.epalm_checkpoint import ANSWER_MARK, import_released, read_released
     from adapters.language_model import load_language_model
 
@@ -48,7 +46,7 @@ def import_epalm(
         "template": template.to_dict(),
         "training": {"imported from": f"eP-ALM's {file.name}"},
     }
-    _write(out, lambda folder: save_adapter(folder, adapter, about))
+    write_folder(out, lambda folder: save_adapter(folder, adapter, about))
     where, numbers = adapter.injection, sum(parameter.numel() for parameter in adapter.parameters())
     print(
         f"{out} is ready: {adapter.spec} of {numbers:,} numbers, given to layers {where['start']} to "
@@ -68,41 +66,47 @@ def export_prompt(adapter: Path, /, out: Path) -> None:
         adapter: An adapter folder, or a run, whose last checkpoint is taken.
         out: The folder for PEFT, which must not exist.
     """
-    from adapters.checkpoint import CONFIG, load_adapter
+    from adapters.checkpoint import load_adapter, write_folder
     from adapters.peft_prompt import save_peft_prompt
     from adapters.prompt import Template
 
-    last = adapter / "last"
-    if not (adapter / CONFIG).is_file() and last.is_file():
-        adapter = adapter / "steps" / last.read_text().strip() / "adapter"
-    loaded, config = load_adapter(adapter)
+    loaded, config = load_adapter(_last(adapter))
     template, name = Template.from_dict(config["template"]), config["language_model"]["name"]
-    _write(out, lambda folder: save_peft_prompt(folder, loaded, template, name))
+    write_folder(out, lambda folder: save_peft_prompt(folder, loaded, template, name))
     print(f"{out} is ready: {loaded.soft_tokens} vectors for peft.PeftModel.from_pretrained(model, {str(out)!r})")
 
 
-def _write(out: Path, write: Callable[[Path], None]) -> None:
-    """Have a folder written under a temporary name, and rename it into place."""
-    from adapters import AdapterError
+def merge(
+    adapter: Path, /, out: Path, lm: str | None = None, precision: Literal["fp32", "fp16", "bf16"] | None = None
+) -> None:
+    """Write a language model with its adapter's LoRA merged, and the adapter for it: merge-lora RUN --out FOLDER
 
-    if out.exists():
-        raise AdapterError(f"{out} exists, and nothing is overwritten; choose another --out")
-    temporary = out.with_name(out.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        write(temporary)
-        os.rename(temporary, out)
-    except OSError as error:
-        raise AdapterError(f"{out} can't be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    Args:
+        adapter: A run of stage 2, whose last checkpoint is taken, or an adapter folder.
+        out: The model's folder, which must not exist; the adapter goes into adapter/ in it.
+        lm: Where the language model is now, if it has moved.
+        precision: How the merged weights are stored; without it as the language model's own are.
+    """
+    from adapters.merge import merge_lora
+
+    merge_lora(_last(adapter), out, lm, precision)
+
+
+def _last(path: Path) -> Path:
+    """The adapter folder at `path`, or the last checkpoint's when that is a run."""
+    from adapters.checkpoint import CONFIG
+
+    last = path / "last"
+    if (path / CONFIG).is_file() or not last.is_file():
+        return path
+    return path / "steps" / last.read_text().strip() / "adapter"
 
 
 def main() -> None:
     """Dispatch to the tool that is named first."""
     import tyro
 
-    tools = {"import-epalm": import_epalm, "export-prompt": export_prompt}
+    tools = {"import-epalm": import_epalm, "export-prompt": export_prompt, "merge-lora": merge}
     tyro.extras.subcommand_cli_from_dict(tools, description=__doc__)
 
 

@@ -1,6 +1,9 @@
 """The adapter folder, the small thing that people share: weights as safetensors, the rest as JSON, and a card."""
 
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,6 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from adapters import AdapterError
+from adapters.language_model import LanguageModel
+from adapters.lora import FOLDER as LORA
+from adapters.lora import lora_parameters, save_lora
 from adapters.model import Adapter
 from adapters.projectors import FeatureShape
 
@@ -15,8 +21,11 @@ FORMAT = 1
 WEIGHTS, CONFIG, CARD = "adapter.safetensors", "adapter.json", "README.md"
 
 
-def save_adapter(folder: Path, adapter: Adapter, about: dict, dtype: torch.dtype = torch.float32) -> None:
-    """Write an adapter into `folder`, which must not exist yet (the caller renames a temporary one into place).
+def save_adapter(
+    folder: Path, adapter: Adapter, about: dict, dtype: torch.dtype = torch.float32, lm: LanguageModel | None = None
+) -> None:
+    """Write an adapter into `folder`, which must not exist yet (the caller renames a temporary one into place); with
+    `lm`, the LoRA that is on it too, into lora/.
 
     `about` holds what the adapter was made for: `encoder` (from the feature set's manifest), `modality`,
     `language_model` (`name` and `identity`), `template` and `training`, all plain JSON. `dtype` is fp32 in a run,
@@ -41,12 +50,16 @@ def save_adapter(folder: Path, adapter: Adapter, about: dict, dtype: torch.dtype
         "projector_layers": adapter.projector_layers,
         "injection": adapter.injection,
         "embedding_rms": adapter.embedding_rms,
+        "lora": lm.lora if lm else None,
         **about,
     }
     state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in adapter.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(_card(adapter, config), encoding="utf-8")
+    maps = sum(parameter.numel() for parameter in lora_parameters(lm.model).values()) if config["lora"] else 0
+    (folder / CARD).write_text(_card(adapter, config, maps), encoding="utf-8")
+    if config["lora"]:
+        save_lora(folder / LORA, lm, dtype)
 
 
 def read_adapter_config(folder: Path) -> dict:
@@ -95,7 +108,24 @@ def load_adapter(folder: Path, device: str = "cpu") -> tuple[Adapter, dict]:
     return adapter, config
 
 
-def _card(adapter: Adapter, config: dict) -> str:
+def write_folder(out: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a folder under a temporary name, and rename it to `out`. Raises AdapterError where `out` exists
+    or can't be written.
+    """
+    if out.exists():
+        raise AdapterError(f"{out} exists, and nothing is overwritten; choose another --out")
+    temporary = out.with_name(out.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        write(temporary)
+        os.rename(temporary, out)
+    except OSError as error:
+        raise AdapterError(f"{out} can't be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _card(adapter: Adapter, config: dict, maps: int) -> str:
     lm, encoder = config["language_model"]["name"], config["encoder"]
     parameters = sum(p.numel() for p in adapter.parameters())
     base = f"base_model: {lm}\nbase_model_relation: adapter\n" if _is_hub_id(lm) else ""
@@ -103,6 +133,12 @@ def _card(adapter: Adapter, config: dict) -> str:
 (`{config["features"]["kind"]}`) of the encoder `{encoder.get("name", encoder.get("id"))}` as {config["tokens"]} tokens.
 """
     says = f"for the frozen language model `{lm}`: a soft prompt of {config['soft_prompt']}; no medium is read.\n"
+    left = "Neither the encoder nor the language model was changed, and neither is in this folder."
+    if maps:
+        left = f"""
+The language model was tuned too: `lora/` holds {maps:,} parameters of LoRA, r={config["lora"]["r"]} and
+alpha={config["lora"]["alpha"]}, beside its own weights, which are unchanged. `peft.PeftModel.from_pretrained` loads it.
+Neither the encoder nor the language model is in this folder."""
     training = "".join(f"| {key.replace('_', ' ')} | {value} |\n" for key, value in config["training"].items())
     return f"""---
 library_name: periscope
@@ -116,7 +152,7 @@ pipeline_tag: image-text-to-text
 # {config["adapter"]} adapter
 
 {parameters:,} parameters {reads if config["tokens"] else says}\
-Neither the encoder nor the language model was changed, and neither is in this folder.
+{left}
 
 | training | |
 |---|---|

@@ -185,7 +185,7 @@ def load_language_model(name: str, device: str = "cpu", precision: str = "auto")
         raise AdapterError(f"--lm {name} ({config.model_type}) can't be used: {refused}")
     quirk = quirk_of(config)
     trained_in = getattr(config.get_text_config(), "dtype", None)
-    if stored := _stored_in_bits(config):
+    if stored := stored_in_bits(config):
         if precision not in ("auto", stored):
             raise AdapterError(
                 f"--lm {name} is stored in {stored}, and --precision {precision} would need the weights it was made "
@@ -237,7 +237,7 @@ def load_language_model(name: str, device: str = "cpu", precision: str = "auto")
     return lm
 
 
-def _stored_in_bits(config: PretrainedConfig) -> str | None:
+def stored_in_bits(config: PretrainedConfig) -> str | None:
     """How the weights themselves are stored, when that is in fewer bits: "4bit", "8bit", or another method's name."""
     stored = getattr(config, "quantization_config", None)
     if stored is None:

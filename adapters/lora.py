@@ -7,6 +7,7 @@ stays in `eval()`.
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from adapters import AdapterError
 from adapters.language_model import LanguageModel
 from adapters.quirks import quirk_of
 
+# PEFT brings in bitsandbytes, which says on a CPU what would be faster.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 FOLDER, CONFIG, WEIGHTS = "lora", "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # before each name in PEFT's files
 # What a config may say besides PEFT's defaults: the size, where, and what changes nothing of the result here.
@@ -107,7 +110,7 @@ def remove_lora(lm: LanguageModel) -> None:
     lm.lora = None
 
 
-def save_lora(folder: Path, lm: LanguageModel) -> None:
+def save_lora(folder: Path, lm: LanguageModel, dtype: torch.dtype = torch.float32) -> None:
     """Write a language model's LoRA into `folder`, which must not exist yet, so that
     `peft.PeftModel.from_pretrained(model, folder)` answers as ours does.
     """
@@ -115,7 +118,8 @@ def save_lora(folder: Path, lm: LanguageModel) -> None:
     config = lm.model.peft_config["default"]
     said = config.to_dict() | {"target_modules": sorted(config.target_modules), "inference_mode": True}
     (folder / CONFIG).write_text(json.dumps(said, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    tensors = {PREFIX + name: value.detach().cpu().contiguous() for name, value in lora_parameters(lm.model).items()}
+    state = {PREFIX + name: value.detach() for name, value in lora_parameters(lm.model).items()}
+    tensors = {name: value.to("cpu", dtype).contiguous() for name, value in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 

@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 from adapters import AdapterError
 from adapters.injection import Injector, LayerMap, Rows
 from adapters.language_model import LanguageModel
+from adapters.lora import lora_parameters
 from adapters.projectors import FeatureShape, build_projector, find_projector
 from adapters.prompt import SOFT_PROMPT, SOFT_PROMPT_END, Prompt, Segment, soft_slots
 from adapters.soft_prompt import SoftPrompt
@@ -156,8 +157,11 @@ class AdaptedModel(nn.Module):
             self._injector = Injector(lm, layers, where["compat"])
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name and always in one order."""
-        return dict(self.adapter.named_parameters())
+        """What is trained, by name and always in one order: the adapter's parameters, then those of the language
+        model's LoRA, if it has one, as "lora.NAME".
+        """
+        maps = lora_parameters(self.lm.model).items() if self.lm.lora else ()
+        return dict(self.adapter.named_parameters()) | {f"lora.{name}": parameter for name, parameter in maps}
 
     def slots(
         self, texts: Texts, features: Features, noise: float = 0.0, draw: str | None = None

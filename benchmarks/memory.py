@@ -100,7 +100,7 @@ def train(lm: LanguageModel, spec: str, shape: FeatureShape, rounds: int) -> dic
     longest = adapter.tokens + 1 + WORDS
     needs = replace(plan(lm, adapter, longest), free=free)
     micro = needs.micro_batch(BATCH, longest)
-    optimizer = make_optimizer(adapter, SETTINGS)
+    optimizer = make_optimizer(dict(adapter.named_parameters()), SETTINGS)
     scaler = torch.amp.GradScaler(lm.device.type, enabled=lm.dtype == torch.float16)
     seconds = []
     if on_gpu:

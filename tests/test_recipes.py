@@ -234,7 +234,7 @@ def test_a_recipe_in_miniature_from_media_to_answers(name, media, features, in_w
     assert (template.style, template.delimiters) == (expected.style, expected.delimiters)
     usual = {"eos": True, "loss_on": "answer", "row_separator": "", "rows": 0, "soft_prompt": "before"}
     assert {field: getattr(template, field) for field in usual} == usual | dict(expected.more)
-    groups = make_optimizer(model.adapter, run.config).param_groups
+    groups = make_optimizer(model.trained(), run.config).param_groups
     assert sorted((group["name"], group["weight_decay"]) for group in groups) == sorted(expected.groups)
     assert model.adapter.output_norm == (name in ("first", "modern"))
     assert model.loss_mean == "token"  # how to train, which answering needn't know

@@ -342,7 +342,7 @@ def test_the_schedules_end_where_they_should():
 
 def test_a_soft_prompt_may_have_a_constant_rate_and_vectors_have_no_decay(model):
     settings = DEFAULTS | {"steps": 10, "weight_decay": 0.02, "soft_prompt_lr": 1e-5, "lr": 2e-5, "warmup": 0.1}
-    optimizer = make_optimizer(model.adapter, settings)
+    optimizer = make_optimizer(model.trained(), settings)
     found = {(g["name"], g["weight_decay"]): sum(p.numel() for p in g["params"]) for g in optimizer.param_groups}
     projector, width = model.adapter.projector, model.lm.hidden_size
     matrices = sum(p.numel() for p in projector.parameters() if p.ndim > 1)
@@ -353,7 +353,7 @@ def test_a_soft_prompt_may_have_a_constant_rate_and_vectors_have_no_decay(model)
         assert [g["lr"] for g in optimizer.param_groups] == [
             pytest.approx(1e-5 if g["name"] == "soft prompt" else rate) for g in optimizer.param_groups
         ]
-    plain = make_optimizer(model.adapter, DEFAULTS)
+    plain = make_optimizer(model.trained(), DEFAULTS)
     assert [p for g in plain.param_groups for p in g["params"]] == list(model.adapter.parameters())
 
 

@@ -124,12 +124,19 @@ class Encoded:
         rows = self.features.read_many(shown, self.kind, **views)
         return Batch(segments, keys, rows, _targets(segments))
 
-    def keep(self, texts: Sequence[Text], max_length: int, desc: str = "reading texts") -> Kept:
-        """Leave out texts that can't be trained on: no answer, or longer than `max_length` tokens (never cut short)."""
+    def keep(
+        self, texts: Sequence[Text], max_length: int, desc: str = "reading texts", words_alone: bool = True
+    ) -> Kept:
+        """Leave out texts that can't be trained on: no answer, or longer than `max_length` tokens (never cut short);
+        without `words_alone` also texts without a medium, where nothing that is trained has a part in them.
+        """
         kept, soft = Kept([], [], [], Counter()), soft_slots(self.soft_tokens, self.prompt.template)
         for text in tqdm(texts, desc=desc, unit=" texts", leave=False, disable=len(texts) < 20_000):
             if not text.turns or text.turns[-1]["role"] != "assistant" or not text.turns[-1]["content"].strip():
                 kept.dropped["no words to learn"] += 1
+                continue
+            if not (words_alone or text.media):
+                kept.dropped["no medium, and only the projector is trained"] += 1
                 continue
             try:
                 segments = self.segments(text)
@@ -169,6 +176,11 @@ class Steps(Dataset):
     @property
     def per_epoch(self) -> int:
         return steps_per_epoch(len(self.kept.texts), self.batch)
+
+    def first_rows(self) -> torch.Tensor:
+        """The features of the first step that has a medium; `(0, ...)` where no text is about one."""
+        found = (self.share(step).rows for step in range(self.per_epoch))
+        return next((rows for rows in found if len(rows)), self.share(0).rows)
 
     def __getitem__(self, step: int) -> Batch:
         return self.share(step, self.rank, self.ranks)

@@ -6,6 +6,7 @@ import time
 import torch
 
 from adapters.language_model import LanguageModel, load_language_model, weights_sha256
+from adapters.lora import remove_lora
 from training import RunError
 
 
@@ -18,7 +19,8 @@ class Frozen:
         self._asked, self._lm, self._sha256 = None, None, ""
 
     def load(self, name: str, precision: str) -> LanguageModel:
-        """The language model `name` in `precision`: the one that is held, else that is let go first. Prints what it is.
+        """The language model `name` in `precision`, without LoRA: the one that is held, else that is let go first.
+        Prints what it is.
 
         Raises AdapterError as `load_language_model`.
         """
@@ -30,6 +32,7 @@ class Frozen:
             self.seconds, self.loaded = time.monotonic() - began, self.loaded + 1
             self._asked, self._sha256 = (name, precision), weights_sha256(self._lm.model)
         lm = self._lm
+        remove_lora(lm)  # an earlier run's
         note = f", {lm.note}" if lm.note else ""
         print(f"language model: {lm.name}, {lm.precision} ({lm.reason}), hidden_size {lm.hidden_size}{note}")
         return lm

@@ -23,6 +23,7 @@ def choose_heldout(encoded: Encoded, texts: Sequence[Text], learn: Sequence[Text
     splits = {text.split for text in texts} - {"train"}
     split = next((name for name in ("heldout", "val", *sorted(splits)) if name in splits), None)
     fitting = [text for text in texts if text.split == split and (question_of(text) is not None) in sorts]
+    fitting = [text for text in fitting if text.media] or fitting  # the loss is of what is seen
     kept = encoded.keep(fitting, max_length).texts
     return kept[:: max(1, len(kept) // MOST)][:MOST]
 

@@ -25,6 +25,8 @@ class Options:
     """Show the recipes, and do no more."""
     tiny: bool = False
     """Try it: a tiny random language model of the same class instead of the real one, 20 steps, no network."""
+    init: Path | None = None
+    """Start a new run from this run's (or folder's) adapter: its projector, soft prompt, LoRA and prompt form."""
     resume: Path | None = None
     """Go on with this run folder, exactly where its last checkpoint was."""
     text: Path | None = None
@@ -79,6 +81,14 @@ class Options:
     """What the loss is the mean of: tokens, or texts, each the mean of its tokens (as Mamba-VL)."""
     precision: Literal["auto", "fp32", "fp16", "bf16", "8bit", "4bit"] | None = None
     """How the frozen weights are held."""
+    lora: str | None = None
+    """Stage 2: also train low-rank maps on the language model's linear layers, as in r=64,alpha=16."""
+    lora_lr: float | None = None
+    """Peak learning rate of these maps; it rises and falls as that of the projector."""
+    freeze_projector: int | None = None
+    """Steps at the start in which these maps alone are trained (0: none)."""
+    merge_lora: Path | None = None
+    """At the end also write the language model with these maps merged, and the adapter, to this folder."""
     rerun_layers: int | None = None
     """Each so many-th layer of the language model keeps its input alone and is computed again in the backward pass:
     far less memory for a third more time (1: all layers; 0: none)."""
@@ -115,7 +125,7 @@ class Options:
     device: Annotated[str, tyro.conf.arg(help="auto, cuda, cuda:N or cpu.")] = "auto"
 
 
-ABOUT_THE_CALL = {"name", "recipe", "resume", "device", "partial", "list_", "tiny"}
+ABOUT_THE_CALL = {"merge_lora", "name", "recipe", "resume", "device", "partial", "list_", "tiny"}
 
 
 def given(options: Options) -> dict:

@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from adapters import AdapterError
+from adapters.lora import parse_lora
 from adapters.model import Adapter
 from adapters.projectors import FeatureShape, find_projector
 from shards.read import FeatureSet
@@ -15,10 +16,13 @@ from training import RunError
 from training.options import ABOUT_THE_CALL, Options, given
 from training.recipe import load_recipe
 from training.run import Run
+from training.start import over_start, start_settings
 
 # The demo's encoders, and the recipe that their features bring.
 DEMOS = {"demo": "demo", "demo-dino": "demo", "demo-audio": "demo-audio", "demo-video": "demo-video"}
+STAGE_2_LR = 2e-5  # of a projector beside LoRA: LLaVA-1.5's, and an independent rebuild of AnyMAL's
 DEFAULTS = {
+    "init": "",
     "adapter": "mlp16",
     "soft_prompt": 0,
     "soft_prompt_place": "before",
@@ -39,6 +43,9 @@ DEFAULTS = {
     "loss_on": "answer",
     "loss_mean": "token",
     "precision": "auto",
+    "lora": "",
+    "lora_lr": 2e-4,  # LLaVA-1.5's and that rebuild's too
+    "freeze_projector": 0,
     "rerun_layers": 0,
     "batch": 32,
     "micro_batch": 0,
@@ -55,6 +62,8 @@ DEFAULTS = {
 LEAST = {"batch": 1, "steps": 1, "eval_every": 1, "save_every": 1, "lr": 0.0} | dict.fromkeys(
     (
         "micro_batch",
+        "lora_lr",
+        "freeze_projector",
         "rerun_layers",
         "soft_prompt",
         "soft_prompt_lr",
@@ -89,6 +98,11 @@ def settle(given: dict, recipe: dict) -> dict:
     for name, least in LEAST.items():
         if settings.get(name) is not None and not settings[name] >= least:
             raise RunError(f"--{_flag(name)} is {settings[name]}; it must be at least {least}")
+    if settings["lora"]:
+        parse_lora(settings["lora"])
+        settings["lr"] = (recipe | given).get("lr", STAGE_2_LR)
+    elif settings["freeze_projector"]:
+        raise RunError("--freeze-projector leaves nothing to train without --lora")
     return settings
 
 
@@ -131,10 +145,18 @@ def new_settings(options: Options, tiny_folder: Path) -> dict:
     flags = given(options)
     names = {field.name for field in fields(options)} - ABOUT_THE_CALL
     recipe, encoder = {}, None
+    start = start_settings(options.init) if options.init else {}
     if options.recipe:
         whole = load_recipe(options.recipe)
-        recipe = whole.settings(names, flags.get("adapter") or whole.train.get("adapter", DEFAULTS["adapter"]))
+        spec = flags.get("adapter") or whole.train.get("adapter") or start.get("adapter", DEFAULTS["adapter"])
+        recipe = whole.settings(names, spec)
         encoder = whole.precompute.get("encoder")
+    if start:
+        recipe = over_start(start, recipe, flags, options.init)
+    elif recipe.get("lora"):
+        print(
+            f"note: {options.recipe} goes on from a run of its first stage; without --init a new projector is trained"
+        )
     settings = settle(flags, recipe)
     if "features" not in settings:
         kind = find_projector(settings["adapter"])[0].kind

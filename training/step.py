@@ -2,10 +2,12 @@
 
 import math
 import sys
+from collections.abc import Mapping
 
 import torch
+from torch import nn
 
-from adapters.model import AdaptedModel, Adapter
+from adapters.model import AdaptedModel
 from training import RunError
 from training.data import Batch
 from training.distributed import ALONE, Ranks
@@ -29,27 +31,38 @@ def learning_rate(
     return least + (peak - least) * FALL[schedule]((step - warm) / max(1, steps - warm))
 
 
-def make_optimizer(adapter: Adapter, settings: dict) -> torch.optim.AdamW:
-    """AdamW over what is trained, in groups: matrices have `weight_decay`, biases, norms and the gain none, and a soft
-    prompt with a learning rate of its own is a group named so.
+def make_optimizer(trained: Mapping[str, nn.Parameter], settings: dict) -> torch.optim.AdamW:
+    """AdamW over what is trained (`AdaptedModel.trained`), in groups: matrices have `weight_decay`, biases, norms and
+    the gain none; a soft prompt with a learning rate of its own is a group named so, and so is a LoRA.
     """
     groups: dict[tuple, list] = {}
-    for name, parameter in adapter.named_parameters():
-        own = bool(settings["soft_prompt_lr"]) and name.startswith("soft_prompt.")
+    for name, parameter in trained.items():
+        part = "lora" if name.startswith("lora.") else "projector"
+        if settings["soft_prompt_lr"] and name.startswith("soft_prompt."):
+            part = "soft prompt"
         decay = settings["weight_decay"] if parameter.ndim > 1 else 0.0
-        groups.setdefault(("soft prompt" if own else "projector", decay), []).append(parameter)
+        groups.setdefault((part, decay), []).append(parameter)
     named = [{"params": found, "name": name, "weight_decay": decay} for (name, decay), found in groups.items()]
     return torch.optim.AdamW(named, lr=settings["lr"])
 
 
 def set_rates(optimizer: torch.optim.Optimizer, step: int, settings: dict) -> float:
     """Give each group its learning rate at `step`; return that of the projector. A soft prompt's own is constant, as in
-    eP-ALM (https://github.com/mshukor/eP-ALM).
+    eP-ALM (https://github.com/mshukor/eP-ALM); a LoRA's goes the projector's way, to the same share of its peak.
+
+    For the first `freeze_projector` steps all but the LoRA is left out of the gradient, and so of its norm and of
+    AdamW's moments.
     """
-    names = ("steps", "lr", "warmup", "schedule", "min_lr")
-    rate = learning_rate(step, *(settings[name] for name in names))
+
+    def rate_of(peak: float, least: float) -> float:
+        return learning_rate(step, settings["steps"], peak, settings["warmup"], settings["schedule"], least)
+
+    rate, share = rate_of(settings["lr"], settings["min_lr"]), settings["min_lr"] / (settings["lr"] or 1)
+    own = {"soft prompt": settings["soft_prompt_lr"], "lora": rate_of(settings["lora_lr"], share * settings["lora_lr"])}
     for group in optimizer.param_groups:
-        group["lr"] = settings["soft_prompt_lr"] if group["name"] == "soft prompt" else rate
+        group["lr"] = own.get(group["name"], rate)
+        for parameter in group["params"]:
+            parameter.requires_grad_(group["name"] == "lora" or step > settings["freeze_projector"])
     return rate
 
 

@@ -1,0 +1,95 @@
+"""What a new run takes over from the adapter that it starts from (`--init`), and what may not contradict it."""
+
+from pathlib import Path
+
+from adapters import AdapterError
+from adapters.checkpoint import CONFIG, read_adapter_config
+from adapters.language_model import LanguageModel, same_language_model
+from adapters.lora import parse_lora
+from adapters.prompt import Template
+from shards.read import FeatureSet
+from training import RunError
+from training.run import Run
+
+# What a projector and a soft prompt are made of: another run can go on with these, not change them.
+FORM = ("adapter", "soft_prompt", "soft_prompt_mlp", "output_norm", "projector_hidden", "projector_layers")
+
+
+def start_folder(path: Path | str) -> Path:
+    """The adapter folder at `path`: itself, or that of a run's last checkpoint. Raises RunError for a run without one,
+    and for one that holds several.
+    """
+    path = Path(path)
+    if (path / CONFIG).is_file():
+        return path
+    first, *others = Run.open(path).adapter_folders()
+    if others:
+        raise RunError(f"{path} holds {1 + len(others)} adapters; name the folder of one, as {first}")
+    return first
+
+
+def start_settings(path: Path | str) -> dict:
+    """The settings that a run or an adapter folder brings: its adapter's form, the size of its LoRA, the template, the
+    language model and, of a run, the features. Raises RunError or AdapterError when there is no whole adapter.
+    """
+    folder = start_folder(path)
+    about = read_adapter_config(folder)
+    try:
+        template = Template.from_dict(about["template"])
+        settings = {name: about.get(name, 0) for name in FORM} | {"lm": about["language_model"]["name"]}
+        if about.get("injection"):
+            where = about["injection"]
+            settings |= {"inject_layers": [where["start"], where["end"]], "epalm_compat": where["compat"]}
+        if about.get("lora"):
+            settings["lora"] = "r={r},alpha={alpha}".format(**about["lora"])
+    except (KeyError, TypeError) as error:
+        raise AdapterError(f"{folder / CONFIG} is damaged: {error!r}") from None
+    settings |= {"template": template.style, "delimiters": list(template.delimiters)}
+    settings |= {"soft_prompt_place": template.soft_prompt, "media_place": template.media}
+    names = ("caption_prompt", "question", "row_separator", "box_decimals", "eos", "loss_on")
+    settings |= {name: getattr(template, name) for name in names}
+    if folder != Path(path):
+        settings |= {name: value for name, value in Run.open(path).config.items() if name in ("features", "lm")}
+    return settings
+
+
+def over_start(start: dict, recipe: dict, flags: dict, path: Path | str) -> dict:
+    """A recipe over what `start_settings(path)` gave, without its ways to begin a new adapter. With another style of
+    template, the words of the old one don't count.
+
+    Raises RunError when the recipe or the flags want the adapter or its LoRA in another form, and for flags that begin
+    a new one.
+    """
+    asked = recipe | flags
+    for name in (*FORM, "inject_layers", "epalm_compat", "lora"):
+        if name not in asked or name not in start:
+            continue
+        same = parse_lora(asked[name]) == parse_lora(start[name]) if name == "lora" else asked[name] == start[name]
+        if not same:
+            flag = name.replace("_", "-")
+            raise RunError(
+                f"{path} has --{flag} {start[name]}, not {asked[name]}; leave --{flag} out, or train a new adapter "
+                "without --init"
+            )
+    for name in ("start_words", "warm_start"):
+        if flags.get(name):
+            raise RunError(
+                f"--{name.replace('_', '-')} begins a new adapter, and --init goes on with one; leave it out"
+            )
+    if asked.get("template", start["template"]) != start["template"]:
+        start = {name: value for name, value in start.items() if name not in ("caption_prompt", "question")}
+    return start | recipe | {"start_words": "", "warm_start": 0}
+
+
+def refuse_other_start(about: dict, path: Path | str, features: FeatureSet, lm: LanguageModel) -> None:
+    """Raise RunError when the adapter at `path`, whose adapter.json is `about`, was trained with another encoder than
+    that of `features`, or with another language model.
+    """
+    ours, theirs = about["encoder"], features.manifest["encoder"]
+    if ours["fingerprint"] != theirs["fingerprint"]:
+        raise RunError(
+            f"{path} was trained on features of {ours['name']}, and {features.path} was made with {theirs['name']} "
+            "(weights, layer or preprocessing differ); encode the media with that one"
+        )
+    if difference := same_language_model(about["language_model"]["identity"], lm.identity()):
+        raise RunError(f"{lm.name} is not the language model that {path} was trained with: {difference}")
