@@ -15,7 +15,8 @@ EPILOGUE = """Media once through a frozen encoder, features into shards that tra
 of pictures, sounds or clips (words in .txt files of the same names, one caption per line, or in metadata.jsonl, .csv
 or .parquet with file_name and text; or no words); a folder with texts.jsonl (conversations) and its media, or such a
 .jsonl file; a published set as it is unpacked: LLaVA conversations, COCO captions, Karpathy's splits, Flickr30k, VQAv2,
-GQA, AudioCaps, Clotho, MSR-VTT, MSRVTT-QA, MSVD, MSVD-QA; webdataset .tar files as img2dataset writes them (a folder, a
+GQA, TextVQA, TextCaps, VizWiz, Visual7W, VSR, POPE, RefCOCO, AI2D, AudioCaps, Clotho, MSR-VTT, MSRVTT-QA, MSVD,
+MSVD-QA; webdataset .tar files as img2dataset writes them (a folder, a
 pattern like {00000..00009}.tar, or pipe:COMMAND); parquet with the media in it; a Hugging Face dataset saved to disk,
 or hf:owner/name; ready-made vectors (.npy, .safetensors, parquet). What lies there decides, and is printed;
 docs/data.md says how. Run the same command again to resume, or to add new media.

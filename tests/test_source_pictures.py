@@ -68,7 +68,7 @@ def test_coco_captions(tmp_path: Path) -> None:
         (("val2017/000000000004.jpg",), ("caption 0 of 4",), "val"),
         (("val2017/000000000004.jpg",), ("caption 1 of 4",), "val"),
     ]
-    assert found.words[0].meta == {"image_id": 1}
+    assert found.words[0].meta == {"image_id": 1, "task": "coco"}
     assert reasons(found) == [("000000000003.jpg", "missing file")]
 
 
@@ -272,7 +272,8 @@ def test_gqa(tmp_path: Path) -> None:
     assert found.layout == "GQA" and list(found.media) == ["images/2354786.jpg"]
     assert [(text.id, text.split) for text in found.words] == [("7", "test"), ("02930152", "train")]
     assert [turn["content"] for turn in found.words[0].turns] == ["Is the sky dark?", "yes"]
-    assert found.words[0].meta == {"full_answer": "Yes, the sky is dark."}
+    meta = {"task": "gqa", "question_type": "verify", "full_answer": "Yes, the sky is dark."}
+    assert found.words[0].meta == meta
     assert reasons(found) == [("1.jpg", "missing file")]
 
 

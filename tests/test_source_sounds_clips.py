@@ -40,7 +40,7 @@ def test_audiocaps(tmp_path: Path, name: str) -> None:
     found = collect(tmp_path)
     assert found.layout == "AudioCaps"
     assert said(found) == [((name,), ("A large crowd cheers, and applauds",), "train")]
-    assert found.words[0].meta == {"audiocap_id": "91139", "youtube_id": "rqfQRErjfk8"}
+    assert found.words[0].meta == {"task": "audiocaps", "audiocap_id": "91139", "youtube_id": "rqfQRErjfk8"}
     assert reasons(found) == [("JZloTOdIY_c_30", "missing file"), ("train.csv", "bad line")]
 
 

@@ -53,5 +53,5 @@ def _row(tree: Tree, where: str, row: dict | None, split: str | None) -> Iterato
     medium = tree.find_first(names, where, split or "", ("audio", "video"))
     yield medium
     if isinstance(medium, Medium):
-        meta = {name: cells[name] for name in ("audiocap_id", "youtube_id") if name in cells}
+        meta = {"task": "audiocaps"} | {name: cells[name] for name in ("audiocap_id", "youtube_id") if name in cells}
         yield Words((medium.origin,), caption(cells["caption"]), split, None, meta)

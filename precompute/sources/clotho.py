@@ -48,4 +48,4 @@ def _row(tree: Tree, where: str, row: dict | None, folder: str, split: str | Non
     if isinstance(medium, Medium):
         for column, words in row.items():
             if column.startswith("caption_") and isinstance(words, str) and words.strip():
-                yield Words((medium.origin,), caption(words), split)
+                yield Words((medium.origin,), caption(words), split, None, {"task": "clotho"})

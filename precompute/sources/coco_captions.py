@@ -1,5 +1,5 @@
-"""COCO captions: `captions_train2017.json` and its like, `{"images": [{"id", "file_name"}], "annotations":
-[{"image_id", "caption"}]}`. https://cocodataset.org/#format-data (5. Image Captioning).
+"""COCO captions: `captions_train2017.json` and its like, and NoCaps' `nocaps_val_4500_captions.json`: `{"images": [{"id",
+"file_name"}], "annotations": [{"image_id", "caption"}]}`. https://cocodataset.org/#format-data (5. Image Captioning).
 
 The images may lie in any folder below --data (`train2017/`, `images/val2017/`), or still in their zip archives. Splits
 follow the files' names.
@@ -15,6 +15,7 @@ from .splits import split_in
 from .tree import Tree, whole
 from .turns import caption
 
+COCO = re.compile(r"captions_(train|val)20\d\d")
 SPLIT_FOLDER = re.compile(r"(train|val|test)\d{4}")
 Described = dict[int | str, tuple[tuple[str, ...], dict]]  # id -> origin and meta, which all its captions share
 
@@ -50,7 +51,14 @@ def _images(tree: Tree, name: str, media: Described) -> Iterator[Record]:
             medium = tree.find(file, name, match[0] if match else "")
             yield medium
             if not isinstance(medium, Problem):
-                media[image["id"]] = (medium.origin,), {"image_id": image["id"]}
+                media[image["id"]] = (medium.origin,), {"image_id": image["id"]} | _task(name, image)
+
+
+def _task(name: str, image: dict) -> dict[str, str]:
+    """NoCaps is published in this form too; its images have a `domain`."""
+    if isinstance(image.get("domain"), str):
+        return {"task": "nocaps", "domain": image["domain"]}
+    return {"task": "coco"} if COCO.search(os.path.basename(name)) else {}
 
 
 def _captions(tree: Tree, name: str, media: Described) -> Iterator[Record]:

@@ -89,7 +89,9 @@ def _hub(tree: Tree, name: str) -> Iterator[Record]:
         yield medium
         if isinstance(medium, Medium):
             for words in captions:
-                yield Words((medium.origin,), caption(words), split_named(row.get("split")))
+                yield Words(
+                    (medium.origin,), caption(words), split_named(row.get("split")), None, {"task": "flickr30k"}
+                )
 
 
 def _listed(cell: object) -> list[str]:

@@ -2,7 +2,8 @@
 "fullAnswer", "isBalanced"}`. https://cs.stanford.edu/people/dorarad/gqa/download.html.
 
 Only balanced questions are taken (those that say `"isBalanced": false` aren't). The answer is the short one, `answer`;
-the sentence `fullAnswer` is kept in `meta`. The images, `2370799.jpg`, may lie in any folder below --data.
+the sentence `fullAnswer` and the kind of question, `types.structural`, are kept in `meta`. The images, `2370799.jpg`,
+may lie in any folder below --data.
 """
 
 import os
@@ -60,6 +61,9 @@ def _question(
         yield media[image]
     if isinstance(media[image], Medium):
         answer, full = row.get("answer"), row.get("fullAnswer")
-        meta = {"full_answer": full} if isinstance(full, str) else {}
+        types = row.get("types")
+        kind = types.get("structural") if isinstance(types, dict) else None
+        meta = {"task": "gqa"} | ({"question_type": kind} if isinstance(kind, str) else {})
+        meta |= {"full_answer": full} if isinstance(full, str) else {}
         turns = question(asked, answer if isinstance(answer, str) else None)
         yield Words((media[image].origin,), turns, split, identity, meta)

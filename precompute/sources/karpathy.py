@@ -4,6 +4,7 @@
 The split "restval" is trained on; "val" and "test" aren't.
 """
 
+import os
 from collections.abc import Iterator
 
 from . import Medium, Problem, Record, Words, source
@@ -11,6 +12,8 @@ from .json_stream import elements
 from .splits import split_named
 from .tree import Tree, whole
 from .turns import caption, strings
+
+TASKS = {"dataset_coco.json": "coco", "dataset_flickr30k.json": "flickr30k"}
 
 
 def _detect(tree: Tree) -> str:
@@ -43,5 +46,6 @@ def _image(tree: Tree, name: str, image: object) -> Iterator[Record]:
     if isinstance(medium, Medium):
         identity = image.get("cocoid", image.get("imgid"))
         meta = {} if identity is None else {"image_id": identity}
+        meta |= {"task": task} if (task := TASKS.get(os.path.basename(name))) else {}
         for words in strings(image.get("sentences")):
             yield Words((medium.origin,), caption(words), split_named(image.get("split")), None, meta)

@@ -67,4 +67,5 @@ def _sentence(
         yield media[clip]
     if isinstance(media[clip], Medium):
         split = splits.get(clip) or split_in(os.path.basename(name))
-        yield Words((media[clip].origin,), caption(words), split, None, {"video_id": clip})
+        task = {"task": "msrvtt"} if clip.startswith("video") else {}
+        yield Words((media[clip].origin,), caption(words), split, None, {"video_id": clip} | task)

@@ -66,4 +66,6 @@ def _question(
     if isinstance(media[video], Medium):
         identity = row.get("id")
         identity = None if identity is None else f"{split or 'question'}-{identity}"
-        yield Words((media[video].origin,), question(asked, answer), split, identity, {"video_id": video})
+        task = "msrvtt-qa" if os.path.basename(media[video].origin).startswith("video") else "msvd-qa"
+        meta = {"video_id": video, "task": task, "question_type": asked.split(" ")[0].lower()}
+        yield Words((media[video].origin,), question(asked, answer), split, identity, meta)

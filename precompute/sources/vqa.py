@@ -68,6 +68,7 @@ def _file(tree: Tree, name: str, answers: dict[object, tuple[str | None, dict]])
     match = SUBTYPE.search(subtype if isinstance(subtype, str) else os.path.basename(name))
     folder = "".join(match.groups()) if match else ""
     split = split_in(match[1] if match else os.path.basename(name))
+    task = {"task": "vqav2"} if os.path.basename(name).startswith("v2_") else {}
     media: dict[object, Medium | Problem] = {}
     with tree.open(name) as stream:
         for key, row in elements(stream):
@@ -84,4 +85,4 @@ def _file(tree: Tree, name: str, answers: dict[object, tuple[str | None, dict]])
             if isinstance(media[image], Medium):
                 identity = row.get("question_id")
                 answer, meta = answers.get(identity, (None, {}))
-                yield Words((media[image].origin,), question(asked, answer), split, str(identity), meta)
+                yield Words((media[image].origin,), question(asked, answer), split, str(identity), task | meta)

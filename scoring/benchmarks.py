@@ -1,0 +1,117 @@
+"""The published tasks, as the data of benchmarks.toml says: prompts, decoding, references, scores."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from scoring.score import ScoreError
+
+TABLE = Path(__file__).parent / "benchmarks.toml"
+OWN, QUESTION = "own", "{question}"
+LETTERS = "ABCDEFGHIJ"
+BOX_MARK = "<box>"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A task; fields as in benchmarks.toml, which explains them."""
+
+    name: str
+    title: str
+    files: str
+    get: str
+    size: str
+    licence: str
+    layout: str
+    splits: tuple[str, ...]
+    measures: tuple[str, ...]
+    max_new_tokens: int
+    kinds: str = ""
+    beams: int = 1
+    note: str = ""
+    prompts: dict[str, str] = field(default_factory=dict)
+
+    def prompt_of(self, system: str = "") -> tuple[str, str]:
+        """(system, prompt): that of `system`, by default of the first that the task names. Raises ScoreError where it
+        has none of this name.
+        """
+        prompts = self.prompts | {OWN: QUESTION if "captions" not in self.measures else ""}
+        system = system or next(iter(prompts))
+        if system not in prompts:
+            raise ScoreError(f"{self.name} has no prompt of {system!r}; it has {', '.join(prompts)}")
+        return system, prompts[system]
+
+    def posed(self, turns: Sequence[dict], meta: Mapping, system: str) -> list[dict]:
+        """The turns of a text with the options that its `meta` lists below the question, in the system's form; boxes
+        among them stand as `<box>` marks with the turn's `boxes`.
+        """
+        choices = meta.get("choices") or ()
+        asked = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
+        if not choices or asked is None:
+            return list(turns)
+        form = systems()[system]["option"]
+        options = [
+            form.format(letter=letter, choice=choice if isinstance(choice, str) else BOX_MARK)
+            for letter, choice in zip(LETTERS, choices, strict=False)
+        ]
+        boxes = [choice for choice in choices if not isinstance(choice, str)]
+        turn = {**turns[asked], "content": "\n".join([turns[asked]["content"], *options])}
+        return [*turns[:asked], turn | ({"boxes": boxes} if boxes else {}), *turns[asked + 1 :]]
+
+    def references(self, turn: Mapping, meta: Mapping, said: str) -> list:
+        """All that is right, in the form that the task's scores take: the letter, the box, people's answers, or what
+        the text's last turn says (`said`).
+        """
+        if "letter" in self.measures:
+            return [meta["letter"]]
+        if "boxes" in self.measures:
+            return [list(turn["boxes"][0])]
+        return list(meta.get("answers") or [said])
+
+
+@cache
+def benchmarks() -> dict[str, Benchmark]:
+    """All tasks by name."""
+    return {
+        name: Benchmark(name, **{key: tuple(given) if isinstance(given, list) else given for key, given in row.items()})
+        for name, row in _table()["tasks"].items()
+    }
+
+
+def systems() -> dict[str, dict[str, str]]:
+    """Whose prompts there are: name -> {"what", "option"}."""
+    return _table()["systems"]
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """The task of that name. Raises ScoreError naming the nearest."""
+    if name not in benchmarks():
+        near = difflib.get_close_matches(name, benchmarks(), 3)
+        raise ScoreError(f"there is no task {name!r}{': did you mean ' + ' or '.join(near) + '?' if near else ''} "
+                         f"The tasks: {', '.join(benchmarks())}")  # fmt: skip
+    return benchmarks()[name]
+
+
+def benchmark_of(metas: Iterable[Mapping]) -> Benchmark | None:
+    """The task that texts with these metas all belong to, as their source says, if it is one of the table."""
+    named = {meta.get("task") for meta in metas}
+    return benchmarks().get(next(iter(named))) if len(named) == 1 and None not in named else None
+
+
+def listing() -> str:
+    """A line for each task: what to do to be scored on it."""
+    lines = []
+    for task in benchmarks().values():
+        prompts = ", ".join([*task.prompts, OWN])
+        lines.append(f"{task.name:<11}{task.title}: {', '.join(task.measures)}; {task.size}; prompts of {prompts}")
+        lines.append(f"{'':<11}--data: {task.files}")
+        lines.append(f"{'':<11}from {task.get}")
+    return "\n".join(lines)
+
+
+@cache
+def _table() -> dict:
+    return tomllib.loads(TABLE.read_text(encoding="utf-8"))
