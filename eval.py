@@ -1,6 +1,7 @@
 """Answer and score: what was held out with the control beside it, or one live picture, sound or clip.
 
 python eval.py                                                      the newest run on what it held out
+python eval.py --task vqav2 --features features/vqav2               as a benchmark is scored; --tasks shows them
 python eval.py --run runs/first --image cat.jpg --prompt "What is on the table?"
 python eval.py --run runs/first --image cat.jpg                     a chat about it
 python eval.py --run runs/clips --video cat.mp4 --prompt ""         a caption; --audio for a sound
@@ -11,7 +12,7 @@ python eval.py --compare runs/*                                     what differe
 import json
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
@@ -61,16 +62,28 @@ class Options:
     """Score the first so many held-out texts of each split only (0: all)."""
     controls: tuple[Literal["shuffled", "blank", "none"], ...] = ("shuffled", "blank", "none")
     """Answers to compare with: from another medium's features, from their mean, without any."""
-    max_new_tokens: int = 64
-    """Longest answer, in tokens."""
+    task: str = ""
+    """Score as this benchmark does, with its prompt and decoding (--tasks shows them); empty: as the texts say."""
+    prompt_of: str = ""
+    """Whose prompt of the task's: cobra, mamba-vl, or own, as the adapter was trained; empty: the task's first."""
+    tasks: bool = False
+    """Show the tasks, and leave."""
+    beams: int = 0
+    """Beams of the search for an answer; 1: greedy, 0: as the task has it, else greedy."""
+    max_new_tokens: int = 0
+    """Longest answer, in tokens; 0: as the task has it, else 64."""
     device: str = "auto"
     """auto, cuda, cuda:N or cpu."""
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    if options.batch < 1 or options.limit < 0 or options.max_new_tokens < 1:
-        raise RunError("--batch and --max-new-tokens must be at least 1, and --limit can't be negative")
+    if options.tasks:
+        from scoring.benchmarks import listing
+
+        return print(listing())
+    if options.batch < 1 or min(options.limit, options.max_new_tokens, options.beams) < 0:
+        raise RunError("--batch must be at least 1, and --limit, --max-new-tokens and --beams can't be negative")
     if options.compare:
         return compare(options.compare, options.out)
     device = choose_device(options.device)
@@ -79,7 +92,7 @@ def main() -> None:
     paths = named_runs(options.run) or {None: newest_run(Path("runs"))}
     media = {name: list(given) for name in ("image", "audio", "video") if (given := getattr(options, name))}
     if media:
-        look(paths, media, options, device)
+        look(paths, media, replace(options, max_new_tokens=options.max_new_tokens or 64), device)
     elif options.prompt is not None:
         raise RunError("--prompt asks about a picture, sound or clip: pass --image, --audio or --video FILE with it")
     elif len(paths) > 1:
@@ -105,12 +118,13 @@ def named_runs(given: tuple[str, ...]) -> dict[str | None, Path]:
 
 def score(path: Path, options: Options, device: str, modality: str | None = None) -> None:
     """Answer every held-out text with its medium and under each control; write and print the scores."""
+    from evaluation import all_scores, choose, predict
     from live import adapter_folder, load_adapted
     from scoring.sheet import contact_sheet
     from scoring.summary import swapped, warnings_of
     from scoring.table import as_numbers, table
     from shards.read import FeatureSet
-    from training.data import Encoded, feature_shape
+    from training.data import feature_shape
     from training.run import Run
 
     folder = Run.open(path)
@@ -126,27 +140,32 @@ def score(path: Path, options: Options, device: str, modality: str | None = None
     print(f"{path}: {step} steps, language model {model.lm.precision} ({model.lm.reason})")
 
     texts = [text for text in features.texts(options.text or settings.get("text"), options.partial) if text.media]
-    encoded = Encoded(features, model.prompt, model.adapter)
-    splits = sorted({text.split for text in texts} - {"train"}, key=lambda split: (split != "heldout", split))
-    if not splits:
+    outside = [text for text in texts if text.split != "train"]
+    if not outside:
         raise RunError(f"{features.path} holds out no text that could be scored; only its media were encoded")
+    chosen, outside = choose(options.task, options.prompt_of, outside, options.max_new_tokens, options.beams)
+    if chosen.task:
+        how, note = (f"{chosen.beams} beams" if chosen.beams > 1 else "greedy"), chosen.task.note
+        print(f"task: {chosen.task.title}, prompt of {chosen.system} {chosen.prompt!r}, {how}, "
+              f"at most {chosen.max_new_tokens} tokens{f'; {note}' if note else ''}")  # fmt: skip
+    splits = sorted({text.split for text in outside}, key=lambda split: (split != "heldout", split))
     result, rows = {"version": 1}, {}
     for split in splits:
-        chosen = [text for text in texts if text.split == split][: options.limit or None]
-        rows[split] = predict(model, encoded, features, chosen, options)
+        part = [text for text in outside if text.split == split][: options.limit or None]
+        rows[split] = predict(model, features, part, chosen, options.controls, options.batch)
         print()
-        found, said = all_scores(rows[split], texts)
-        part = as_numbers(found) | {"swapped": swapped(rows[split]), "n": len(rows[split])}
-        part["warnings"] = said + warnings_of(rows[split], found)
-        result = result | part if split == splits[0] else result
-        result.setdefault("splits", {})[split] = part
-        print(table(f"{split}: {part['n']} answers", found))
-        if other := part["swapped"]:
+        found, said = all_scores(rows[split], texts, chosen)
+        said += warnings_of(rows[split], found, chosen.task.kinds if chosen.task else "")
+        numbers = as_numbers(found) | {"swapped": swapped(rows[split]), "n": len(rows[split]), "warnings": said}
+        result = result | numbers if split == splits[0] else result
+        result.setdefault("splits", {})[split] = numbers
+        print(table(f"{split}: {len(rows[split])} answers", found))
+        if other := numbers["swapped"]:
             print(f"  with another medium's features, {other['n']} questions valid for both are right for that "
                   f"other one at {other['qa_accuracy']:.3f} (for their own: {other['real']:.3f})")  # fmt: skip
-        for warning in part["warnings"]:
+        for warning in said:
             print(f"  {warning}")
-    result |= {"run": str(path), "step": step, "features": str(features.path)}
+    result |= chosen.facts() | {"run": str(path), "step": step, "features": str(features.path)}
 
     shown = pick(rows[splits[0]])
     sheet = contact_sheet(shown, [features.thumbnail(row.media.split()[0]) for row in shown])
@@ -166,76 +185,6 @@ def check_encoder(features, config: dict) -> None:
     held, read = features.manifest["features"].get(config["features"]["kind"], {}), config.get("storage")
     if read and held.get("codec") != read.get("codec"):
         print(f"note: {features.path} stores {held.get('codec')}, the adapter was trained on {read.get('codec')}")
-
-
-def predict(model, encoded, features, texts: list, options: Options) -> list:
-    """The answers to `texts` with their media and under each control, as predictions; captions of a medium are one."""
-    from adapters.boxes import said as in_words
-    from scoring.control import stand_ins
-    from scoring.summary import Prediction
-    from training.answers import answer, blank_feature, caption_groups, conditions
-    from training.data import medium_contents, question_of
-
-    stand_in = stand_ins(medium_contents(features, texts)) if "shuffled" in options.controls else {}
-    if "shuffled" in options.controls and not stand_in:
-        print("no shuffled features: more than half of these media show the same, so none can stand in for another")
-    blank = blank_feature(features, encoded.kind) if "blank" in options.controls else None
-    groups = caption_groups([text for text in texts if text.turns[-1]["role"] == "assistant"])
-    under = conditions(options.controls, blank, stand_in)
-    said = answer(model, encoded, [text for text, _ in groups], under, options.batch, options.max_new_tokens)
-    meta = {key: text.meta for text in texts for key in text.media}
-    decimals = model.prompt.template.box_decimals
-    rows = []
-    for i, (text, alike) in enumerate(groups):
-        references = [in_words(one.turns[-1], decimals) for one in alike]
-        if question_of(text) and len(text.meta.get("answers") or ()) > 1:
-            references = text.meta["answers"]
-        other = stand_in.get(text.media[0])
-        controls = {"control" if name == "shuffled" else name: answers[i] for name, answers in said.items()}
-        rows.append(
-            Prediction(
-                id=text.id,
-                media=" ".join(text.media),
-                prompt=question_of(text) or "",
-                answer=controls.pop("real"),
-                reference=in_words(text.turns[-1], decimals),
-                references=references,
-                meta=text.meta,
-                control_meta=meta[other] if other else {},
-                **controls,
-            )
-        )
-    return rows
-
-
-def all_scores(rows: list, texts: list) -> tuple[dict, list[str]]:
-    """Condition -> name -> score, and what is to be said about them; each prediction gets its own scores."""
-    import warnings
-
-    from scoring import captions
-    from scoring.summary import CONTROLS, REAL, kind_of, majority, scores
-    from training.data import question_of
-
-    learnt = [
-        (kind_of(text), text.turns[-1]["content"]) for text in texts if text.split == "train" and question_of(text)
-    ]
-    source, said = majority(rows, learnt), []
-    wordy = [row for row in rows if not row.prompt]
-    captions.prepare(str(text) for row in wordy for text in (*row.right(), *map(row.said, (REAL, *CONTROLS))) if text)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found = {condition: scores(rows, condition) for condition in (REAL, *CONTROLS)}
-    found = {condition: part for condition, part in found.items() if part or condition == REAL}
-    for name, part in found[REAL].items():
-        for row in rows:
-            if row.id in part.each:
-                row.score[name] = round(part.each[row.id], 4)
-    said += dict.fromkeys(str(warning.message) for warning in caught)
-    if wordy and not captions.available():
-        said.append("no CIDEr, BLEU and ROUGE-L of captions: they need pip install -e '.[scores]'")
-    if source:
-        said.append(f"majority: the commonest answer of each kind of question, from {source}")
-    return found, said
 
 
 def pick(rows: list, most: int = 8) -> list:

@@ -15,6 +15,7 @@ OURS = {
     "training",
     "scoring",
     "live",
+    "evaluation",
     "console",
     "demo",
     "train",
@@ -28,6 +29,7 @@ MAY = {
     "precompute": {"shards"},
     "training": {"shards", "adapters"},
     "live": {"shards", "adapters", "precompute", "training"},
+    "evaluation": {"shards", "adapters", "training", "scoring"},
     "console": {"shards", "adapters", "precompute", "training", "scoring"},
 }
 # The command line of a package is a script in all but its place: it may talk to the person.

@@ -1,5 +1,6 @@
-"""COCO captions: `captions_train2017.json` and its like, and NoCaps' `nocaps_val_4500_captions.json`: `{"images": [{"id",
-"file_name"}], "annotations": [{"image_id", "caption"}]}`. https://cocodataset.org/#format-data (5. Image Captioning).
+"""COCO captions: `captions_train2017.json` and its like, and NoCaps' `nocaps_val_4500_captions.json`: `{"images":
+[{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`. https://cocodataset.org/#format-data (5. Image
+Captioning).
 
 The images may lie in any folder below --data (`train2017/`, `images/val2017/`), or still in their zip archives. Splits
 follow the files' names.
