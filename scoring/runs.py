@@ -15,7 +15,6 @@ from safetensors import safe_open
 
 from scoring.score import ScoreError
 
-
 LESSER = ("_f1", "_bleu4", "_rouge_l", "_meteor")  # scores of captions that others say better
 
 
