@@ -43,8 +43,8 @@ def test_the_table_says_what_differed_and_what_it_did(runs):
     assert compare.differing(found) == {"adapter": ["mlp16", "mlp8", "mlp16"], "lr": ["0.001", "0.001", "0.01"]}
     text = compare.table(found)
     lines = text.splitlines()
-    assert lines[0] == "| run | adapter | lr | caption_f1 | qa_accuracy | steps | seconds | target tokens | trained |"
-    assert lines[2] == "| high | mlp16 | 0.001 | 0.750 [0.650, 0.850] (0.250) | 0.375 | 2 | 5 | 200 | 17 |"
+    assert lines[0] == "| run | adapter | lr | qa_accuracy | caption_f1 | steps | seconds | target tokens | trained |"
+    assert lines[2] == "| high | mlp16 | 0.001 | 0.375 | 0.750 [0.650, 0.850] (0.250) | 2 | 5 | 200 | 17 |"
     assert lines[4] == "| unscored | mlp16 | 0.01 | not scored | not scored | 2 | 5 | 200 | 17 |"
     assert "Not scored (python eval.py --run ...): unscored." in text and "compare badly" not in text
     make_run(runs / "others", "mlp8", 0.001, 0.5, ids="abd")
@@ -57,7 +57,7 @@ def test_the_picture_shows_each_run_where_its_score_is(runs):
     found = compare.open_runs(sorted(runs.iterdir()))
     sheet = compare.picture(found)
     pixels = np.asarray(sheet)
-    left = sheet.width - 3 * (compare.PANEL + compare.GAP)  # where the first panel begins
+    left = sheet.width - 2 * (compare.PANEL + compare.GAP)  # where the panel of caption_f1 begins
     for place, value in ((0, 0.75), (1, 0.5)):
         y = int(compare.LINE * (2 * place + 1.5) + 12)
         blue = np.flatnonzero((pixels[y, left : left + compare.PANEL + 20] == compare.REAL).all(-1))
