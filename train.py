@@ -4,6 +4,7 @@ python train.py --adapter mlp16                                     the newest f
 python train.py --adapter linear --features features/photos --lm HuggingFaceTB/SmolLM2-360M
 python train.py --recipe llava-1.5 --tiny                            as a published system, in miniature; see --list
 python train.py --resume runs/first
+python train.py --sweep adapter=mlp8,mlp16 lr=1e-3,3e-4 --name many  all combinations; the same command goes on
 torchrun --nproc-per-node 8 train.py --adapter mlp16                on 8 GPUs; see docs/scaling.md
 """
 
@@ -40,17 +41,28 @@ def main() -> None:
     from training.distributed import join
     from training.frozen import Frozen
     from training.run import Run
-    from training.settings import new_settings, resumed
+    from training.settings import new_settings, resumed, run_path
+    from training.sweep import sweep
 
     # 1. What is to be done, and by how many. A resumed run has its own settings.
     ranks = join(device)
-    old = Run.open(options.resume) if options.resume else None
-    settings = resumed(old, given(options)) if old else new_settings(options, tiny_folder())
-    if options.merge_lora:
-        from adapters.merge import refuse_merge
+    frozen = Frozen(ranks.device)
 
-        refuse_merge(options.merge_lora, settings["lm"], settings["lora"])
-    train(settings, Frozen(ranks.device), ranks, options.name, old, options.partial, options.merge_lora)
+    def one(settings: dict, path: Path, old: Run | None) -> bool:
+        if options.merge_lora:
+            from adapters.merge import refuse_merge
+
+            refuse_merge(options.merge_lora, settings["lm"], settings["lora"])
+        return train(settings, frozen, ranks, path, old, options.partial, options.merge_lora)
+
+    if options.sweep:
+        sweep(options, tiny_folder(), frozen, ranks, one)
+    elif options.resume:
+        old = Run.open(options.resume)
+        one(resumed(old, given(options)), old.path, old)
+    else:
+        settings = new_settings(options, tiny_folder())
+        one(settings, run_path(options.name, settings["adapter"]), None)
     ranks.leave()
 
 
@@ -58,13 +70,13 @@ def train(
     settings: dict,
     frozen: "Frozen",
     ranks: "Ranks",
-    name: str | None,
+    path: Path,
     old: "Run | None" = None,
     partial: bool = False,
     merged: Path | None = None,
 ) -> bool:
-    """Train one adapter: a new run of that name, or `old` from its last checkpoint on. At its end also write the merged
-    model to the folder `merged`.
+    """Train one adapter: a new run in the folder `path`, or `old` from its last checkpoint on. At its end also write
+    the merged model to the folder `merged`.
 
     Returns True at its end, and False when it was stopped before, with a checkpoint.
     """
@@ -86,7 +98,7 @@ def train(
     from training.plan import plan
     from training.progress import ProgressBar, StopRequest
     from training.run import Onlooker, Run, load_optimizer_state, optimizer_state
-    from training.settings import refuse_changes, run_path, settle_length, template_fields
+    from training.settings import refuse_changes, settle_length, template_fields
     from training.start import refuse_other_start, start_folder
     from training.step import make_optimizer, set_rates, take_step
     from training.warm_start import warm_start
@@ -193,7 +205,6 @@ def train(
                 f"warm start: {len(apart)} steps, contrast with the words from {apart[0]:.2f} to {apart[-1]:.2f} nats"
             )
         settings |= {"template": template.style, "delimiters": list(template.delimiters)}
-        path = run_path(name, adapter.spec)
         folder, first, best = Run.create(path, settings) if ranks.first else Onlooker(path), 0, None
         print(f"run: {folder.path}" + (f", the projector's last layer scaled by {factor:.3g}" if factor != 1 else ""))
 

@@ -21,3 +21,27 @@ def language_model_folder(tmp_path_factory):
         return made[family]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def photo_home(tmp_path_factory):
+    """A folder with the features of 80 captioned pictures (features/photos) and a tiny language model (lm)."""
+    import sys
+
+    from PIL import Image
+    from test_scripts import WORDS, tiny_clip
+
+    from precompute.cli import main as encode
+
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "photos").mkdir()
+    for i in range(80):
+        Image.effect_noise((48, 32), 20 + i).convert("RGB").save(folder / "photos" / f"{i:03d}.png")
+        (folder / "photos" / f"{i:03d}.txt").write_text(" and ".join(WORDS[i % 5 : i % 5 + 1 + i % 3]))
+    tiny_clip(folder / "clip", 0)
+    tiny.save_language_model("llama", folder / "lm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["precompute.py", "--data", "photos", "--encoder", "clip", "--device", "cpu"])
+        encode()
+    return folder

@@ -13,10 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
-from test_scripts import WORDS, tiny_clip
 from test_training import some_batch
 
 import train as train_script
@@ -25,7 +23,6 @@ from adapters.model import AdaptedModel, Adapter
 from adapters.projectors import FeatureShape
 from adapters.prompt import Prompt, default_template
 from console import run
-from precompute.cli import main as encode
 from training import RunError
 from training.data import Batch
 from training.distributed import Ranks, join
@@ -73,25 +70,10 @@ def train(*arguments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A folder with pictures' features, a tiny language model, and the run `whole` of one process."""
-    from PIL import Image
-
-    folder = tmp_path_factory.mktemp("ranks")
-    (folder / "photos").mkdir()
-    for i in range(80):
-        Image.effect_noise((48, 32), 20 + i).convert("RGB").save(folder / "photos" / f"{i:03d}.png")
-        (folder / "photos" / f"{i:03d}.txt").write_text(" and ".join(WORDS[i % 5 : i % 5 + 1 + i % 3]))
-    tiny_clip(folder / "clip", 0)
-    tiny.save_language_model("llama", folder / "lm")
-    here = os.getcwd()
-    os.chdir(folder)
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr(sys, "argv", ["precompute.py", "--data", "photos", "--encoder", "clip", "--device", "cpu"])
-    encode()
-    monkey.undo()
-    yield folder
-    os.chdir(here)
+def home(photo_home):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(photo_home)
+        yield photo_home
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,13 @@ from training import RunError
 
 
 class Frozen:
-    """Holds one frozen language model on `device`. `seconds` is what its last loading took, `loaded` how many were."""
+    """Holds one frozen language model on `device`. `seconds` is what its last loading took, `bytes` what its weights
+    take, `loaded` counts the loadings.
+    """
 
     def __init__(self, device: str):
         self.device = device
-        self.seconds, self.loaded = 0.0, 0
+        self.seconds, self.bytes, self.loaded = 0.0, 0, 0
         self._asked, self._lm, self._sha256 = None, None, ""
 
     def load(self, name: str, precision: str) -> LanguageModel:
@@ -30,6 +32,7 @@ class Frozen:
             began = time.monotonic()
             self._lm = load_language_model(name, self.device, precision)
             self.seconds, self.loaded = time.monotonic() - began, self.loaded + 1
+            self.bytes = sum(p.numel() * p.element_size() for p in self._lm.model.parameters())
             self._asked, self._sha256 = (name, precision), weights_sha256(self._lm.model)
         lm = self._lm
         remove_lora(lm)  # an earlier run's

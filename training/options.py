@@ -29,6 +29,9 @@ class Options:
     """Start a new run from this run's (or folder's) adapter: its projector, soft prompt, LoRA and prompt form."""
     resume: Path | None = None
     """Go on with this run folder, exactly where its last checkpoint was."""
+    sweep: tuple[str, ...] = ()
+    """Train every combination of these flags' values against one copy of the language model, each as runs/NAME/...:
+    --sweep adapter=mlp8,mlp16 lr=1e-3,3e-4. The same command with the same --name goes on where it stopped."""
     text: Path | None = None
     """Another texts file for the same media, such as new captions (default: the feature set's own)."""
     partial: bool = False
@@ -125,7 +128,7 @@ class Options:
     device: Annotated[str, tyro.conf.arg(help="auto, cuda, cuda:N or cpu.")] = "auto"
 
 
-ABOUT_THE_CALL = {"merge_lora", "name", "recipe", "resume", "device", "partial", "list_", "tiny"}
+ABOUT_THE_CALL = {"merge_lora", "name", "recipe", "sweep", "resume", "device", "partial", "list_", "tiny"}
 
 
 def given(options: Options) -> dict:

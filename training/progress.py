@@ -11,6 +11,12 @@ from tqdm import tqdm
 from training.data import Batch
 
 
+def default_signals() -> None:
+    """Let Ctrl-C and SIGTERM end the program at once again."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class StopRequest:
     """Ctrl-C or SIGTERM (a scheduler's, or torchrun's) asks for a checkpoint and a clean end; a second one stops at
     once.

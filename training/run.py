@@ -59,6 +59,12 @@ class Run:
             raise RunError(f"{path} is not a run: it holds no config.toml")
         return cls(path)
 
+    def remove(self) -> None:
+        """Delete a run that never came to a checkpoint. Raises RunError for any other."""
+        if (self.path / "steps").is_dir() and any(path.name.isdigit() for path in (self.path / "steps").iterdir()):
+            raise RunError(f"{self.path} has a checkpoint and is not removed")
+        shutil.rmtree(self.path)
+
     @property
     def config(self) -> dict:
         try:
@@ -193,8 +199,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, to
 
 
 def newest_run(root: Path) -> Path:
-    """The run folder changed last. Raises RunError when there is none."""
-    runs = [path.parent for path in Path(root).glob("*/config.toml")]
+    """The run folder changed last, a sweep's included. Raises RunError when there is none."""
+    runs = [path.parent for pattern in ("*/config.toml", "*/*/config.toml") for path in Path(root).glob(pattern)]
     if not runs:
         raise RunError(f"no run in {root}/ yet; train one first: python train.py --adapter mlp16")
 

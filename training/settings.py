@@ -236,8 +236,10 @@ def newest_features(root: Path, kind: str, encoder: str | None = None, tiny: boo
     return newest
 
 
-def resumed(run: Run, given: dict) -> dict:
-    """A run's own settings. Raises RunError when a flag asks for something else, and when the run is finished."""
+def resumed(run: Run, given: dict, finished: bool = False) -> dict:
+    """A run's own settings. Raises RunError when a flag asks for something else, and for a run that is `finished`,
+    unless that is what is expected.
+    """
     settings = DEFAULTS | run.config
     for name, value in given.items():
         if value != settings.get(name):
@@ -245,7 +247,7 @@ def resumed(run: Run, given: dict) -> dict:
                 f"{run.path} was started with {_flag(name)} {settings.get(name)}, not {value}; "
                 f"resume it without --{_flag(name)}, or start a new run"
             )
-    if (run.path / "last").exists() and int(run.step_folder().name) >= settings["steps"]:
+    if not finished and (run.path / "last").exists() and int(run.step_folder().name) >= settings["steps"]:
         raise RunError(f"{run.path} is finished; look at it with: python eval.py --run {run.path}")
     return settings
 
