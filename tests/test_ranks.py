@@ -164,15 +164,15 @@ def test_memory_that_runs_out_on_one_rank_halves_for_all(home, whole):
 
 @forks
 def test_a_stop_on_any_rank_saves_once_and_all_leave(home):
-    started = processes(lambda rank: train(*TRAIN, "--steps", "100000", "--name", "stopped"))
-    metrics, deadline = home / "runs" / "stopped" / "metrics.jsonl", time.monotonic() + 60
+    started = processes(lambda rank: train(*TRAIN, "--steps", "100000", "--name", "told"))
+    metrics, deadline = home / "runs" / "told" / "metrics.jsonl", time.monotonic() + 60
     while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
         assert time.monotonic() < deadline and all(process.is_alive() for process in started)
         time.sleep(0.02)
     os.kill(started[1].pid, signal.SIGTERM)
     assert finish(started) == [0, 0]
     last = json.loads(metrics.read_text().splitlines()[-1])["step"]
-    assert int((home / "runs" / "stopped" / "last").read_text()) == last < 100000
+    assert int((home / "runs" / "told" / "last").read_text()) == last < 100000
 
 
 def adapted(folder) -> AdaptedModel:
