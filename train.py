@@ -93,6 +93,7 @@ def train(
     from adapters.recompute import checkpoint_layers
     from scoring.control import stand_ins
     from shards.read import FeatureSet
+    from training.caching import caching
     from training.data import Encoded, Steps, feature_shape, load_steps, medium_contents
     from training.heldout import choose_heldout, heldout_losses, sample_answers, scale_ratio, still_blind
     from training.plan import plan
@@ -180,6 +181,8 @@ def train(
     settle_length(settings, steps.per_epoch)
     needs = plan(lm, adapter, max(kept.lengths), settings["rerun_layers"])
     print(needs)
+    saving = caching(features, kind, kept, settings, ranks.size)
+    print(saving or "caching: nothing is noted of what encoding this set took")
     micro = facts["micro_batch"] if old else settings["micro_batch"]
     micro = micro or int(ranks.least(needs.micro_batch(settings["batch"], max(kept.lengths))))
 
@@ -270,6 +273,8 @@ def train(
 
     # 8. What came of it.
     frozen.check()
+    if saving:
+        print(saving.measured(*bar.spent(steps.per_epoch)))
     if step < settings["steps"]:
         print(f"stopped after step {step}; go on with: python train.py --resume {folder.path}")
     else:

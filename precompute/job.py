@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from shards.features import settle_storage
 from shards.split import resolve_splits
+from shards.timing import Timing, add_timing
 from shards.write import SetWriter, ShardWriter, make_key, samples_per_shard
 
 from . import MediaError, PrecomputeError
@@ -75,6 +76,10 @@ class Clock:
         """For people: the share of each."""
         total = self.decode + self.encode + self.write or 1.0
         return " ".join(f"{name} {100 * spent / total:.0f}%" for name, spent in vars(self).items())
+
+    def since(self, before: "Clock") -> "Clock":
+        """What was spent since it stood as `before`."""
+        return Clock(*(now - then for now, then in zip(vars(self).values(), vars(before).values(), strict=True)))
 
 
 def precompute(
@@ -244,6 +249,7 @@ def _encode(
         ThreadPoolExecutor(workers) as coders,  # their work isn't to wait behind the decoding
     ):
         for start in range(0, len(rows), per_shard):
+            began, fresh = replace(clock), 0
             with writer.shard() as shard:
                 decode = partial(_decode, task=task, writer=writer)
                 before = None
@@ -251,9 +257,13 @@ def _encode(
                     encoded = _encode_batch(part, task, contents, coders, clock)
                     _write_batch(before or [], task, shard, clock)  # while the encoder has been at work
                     before = encoded
+                    fresh += sum(row.inputs is not None for _, _, row, _ in encoded)
                     bar.update(len(part))
                     bar.set_postfix_str(clock.shares(), refresh=False)
                 _write_batch(before or [], task, shard, clock)
+            if fresh:
+                spent = {name: round(seconds, 3) for name, seconds in vars(clock.since(began)).items()}
+                add_timing(writer.folder, Timing(fresh, **spent, device=torch.device(task.encoder.device).type))
 
 
 def _encode_batch(

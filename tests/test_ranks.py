@@ -297,7 +297,7 @@ def test_torchrun_itself(home, whole):
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(job.pid)], capture_output=True, text=True).stdout
     os.kill(int(children.split()[-1]), signal.SIGKILL)
     output, _ = job.communicate(timeout=120)
-    assert job.returncode != 0 and "is gone" in output and 'Traceback (most recent call last):\n  File "/' in output
+    assert job.returncode != 0 and output.count("error: another process of this training is gone") == 1
     step = int((run / "last").read_text())
     assert {path.name for path in (run / "steps" / f"{step:06d}").iterdir()} == {"adapter", "state"}
     job = subprocess.Popen([*call, str(ROOT / "train.py"), "--resume", "runs/real", "--device", "cpu"], cwd=home,

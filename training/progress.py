@@ -40,7 +40,7 @@ class ProgressBar:
 
     def __init__(self, steps: int, first: int):
         self.bar = tqdm(total=steps, initial=first, unit=" steps", desc="train", smoothing=0.1)
-        self.loss, self.waited, self.worked, self.tokens = None, 0.0, 0.0, 0
+        self.loss, self.waited, self.worked, self.tokens, self.taken = None, 0.0, 0.0, 0, 0
         self.mark = time.monotonic()
 
     def timed(self, loader: Iterable[Batch]) -> Iterator[Batch]:
@@ -63,6 +63,7 @@ class ProgressBar:
             self.worked + seconds,
             self.tokens + targets,
         )
+        self.taken += 1
         if math.isfinite(loss):
             self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
         self.bar.set_postfix_str(
@@ -72,6 +73,11 @@ class ProgressBar:
         )
         self.bar.update()
         return {"seconds": round(seconds, 4), "wait": round(self.step_wait, 4)}
+
+    def spent(self, steps: int) -> tuple[float, float]:
+        """The seconds that so many steps take, at the mean of those taken, and those of them spent waiting for data."""
+        share = steps / max(1, self.taken)
+        return self.worked * share, self.waited * share
 
     def say(self, line: str) -> None:
         self.bar.write(line)
