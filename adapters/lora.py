@@ -64,6 +64,11 @@ def lora_layers(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
     return found
 
 
+def lora_size(model: PreTrainedModel, rank: int) -> int:
+    """The number of parameters of a LoRA of this rank on all of `lora_layers`."""
+    return sum(rank * (inner + outer) for inner, outer in lora_layers(model).values())
+
+
 def lora_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The parameters of a model's LoRA by PEFT's names, in the order of its layers; none without LoRA."""
     return {

@@ -8,6 +8,7 @@ from tiny import save_language_model
 from transformers import AutoConfig
 
 from adapters.language_model import load_language_model
+from adapters.lora import add_lora, lora_parameters, lora_size
 from adapters.model import AdaptedModel, Adapter
 from adapters.projectors import FeatureShape
 from adapters.prompt import Prompt, default_template
@@ -48,6 +49,33 @@ def test_a_step_keeps_what_the_plan_counts(family, language_model_folder, monkey
     assert kept == pytest.approx(expected, rel=0.1)
     layer = len(texts) * length * (needs.per_token / lm.depth)
     assert abs(kept - (expected + layer)) > 0.15 * kept < abs(kept - (expected - layer))
+
+
+@pytest.mark.parametrize(
+    "family, precision", [("llama", "auto"), ("llama", "bf16"), ("gpt2", "auto"), ("mamba", "auto")]
+)
+def test_a_step_with_lora_keeps_what_the_plan_counts(family, precision, language_model_folder, monkeypatch):
+    monkeypatch.setattr(plans, "_estimate", lambda *_: pytest.fail("the family can't be counted"))
+    lm = load_language_model(str(language_model_folder(family)), precision=precision)
+    adapter = Adapter("mlp", FeatureShape("patches", 36, 32, (6, 6)), lm.hidden_size, lm.embedding_rms)
+    prompt, texts, features = some_texts(lm, adapter)
+    length = length_of(texts[0], 36)
+    plain = plan(lm, adapter, length)
+    size = lora_size(lm.model, 24)
+    add_lora(lm, 24, 24)
+    model, needs = AdaptedModel(lm, adapter, prompt), plan(lm, adapter, length)
+    assert size == sum(p.numel() for p in lora_parameters(lm.model).values())
+    assert (needs.lora, needs.adapter) == (size * 16, plain.adapter + size * 16) and needs.weights == plain.weights
+    assert needs.checkpoint == plain.checkpoint + size * 12 and "and LoRA" in str(needs)
+    own = [*lm.model.parameters(), *lm.model.buffers(), *adapter.parameters(), *features.values()]
+    kept = kept_bytes(lambda: model.loss(texts, features)[0], own)
+    targets = sum(len(s.ids) for text in texts for s in text if s.target)
+    per_logit = 2 * 4 if lm.dtype == torch.float32 else 2 * 4 + 2
+    expected = len(texts) * (length * needs.per_token + needs.per_medium)
+    expected += per_logit * targets * lm.model.config.get_text_config().vocab_size
+    assert kept == pytest.approx(expected, rel=0.1)
+    without = expected - len(texts) * length * (needs.per_token - plain.per_token)
+    assert abs(kept - without) > 0.1 * kept
 
 
 def test_the_plan_changes_nothing_of_the_model(language_model_folder):

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from adapters.language_model import LanguageModel
+from adapters.lora import insert_lora, lora_parameters, lora_size
 from adapters.model import Adapter
 from adapters.selective_scan import use_selective_scan
 from training.full_size import skeleton
@@ -27,9 +28,9 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes by part: the frozen `weights`; the trained `adapter` with its gradient and AdamW's moments; what a backward
-    pass needs for each token of a text, each target and each medium; a `checkpoint`; what is `free` beside the weights,
-    None on a CPU. `tokens` of a text are its medium's.
+    """Bytes by part: the frozen `weights`; what is trained, the `adapter`, with its gradient and AdamW's moments, and
+    how much of that is LoRA's; what a backward pass needs for each token of a text, each target and each medium; a
+    `checkpoint`; what is `free` beside the weights, None on a CPU. `tokens` of a text are its medium's.
     """
 
     weights: int
@@ -40,6 +41,7 @@ class Plan:
     checkpoint: int
     tokens: int
     free: int | None
+    lora: int = 0
 
     def per_text(self, length: int) -> int:
         """Bytes of one text of `length` tokens, if all but its medium's are targets."""
@@ -54,8 +56,10 @@ class Plan:
 
     def __str__(self) -> str:
         free = "" if self.free is None else f"; {self.free / GIB:.1f} GiB of the GPU are free"
+        lora = f" and LoRA {size(self.lora)}" if self.lora else ""
+        parts = f"adapter with AdamW {size(self.adapter - self.lora)}{lora}"
         return (
-            f"memory: language model {size(self.weights)} (frozen), adapter with AdamW {size(self.adapter)}; in a "
+            f"memory: language model {size(self.weights)} (frozen), {parts}; in a "
             f"micro-batch {size(self.per_token)} per token, {size(self.per_target)} more per target and "
             f"{size(self.per_medium)} per medium{free}; a checkpoint is {size(self.checkpoint)}"
         )
@@ -65,8 +69,9 @@ def plan(lm: LanguageModel, adapter: Adapter, longest: int, rerun: int = 0) -> P
     """The plan of a loaded model for texts of up to `longest` tokens, each `rerun`-th layer computed again."""
     config = lm.model.config
     free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else None
-    weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
-    return plan_of(config, lm.dtype, weights, adapter, longest, free, rerun)
+    maps = {id(parameter) for parameter in lora_parameters(lm.model).values()}
+    weights = sum(p.numel() * p.element_size() for p in lm.model.parameters() if id(p) not in maps)
+    return plan_of(config, lm.dtype, weights, adapter, longest, free, rerun, lm.lora["r"] if lm.lora else 0)
 
 
 def plan_of(
@@ -77,22 +82,25 @@ def plan_of(
     longest: int,
     free: int | None,
     rerun: int = 0,
+    rank: int = 0,
 ) -> Plan:
     """The plan of a language model of this configuration whose arithmetic is in `dtype` and whose `weights` take so
-    many bytes; the adapter may be on the meta device.
+    many bytes, with a LoRA of this `rank` (0: none); the adapter may be on the meta device.
     """
-    trained = sum(parameter.numel() for parameter in adapter.parameters())
+    maps = lora_size(skeleton(config), rank) if rank else 0
+    trained = sum(parameter.numel() for parameter in adapter.parameters()) + maps
     # fp32 logits, their softmax and its gradient, and the logits and their gradient as the model gives them
     per_logit = 12 + 2 * dtype.itemsize
     return Plan(
         weights=weights,
         adapter=trained * ADAM_BYTES,
-        per_token=kept_per_token(config, dtype, longest, rerun),
+        per_token=kept_per_token(config, dtype, longest, rerun, rank),
         per_target=config.get_text_config().vocab_size * per_logit,
         per_medium=kept_per_medium(adapter),
         checkpoint=trained * 12,
         tokens=adapter.tokens,
         free=free,
+        lora=maps * ADAM_BYTES,
     )
 
 
@@ -118,9 +126,10 @@ def weight_bytes(model: PreTrainedModel, precision: str, keep: Iterable[str] = (
     return total
 
 
-def kept_per_token(config: PretrainedConfig, dtype: torch.dtype, length: int, rerun: int = 0) -> int:
+def kept_per_token(config: PretrainedConfig, dtype: torch.dtype, length: int, rerun: int = 0, rank: int = 0) -> int:
     """Bytes that a frozen language model keeps for the backward pass for each token of a text of `length` (the mask,
-    and attention that isn't fused, grow with it).
+    and attention that isn't fused, grow with it). With a LoRA of this `rank` also what goes into each of its layers, in
+    fp32, and out of its first map.
 
     Counted for two small stacks of its layers, which gives a layer's share. Where each `rerun`-th layer is computed
     again, it keeps its input, and one layer at a time all.
@@ -128,9 +137,9 @@ def kept_per_token(config: PretrainedConfig, dtype: torch.dtype, length: int, re
     depth = config.get_text_config().num_hidden_layers
     few = min(2, depth) if any(len(set(value)) > 1 for value in _by_layer(config).values()) else 1
     try:
-        less, more = (_kept(_with_layers(config, layers), dtype, length) for layers in (few, 2 * few))
+        less, more = (_kept(_with_layers(config, layers), dtype, length, rank) for layers in (few, 2 * few))
     except Exception:  # a family that looks at values on its way can't be counted without any
-        return _estimate(config, dtype)
+        return _estimate(config, dtype, rank)
     layer = (more - less) / few / length
     chosen = depth // rerun if rerun else 0
     entered = config.get_text_config().hidden_size * dtype.itemsize
@@ -158,10 +167,13 @@ def _by_layer(config: PretrainedConfig) -> dict[str, list]:
     }
 
 
-def _kept(config: PretrainedConfig, dtype: torch.dtype, length: int) -> int:
+def _kept(config: PretrainedConfig, dtype: torch.dtype, length: int, rank: int = 0) -> int:
     """Bytes that the whole model keeps for one text of `length`."""
     model = skeleton(config, dtype)
     use_selective_scan(model)
+    if rank:
+        with torch.device("meta"):
+            insert_lora(model, rank, rank)
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation("counted")
     width = model.get_input_embeddings().weight.shape[1]
@@ -232,14 +244,15 @@ def _counted(module: nn.Module, query, key, value, attention_mask, **_) -> tuple
 AttentionInterface.register("counted", _counted)
 
 
-def _estimate(config: PretrainedConfig, dtype: torch.dtype) -> int:
+def _estimate(config: PretrainedConfig, dtype: torch.dtype, rank: int = 0) -> int:
     """Per token and layer about 16 vectors of the model's width and 6 of its inner width, the figure of Korthikanti et
-    al. 2022 (arXiv 2205.05198, equation 2) without what only weight gradients need.
+    al. 2022 (arXiv 2205.05198, equation 2) without what only weight gradients need; with LoRA that too, in fp32.
     """
     config = config.get_text_config()
     width = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * width
-    return config.num_hidden_layers * (16 * width + 6 * inner) * dtype.itemsize // 2
+    lora = 4 * (6 * width + inner + 7 * rank) if rank else 0
+    return config.num_hidden_layers * ((16 * width + 6 * inner) * dtype.itemsize // 2 + lora)
 
 
 def size(count: float) -> str:

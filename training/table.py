@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from adapters.injection import map_layers
+from adapters.lora import lora_size, parse_lora
 from adapters.model import Adapter
 from adapters.projectors import FeatureShape, find_projector
 from adapters.quirks import QUIRKS, Quirk
@@ -21,7 +22,8 @@ HEAD = """# Recipes
 A recipe is a file of [recipes/](../recipes): which encoder and language model, what is trained between them and how,
 what its paper says, and what of it is doubtful. `python precompute.py --recipe NAME --data DATA` encodes, `python
 train.py --recipe NAME` trains; flags override it. With `--tiny` both run in seconds on random models of the same
-classes, without a network. Stage 2, in which the language model is tuned too, isn't among them yet.
+classes, without a network. Recipes of a second stage, `anymal-instruct` and `llava-1.5-tune`, tune the language model
+too, by LoRA, and go on from a run of the first: `python train.py --recipe llava-1.5-tune --init runs/FIRST`.
 
 Every recipe runs end to end in miniature, from media to answers, in
 `tests/test_recipes.py::test_a_recipe_in_miniature_from_media_to_answers[NAME]`. **In full size nothing here was
@@ -87,11 +89,23 @@ def count(recipe: Recipe) -> Row:
     for precision in (asked, *(SMALLER[SMALLER.index(asked) + 1 :] if asked in SMALLER else SMALLER[1:])):
         weights = weight_bytes(model, precision, quirk.keep or ("lm_head",))
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-        needs = plan_of(config, dtype, weights, adapter, tokens + WORDS, GPU - weights, settings["rerun_layers"])
+        rerun, free = settings["rerun_layers"], GPU - weights
+        needs = plan_of(config, dtype, weights, adapter, tokens + WORDS, free, rerun, lora_rank(recipe))
         if SHARE * (needs.free - needs.adapter) >= needs.per_text(tokens + WORDS):
             break
     micro = needs.micro_batch(settings["batch"], tokens + WORDS)
-    return Row(recipe, sum(p.numel() for p in adapter.parameters()), tokens, precision, needs, micro)
+    return Row(recipe, trained_size(recipe, adapter, model), tokens, precision, needs, micro)
+
+
+def lora_rank(recipe: Recipe) -> int:
+    """The rank of a recipe's LoRA; 0 in a first stage."""
+    return parse_lora(recipe.train["lora"])[0] if recipe.train.get("lora") else 0
+
+
+def trained_size(recipe: Recipe, adapter: Adapter, model: torch.nn.Module) -> int:
+    """How many parameters a recipe trains: its adapter's, and its LoRA's on `model`."""
+    rank = lora_rank(recipe)
+    return sum(parameter.numel() for parameter in adapter.parameters()) + (lora_size(model, rank) if rank else 0)
 
 
 def full_adapter(recipe: Recipe, model: torch.nn.Module) -> Adapter:
@@ -165,8 +179,8 @@ def listing() -> str:
         settings = DEFAULTS | recipe.train
         made = [recipe.precompute.get("encoder", "demo"), settings["lm"], settings["adapter"]]
         if recipe.full:
-            trained = full_adapter(recipe, skeleton(full_config(settings["lm"]))).parameters()
-            made.append(f"{sum(parameter.numel() for parameter in trained):,} trained")
+            model = skeleton(full_config(settings["lm"]))
+            made.append(f"{trained_size(recipe, full_adapter(recipe, model), model):,} trained")
         about = recipe.about.get("title", "the demo's own")
         blocks.append(f"{name:<18} {about}\n{'':<18} {', '.join(made)}")
     return "\n".join(blocks)
