@@ -2,6 +2,8 @@
 
 python eval.py                                                      the newest run on what it held out
 python eval.py --task vqav2 --features features/vqav2               as a benchmark is scored; --tasks shows them
+python eval.py --gain train --write good.jsonl                      texts ranked by what looking gains; the good ones
+python eval.py --data photos/ --write captions.jsonl                new captions
 python eval.py --run runs/first --image cat.jpg --prompt "What is on the table?"
 python eval.py --run runs/first --image cat.jpg                     a chat about it
 python eval.py --run runs/clips --video cat.mp4 --prompt ""         a caption; --audio for a sound
@@ -22,6 +24,8 @@ import tyro
 from adapters import AdapterError
 from console import choose_device, run
 from training import RunError
+
+SHOWN = 6  # of the texts that --gain ranks
 
 
 @dataclass
@@ -47,11 +51,19 @@ class Options:
     partial: bool = False
     """Accept a texts file that names media the feature set lacks; they are counted and left out."""
     data: Path | None = None
-    """The folder of media the features come from, so that report.html can play sounds and show a clip's frames."""
+    """The folder of media the features come from, so that report.html can play sounds and show a clip's frames; with
+    --write, media to caption."""
     compare: tuple[Path, ...] = ()
     """Runs to put side by side in a table and a picture; no model is loaded."""
     out: Path = Path("runs/compare.md")
     """Where the table of --compare goes; the picture stands beside it as .png."""
+    gain: str = ""
+    """Rank the texts of this split (train, heldout ..., or all) by what looking gains on each; empty: off."""
+    drop: float = 0.0
+    """Share of the ranked texts, the worst, that --write leaves out; 0: those that cost more with their medium."""
+    write: Path | None = None
+    """A texts file for train.py --text: with --gain all texts without the worst; else new captions, of the media of
+    --data or of the feature set."""
     lm: str | None = None
     """Where the run's language model is now, if it has moved."""
     precision: Literal["auto", "fp32", "fp16", "bf16", "8bit", "4bit"] = "auto"
@@ -84,6 +96,8 @@ def main() -> None:
         return print(listing())
     if options.batch < 1 or min(options.limit, options.max_new_tokens, options.beams) < 0:
         raise RunError("--batch must be at least 1, and --limit, --max-new-tokens and --beams can't be negative")
+    if not 0 <= options.drop < 1:
+        raise RunError(f"--drop {options.drop} isn't a share: it must be at least 0 and below 1")
     if options.compare:
         return compare(options.compare, options.out)
     device = choose_device(options.device)
@@ -99,7 +113,8 @@ def main() -> None:
         raise RunError("several adapters together answer about media: pass --image, --audio or --video FILE with them")
     else:
         ((modality, path),) = paths.items()
-        score(path, options, device, modality)
+        act = weigh if options.gain else caption if options.write else score
+        act(path, options, device, modality)
 
 
 def named_runs(given: tuple[str, ...]) -> dict[str | None, Path]:
@@ -116,13 +131,9 @@ def named_runs(given: tuple[str, ...]) -> dict[str | None, Path]:
     return named
 
 
-def score(path: Path, options: Options, device: str, modality: str | None = None) -> None:
-    """Answer every held-out text with its medium and under each control; write and print the scores."""
-    from evaluation import all_scores, choose, predict
+def opened(path: Path, options: Options, device: str, modality: str | None = None) -> tuple:
+    """The run's folder, the feature set, its texts about media, and the model. Raises RunError when they don't fit."""
     from live import adapter_folder, load_adapted
-    from scoring.sheet import contact_sheet
-    from scoring.summary import swapped, warnings_of
-    from scoring.table import as_numbers, table
     from shards.read import FeatureSet
     from training.data import feature_shape
     from training.run import Run
@@ -138,8 +149,20 @@ def score(path: Path, options: Options, device: str, modality: str | None = None
         )
     step = adapter_folder(path, modality).parent.name
     print(f"{path}: {step} steps, language model {model.lm.precision} ({model.lm.reason})")
-
     texts = [text for text in features.texts(options.text or settings.get("text"), options.partial) if text.media]
+    return folder, features, texts, model
+
+
+def score(path: Path, options: Options, device: str, modality: str | None = None) -> None:
+    """Answer every held-out text with its medium and under each control; write and print the scores."""
+    from evaluation import all_scores, choose, predict
+    from live import adapter_folder
+    from scoring.sheet import contact_sheet
+    from scoring.summary import swapped, warnings_of
+    from scoring.table import as_numbers, table
+
+    folder, features, texts, model = opened(path, options, device, modality)
+    step = adapter_folder(path, modality).parent.name
     outside = [text for text in texts if text.split != "train"]
     if not outside:
         raise RunError(f"{features.path} holds out no text that could be scored; only its media were encoded")
@@ -172,6 +195,45 @@ def score(path: Path, options: Options, device: str, modality: str | None = None
     predictions = [{"split": split, **asdict(row)} for split in splits for row in rows[split]]
     print(f"written: {write(folder, result, predictions, sheet)}, {path}/predictions.jsonl, {path}/samples.png")
     print(f"written: {write_report(path, features, options.data)}; open it in a browser")
+
+
+def weigh(path: Path, options: Options, device: str, modality: str | None = None) -> None:
+    """Rank texts by what looking gains on each; with --write, write the set's texts without the worst."""
+    from captioning import gain_lines, ranked, without, worst, write_lines
+    from training.data import question_of
+
+    _, features, texts, model = opened(path, options, device, modality)
+    chosen = [text for text in texts if options.gain in ("all", text.split)][: options.limit or None]
+    found = ranked(model, features, chosen, options.batch)
+    dropped = worst(found, options.drop)
+    print(f"gain from looking, nats per token, of {len(found)} texts ({sum(one.gain < 0 for one in found)} below 0); "
+          "the least explained:")  # fmt: skip
+    for one in found[:SHOWN]:
+        asked = question_of(one.text)
+        words = f"{asked} {one.text.turns[-1]['content']}" if asked else one.text.turns[-1]["content"]
+        print(f"  {one.gain:7.2f}  {features.info(one.text.media[0])['origin']}  {' '.join(words.split())[:80]}")
+    print(f"written: {path}/gain.jsonl, {write_lines(gain_lines(found, features), path / 'gain.jsonl')} lines")
+    if options.write:
+        left = write_lines(without(texts, dropped), options.write)
+        print(f"written: {options.write}, {left} texts, without {len(dropped)} whose media don't explain them; "
+              f"train on them with --text {options.write}")  # fmt: skip
+
+
+def caption(path: Path, options: Options, device: str, modality: str | None = None) -> None:
+    """Write a new caption for each medium of --data, else of the feature set."""
+    from captioning import captions_of_folder, captions_of_set, write_lines
+
+    most = options.max_new_tokens or 64
+    if options.data:
+        import live
+
+        named = {modality: path} if modality else {"path": path}
+        eyes = live.load(**named, device=device, precision=options.precision, lm=options.lm)
+        lines = captions_of_folder(eyes, options.data, most)
+    else:
+        _, features, _, model = opened(path, options, device, modality)
+        lines = captions_of_set(model, features, options.batch, most)
+    print(f"written: {options.write}, {write_lines(lines, options.write)} captions; train on them with --text")
 
 
 def check_encoder(features, config: dict) -> None:

@@ -1,6 +1,7 @@
 """What eval.py does between a run and its table: which task, which answers, which scores."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 from adapters.boxes import said as in_words
@@ -79,7 +80,9 @@ def prompted(model: AdaptedModel, chosen: Chosen) -> Prompt:
         fields = {"question": chosen.prompt.replace(QUESTION, "{}")}
     if template.style == "chat":
         fields = {"caption_prompt": chosen.prompt.strip()}
-    return Prompt(model.prompt.tokenizer, replace(template, **fields))
+    prompt = copy(model.prompt)
+    prompt.template = replace(template, **fields)
+    return prompt
 
 
 def posed(text: Text, chosen: Chosen, style: str) -> Text:

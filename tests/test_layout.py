@@ -16,6 +16,7 @@ OURS = {
     "scoring",
     "live",
     "evaluation",
+    "captioning",
     "console",
     "demo",
     "train",
@@ -30,6 +31,7 @@ MAY = {
     "training": {"shards", "adapters"},
     "live": {"shards", "adapters", "precompute", "training"},
     "evaluation": {"shards", "adapters", "training", "scoring"},
+    "captioning": {"shards", "adapters", "precompute", "training", "scoring", "live"},
     "console": {"shards", "adapters", "precompute", "training", "scoring"},
 }
 # The command line of a package is a script in all but its place: it may talk to the person.

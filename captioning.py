@@ -1,0 +1,99 @@
+"""Words written anew: a set's texts without those that their media don't explain, and new captions of media."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from adapters.model import AdaptedModel
+from live import Live
+from precompute import PrecomputeError
+from precompute.media import suits
+from precompute.remote import collected
+from scoring.control import stand_ins
+from shards.atomic import json_line, replace_bytes
+from shards.read import FeatureSet, Text
+from training import RunError
+from training.data import Encoded, medium_contents
+from training.gain import Gain, rank
+
+
+def ranked(model: AdaptedModel, features: FeatureSet, texts: Sequence[Text], batch: int) -> list[Gain]:
+    """The texts by what looking gains on each, the worst first; those that can't be learnt from are left out. Raises
+    RunError when none is left.
+    """
+    encoded = Encoded(features, model.prompt, model.adapter)
+    kept = encoded.keep([text for text in texts if text.media], model.lm.max_length).texts
+    if not kept:
+        raise RunError(f"{features.path} holds no such text about a medium; --gain takes train, heldout, or all")
+    stand_in = stand_ins(medium_contents(features, kept))
+    return rank(model, encoded, kept, stand_in, batch)
+
+
+def gain_lines(found: Iterable[Gain], features: FeatureSet) -> Iterator[dict]:
+    """Lines of gain.jsonl: what looking gains, the losses it comes from, and what the text says."""
+    for one in found:
+        losses = {name: None if value is None else round(value, 4) for name, value in
+                  (("gain", one.gain), ("real", one.real), ("shuffled", one.shuffled), ("none", one.none))}  # fmt: skip
+        origins = [features.info(key)["origin"] for key in one.text.media]
+        yield losses | {"id": one.text.id, "split": one.text.split, "origin": origins, "turns": list(one.text.turns)}
+
+
+def worst(found: Sequence[Gain], share: float) -> set[str]:
+    """The ids of the texts to leave out: that share of all, the worst first; for 0 those that looking makes dearer."""
+    count = round(share * len(found)) if share else sum(one.gain < 0 for one in found)
+    return {one.text.id for one in found[:count]}
+
+
+def without(texts: Sequence[Text], dropped: set[str]) -> Iterator[dict]:
+    """The lines of a texts file: all `texts` but those with an id in `dropped`."""
+    for text in texts:
+        if text.id not in dropped:
+            yield {"id": text.id, "media": list(text.media), "turns": list(text.turns), "split": text.split,
+                   "meta": text.meta}  # fmt: skip
+
+
+def captions_of_set(model: AdaptedModel, features: FeatureSet, batch: int, max_new_tokens: int) -> Iterator[dict]:
+    """A new caption for each medium of a feature set, as lines of a texts file; who trains on it is decided by what
+    the set holds out.
+    """
+    encoded = Encoded(features, model.prompt, model.adapter)
+    keys = features.keys
+    for start in tqdm(range(0, len(keys), batch), desc="captioning", unit=" batches"):
+        part = keys[start : start + batch]
+        given = encoded.batch([Text(key, (key,), (), "train") for key in part], answer=False)
+        for key, said in zip(part, model.generate(given.texts, given.features, max_new_tokens), strict=True):
+            yield _line(f"{key}-said", key, said)
+
+
+def captions_of_folder(eyes: Live, data: Path, max_new_tokens: int) -> Iterator[dict]:
+    """A new caption for each medium below `data`, named by its path there, so that the lines fit a feature set made
+    from the same folder. What can't be read is counted and left out. Raises PrecomputeError when nothing can.
+    """
+    (modality, reader), bad, done = next(iter(eyes.readers.items())), [], 0
+    with collected(data) as found:
+        media = [one for one in found.media.values() if suits(one.origin, one.modality, reader.encoder.modality)]
+        for medium in tqdm(media, desc="captioning", unit=" media"):
+            try:
+                said = eyes.caption({modality: medium.read()}, max_new_tokens)
+            except PrecomputeError as error:
+                bad.append(f"{medium.origin}: {error}")
+                continue
+            done += 1
+            yield _line(f"{medium.origin}-said", medium.origin, said)
+    if not done:
+        raise PrecomputeError(f"{data} holds no {modality} that can be read{f' ({bad[0]})' if bad else ''}")
+    if bad:
+        print(f"{len(bad)} media can't be read and have no caption ({bad[0]})")
+
+
+def write_lines(lines: Iterable[dict], out: Path) -> int:
+    """Write a .jsonl whole or not at all; returns how many lines it has."""
+    made = [json_line(line) for line in lines]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_bytes(out, b"".join(made))
+    return len(made)
+
+
+def _line(name: str, medium: str, said: str) -> dict:
+    return {"id": name, "media": [medium], "turns": [{"role": "assistant", "content": said}]}
