@@ -14,6 +14,66 @@ OWN, QUESTION = "own", "{question}"
 LETTERS = "ABCDEFGHIJ"
 BOX_MARK = "<box>"
 
+HEAD = """# Tasks
+
+    python precompute.py --data vqav2/ --encoder clip-l-336 --out features/vqav2
+    python eval.py --run runs/first --features features/vqav2 --task vqav2
+
+A task is data: [scoring/benchmarks.toml](../scoring/benchmarks.toml) says which files it is made from, how a question
+is put, how an answer is found, and which scores it gets. The files are the benchmark's own, as they are published;
+`precompute.py` knows them by what is in them, keeps in each text's `meta` all that the score needs (people's ten
+answers, options, boxes, kinds of question), and marks the texts with the task. `--task` then asks with the words of
+the system that one compares with (`--prompt-of` chooses, `own` is the adapter's own form), decodes as the table says,
+and scores the splits that papers report. Without `--task` texts that say which task they are of are scored as it does
+and asked in the adapter's own form. `python eval.py --tasks` lists them.
+
+Every task is tried, from files in the published layout to a score worked out by hand, in
+`tests/test_tasks.py::test_a_task_from_its_files_to_its_score[NAME]`. The scores themselves are held to the official
+programs' output in `tests/test_scores.py`. **No published system's figure was reproduced here**: that takes its
+weights, a GPU and the data.
+
+In `{}` stands the question, and below it the options of a question that has some.
+
+"""
+FOOT = """
+## The measures
+
+| measure | what |
+| --- | --- |
+| captions | CIDEr-D, BLEU-4, ROUGE-L of pycocoevalcap against all captions of a medium; F1 of the words shared |
+| meteor | METEOR 1.5, where Java is |
+| vqa, vqa-m4c | the ten-answer rule, normalised as the official program does, or as that of TextVQA and VizWiz |
+| gqa | equal to the answer, after a final period goes and letters become small |
+| exact | equal after VQA's normalisation of both, as eP-ALM counts |
+| letter | the option's letter |
+| vsr | everything but an answer with "false" or "no" counts as true |
+| pope | read as the official program does: accuracy, precision, recall, F1, share of yes; F1 by the three sets too |
+| boxes | four numbers in brackets, shares of the picture; right from an IoU of 0.5 on |
+
+Beside each stands its 95% interval (1,000 bootstrap draws of items), and what is right without the picture: with
+another medium's features (`shuffled`), with the mean of up to 256 training media's (`blank`: zeros would have a norm
+that no feature has), with no medium (`none`), and by always giving the commonest answer of each kind of question
+(`majority`). The last comes from the training texts where they have such questions, else from the references scored,
+which favours it. `gain` is (real - shuffled) / (1 - shuffled), of CIDEr the difference. Answers that depend on the
+words alone are generated once for each question, so `blank` and `none` cost little.
+
+## Which captions are bad
+
+    python eval.py --gain train --write good.jsonl
+    python train.py --features features/photos --text good.jsonl ...
+
+`--gain` ranks texts by what looking gains on each: the loss per token with another medium's features or with none,
+whichever is less, minus that with its own. Of captions that don't belong to their picture it is near or below 0.
+`--write` leaves out those below 0, or with `--drop 0.05` the worst 5%; `gain.jsonl` in the run's folder has them all.
+Without `--gain`, `--write` makes new captions of the set's media, or of a folder's with `--data photos/`.
+
+On the demo's trained adapter, with a tenth of 300 held-out captions exchanged among themselves: the worst tenth held
+97% of the exchanged ones; below 0 were half of them and nothing else. With 600 captions it had learnt from, 95% (one
+seed, drawn scenes, whose captions leave nothing out; real ones are less regular).
+
+This page is made by `python -m scoring`; a test holds it to that.
+"""
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -110,6 +170,36 @@ def listing() -> str:
         lines.append(f"{'':<11}--data: {task.files}")
         lines.append(f"{'':<11}from {task.get}")
     return "\n".join(lines)
+
+
+def page() -> str:
+    """docs/tasks.md."""
+    rows = ["| task | scored by | splits | answers | prompts of |", "| --- | --- | --- | --- | --- |"]
+    parts = []
+    anchors: list[str] = []
+    for task in benchmarks().values():
+        anchors.append(_anchor(task.title, anchors))
+        how = f"{task.beams} beams" if task.beams > 1 else "greedy"
+        kinds = f", by `{task.kinds}`" if task.kinds else ""
+        rows.append(f"| [`{task.name}`](#{anchors[-1]}) | {', '.join(task.measures)}{kinds} "
+                    f"| {', '.join(task.splits)} | {how}, {task.max_new_tokens} tokens "
+                    f"| {', '.join([*task.prompts, OWN])} |")  # fmt: skip
+        parts.append(f"### {task.title}\n\n`--task {task.name}`. --data: {task.files}. From {task.get}. {task.size}. "
+                     f"Licence: {task.licence}.{f' Scored {task.note}.' if task.note else ''}\n")  # fmt: skip
+        parts += [f"- {system}: {_shown(prompt)}" for system, prompt in task.prompts.items()]
+        parts += [""] * bool(task.prompts)
+    whose = [f"- `{name}`: {row['what']}. Options: `{row['option'].format(letter='A', choice='a dog')}`"
+             for name, row in systems().items()]  # fmt: skip
+    return HEAD + "\n".join([*rows, "", "## Whose prompts", "", *whose, "", "## Each of them", "", *parts]) + FOOT
+
+
+def _anchor(title: str, taken: Sequence[str]) -> str:
+    name = "".join(mark for mark in title.lower().replace(" ", "-") if mark.isalnum() or mark == "-")
+    return f"{name}-{taken.count(name)}" if name in taken else name
+
+
+def _shown(prompt: str) -> str:
+    return f"`{prompt}`".replace("\n", "\\n").replace(QUESTION, "{}")
 
 
 @cache

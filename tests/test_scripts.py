@@ -69,6 +69,18 @@ def script(home: Path, name: str, *arguments: str, fails: bool = False, **option
     return output
 
 
+def here(home: Path, monkeypatch, capsys, name: str, *arguments: str) -> str:
+    """Run a script's `main` in this process, in `home`; return all it printed."""
+    import eval as eval_script
+    import train as train_script
+
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "argv", [name, *arguments, "--device", "cpu"])
+    capsys.readouterr()
+    {"train.py": train_script.main, "eval.py": eval_script.main}[name]()
+    return capsys.readouterr().out
+
+
 TRAIN = ("train.py", "--features", "features/photos", "--lm", "lm")
 
 
@@ -185,6 +197,59 @@ def test_ctrl_c_saves_and_leaves(workshop):
     assert (workshop / "runs" / "stopped" / "last").exists()
 
 
+def test_words_are_ranked_written_anew_and_trained_on(mistakes, monkeypatch, capsys):
+    def eval_py(*arguments):
+        return here(
+            mistakes, monkeypatch, capsys, "eval.py", "--run", "runs/taken", "--max-new-tokens", "6", *arguments
+        )
+
+    said = eval_py("--gain", "train", "--drop", "0.25", "--write", "words/good.jsonl")
+    ranked = [json.loads(line) for line in (mistakes / "runs/taken/gain.jsonl").read_text().splitlines()]
+    assert len(ranked) == 64 and [row["gain"] for row in ranked] == sorted(row["gain"] for row in ranked)
+    assert "64 texts, without 16 whose media don't explain them" in said
+    kept = {json.loads(line)["id"] for line in (mistakes / "words/good.jsonl").read_text().splitlines()}
+    assert kept.isdisjoint(row["id"] for row in ranked[:16]) and kept >= {row["id"] for row in ranked[16:]}
+
+    assert "80 captions" in eval_py("--write", "words/set.jsonl")
+    assert "80 captions" in eval_py("--data", "photos", "--write", "words/folder.jsonl")
+    of_set, of_folder = ([json.loads(line) for line in (mistakes / f"words/{name}.jsonl").read_text().splitlines()]
+                         for name in ("set", "folder"))  # fmt: skip
+    assert {row["media"][0] for row in of_folder} == {path.name for path in (mistakes / "photos").glob("*.*g")}
+    from shards.read import FeatureSet
+
+    features = FeatureSet(mistakes / "features" / "photos")
+    by_origin = {features.info(row["media"][0])["origin"]: row["turns"] for row in of_set}
+    assert sum(by_origin[row["media"][0]] == row["turns"] for row in of_folder) > 70  # rounding may turn one or two
+
+    for words in ("set", "folder"):
+        texts = features.texts(mistakes / f"words/{words}.jsonl")
+        assert len(texts) == 80 and {text.split for text in texts} == {"train", "heldout"}
+    said = here(mistakes, monkeypatch, capsys, *TRAIN, "--adapter", "mlp3", "--steps", "1", "--name", "fewer",
+                "--text", "words/good.jsonl")  # fmt: skip
+    assert "texts: 48 to learn from, 16 held out" in said
+
+
+def test_a_task_from_its_files_to_eval_json(mistakes, monkeypatch, capsys, tmp_path):
+    from test_tasks import pope
+
+    from precompute.cli import main as precompute
+
+    monkeypatch.chdir(mistakes)
+    pope(tmp_path / "pope")
+    precompute(args=["--data", str(tmp_path / "pope"), "--encoder", "clip", "--device", "cpu"])
+    said = here(mistakes, monkeypatch, capsys, "eval.py", "--run", "runs/taken", "--features", "features/pope",
+                "--task", "pope", "--prompt-of", "mamba-vl", "--controls", "blank", "none")  # fmt: skip
+    assert "task: POPE, prompt of mamba-vl 'Answer the question using a single word or phrase" in said
+    result = json.loads((mistakes / "runs/taken/eval.json").read_text())
+    assert result["task"] == "pope" and result["max_new_tokens"] == 10 and result["n"] == 6
+    assert {"qa_accuracy", "pope_f1", "pope_yes", "qa_random"} <= set(result["real"])
+    assert (
+        set(result["intervals"]) == {"real", "blank", "none", "majority"} and result["majority"]["qa_accuracy"] == 0.5
+    )
+    said = here(mistakes, monkeypatch, capsys, "eval.py", "--run", "runs/taken", "--features", "features/pope")
+    assert "task: POPE, prompt of own" in said and "no shuffled features" in said
+
+
 MISTAKES = {
     "unknown adapter": ((*TRAIN, "--adapter", "mpl16"), "or mlp16?"),
     "unknown flag": (("train.py", "--adaptr", "mlp16"), None),
@@ -203,6 +268,10 @@ MISTAKES = {
     "features of another encoder": (
         ("eval.py", "--run", "runs/taken", "--features", "features/other"), "trained on clip"
     ),
+    "unknown task": (("eval.py", "--run", "runs/taken", "--task", "vqa2"), "did you mean vqav2"),
+    "a task that these texts aren't of": (("eval.py", "--run", "runs/taken", "--task", "gqa"), "gqa scores questions"),
+    "a share above all": (("eval.py", "--run", "runs/taken", "--gain", "all", "--drop", "2"), "isn't a share"),
+    "gain of a split that isn't there": (("eval.py", "--run", "runs/taken", "--gain", "trian"), "--gain takes train"),
     "prompt without a picture": (("eval.py", "--prompt", "what?"), "--image"),
     "unknown recipe": (("train.py", "--recipe", "dmo"), "did you mean demo"),
     "resume with another choice": (("train.py", "--resume", "runs/taken", "--lr", "0.5"), "not 0.5"),

@@ -11,7 +11,7 @@ from test_sources import picture
 from evaluation import all_scores, choose, posed, prediction
 from precompute.sources import collect
 from scoring import ScoreError, captions
-from scoring.benchmarks import QUESTION, benchmarks, find_benchmark, listing, systems
+from scoring.benchmarks import QUESTION, benchmarks, find_benchmark, listing, page, systems
 from shards.read import Text
 from training import RunError
 from training.answers import caption_groups
@@ -328,6 +328,15 @@ def test_a_task_from_its_files_to_its_score(name: str, tmp_path: Path, monkeypat
     assert all(score.low <= score.value <= score.high for score in found["real"].values())
     detected, all_texts = choose("", "", kept)
     assert detected.task == chosen.task and detected.system == "own" and all_texts == kept
+
+
+def test_the_page_is_made_from_the_table() -> None:
+    made = page()
+    assert (Path(__file__).parent.parent / "docs" / "tasks.md").read_text() == made, "python -m scoring > docs/tasks.md"
+    assert all(f"`--task {name}`" in made for name in TASKS)
+    assert all(
+        f"\n| {name}" in made or f", {name} |" in made for task in benchmarks().values() for name in task.measures
+    )
 
 
 def test_prompts_in_full(tmp_path: Path) -> None:
