@@ -26,8 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from demo.pretrain import IMAGE, MEAN, STD, draw_pool, log, save, schedule
 from demo.pretrain_media import optimizers_for
-from demo.probe import BACKBONES, by_cell, cell_labels, linear_probe, pictures
-from demo.scenes import draw_scenes
+from demo.probe import BACKBONES, by_cell, encoder_scores
 
 PATCH, WIDTH, LAYERS = 16, 192, 4
 PARTS, CODE = 9, 96
@@ -150,27 +149,6 @@ def features(model, processor, images: list, batch: int = 100) -> dict[str, torc
     return {"pooled": torch.cat(pooled), "patches": torch.cat(patches)}
 
 
-def dino_scores(model, processor, seed: int = 0, train: int = 3000, test: int = 300) -> dict[str, float]:
-    """As demo.probe.encoder_scores: the share of scenes for which a linear probe reads every object's colour and shape
-    (as `_all`, size too) at its place; and, as `_objects`, the share of objects so read."""
-    sets = {"train": train, "heldout": test, "new_pairs": test}
-    found, labels = {}, {}
-    for split, n in sets.items():
-        scenes = draw_scenes(seed + 90000, n, split)
-        found[split] = features(model, processor, pictures(scenes, seed + 90000))
-        labels[split] = torch.tensor([cell_labels(objects) for objects in scenes])
-    scores = {}
-    for kind in ("pooled", "patches"):
-        shaped = {split: by_cell(f[kind]) if kind == "patches" else f[kind][:, None] for split, f in found.items()}
-        said = linear_probe(shaped["train"], labels["train"], torch.cat([shaped["heldout"], shaped["new_pairs"]]))
-        for split, part in zip(("heldout", "new_pairs"), said.split(test), strict=True):
-            same, there = part == labels[split], labels[split][:, 0] > 0
-            scores[f"{kind}_{split}"] = same[:, :2].all(-1).all(-1).float().mean().item()
-            scores[f"{kind}_{split}_all"] = same.all(-1).all(-1).float().mean().item()
-            scores[f"{kind}_{split}_objects"] = same[:, :2].all(1)[there].float().mean().item()
-    return {name: round(value, 4) for name, value in scores.items()}
-
-
 def load(folder: Path = BACKBONES / "dino"):
     """The demo's encoder without words in fp32 and its preprocessing, through transformers' own loaders."""
     from transformers import AutoModel, BitImageProcessor
@@ -192,7 +170,7 @@ def pretrain(args) -> None:
     log(record, pictures=len(pixels), seconds=time.time() - began)
     student = Network()
     teacher = copy.deepcopy(student).requires_grad_(False)
-    random_scores = dino_scores(teacher.encoder.eval(), processor)
+    random_scores = encoder_scores(teacher.encoder.eval(), processor, train=3000, read=features)
     log(record, step=0, probe=random_scores)
     optimizers = optimizers_for(student)
     rates = [optimizer.param_groups[0]["lr"] * args.rate for optimizer in optimizers]
@@ -230,7 +208,7 @@ def pretrain(args) -> None:
             model.config.architectures, model.config.dtype = [type(model).__name__], torch.float16
             model.config.save_pretrained(folder)
             save(model.state_dict(), folder / "model.safetensors")
-            scores = dino_scores(model.float().eval(), processor)
+            scores = encoder_scores(model.float().eval(), processor, train=3000, read=features)
             log(record, step=step + 1, probe=scores)
             write_card(folder, args, step + 1, time.time() - began, scores, random_scores, model)
 
@@ -252,7 +230,7 @@ def write_card(folder: Path, args, step: int, seconds: float, scores: dict, rand
         "  pictures, from its patches and from its CLS token; a view's parts come from different pictures",
         f"- {seconds / 60:.0f} minutes on {args.threads} thread(s), {platform.machine()}, torch {torch.__version__}",
         "",
-        "Probe scores (`demo.pretrain_dino.dino_scores`), linear, on scenes that no training shows: the share of",
+        "Probe scores (`demo.probe.encoder_scores`), linear, on scenes that no training shows: the share of",
         "scenes in which colour and shape (`_all`: size too) of every object are read at its place, and of",
         "objects so read (`_objects`); beside them those of the same network with random weights.",
         "",

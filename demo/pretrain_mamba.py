@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="documents a step")
     parser.add_argument("--rate", type=float, default=1.0, help="times the usual learning rates")
     parser.add_argument("--width", type=int, default=192, help="hidden size")
-    parser.add_argument("--layers", type=int, default=4, help="layers")
+    parser.add_argument("--layers", type=int, default=3, help="layers")
     parser.add_argument("--states", type=int, default=8, help="numbers a channel remembers")
     parser.add_argument("--seed", type=int, default=0, help="seed of documents and weights")
     parser.add_argument("--probe-every", type=int, default=500, help="steps between probes, which also save")

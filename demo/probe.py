@@ -8,6 +8,7 @@ import io
 import json
 import random
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -151,24 +152,28 @@ def linear_probe(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, 
         return torch.stack([part.argmax(-1) for part in logits(test)], dim=1)
 
 
-def encoder_scores(model, transform, seed: int = 0, train: int = 4000, test: int = 300) -> dict[str, float]:
+def encoder_scores(
+    model, transform, seed: int = 0, train: int = 4000, test: int = 300, read: Callable = features
+) -> dict[str, float]:
     """The share of scenes for which a linear probe reads every object's colour and shape (and, as `_all`, size too) at
-    its place, nothing missing or added: from pooled features and from patches, on new scenes and on new pairs."""
+    its place, nothing missing or added, and, as `_objects`, of objects so read: from pooled features and from patches,
+    on new scenes and on new pairs. `read(model, transform, pictures)` gives the features, by kind."""
     sets = {"train": (train, seed), "heldout": (test, seed), "new_pairs": (test, seed)}
     found, labels = {}, {}
     for split, (n, number) in sets.items():
         scenes = draw_scenes(number + 90000, n, split)
-        found[split] = features(model, transform, pictures(scenes, number + 90000))
+        found[split] = read(model, transform, pictures(scenes, number + 90000))
         labels[split] = torch.tensor([cell_labels(objects) for objects in scenes])
     scores = {}
     for kind in ("pooled", "patches"):
         shaped = {split: by_cell(f[kind]) if kind == "patches" else f[kind][:, None] for split, f in found.items()}
         said = linear_probe(shaped["train"], labels["train"], torch.cat([shaped["heldout"], shaped["new_pairs"]]))
         for split, part in zip(("heldout", "new_pairs"), said.split(test), strict=True):
-            same = (part == labels[split]).all(-1)
-            scores[f"{kind}_{split}"] = same[:, :2].all(-1).float().mean().item()
-            scores[f"{kind}_{split}_all"] = same.all(-1).float().mean().item()
-    return scores
+            same, there = part == labels[split], labels[split][:, 0] > 0
+            scores[f"{kind}_{split}"] = same[:, :2].all(-1).all(-1).float().mean().item()
+            scores[f"{kind}_{split}_all"] = same.all(-1).all(-1).float().mean().item()
+            scores[f"{kind}_{split}_objects"] = same[:, :2].all(1)[there].float().mean().item()
+    return {name: round(value, 4) for name, value in scores.items()}
 
 
 def language_scores(model, tokenizer, seed: int = 0, n: int = 300) -> dict[str, dict[str, dict[str, float]]]:
@@ -204,7 +209,7 @@ def load_language_model(folder: Path = BACKBONES / "lm"):
 
 def main() -> None:
     model, transform = load_clip()
-    print(json.dumps({name: round(value, 4) for name, value in encoder_scores(model, transform).items()}))
+    print(json.dumps(encoder_scores(model, transform)))
     for name, splits in language_scores(*load_language_model()).items():
         for split, found in splits.items():
             print(name, split, json.dumps({score: round(value, 4) for score, value in found.items()}))
