@@ -92,7 +92,7 @@ def main() -> None:
     )
     rates = [optimizer.param_groups[0]["lr"] * args.rate for optimizer in optimizers]
     corpus = Stream(tokenizer, args.seed, SCENES)
-    corpus.hardness, answering, began = float(bool(args.start)), 1.0, time.process_time()
+    corpus.hardness, answering, began = 0.5 if args.start else 0.0, 1.0, time.process_time()
     for step in range(args.steps):
         batch = corpus.batch(args.batch)
         for optimizer, rate in zip(optimizers, rates, strict=True):
