@@ -80,6 +80,8 @@ class Options:
     """Whose prompt of the task's: cobra, mamba-vl, or own, as the adapter was trained; empty: the task's first."""
     tasks: bool = False
     """Show the tasks, and leave."""
+    clip_score: bool = False
+    """CLIPScore of captions too, by the text tower of the encoder (open_clip's), which is loaded for it."""
     beams: int = 0
     """Beams of the search for an answer; 1: greedy, 0: as the task has it, else greedy."""
     max_new_tokens: int = 0
@@ -132,7 +134,9 @@ def named_runs(given: tuple[str, ...]) -> dict[str | None, Path]:
 
 
 def opened(path: Path, options: Options, device: str, modality: str | None = None) -> tuple:
-    """The run's folder, the feature set, its texts about media, and the model. Raises RunError when they don't fit."""
+    """The run's folder, the feature set, its texts about media, the model and the adapter's config. Raises RunError
+    when they don't fit.
+    """
     from live import adapter_folder, load_adapted
     from shards.read import FeatureSet
     from training.data import feature_shape
@@ -150,18 +154,19 @@ def opened(path: Path, options: Options, device: str, modality: str | None = Non
     step = adapter_folder(path, modality).parent.name
     print(f"{path}: {step} steps, language model {model.lm.precision} ({model.lm.reason})")
     texts = [text for text in features.texts(options.text or settings.get("text"), options.partial) if text.media]
-    return folder, features, texts, model
+    return folder, features, texts, model, config
 
 
 def score(path: Path, options: Options, device: str, modality: str | None = None) -> None:
     """Answer every held-out text with its medium and under each control; write and print the scores."""
-    from evaluation import all_scores, choose, predict
+    from evaluation import all_scores, choose, clip_scores, predict
     from live import adapter_folder
+    from precompute.encoders import load_encoder_like
     from scoring.sheet import contact_sheet
     from scoring.summary import swapped, warnings_of
     from scoring.table import as_numbers, table
 
-    folder, features, texts, model = opened(path, options, device, modality)
+    folder, features, texts, model, config = opened(path, options, device, modality)
     step = adapter_folder(path, modality).parent.name
     outside = [text for text in texts if text.split != "train"]
     if not outside:
@@ -172,12 +177,14 @@ def score(path: Path, options: Options, device: str, modality: str | None = None
         print(f"task: {chosen.task.title}, prompt of {chosen.system} {chosen.prompt!r}, {how}, "
               f"at most {chosen.max_new_tokens} tokens{f'; {note}' if note else ''}")  # fmt: skip
     splits = sorted({text.split for text in outside}, key=lambda split: (split != "heldout", split))
+    encoder = load_encoder_like(config["encoder"], device) if options.clip_score else None
     result, rows = {"version": 1}, {}
     for split in splits:
         part = [text for text in outside if text.split == split][: options.limit or None]
         rows[split] = predict(model, features, part, chosen, options.controls, options.batch)
         print()
-        found, said = all_scores(rows[split], texts, chosen)
+        more = clip_scores(rows[split], features, encoder) if encoder else {}
+        found, said = all_scores(rows[split], texts, chosen, more)
         said += warnings_of(rows[split], found, chosen.task.kinds if chosen.task else "")
         numbers = as_numbers(found) | {"swapped": swapped(rows[split]), "n": len(rows[split]), "warnings": said}
         result = result | numbers if split == splits[0] else result
@@ -202,7 +209,7 @@ def weigh(path: Path, options: Options, device: str, modality: str | None = None
     from captioning import gain_lines, ranked, without, worst, write_lines
     from training.data import question_of
 
-    _, features, texts, model = opened(path, options, device, modality)
+    _, features, texts, model, _ = opened(path, options, device, modality)
     chosen = [text for text in texts if options.gain in ("all", text.split)][: options.limit or None]
     found = ranked(model, features, chosen, options.batch)
     dropped = worst(found, options.drop)
@@ -231,7 +238,7 @@ def caption(path: Path, options: Options, device: str, modality: str | None = No
         eyes = live.load(**named, device=device, precision=options.precision, lm=options.lm)
         lines = captions_of_folder(eyes, options.data, most)
     else:
-        _, features, _, model = opened(path, options, device, modality)
+        _, features, _, model, _ = opened(path, options, device, modality)
         lines = captions_of_set(model, features, options.batch, most)
     print(f"written: {options.write}, {write_lines(lines, options.write)} captions; train on them with --text")
 

@@ -1,13 +1,15 @@
 """What eval.py does between a run and its table: which task, which answers, which scores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 
 from adapters.boxes import said as in_words
 from adapters.model import AdaptedModel
 from adapters.prompt import Prompt
-from scoring import captions
+from precompute.encoders import Encoder
+from precompute.similarity import TextTower
+from scoring import captions, clip_score
 from scoring.benchmarks import OWN, QUESTION, Benchmark, benchmark_of, find_benchmark
 from scoring.control import stand_ins
 from scoring.score import Score
@@ -18,6 +20,7 @@ from training.answers import answer, blank_feature, caption_groups, conditions
 from training.data import Encoded, medium_contents, question_of
 
 MOST_TOKENS = 64
+PREFIX = "A photo depicts"  # before each caption, as Hessel et al. 2021 have it
 
 
 @dataclass(frozen=True)
@@ -139,11 +142,34 @@ def predict(
     return rows
 
 
+def clip_scores(rows: Sequence[Prediction], features: FeatureSet, encoder: Encoder) -> dict[str, dict[str, Score]]:
+    """Condition -> the CLIPScore of its captions against their pictures' pooled features, by the encoder's text tower.
+
+    Raises RunError where the set holds no pooled features or there is no caption, PrecomputeError for an encoder
+    without a text tower.
+    """
+    captioned = [row for row in rows if not row.prompt and " " not in row.media]
+    if "pooled" not in features.manifest["features"] or not captioned:
+        raise RunError(f"--clip-score compares captions with pooled features; {features.path} lacks one of these")
+    tower, pictures = TextTower(encoder), features.read_many([row.media for row in captioned], "pooled").float()
+    found = {}
+    for condition in (REAL, *CONTROLS):
+        said = {row.id: row.said(condition) for row in captioned if row.said(condition) is not None}
+        if said:
+            words = tower.vectors([f"{PREFIX} {text}" for text in said.values()])
+            seen = {row.id: pictures[i].numpy() for i, row in enumerate(captioned) if row.id in said}
+            found[condition] = {"caption_clip": clip_score(dict(zip(said, words.numpy(), strict=True)), seen)}
+    return found
+
+
 def all_scores(
-    rows: Sequence[Prediction], texts: Sequence[Text], chosen: Chosen
+    rows: Sequence[Prediction],
+    texts: Sequence[Text],
+    chosen: Chosen,
+    more: Mapping[str, Mapping[str, Score]] | None = None,
 ) -> tuple[dict[str, dict[str, Score]], list[str]]:
-    """Condition -> name -> score, and what is to be said about them. Each prediction gets its own scores and its
-    majority answer.
+    """Condition -> name -> score, and what is to be said about them; `more` are further ones. Each prediction gets its
+    own scores and its majority answer.
     """
     import warnings
 
@@ -159,6 +185,7 @@ def all_scores(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = {condition: scores(rows, condition, measures, kinds) for condition in (REAL, *CONTROLS)}
+    found = {name: dict(sorted((part | (more or {}).get(name, {})).items())) for name, part in found.items()}
     found = {condition: part for condition, part in found.items() if part or condition == REAL}
     for name, score in found[REAL].items():
         for row in rows:

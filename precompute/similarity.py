@@ -16,6 +16,25 @@ from .sources import Words
 BATCH = 256  # captions at once
 
 
+class TextTower:
+    """What reads captions into the space of an encoder's pooled features. Raises PrecomputeError for an encoder that
+    has none here: those of open_clip have.
+    """
+
+    def __init__(self, encoder: Encoder):
+        self._model, self._tokens = _text_tower(encoder)
+        self._device = encoder.device
+
+    @torch.no_grad()
+    def vectors(self, captions: Sequence[str]) -> torch.Tensor:
+        """`(captions, width)` in fp32, each of length 1."""
+        found = [torch.empty(0)]
+        for first in range(0, len(captions), BATCH):
+            tokens = self._tokens(list(captions[first : first + BATCH])).to(self._device)
+            found.append(self._model.encode_text(tokens, normalize=True).float().cpu())
+        return torch.cat(found[1:] or found)
+
+
 class Similarity:
     """Compares captions with pooled features.
 
@@ -24,8 +43,7 @@ class Similarity:
     """
 
     def __init__(self, encoder: Encoder, words: Iterable[Words], threshold: float):
-        self.threshold, self.device = threshold, encoder.device
-        self._model, self._tokens = _text_tower(encoder)
+        self.threshold, self._tower = threshold, TextTower(encoder)
         self._cosines: dict[tuple[str, str], float] = {}
         self._captions: dict[str, list[str]] = {}
         self._wordy: set[str] = set()
@@ -45,9 +63,8 @@ class Similarity:
         pictures = torch.nn.functional.normalize(pooled.float(), dim=-1)
         for first in range(0, len(rows), BATCH):
             part = rows[first : first + BATCH]
-            with torch.no_grad():
-                texts = self._model.encode_text(self._tokens([row[2] for row in part]).to(self.device), normalize=True)
-            cosines = (pictures[[row[0] for row in part]] * texts.float().cpu()).sum(-1).tolist()
+            texts = self._tower.vectors([row[2] for row in part])
+            cosines = (pictures[[row[0] for row in part]] * texts).sum(-1).tolist()
             self._cosines |= {(origin, text): value for (_, origin, text), value in zip(part, cosines, strict=True)}
 
     def compared(self, origin: str) -> bool:
@@ -88,8 +105,8 @@ def caption_of(text: Words) -> str | None:
 def _text_tower(encoder: Encoder) -> tuple[torch.nn.Module, object]:
     if encoder.library != "open_clip":
         raise PrecomputeError(
-            f"--similarity compares words with pictures, and encoder {encoder.name} has no text tower here: take one "
-            "of open_clip, as clip-l-336"
+            f"words are compared with pictures by a text tower, and encoder {encoder.name} has no text tower here: "
+            "take one of open_clip, as clip-l-336"
         )
     import open_clip
 
@@ -97,14 +114,14 @@ def _text_tower(encoder: Encoder) -> tuple[torch.nn.Module, object]:
 
     model, _, _ = create(open_clip, encoder.id)
     if not hasattr(model, "encode_text"):
-        raise PrecomputeError(f"--similarity: encoder {encoder.name} has no text tower")
+        raise PrecomputeError(f"encoder {encoder.name} has no text tower that words could be compared by")
     folder = find_folder(encoder.id)
     name = f"local-dir:{folder.resolve()}" if folder else encoder.id
     name = name if name.startswith(("local-dir:", "hf-hub:")) else name.partition("/")[0]
     try:
         tokens = open_clip.get_tokenizer(name)
     except Exception as error:  # the library and the Hub's client raise many kinds
-        raise PrecomputeError(f"--similarity: the tokenizer of {encoder.name} can't be had ({error})") from error
+        raise PrecomputeError(f"the tokenizer of {encoder.name} can't be had ({error})") from error
     with contextlib.suppress(AttributeError):
         del model.visual
     return model.eval().requires_grad_(False).to(encoder.device), tokens

@@ -42,6 +42,7 @@ FOOT = """
 | --- | --- |
 | captions | CIDEr-D, BLEU-4, ROUGE-L of pycocoevalcap against all captions of a medium; F1 of the words shared |
 | meteor | METEOR 1.5, where Java is |
+| `--clip-score` | CLIPScore by the encoder's own text tower (open_clip's): comparable among adapters of one encoder |
 | vqa, vqa-m4c | the ten-answer rule, normalised as the official program does, or as that of TextVQA and VizWiz |
 | gqa | equal to the answer, after a final period goes and letters become small |
 | exact | equal after VQA's normalisation of both, as eP-ALM counts |

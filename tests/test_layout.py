@@ -30,7 +30,7 @@ MAY = {
     "precompute": {"shards"},
     "training": {"shards", "adapters"},
     "live": {"shards", "adapters", "precompute", "training"},
-    "evaluation": {"shards", "adapters", "training", "scoring"},
+    "evaluation": {"shards", "adapters", "precompute", "training", "scoring"},
     "captioning": {"shards", "adapters", "precompute", "training", "scoring", "live"},
     "console": {"shards", "adapters", "precompute", "training", "scoring"},
 }

@@ -6,6 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from evaluation import Chosen, all_scores, clip_scores
+from precompute.encoders import load_encoder
+from precompute.similarity import TextTower
 from scoring.answers import same_answer, word_f1, words
 from scoring.control import gain, gain_of
 from scoring.score import mean
@@ -13,6 +16,7 @@ from scoring.sheet import contact_sheet
 from scoring.summary import Prediction, majority, scores, swapped, warnings_of
 from scoring.table import as_numbers, table
 from shards.read import Text
+from training import RunError
 from training.answers import Condition, answer, caption_groups, conditions
 from training.data import Batch, medium_contents
 from training.heldout import still_blind
@@ -173,6 +177,26 @@ def test_answers_that_depend_on_the_words_alone_are_asked_once():
     }
     assert parrot.asked == 4 + 4 + 2 + 2
     assert conditions(("blank", "shuffled"), None, {}) == {"real": Condition(), "blank": Condition()}
+
+
+def test_clip_score_reads_captions_with_the_encoders_text_tower():
+    encoder = load_encoder("demo", "cpu", torch.float32, ("pooled",))
+    told = ["a large red ring at the top", "a small blue star on the left", "a large pink moon at the bottom"]
+
+    class Features:
+        path, manifest = "features/x", {"features": {"pooled": {}}}
+
+        def read_many(self, keys, kind):
+            return TextTower(encoder).vectors([f"A photo depicts {told[int(key)]}" for key in keys]).half()
+
+    rows = [Prediction(str(i), str(i), "", words, words, told[i - 1]) for i, words in enumerate(told)]
+    found = clip_scores([*rows, Prediction("q", "0", "What?", "x", "x")], Features(), encoder)
+    assert found["real"]["caption_clip"].value == pytest.approx(2.5, abs=1e-3) and found["real"]["caption_clip"].n == 3
+    assert found["shuffled"]["caption_clip"].value < 2 and set(found) == {"real", "shuffled"}
+    shown, _ = all_scores(rows, [], Chosen(), found)
+    assert shown["real"]["caption_clip"].n == 3 and rows[0].score["caption_clip"] == pytest.approx(2.5, abs=1e-3)
+    with pytest.raises(RunError, match="compares captions with pooled features"):
+        clip_scores([Prediction("q", "0", "What?", "x", "x")], Features(), encoder)
 
 
 def test_captions_of_one_medium_are_answered_once():

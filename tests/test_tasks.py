@@ -15,6 +15,7 @@ from scoring.benchmarks import QUESTION, benchmarks, find_benchmark, listing, pa
 from shards.read import Text
 from training import RunError
 from training.answers import caption_groups
+from training.recipe import load_recipe, recipe_names
 
 # Four words each, none of them twice: every count of n-grams is easily made by hand.
 FIRST = ["red dogs run fast", "two cats sleep quietly"]
@@ -337,6 +338,11 @@ def test_the_page_is_made_from_the_table() -> None:
     assert all(
         f"\n| {name}" in made or f", {name} |" in made for task in benchmarks().values() for name in task.measures
     )
+
+
+def test_recipes_name_tasks_of_the_table() -> None:
+    named = {task.lower() for name in recipe_names() for task in load_recipe(name).about.get("tasks", ())}
+    assert named - benchmarks().keys() <= {"captions", "video questions"} and len(named) > 8
 
 
 def test_prompts_in_full(tmp_path: Path) -> None:
