@@ -3,6 +3,7 @@
 python train.py --adapter mlp16                                     the newest feature set
 python train.py --adapter linear --features features/photos --lm HuggingFaceTB/SmolLM2-360M
 python train.py --recipe llava-1.5 --tiny                            as a published system, in miniature; see --list
+python train.py --init runs/first --lora r=64,alpha=16 --text questions.jsonl      stage 2: tunes the language model too
 python train.py --resume runs/first
 python train.py --sweep adapter=mlp8,mlp16 lr=1e-3,3e-4 --name many  all combinations; the same command goes on
 torchrun --nproc-per-node 8 train.py --adapter mlp16                on 8 GPUs; see docs/scaling.md
