@@ -1,0 +1,108 @@
+"""Random models and feature sets of the sizes that the benchmarks ask about."""
+
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from adapters.language_model import LanguageModel, freeze
+from adapters.model import AdaptedModel, Adapter
+from adapters.projectors import FeatureShape
+from adapters.prompt import Prompt, Template
+from benchmarks._meters import DEVICE
+from shards.features import encode_fp16
+from shards.read import FeatureSet
+from shards.write import SetWriter, make_key, samples_per_shard
+from training.data import Batch, Encoded, Steps
+
+# LLaVA-CC3M's captions are Conceptual Captions': 10.3 tokens, standard deviation 4.5, median 9 (Sharma et al. 2018,
+# https://aclanthology.org/P18-1238, table 2), as a log-normal; a language model's tokenizer makes about 1.3 of a word.
+WORDS, WORDS_SD, TOKENS_A_WORD = 10.3, 4.5, 1.3
+
+
+def caption_lengths(count: int, seed: int = 0) -> list[int]:
+    """Lengths in tokens, spread like those of LLaVA's captions."""
+    spread = math.sqrt(math.log(1 + (WORDS_SD / WORDS) ** 2))
+    drawn = torch.randn(count, generator=torch.Generator().manual_seed(seed)) * spread
+    words = WORDS * (drawn - spread**2 / 2).exp()
+    return (words * TOKENS_A_WORD).round().clamp(min=3).int().tolist()
+
+
+def language_model(layers: int = 8, width: int = 512, inner: int = 1408, vocab: int = 32_000) -> LanguageModel:
+    """A random Llama, fp32 on a CPU and fp16 on a GPU; each word `w0`, `w1` ... is a token."""
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 64),
+        max_position_embeddings=4096,
+    )
+    torch.manual_seed(0)
+    with torch.device(DEVICE):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if DEVICE == "cpu" else torch.float16)
+    special = ["<unk>", "<s>", "</s>"]
+    ids = {word: i for i, word in enumerate([*special, *(f"w{number}" for number in range(vocab - len(special)))])}
+    core = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return freeze("random", model, tokenizer)
+
+
+def adapted(lm: LanguageModel, spec: str, shape: FeatureShape, **form) -> AdaptedModel:
+    """The language model with a new adapter, its prompt in the plain form without delimiters. `form`: as Adapter's."""
+    torch.manual_seed(0)
+    adapter = Adapter(spec, shape, lm.hidden_size, lm.embedding_rms, **form).to(lm.device)
+    return AdaptedModel(lm, adapter, Prompt(lm.tokenizer, Template(delimiters=("", ""))))
+
+
+def feature_set(folder: Path, shape: FeatureShape, media: int, captions: Sequence[Sequence[int]], vocab: int) -> FeatureSet:
+    """A set of random features in which medium i has captions of `captions[i % len(captions)]` tokens, none held out."""
+    entry = {"shape": [shape.width] if shape.kind == "pooled" else [shape.tokens, shape.width], "dtype": "float16"}
+    if shape.grid:
+        entry["grid"] = list(shape.grid)
+    encoder = {"name": "random", "library": "none", "id": "", "class": "None", "fingerprint": "0" * 64}
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(64, *entry["shape"], generator=generator)
+    keys = [make_key(f"{number:07d}.jpg") for number in range(media)]
+    some = samples_per_shard(2 * math.prod(entry["shape"]))
+    with SetWriter(folder, "image", encoder, {shape.kind: entry}) as writer:
+        for first in range(0, media, some):
+            with writer.shard() as shard:
+                for number in range(first, min(first + some, media)):
+                    info = {"modality": "image", "origin": f"{number:07d}.jpg", "sha256": f"{number:064x}"}
+                    shard.add(keys[number], {shape.kind: encode_fp16(drawn[number % 64])}, info)
+        writer.finish(_texts(keys, captions, vocab), set(), lambda _: (), [])
+    return FeatureSet(folder)
+
+
+def _texts(keys: Sequence[str], captions: Sequence[Sequence[int]], vocab: int):
+    for i, key in enumerate(keys):
+        for j, length in enumerate(captions[i % len(captions)]):
+            words = " ".join(f"w{(i * 7919 + j * 104729 + k * 31) % (vocab - 3)}" for k in range(length))
+            turns = [{"role": "assistant", "content": words}]
+            yield {"id": f"{i}-{j}", "media": [key], "turns": turns, "split": "train", "meta": {}}
+
+
+def steps_of(model: AdaptedModel, features: FeatureSet, batch: int) -> Steps:
+    """What train.py would train on: the steps of `batch` texts each."""
+    encoded = Encoded(features, model.prompt, model.adapter)
+    return Steps(encoded, encoded.keep(features.texts(), model.lm.max_length), batch, seed=0)
+
+
+def some_steps(model: AdaptedModel, media: int, captions: int, batch: int, count: int) -> list[Batch]:
+    """`count` steps of a training on a set of its own, at even distances from the shortest texts to the longest: `media`
+    of random features, with captions each whose lengths are spread like LLaVA's.
+    """
+    lengths = iter(caption_lengths(media * captions))
+    words = [[next(lengths) for _ in range(captions)] for _ in range(media)]
+    with tempfile.TemporaryDirectory() as folder:
+        features = feature_set(Path(folder), model.adapter.features, media, words, len(model.lm.tokenizer))
+        steps = steps_of(model, features, batch)
+        every = sorted((steps[n] for n in range(steps.per_epoch)), key=lambda step: step.targets / len(step))
+    apart = len(every) // count
+    return every[apart // 2 :: apart][:count]

@@ -1,0 +1,106 @@
+"""How does training compare with the loop that doubutsu's author describes? Samples per second, and memory.
+
+His loop, made again from the description: batches drawn at random and padded, each text's vectors put together token by
+token, logits over the whole vocabulary at all positions (as `labels` make transformers compute them), an optimizer step
+a batch. It trains the same projector on the same texts, at the best of four batch sizes; the losses are compared.
+"""
+
+import random
+from functools import partial
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from adapters.model import AdaptedModel
+from adapters.projectors import FeatureShape
+from adapters.splice import IGNORED
+from benchmarks import side_by_side
+from benchmarks._meters import peak_bytes, seconds
+from benchmarks._synthetic import adapted, language_model, some_steps
+from training.data import Batch
+from training.step import make_optimizer, take_step
+
+MODEL = {"layers": 8, "width": 512, "inner": 1408}
+SETTINGS = {"lr": 0.0, "weight_decay": 0.0, "soft_prompt_lr": 0.0}  # nothing is learnt, so the losses stay the same
+POOLED, PATCHES = FeatureShape("pooled", 1, 768), FeatureShape("patches", 576, 1024, (24, 24))
+# case: adapter, features, vocabulary, media, our batch, how many such steps are timed, batches that his loop may choose
+CASES = {
+    "16 tokens, vocabulary 32k": ("mlp16", POOLED, 32_000, 2048, 16, 4, (4, 8, 16, 32)),
+    "16 tokens, vocabulary 128k": ("mlp16", POOLED, 128_000, 2048, 16, 4, (4, 8, 16, 32)),
+    "576 tokens, vocabulary 128k": ("linear", PATCHES, 128_000, 8, 8, 1, (1, 2, 4, 8)),
+}
+
+
+def measure(rounds: int) -> dict[str, dict]:
+    """{"against the published loop, CASE": {"ratio": of the samples per second, "samples/s", "its batch": the best,
+    "losses apart"}, "memory of it, CASE": {"ratio": of the peaks above the weights at one batch, "GiB", "its GiB"}}.
+    """
+    found = {}
+    for name, (spec, shape, vocab, media, size, count, sizes) in CASES.items():
+        model = adapted(language_model(vocab=vocab, **MODEL), spec, shape, output_norm=False)
+        batches = some_steps(model, media, 1, size, count)
+        drawn = [pair for batch in batches for pair in _pairs(batch)]
+        random.Random(0).shuffle(drawn)
+        ours = partial(train, model, batches)
+        theirs = {each: partial(publish, model, drawn, each) for each in sizes}
+        best = _quickest(theirs)
+        took = side_by_side({"ours": ours, "theirs": theirs[best]}, rounds, seconds)
+        found[f"against the published loop, {name}"] = {
+            "ratio": took["theirs"] / took["ours"],
+            "samples/s": len(drawn) / took["ours"],
+            "its batch": best,
+            "losses apart": abs(ours() - theirs[best]()),
+        }
+        peaks = [peak_bytes(way) / 2**30 for way in (ours, partial(publish, model, drawn, size))]
+        found[f"memory of it, {name}"] = {"ratio": peaks[0] / peaks[1], "GiB": peaks[0], "its GiB": peaks[1]}
+        del model, ours, theirs
+    return found
+
+
+def train(model: AdaptedModel, batches: list[Batch]) -> float:
+    """Our steps. Returns the mean loss per target token."""
+    optimizer = make_optimizer(model.adapter, SETTINGS)
+    scaler = torch.amp.GradScaler(model.lm.device.type, enabled=model.lm.dtype == torch.float16)
+    losses = [take_step(model, optimizer, scaler, batch, len(batch), clip=1.0)[0] for batch in batches]
+    targets = [batch.targets for batch in batches]
+    return sum(a * b for a, b in zip(losses, targets, strict=True)) / sum(targets)
+
+
+def publish(model: AdaptedModel, pairs: list[tuple[torch.Tensor, list[int]]], size: int) -> float:
+    """His steps, of `size` features and captions each. Returns the mean loss per target token."""
+    lm, projector = model.lm.model, model.adapter
+    embed, device = lm.get_input_embeddings(), model.lm.device
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=0.0)
+    scaler = torch.amp.GradScaler(device.type, enabled=model.lm.dtype == torch.float16)
+    total, count = 0.0, 0
+    for first in range(0, len(pairs), size):
+        features, captions = zip(*pairs[first : first + size], strict=True)
+        pictures = projector(torch.stack(features).to(device)).to(model.lm.dtype)
+        rows, labels = [], []
+        for picture, ids in zip(pictures, captions, strict=True):
+            ids = torch.tensor(ids, device=device)
+            rows.append(torch.cat([picture, *(embed(one[None]) for one in ids)]))
+            labels.append(torch.cat([ids.new_full((len(picture),), IGNORED), ids]))
+        labels = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+        mask = pad_sequence([row.new_ones(len(row)) for row in rows], batch_first=True)
+        embeds = pad_sequence(rows, batch_first=True)
+        loss = lm(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False).loss
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        targets = sum(map(len, captions))
+        total, count = total + loss.item() * targets, count + targets
+    return total / count
+
+
+def _pairs(batch: Batch) -> list[tuple[torch.Tensor, list[int]]]:
+    """Each text's features and the ids that are to be said."""
+    told = [[token for segment in text if segment.target for token in segment.ids] for text in batch.texts]
+    slots = [next(segment.slot for segment in text if segment.slot) for text in batch.texts]
+    return [(batch.features[slot], ids) for slot, ids in zip(slots, told, strict=True)]
+
+
+def _quickest(ways: dict) -> int:
+    took = side_by_side(ways, 1, seconds)
+    return min(took, key=took.get)

@@ -1,0 +1,91 @@
+"""What does a training step cost beside the frozen model? `take_step` against the model's own forward and backward.
+
+The model alone is given the very rows, masks and label positions that the step gave it, and takes the gradient as far
+as the vectors: the least that any training of an adapter can do. A ratio above 1.02 would mean a wrong measurement.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch.nn import functional
+
+from adapters.language_model import LanguageModel
+from adapters.model import AdaptedModel
+from adapters.projectors import FeatureShape
+from benchmarks import side_by_side
+from benchmarks._meters import seconds
+from benchmarks._synthetic import adapted, some_steps, language_model
+from training.data import Batch
+from training.step import make_optimizer, take_step
+
+MODEL = {"layers": 8, "width": 512, "inner": 1408, "vocab": 32_000}
+SETTINGS = {"lr": 1e-3, "weight_decay": 0.0, "soft_prompt_lr": 0.0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An adapter of at most 2% of the model's size, what it reads, and the steps that are timed."""
+
+    spec: str
+    shape: FeatureShape
+    hidden: int
+    media: int
+    captions: int
+    batch: int
+    steps: int
+
+
+CASES = {
+    "mlp16": Case("mlp16", FeatureShape("pooled", 1, 768), 64, 2048, 1, 32, 3),
+    "576 patches, five captions each": Case("linear", FeatureShape("patches", 576, 1024, (24, 24)), 0, 4, 5, 10, 2),
+}
+
+
+def measure(rounds: int) -> dict[str, dict]:
+    """{"a training step against the bare model, CASE": {"ratio": of their samples per second, "samples/s",
+    "adapter/model": of their sizes}}.
+    """
+    found = {}
+    lm = language_model(**MODEL)
+    for name, case in CASES.items():
+        model = adapted(lm, case.spec, case.shape, projector_hidden=case.hidden)
+        batches = some_steps(model, case.media, case.captions, case.batch, case.steps)
+        optimizer = make_optimizer(model.adapter, SETTINGS)
+        scaler = torch.amp.GradScaler(lm.device.type, enabled=lm.dtype == torch.float16)
+        train = partial(_train, model, optimizer, scaler, batches)
+        bare = partial(_replay, lm, calls_of(lm, train))
+        took = side_by_side({"train": train, "bare": bare}, rounds, seconds)
+        size = sum(p.numel() for p in model.adapter.parameters()) / sum(p.numel() for p in lm.model.parameters())
+        found[f"a training step against the bare model, {name}"] = {
+            "ratio": took["bare"] / took["train"],
+            "samples/s": sum(map(len, batches)) / took["train"],
+            "adapter/model": size,
+        }
+    return found
+
+
+def _train(model: AdaptedModel, optimizer, scaler, batches: list[Batch]) -> None:
+    for batch in batches:
+        take_step(model, optimizer, scaler, batch, len(batch), clip=1.0)
+
+
+def calls_of(lm: LanguageModel, work) -> list[dict]:
+    """What `work` gives the language model in each of its calls, with vectors that lead nowhere."""
+    calls, forward = [], lm.model.forward
+
+    def noting(**given):
+        calls.append(given | {"inputs_embeds": given["inputs_embeds"].detach()})
+        return forward(**given)
+
+    lm.model.forward = noting
+    work()
+    del lm.model.forward
+    return calls
+
+
+def _replay(lm: LanguageModel, calls: list[dict]) -> None:
+    for given in calls:
+        logits = lm.model(**given | {"inputs_embeds": given["inputs_embeds"].clone().requires_grad_()}).logits
+        labels = torch.zeros(len(logits.flatten(0, -2)), dtype=torch.long, device=logits.device)
+        functional.cross_entropy(logits.flatten(0, -2).float(), labels).backward()
