@@ -131,8 +131,10 @@ class Prompt:
         if tokenizer.eos_token_id is None:
             raise AdapterError("this tokenizer names no end-of-text token, so no answer could end; set its eos_token")
         self.tokenizer, self.template = tokenizer, template
+        self._own: dict[str, tuple[int, ...]] = {}  # ids of the template's own words
+        self._rendered: dict[tuple, str] = {}  # what the chat template prints for turns of these roles
         self.marks = tuple(dict.fromkeys((MEDIA_MARK, mark_of(modality))))
-        probe = tokenizer("a", add_special_tokens=False).input_ids
+        probe = tokenizer("a", add_special_tokens=False).input_ids  # without padding or truncation from here on
         self._adds_space = tokenizer.convert_ids_to_tokens(probe)[0].startswith("▁")
         self._bos = (tokenizer.bos_token_id,) if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else ()
         self.turn_end = self._turn_end() if template.style == "chat" else (tokenizer.eos_token_id,)
@@ -258,6 +260,9 @@ class Prompt:
             said = i + 1
 
     def _render(self, turns: list[dict], speak: bool) -> str:
+        form = (*(turn["role"] for turn in turns), speak)
+        if form in self._rendered:
+            return self._rendered[form]
         marked = [{"role": turn["role"], "content": _sentinel(i)} for i, turn in enumerate(turns)]
         try:
             # A template that can "think" first is told not to, so that the answer follows the prompt at once.
@@ -268,6 +273,7 @@ class Prompt:
             raise AdapterError(f"this tokenizer's chat template refuses these turns: {error}") from error
         if any(text.count(_sentinel(i)) != 1 for i in range(len(turns))):
             raise AdapterError("this tokenizer's chat template doesn't print every turn once; use --template plain")
+        self._rendered[form] = text
         return text
 
     def _turn_end(self) -> tuple[int, ...]:
@@ -310,9 +316,19 @@ class Prompt:
         """Encode a piece as it stands inside a text: without the space that SentencePiece puts before a first word."""
         if not piece.text:
             return ()
+        if piece.from_data:
+            return self._tokenise(piece)
+        if piece.text not in self._own:
+            self._own[piece.text] = self._tokenise(piece)
+        return self._own[piece.text]
 
+    def _tokenise(self, piece: Piece) -> tuple[int, ...]:
         def encode(text: str) -> list[int]:
-            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=piece.from_data).input_ids
+            if not self.tokenizer.is_fast:
+                return self.tokenizer(text, add_special_tokens=False, split_special_tokens=piece.from_data).input_ids
+            core = self.tokenizer.backend_tokenizer  # what it calls too, after twice as long
+            core.encode_special_tokens = piece.from_data
+            return core.encode(text, add_special_tokens=False).ids
 
         if self._adds_space:
             lead, ids = encode("\n"), encode("\n" + piece.text)

@@ -74,6 +74,27 @@ def test_words_from_data_are_never_special(prompt):
     assert prompt.tokenizer.decode(said[: -len(prompt.turn_end)]).strip() == "a </s> red <|im_end|> circle"
 
 
+@pytest.mark.parametrize("make", TOKENIZERS.values(), ids=TOKENIZERS)
+def test_ids_are_what_the_tokenizer_itself_gives_whatever_its_file_cuts_or_pads(make):
+    class Slow(Prompt):
+        def _tokenise(self, piece):
+            ids = self.tokenizer("\n" + piece.text, add_special_tokens=False, split_special_tokens=piece.from_data)
+            plain = self.tokenizer(piece.text, add_special_tokens=False, split_special_tokens=piece.from_data)
+            lead = self.tokenizer("\n", add_special_tokens=False).input_ids
+            cut = self._adds_space and ids.input_ids[: len(lead)] == lead
+            return tuple(ids.input_ids[len(lead) :] if cut else plain.input_ids)
+
+    cutting = make()
+    cutting.backend_tokenizer.enable_truncation(3)
+    cutting.backend_tokenizer.enable_padding(length=50)
+    quick, slow = (
+        kind(tokenizer, default_template(tokenizer)) for kind, tokenizer in ((Prompt, cutting), (Slow, make()))
+    )
+    said = [{"role": "user", "content": "</s> what"}, {"role": "assistant", "content": "  a</s> <|im_end|>blue "}]
+    for turns in (CAPTION, TALK, said, TALK):
+        assert quick.segments(turns, ["m"]) == slow.segments(turns, ["m"])
+
+
 def test_media_stand_where_they_are_marked(prompt):
     turns = [{"role": "user", "content": "the <image> fox and <image>"}, {"role": "assistant", "content": "dog"}]
     segments = prompt.segments(turns, ["one", "two"])
