@@ -60,8 +60,10 @@ def adapted(lm: LanguageModel, spec: str, shape: FeatureShape, **form) -> Adapte
     return AdaptedModel(lm, adapter, Prompt(lm.tokenizer, Template(delimiters=("", ""))))
 
 
-def feature_set(folder: Path, shape: FeatureShape, media: int, captions: Sequence[Sequence[int]], vocab: int) -> FeatureSet:
-    """A set of random features in which medium i has captions of `captions[i % len(captions)]` tokens, none held out."""
+def feature_set(
+    folder: Path, shape: FeatureShape, media: int, captions: Sequence[Sequence[int]], vocab: int
+) -> FeatureSet:
+    """A set of random features in which medium i has captions of `captions[i % len(captions)]` tokens."""
     entry = {"shape": [shape.width] if shape.kind == "pooled" else [shape.tokens, shape.width], "dtype": "float16"}
     if shape.grid:
         entry["grid"] = list(shape.grid)
@@ -95,7 +97,7 @@ def steps_of(model: AdaptedModel, features: FeatureSet, batch: int) -> Steps:
 
 
 def some_steps(model: AdaptedModel, media: int, captions: int, batch: int, count: int) -> list[Batch]:
-    """`count` steps of a training on a set of its own, at even distances from the shortest texts to the longest: `media`
+    """`count` steps of a training on a set of its own, evenly from the shortest texts to the longest: `media`
     of random features, with captions each whose lengths are spread like LLaVA's.
     """
     lengths = iter(caption_lengths(media * captions))

@@ -1,4 +1,4 @@
-"""What do cached features give? A step that reads them, against one that encodes its pictures, as LLaVA's training does.
+"""What do cached features give? A step that reads them, against one that encodes its pictures as LLaVA's does.
 
 LLaVA, multi_token and nanoVLM run the frozen encoder in every step, without gradients. Here that is a CLIP L/14-336 in
 its shape, in front of a language model in SmolLM2-135M's, both random, and the pixels are ready in memory: decoding,

@@ -15,7 +15,7 @@ from adapters.model import AdaptedModel
 from adapters.projectors import FeatureShape
 from benchmarks import side_by_side
 from benchmarks._meters import seconds
-from benchmarks._synthetic import adapted, some_steps, language_model
+from benchmarks._synthetic import adapted, language_model, some_steps
 from training.data import Batch
 from training.step import make_optimizer, take_step
 
