@@ -24,7 +24,7 @@ TEXTS = "texts.jsonl"
 HELDOUT = "heldout.txt"
 THUMBNAILS = "thumbnails"
 ROLES = ("system", "user", "assistant")
-JOINED_READ = 1 << 14  # a tensor this close to the tar header, or to the tensor before, comes with it in one pread
+JOINED_READ = 1 << 14  # a tensor this close to the tar header, or to the tensor before, comes with it in one read
 DECODED_AT_ONCE = 1 << 20  # values; keeps the temporary float32 in the processor's cache
 OPEN_FILES = 200  # per thread; the usual limit of a process is 1024
 
@@ -118,17 +118,18 @@ class FeatureSet:
             raise FeatureSetError(f"{key} isn't where the index of {self.path} says: the shard was changed or damaged")
         return int(digits, 8)
 
-    def _payloads(self, key: str, sizes: dict[str, int], view: int) -> dict[str, bytes]:
-        """The bytes of one view of a medium's tensors."""
-        row, file, member = self._place(key)
-        offsets = self._index.offsets
-        spans = sorted([(int(offsets[name][row]) - member + view * sizes[name], sizes[name], name) for name in sizes])
-        found = _read_spans(file, member, [(0, BLOCK, ""), *spans])
-        room = BLOCK + self._member_size(key, found.pop(""))
-        begin, size, name = spans[-1]
-        if spans[0][0] < BLOCK or begin + size > room or [*map(len, found.values())] != [span[1] for span in spans]:
+    def _read_into(self, rows: dict[str, np.ndarray], key: str, view: int) -> None:
+        """Fill a row of bytes for each tensor with one view of a medium's."""
+        number, file, member = self._place(key)
+        offsets, header = self._index.offsets, bytearray(BLOCK)
+        spans = [(int(offsets[name][number]) - member + view * len(into), into, name) for name, into in rows.items()]
+        spans.sort(key=lambda span: span[0])
+        ends = [BLOCK, *(begin + len(into) for begin, into, _ in spans)]
+        apart = all(begin >= end for (begin, *_), end in zip(spans, ends, strict=False))
+        whole = _read_spans(file, member, [(0, header), *(span[:2] for span in spans if apart)])
+        if self._member_size(key, bytes(header)) + BLOCK < ends[-1] or not (apart and whole):
+            name = spans[-1][2]
             raise FeatureSetError(f"{name} of {key} in {self.path} reaches past its tar member: the shard is damaged")
-        return found
 
     def read(self, key: str, kind: str, view: int = 0) -> torch.Tensor:
         """One medium's features: float16, shape as in the manifest. Raises FeatureSetError on an unknown key, kind or
@@ -154,8 +155,7 @@ class FeatureSet:
             part = keys[first : first + some]
             buffers = {name: np.empty((len(part), size), np.uint8) for name, size in sizes.items()}
             for row, (key, view) in enumerate(zip(part, views[first : first + some], strict=True)):
-                for name, data in self._payloads(key, sizes, view).items():
-                    buffers[name][row] = np.frombuffer(data, np.uint8)
+                self._read_into({name: buffer[row] for name, buffer in buffers.items()}, key, view)
             stored = {
                 name: torch.from_numpy(buffers[name]).view(STORED_DTYPES[dtype]).view(len(part), *shape)
                 for name, (dtype, shape) in forms.items()
@@ -273,19 +273,20 @@ def _boxes(turn: dict, where: str) -> dict:
     return {"boxes": boxes} if boxes else {}
 
 
-def _read_spans(file: int, member: int, spans: list[tuple[int, int, str]]) -> dict[str, bytes]:
-    """name -> bytes of each (start after `member`, size, name), in order of start; near neighbours in one read."""
-    found, first, start, end = {}, 0, *spans[0][:2]
-    if spans[-1][0] <= JOINED_READ:  # the usual case, for small features
-        data = os.pread(file, spans[-1][0] + spans[-1][1] - start, member + start)
-        return {name: data[at - start : at - start + size] for at, size, name in spans}
-    for last, (begin, size, _) in enumerate([*spans[1:], (1 << 62, 0, "")], 1):
+def _read_spans(file: int, member: int, spans: list[tuple[int, np.ndarray | bytearray]]) -> bool:
+    """Fill each (start after `member`, buffer), which are in order and apart; near neighbours in one read. False when
+    the file ends before.
+    """
+    whole, buffers, start, end = True, [], 0, 0
+    for begin, into in spans:
         if begin - end > JOINED_READ:
-            data = os.pread(file, end - start, member + start)
-            found |= {name: data[at - start : at - start + size] for at, size, name in spans[first:last]}
-            first, start = last, begin
-        end = begin + size
-    return found
+            whole &= os.preadv(file, buffers, member + start) == end - start
+            buffers, start = [], begin
+        elif begin > end:
+            buffers.append(bytearray(begin - end))
+        buffers.append(into)
+        end = begin + len(into)
+    return whole and os.preadv(file, buffers, member + start) == end - start
 
 
 class _OpenFiles:
