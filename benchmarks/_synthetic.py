@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,14 +21,15 @@ from training.data import Batch, Encoded, Steps
 
 # LLaVA-CC3M's captions are Conceptual Captions': 10.3 tokens, standard deviation 4.5, median 9 (Sharma et al. 2018,
 # https://aclanthology.org/P18-1238, table 2), as a log-normal; a language model's tokenizer makes about 1.3 of a word.
-WORDS, WORDS_SD, TOKENS_A_WORD = 10.3, 4.5, 1.3
+MEAN, DEVIATION, TOKENS_A_WORD = 10.3, 4.5, 1.3
+WORDS = [f"w{number}" for number in range(1000)]
 
 
 def caption_lengths(count: int, seed: int = 0) -> list[int]:
     """Lengths in tokens, spread like those of LLaVA's captions."""
-    spread = math.sqrt(math.log(1 + (WORDS_SD / WORDS) ** 2))
+    spread = math.sqrt(math.log(1 + (DEVIATION / MEAN) ** 2))
     drawn = torch.randn(count, generator=torch.Generator().manual_seed(seed)) * spread
-    words = WORDS * (drawn - spread**2 / 2).exp()
+    words = MEAN * (drawn - spread**2 / 2).exp()
     return (words * TOKENS_A_WORD).round().clamp(min=3).int().tolist()
 
 
@@ -61,9 +62,9 @@ def adapted(lm: LanguageModel, spec: str, shape: FeatureShape, **form) -> Adapte
 
 
 def feature_set(
-    folder: Path, shape: FeatureShape, media: int, captions: Sequence[Sequence[int]], vocab: int
+    folder: Path, shape: FeatureShape, media: int, captions: Sequence[Sequence[int]], words: Sequence[str]
 ) -> FeatureSet:
-    """A set of random features in which medium i has captions of `captions[i % len(captions)]` tokens."""
+    """A set of random features in which medium i has captions of `captions[i % len(captions)]` of the `words`."""
     entry = {"shape": [shape.width] if shape.kind == "pooled" else [shape.tokens, shape.width], "dtype": "float16"}
     if shape.grid:
         entry["grid"] = list(shape.grid)
@@ -78,15 +79,15 @@ def feature_set(
                 for number in range(first, min(first + some, media)):
                     info = {"modality": "image", "origin": f"{number:07d}.jpg", "sha256": f"{number:064x}"}
                     shard.add(keys[number], {shape.kind: encode_fp16(drawn[number % 64])}, info)
-        writer.finish(_texts(keys, captions, vocab), set(), lambda _: (), [])
+        writer.finish(_texts(keys, captions, words), set(), lambda _: (), [])
     return FeatureSet(folder)
 
 
-def _texts(keys: Sequence[str], captions: Sequence[Sequence[int]], vocab: int):
+def _texts(keys: Sequence[str], captions: Sequence[Sequence[int]], words: Sequence[str]) -> Iterator[dict]:
     for i, key in enumerate(keys):
         for j, length in enumerate(captions[i % len(captions)]):
-            words = " ".join(f"w{(i * 7919 + j * 104729 + k * 31) % (vocab - 3)}" for k in range(length))
-            turns = [{"role": "assistant", "content": words}]
+            said = " ".join(words[(7919 * i + 104729 * j + 31 * k) % len(words)] for k in range(length))
+            turns = [{"role": "assistant", "content": said}]
             yield {"id": f"{i}-{j}", "media": [key], "turns": turns, "split": "train", "meta": {}}
 
 
@@ -101,9 +102,9 @@ def some_steps(model: AdaptedModel, media: int, captions: int, batch: int, count
     of random features, with captions each whose lengths are spread like LLaVA's.
     """
     lengths = iter(caption_lengths(media * captions))
-    words = [[next(lengths) for _ in range(captions)] for _ in range(media)]
+    captions = [[next(lengths) for _ in range(captions)] for _ in range(media)]
     with tempfile.TemporaryDirectory() as folder:
-        features = feature_set(Path(folder), model.adapter.features, media, words, len(model.lm.tokenizer))
+        features = feature_set(Path(folder), model.adapter.features, media, captions, WORDS)
         steps = steps_of(model, features, batch)
         every = sorted((steps[n] for n in range(steps.per_epoch)), key=lambda step: step.targets / len(step))
     apart = len(every) // count

@@ -49,7 +49,7 @@ def measure(rounds: int) -> dict[str, dict]:
         model = adapted(lm, spec, shape)
         (batch,) = some_steps(model, BATCH, 1, BATCH, 1)
         encode = partial(_encode, encoder, pixels, shape.kind)
-        optimizer = make_optimizer(model.adapter, SETTINGS)
+        optimizer = make_optimizer(model.trained(), SETTINGS)
         ways = {
             "encode": encode,
             "cached": partial(_train, model, optimizer, batch),

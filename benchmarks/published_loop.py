@@ -59,7 +59,7 @@ def measure(rounds: int) -> dict[str, dict]:
 
 def train(model: AdaptedModel, batches: list[Batch]) -> float:
     """Our steps. Returns the mean loss per target token."""
-    optimizer = make_optimizer(model.adapter, SETTINGS)
+    optimizer = make_optimizer(model.trained(), SETTINGS)
     scaler = torch.amp.GradScaler(model.lm.device.type, enabled=model.lm.dtype == torch.float16)
     losses = [take_step(model, optimizer, scaler, batch, len(batch), clip=1.0)[0] for batch in batches]
     targets = [batch.targets for batch in batches]

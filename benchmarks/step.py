@@ -51,7 +51,7 @@ def measure(rounds: int) -> dict[str, dict]:
     for name, case in CASES.items():
         model = adapted(lm, case.spec, case.shape, projector_hidden=case.hidden)
         batches = some_steps(model, case.media, case.captions, case.batch, case.steps)
-        optimizer = make_optimizer(model.adapter, SETTINGS)
+        optimizer = make_optimizer(model.trained(), SETTINGS)
         scaler = torch.amp.GradScaler(lm.device.type, enabled=lm.dtype == torch.float16)
         train = partial(_train, model, optimizer, scaler, batches)
         bare = partial(_replay, lm, calls_of(lm, train))

@@ -1,0 +1,108 @@
+"""Is the loader ever what training waits for? Samples per second of the loader alone, and its share of a step.
+
+In one process and one thread; features are read at random places by the index, warm in the page cache, and texts are
+tokenised anew.
+"""
+
+import random
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+import webdataset
+from safetensors.torch import load
+
+from adapters.language_model import LanguageModel, load_language_model
+from adapters.projectors import FeatureShape
+from benchmarks import side_by_side
+from benchmarks._meters import DEVICE, seconds
+from benchmarks._synthetic import adapted, caption_lengths, feature_set, language_model, steps_of
+from shards.read import FeatureSet
+from training.data import Steps
+from training.step import make_optimizer, take_step
+
+POOLED, PATCHES = FeatureShape("pooled", 1, 768), FeatureShape("patches", 729, 1152, (27, 27))
+MANY, FEW = 4096, 160
+READ, BATCH = 64, 16
+BLOCK = 1 << 20
+SETTINGS = {"lr": 1e-3, "weight_decay": 0.0, "soft_prompt_lr": 0.0}
+SLICE = {"layers": 2, "width": 2048, "inner": 8192, "vocab": 32_000}  # two layers of Llama 3.2 1B's sixteen
+PHRASES = "a large red circle in the centre small blue star to the left of green square below".split()
+
+
+def measure(rounds: int) -> dict[str, dict]:
+    """{"pooled features by the index, against webdataset's stream": {"ratio", "samples/s"}, "... with their texts
+    tokenised, against without": ..., "729 x 1152 patches by the index, against plain reads in order": ...,
+    "the loader's share of a step, WHERE": {"ratio": of processor time}}.
+    """
+    found = {}
+    demo = load_language_model("demo/backbones/lm", DEVICE)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        captions = [[length] for length in caption_lengths(MANY)]
+        pooled = feature_set(root / "pooled", POOLED, MANY, captions, PHRASES)
+        steps = steps_of(adapted(demo, "mlp16", POOLED), pooled, 32)
+        ways = {
+            "index": partial(_read, pooled, "pooled", READ),
+            "webdataset": partial(_stream, pooled),
+            "texts": partial(_load, steps, steps.per_epoch),
+        }
+        took = side_by_side(ways, rounds, seconds)
+        found["pooled features by the index, against webdataset's stream"] = {
+            "ratio": took["webdataset"] / took["index"],
+            "samples/s": MANY / took["index"],
+        }
+        found["the same with their texts tokenised, against without"] = {
+            "ratio": took["index"] / took["texts"],
+            "samples/s": MANY / took["texts"],
+        }
+        patches = feature_set(root / "patches", PATCHES, FEW, [[12]], PHRASES)
+        took = side_by_side(
+            {"index": partial(_read, patches, "patches", BATCH), "plain": partial(_read_plainly, patches)}, rounds
+        )
+        found["729 x 1152 patches by the index, against plain reads in order"] = {
+            "ratio": took["plain"] / took["index"],
+            "samples/s": FEW / took["index"],
+        }
+        for where, lm in {"the demo": demo, "2 of a 1B model's 16 layers": language_model(**SLICE)}.items():
+            share = _share(lm, pooled, rounds)
+            found[f"the loader's share of a step, {where}"] = {"ratio": share}
+    return found
+
+
+def _read(features: FeatureSet, kind: str, batch: int) -> None:
+    keys = random.Random(0).sample(features.keys, len(features))
+    for first in range(0, len(keys), batch):
+        features.read_many(keys[first : first + batch], kind)
+
+
+def _stream(features: FeatureSet) -> None:
+    shards = [str(features.path / shard["name"]) for shard in features.manifest["shards"]]
+    for sample in webdataset.WebDataset(shards, shardshuffle=False):
+        load(sample["safetensors"])
+
+
+def _read_plainly(features: FeatureSet) -> None:
+    block = bytearray(BLOCK)
+    for shard in features.manifest["shards"]:
+        with open(features.path / shard["name"], "rb", buffering=0) as file:
+            while file.readinto(block):
+                pass
+
+
+def _load(steps: Steps, count: int) -> None:
+    for number in range(count):
+        steps[number]
+
+
+def _share(lm: LanguageModel, features: FeatureSet, rounds: int) -> float:
+    """The loader's part of the processor's work for one step (on a GPU of the time, were it not done ahead)."""
+    model = adapted(lm, "mlp16", POOLED)
+    steps = steps_of(model, features, BATCH)
+    optimizer = make_optimizer(model.trained(), SETTINGS)
+    scaler = torch.amp.GradScaler(lm.device.type, enabled=lm.dtype == torch.float16)
+    batch = steps[steps.per_epoch // 2]
+    train = partial(take_step, model, optimizer, scaler, batch, len(batch), 1.0)
+    took = side_by_side({"load": partial(_load, steps, 32), "train": train}, rounds, seconds)
+    return took["load"] / 32 / (took["load"] / 32 + took["train"])
