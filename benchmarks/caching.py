@@ -15,7 +15,7 @@ from adapters.model import AdaptedModel
 from adapters.projectors import FeatureShape
 from benchmarks import side_by_side
 from benchmarks._meters import DEVICE, seconds
-from benchmarks._synthetic import adapted, language_model, some_steps
+from benchmarks._synthetic import SETTINGS, adapted, language_model, some_steps
 from training.data import Batch
 from training.step import make_optimizer, take_step
 
@@ -28,7 +28,6 @@ ENCODER = CLIPVisionConfig(
     image_size=336,
     patch_size=14,
 )
-SETTINGS = {"lr": 1e-3, "weight_decay": 0.0, "soft_prompt_lr": 0.0}
 BATCH = 2 if DEVICE == "cpu" else 32
 
 

@@ -17,7 +17,7 @@ from adapters.language_model import LanguageModel, load_language_model
 from adapters.projectors import FeatureShape
 from benchmarks import side_by_side
 from benchmarks._meters import DEVICE, seconds
-from benchmarks._synthetic import adapted, caption_lengths, feature_set, language_model, steps_of
+from benchmarks._synthetic import SETTINGS, adapted, caption_lengths, feature_set, language_model, steps_of
 from shards.read import FeatureSet
 from training.data import Steps
 from training.step import make_optimizer, take_step
@@ -26,9 +26,8 @@ POOLED, PATCHES = FeatureShape("pooled", 1, 768), FeatureShape("patches", 729, 1
 MANY, FEW = 4096, 160
 READ, BATCH = 64, 16
 BLOCK = 1 << 20
-SETTINGS = {"lr": 1e-3, "weight_decay": 0.0, "soft_prompt_lr": 0.0}
 SLICE = {"layers": 2, "width": 2048, "inner": 8192, "vocab": 32_000}  # two layers of Llama 3.2 1B's sixteen
-PHRASES = "a large red circle in the centre small blue star to the left of green square below".split()
+PHRASES = ["a", "large", "red", "circle", "in", "the", "centre", "small", "blue", "star", "to", "left"]
 
 
 def measure(rounds: int) -> dict[str, dict]:

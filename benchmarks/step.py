@@ -15,12 +15,11 @@ from adapters.model import AdaptedModel
 from adapters.projectors import FeatureShape
 from benchmarks import side_by_side
 from benchmarks._meters import seconds
-from benchmarks._synthetic import adapted, language_model, some_steps
+from benchmarks._synthetic import SETTINGS, adapted, language_model, some_steps
 from training.data import Batch
 from training.step import make_optimizer, take_step
 
 MODEL = {"layers": 8, "width": 512, "inner": 1408, "vocab": 32_000}
-SETTINGS = {"lr": 1e-3, "weight_decay": 0.0, "soft_prompt_lr": 0.0}
 
 
 @dataclass(frozen=True)

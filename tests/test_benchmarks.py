@@ -4,10 +4,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
+import torch
+from transformers import CLIPVisionConfig
 
-from benchmarks import decoding, side_by_side
+from adapters.projectors import FeatureShape
+from benchmarks import _synthetic, caching, decoding, loader, published_loop, sharing, side_by_side, step
+from benchmarks._meters import peak_bytes
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,3 +40,78 @@ def test_decoding_gives_a_ratio_for_each_size(monkeypatch: pytest.MonkeyPatch) -
 def test_an_unknown_benchmark_is_named() -> None:
     done = subprocess.run([sys.executable, "-m", "benchmarks", "decodng"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode and "no benchmark 'decodng'; there are" in done.stderr and "decoding" in done.stderr
+
+
+TINY = {"layers": 1, "width": 32, "inner": 64}
+FEW_PATCHES = FeatureShape("patches", 16, 12, (4, 4))
+
+
+def measured(module: ModuleType, monkeypatch: pytest.MonkeyPatch, **sizes: object) -> dict[str, dict]:
+    """What a benchmark finds at these sizes, in one round; every ratio is a sane number."""
+    for name, value in sizes.items():
+        monkeypatch.setattr(module, name, value)
+    found = module.measure(1)
+    assert found and all(0 < row["ratio"] < 1000 for row in found.values())
+    return found
+
+
+def test_a_step_is_measured_beside_the_bare_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = {
+        "pooled": step.Case("mlp2", FeatureShape("pooled", 1, 12), 4, 64, 1, 8, 2),
+        "patches": step.Case("linear", FEW_PATCHES, 0, 4, 5, 10, 2),
+    }
+    found = measured(step, monkeypatch, MODEL=TINY | {"vocab": 1500}, CASES=cases)
+    assert [row["adapter/model"] < 0.02 for row in found.values()] == [True, True]
+
+
+def test_the_bare_model_reads_the_very_rows_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = _synthetic.language_model(**TINY, vocab=1500)
+    model = _synthetic.adapted(lm, "linear", FEW_PATCHES)
+    (batch,) = _synthetic.some_steps(model, 4, 5, 10, 1)
+    (call,) = step.calls_of(lm, lambda: model.loss(batch.texts, batch.features))
+    shared = sum(len(segment.ids) for text in batch.texts for segment in text) + 2 * 16
+    assert call["inputs_embeds"].shape[:2].numel() == pytest.approx(shared, rel=0.3)  # two pictures for ten texts
+    assert call["logits_to_keep"].sum() <= batch.targets and not call["inputs_embeds"].requires_grad
+    assert lm.model.forward.__func__ is type(lm.model).forward
+
+
+def test_the_published_loop_learns_the_same_from_more_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = ("linear", FEW_PATCHES, 1500, 16, 4, 2, (2, 4))
+    found = measured(published_loop, monkeypatch, MODEL=TINY, CASES={"tiny": case}, peak_bytes=lambda way: way() or 1)
+    row = found["against the published loop, tiny"]
+    assert row["losses apart"] < 1e-5 and row["its batch"] in (2, 4)
+    lm = _synthetic.language_model(**TINY, vocab=1500)
+    model = _synthetic.adapted(lm, "linear", FEW_PATCHES, output_norm=False)
+    batches = _synthetic.some_steps(model, 16, 1, 4, 2)
+    pairs = [pair for batch in batches for pair in published_loop._pairs(batch)]
+    with torch.no_grad():
+        next(model.adapter.parameters()).add_(0.5)
+    moved = published_loop.publish(model, pairs, 4)
+    assert moved == pytest.approx(published_loop.train(model, batches), abs=1e-5)
+    assert moved != pytest.approx(published_loop.publish(model, pairs[1:], 4), abs=1e-5)
+
+
+def test_peak_memory_is_what_work_takes_beyond_what_was_there() -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux says so")
+    held = torch.zeros(30 << 18)
+    took = peak_bytes(lambda: [torch.ones(40 << 18), torch.ones(10 << 18)].clear())
+    assert took == pytest.approx(50 << 20, rel=0.2) and held.sum() == 0
+
+
+def test_captions_are_as_long_as_published() -> None:
+    lengths = np.array(_synthetic.caption_lengths(20_000)) / _synthetic.TOKENS_A_WORD
+    assert lengths.mean() == pytest.approx(10.3, abs=0.2) and lengths.std() == pytest.approx(4.5, abs=0.3)
+    assert np.median(lengths) == pytest.approx(9, abs=0.6)
+
+
+def test_sharing_caching_and_the_loader_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured(sharing, monkeypatch, MODEL=TINY | {"vocab": 1500}, SHAPE=FEW_PATCHES)
+    assert all(row["losses apart"] < 1e-5 for row in found.values())
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    encoder = CLIPVisionConfig(**size, image_size=28, patch_size=14)
+    found = measured(caching, monkeypatch, MODEL=TINY | {"vocab": 1500}, ENCODER=encoder)
+    assert all("break-even" in row for row in found.values())
+    shapes = {"POOLED": FeatureShape("pooled", 1, 768), "PATCHES": FEW_PATCHES}
+    found = measured(loader, monkeypatch, MANY=64, FEW=8, SLICE=TINY | {"vocab": 1500}, **shapes)
+    assert len(found) == 5
