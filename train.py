@@ -93,10 +93,19 @@ def train(
     from adapters.prompt import Prompt, Template, default_template
     from adapters.recompute import checkpoint_layers
     from scoring.control import stand_ins
+    from scoring.quick import quick_scores
     from shards.read import FeatureSet
     from training.caching import caching
     from training.data import Encoded, Steps, feature_shape, load_steps, medium_contents
-    from training.heldout import choose_heldout, heldout_losses, sample_answers, scale_ratio, still_blind
+    from training.heldout import (
+        SAMPLES,
+        choose_heldout,
+        heldout_losses,
+        peak_memory,
+        sample_answers,
+        scale_ratio,
+        still_blind,
+    )
     from training.plan import plan
     from training.progress import ProgressBar, StopRequest
     from training.run import Onlooker, Run, load_optimizer_state, optimizer_state
@@ -232,6 +241,7 @@ def train(
         folder.save(step, lambda path: save_adapter(path, adapter, about, lm=lm), state, KEEP_CHECKPOINTS, is_best)
 
     # 7. Train.
+    folder.track(settings["track"], first)
     stop, bar = StopRequest(ranks.first), ProgressBar(settings["steps"], first)
     bad_losses, saved_at = 0, time.monotonic()
     on_gpu = torch.device(device).type == "cuda"
@@ -254,8 +264,9 @@ def train(
         if heldout and (last or step % settings["eval_every"] == 0):
             losses = heldout_losses(model, encoded, heldout, stand_in, micro, ranks)
             ratio = scale_ratio(adapter, features, heldout)
-            folder.log(step=step, heldout=losses, rms_ratio=ratio)
-            folder.write_samples(step, sample_answers(model, encoded, heldout))
+            answers = sample_answers(model, encoded, heldout)
+            folder.log(step=step, heldout=losses, rms_ratio=ratio, scores=quick_scores(answers), **peak_memory(device))
+            folder.write_samples(step, answers[:SAMPLES])
             is_best = best is None or losses["real"] < best
             best = losses["real"] if is_best else best
             shown = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
@@ -271,6 +282,7 @@ def train(
         if last:
             break
     bar.close()
+    folder.close()
 
     # 8. What came of it.
     frozen.check()

@@ -11,7 +11,7 @@ from training.data import Encoded, question_of
 from training.distributed import ALONE, Ranks
 
 MOST = 256  # eval.py looks at all of them
-SAMPLES = 8
+SAMPLES, SCORED = 8, 32
 BLIND_STEPS, BLIND_GAIN = 500, 0.02
 
 
@@ -75,17 +75,24 @@ def scale_ratio(adapter: Adapter, features: FeatureSet, texts: Sequence[Text]) -
     return (tokens.pow(2).mean(-1).sqrt().median() / adapter.embedding_rms).item()
 
 
+def peak_memory(device: str) -> dict[str, int]:
+    """{"memory": most bytes that torch had on the GPU so far}, nothing on a CPU."""
+    return {"memory": torch.cuda.max_memory_allocated(device)} if torch.device(device).type == "cuda" else {}
+
+
 def sample_answers(model: AdaptedModel, encoded: Encoded, texts: Sequence[Text]) -> list[dict]:
-    """What the model says to the same few held-out inputs: dicts with media, prompt, answer, reference."""
-    chosen = texts[:: max(1, len(texts) // SAMPLES)][:SAMPLES]
-    batch = encoded.batch(chosen, answer=False)
-    said = model.generate(batch.texts, batch.features)
-    return [
-        {
-            "media": " ".join(text.media),
-            "prompt": question_of(text) or "",
-            "answer": answer,
-            "reference": in_words(text.turns[-1], model.prompt.template.box_decimals),
-        }
-        for text, answer in zip(chosen, said, strict=True)
-    ]
+    """What the model says to the same few held-out inputs, 8 to be shown and then others to be scored with these: dicts
+    with id, media, prompt, answer, reference, meta.
+    """
+    shown = texts[:: max(1, len(texts) // SAMPLES)][:SAMPLES]
+    known = {text.id for text in shown}
+    chosen = [*shown, *(text for text in texts[:: max(1, len(texts) // SCORED)] if text.id not in known)][:SCORED]
+    answers = []
+    for i in range(0, len(chosen), SAMPLES):
+        part = chosen[i : i + SAMPLES]
+        batch = encoded.batch(part, answer=False)
+        for text, answer in zip(part, model.generate(batch.texts, batch.features), strict=True):
+            reference = in_words(text.turns[-1], model.prompt.template.box_decimals)
+            row = {"id": text.id, "media": " ".join(text.media), "prompt": question_of(text) or "", "answer": answer}
+            answers.append(row | {"reference": reference, "meta": text.meta})
+    return answers

@@ -123,6 +123,8 @@ class Options:
     """Steps between looks at the held-out texts."""
     save_every: int | None = None
     """Steps between checkpoints; one is also written when the held-out loss is best, every 10 minutes, at the end."""
+    track: tuple[Literal["tensorboard", "wandb"], ...] | None = None
+    """Show the run there too: TensorBoard's files in the run's folder, Weights & Biases (default: neither)."""
     seed: int | None = None
     """Seed of the adapter's start and of the order of texts."""
     device: Annotated[str, tyro.conf.arg(help="auto, cuda, cuda:N or cpu.")] = "auto"

@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from shards.atomic import replace_bytes, sync_folder
 from training import RunError
+from training.trackers import Tracker, numbers, open_trackers
 
 PACKAGES = ("torch", "transformers", "open_clip_torch", "bitsandbytes", "peft", "webdataset", "numpy")
 STATE_FORMAT = 1
@@ -29,6 +30,7 @@ class Run:
 
     def __init__(self, path: Path):
         self.path = Path(path)
+        self.trackers: list[Tracker] = []
 
     @classmethod
     def create(cls, path: Path, config: dict) -> "Run":
@@ -135,6 +137,17 @@ class Run:
         """Append one line to metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+        for tracker in self.trackers:
+            tracker.log(values["step"], numbers({name: value for name, value in values.items() if name != "step"}))
+
+    def track(self, names: Sequence[str], first: int) -> None:
+        """Show what is logged from now on, after step `first`, elsewhere too. Raises RunError as `open_trackers`."""
+        self.trackers = open_trackers(names, self.path, self.config, first)
+
+    def close(self) -> None:
+        """Nothing more will be logged."""
+        while self.trackers:
+            self.trackers.pop().close()
 
     def metrics(self) -> list[dict]:
         """All complete lines of metrics.jsonl (a killed run may have left half a line)."""
@@ -167,6 +180,8 @@ class Run:
             cells = (sample["media"], sample["prompt"], sample["answer"], sample["reference"])
             text += "| " + " | ".join(" ".join(str(c).split()).replace("|", "\\|") for c in cells) + " |\n"
         replace_bytes(path, text.encode())
+        for tracker in self.trackers:
+            tracker.samples(step, samples)
 
 
 class Onlooker(Run):
@@ -175,7 +190,7 @@ class Onlooker(Run):
     def save(self, *_, **__) -> None:
         pass
 
-    log = cut_back = write_samples = save
+    log = cut_back = write_samples = track = save
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from training.options import ABOUT_THE_CALL, Options, given
 from training.recipe import load_recipe
 from training.run import Run
 from training.start import over_start, start_settings
+from training.trackers import require_trackers
 
 # The demo's encoders, and the recipe that their features bring.
 DEMOS = {"demo": "demo", "demo-dino": "demo", "demo-audio": "demo-audio", "demo-video": "demo-video"}
@@ -57,6 +58,7 @@ DEFAULTS = {
     "clip": 1.0,
     "texts_per_medium": 0,
     "limit": 0,
+    "track": [],
     "seed": 0,
 }
 LEAST = {"batch": 1, "steps": 1, "eval_every": 1, "save_every": 1, "lr": 0.0} | dict.fromkeys(
@@ -98,6 +100,7 @@ def settle(given: dict, recipe: dict) -> dict:
     for name, least in LEAST.items():
         if settings.get(name) is not None and not settings[name] >= least:
             raise RunError(f"--{_flag(name)} is {settings[name]}; it must be at least {least}")
+    require_trackers(settings["track"])
     if settings["lora"]:
         parse_lora(settings["lora"])
         settings["lr"] = (recipe | given).get("lr", STAGE_2_LR)
@@ -241,6 +244,7 @@ def resumed(run: Run, given: dict, finished: bool = False) -> dict:
     unless that is what is expected.
     """
     settings = DEFAULTS | run.config
+    settings["track"] = given.get("track", settings["track"])  # which changes no result
     for name, value in given.items():
         if value != settings.get(name):
             raise RunError(
