@@ -8,6 +8,7 @@ python eval.py --run runs/first --image cat.jpg --prompt "What is on the table?"
 python eval.py --run runs/first --image cat.jpg                     a chat about it
 python eval.py --run runs/clips --video cat.mp4 --prompt ""         a caption; --audio for a sound
 python eval.py --run image=runs/first audio=runs/ears --image cat.jpg --audio purr.wav --prompt "<image> <audio> Is it?"
+python eval.py --run runs/first --push user/name                    share it
 python eval.py --compare runs/*                                     what differed, what it did, what it cost
 """
 
@@ -86,6 +87,20 @@ class Options:
     """Beams of the search for an answer; 1: greedy, 0: as the task has it, else greedy."""
     max_new_tokens: int = 0
     """Longest answer, in tokens; 0: as the task has it, else 64."""
+    anyway: bool = False
+    """Take another language model or encoder than the adapter was trained with, if its sizes are the same."""
+    push: str = ""
+    """Share the adapter as OWNER/NAME on the Hugging Face Hub, after showing all that would leave."""
+    yes: bool = False
+    """With --push: don't ask."""
+    private: bool = False
+    """With --push: make the repository a private one."""
+    public_samples: bool = False
+    """With --push: also share a few held-out prompts, references and pictures."""
+    license: str = ""
+    """With --push: the adapter's licence, as the Hub spells it (mit, apache-2.0, cc-by-4.0 ...)."""
+    dataset: tuple[str, ...] = ()
+    """With --push: hub ids of what it was trained on."""
     device: str = "auto"
     """auto, cuda, cuda:N or cpu."""
 
@@ -107,7 +122,9 @@ def main() -> None:
 
     paths = named_runs(options.run) or {None: newest_run(Path("runs"))}
     media = {name: list(given) for name in ("image", "audio", "video") if (given := getattr(options, name))}
-    if media:
+    if options.push:
+        publish(paths, options, device)
+    elif media:
         look(paths, media, replace(options, max_new_tokens=options.max_new_tokens or 64), device)
     elif options.prompt is not None:
         raise RunError("--prompt asks about a picture, sound or clip: pass --image, --audio or --video FILE with it")
@@ -145,8 +162,8 @@ def opened(path: Path, options: Options, device: str, modality: str | None = Non
     folder = Run.open(path)
     settings = folder.config
     features = FeatureSet(options.features or settings["features"])
-    model, config = load_adapted(path, device, options.precision, options.lm, modality)
-    check_encoder(features, config)
+    model, config = load_adapted(path, device, options.precision, options.lm, modality, options.anyway)
+    check_encoder(features, config, options.anyway)
     if feature_shape(features, model.adapter.features.kind) != model.adapter.features:
         raise RunError(
             f"{features.path} holds features of another shape than the adapter reads; encode it as in training"
@@ -235,7 +252,7 @@ def caption(path: Path, options: Options, device: str, modality: str | None = No
         import live
 
         named = {modality: path} if modality else {"path": path}
-        eyes = live.load(**named, device=device, precision=options.precision, lm=options.lm)
+        eyes = live.load(**named, device=device, precision=options.precision, lm=options.lm, anyway=options.anyway)
         lines = captions_of_folder(eyes, options.data, most)
     else:
         _, features, _, model, _ = opened(path, options, device, modality)
@@ -243,14 +260,17 @@ def caption(path: Path, options: Options, device: str, modality: str | None = No
     print(f"written: {options.write}, {write_lines(lines, options.write)} captions; train on them with --text")
 
 
-def check_encoder(features, config: dict) -> None:
-    """Refuse features of another encoder than the adapter was trained on."""
+def check_encoder(features, config: dict, anyway: bool = False) -> None:
+    """Refuse features of another encoder than the adapter was trained on, or with `anyway` say so."""
     theirs, ours = features.manifest["encoder"], config["encoder"]
     if theirs["fingerprint"] != ours["fingerprint"]:
-        raise RunError(
+        other = (
             f"{features.path} was made with encoder {theirs['name']}, but the adapter was trained on {ours['name']} "
-            "(weights, layer or preprocessing differ); encode the media with that one"
+            "(weights, layer or preprocessing differ)"
         )
+        if not anyway:
+            raise RunError(f"{other}; encode the media with that one")
+        print(f"note: {other}")
     held, read = features.manifest["features"].get(config["features"]["kind"], {}), config.get("storage")
     if read and held.get("codec") != read.get("codec"):
         print(f"note: {features.path} stores {held.get('codec')}, the adapter was trained on {read.get('codec')}")
@@ -306,6 +326,26 @@ def write_report(path: Path, features, data: Path | None) -> Path:
     return path / "report.html"
 
 
+def publish(paths: dict, options: Options, device: str) -> None:
+    """Push one adapter to the Hub, if the person at the keyboard agrees to what would leave."""
+    from sharing import Share, share
+
+    if len(paths) > 1:
+        raise RunError("--push shares one adapter at a time: name one --run")
+
+    def ask(shown: str) -> bool:
+        print(shown)
+        try:
+            return options.yes or input("push this? [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
+
+    ((modality, path),) = paths.items()
+    what = Share(path, options.push, modality, options.lm, options.license or None, options.dataset, options.private,
+                 options.public_samples)  # fmt: skip
+    print(share(what, ask, device, options.precision))
+
+
 def compare(paths: tuple[Path, ...], out: Path) -> None:
     """Print the table of several runs, and write it and its picture."""
     import io
@@ -327,7 +367,7 @@ def look(paths: dict, media: dict[str, list[Path]], options: Options, device: st
     """Answer about pictures, sounds and clips; without a prompt, go on answering until the input ends."""
     import live
 
-    how = {"device": device, "precision": options.precision, "lm": options.lm}
+    how = {"device": device, "precision": options.precision, "lm": options.lm, "anyway": options.anyway}
     eyes = live.load(paths[None], **how) if None in paths else live.load(**paths, **how)
     refuse_unread(eyes, media)
     if options.prompt is not None:

@@ -21,8 +21,10 @@ import torch
 from PIL import Image
 
 from adapters import AdapterError
+from adapters.card import is_hub_id
 from adapters.checkpoint import CONFIG, load_adapter, read_adapter_config
 from adapters.composed import ComposedModel
+from adapters.hub import fetch_adapter
 from adapters.language_model import LanguageModel, load_language_model, precisions_differ, same_language_model
 from adapters.lora import FOLDER as LORA
 from adapters.lora import load_lora
@@ -40,8 +42,10 @@ REMEMBERED = 16  # files whose features a reader keeps
 
 
 def adapter_folders(path: Path | str) -> dict[str, Path]:
-    """The adapter folders at `path` by modality: itself, or those of the last checkpoint when `path` is a run."""
-    path = Path(path)
+    """The adapter folders at `path` by modality: itself, or those of the last checkpoint when `path` is a run, or what
+    the Hub has of that name (owner/name). Raises AdapterError, and RunError for what is none of these.
+    """
+    path = fetch_adapter(str(path)) if is_hub_id(str(path)) else Path(path)
     found = [path] if (path / CONFIG).is_file() else Run.open(path).adapter_folders()
     return {read_adapter_config(folder).get("modality", "image"): folder for folder in found}
 
@@ -60,22 +64,33 @@ def adapter_folder(path: Path | str, modality: str | None = None) -> Path:
 
 
 def load_adapted(
-    path: Path | str, device: str = "cpu", precision: str = "auto", lm: str | None = None, modality: str | None = None
+    path: Path | str,
+    device: str = "cpu",
+    precision: str = "auto",
+    lm: str | None = None,
+    modality: str | None = None,
+    anyway: bool = False,
 ) -> tuple[AdaptedModel, dict]:
-    """Load an adapter (a folder or a run) on its language model, or on `lm` when that is the same model elsewhere.
+    """Load an adapter (a folder, a run or a name on the Hub) on its language model, or on `lm` when that is the same
+    model elsewhere.
 
-    Returns the model and the adapter's config. Raises AdapterError when the language model is another one.
+    Returns the model and the adapter's config. Raises AdapterError when the language model is another one, unless
+    `anyway` and it is of the same width.
     """
-    ((model, config),) = load_several({modality: path}, device, precision, lm).values()
+    ((model, config),) = load_several({modality: path}, device, precision, lm, anyway).values()
     return model, config
 
 
 def load_several(
-    paths: Mapping[str | None, Path | str], device: str = "cpu", precision: str = "auto", lm: str | None = None
+    paths: Mapping[str | None, Path | str],
+    device: str = "cpu",
+    precision: str = "auto",
+    lm: str | None = None,
+    anyway: bool = False,
 ) -> dict[str, tuple[AdaptedModel, dict]]:
     """Load adapters by modality on one language model, that of the first or `lm`: modality -> model and config.
 
-    Raises AdapterError when their language models differ, or aren't the one here.
+    Raises AdapterError when their language models differ, or aren't the one here (unless `anyway`).
     """
     loaded = []
     for modality, path in paths.items():
@@ -99,10 +114,12 @@ def load_several(
             )
     model: LanguageModel = load_language_model(lm or name, device, precision)
     if difference := same_language_model(identity, model.identity()):
-        raise AdapterError(
-            f"{first} was trained with {name}, and {model.name} is another language model: {difference}; "
-            "pass --lm with the one it was trained with"
-        )
+        other = f"{first} was trained with {name}, and {model.name} is another language model: {difference}"
+        if not anyway or identity["hidden_size"] != model.hidden_size:
+            raise AdapterError(
+                f"{other}; pass --lm with the one it was trained with (or --anyway for a fine-tune of it)"
+            )
+        print(f"note: {other}")
     if other := precisions_differ(identity, model.identity()):
         model.reason += f"; {other}"
     if loaded[0][2].get("lora"):
@@ -207,23 +224,27 @@ def load(
     device: str = "cpu",
     precision: str = "auto",
     lm: str | None = None,
+    anyway: bool = False,
     **by_modality: Path | str,
 ) -> Live:
-    """Load an adapter folder or a run, with the encoder and the language model it names; or several on one language
-    model, by modality, as `image="runs/a", audio="runs/b"`.
+    """Load an adapter folder, a run or an adapter of the Hub (owner/name), with the encoder and the language model it
+    names; or several on one language model, by modality, as `image="runs/a", audio="runs/b"`.
 
     Raises AdapterError or PrecomputeError when an encoder or the language model isn't the one that an adapter was
-    trained with, when the adapters don't go together, and for one named as what it doesn't read.
+    trained with, when the adapters don't go together, and for one named as what it doesn't read. With `anyway` another
+    language model or encoder is taken with a note, as far as its sizes are the same.
     """
     if (path is None) == (not by_modality):
         raise AdapterError('name one adapter or run, or several by modality: load(image="runs/a", audio="runs/b")')
-    loaded = load_several(by_modality or dict.fromkeys(adapter_folders(path), path), device, precision, lm)
+    loaded = load_several(by_modality or dict.fromkeys(adapter_folders(path), path), device, precision, lm, anyway)
     forms = {(config["template"]["style"], config["template"]["question"]) for _, config in loaded.values()}
     if len(forms) > 1:
         print(f"note: these adapters put questions in different forms; a mixed prompt has that of {next(iter(loaded))}")
     readers = {
         modality: Reader(
-            load_encoder_like(config["encoder"], device), config["features"]["kind"], config.get("storage")
+            load_encoder_like(config["encoder"], device, anyway=anyway),
+            config["features"]["kind"],
+            config.get("storage"),
         )
         for modality, (_, config) in loaded.items()
     }

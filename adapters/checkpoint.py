@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from adapters import AdapterError
+from adapters.card import card
 from adapters.language_model import LanguageModel
 from adapters.lora import FOLDER as LORA
 from adapters.lora import lora_parameters, save_lora
@@ -57,7 +58,8 @@ def save_adapter(
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     maps = sum(parameter.numel() for parameter in lora_parameters(lm.model).values()) if config["lora"] else 0
-    (folder / CARD).write_text(_card(adapter, config, maps), encoding="utf-8")
+    numbers = sum(parameter.numel() for parameter in adapter.parameters())
+    (folder / CARD).write_text(card(config, numbers, maps), encoding="utf-8")
     if config["lora"]:
         save_lora(folder / LORA, lm, dtype)
 
@@ -123,43 +125,3 @@ def write_folder(out: Path, write: Callable[[Path], None]) -> None:
         raise AdapterError(f"{out} can't be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _card(adapter: Adapter, config: dict, maps: int) -> str:
-    lm, encoder = config["language_model"]["name"], config["encoder"]
-    parameters = sum(p.numel() for p in adapter.parameters())
-    base = f"base_model: {lm}\nbase_model_relation: adapter\n" if _is_hub_id(lm) else ""
-    reads = f"""that let the frozen language model `{lm}` read {config["modality"]} features
-(`{config["features"]["kind"]}`) of the encoder `{encoder.get("name", encoder.get("id"))}` as {config["tokens"]} tokens.
-"""
-    says = f"for the frozen language model `{lm}`: a soft prompt of {config['soft_prompt']}; no medium is read.\n"
-    left = "Neither the encoder nor the language model was changed, and neither is in this folder."
-    if maps:
-        left = f"""
-The language model was tuned too: `lora/` holds {maps:,} parameters of LoRA, r={config["lora"]["r"]} and
-alpha={config["lora"]["alpha"]}, beside its own weights, which are unchanged. `peft.PeftModel.from_pretrained` loads it.
-Neither the encoder nor the language model is in this folder."""
-    training = "".join(f"| {key.replace('_', ' ')} | {value} |\n" for key, value in config["training"].items())
-    return f"""---
-library_name: periscope
-pipeline_tag: image-text-to-text
-{base}tags:
-- periscope
-- {config["modality"]}
-- {config["adapter"]}
----
-
-# {config["adapter"]} adapter
-
-{parameters:,} parameters {reads if config["tokens"] else says}\
-{left}
-
-| training | |
-|---|---|
-{training}
-`adapter.json` says exactly which encoder, preprocessing, language model and prompt form it needs.
-"""
-
-
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()

@@ -29,6 +29,7 @@ from adapters.selective_scan import use_selective_scan
 PROJECT = Path(__file__).resolve().parent.parent
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = ("auto", *DTYPES, "8bit", "4bit")
+ROUNDING = 0.006  # of a value: more is another value
 
 
 @dataclass
@@ -89,9 +90,10 @@ class LanguageModel:
     def identity(self) -> dict:
         """What an adapter records to know this model again, whatever the precision it is loaded in.
 
-        Hashes of the config and of the tokenizer, and a few embedding values, which are compared with a tolerance
-        because fp16, bf16 and fp32 copies of one model round differently. bitsandbytes leaves embeddings alone. The
-        precision is recorded, and another one is no difference.
+        Hashes of the config and of the tokenizer, a few embedding values, and a few of matrices inside, which tell a
+        fine-tune that left the embeddings alone. Values are compared with a tolerance because fp16, bf16 and fp32
+        copies of one model round differently; bitsandbytes leaves embeddings alone, and of its copies nothing else is
+        compared. The precision is recorded, and another one is no difference.
         """
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _VOLATILE}
         vocabulary = sorted(self.tokenizer.get_vocab().items())
@@ -101,6 +103,7 @@ class LanguageModel:
             "config": _sha256(json.dumps(config, sort_keys=True, default=str)),
             "tokenizer": _sha256(json.dumps([vocabulary, self.tokenizer.chat_template], default=str)),
             "embedding_sample": self._embedding_sample(),
+            "weight_sample": self._weight_sample() if self.precision in DTYPES else {},
             "precision": self.precision,
         }
 
@@ -109,6 +112,20 @@ class LanguageModel:
         rows = torch.linspace(0, len(weight) - 1, 16, device=weight.device).long()
         columns = torch.linspace(0, weight.shape[1] - 1, 16, device=weight.device).long()
         return [round(value, 6) for value in weight[rows, columns].float().tolist()]
+
+    def _weight_sample(self) -> dict[str, list[float]]:
+        """Four values of each of eight matrices, evenly chosen; LoRA and the embeddings aren't among them."""
+        own = {name.replace(".base_layer.", "."): value for name, value in self.model.named_parameters()}
+        outer = {
+            id(part.weight) for part in (self.model.get_input_embeddings(), self.model.get_output_embeddings()) if part
+        }
+        names = sorted(n for n, v in own.items() if v.dim() == 2 and ".lora_" not in n and id(v) not in outer)
+        found = {}
+        for place in torch.linspace(0, len(names) - 1, min(8, len(names))).long().tolist():
+            flat = own[names[place]].detach().flatten()
+            some = flat[torch.linspace(0, len(flat) - 1, 4, dtype=torch.float64, device=flat.device).long()]
+            found[names[place]] = [float(f"{value:.6g}") for value in some.float().tolist()]
+        return found
 
 
 _VOLATILE = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "quantization_config", "use_cache"}
@@ -124,10 +141,18 @@ def same_language_model(recorded: dict, found: dict) -> str | None:
         if recorded[field] != found[field]:
             shown = "" if len(str(found[field])) > 20 else f" ({found[field]} instead of {recorded[field]})"
             return f"its {field.replace('_', ' ')} differs{shown}"
-    a, b = torch.tensor(recorded["embedding_sample"]), torch.tensor(found["embedding_sample"])
-    if (a - b).abs().max() > 0.02 * max(a.abs().max().item(), 1e-6):
+    if _apart(recorded["embedding_sample"], found["embedding_sample"]):
         return "its weights differ"
+    ours, theirs = recorded.get("weight_sample") or {}, found.get("weight_sample") or {}
+    if any(_apart(ours[name], theirs[name]) for name in ours.keys() & theirs.keys()):
+        return "its weights differ, though not its embeddings"
     return None
+
+
+def _apart(a: list[float], b: list[float]) -> bool:
+    """Whether values differ by more than rounding to bf16, which moves a number by up to 0.4% when done twice."""
+    one, other = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+    return bool(((one - other).abs() > ROUNDING * torch.maximum(one.abs(), other.abs()) + 1e-6).any())
 
 
 def precisions_differ(recorded: dict, found: dict) -> str | None:
@@ -289,17 +314,29 @@ def find_model(name: str) -> str:
         raise AdapterError(f"--lm {name} is neither a folder that exists nor a hub id of the form owner/name")
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return name
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").split("//")[-1].split("/")[0]
-    host, _, port = endpoint.partition(":")
-    try:
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
-            socket.create_connection((host, int(port or 443)), timeout=3).close()
-            return name
-    except OSError:
-        pass
+    if hub_in_reach():
+        return name
+    host, _ = _hub_address()
     raise AdapterError(
         f"--lm {name} is not on this machine and {host} can't be reached; connect, or pass a folder with the model"
     )
+
+
+def hub_in_reach() -> bool:
+    """Whether the Hub answers within three seconds; its own library would try for half a minute."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    try:
+        socket.create_connection(_hub_address(), timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
+def _hub_address() -> tuple[str, int]:
+    scheme, _, rest = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rpartition("//")
+    host, _, port = rest.split("/")[0].partition(":")
+    return host, int(port or (80 if scheme == "http:" else 443))
 
 
 def _first_line(error: Exception) -> str:

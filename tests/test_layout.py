@@ -32,6 +32,7 @@ MAY = {
     "live": {"shards", "adapters", "precompute", "training"},
     "evaluation": {"shards", "adapters", "precompute", "training", "scoring"},
     "captioning": {"shards", "adapters", "precompute", "training", "scoring", "live"},
+    "sharing": {"adapters", "scoring", "live"},
     "console": {"shards", "adapters", "precompute", "training", "scoring"},
 }
 # The command line of a package is a script in all but its place: it may talk to the person.

@@ -237,11 +237,14 @@ def load_encoder(
     return encoder
 
 
-def load_encoder_like(described: dict, device: str = "cpu", dtype: torch.dtype | None = None) -> Encoder:
+def load_encoder_like(
+    described: dict, device: str = "cpu", dtype: torch.dtype | None = None, anyway: bool = False
+) -> Encoder:
     """Load the encoder that a manifest or an adapter describes.
 
     dtype: without it, that of the description on a GPU and float32 on a CPU. Raises PrecomputeError when what is found
-    there now isn't the same encoder (config, weights, layer, preprocessing).
+    there now isn't the same encoder (config, weights, layer, preprocessing); `anyway`: only when more than its weights
+    differs.
     """
     if dtype is None and not str(device).startswith("cpu"):
         dtype = PRECISIONS.get(described.get("precision"))
@@ -253,10 +256,13 @@ def load_encoder_like(described: dict, device: str = "cpu", dtype: torch.dtype |
     if encoder.fingerprint() != described["fingerprint"]:
         now = encoder.describe()
         differs = [part for part in ("class", "preprocessing") if now[part] != described[part]] or ["weights or config"]
-        raise PrecomputeError(
+        other = (
             f"the encoder at {described['id'] or described['library']} isn't the one these features come from "
             f"({', '.join(differs)} differ)"
         )
+        if not anyway or any(now[part] != described[part] for part in ("class", "preprocessing", "layer", "width")):
+            raise PrecomputeError(other)
+        print(f"note: {other}")
     return encoder
 
 

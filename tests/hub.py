@@ -1,0 +1,152 @@
+"""A stand-in for the Hugging Face Hub: as much of its HTTP interface as pushing and fetching a model repository takes.
+
+As https://huggingface.co/docs/hub/api and the client's own requests have it: create, preupload, LFS batch, commit,
+revision, tree, resolve. Files go through LFS when they end in .safetensors, as there.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
+
+import yaml
+
+TOKEN = "hf_stand_in"
+
+
+class Hub:
+    """repos: name -> path -> bytes · commits: name -> the newest commit · requests: "METHOD /path" of all that came."""
+
+    def __init__(self):
+        self.repos: dict[str, dict[str, bytes]] = {}
+        self.commits: dict[str, str] = {}
+        self.private: dict[str, bool] = {}
+        self.large: dict[str, bytes] = {}
+        self.requests: list[str] = []
+        self.spoilt: set[str] = set()  # repositories that give back something else than was pushed
+
+    @contextmanager
+    def serving(self):
+        """Serve on a free port of this machine; yields the address."""
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self, status: int, body: object = None, headers: dict | None = None) -> None:
+                data = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else b""
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(data)
+
+            def handle_any(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                if self.headers.get("Transfer-Encoding") == "chunked":
+                    body = b""
+                    while size := int(self.rfile.readline(), 16):
+                        body += self.rfile.read(size)
+                        self.rfile.readline()
+                    self.rfile.readline()
+                else:
+                    body = self.rfile.read(length)
+                path = unquote(self.path.split("?")[0])
+                hub.requests.append(f"{self.command} {path}")
+                allowed = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+                if self.command in ("POST", "PUT") and "/lfs-store/" not in path and not allowed:
+                    return self.answer(401, {"error": "log in"}, {"X-Error-Message": "Invalid token"})
+                self.answer(*hub.reply(self.command, path, body, f"http://{self.headers['Host']}"))
+
+            do_GET = do_HEAD = do_POST = do_PUT = handle_any
+
+            def log_message(self, *_) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            server.server_close()
+
+    def reply(self, method: str, path: str, body: bytes, address: str) -> tuple:
+        """(status, body, headers) of one request."""
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked.get('organization') or 'user'}/{asked['name']}"
+            if name in self.repos:
+                return 409, {"error": "exists", "url": f"{address}/{name}"}
+            self.repos[name], self.commits[name], self.private[name] = (
+                {},
+                "0" * 40,
+                asked.get("visibility") == "private",
+            )
+            return 200, {"url": f"{address}/{name}", "name": name}
+        if path == "/api/validate-yaml":
+            return 200, {
+                "errors": [],
+                "warnings": [],
+                "metadata": yaml.safe_load(json.loads(body)["content"].split("---")[1]),
+            }
+        if path.startswith("/lfs-store/"):
+            self.large[path.rsplit("/", 1)[1]] = body
+            return 200, b""
+        if found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            return 200, self.lfs(json.loads(body), address)
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit|revision|tree)/([^/]+)", path):
+            name, what, _ = found.groups()
+            return self.repository(name, what, body) if name in self.repos else self.missing()
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
+            return self.repository(found[1], "revision", b"") if found[1] in self.repos else self.missing()
+        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            files = self.repos.get(found[1])
+            if files is None or found[3] not in files:
+                return 404, b"", {"X-Error-Code": "EntryNotFound" if files is not None else "RepoNotFound"}
+            data = files[found[3]]
+            etag = hashlib.sha256(data).hexdigest()
+            return 200, data, {"ETag": f'"{etag}"', "X-Repo-Commit": self.commits[found[1]]}
+        return 404, {"error": f"the stand-in doesn't know {method} {path}"}, {}
+
+    def missing(self) -> tuple:
+        return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
+
+    def lfs(self, asked: dict, address: str) -> dict:
+        return {
+            "transfer": "basic",
+            "objects": [
+                {"oid": one["oid"], "size": one["size"],
+                 "actions": {"upload": {"href": f"{address}/lfs-store/{one['oid']}", "header": {}}}}
+                for one in asked["objects"]
+            ],
+        }  # fmt: skip
+
+    def repository(self, name: str, what: str, body: bytes) -> tuple:
+        files = self.repos[name]
+        if what == "preupload":
+            asked = json.loads(body)["files"]
+            modes = {one["path"]: "lfs" if one["path"].endswith(".safetensors") else "regular" for one in asked}
+            return 200, {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False}
+                                   for path, mode in modes.items()]}  # fmt: skip
+        if what == "commit":
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "lfsFile":
+                    files[line["value"]["path"]] = self.large[line["value"]["oid"]]
+            if name in self.spoilt:
+                files["README.md"] += b" "
+            self.commits[name] = hashlib.sha1(b"".join(files.values())).hexdigest()
+            return 200, {"commitUrl": f"{name}/commit", "commitOid": self.commits[name], "commitMessage": "",
+                         "success": True}  # fmt: skip
+        if what == "tree":
+            return 200, [{"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                         for path, data in files.items()]  # fmt: skip
+        return 200, {"id": name, "modelId": name, "sha": self.commits[name], "private": self.private[name],
+                     "tags": [], "siblings": [{"rfilename": path} for path in files]}  # fmt: skip

@@ -1,0 +1,248 @@
+"""Sharing: what leaves is what was shown, it comes back the same, and a stranger's adapter is read and never run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hub
+import pytest
+import tiny
+import tiny_encoders
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from adapters import AdapterError
+from adapters.checkpoint import load_adapter, save_adapter
+from adapters.hub import stage
+from adapters.language_model import load_language_model, same_language_model
+from adapters.model import Adapter
+from adapters.projectors import FeatureShape
+from adapters.prompt import default_template
+from precompute.encoders import load_encoder
+
+ROOT = Path(__file__).parent.parent
+SECRET = "a training caption | <b>of mine</b>"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A run of an untrained adapter on models in folders of this machine, scored, with a picture to ask about."""
+    home = tmp_path_factory.mktemp("sharing")
+    lm = load_language_model(str(tiny.save_language_model("llama", home / "lm")))
+    encoder = load_encoder(str(tiny_encoders.open_clip_folder(home / "clip")), kinds=("pooled",))
+    held = encoder.features(("pooled",))["pooled"]
+    torch.manual_seed(0)
+    adapter = Adapter("mlp2", FeatureShape("pooled", 1, held["shape"][0]), lm.hidden_size, lm.embedding_rms)
+    about = {
+        "modality": "image",
+        "encoder": encoder.describe(),
+        "storage": held | {"codec": "fp16"},
+        "language_model": {"name": str(home / "lm"), "identity": lm.identity()},
+        "template": default_template(lm.tokenizer).to_dict(),
+        "training": {"features": "photos", "texts": 5, "step": 20, "init": str(home / "runs" / "earlier")},
+    }
+    run = home / "run"
+    save_adapter(run / "steps" / "000020" / "adapter", adapter, about)
+    (run / "last").write_text("000020\n")
+    (run / "config.toml").write_text(f'adapter = "mlp2"\nfeatures = "{home}/features/photos"\n')
+    found = {"real": {"caption_f1": 0.75, "qa_colour": 0.5}, "shuffled": {"caption_f1": 0.5},
+             "gain": {"caption_f1": 0.5}, "counts": {"caption_f1": 40}, 
+             "intervals": {"real": {"caption_f1": [0.7, 0.8]}}, "n": 40}  # fmt: skip
+    (run / "eval.json").write_text(json.dumps({"splits": {"heldout": found}, "step": "000020"}))
+    rows = [{"split": "heldout", "id": str(i), "media": f"key-{i}", "prompt": "", "answer": f"said {i}",
+             "reference": SECRET, "control": "other"} for i in range(12)]  # fmt: skip
+    (run / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Image.new("RGB", (40, 30), "red").save(run / "samples.png")
+    Image.new("RGB", (40, 30), "blue").save(home / "cat.png")
+    return home
+
+
+DRIVER = """
+import json, os
+from adapters import AdapterError
+import live
+from sharing import Share, share
+
+shown, found = [], {}
+
+def tried(name, what):
+    try:
+        found[name] = what()
+    except AdapterError as error:
+        found[name] = f"refused: {error}"
+
+def yes(text):
+    shown.append(text)
+    return True
+
+tried("no", lambda: share(Share("run", "user/no"), lambda text: False))
+tried("plain", lambda: share(Share("run", "user/plain", license="mit"), yes))
+tried("again", lambda: share(Share("run", "user/plain"), yes))
+tried("samples", lambda: share(Share("run", "user/samples", private=True, public_samples=True), yes))
+tried("bad name", lambda: share(Share("run", "plain"), yes))
+tried("not here", lambda: live.load("user/nothing"))
+tried("no adapter", lambda: live.load("stranger/other"))
+eyes = live.load("user/plain", lm="lm")
+found["caption"] = eyes.caption("cat.png", 8)
+found["local"] = live.load("run").caption("cat.png", 8)
+tried("stranger", lambda: live.load("stranger/evil", lm="lm").caption("cat.png", 8))
+found["shown"] = shown[:3]
+tried("spoilt", lambda: share(Share("run", "user/spoilt"), yes))
+os.environ["HF_TOKEN"] = "hf_another"
+tried("denied", lambda: share(Share("run", "user/denied"), yes))
+print("\\n" + json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def pushed(home):
+    """(the stand-in after all of the driver's pushes and loads, what the driver found, the Hub's cache)."""
+    stand_in = hub.Hub()
+    with stand_in.serving() as address:
+        environment = os.environ | {
+            "HF_ENDPOINT": address, "HF_TOKEN": hub.TOKEN, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home / "cache"),
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }  # fmt: skip
+        adapter = home / "run" / "steps" / "000020" / "adapter"
+        own = {name: (adapter / name).read_bytes() for name in ("adapter.json", "adapter.safetensors", "README.md")}
+        evil = {"../escaped.txt": b"x", "setup.py": b"raise SystemExit", "adapter.pkl": b"x", "lora/evil.py": b"x"}
+        stand_in.repos |= {"stranger/evil": own | evil, "stranger/other": {"README.md": b"hello"}}
+        stand_in.commits |= {"stranger/evil": "1" * 40, "stranger/other": "2" * 40}
+        stand_in.private |= {"stranger/evil": False, "stranger/other": False}
+        stand_in.spoilt.add("user/spoilt")
+        done = subprocess.run([sys.executable, "-c", DRIVER], cwd=home, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    return stand_in, found, home / "cache"
+
+
+def test_a_push_asks_first_and_arrives_as_it_was_shown(pushed, home):
+    stand_in, found, _ = pushed
+    assert found["no"] == "refused: nothing was pushed" and "user/no" not in stand_in.repos
+    files = stand_in.repos["user/plain"]
+    assert set(files) == {"adapter.safetensors", "adapter.json", "README.md"}
+    for name, data in files.items():
+        assert f"{name} " in found["shown"][0] and (name == "README.md" or f"{len(data):,} bytes" in found["shown"][0])
+    assert "is on the Hub" in found["plain"] and "is the same and loads" in found["again"]
+    assert found["bad name"].startswith("refused: --push plain") and stand_in.private["user/samples"]
+    assert "log in with a token that may write" in found["denied"]
+    assert "README.md comes back as something else" in found["spoilt"]
+    config = json.loads(files["adapter.json"])
+    assert config["language_model"]["name"] == "lm" and config["encoder"]["id"] == "clip"
+    assert config["training"]["init"] == "earlier" and str(home) not in json.dumps(config)
+
+
+def test_words_and_pictures_leave_only_when_asked_for(pushed):
+    stand_in, found, _ = pushed
+    plain, samples = stand_in.repos["user/plain"], stand_in.repos["user/samples"]
+    assert not any(b"said 3" in data or SECRET.encode() in data for data in plain.values())
+    assert "no sample texts and no pictures" in found["shown"][0]
+    assert set(samples) == {*plain, "samples.png"}
+    card = samples["README.md"].decode()
+    assert card.count("a training caption \\| &lt;b&gt;of mine&lt;/b&gt;") == 8
+    assert found["shown"][2].count(SECRET) == 8 and "samples.png" in found["shown"][2]
+
+
+def test_what_was_pushed_loads_in_three_lines_and_answers(pushed):
+    _, found, _ = pushed
+    assert found["caption"] and found["local"]
+    assert found["not here"] == "refused: user/nothing is neither here nor on the Hub (or it is private: hf auth login)"
+    assert found["no adapter"].startswith("refused: stranger/other on the Hub holds no adapter.json")
+
+
+def test_of_a_stranger_only_an_adapters_own_files_are_fetched(pushed, home):
+    stand_in, found, cache = pushed
+    assert found["stranger"] == found["local"]
+    asked = {
+        request.split("/resolve/")[1].split("/", 1)[1]
+        for request in stand_in.requests
+        if "stranger/evil/resolve" in request
+    }
+    assert asked == {"adapter.json", "adapter.safetensors", "README.md"}
+    names = {path.name for path in cache.rglob("*")}
+    assert not names & {"escaped.txt", "setup.py", "adapter.pkl", "evil.py"} and not list(home.rglob("escaped.txt"))
+
+
+def test_the_card_has_the_metadata_the_hub_reads(pushed):
+    stand_in, _, _ = pushed
+    _, head, text = stand_in.repos["user/plain"]["README.md"].decode().split("---\n", 2)
+    data = yaml.safe_load(head)
+    assert data["library_name"] == "periscope" and data["pipeline_tag"] == "image-text-to-text"
+    assert "license" not in data and "base_model" not in data, "the second push named none; lm is a folder's name"
+    (result,) = data["model-index"][0]["results"]
+    assert result["dataset"]["split"] == "heldout" and result["metrics"] == [
+        {"type": "caption_f1", "value": 0.75, "name": "caption_f1",
+         "args": {"shuffled": 0.5, "interval_95": [0.7, 0.8], "n": 40}}
+    ]  # fmt: skip
+    assert "| caption_f1 | 0.750 [0.700, 0.800] | 0.500 | 0.50 | 40 |" in text and 'live.load("user/plain")' in text
+
+
+def test_staged_weights_are_bf16_and_a_hub_id_names_the_base_model(home, tmp_path):
+    folder = home / "run" / "steps" / "000020" / "adapter"
+    stage(folder, tmp_path / "out", "user/x", license="mit", datasets=["a/b"], lm="meta-llama/Llama-2-7b-hf")
+    whole, half = load_file(folder / "adapter.safetensors"), load_file(tmp_path / "out" / "adapter.safetensors")
+    assert {value.dtype for value in half.values()} == {torch.bfloat16}
+    assert all(torch.equal(half[name].float(), value.bfloat16().float()) for name, value in whole.items())
+    adapter, config = load_adapter(tmp_path / "out")
+    assert config["language_model"]["name"] == "meta-llama/Llama-2-7b-hf" and adapter.spec == "mlp2"
+    data = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
+    assert data["base_model"] == "meta-llama/Llama-2-7b-hf" and data["base_model_relation"] == "adapter"
+    assert data["license"] == "mit" and data["datasets"] == ["a/b"] and "model-index" not in data
+
+
+def test_a_path_that_would_leave_all_the_same_stops_it(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
+    folder = home / "run" / "steps" / "000020" / "adapter"
+    result = {"splits": {"heldout": {"real": {f"see {home}/photos": 0.5}, "n": 1}}}
+    with pytest.raises(AdapterError, match=r"README.md would show a path of this machine"):
+        stage(folder, tmp_path / "out", "user/x", result)
+
+
+def test_a_copy_is_recognised_and_a_fine_tune_is_refused_without_anyway(home, tmp_path, capsys):
+    import live
+
+    whole = load_language_model(str(home / "lm"))
+    for name in ("copy", "tuned", "deep"):
+        if name != "copy":
+            with torch.no_grad():
+                changed = whole.model.model.layers[0].mlp.down_proj.weight if name == "deep" else \
+                    whole.model.get_input_embeddings().weight  # fmt: skip
+                changed.mul_(1.02)
+        whole.model.save_pretrained(tmp_path / name)
+        whole.tokenizer.save_pretrained(tmp_path / name)
+        if name == "tuned":
+            whole = load_language_model(str(home / "lm"))
+    before = load_language_model(str(home / "lm")).identity()
+    assert same_language_model(before, load_language_model(str(tmp_path / "copy")).identity()) is None
+    said = same_language_model(before, load_language_model(str(tmp_path / "deep")).identity())
+    assert said == "its weights differ, though not its embeddings"
+    old = {name: value for name, value in before.items() if name != "weight_sample"}
+    assert same_language_model(old, load_language_model(str(tmp_path / "deep")).identity()) is None, "older adapters"
+    live.load(home / "run", lm=str(tmp_path / "copy"))
+    for name in ("tuned", "deep"):
+        with pytest.raises(AdapterError, match=r"another language model: its weights differ.*--anyway"):
+            live.load(home / "run", lm=str(tmp_path / name))
+        live.load(home / "run", lm=str(tmp_path / name), anyway=True)
+        assert "another language model: its weights differ" in capsys.readouterr().out
+    wide = tiny.save_language_model("llama", tmp_path / "wide", hidden_size=48)
+    with pytest.raises(AdapterError, match="hidden size"):
+        live.load(home / "run", lm=str(wide), anyway=True)
+    few, _ = live.load_adapted(home / "run", precision="4bit")
+    assert "trained with fp32 weights, here in 4bit" in few.lm.reason, "a quantised copy is allowed and named"
+
+
+def test_a_push_that_isnt_answered_with_yes_pushes_nothing(home, monkeypatch, capsys):
+    import eval as eval_script
+
+    monkeypatch.chdir(home)
+    for reply in ("n\n", ""):
+        monkeypatch.setattr(sys, "argv", ["eval.py", "--run", "run", "--push", "user/x", "--device", "cpu"])
+        monkeypatch.setattr(sys, "stdin", __import__("io").StringIO(reply))
+        with pytest.raises(AdapterError, match="nothing was pushed"):
+            eval_script.main()
+    assert "to user/x (for all to see) would go:" in capsys.readouterr().out
