@@ -154,21 +154,23 @@ def opened(path: Path, options: Options, device: str, modality: str | None = Non
     """The run's folder, the feature set, its texts about media, the model and the adapter's config. Raises RunError
     when they don't fit.
     """
-    from live import adapter_folder, load_adapted
+    from live import adapter_folders, load_adapted
     from shards.read import FeatureSet
     from training.data import feature_shape
     from training.run import Run
 
     folder = Run.open(path)
     settings = folder.config
-    features = FeatureSet(options.features or settings["features"])
+    features = FeatureSet(options.features or scored_set(settings["features"], modality))
+    if modality is None and len(adapter_folders(path)) > 1:
+        modality = features.manifest["modality"]
     model, config = load_adapted(path, device, options.precision, options.lm, modality, options.anyway)
     check_encoder(features, config, options.anyway)
     if feature_shape(features, model.adapter.features.kind) != model.adapter.features:
         raise RunError(
             f"{features.path} holds features of another shape than the adapter reads; encode it as in training"
         )
-    step = adapter_folder(path, modality).parent.name
+    step = folder.step_folder().name
     print(f"{path}: {step} steps, language model {model.lm.precision} ({model.lm.reason})")
     texts = [text for text in features.texts(options.text or settings.get("text"), options.partial) if text.media]
     return folder, features, texts, model, config
@@ -177,14 +179,13 @@ def opened(path: Path, options: Options, device: str, modality: str | None = Non
 def score(path: Path, options: Options, device: str, modality: str | None = None) -> None:
     """Answer every held-out text with its medium and under each control; write and print the scores."""
     from evaluation import all_scores, choose, clip_scores, predict
-    from live import adapter_folder
     from precompute.encoders import load_encoder_like
     from scoring.sheet import contact_sheet
     from scoring.summary import swapped, warnings_of
     from scoring.table import as_numbers, table
 
     folder, features, texts, model, config = opened(path, options, device, modality)
-    step = adapter_folder(path, modality).parent.name
+    step = folder.step_folder().name
     outside = [text for text in texts if text.split != "train"]
     if not outside:
         raise RunError(f"{features.path} holds out no text that could be scored; only its media were encoded")
@@ -258,6 +259,18 @@ def caption(path: Path, options: Options, device: str, modality: str | None = No
         _, features, _, model, _ = opened(path, options, device, modality)
         lines = captions_of_set(model, features, options.batch, most)
     print(f"written: {options.write}, {write_lines(lines, options.write)} captions; train on them with --text")
+
+
+def scored_set(trained: str | list[str], modality: str | None) -> str:
+    """Of the feature sets that a run was trained on, the one to score: the first, or the first of a modality."""
+    from shards.read import FeatureSet
+    from training.mix import named_sets
+
+    paths = list(named_sets(trained))
+    fitting = [path for path in paths if modality in (None, FeatureSet(path).manifest["modality"])] or paths
+    if others := [path for path in paths if path != fitting[0]]:
+        print(f"features: {fitting[0]}; trained on {', '.join(others)} too, which --features names to score them")
+    return fitting[0]
 
 
 def check_encoder(features, config: dict, anyway: bool = False) -> None:

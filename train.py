@@ -5,11 +5,11 @@ python train.py --adapter linear --features features/photos --lm HuggingFaceTB/S
 python train.py --recipe llava-1.5 --tiny                            as a published system, in miniature; see --list
 python train.py --init runs/first --lora r=64,alpha=16 --text questions.jsonl      stage 2: tunes the language model too
 python train.py --resume runs/first
+python train.py --features features/photos=0.7 features/more=0.3    several sets, mixed by weight
 python train.py --sweep adapter=mlp8,mlp16 lr=1e-3,3e-4 --name many  all combinations; the same command goes on
 torchrun --nproc-per-node 8 train.py --adapter mlp16                on 8 GPUs; see docs/scaling.md
 """
 
-import hashlib
 import math
 import time
 from pathlib import Path
@@ -83,48 +83,31 @@ def train(
     """
     import torch
 
-    from adapters.checkpoint import load_adapter, save_adapter
-    from adapters.injection import injection_into
+    from adapters.checkpoint import save_adapter
+    from adapters.composed import ComposedModel
     from adapters.lora import FOLDER as LORA
     from adapters.lora import add_lora, load_lora, lora_parameters, parse_lora
     from adapters.merge import merge_lora
-    from adapters.model import AdaptedModel, Adapter
-    from adapters.projectors import find_projector
-    from adapters.prompt import Prompt, Template, default_template
     from adapters.recompute import checkpoint_layers
     from scoring.control import stand_ins
     from scoring.quick import quick_scores
-    from shards.read import FeatureSet
     from training.caching import caching
-    from training.data import Encoded, Steps, feature_shape, load_steps, medium_contents
-    from training.heldout import (
-        SAMPLES,
-        choose_heldout,
-        heldout_losses,
-        peak_memory,
-        sample_answers,
-        scale_ratio,
-        still_blind,
-    )
-    from training.plan import plan
+    from training.data import load_steps, medium_contents
+    from training.heldout import SAMPLES, peak_memory, sample_answers
+    from training.part import about_part, begin, make_part, note_templates
+    from training.plan import plan, together
     from training.progress import ProgressBar, StopRequest
     from training.run import Onlooker, Run, load_optimizer_state, optimizer_state
-    from training.settings import refuse_changes, settle_length, template_fields
-    from training.start import refuse_other_start, start_folder
+    from training.sets import by_modality, identity_of, look, make_steps, open_sets, shown
+    from training.settings import refuse_changes, settle_length
+    from training.start import start_folder
     from training.step import make_optimizer, set_rates, take_step
-    from training.warm_start import warm_start
 
-    device, kind = frozen.device, find_projector(settings["adapter"])[0].kind
+    device = frozen.device
 
     # 2. The features and their words, and the frozen language model that is to read them.
-    features = FeatureSet(settings["features"])
-    shape = feature_shape(features, kind)
-    texts = features.texts(settings.get("text"), partial=partial)
-    identity = {
-        "features": features.sha256,
-        "texts": sha256(settings["text"]) if settings.get("text") else features.texts_sha256,
-        "device": torch.device(device).type,
-    }
+    sets = open_sets(settings, partial)
+    identity = identity_of(sets, settings.get("text")) | {"device": torch.device(device).type}
     ranks.agree("settings or files", [settings, identity])
     if old:
         checkpoint = old.load_state(device)
@@ -136,65 +119,38 @@ def train(
     lm = frozen.load(settings["lm"], settings["precision"])
     checkpoint_layers(lm, settings["rerun_layers"])
 
-    # 3. The adapter between the two: from the checkpoint, from an earlier run, or new. In stage 2 LoRA too.
+    # 3. The adapter between them, one a modality: from the checkpoint, an earlier run, or new. In stage 2 LoRA too.
     torch.manual_seed(settings["seed"])
+    parts = {modality: make_part(one, lm, device, old) for modality, one in by_modality(sets).items()}
     start = old.path if old else settings["init"]
-    if start:
-        adapter, about = load_adapter(start_folder(start), device)
-        refuse_other_start(about, start, features, lm)
-    else:
-        names = ("soft_prompt", "soft_prompt_mlp", "output_norm", "projector_hidden", "projector_layers")
-        form = {name: settings[name] for name in names}
-        if kind == "layers":
-            form["injection"] = injection_into(lm, shape.tokens, settings["inject_layers"], settings["epalm_compat"])
-        adapter = Adapter(settings["adapter"], shape, lm.hidden_size, lm.embedding_rms, **form)
-        adapter.to(device)
-        if adapter.soft_prompt is not None:
-            adapter.soft_prompt.start_from(
-                lm.embed(torch.randint(len(lm.tokenizer), (adapter.soft_tokens,)).to(device))
-            )
-    if old:
-        template = Template.from_dict(about["template"])
-    else:
-        fields = template_fields(settings, shape, adapter)
-        template = default_template(lm.tokenizer, settings.get("template"), settings.get("delimiters"), **fields)
-    if start and about.get("lora"):
-        load_lora(lm, start_folder(start) / LORA, trained=True)
+    if start and (lora := start_folder(start, sets[0].owner) / LORA).is_dir():
+        load_lora(lm, lora, trained=True)
     elif settings["lora"]:
         add_lora(lm, *parse_lora(settings["lora"]))
-    prompt = Prompt(lm.tokenizer, template, features.manifest["modality"])
-    model = AdaptedModel(lm, adapter, prompt, settings["token_noise"], settings["loss_mean"])
-    trained = sum(parameter.numel() for parameter in adapter.parameters())
-    print(f"adapter: {adapter.spec}, {trained:,} parameters, {shape.kind} to {adapter.tokens} tokens")
+    model = ComposedModel(parts) if len(parts) > 1 else parts[sets[0].modality]
     if lm.lora:
         maps = sum(parameter.numel() for parameter in lora_parameters(lm.model).values())
         rates = f"learning rate {settings['lora_lr']:g}, the projector's {settings['lr']:g}"
         print(f"LoRA: {settings['lora']}, {maps:,} parameters, {rates}")
 
     # 4. The words: what is learnt from, what is held out, and whose features stand in for whose in the control.
-    encoded = Encoded(features, model.prompt, adapter)
-    learn = [text for text in texts if text.split == "train"][: settings["limit"] or None]
-    kept = encoded.keep(learn, lm.max_length, words_alone=bool(lm.lora or adapter.soft_tokens))
-    if not kept.texts:
-        raise RunError(
-            f"{features.path} has no words to train on ({len(texts)} texts, {len(learn)} of them for training); "
-            "put a .txt beside each picture and run precompute.py again, or pass --text FILE"
-        )
-    heldout = choose_heldout(encoded, texts, kept.texts, lm.max_length)
-    stand_in = stand_ins(medium_contents(features, heldout))
-    left_out = "".join(f"; {count} left out: {reason}" for reason, count in kept.dropped.items())
-    print(f"texts: {len(kept.texts):,} to learn from, {len(heldout)} held out for the loss{left_out}")
+    for one in sets:
+        part = parts[one.modality]
+        one.choose(part, settings["limit"], words_alone=bool(lm.lora or part.adapter.soft_tokens))
+        one.stand_in = stand_ins(medium_contents(one.features, one.heldout))
+    longest = max(max(one.kept.lengths) for one in sets)
 
     # 5. How long, and what it will need.
-    sizes = (settings[name] for name in ("batch", "seed", "texts_per_medium"))
-    steps = Steps(encoded, kept, *sizes, ranks.rank, ranks.size)
+    steps = make_steps(sets, settings, ranks.rank, ranks.size)
     settle_length(settings, steps.per_epoch)
-    needs = plan(lm, adapter, max(kept.lengths), settings["rerun_layers"])
+    needs = together([plan(lm, part.adapter, longest, settings["rerun_layers"]) for part in parts.values()])
     print(needs)
-    saving = caching(features, kind, kept, settings, ranks.size)
-    print(saving or "caching: nothing is noted of what encoding this set took")
+    one, *more = sets
+    saving = None if more else caching(one.features, one.shape.kind, one.kept, settings, ranks.size)
+    if not more:
+        print(saving or "caching: nothing is noted of what encoding this set took")
     micro = facts["micro_batch"] if old else settings["micro_batch"]
-    micro = micro or int(ranks.least(needs.micro_batch(settings["batch"], max(kept.lengths))))
+    micro = micro or int(ranks.least(needs.micro_batch(settings["batch"], longest)))
 
     # 6. A folder of its own, or the old one at its last checkpoint.
     optimizer = make_optimizer(model.trained(), settings)
@@ -207,38 +163,31 @@ def train(
         folder.cut_back(first)
         print(f"run: {folder.path}, going on after step {first} of {settings['steps']}")
     else:
-        rows = steps.first_rows().to(device)
-        factor = adapter.match_scale(rows) if not start else 1
-        if words := settings["start_words"]:
-            ids = lm.tokenizer.encode(words, add_special_tokens=False)
-            adapter.start_from(lm.embed(torch.tensor(ids, dtype=torch.long, device=device)), rows)
-        if settings["warm_start"]:
-            apart = warm_start(model, encoded, kept, settings["warm_start"], settings["lr"], settings["seed"])
-            print(
-                f"warm start: {len(apart)} steps, contrast with the words from {apart[0]:.2f} to {apart[-1]:.2f} nats"
-            )
-        settings |= {"template": template.style, "delimiters": list(template.delimiters)}
+        for one, its_steps in zip(sets, steps.parts, strict=True):
+            if one is by_modality(sets)[one.modality]:
+                begin(parts[one.modality], one, its_steps.first_rows())
+        note_templates(settings, parts)
         folder, first, best = Run.create(path, settings) if ranks.first else Onlooker(path), 0, None
-        print(f"run: {folder.path}" + (f", the projector's last layer scaled by {factor:.3g}" if factor != 1 else ""))
+        print(f"run: {folder.path}")
 
     ranks.start_alike(model.trained().values())
 
     def save(step: int, is_best: bool) -> None:
-        about = {
-            "modality": features.manifest["modality"],
-            "encoder": features.manifest["encoder"],
-            "storage": features.manifest["features"][shape.kind],
-            "language_model": {"name": lm.name, "identity": lm.identity()},
-            "template": template.to_dict(),
-            "training": {"features": features.path.name, "texts": len(kept.texts), "step": step, "held-out loss": best}
-            | {key: settings[key] for key in ("steps", "batch", "lr", "seed") + ("lora", "lora_lr") * bool(lm.lora)},
-        }
+        facts_of = {"held-out loss": best} | {key: settings[key] for key in ("steps", "batch", "lr", "seed")}
+        facts_of |= {key: settings[key] for key in ("lora", "lora_lr") if lm.lora}
+
+        def write(path: Path) -> None:
+            for modality, part in parts.items():
+                about = about_part(part, [one for one in sets if one.modality == modality], step, facts_of)
+                folder_of = path.with_name(f"{path.name}-{modality}") if len(parts) > 1 else path
+                save_adapter(folder_of, part.adapter, about, lm=lm)
+
         state = {
             "tensors": optimizer_state(optimizer) | {"generator": torch.get_rng_state()},
             "facts": identity
             | {"best": best, "micro_batch": micro, "threads": torch.get_num_threads(), "scaler": scaler.state_dict()},
         }
-        folder.save(step, lambda path: save_adapter(path, adapter, about, lm=lm), state, KEEP_CHECKPOINTS, is_best)
+        folder.save(step, write, state, KEEP_CHECKPOINTS, is_best)
 
     # 7. Train.
     folder.track(settings["track"], first)
@@ -261,21 +210,17 @@ def train(
 
         last = bool(ranks.most(stop.asked)) or step == settings["steps"]
         is_best = False
-        if heldout and (last or step % settings["eval_every"] == 0):
-            losses = heldout_losses(model, encoded, heldout, stand_in, micro, ranks)
-            ratio = scale_ratio(adapter, features, heldout)
-            answers = sample_answers(model, encoded, heldout)
-            folder.log(step=step, heldout=losses, rms_ratio=ratio, scores=quick_scores(answers), **peak_memory(device))
-            folder.write_samples(step, answers[:SAMPLES])
+        if any(one.heldout for one in sets) and (last or step % settings["eval_every"] == 0):
+            losses, ratio, each = look(model, sets, steps.counts(step), micro, ranks)
+            answers = [sample_answers(model, one.encoded, one.heldout) for one in sets]
+            scores = quick_scores([row | {"id": (i, row["id"])} for i, rows in enumerate(answers) for row in rows])
+            more = peak_memory(device) | ({"sets": each} if len(sets) > 1 else {})
+            folder.log(step=step, heldout=losses, rms_ratio=ratio, scores=scores, **more)
+            folder.write_samples(step, [row for rows in answers for row in rows[:SAMPLES]])
             is_best = best is None or losses["real"] < best
             best = losses["real"] if is_best else best
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
-            bar.say(f"step {step}: held-out loss {shown}; tokens at {ratio:.2f} of the embeddings' RMS")
-            if still_blind(step, losses):
-                bar.say(
-                    "still blind: another picture's features do as well. Look whether the captions fit the pictures, "
-                    "try a higher --lr, or an adapter that reads patches (--adapter mlp)"
-                )
+            for name, found in each.items():
+                bar.say(shown(step, found, name if len(sets) > 1 else ""))
         if last or is_best or step % settings["save_every"] == 0 or time.monotonic() - saved_at > SAVE_SECONDS:
             save(step, is_best)
             saved_at = time.monotonic()
@@ -296,10 +241,6 @@ def train(
         if merged and ranks.first:
             merge_lora(folder.step_folder() / "adapter", merged)
     return step == settings["steps"]
-
-
-def sha256(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -128,7 +128,8 @@ class ComposedModel(AdaptedModel):
         soft = [modality for modality, part in parts.items() if part.adapter.soft_prompt is not None]
         prompt = ComposedPrompt({modality: part.prompt for modality, part in parts.items()}, soft)
         adapters = Adapters({modality: part.adapter for modality, part in parts.items()})
-        super().__init__(first.lm, adapters, prompt, first.token_noise, first.loss_mean)
+        noise = max(part.token_noise for part in parts.values())
+        super().__init__(first.lm, adapters, prompt, noise, first.loss_mean)
         self.parts = nn.ModuleDict(parts)
 
     def slots(
@@ -138,7 +139,8 @@ class ComposedModel(AdaptedModel):
         filled = {}
         for modality in _modalities(texts):
             own, given = _stripped(modality, texts), _given(modality, features)
-            found = self.parts[modality].slots(own, given, noise, None if draw is None else f"{draw}/{modality}")
+            part, named = self.parts[modality], None if draw is None else f"{draw}/{modality}"
+            found = part.slots(own, given, min(noise, part.token_noise), named)
             filled |= {f"{modality}:{name}": vectors for name, vectors in found.items()}
         return filled
 

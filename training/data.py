@@ -6,12 +6,14 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from adapters import AdapterError
+from adapters.composed import owned
 from adapters.model import Adapter
 from adapters.projectors import FeatureShape
 from adapters.prompt import Prompt, Segment, soft_slots
@@ -28,20 +30,22 @@ class Batch:
     """Some texts, ready for `AdaptedModel`.
 
     `rows` `(media, width)` or `(media, tokens, width)` fp16 holds the features of the media named in `keys`, each once
-    however many of the texts are about it. `targets` counts the target tokens. Of a step that several processes share,
-    `whole` counts the texts and the target tokens of all of it. `draw` names the step's noise.
+    however many of the texts are about it; of several feature sets it is a list of such. `targets` counts the target
+    tokens. Of a step that several processes share, `whole` counts the texts and the target tokens of all of it. `draw`
+    names the step's noise.
     """
 
     texts: list[list[Segment]]
     keys: list[str]
-    rows: torch.Tensor
+    rows: torch.Tensor | list[torch.Tensor]
     targets: int
     whole: tuple[int, int] | None = None
     draw: str | None = None
 
     @property
     def features(self) -> dict[str, torch.Tensor]:
-        return dict(zip(self.keys, self.rows, strict=True))
+        rows = chain.from_iterable(self.rows) if isinstance(self.rows, list) else self.rows
+        return dict(zip(self.keys, rows, strict=True))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -59,7 +63,14 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """Called by the data loader, so that the copy to the GPU doesn't wait."""
-        return replace(self, rows=self.rows.pin_memory())
+        several = isinstance(self.rows, list)
+        return replace(self, rows=[rows.pin_memory() for rows in self.rows] if several else self.rows.pin_memory())
+
+    @classmethod
+    def join(cls, batches: Sequence["Batch"]) -> "Batch":
+        """One batch of several, of different feature sets."""
+        texts, keys = ([one for batch in batches for one in getattr(batch, name)] for name in ("texts", "keys"))
+        return cls(texts, keys, [batch.rows for batch in batches], sum(batch.targets for batch in batches))
 
 
 @dataclass
@@ -89,21 +100,30 @@ def feature_shape(features: FeatureSet, kind: str) -> FeatureShape:
 
 
 class Encoded:
-    """A feature set's texts as segments, with their features: the bridge from `shards` to `adapters`."""
+    """A feature set's texts as segments, with their features: the bridge from `shards` to `adapters`.
 
-    def __init__(self, features: FeatureSet, prompt: Prompt, adapter: Adapter):
-        self.features, self.prompt = features, prompt
+    Among several sets, `within` stands before the names of its media; where several adapters are trained, `owner` is
+    the modality of the one that reads them (see `adapters.composed`).
+    """
+
+    def __init__(self, features: FeatureSet, prompt: Prompt, adapter: Adapter, within: str = "", owner: str = ""):
+        self.features, self.prompt, self.adapter = features, prompt, adapter
+        self.within, self.owner = within, owner
         self.kind = adapter.features.kind
         self.tokens, self.soft_tokens = adapter.tokens, adapter.soft_tokens
+
+    def named(self, key: str) -> str:
+        """What a medium's slot is called."""
+        return f"{self.owner}:{self.within}{key}" if self.owner else self.within + key
 
     def segments(self, text: Text, *, answer: bool = True, media: bool = True) -> list[Segment]:
         """One text's segments; with `media=False` what is left when there is nothing to look at."""
         turns = text.turns
         if not media:
             turns = [{**turn, "content": self.prompt.without_marks(turn["content"])} for turn in turns]
-        return self.prompt.segments(
-            turns, text.media if media else (), answer=answer, soft_prompt=bool(self.soft_tokens)
-        )
+        names = [self.within + key for key in text.media] if media else ()
+        segments = self.prompt.segments(turns, names, answer=answer, soft_prompt=bool(self.soft_tokens))
+        return owned(self.owner, segments) if self.owner else segments
 
     def batch(
         self,
@@ -122,7 +142,7 @@ class Encoded:
         shown = [instead(key) for key in keys] if instead else keys
         views = {"views": [view(key) for key in keys]} if view else {}
         rows = self.features.read_many(shown, self.kind, **views)
-        return Batch(segments, keys, rows, _targets(segments))
+        return Batch(segments, [self.named(key) for key in keys], rows, _targets(segments))
 
     def keep(
         self, texts: Sequence[Text], max_length: int, desc: str = "reading texts", words_alone: bool = True
@@ -131,6 +151,7 @@ class Encoded:
         without `words_alone` also texts without a medium, where nothing that is trained has a part in them.
         """
         kept, soft = Kept([], [], [], Counter()), soft_slots(self.soft_tokens, self.prompt.template)
+        soft = {f"{self.owner}:{name}" if self.owner else name: count for name, count in soft.items()}
         for text in tqdm(texts, desc=desc, unit=" texts", leave=False, disable=len(texts) < 20_000):
             if not text.turns or text.turns[-1]["role"] != "assistant" or not text.turns[-1]["content"].strip():
                 kept.dropped["no words to learn"] += 1
@@ -143,7 +164,7 @@ class Encoded:
             except AdapterError as error:
                 kept.dropped[str(error)] += 1
                 continue
-            length = length_of(segments, soft | dict.fromkeys(text.media, self.tokens))
+            length = length_of(segments, soft | {self.named(key): self.tokens for key in text.media})
             if length > max_length:
                 kept.dropped[f"longer than {max_length} tokens"] += 1
                 continue
@@ -174,6 +195,16 @@ class Steps(Dataset):
         self._epoch, self._order = -1, []
 
     @property
+    def parts(self) -> list["Steps"]:
+        """The steps of each feature set."""
+        return [self]
+
+    def counts(self, steps: int) -> list[int]:
+        """How many texts of each set the first `steps` steps have."""
+        whole, rest = divmod(steps, self.per_epoch)
+        return [whole * len(self.kept.texts) + sum(map(len, self.order(whole)[:rest] if rest else []))]
+
+    @property
     def per_epoch(self) -> int:
         return steps_per_epoch(len(self.kept.texts), self.batch)
 
@@ -188,17 +219,24 @@ class Steps(Dataset):
     def share(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
         """The part of a step that falls to one of `ranks` processes; without these, all of it."""
         epoch, place = divmod(step, self.per_epoch)
+        order = self.order(epoch)[place]
+        part = split_evenly([self.kept.lengths[i] for i in order], ranks)[rank]
+        texts = [self.kept.texts[i] for i in order[part]]
+        whole = len(order), sum(self.kept.targets[i] for i in order)
+        return replace(self.batch_of(texts, epoch), whole=whole, draw=f"{self.seed}/{step}")
+
+    def order(self, epoch: int) -> list[list[int]]:
+        """The steps of an epoch, each a list of indices into the texts."""
         if epoch != self._epoch:
             media = [" ".join(text.media) or text.id for text in self.kept.texts]
             self._order = epoch_steps(media, self.kept.lengths, self.batch, self.seed, epoch, self.texts_per_medium)
             self._epoch = epoch
-        order = self._order[place]
-        part = split_evenly([self.kept.lengths[i] for i in order], ranks)[rank]
-        texts = [self.kept.texts[i] for i in order[part]]
+        return self._order
+
+    def batch_of(self, texts: Sequence[Text], epoch: int) -> Batch:
+        """Texts with their features, of each medium the view that an epoch shows."""
         views = self.encoded.features.manifest["features"][self.encoded.kind].get("views", 1)
-        batch = self.encoded.batch(texts, view=lambda key: choose_view(self.seed, epoch, key, views))
-        whole = len(order), sum(self.kept.targets[i] for i in order)
-        return replace(batch, whole=whole, draw=f"{self.seed}/{step}")
+        return self.encoded.batch(texts, view=lambda key: choose_view(self.seed, epoch, key, views))
 
 
 def choose_view(seed: int, epoch: int, key: str, views: int) -> int:

@@ -13,8 +13,9 @@ class Options:
 
     adapter: str | None = None
     """Projector: linear, linearK, mlp, mlpK, groupK, windowK (K a whole number), as in mlp16."""
-    features: Path | None = None
-    """Feature set to train on (default: the newest in features/ that fits the adapter)."""
+    features: tuple[str, ...] | None = None
+    """Feature set to train on (default: the newest in features/ that fits the adapter), or several, mixed by weight, as
+    features/a=0.7 features/b=0.3 (without weights: by size)."""
     lm: str | None = None
     """Frozen language model: a folder or a hub id."""
     name: str | None = None
@@ -136,6 +137,8 @@ ABOUT_THE_CALL = {"merge_lora", "name", "recipe", "sweep", "resume", "device", "
 def given(options: Options) -> dict:
     """The settings given as flags, in the plain types that config.toml holds."""
     values = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in ABOUT_THE_CALL}
+    if values["features"] and len(values["features"]) == 1:
+        (values["features"],) = values["features"]
     return {
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in values.items()

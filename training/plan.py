@@ -6,8 +6,8 @@ model keeps for the backward pass. So it can be known for a model that isn't her
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -102,6 +102,13 @@ def plan_of(
         free=free,
         lora=maps * ADAM_BYTES,
     )
+
+
+def together(plans: Sequence[Plan]) -> Plan:
+    """The plan of several adapters on one language model: all are held, and a text is of the one that keeps most."""
+    adapter, checkpoint = (sum(getattr(plan, name) for plan in plans) for name in ("adapter", "checkpoint"))
+    per_medium, tokens = max(plan.per_medium for plan in plans), min(plan.tokens for plan in plans)
+    return replace(plans[0], adapter=adapter, checkpoint=checkpoint, per_medium=per_medium, tokens=tokens)
 
 
 def weight_bytes(model: PreTrainedModel, precision: str, keep: Iterable[str] = ("lm_head",), rest: int = 2) -> int:

@@ -2,20 +2,22 @@
 
 import difflib
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from training import RunError
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
-TABLES = {"about", "precompute", "train", "adapter", "full"}
+TABLES = {"about", "precompute", "train", "adapter", "modality", "full"}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One file of recipes/. `about`: paper, data, scores, what is doubtful · `precompute` and `train`: fields of those
-    scripts' flags · `adapter`: SPEC -> fields that go with this adapter · `full`: the encoder's true shape, so that
-    what a training needs can be counted without it.
+    scripts' flags · `adapter`: SPEC -> fields that go with this adapter · `modality`: "audio" -> fields that go with
+    this modality's adapter, where several are trained at once · `full`: the encoder's true shape, so that what a
+    training needs can be counted without it.
     """
 
     path: Path
@@ -23,6 +25,7 @@ class Recipe:
     precompute: dict
     train: dict
     adapter: dict
+    modality: dict
     full: dict
 
     @property
@@ -38,6 +41,15 @@ class Recipe:
         if unknown := sorted(set(table) - allowed):
             raise RunError(f"{self.path} sets {', '.join(unknown)}, which train.py doesn't know")
         return table
+
+    def forms(self, allowed: Collection[str]) -> dict[str, dict]:
+        """The `[modality.*]` tables. Raises RunError for a field that isn't in `allowed`."""
+        for modality, table in self.modality.items():
+            if unknown := sorted(set(table) - set(allowed)):
+                raise RunError(
+                    f"{self.path} sets {', '.join(unknown)} for {modality}, which can't be set for one modality"
+                )
+        return self.modality
 
 
 def recipe_names() -> list[str]:

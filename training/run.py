@@ -232,5 +232,8 @@ def _sync_file(path: Path) -> None:
 
 
 def _toml(config: dict) -> str:
-    """A flat TOML table; None is left out. JSON's strings, numbers, booleans and lists are TOML's too."""
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items() if value is not None)
+    """A TOML table, tables in it as dotted keys; None is left out. JSON's strings, numbers and lists are TOML's too."""
+    flat = {}
+    for key, value in config.items():
+        flat |= {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in flat.items() if value is not None)

@@ -13,9 +13,11 @@ from adapters.model import Adapter
 from adapters.projectors import FeatureShape, find_projector
 from shards.read import FeatureSet
 from training import RunError
+from training.mix import named_sets
 from training.options import ABOUT_THE_CALL, Options, given
 from training.recipe import load_recipe
 from training.run import Run
+from training.sets import FORM
 from training.start import over_start, start_settings
 from training.trackers import require_trackers
 
@@ -161,25 +163,45 @@ def new_settings(options: Options, tiny_folder: Path) -> dict:
             f"note: {options.recipe} goes on from a run of its first stage; without --init a new projector is trained"
         )
     settings = settle(flags, recipe)
-    if "features" not in settings:
+    if named := "features" in settings:
+        found = {path: encoder_of(path) for path in named_sets(settings["features"])}
+    else:
         kind = find_projector(settings["adapter"])[0].kind
         settings["features"] = str(newest_features(Path("features"), kind, encoder, options.tiny))
-    elif encoder and (found := encoder_of(settings["features"])) != encoder:
-        print(f"note: {options.recipe} is meant for features of {encoder}, and these come from {found}")
+        found = {settings["features"]: encoder_of(settings["features"])}
+    for maker in found.values():
+        if named and encoder and maker != encoder:
+            print(f"note: {options.recipe} is meant for features of {encoder}, and these come from {maker}")
+    own = whole.forms(FORM) if options.recipe else {}
     if "lm" not in settings:
-        maker = encoder_of(settings["features"])
-        if maker not in DEMOS:
+        if any(maker not in DEMOS for maker in found.values()):
             raise RunError(
                 "--lm is missing: which language model is to read these features? For a 24 GB GPU, for instance "
                 "HuggingFaceTB/SmolLM2-360M-Instruct (0.7 GB), Qwen/Qwen3-4B-Instruct-2507 (8 GB) or "
                 "mistralai/Mistral-7B-Instruct-v0.3 (15 GB); or a folder with a transformers model"
             )
-        print(f"recipe: {DEMOS[maker]}, because these features come from the demo's encoder")
-        demo = load_recipe(DEMOS[maker]).settings(names, settings["adapter"])
-        settings = settle(flags, demo | recipe) | {"features": settings["features"]}
+        brought = {path: DEMOS[maker] for path, maker in found.items()}
+        print(
+            f"recipe: {', '.join(dict.fromkeys(brought.values()))}, because these features come from the demo's encoder"
+        )
+        demos = {path: load_recipe(name).settings(names, settings["adapter"]) for path, name in brought.items()}
+        settings = settle(flags, next(iter(demos.values())) | recipe) | {"features": settings["features"]}
+        if len(set(brought.values())) > 1:
+            own = {modality_of(path): demos[path] | recipe | own.get(modality_of(path), {}) for path in reversed(demos)}
+    settings |= {modality: form_of(table, flags) for modality, table in own.items()}
     if options.tiny:
         settings = made_tiny(settings, flags, tiny_folder)
     return settings
+
+
+def form_of(table: dict, flags: dict) -> dict:
+    """What of a table may be set for one modality, less what is given as flags."""
+    return {name: value for name, value in table.items() if name in FORM and name not in flags}
+
+
+def modality_of(features: str | Path) -> str:
+    """Of which modality a feature set's media are."""
+    return FeatureSet(features).manifest["modality"]
 
 
 def encoder_of(features: str | Path) -> str:

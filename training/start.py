@@ -15,13 +15,15 @@ from training.run import Run
 FORM = ("adapter", "soft_prompt", "soft_prompt_mlp", "output_norm", "projector_hidden", "projector_layers")
 
 
-def start_folder(path: Path | str) -> Path:
-    """The adapter folder at `path`: itself, or that of a run's last checkpoint. Raises RunError for a run without one,
-    and for one that holds several.
+def start_folder(path: Path | str, modality: str = "") -> Path:
+    """The adapter folder at `path`: itself, or that of a run's last checkpoint; of several that of `modality`. Raises
+    RunError for a run without one, and for one that holds several where no modality is named.
     """
     path = Path(path)
     if (path / CONFIG).is_file():
         return path
+    if modality:
+        return Run.open(path).step_folder() / f"adapter-{modality}"
     first, *others = Run.open(path).adapter_folders()
     if others:
         raise RunError(f"{path} holds {1 + len(others)} adapters; name the folder of one, as {first}")

@@ -38,7 +38,7 @@ def make_optimizer(trained: Mapping[str, nn.Parameter], settings: dict) -> torch
     groups: dict[tuple, list] = {}
     for name, parameter in trained.items():
         part = "lora" if name.startswith("lora.") else "projector"
-        if settings["soft_prompt_lr"] and name.startswith("soft_prompt."):
+        if settings["soft_prompt_lr"] and "soft_prompt" in name.split("."):
             part = "soft prompt"
         decay = settings["weight_decay"] if parameter.ndim > 1 else 0.0
         groups.setdefault((part, decay), []).append(parameter)

@@ -154,9 +154,10 @@ def outcome(path: Path, choice: dict, failed: str = "") -> dict:
         best = min(looks, key=lambda found: found["heldout"]["real"])
         row |= {"heldout": best["heldout"], "best_step": best["step"]}
     if (path / "last").is_file():
-        adapter = run.step_folder() / "adapter"
-        row["tokens"] = json.loads((adapter / "adapter.json").read_text())["tokens"]
-        row["parameters"] = sum(prod(shape) for file in adapter.rglob("*.safetensors") for shape in _shapes(file))
+        folders = run.adapter_folders()
+        row["tokens"] = sum(json.loads((folder / "adapter.json").read_text())["tokens"] for folder in folders)
+        files = [file for folder in folders for file in folder.rglob("*.safetensors")]
+        row["parameters"] = sum(prod(shape) for file in files for shape in _shapes(file))
     return row
 
 
