@@ -12,6 +12,7 @@ import pytest
 import tiny_media
 from PIL import Image
 
+from demo.screenshot import asked_for
 from precompute.media import decode_sound
 from precompute.preview import preview
 from scoring import report as reports
@@ -182,3 +183,14 @@ def test_a_sound_can_be_heard_and_a_clip_seen_where_the_very_file_is_at_hand(tmp
     ):
         _, heard, note = preview(held, "key", tmp_path / folder if folder else None)
         assert heard is None and said in note
+
+
+def test_what_a_page_asks_for_is_read_from_the_browsers_log():
+    params = [
+        {"url": "file:///r.html", "initiator": "null"}, {"url": "data:image/jpeg;base64,AA", "initiator": "null"},
+        {"url": "https://update.example/", "initiator": "not an origin"}, {"url": "https://x.example/a"},
+    ]  # fmt: skip
+    quiet = json.dumps({"events": [{"params": one} for one in params] + [{"type": 1}]})
+    assert asked_for(quiet, "file:///r.html") == set()
+    loud = json.dumps({"events": [{"params": {"url": "https://x.example/a", "initiator": "null"}}]})
+    assert asked_for(loud, "file:///r.html") == {"https://x.example/a"}
