@@ -15,10 +15,12 @@ LINE, PANEL, GAP = 26, 230, 34
 
 
 def open_runs(paths: Sequence[Path]) -> list[RunFolder]:
-    """The runs among `paths`, best first by the mean of the scores they share, those that weren't scored last; other
-    things in the same folder (a shell's runs/* names them too) are passed over. Raises ScoreError when none is a run.
+    """The runs among `paths` and in folders of runs among them (a sweep's), best first by the mean of the scores they
+    share, those that weren't scored last; other things in the same folder (a shell's runs/* names them too) are passed
+    over. Raises ScoreError when none is a run.
     """
-    runs = [RunFolder(path) for path in paths if (path / "config.toml").is_file()]
+    found = [file.parent for path in paths for file in (*path.glob("config.toml"), *sorted(path.glob("*/config.toml")))]
+    runs = [RunFolder(path) for path in dict.fromkeys(found)]
     if not runs:
         raise ScoreError(f"none of {', '.join(map(str, paths))} is a run: none holds a config.toml")
     names = shared(runs)

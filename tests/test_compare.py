@@ -40,6 +40,7 @@ def runs(tmp_path):
 def test_the_table_says_what_differed_and_what_it_did(runs):
     found = compare.open_runs(sorted(runs.iterdir()))
     assert [run.name for run in found] == ["high", "low", "unscored"]
+    assert [run.name for run in compare.open_runs([runs])] == ["high", "low", "unscored"], "a folder of runs, a sweep's"
     assert compare.differing(found) == {"adapter": ["mlp16", "mlp8", "mlp16"], "lr": ["0.001", "0.001", "0.01"]}
     text = compare.table(found)
     lines = text.splitlines()
