@@ -9,10 +9,23 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPVisionConfig
+from transformers import CLIPVisionConfig, ViTConfig
 
 from adapters.projectors import FeatureShape
-from benchmarks import _synthetic, caching, decoding, loader, published_loop, sharing, side_by_side, step
+from benchmarks import (
+    _synthetic,
+    caching,
+    clip_retrieval,
+    decoding,
+    growth,
+    loader,
+    padding,
+    published_loop,
+    sharing,
+    side_by_side,
+    startup,
+    step,
+)
 from benchmarks._meters import peak_bytes
 
 ROOT = Path(__file__).parent.parent
@@ -115,3 +128,34 @@ def test_sharing_caching_and_the_loader_are_measured(monkeypatch: pytest.MonkeyP
     shapes = {"POOLED": FeatureShape("pooled", 1, 768), "PATCHES": FEW_PATCHES}
     found = measured(loader, monkeypatch, MANY=64, FEW=8, SLICE=TINY | {"vocab": 1500}, **shapes)
     assert len(found) == 5
+
+
+def test_a_read_costs_the_same_in_a_larger_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/proc/self/io").exists():
+        pytest.skip("only Linux counts them")
+    found = measured(growth, monkeypatch, SMALL=40, LARGE=240, READS=200)
+    reads, calls, memory = found.values()
+    assert reads["ratio"] == pytest.approx(1, abs=0.01) and reads["bytes"] >= 2 * 64
+    assert calls["ratio"] == pytest.approx(1, abs=0.01) and calls["calls"] == pytest.approx(1, abs=0.02)
+    assert 20 < memory["bytes"] < 2000
+
+
+def test_padding_is_under_a_twentieth_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured(padding, monkeypatch, TEXTS=20_000)
+    assert all(row["share"] < 0.05 < 0.2 < row["at random"] for row in found.values())
+
+
+def test_both_ways_encode_the_same_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    vit = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    seen = []
+    way = clip_retrieval.partition
+    monkeypatch.setattr(clip_retrieval, "partition", lambda *given: seen.append(way(*given)))
+    measured(clip_retrieval, monkeypatch, VIT=vit, PICTURES=5, BATCH=2, WORKERS=(0,))
+    assert all(vectors.shape == (5, 16) and np.array_equal(vectors, seen[0]) for vectors in seen)
+    assert np.linalg.norm(seen[0].astype(float), axis=1) == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.slow
+def test_a_run_of_one_step_is_measured_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured(startup, monkeypatch, TEXTS=100)
+    assert all(row["seconds"] > 0 for row in found.values())
