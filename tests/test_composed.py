@@ -1,7 +1,11 @@
 """Several adapters on one language model: each alone as it was, a mixed prompt's form, and what doesn't go together."""
 
 import io
+import json
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -16,8 +20,12 @@ from adapters.language_model import load_language_model
 from adapters.model import AdaptedModel, Adapter
 from adapters.projectors import FeatureShape
 from adapters.prompt import SOFT_PROMPT, SOFT_PROMPT_END, Prompt, Template, default_template
-from demo import corpus, scenes, sounds
+from demo import compose, corpus, scenes, sounds
 from precompute.encoders import load_encoder
+from shards.read import FeatureSet
+from training.run import Run
+
+ROOT = Path(__file__).parent.parent
 
 SHAPES = {
     "image": FeatureShape("patches", 4, 6, (2, 2)),
@@ -290,3 +298,43 @@ def test_a_picture_and_a_sound_in_one_prompt_are_both_understood():
             text = prompt.segments([{"role": "user", "content": asked}], order, answer=False)
             right[name].append(model.generate([text], {}, 8)[0] == truth)
     assert sum(right["image"]) >= 34 and sum(right["audio"]) >= 34, right
+
+
+def test_the_page_holds_what_was_found():
+    found, page = json.loads(compose.FOUND.read_text()), compose.PAGE.read_text()
+    for name in (compose.TOKENS, compose.WORDS):
+        assert compose.table(found[name]) in page
+        for modality in ("image", "audio"):
+            part = found[name]["questions"][modality]
+            assert part["own first"]["value"] > part["exchanged"]["high"] and part["alone"]["n"] == 600
+
+
+def both_right(image_run, audio_run, home, pairs=20):
+    """The share of held-out pairs of a picture's and a sound's files of which both are understood in one prompt."""
+    eyes = live.load(image=image_run, audio=audio_run)
+    asked = {}
+    for modality, run, data in (("image", image_run, "seed-0"), ("audio", audio_run, "seed-0-audio")):
+        features = FeatureSet(home / Run.open(run).config["features"])
+        texts = [t for t in features.texts() if t.split == "heldout" and len(t.turns) == 2]
+        chosen = {t.media[0]: t for t in texts}  # one of each medium
+        folder = home / "demo" / "media" / data
+        asked[modality] = [(folder / features.info(key)["origin"], *t.turns) for key, t in list(chosen.items())[:pairs]]
+    right = 0
+    for picture, sound in zip(*asked.values(), strict=True):
+        said = [eyes.ask([picture[0], sound[0]], one[1]["content"]) for one in (picture, sound)]
+        right += said == [one[2]["content"] for one in (picture, sound)]
+    return right / pairs
+
+
+@pytest.mark.slow
+def test_the_demos_adapters_understand_a_picture_and_a_sound_in_one_prompt(tmp_path, monkeypatch):
+    """Trained apart, on captions alone, for a few minutes each: most pairs of questions have both answers right."""
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ("precompute.py",),
+        ("precompute.py", "--demo", "audio"),
+        ("train.py", "--adapter", "mlp16", "--features", "features/demo", "--name", "eyes", "--steps", "1100"),
+        ("train.py", "--adapter", "mlp16", "--features", "features/demo-audio", "--name", "ears"),
+    ):
+        subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:], "--device", "cpu"], check=True)
+    assert both_right(tmp_path / "runs" / "eyes", tmp_path / "runs" / "ears", tmp_path) >= 0.6
