@@ -19,6 +19,7 @@ from adapters import AdapterError
 from adapters.checkpoint import load_adapter, save_adapter
 from adapters.hub import stage
 from adapters.language_model import load_language_model, same_language_model
+from adapters.lora import add_lora, lora_parameters
 from adapters.model import Adapter
 from adapters.projectors import FeatureShape
 from adapters.prompt import default_template
@@ -193,6 +194,33 @@ def test_staged_weights_are_bf16_and_a_hub_id_names_the_base_model(home, tmp_pat
     data = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
     assert data["base_model"] == "meta-llama/Llama-2-7b-hf" and data["base_model_relation"] == "adapter"
     assert data["license"] == "mit" and data["datasets"] == ["a/b"] and "model-index" not in data
+
+
+def test_lora_goes_along_in_bf16_without_a_path_in_pefts_config(home, tmp_path):
+    import live
+
+    lm = load_language_model(str(home / "lm"))
+    add_lora(lm, 2, 4)
+    with torch.no_grad():
+        for number, parameter in enumerate(lora_parameters(lm.model).values()):
+            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
+    adapter, config = load_adapter(home / "run" / "steps" / "000020" / "adapter")
+    about = {
+        name: config[name] for name in ("modality", "encoder", "storage", "language_model", "template", "training")
+    }
+    save_adapter(tmp_path / "tuned", adapter, about, lm=lm)
+    files = stage(tmp_path / "tuned", tmp_path / "out", "user/x")
+    assert {"lora/adapter_config.json", "lora/adapter_model.safetensors"} < {
+        path.relative_to(tmp_path / "out").as_posix() for path in files
+    }
+    assert (
+        json.loads((tmp_path / "out" / "lora" / "adapter_config.json").read_text())["base_model_name_or_path"] == "lm"
+    )
+    again, _ = live.load_adapted(tmp_path / "out", lm=str(home / "lm"))
+    mine, theirs = lora_parameters(lm.model), lora_parameters(again.lm.model)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(theirs[name], value.bfloat16().float()) for name, value in mine.items())
+    assert "parameters of LoRA, r=2 and" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_path_that_would_leave_all_the_same_stops_it(home, tmp_path, monkeypatch):
