@@ -88,7 +88,8 @@ class Options:
     lora: str | None = None
     """Stage 2: also train low-rank maps on the language model's linear layers, as in r=64,alpha=16."""
     lora_lr: float | None = None
-    """Peak learning rate of these maps; it rises and falls as that of the projector."""
+    """Peak learning rate of these maps, which goes the projector's way (default: 2e-4, and 2e-5 for the projector
+    beside it, as in LLaVA-1.5)."""
     freeze_projector: int | None = None
     """Steps at the start in which these maps alone are trained (0: none)."""
     merge_lora: Path | None = None
