@@ -95,7 +95,7 @@ def train(
     from training.data import load_steps, medium_contents
     from training.heldout import SAMPLES, peak_memory, sample_answers
     from training.part import about_part, begin, make_part, note_templates
-    from training.plan import plan, together
+    from training.plan import plan, spare_memory, together
     from training.progress import ProgressBar, StopRequest
     from training.run import Onlooker, Run, load_optimizer_state, optimizer_state
     from training.sets import by_modality, identity_of, look, make_steps, open_sets, shown
@@ -117,7 +117,6 @@ def train(
             print(f"threads: {facts['threads']}, as at the checkpoint, because sums depend on it")
             torch.set_num_threads(facts["threads"])
     lm = frozen.load(settings["lm"], settings["precision"])
-    checkpoint_layers(lm, settings["rerun_layers"])
 
     # 3. The adapter between them, one a modality: from the checkpoint, an earlier run, or new. In stage 2 LoRA too.
     torch.manual_seed(settings["seed"])
@@ -143,7 +142,12 @@ def train(
     # 5. How long, and what it will need.
     steps = make_steps(sets, settings, ranks.rank, ranks.size)
     settle_length(settings, steps.per_epoch)
-    needs = together([plan(lm, part.adapter, longest, settings["rerun_layers"]) for part in parts.values()])
+    needs, again = spare_memory(
+        lambda every: together([plan(lm, part.adapter, longest, every) for part in parts.values()]),
+        settings["rerun_layers"],
+        longest,
+    )
+    checkpoint_layers(lm, again)
     print(needs)
     one, *more = sets
     saving = None if more else caching(one.features, one.shape.kind, one.kept, settings, ranks.size)

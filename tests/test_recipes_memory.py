@@ -15,7 +15,7 @@ from adapters.prompt import Prompt, default_template
 from adapters.splice import length_of
 from training import plan as plans
 from training.full_size import skeleton
-from training.plan import GIB, Plan, kept_bytes, kept_per_token, plan, weight_bytes
+from training.plan import GIB, Plan, kept_bytes, kept_per_token, plan, spare_memory, weight_bytes
 from training.recipe import load_recipe, recipe_names
 from training.table import page
 
@@ -130,6 +130,28 @@ def test_the_micro_batch_is_what_fits():
     assert needs.micro_batch(4, 300) == 4 and needs.micro_batch(64, 10**6) == 1
     on_a_cpu = Plan(10 * GIB, GIB, 1 << 20, 1 << 20, 1 << 28, 0, 100, None)
     assert on_a_cpu.micro_batch(64, 300) == 64 and "GPU" not in str(on_a_cpu)
+
+
+def test_layers_run_again_only_where_no_text_would_fit_and_as_few_as_let_one(capsys):
+    asked = []
+
+    def plan_at(every: int, free: int | None) -> Plan:
+        asked.append(every)
+        kept = {0: 40, 8: 30, 4: 20, 2: 10, 1: 5}[every] << 20
+        return Plan(0, 0, kept, 0, 0, 0, 0, free)
+
+    def spared(free: int | None, rerun: int = 0) -> tuple[int, list[int]]:
+        asked.clear()
+        needs, again = spare_memory(lambda every: plan_at(every, free), rerun, 100)
+        assert needs == plan_at(again, free)
+        return again, asked[:-1]
+
+    room = {kept: round(kept * 100 / 0.8) + 1 << 20 for kept in (40, 20, 4)}
+    assert spared(None) == spared(room[40]) == (0, [0])
+    assert spared(room[20], rerun=2) == (2, [2]) and not capsys.readouterr().out
+    assert spared(room[20]) == (4, [0, 8, 4])
+    assert "--rerun-layers 4" in capsys.readouterr().out
+    assert spared(room[4]) == (1, [0, 8, 4, 2, 1]) and "--rerun-layers 1" in capsys.readouterr().out
 
 
 def test_the_page_of_recipes_is_made_by_its_script():

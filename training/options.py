@@ -96,7 +96,7 @@ class Options:
     """At the end also write the language model with these maps merged, and the adapter, to this folder."""
     rerun_layers: int | None = None
     """Each so many-th layer of the language model keeps its input alone and is computed again in the backward pass:
-    far less memory for a third more time (1: all layers; 0: none)."""
+    far less memory for a third more time (1: all layers; 0: none, unless the plan finds that no text would fit)."""
     steps: int | None = None
     """Optimizer steps in all (default: so many as --epochs needs)."""
     epochs: float | None = None

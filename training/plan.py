@@ -22,6 +22,7 @@ from training.full_size import skeleton
 
 ADAM_BYTES = 16  # an fp32 weight, its gradient and Adam's two moments
 SHARE = 0.8  # of the free memory to plan with: one layer's working memory and the allocator's gaps take the rest
+FEWER = (8, 4, 2, 1)  # each so many-th layer keeps its input alone, where nothing would fit else
 BLOCK, BLOCKS = 64, 256  # bitsandbytes' 4 bits: weights with one scale, scales with one of their own
 GIB = 1 << 30
 
@@ -51,8 +52,14 @@ class Plan:
         """How many texts of `longest` tokens fit at once: all of them on a CPU, what the free memory holds on a GPU."""
         if self.free is None:
             return batch
-        room = SHARE * (self.free - self.adapter) / self.per_text(longest)
-        return max(1, min(batch, int(room)))
+        return max(1, min(batch, int(self._room(longest))))
+
+    def fits(self, longest: int) -> bool:
+        """Whether one text of `longest` tokens does."""
+        return self.free is None or self._room(longest) >= 1
+
+    def _room(self, longest: int) -> float:
+        return SHARE * (self.free - self.adapter) / self.per_text(longest)
 
     def __str__(self) -> str:
         free = "" if self.free is None else f"; {self.free / GIB:.1f} GiB of the GPU are free"
@@ -102,6 +109,20 @@ def plan_of(
         free=free,
         lora=maps * ADAM_BYTES,
     )
+
+
+def spare_memory(plan_at: Callable[[int], Plan], rerun: int, longest: int) -> tuple[Plan, int]:
+    """The plan, and how many layers are computed again: each `rerun`-th as was asked for, or where that is 0 and not
+    one text of `longest` tokens would fit, as few as let one. `plan_at(n)` is the plan with each n-th.
+    """
+    needs = plan_at(rerun)
+    for every in () if rerun else FEWER:
+        if needs.fits(longest):
+            break
+        needs, rerun = plan_at(every), every
+        if needs.fits(longest) or every == 1:
+            print(f"memory: to fit one text, layers are computed again in the backward pass (--rerun-layers {every})")
+    return needs, rerun
 
 
 def together(plans: Sequence[Plan]) -> Plan:

@@ -43,7 +43,8 @@ def make_optimizer(trained: Mapping[str, nn.Parameter], settings: dict) -> torch
         decay = settings["weight_decay"] if parameter.ndim > 1 else 0.0
         groups.setdefault((part, decay), []).append(parameter)
     named = [{"params": found, "name": name, "weight_decay": decay} for (name, decay), found in groups.items()]
-    return torch.optim.AdamW(named, lr=settings["lr"])
+    fused = all(parameter.is_cuda for parameter in trained.values())  # one kernel for all, where it is well tried
+    return torch.optim.AdamW(named, lr=settings["lr"], fused=fused or None)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, step: int, settings: dict) -> float:
