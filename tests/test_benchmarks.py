@@ -21,10 +21,12 @@ from benchmarks import (
     loader,
     padding,
     published_loop,
+    ranks,
     sharing,
     side_by_side,
     startup,
     step,
+    sweep,
 )
 from benchmarks._meters import peak_bytes
 
@@ -159,3 +161,11 @@ def test_both_ways_encode_the_same_pictures(monkeypatch: pytest.MonkeyPatch, tmp
 def test_a_run_of_one_step_is_measured_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measured(startup, monkeypatch, TEXTS=100)
     assert all(row["seconds"] > 0 for row in found.values())
+
+
+@pytest.mark.slow
+def test_ranks_and_sweeps_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = measured(ranks, monkeypatch, SIZES={"0.6M": 600_000}).values()
+    assert 0 < row["a few numbers ms"] < 1000 and row["GB/s"] > 0
+    (row,) = measured(sweep, monkeypatch, MIDDLE={"hidden_size": 32}, RATES=("1e-3", "3e-4")).values()
+    assert row["s saved a run"] > 0 and row["ratio"] > 1

@@ -308,3 +308,14 @@ def test_torchrun_itself(home, whole):
     job.send_signal(signal.SIGINT)
     output, _ = job.communicate(timeout=120)
     assert re.search(r"stopped after step (\d+); go on with", output) and output.count("stopping after this step") == 1
+
+
+def test_the_picture_shows_where_two_processes_part():
+    from demo.ranks import TWO, difference, picture
+
+    one = [2.0 - i / 10 for i in range(10)]
+    two = one[:5] + [loss + 0.01 for loss in one[5:]]
+    assert difference(one, two) == pytest.approx([0.0] * 5 + [0.01] * 5)
+    shown = picture(one, two, one)
+    rows = [max(y for y in range(330, 461) if shown.getpixel((x, y)) == TWO) for x in (100, 750)]
+    assert rows[0] > 450 and rows[1] < 340

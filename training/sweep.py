@@ -89,7 +89,7 @@ def sweep(
     `train(settings, path, old)` is one training, which returns False when it was stopped; so is the sweep then. A
     combination that fails is reported and the others go on; RunError at the end.
     """
-    home, rows, threads = run_path(options.name, "sweep"), [], torch.get_num_threads()
+    home, rows, trained, threads = run_path(options.name, "sweep"), [], 0, torch.get_num_threads()
     chosen, stopped = combinations(options), False
     if options.merge_lora:
         raise RunError("--merge-lora writes one model; leave it out and merge the run you choose: python -m adapters")
@@ -112,15 +112,17 @@ def sweep(
             else:
                 stopped = not train(new_settings(one.options, tiny_folder), path, None)
         except MISTAKES as error:
-            why = str(error).splitlines()[0]
+            why = (str(error) or type(error).__name__).splitlines()[0]
             print(f"failed: {one.name}: {why}")
-        rows.append(outcome(path, one.choice, why))
+        trained += not why and state != FINISHED
+        rows.append(outcome(path if ranks.first else home / "elsewhere", one.choice, why) | {"name": one.name})
         if ranks.first and home.is_dir():
-            _write(home, rows, frozen)
+            _write(home, rows, frozen, trained)
         if stopped:
             print(f"the sweep stopped there; go on with the same command and --name {home.name}")
             return
-    print(f"\n{table(rows)}\n\n{_saved(frozen, len(rows))}\nsweep: {home}/sweep.md, sweep.png")
+    if ranks.first:
+        print(f"\n{table(rows)}\n\n{_saved(frozen, trained)}\nsweep: {home}/sweep.md, sweep.png")
     if failed := [row["name"] for row in rows if row["failed"]]:
         raise RunError(f"{len(failed)} of {len(rows)} combinations failed: {', '.join(failed)}; see {home}/sweep.md")
 
@@ -195,16 +197,18 @@ _KINDS = ("real", "shuffled", "none")
 
 def _saved(frozen: Frozen, runs: int) -> str:
     """What one copy of the language model was good for."""
+    if not frozen.loaded:
+        return "nothing was left to train"
     return (
         f"{runs} runs against one copy of the language model ({size(frozen.bytes)}), loaded {frozen.loaded} "
         f"time{'s' * (frozen.loaded != 1)}, the last in {frozen.seconds:.1f} s"
     )
 
 
-def _write(home: Path, rows: Sequence[dict], frozen: Frozen) -> None:
+def _write(home: Path, rows: Sequence[dict], frozen: Frozen, trained: int) -> None:
     told = {"runs": list(rows), "language_model": {"bytes": frozen.bytes, "loaded": frozen.loaded}}
     replace_bytes(home / "sweep.json", (json.dumps(told, indent=1) + "\n").encode())
-    page = f"# {home.name}\n\n{table(rows)}\n\n![held-out loss](sweep.png)\n\n{_saved(frozen, len(rows))}.\n"
+    page = f"# {home.name}\n\n{table(rows)}\n\n![held-out loss](sweep.png)\n\n{_saved(frozen, trained)}.\n"
     replace_bytes(home / "sweep.md", page.encode())
     with replacing(home / "sweep.png") as stream:
         picture(ranked(rows)).save(stream, "png")
