@@ -66,21 +66,29 @@ def captions_of_set(model: AdaptedModel, features: FeatureSet, batch: int, max_n
             yield _line(f"{key}-said", key, said)
 
 
-def captions_of_folder(eyes: Live, data: Path, max_new_tokens: int) -> Iterator[dict]:
+def captions_of_folder(eyes: Live, data: Path, batch: int, max_new_tokens: int) -> Iterator[dict]:
     """A new caption for each medium below `data`, named by its path there, so that the lines fit a feature set made
-    from the same folder. What can't be read is counted and left out. Raises PrecomputeError when nothing can.
+    from the same folder. What can't be read is counted and left out. Raises PrecomputeError when nothing can,
+    RunError for several adapters at once.
     """
-    (modality, reader), bad, done = next(iter(eyes.readers.items())), [], 0
+    if len(eyes.readers) > 1:
+        raise RunError(f"this run reads {' and '.join(eyes.readers)}: say with which, as in --run image=runs/first")
+    ((modality, reader),), bad, done = eyes.readers.items(), [], 0
     with collected(data) as found:
         media = [one for one in found.media.values() if suits(one.origin, one.modality, reader.encoder.modality)]
-        for medium in tqdm(media, desc="captioning", unit=" media"):
-            try:
-                said = eyes.caption({modality: medium.read()}, max_new_tokens)
-            except PrecomputeError as error:
-                bad.append(f"{medium.origin}: {error}")
-                continue
-            done += 1
-            yield _line(f"{medium.origin}-said", medium.origin, said)
+        for start in tqdm(range(0, len(media), batch), desc="captioning", unit=" batches"):
+            features = {}
+            for medium in media[start : start + batch]:
+                try:
+                    features[medium.origin] = reader.features(medium.read())
+                except PrecomputeError as error:
+                    bad.append(f"{medium.origin}: {error}")
+            named = {f"{modality}:{i}": rows for i, rows in enumerate(features.values())}
+            asked = [eyes.model.prompt.segments([], [name], answer=False) for name in named]
+            answers = eyes.model.generate(asked, named, max_new_tokens) if asked else []
+            for origin, said in zip(features, answers, strict=True):
+                yield _line(f"{origin}-said", origin, said)
+            done += len(features)
     if not done:
         raise PrecomputeError(f"{data} holds no {modality} that can be read{f' ({bad[0]})' if bad else ''}")
     if bad:

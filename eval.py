@@ -12,11 +12,9 @@ python eval.py --run runs/first --push user/name                    share it
 python eval.py --compare runs/*                                     what differed, what it did, what it cost
 """
 
-import json
 import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -178,7 +176,7 @@ def opened(path: Path, options: Options, device: str, modality: str | None = Non
 
 def score(path: Path, options: Options, device: str, modality: str | None = None) -> None:
     """Answer every held-out text with its medium and under each control; write and print the scores."""
-    from evaluation import all_scores, choose, clip_scores, predict
+    from evaluation import all_scores, choose, clip_scores, pick, predict, write
     from precompute.encoders import load_encoder_like
     from scoring.sheet import contact_sheet
     from scoring.summary import swapped, warnings_of
@@ -254,7 +252,7 @@ def caption(path: Path, options: Options, device: str, modality: str | None = No
 
         named = {modality: path} if modality else {"path": path}
         eyes = live.load(**named, device=device, precision=options.precision, lm=options.lm, anyway=options.anyway)
-        lines = captions_of_folder(eyes, options.data, most)
+        lines = captions_of_folder(eyes, options.data, options.batch, most)
     else:
         _, features, _, model, _ = opened(path, options, device, modality)
         lines = captions_of_set(model, features, options.batch, most)
@@ -287,38 +285,6 @@ def check_encoder(features, config: dict, anyway: bool = False) -> None:
     held, read = features.manifest["features"].get(config["features"]["kind"], {}), config.get("storage")
     if read and held.get("codec") != read.get("codec"):
         print(f"note: {features.path} stores {held.get('codec')}, the adapter was trained on {read.get('codec')}")
-
-
-def pick(rows: list, most: int = 8) -> list:
-    """A few predictions for the picture: captions and questions in turn, each about another medium."""
-    captions, questions = [row for row in rows if not row.prompt], [row for row in rows if row.prompt]
-    share = most // 2 if captions and questions else most
-    chosen, seen = ([], []), set()
-    for part, candidates in zip(chosen, (captions, questions), strict=True):
-        for row in candidates[:: max(1, len(candidates) // (4 * share))]:
-            if len(part) < share and row.media not in seen:
-                seen.add(row.media)
-                part.append(row)
-    return [row for pair in zip_longest(*chosen) for row in pair if row is not None]
-
-
-def write(folder, result: dict, predictions: list[dict], sheet) -> Path:
-    """Write evals/<n>.json and the newest eval.json, predictions.jsonl and samples.png, each whole or not at all."""
-    import io
-
-    from shards.atomic import json_line, replace_bytes
-
-    evals = folder.path / "evals"
-    evals.mkdir(exist_ok=True)
-    number = max((int(file.stem) for file in evals.glob("*.json") if file.stem.isdigit()), default=0) + 1
-    text = (json.dumps(result, indent=1) + "\n").encode()
-    picture = io.BytesIO()
-    sheet.save(picture, "PNG")
-    replace_bytes(evals / f"{number}.json", text)
-    replace_bytes(folder.path / "predictions.jsonl", b"".join(json_line(row) for row in predictions))
-    replace_bytes(folder.path / "samples.png", picture.getvalue())
-    replace_bytes(folder.path / "eval.json", text)
-    return folder.path / "eval.json"
 
 
 def write_report(path: Path, features, data: Path | None) -> Path:

@@ -1,8 +1,15 @@
 """What eval.py does between a run and its table: which task, which answers, which scores."""
 
+import io
+import json
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+
+from PIL import Image
 
 from adapters.boxes import said as in_words
 from adapters.model import AdaptedModel
@@ -14,10 +21,12 @@ from scoring.benchmarks import OWN, QUESTION, Benchmark, benchmark_of, find_benc
 from scoring.control import stand_ins
 from scoring.score import Score
 from scoring.summary import CONTROLS, REAL, Prediction, kind_of, majority, scores
+from shards.atomic import json_line, replace_bytes
 from shards.read import FeatureSet, Text
 from training import RunError
 from training.answers import answer, blank_feature, caption_groups, conditions
 from training.data import Encoded, medium_contents, question_of
+from training.run import Run
 
 MOST_TOKENS = 64
 PREFIX = "A photo depicts"  # before each caption, as Hessel et al. 2021 have it
@@ -171,8 +180,6 @@ def all_scores(
     """Condition -> name -> score, and what is to be said about them; `more` are further ones. Each prediction gets its
     own scores and its majority answer.
     """
-    import warnings
-
     kinds, measures = (chosen.task.kinds, chosen.task.measures) if chosen.task else ("", ())
     learnt = [
         (kind_of(text, kinds), text.turns[-1]["content"])
@@ -197,3 +204,31 @@ def all_scores(
     if source:
         said.append(f"majority: the commonest answer of each kind of question, from {source}")
     return found, said
+
+
+def pick(rows: Sequence[Prediction], most: int = 8) -> list[Prediction]:
+    """A few predictions for the picture: captions and questions in turn, each about another medium."""
+    captions, questions = [row for row in rows if not row.prompt], [row for row in rows if row.prompt]
+    share = most // 2 if captions and questions else most
+    chosen, seen = ([], []), set()
+    for part, candidates in zip(chosen, (captions, questions), strict=True):
+        for row in candidates[:: max(1, len(candidates) // (4 * share))]:
+            if len(part) < share and row.media not in seen:
+                seen.add(row.media)
+                part.append(row)
+    return [row for pair in zip_longest(*chosen) for row in pair if row is not None]
+
+
+def write(folder: Run, result: dict, predictions: Sequence[dict], sheet: Image.Image) -> Path:
+    """Write evals/<n>.json and the newest eval.json, predictions.jsonl and samples.png, each whole or not at all."""
+    evals = folder.path / "evals"
+    evals.mkdir(exist_ok=True)
+    number = max((int(file.stem) for file in evals.glob("*.json") if file.stem.isdigit()), default=0) + 1
+    text = (json.dumps(result, indent=1) + "\n").encode()
+    picture = io.BytesIO()
+    sheet.save(picture, "PNG")
+    replace_bytes(evals / f"{number}.json", text)
+    replace_bytes(folder.path / "predictions.jsonl", b"".join(json_line(row) for row in predictions))
+    replace_bytes(folder.path / "samples.png", picture.getvalue())
+    replace_bytes(folder.path / "eval.json", text)
+    return folder.path / "eval.json"
