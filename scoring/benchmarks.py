@@ -55,8 +55,8 @@ Beside each stands its 95% interval (1,000 bootstrap draws of items), and what i
 another medium's features (`shuffled`), with the mean of up to 256 training media's (`blank`: zeros would have a norm
 that no feature has), with no medium (`none`), and by always giving the commonest answer of each kind of question
 (`majority`). The last comes from the training texts where they have such questions, else from the references scored,
-which favours it. `gain` is (real - shuffled) / (1 - shuffled), of CIDEr the difference. Answers that depend on the
-words alone are generated once for each question, so `blank` and `none` cost little.
+which favours it. `gain` is (real - shuffled) / (1 - shuffled), of CIDEr and CLIPScore the difference. Answers that
+depend on the words alone are generated once for each question, so `blank` and `none` cost little.
 
 ## Which captions are bad
 

@@ -6,6 +6,8 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from scoring.score import Score
 
+OPEN = ("caption_cider", "caption_clip")  # scores from 0 to 10 and to 2.5
+
 
 def derangement(contents: Sequence[Hashable], seed: int = 0) -> list[int] | None:
     """A permutation that gives every sample another one with different content; None when there is no such permutation.
@@ -38,9 +40,9 @@ def gain(real: float, control: float) -> float:
 
 
 def gain_of(name: str, real: Score, control: Score | None) -> float | None:
-    """The gain of a named score; of CIDEr, which has no top that counts, the difference; None without a control, and
-    for what is no measure of right answers (the share of yes).
+    """The gain of a named score; of CIDEr and CLIPScore, which nothing reaches the top of, the difference; None without
+    a control, and for what is no measure of right answers (the share of yes).
     """
     if control is None or name == "pope_yes":
         return None
-    return real.value - control.value if "cider" in name else gain(real.value, control.value)
+    return real.value - control.value if name in OPEN else gain(real.value, control.value)

@@ -137,6 +137,7 @@ def test_a_blind_model_and_one_that_always_says_the_same_are_named():
 
 
 def test_gain_of_cider_is_the_difference():
+    assert gain_of("caption_clip", mean({1: 0.9}), mean({1: 0.2})) == pytest.approx(0.7)
     assert gain_of("caption_cider", mean({1: 1.2}), mean({1: 0.2})) == pytest.approx(1)
     assert gain_of("qa_accuracy", mean({1: 0.9}), mean({1: 0.5})) == pytest.approx(0.8)
     assert gain_of("qa_accuracy", mean({1: 0.9}), None) is None and gain_of("pope_yes", *[mean({1: 0.9})] * 2) is None
