@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from test_ranks import finish, forks, processes
+from test_ranks import train as train_with
 
 from adapters import AdapterError
 from adapters.composed import ComposedModel
@@ -267,6 +269,21 @@ def test_a_mixed_run_that_was_stopped_ends_in_the_same_bits(features, folders, h
     assert all({"real", "shuffled", "none"} <= set(one["heldout"]) for look in looks for one in look.values())
     assert (runs[0] / "samples.md").read_text().count("image") >= 6
     train("--resume", f"runs/{name}-cut", "--features", "b", fails="was started with features")
+
+
+@forks
+def test_two_ranks_share_a_mixed_step(home, monkeypatch):
+    whole = home / "runs" / "adapter-audio-adapter-image-whole"
+    if not whole.exists():
+        pytest.skip("needs the run of the test before")
+    monkeypatch.chdir(home)
+    options = ("--adapter", "mlp2", "--soft-prompt", "2", *LENGTH, "--lm", "lm", "--device", "cpu", "--name", "ranks")
+    assert finish(processes(lambda rank: train_with("--features", "a=1", "sounds=2", "b=1", *options))) == [0, 0]
+    one, two = (metrics_of(run) for run in (whole, home / "runs" / "ranks"))
+    assert [row["loss"] for row in one if "loss" in row] == pytest.approx([row["loss"] for row in two if "loss" in row])
+    for folder in ("adapter-image", "adapter-audio"):
+        for name, value in weights_of(whole, folder).items():
+            torch.testing.assert_close(weights_of(home / "runs" / "ranks", folder)[name], value, rtol=0, atol=2e-5)
 
 
 def test_two_adapters_of_one_run_load_each_alone_and_together(home, train, monkeypatch):
