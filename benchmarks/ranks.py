@@ -22,7 +22,7 @@ def measure(rounds: int) -> dict[str, dict]:
         port = str(found.getsockname()[1])
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
-    started = [context.Process(target=_rank, args=(rank, port, rounds, results)) for rank in range(2)]
+    started = [context.Process(target=_rank, args=(rank, port, SIZES, rounds, results)) for rank in range(2)]
     for process in started:
         process.start()
     measured = results.get()
@@ -31,14 +31,14 @@ def measure(rounds: int) -> dict[str, dict]:
     return measured
 
 
-def _rank(rank: int, port: str, rounds: int, results: object) -> None:
+def _rank(rank: int, port: str, sizes: dict[str, int], rounds: int, results: object) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(None):
         ranks, measured = join("cpu"), {}
     told = _median(lambda: ranks.sum(*range(NUMBERS)), 20 * rounds)
-    for name, size in SIZES.items():
+    for name, size in sizes.items():
         parameters = [torch.nn.Parameter(torch.zeros(part)) for part in (size // 2, size // 4, size // 4)]
         optimizer = torch.optim.AdamW(parameters)
         for parameter in parameters:
