@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import GenerationConfig
 
 from adapters import AdapterError
+from adapters.cross_entropy import cross_entropy
 from adapters.injection import Injector, LayerMap, Rows
 from adapters.language_model import LanguageModel
 from adapters.lora import lora_parameters
@@ -222,12 +223,12 @@ class AdaptedModel(nn.Module):
         wanted = labels != IGNORED
         with injected:
             logits = self.lm.model(**self._inputs(batch), logits_to_keep=wanted, use_cache=False).logits
-        return functional.cross_entropy(logits.float(), labels[wanted], reduction="none")
+        return cross_entropy(logits, torch.arange(len(logits), device=logits.device), labels[wanted])
 
     def _tree_losses(self, tree: Tree) -> torch.Tensor:
         given = {name: getattr(tree, name) for name in ("inputs_embeds", "attention_mask", "position_ids")}
-        logits = self.lm.model(**given, logits_to_keep=tree.keep, use_cache=False).logits.float()
-        return logits.logsumexp(-1)[tree.said] - logits[tree.said, tree.labels]
+        logits = self.lm.model(**given, logits_to_keep=tree.keep, use_cache=False).logits
+        return cross_entropy(logits, tree.said, tree.labels)
 
     def _inputs(self, batch: Spliced) -> dict[str, torch.Tensor]:
         """What the language model takes of a batch, by its names; one without positions isn't given any."""

@@ -96,8 +96,8 @@ def plan_of(
     """
     maps = lora_size(skeleton(config), rank) if rank else 0
     trained = sum(parameter.numel() for parameter in adapter.parameters()) + maps
-    # fp32 logits, their softmax and its gradient, and the logits and their gradient as the model gives them
-    per_logit = 12 + 2 * dtype.itemsize
+    # logits, whose gradient takes their place (adapters.cross_entropy), and what a family's scale or cap makes of them
+    per_logit = 2 * dtype.itemsize
     return Plan(
         weights=weights,
         adapter=trained * ADAM_BYTES,
