@@ -1,9 +1,8 @@
 """Pretrains the Mamba sister of the demo's language model from nothing: `python -m demo.pretrain_mamba`.
 
 Same tokenizer, same documents of scenes, same place in the demo (`--lm demo/backbones/mamba`). A state-space model
-can't have several continuations beside one another that see one description, so here they follow one another in any
-order.
-Writes demo/backbones/mamba with its card.
+can't have several continuations beside one another that see one description, so here they stand in a row, in any order.
+Writes demo/backbones/mamba and, beside it, log.jsonl with the probes.
 """
 
 import argparse

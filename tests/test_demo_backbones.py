@@ -102,7 +102,7 @@ def test_the_cards_table_has_a_column_for_each_split():
     assert language_table(scores)[2:] == ["| audio | qa_accuracy | 1.0000 | 0.2500 |"]
 
 
-@pytest.mark.parametrize("name", ["clip", "lm"])
+@pytest.mark.parametrize("name", ["clip", "lm", "mamba"])
 def test_cards_and_sizes(name):
     folder = probe.BACKBONES / name
     card = (folder / "README.md").read_text()
@@ -110,3 +110,15 @@ def test_cards_and_sizes(name):
     assert sum(p.stat().st_size for p in folder.iterdir()) < 9e6
     for path in folder.glob("*.json"):
         assert json.loads(path.read_text()) is not None
+
+
+def test_the_mamba_sister_takes_the_language_models_place():
+    """The same tokenizer, no refusal, and answers from descriptions in words that beat luck by far."""
+    from adapters.language_model import load_language_model
+    from demo.probe import answer_scores
+
+    lm, sister = (load_language_model(str(probe.BACKBONES / name)) for name in ("lm", "mamba"))
+    assert sister.identity()["tokenizer"] == lm.identity()["tokenizer"] and sister.quirk.recurrent
+    rng = random.Random("sister")
+    drawn = [MEDIA["image"].draw(rng, "heldout") for _ in range(15)]
+    assert answer_scores(sister.model, sister.tokenizer, drawn, 0, medium=MEDIA["image"])["qa_accuracy"] > 0.6
