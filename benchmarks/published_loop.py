@@ -27,7 +27,7 @@ POOLED, PATCHES = FeatureShape("pooled", 1, 768), FeatureShape("patches", 576, 1
 CASES = {
     "16 tokens, vocabulary 32k": ("mlp16", POOLED, 32_000, 2048, 16, 4, (4, 8, 16, 32)),
     "16 tokens, vocabulary 128k": ("mlp16", POOLED, 128_000, 2048, 16, 4, (4, 8, 16, 32)),
-    "576 tokens, vocabulary 128k": ("linear", PATCHES, 128_000, 8, 8, 1, (1, 2, 4, 8)),
+    "576 tokens, vocabulary 128k": ("linear", PATCHES, 128_000, 4, 4, 1, (1, 2, 3, 4)),
 }
 
 
