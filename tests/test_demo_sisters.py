@@ -148,7 +148,9 @@ def test_the_demo_of_sounds_and_of_clips(tmp_path, monkeypatch, capsys, modality
     assert run("eval.py", "--run", "runs/few", f"--{modality}", str(medium), "--prompt", "").strip()
     other = Path("other.jpg")
     Image.new("RGB", (64, 64)).save(other)
-    assert "other.jpg: " in run("eval.py", "--run", "runs/few", "--image", str(other), "--prompt", "", fails=True)
+    assert "other.jpg was given as image" in run(
+        "eval.py", "--run", "runs/few", "--image", str(other), "--prompt", "", fails=True
+    )
 
     (Path("demo/media") / f"seed-3-{modality}" / f"{script.DEMO[modality]}.json").write_text("{}")
     with pytest.raises(PrecomputeError, match="holds something else"):
