@@ -45,3 +45,11 @@ def photo_home(tmp_path_factory):
         patch.setattr(sys, "argv", ["precompute.py", "--data", "photos", "--encoder", "clip", "--device", "cpu"])
         encode()
     return folder
+
+
+@pytest.fixture(scope="module")
+def home(photo_home):
+    """`photo_home`, which is also the current folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(photo_home)
+        yield photo_home

@@ -70,13 +70,6 @@ def train(*arguments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def home(photo_home):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(photo_home)
-        yield photo_home
-
-
-@pytest.fixture(scope="module")
 def whole(home):
     assert finish(processes(lambda rank: train(*TRAIN, "--name", "whole"), 1)) == [0]
     return home / "runs" / "whole"

@@ -25,13 +25,6 @@ NAMES = ["mlp2-lr0.01", "mlp2-lr0.001", "linear3-lr0.01", "linear3-lr0.001"]
 
 
 @pytest.fixture(scope="module")
-def home(photo_home):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(photo_home)
-        yield photo_home
-
-
-@pytest.fixture(scope="module")
 def many(home):
     assert finish(processes(lambda rank: train(*BASE, *SWEEP, "--name", "many"), 1)) == [0]
     return home / "runs" / "many"
