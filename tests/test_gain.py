@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_warm_start import prepared, scene_texts
 
-from captioning import captions_of_set, gain_lines, ranked, without, worst, write_lines
+from evaluation.captioning import captions_of_set, gain_lines, ranked, without, worst, write_lines
 from shards.read import Text
 from training import RunError
 from training.data import Steps

@@ -16,7 +16,6 @@ OURS = {
     "scoring",
     "live",
     "evaluation",
-    "captioning",
     "console",
     "demo",
     "train",
@@ -30,8 +29,7 @@ MAY = {
     "precompute": {"shards"},
     "training": {"shards", "adapters"},
     "live": {"shards", "adapters", "precompute", "training"},
-    "evaluation": {"shards", "adapters", "precompute", "training", "scoring"},
-    "captioning": {"shards", "adapters", "precompute", "training", "scoring", "live"},
+    "evaluation": {"shards", "adapters", "precompute", "training", "scoring", "live"},
     "sharing": {"adapters", "scoring", "live"},
     "console": {"shards", "adapters", "precompute", "training", "scoring"},
 }

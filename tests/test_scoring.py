@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation import Chosen, all_scores, clip_scores
+from evaluation.asking import Chosen
+from evaluation.scores import all_scores, clip_scores
 from precompute.encoders import load_encoder
 from precompute.similarity import TextTower
 from scoring.answers import same_answer, word_f1, words

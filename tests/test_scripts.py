@@ -212,6 +212,13 @@ def test_words_are_ranked_written_anew_and_trained_on(mistakes, monkeypatch, cap
     kept = {json.loads(line)["id"] for line in (mistakes / "words/good.jsonl").read_text().splitlines()}
     assert kept.isdisjoint(row["id"] for row in ranked[:16]) and kept >= {row["id"] for row in ranked[16:]}
 
+    only_words = {"id": "only words", "media": [], "turns": [{"role": "assistant", "content": "Once upon a time."}]}
+    texts = (mistakes / "features/photos/texts.jsonl").read_text()
+    (mistakes / "words/more.jsonl").write_text(texts + json.dumps(only_words) + "\n")
+    said = eval_py("--gain", "heldout", "--text", "words/more.jsonl", "--write", "words/left.jsonl", "--drop", "0.5")
+    left = {json.loads(line)["id"] for line in (mistakes / "words/left.jsonl").read_text().splitlines()}
+    assert "of 16 texts" in said and "only words" in left and len(left) == 81 - 8
+
     assert "80 captions" in eval_py("--write", "words/set.jsonl")
     assert "80 captions" in eval_py("--data", "photos", "--write", "words/folder.jsonl")
     of_set, of_folder = ([json.loads(line) for line in (mistakes / f"words/{name}.jsonl").read_text().splitlines()]
@@ -266,6 +273,10 @@ MISTAKES = {
     ),
     "no such feature set": (("train.py", "--features", "features/nope", "--lm", "lm"), "features/nope"),
     "no such run": (("eval.py", "--run", "runs/nope"), "runs/nope is not a run"),
+    "a hub id to be scored": (("eval.py", "--run", "user/name"), "no such folder here (an adapter by itself, as of the"),
+    "an adapter folder to be scored": (
+        ("eval.py", "--run", "runs/taken/steps/000003/adapter"), "is not a run but an adapter folder"
+    ),
     "language model of another width": (("eval.py", "--run", "runs/taken", "--lm", "wide"), "another language model"),
     "features of another encoder": (
         ("eval.py", "--run", "runs/taken", "--features", "features/other"), "trained on clip"
@@ -335,3 +346,10 @@ def test_help_is_quick(name):
     done = subprocess.run([sys.executable, str(ROOT / name), "--help"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "--device" in done.stdout
     assert time.monotonic() - start < 5, "help must not load torch"
+
+
+def test_the_help_of_eval_begins_with_what_a_beginner_needs():
+    done = subprocess.run([sys.executable, str(ROOT / "eval.py"), "--help"], capture_output=True, text=True, cwd=ROOT)
+    first, *others = re.split(r"^╭─ ", done.stdout, flags=re.M)[1:]
+    assert re.findall(r"│ --([\w-]+)", first) == ["run", "image", "audio", "video", "prompt"] and len(others) == 5
+    assert re.search(r"^ +python eval\.py --compare runs/\*$", done.stdout, re.M) and "None" not in done.stdout

@@ -8,7 +8,8 @@ from test_source_pictures import put
 from test_source_sounds_clips import empty
 from test_sources import picture
 
-from evaluation import all_scores, choose, posed, prediction
+from evaluation.asking import choose, posed, prediction
+from evaluation.scores import all_scores
 from precompute.sources import collect
 from scoring import ScoreError, captions
 from scoring.benchmarks import QUESTION, benchmarks, find_benchmark, listing, page, systems

@@ -1,35 +1,21 @@
-"""What eval.py does between a run and its table: which task, which answers, which scores."""
+"""How held-out texts are asked: the task they are of, its prompt and decoding, and the answers under each control."""
 
-import io
-import json
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import zip_longest
-from pathlib import Path
-
-from PIL import Image
 
 from adapters.boxes import said as in_words
 from adapters.model import AdaptedModel
 from adapters.prompt import Prompt
-from precompute.encoders import Encoder
-from precompute.similarity import TextTower
-from scoring import captions, clip_score
 from scoring.benchmarks import OWN, QUESTION, Benchmark, benchmark_of, find_benchmark
 from scoring.control import stand_ins
-from scoring.score import Score
-from scoring.summary import CONTROLS, REAL, Prediction, kind_of, majority, scores
-from shards.atomic import json_line, replace_bytes
+from scoring.summary import REAL, Prediction
 from shards.read import FeatureSet, Text
 from training import RunError
 from training.answers import answer, blank_feature, caption_groups, conditions
 from training.data import Encoded, medium_contents, question_of
-from training.run import Run
 
 MOST_TOKENS = 64
-PREFIX = "A photo depicts"  # before each caption, as Hessel et al. 2021 have it
 
 
 @dataclass(frozen=True)
@@ -41,6 +27,17 @@ class Chosen:
     prompt: str = QUESTION
     max_new_tokens: int = MOST_TOKENS
     beams: int = 1
+
+    @property
+    def kinds(self) -> str:
+        """The field of a text's meta that groups questions; "" for the usual ones."""
+        return self.task.kinds if self.task else ""
+
+    def __str__(self) -> str:
+        how = f"{self.beams} beams" if self.beams > 1 else "greedy"
+        note = f"; {self.task.note}" if self.task and self.task.note else ""
+        title = self.task.title if self.task else "none"
+        return f"{title}, prompt of {self.system} {self.prompt!r}, {how}, at most {self.max_new_tokens} tokens{note}"
 
     def facts(self) -> dict:
         """For eval.json."""
@@ -79,6 +76,12 @@ def choose(
         raise RunError(f"these texts don't hold what {name} is scored by; make the set from {task.files}")
     chosen = Chosen(task, system, prompt, max_new_tokens or task.max_new_tokens, beams or task.beams)
     return chosen, kept
+
+
+def by_split(texts: Sequence[Text], limit: int = 0) -> dict[str, list[Text]]:
+    """The texts by split, of each the first `limit` (0: all); "heldout" is first, the others go by name."""
+    splits = sorted({text.split for text in texts}, key=lambda split: (split != "heldout", split))
+    return {split: [text for text in texts if text.split == split][: limit or None] for split in splits}
 
 
 def prompted(model: AdaptedModel, chosen: Chosen) -> Prompt:
@@ -149,86 +152,3 @@ def predict(
         row.control_meta = meta.get(stand_in.get(text.media[0]), {})
         rows.append(row)
     return rows
-
-
-def clip_scores(rows: Sequence[Prediction], features: FeatureSet, encoder: Encoder) -> dict[str, dict[str, Score]]:
-    """Condition -> the CLIPScore of its captions against their pictures' pooled features, by the encoder's text tower.
-
-    Raises RunError where the set holds no pooled features or there is no caption, PrecomputeError for an encoder
-    without a text tower.
-    """
-    captioned = [row for row in rows if not row.prompt and " " not in row.media]
-    if "pooled" not in features.manifest["features"] or not captioned:
-        raise RunError(f"--clip-score compares captions with pooled features; {features.path} lacks one of these")
-    tower, pictures = TextTower(encoder), features.read_many([row.media for row in captioned], "pooled").float()
-    found = {}
-    for condition in (REAL, *CONTROLS):
-        said = {row.id: row.said(condition) for row in captioned if row.said(condition) is not None}
-        if said:
-            words = tower.vectors([f"{PREFIX} {text}" for text in said.values()])
-            seen = {row.id: pictures[i].numpy() for i, row in enumerate(captioned) if row.id in said}
-            found[condition] = {"caption_clip": clip_score(dict(zip(said, words.numpy(), strict=True)), seen)}
-    return found
-
-
-def all_scores(
-    rows: Sequence[Prediction],
-    texts: Sequence[Text],
-    chosen: Chosen,
-    more: Mapping[str, Mapping[str, Score]] | None = None,
-) -> tuple[dict[str, dict[str, Score]], list[str]]:
-    """Condition -> name -> score, and what is to be said about them; `more` are further ones. Each prediction gets its
-    own scores and its majority answer.
-    """
-    kinds, measures = (chosen.task.kinds, chosen.task.measures) if chosen.task else ("", ())
-    learnt = [
-        (kind_of(text, kinds), text.turns[-1]["content"])
-        for text in texts
-        if text.split == "train" and question_of(text) and text.turns[-1]["role"] == "assistant"
-    ]
-    source = majority(rows, [] if {"letter", "boxes"} & set(measures) else learnt, kinds)
-    wordy = [row for row in rows if not row.prompt]
-    captions.prepare(str(text) for row in wordy for text in (*row.right(), *map(row.said, (REAL, *CONTROLS))) if text)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found = {condition: scores(rows, condition, measures, kinds) for condition in (REAL, *CONTROLS)}
-    found = {name: dict(sorted((part | (more or {}).get(name, {})).items())) for name, part in found.items()}
-    found = {condition: part for condition, part in found.items() if part or condition == REAL}
-    for name, score in found[REAL].items():
-        for row in rows:
-            if row.id in score.each:
-                row.score[name] = round(score.each[row.id], 4)
-    said = list(dict.fromkeys(str(warning.message) for warning in caught))
-    if wordy and not captions.available():
-        said.append("no CIDEr, BLEU and ROUGE-L of captions: they need pip install -e '.[scores]'")
-    if source:
-        said.append(f"majority: the commonest answer of each kind of question, from {source}")
-    return found, said
-
-
-def pick(rows: Sequence[Prediction], most: int = 8) -> list[Prediction]:
-    """A few predictions for the picture: captions and questions in turn, each about another medium."""
-    captions, questions = [row for row in rows if not row.prompt], [row for row in rows if row.prompt]
-    share = most // 2 if captions and questions else most
-    chosen, seen = ([], []), set()
-    for part, candidates in zip(chosen, (captions, questions), strict=True):
-        for row in candidates[:: max(1, len(candidates) // (4 * share))]:
-            if len(part) < share and row.media not in seen:
-                seen.add(row.media)
-                part.append(row)
-    return [row for pair in zip_longest(*chosen) for row in pair if row is not None]
-
-
-def write(folder: Run, result: dict, predictions: Sequence[dict], sheet: Image.Image) -> Path:
-    """Write evals/<n>.json and the newest eval.json, predictions.jsonl and samples.png, each whole or not at all."""
-    evals = folder.path / "evals"
-    evals.mkdir(exist_ok=True)
-    number = max((int(file.stem) for file in evals.glob("*.json") if file.stem.isdigit()), default=0) + 1
-    text = (json.dumps(result, indent=1) + "\n").encode()
-    picture = io.BytesIO()
-    sheet.save(picture, "PNG")
-    replace_bytes(evals / f"{number}.json", text)
-    replace_bytes(folder.path / "predictions.jsonl", b"".join(json_line(row) for row in predictions))
-    replace_bytes(folder.path / "samples.png", picture.getvalue())
-    replace_bytes(folder.path / "eval.json", text)
-    return folder.path / "eval.json"

@@ -14,7 +14,7 @@ from scoring.control import stand_ins
 from shards.atomic import json_line, replace_bytes
 from shards.read import FeatureSet, Text
 from training import RunError
-from training.data import Encoded, medium_contents
+from training.data import Encoded, medium_contents, question_of
 from training.gain import Gain, rank
 
 
@@ -37,6 +37,13 @@ def gain_lines(found: Iterable[Gain], features: FeatureSet) -> Iterator[dict]:
                   (("gain", one.gain), ("real", one.real), ("shuffled", one.shuffled), ("none", one.none))}  # fmt: skip
         origins = [features.info(key)["origin"] for key in one.text.media]
         yield losses | {"id": one.text.id, "split": one.text.split, "origin": origins, "turns": list(one.text.turns)}
+
+
+def shown(one: Gain, features: FeatureSet) -> str:
+    """A text in a line: where its medium came from, and its words."""
+    asked = question_of(one.text)
+    words = f"{asked} {one.text.turns[-1]['content']}" if asked else one.text.turns[-1]["content"]
+    return f"{features.info(one.text.media[0])['origin']}  {' '.join(words.split())[:80]}"
 
 
 def worst(found: Sequence[Gain], share: float) -> set[str]:

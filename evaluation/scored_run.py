@@ -1,0 +1,104 @@
+"""A run, loaded, beside the feature set that it is scored on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.card import is_hub_id
+from adapters.checkpoint import CONFIG
+from adapters.model import AdaptedModel
+from evaluation.options import Models, Scores
+from live import adapter_folders, load_adapted
+from shards.read import FeatureSet, Text
+from training import RunError
+from training.data import feature_shape
+from training.mix import named_sets
+from training.run import Run
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """The run's folder, the feature set, all its texts, the model, and the adapter's config."""
+
+    folder: Run
+    features: FeatureSet
+    texts: list[Text]
+    model: AdaptedModel
+    config: dict
+
+    @property
+    def step(self) -> str:
+        """The checkpoint's, as its folder is called."""
+        return self.folder.step_folder().name
+
+    def held_out(self) -> list[Text]:
+        """Texts about media that are not for training. Raises RunError when there are none."""
+        found = [text for text in self.texts if text.media and text.split != "train"]
+        if not found:
+            raise RunError(f"{self.features.path} holds out no text that could be scored; only its media were encoded")
+        return found
+
+
+def open_scored(path: Path, modality: str | None, scores: Scores, models: Models, device: str) -> ScoredRun:
+    """Load the run at `path` and what it is scored on: `scores.features`, or what it was trained on. Raises RunError
+    when they don't fit, and for an adapter that is no run.
+    """
+    alone = "an adapter by itself, as of the Hub, answers about --image, --audio or --video FILE; scores are a run's"
+    if (path / CONFIG).is_file():
+        raise RunError(f"{path} is not a run but an adapter folder: {alone}")
+    if not path.exists() and is_hub_id(str(path)):
+        raise RunError(f"{path} is not a run: there is no such folder here ({alone})")
+    folder = Run.open(path)
+    settings = folder.config
+    features = FeatureSet(scores.features or scored_set(settings["features"], modality))
+    if modality is None and len(adapter_folders(path)) > 1:
+        modality = features.manifest["modality"]
+    model, config = load_adapted(path, device, models.precision, models.lm or None, modality, models.anyway)
+    check_encoder(features, config, models.anyway)
+    if feature_shape(features, model.adapter.features.kind) != model.adapter.features:
+        raise RunError(
+            f"{features.path} holds features of another shape than the adapter reads; encode it as in training"
+        )
+    texts = features.texts(scores.text or settings.get("text"), scores.partial)
+    found = ScoredRun(folder, features, texts, model, config)
+    print(f"{path}: {found.step} steps, language model {model.lm.precision} ({model.lm.reason})")
+    return found
+
+
+def named_runs(given: Sequence[str]) -> dict[str | None, Path]:
+    """--run's PATH, or MODALITY=PATH ...: modality (None where none is named) -> path."""
+    named: dict[str | None, Path] = {}
+    for one in given:
+        name, equals, path = one.partition("=")
+        modality, path = (name, path) if equals and name in ("image", "audio", "video") else (None, one)
+        if modality in named or None in named or (named and modality is None):
+            raise RunError(
+                f"--run {' '.join(given)}: name one run, or one for each modality, as image=runs/a audio=runs/b"
+            )
+        named[modality] = Path(path)
+    return named
+
+
+def scored_set(trained: str | list[str], modality: str | None) -> str:
+    """Of the feature sets that a run was trained on, the one to score: the first, or the first of a modality."""
+    paths = list(named_sets(trained))
+    fitting = [path for path in paths if modality in (None, FeatureSet(path).manifest["modality"])] or paths
+    if others := [path for path in paths if path != fitting[0]]:
+        print(f"features: {fitting[0]}; trained on {', '.join(others)} too, which --features names to score them")
+    return fitting[0]
+
+
+def check_encoder(features: FeatureSet, config: dict, anyway: bool = False) -> None:
+    """Refuse features of another encoder than the adapter was trained on, or with `anyway` say so."""
+    theirs, ours = features.manifest["encoder"], config["encoder"]
+    if theirs["fingerprint"] != ours["fingerprint"]:
+        other = (
+            f"{features.path} was made with encoder {theirs['name']}, but the adapter was trained on {ours['name']} "
+            "(weights, layer or preprocessing differ)"
+        )
+        if not anyway:
+            raise RunError(f"{other}; encode the media with that one")
+        print(f"note: {other}")
+    held, read = features.manifest["features"].get(config["features"]["kind"], {}), config.get("storage")
+    if read and held.get("codec") != read.get("codec"):
+        print(f"note: {features.path} stores {held.get('codec')}, the adapter was trained on {read.get('codec')}")

@@ -1,0 +1,63 @@
+"""What an evaluation leaves in the run's folder: scores, predictions, a picture of a few of them, the report."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import zip_longest
+from pathlib import Path
+
+from precompute.preview import preview
+from scoring.report import Medium, report
+from scoring.runs import RunFolder
+from scoring.sheet import contact_sheet
+from scoring.summary import Prediction
+from shards.atomic import json_line, replace_bytes
+from shards.read import FeatureSet
+from training.run import Run
+
+
+def pick(rows: Sequence[Prediction], most: int = 8) -> list[Prediction]:
+    """A few predictions for the picture: captions and questions in turn, each about another medium."""
+    captions, questions = [row for row in rows if not row.prompt], [row for row in rows if row.prompt]
+    share = most // 2 if captions and questions else most
+    chosen, seen = ([], []), set()
+    for part, candidates in zip(chosen, (captions, questions), strict=True):
+        for row in candidates[:: max(1, len(candidates) // (4 * share))]:
+            if len(part) < share and row.media not in seen:
+                seen.add(row.media)
+                part.append(row)
+    return [row for pair in zip_longest(*chosen) for row in pair if row is not None]
+
+
+def write_scores(
+    folder: Run, result: dict, predictions: Mapping[str, Sequence[Prediction]], features: FeatureSet
+) -> None:
+    """Write evals/<n>.json and the newest eval.json (`result`), predictions.jsonl (by split) and samples.png (of the
+    first split), each whole or not at all.
+    """
+    shown = pick(next(iter(predictions.values())))
+    sheet = io.BytesIO()
+    contact_sheet(shown, [features.thumbnail(row.media.split()[0]) for row in shown]).save(sheet, "PNG")
+    lines = [json_line({"split": split, **asdict(row)}) for split, rows in predictions.items() for row in rows]
+    evals = folder.path / "evals"
+    evals.mkdir(exist_ok=True)
+    number = max((int(file.stem) for file in evals.glob("*.json") if file.stem.isdigit()), default=0) + 1
+    text = (json.dumps(result, indent=1) + "\n").encode()
+    replace_bytes(evals / f"{number}.json", text)
+    replace_bytes(folder.path / "predictions.jsonl", b"".join(lines))
+    replace_bytes(folder.path / "samples.png", sheet.getvalue())
+    replace_bytes(folder.path / "eval.json", text)
+
+
+def write_report(path: Path, features: FeatureSet, data: Path | None) -> None:
+    """Write report.html into a run that was scored on `features`, whose media may lie in the folder `data`."""
+
+    def medium(key: str) -> Medium:
+        if key not in known:
+            return Medium(name=key, note="not in this feature set")
+        pictures, sound, note = preview(features, key, data)
+        return Medium(tuple(pictures), sound, features.info(key)["origin"], note)
+
+    known = set(features.keys)
+    replace_bytes(path / "report.html", report(RunFolder(path), medium).encode())
