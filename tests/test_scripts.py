@@ -273,7 +273,7 @@ MISTAKES = {
     ),
     "no such feature set": (("train.py", "--features", "features/nope", "--lm", "lm"), "features/nope"),
     "no such run": (("eval.py", "--run", "runs/nope"), "runs/nope is not a run"),
-    "a hub id to be scored": (("eval.py", "--run", "user/name"), "no such folder here (an adapter by itself, as of the"),
+    "a hub id to be scored": (("eval.py", "--run", "user/name"), "no such folder here (an adapter by itself"),
     "an adapter folder to be scored": (
         ("eval.py", "--run", "runs/taken/steps/000003/adapter"), "is not a run but an adapter folder"
     ),
