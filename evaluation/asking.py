@@ -132,9 +132,11 @@ def predict(
 ) -> list[Prediction]:
     """The answers to `texts` with their media and under each control; captions of one medium are one prediction."""
     encoded = Encoded(features, prompted(model, chosen), model.adapter)
-    stand_in = stand_ins(medium_contents(features, texts)) if "shuffled" in controls else {}
+    contents = medium_contents(features, texts)
+    stand_in = stand_ins(contents) if "shuffled" in controls else {}
     if "shuffled" in controls and not stand_in:
-        print("no shuffled features: more than half of these media show the same, so none can stand in for another")
+        why = "more than half show the same" if len(contents) > 1 else "there is no other"
+        print(f"no shuffled features: of {len(contents)} media none can stand in for each, because {why}")
     blank = blank_feature(features, encoded.kind) if "blank" in controls else None
     groups = caption_groups([text for text in texts if text.turns[-1]["role"] == "assistant"])
     template = encoded.prompt.template

@@ -83,4 +83,8 @@ def summary(
     if other:
         lines.append(f"  with another medium's features, {other['n']} questions valid for both are right for that "
                      f"other one at {other['qa_accuracy']:.3f} (for their own: {other['real']:.3f})")  # fmt: skip
+    notes: dict[str, list[str]] = {}
+    for name, note in numbers["notes"].items():
+        notes.setdefault(note, []).append(name)
+    lines += [f"  {', '.join(names)}: {note}" for note, names in notes.items()]
     return numbers, "\n".join([*lines, *(f"  {warning}" for warning in said)])

@@ -43,7 +43,9 @@ FOOT = """
 | captions | CIDEr-D, BLEU-4, ROUGE-L of pycocoevalcap against all captions of a medium; F1 of the words shared |
 | meteor | METEOR 1.5, where Java is |
 | `--clip-score` | CLIPScore by the encoder's own text tower (open_clip's): comparable among adapters of one encoder |
-| vqa, vqa-m4c | the ten-answer rule, normalised as the official program does, or as that of TextVQA and VizWiz |
+| vqa | the ten-answer rule, normalised as the official program does: not where all ten agree |
+| vqa-always | the same, normalised always, as LLaVA's figures and lmms-eval's are (`vqa_always`) |
+| vqa-m4c | the same, normalised always as the program of TextVQA and VizWiz does |
 | gqa | equal to the answer, after a final period goes and letters become small |
 | exact | equal after VQA's normalisation of both, as eP-ALM counts |
 | letter | the option's letter |
@@ -51,12 +53,13 @@ FOOT = """
 | pope | read as the official program does: accuracy, precision, recall, F1, share of yes; F1 by the three sets too |
 | boxes | four numbers in brackets, shares of the picture; right from an IoU of 0.5 on |
 
-Beside each stands its 95% interval (1,000 bootstrap draws of items), and what is right without the picture: with
-another medium's features (`shuffled`), with the mean of up to 256 training media's (`blank`: zeros would have a norm
-that no feature has), with no medium (`none`), and by always giving the commonest answer of each kind of question
-(`majority`). The last comes from the training texts where they have such questions, else from the references scored,
-which favours it. `gain` is (real - shuffled) / (1 - shuffled), of CIDEr and CLIPScore the difference. Answers that
-depend on the words alone are generated once for each question, so `blank` and `none` cost little.
+Beside each stands its 95% interval (1,000 bootstrap draws of media, each with all its questions, which aren't
+independent), and what is right without the picture: with another medium's features (`shuffled`), with the mean of up to
+256 media that aren't held out (`blank`: zeros would have a norm that no feature has), with no medium (`none`), and by
+always giving the commonest answer of each kind of question (`majority`). The last comes from the training texts where
+they have such questions, else from the references scored themselves: the most that any one answer could get, and more
+than a model could know. `gain` is (real - shuffled) / (1 - shuffled), of CIDEr and CLIPScore the difference. Answers
+that depend on the words alone are generated once for each question, so `blank` and `none` cost little.
 
 ## Which captions are bad
 

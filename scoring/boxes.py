@@ -3,7 +3,7 @@
 import re
 from collections.abc import Hashable, Mapping, Sequence
 
-from scoring.score import Score, mean, paired
+from scoring.score import Clusters, Score, mean, paired
 
 LEAST = 0.5
 NUMBERS = re.compile(r"\[([^\[\]]*)\]")
@@ -12,7 +12,10 @@ Box = Sequence[float]
 
 
 def box_accuracy(
-    predictions: Mapping[Hashable, str], references: Mapping[Hashable, Box], least: float = LEAST
+    predictions: Mapping[Hashable, str],
+    references: Mapping[Hashable, Box],
+    least: float = LEAST,
+    clusters: Clusters = None,
 ) -> Score:
     """The share of answers whose box and the reference share at least `least` of the area they cover together (Yu et
     al. 2016 and all since). References are (left, top, right, bottom) as shares of the picture's width and height, as
@@ -21,7 +24,8 @@ def box_accuracy(
     """
     paired(predictions, references)
     said = {key: read_box(predictions[key]) for key in references}
-    return mean({key: float(said[key] is not None and iou(said[key], box) >= least) for key, box in references.items()})
+    right = {key: said[key] is not None and iou(said[key], box) >= least for key, box in references.items()}
+    return mean({key: float(hit) for key, hit in right.items()}, clusters=clusters)
 
 
 def read_box(text: str) -> tuple[float, ...] | None:

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from scoring.score import Score, ScoreError, interval, mean, paired
+from scoring.score import Clusters, Score, ScoreError, drawn, interval, mean, paired
 
 FEW = 100
 PTB, PLAIN = "PTB tokenisation", "plain tokenisation, because there is no Java: not comparable with published scores"
@@ -30,25 +30,25 @@ Tokens = dict[Hashable, list[str]]
 _tokens: dict[str, str] = {}  # caption -> its tokens
 
 
-def cider(predictions: Captions, references: References) -> Score:
+def cider(predictions: Captions, references: References, clusters: Clusters = None) -> Score:
     """CIDEr-D, from 0 to 10 (published ones are times 100). How rare words are is taken from the references given, so
     that it means nothing for a few items; warns below 100. Raises ScoreError as `paired`, or without pycocoevalcap.
     """
     scorer = _scorer("cider.cider", "Cider")
     said, true, note = tokenise(predictions, references, "CIDEr")
     _, each = scorer().compute_score(true, said)
-    return mean(dict(zip(true, map(float, each), strict=True)), note)
+    return mean(dict(zip(true, map(float, each), strict=True)), note, clusters)
 
 
-def rouge_l(predictions: Captions, references: References) -> Score:
+def rouge_l(predictions: Captions, references: References, clusters: Clusters = None) -> Score:
     """ROUGE-L's F-measure with beta 1.2, from 0 to 1. Raises ScoreError as `cider`."""
     scorer = _scorer("rouge.rouge", "Rouge")
     said, true, note = tokenise(predictions, references)
     _, each = scorer().compute_score(true, said)
-    return mean(dict(zip(true, map(float, each), strict=True)), note)
+    return mean(dict(zip(true, map(float, each), strict=True)), note, clusters)
 
 
-def bleu(predictions: Captions, references: References, order: int = 4) -> Score:
+def bleu(predictions: Captions, references: References, order: int = 4, clusters: Clusters = None) -> Score:
     """BLEU of n-grams up to `order` over the whole corpus, against the reference nearest in length, from 0 to 1. It is
     no mean of items, so there is no `each`. Raises ScoreError as `cider`.
     """
@@ -63,11 +63,11 @@ def bleu(predictions: Captions, references: References, order: int = 4) -> Score
         for row in scorer.ctest
     ]
     counts = np.array(rows)
-    low, high = interval(lambda rows: _bleu(counts[rows].sum(1), order), len(counts))
+    low, high = interval(counts, lambda sums: _bleu(sums, order), drawn(true, clusters))
     return Score(float(values[order - 1]), low, high, len(counts), note)
 
 
-def meteor(predictions: Captions, references: References) -> Score:
+def meteor(predictions: Captions, references: References, clusters: Clusters = None) -> Score:
     """METEOR 1.5, from 0 to 1. It is no mean of items; its interval is that of the items' mean, moved to its value.
     Raises ScoreError as `cider`, and where there is no Java.
     """
@@ -76,7 +76,7 @@ def meteor(predictions: Captions, references: References) -> Score:
     scorer = _scorer("meteor.meteor", "Meteor")
     said, true, note = tokenise(predictions, references)
     value, each = scorer().compute_score(true, said)
-    items = mean(dict(zip(true, each, strict=True)), note)
+    items = mean(dict(zip(true, each, strict=True)), note, clusters)
     moved = value - items.value
     return Score(float(value), items.low + moved, items.high + moved, items.n, note, items.each)
 

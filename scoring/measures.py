@@ -25,21 +25,23 @@ Rows = Mapping[str, "Prediction"]
 
 
 def _captions(said: Said, rows: Rows) -> dict[str, Score]:
-    found = {
-        "caption_f1": mean({key: max(word_f1(text, one) for one in rows[key].right()) for key, text in said.items()})
-    }
+    shared, media = (
+        {key: max(word_f1(text, one) for one in rows[key].right()) for key, text in said.items()},
+        _media(rows),
+    )
+    found = {"caption_f1": mean(shared, clusters=media)}
     if captions.available() and len(said) > 1:
         references = _references(rows)
         found |= {
-            "caption_bleu4": captions.bleu(said, references),
-            "caption_cider": captions.cider(said, references),
-            "caption_rouge_l": captions.rouge_l(said, references),
+            "caption_bleu4": captions.bleu(said, references, clusters=media),
+            "caption_cider": captions.cider(said, references, media),
+            "caption_rouge_l": captions.rouge_l(said, references, media),
         }
     return found
 
 
 def _meteor(said: Said, rows: Rows) -> dict[str, Score]:
-    return {"caption_meteor": captions.meteor(said, _references(rows))} if captions.has_java() else {}
+    return {"caption_meteor": captions.meteor(said, _references(rows), _media(rows))} if captions.has_java() else {}
 
 
 def _things(said: Said, rows: Rows) -> dict[str, Score]:
@@ -49,12 +51,12 @@ def _things(said: Said, rows: Rows) -> dict[str, Score]:
             task, things = of
             each.setdefault(task.whole, {})[key] = float(task.correct(text, things))
             each.setdefault(task.parts, {})[key] = task.recall(text, things)
-    return {name: mean(values) for name, values in each.items()}
+    return {name: mean(values, clusters=_media(rows)) for name, values in each.items()}
 
 
 def _agreement(said: Said, rows: Rows) -> dict[str, Score]:
     each = {key: float(any(same_answer(text, one) for one in rows[key].right())) for key, text in said.items()}
-    return {"qa_accuracy": mean(each, "case, punctuation and articles set aside")}
+    return {"qa_accuracy": mean(each, "case, punctuation and articles set aside", _media(rows))}
 
 
 def _exact(said: Said, rows: Rows) -> dict[str, Score]:
@@ -62,40 +64,41 @@ def _exact(said: Said, rows: Rows) -> dict[str, Score]:
         key: float(any(normal_form(text.strip()) == normal_form(one.strip()) for one in rows[key].right()))
         for key, text in said.items()
     }
-    return {"qa_accuracy": mean(each, "equal after VQA's normalisation of both")}
+    return {"qa_accuracy": mean(each, "equal after VQA's normalisation of both", _media(rows))}
 
 
-def _vqa(way: str) -> Callable[[Said, Rows], dict[str, Score]]:
-    return lambda said, rows: {"qa_vqa": vqa_accuracy(said, _references(rows), way)}
+def _vqa(way: str, label: str = "qa_vqa") -> Callable[[Said, Rows], dict[str, Score]]:
+    return lambda said, rows: {label: vqa_accuracy(said, _references(rows), way, _media(rows))}
 
 
 def _gqa(said: Said, rows: Rows) -> dict[str, Score]:
-    return {"qa_accuracy": gqa_accuracy(said, _firsts(rows))}
+    return {"qa_accuracy": gqa_accuracy(said, _firsts(rows), _media(rows))}
 
 
 def _letter(said: Said, rows: Rows) -> dict[str, Score]:
-    return {"qa_accuracy": letter_accuracy(said, _firsts(rows))}
+    return {"qa_accuracy": letter_accuracy(said, _firsts(rows), _media(rows))}
 
 
 def _vsr(said: Said, rows: Rows) -> dict[str, Score]:
-    return {"qa_accuracy": vsr_accuracy(said, {key: row.right()[0] == "True" for key, row in rows.items()})}
+    true = {key: row.right()[0] == "True" for key, row in rows.items()}
+    return {"qa_accuracy": vsr_accuracy(said, true, _media(rows))}
 
 
 def _pope(said: Said, rows: Rows) -> dict[str, Score]:
-    true = _firsts(rows)
+    true, media = _firsts(rows), _media(rows)
     right = {key: float(says_yes(text) == (true[key].strip().lower() == "yes")) for key, text in said.items()}
-    found = {"qa_accuracy": mean(right)}
-    found |= {f"pope_{name}": score for name, score in pope(said, true).items() if name != "accuracy"}
+    found = {"qa_accuracy": mean(right, clusters=media)}
+    found |= {f"pope_{name}": score for name, score in pope(said, true, media).items() if name != "accuracy"}
     categories = dict.fromkeys(row.meta.get("question_type") for row in rows.values())
     for category in categories if len(categories) > 1 else ():
         part = [key for key, row in rows.items() if row.meta.get("question_type") == category]
-        parts = pope({key: said[key] for key in part}, {key: true[key] for key in part})
+        parts = pope({key: said[key] for key in part}, {key: true[key] for key in part}, media)
         found[f"pope_f1_{category}"] = parts["f1"]
     return found
 
 
 def _boxes(said: Said, rows: Rows) -> dict[str, Score]:
-    return {"box_accuracy": box_accuracy(said, _firsts(rows))}
+    return {"box_accuracy": box_accuracy(said, _firsts(rows), clusters=_media(rows))}
 
 
 MEASURES: dict[str, Callable[[Said, Rows], dict[str, Score]]] = {
@@ -105,7 +108,7 @@ MEASURES: dict[str, Callable[[Said, Rows], dict[str, Score]]] = {
     "agreement": _agreement,
     "exact": _exact,
     "vqa": _vqa("official"),
-    "vqa-always": _vqa("always"),
+    "vqa-always": _vqa("always", "vqa_always"),
     "vqa-m4c": _vqa("m4c"),
     "gqa": _gqa,
     "letter": _letter,
@@ -117,6 +120,11 @@ MEASURES: dict[str, Callable[[Said, Rows], dict[str, Score]]] = {
 
 def _references(rows: Rows) -> dict[str, list]:
     return {key: row.right() for key, row in rows.items()}
+
+
+def _media(rows: Rows) -> dict[str, str]:
+    """What intervals are drawn over: answers about one medium aren't independent."""
+    return {key: row.media for key, row in rows.items()}
 
 
 def _firsts(rows: Rows) -> dict[str, object]:

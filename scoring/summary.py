@@ -7,11 +7,12 @@ from statistics import fmean
 
 from scoring.answers import same_answer
 from scoring.measures import MEASURES
-from scoring.score import Score
+from scoring.score import Score, mean
 from scoring.tasks import task_of
 
 REAL = "real"
 CONTROLS = ("shuffled", "blank", "none", "majority")
+TEN = 10  # people who answer each question of VQA; its rule leaves a right answer among few others below 1
 SAME, VARIED = 0.5, 0.3  # the commonest answer's share of all, and by how much more than among the references
 
 
@@ -55,8 +56,8 @@ def scores(
     """Every score of the answers given under `condition`, by name, in order; of rows that have one.
 
     measures: which of `MEASURES`, for all rows; by default those of captions for rows without a prompt, and for
-    questions the ten-answer rule where there are several references, else agreement. Where questions have kinds (see
-    `kind_of`) each has its share of a score, as `qa_<kind>`.
+    questions the ten-answer rule where there are so many references, else agreement with any. Where questions have
+    kinds (see `kind_of`) each has its share of a score, as `qa_<kind>`.
     """
     found: dict[str, Score] = {}
     answered = [row for row in rows if row.said(condition) is not None]
@@ -102,7 +103,7 @@ def majority(rows: Sequence[Prediction], train: Iterable[tuple[str, str]] = (), 
             row.majority = str((learnt.get(kind) or own[kind]).most_common(1)[0][0])
     if not own:
         return ""
-    return "the training texts" if own.keys() <= learnt.keys() else "the references scored here"
+    return "the training texts" if own.keys() <= learnt.keys() else "the references scored here, which favours it"
 
 
 def swapped(rows: Sequence[Prediction]) -> dict[str, float] | None:
@@ -147,19 +148,18 @@ def _by_measure(rows: Sequence[Prediction], measures: Sequence[str]) -> list[tup
     if measures:
         return [(measures, list(rows))] if rows else []
     captions = [row for row in rows if not row.prompt]
-    several = [row for row in rows if row.prompt and len(row.right()) > 1]
-    single = [row for row in rows if row.prompt and len(row.right()) == 1]
-    parts = ((("captions", "things"), captions), (("vqa",), several), (("agreement",), single))
+    ten = [row for row in rows if row.prompt and len(row.right()) >= TEN]
+    fewer = [row for row in rows if row.prompt and len(row.right()) < TEN]
+    parts = ((("captions", "things"), captions), (("vqa",), ten), (("agreement",), fewer))
     return [(names, part) for names, part in parts if part]
 
 
 def _by_kind(score: Score, rows: Mapping[str, Prediction], kinds: str) -> dict[str, Score]:
-    from scoring.score import mean
-
     parts: dict[str, dict[str, float]] = {}
     for key, value in score.each.items():
         parts.setdefault(kind_of(rows[key], kinds), {})[key] = value
-    return {f"qa_{kind}": mean(part, score.note) for kind, part in parts.items() if kind}
+    media = {key: row.media for key, row in rows.items()}
+    return {f"qa_{kind}": mean(part, score.note, media) for kind, part in parts.items() if kind}
 
 
 def _commonest(references: Sequence) -> str:

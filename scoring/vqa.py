@@ -15,7 +15,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Literal
 
 from scoring.contractions import CONTRACTIONS
-from scoring.score import Score, mean, paired
+from scoring.score import Clusters, Score, mean, paired
 
 Way = Literal["official", "always", "m4c"]
 ARTICLES = {"a", "an", "the"}
@@ -28,14 +28,17 @@ AT_MOST = 32  # periods that go: the program passes re.UNICODE where a count bel
 
 
 def vqa_accuracy(
-    predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], normalise: Way = "official"
+    predictions: Mapping[Hashable, str],
+    references: Mapping[Hashable, Sequence[str]],
+    normalise: Way = "official",
+    clusters: Clusters = None,
 ) -> Score:
     """Mean accuracy, from 0 to 1; references are the ten people's answers. Raises ScoreError as
     `scoring.score.paired`.
     """
     paired(predictions, references)
     each = {key: leave_one_out(*normalised(predictions[key], references[key], normalise)) for key in references}
-    return mean(each, f"normalised: {normalise}")
+    return mean(each, f"normalised: {normalise}", clusters)
 
 
 def leave_one_out(answer: str, people: Sequence[str]) -> float:

@@ -50,7 +50,7 @@ def values(rows, condition="real", **how):
 
 def question(i, answer, control, reference, ask, objects, other):
     return Prediction(
-        id=str(i), media="m", prompt="?", answer=answer, reference=reference, control=control,
+        id=str(i), media=f"m{i}", prompt="?", answer=answer, reference=reference, control=control,
         meta={"ask": ask, "objects": objects}, control_meta={"objects": other},
     )  # fmt: skip
 
@@ -105,6 +105,8 @@ def test_ten_answers_are_scored_by_the_vqa_rule():
     # Three of ten said blue: left out in turn, 3 times 2/3 and 7 times 1.
     assert values(rows) == pytest.approx({"qa_vqa": 0.95, "qa_other": 0.9, "qa_yes/no": 1})
     assert scores(rows)["qa_vqa"].note == "normalised: official"
+    few = [Prediction("1", "m", "?", "navy", "blue", references=["blue", "navy"])]
+    assert values(few) == {"qa_accuracy": 1}
 
 
 def test_the_majority_comes_from_training_where_it_can():
@@ -112,7 +114,7 @@ def test_the_majority_comes_from_training_where_it_can():
         return Prediction(str(i), "m", "?", "x", reference, meta={"question_type": kind})
 
     rows = [asked(1, "what", "cat"), asked(2, "what", "cat"), asked(3, "what", "dog"), asked(4, "how", "two")]
-    assert majority(rows) == "the references scored here"
+    assert majority(rows) == "the references scored here, which favours it"
     assert [row.majority for row in rows] == ["cat", "cat", "cat", "two"]
     assert majority(rows, [("what", "dog"), ("how", "one"), ("how", "one")]) == "the training texts"
     assert [row.majority for row in rows] == ["dog", "dog", "dog", "one"]

@@ -269,8 +269,9 @@ TASKS = {
     "nocaps": (nocaps, TOLD, CAPTIONS),
     "textcaps": (textcaps, TOLD, CAPTIONS),
     "flickr30k": (flickr30k, TOLD, CAPTIONS),
-    # Three of ten said 2: 3 times min(1, 2/3) and 7 times 1. All ten said yes, so "Yes" isn't normalised: wrong.
-    "vqav2": (vqav2, ["two", "Yes"], {"qa_vqa": 0.45, "qa_number": 0.9, "qa_yes/no": 0}),
+    # Three of ten said 2: 3 times min(1, 2/3) and 7 times 1. All ten said yes, so "Yes" isn't normalised: wrong
+    # (and right where it always is).
+    "vqav2": (vqav2, ["two", "Yes"], {"qa_vqa": 0.45, "vqa_always": 0.95, "qa_number": 0.9, "qa_yes/no": 0}),
     "gqa": (gqa, ["Yes.", "a dog"], {"qa_accuracy": 0.5, "qa_verify": 1, "qa_query": 0}),
     "v7w": (v7w, ["D.", "(A)"], {"qa_accuracy": 0.5, "qa_which": 1, "qa_what": 0}),
     "vsr": (vsr, ["True", "No.", "It is."], {"qa_accuracy": 2 / 3, "qa_in front of": 1, "qa_behind": 1, "qa_under": 0}),
