@@ -84,19 +84,22 @@ def test_answers_in_normal_form() -> None:
     m4c = [vqa.normalised(text, ["x", "y"], "m4c")[0] for text in ANSWERS["texts"]]
     assert m4c == ANSWERS["m4c"] != ANSWERS["normal"]
     official = [vqa.normal_form(text) for text in ANSWERS["texts"]]
+    assert official == ANSWERS["official"]
     differ = [
         text for text, one, other in zip(ANSWERS["texts"], official, ANSWERS["normal"], strict=True) if one != other
     ]
     assert differ and all(",," in text for text in differ)
 
 
-@pytest.mark.parametrize("way", ["always", "m4c"])
+@pytest.mark.parametrize("way", ["official", "always", "m4c"])
 def test_vqa_accuracy_equals_the_official_one(way: str) -> None:
     asked = {n: row for n, row in enumerate(ANSWERS["questions"])}
     found = scoring.vqa_accuracy({n: row["answer"] for n, row in asked.items()},
                                  {n: row["people"] for n, row in asked.items()}, way)  # fmt: skip
     assert found.each == pytest.approx({n: row[way] for n, row in asked.items()}, abs=1e-6)
     assert found.note == f"normalised: {way}" and found.low <= found.value <= found.high
+    for other in {"official", "always", "m4c"} - {way}:
+        assert sum(row[way] != pytest.approx(row[other]) for row in asked.values()) >= 3
 
 
 def test_vqa_accuracy_by_hand() -> None:

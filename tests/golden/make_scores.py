@@ -1,15 +1,20 @@
-"""Makes scores.json by the official programs, never through `scoring`: `python tests/golden/make_scores.py`.
+"""Makes scores.json by the official programs, never through `scoring`: python tests/golden/make_scores.py vqaEval.py
 
-pycocoevalcap 1.2 (with Java 17.0.15) scored the captions; lmms-eval 0.7.3's EvalAIAnswerProcessor and
-vqav2_process_results, which were compared with GT-Vision-Lab/VQA's functions, normalised and scored the answers. Needs
-both installed, and Java.
+pycocoevalcap 1.2 (with Java 17.0.15) scored the captions. GT-Vision-Lab/VQA's own program, as it is since 2021, gave
+what is called "official": the path of its PythonEvaluationTools/vqaEvaluation/vqaEval.py is the argument (here put
+together from copies: the tables of commit c4e6a0e, `evaluate` of a fork of the head, without their `print`s).
+lmms-eval 0.7.3's EvalAIAnswerProcessor, vqav2_process_results and textvqa_process_results gave the other two ways.
+Needs all these, and Java.
 """
 
 import contextlib
 import io
 import json
 import random
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 
 from lmms_eval.tasks._task_utils.vqa_eval_metric import EvalAIAnswerProcessor
 from lmms_eval.tasks.textvqa.utils import textvqa_process_results
@@ -93,23 +98,55 @@ def captions() -> dict:
     }  # fmt: skip
 
 
-def answers() -> dict:
-    """1,200 answers in normal form, and 300 questions with ten people's answers scored in two ways."""
+def varied(draw: random.Random, text: str) -> str:
+    """The same answer written otherwise; some ways of reading it see that, others don't."""
+    return draw.choice((text, text, text.upper(), f"the {text}", f"{text}.", f"{text}?", f" {text}\n",
+                        text.replace(" ", ","), text.replace("'s", " 's"), text.replace(",", "")))  # fmt: skip
+
+
+def answers(program: Path) -> dict:
+    """1,200 answers in normal form, and 1,000 questions with ten people's answers, each in three ways."""
     draw, process = random.Random(1), EvalAIAnswerProcessor()
     texts = [" ".join(draw.choice(SAID) for _ in range(draw.randint(1, 3))) for _ in range(1200)]
     normal = [process.process_digit_article(process.process_punctuation(text)) for text in texts]
     questions = []
-    for _ in range(300):
+    for n in range(1000):
         options = draw.sample(SAID, draw.choice((1, 2, 3)))
         people = [draw.choice(options) for _ in range(10)]
         answer = draw.choice([*options, draw.choice(SAID)])
-        listed = [{"answer": one, "answer_id": n} for n, one in enumerate(people)]
+        if n >= 300:
+            people = [varied(draw, one) if draw.random() < 0.2 else one for one in people]
+            answer = varied(draw, answer)
+        listed = [{"answer": one, "answer_id": i} for i, one in enumerate(people)]
         always = vqav2_process_results({"answers": listed, "question_id": 0}, [answer])["exact_match"]
         m4c = textvqa_process_results({"answers": list(people), "question_id": 0}, [answer])["exact_match"]
         questions.append({"answer": answer, "people": people, "always": float(always), "m4c": float(m4c)})
-    return {"texts": texts, "normal": normal, "m4c": [process(text) for text in texts], "questions": questions}
+    scorer = official(program, questions)
+    for n, row in enumerate(questions):
+        row["official"] = scorer.evalQA[n] / 100
+    return {
+        "texts": texts, "normal": normal, "m4c": [process(text) for text in texts], "questions": questions,
+        "official": [scorer.processDigitArticle(scorer.processPunctuation(text)) for text in texts],
+    }  # fmt: skip
+
+
+def official(program: Path, questions: list[dict]):
+    """The official program after it scored the questions, to 12 decimals of a per cent."""
+    spec = spec_from_file_location("vqaEval", program)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    true = {
+        n: {"answers": [{"answer": one, "answer_id": i} for i, one in enumerate(row["people"])],
+            "question_type": "", "answer_type": ""}
+        for n, row in enumerate(questions)
+    }  # fmt: skip
+    said = {n: {"answer": row["answer"]} for n, row in enumerate(questions)}
+    asked = SimpleNamespace(qa=true, getQuesIds=lambda: list(true))
+    scorer = module.VQAEval(asked, SimpleNamespace(qa=said), n=12)
+    scorer.evaluate()
+    return scorer
 
 
 if __name__ == "__main__":
-    made = {"captions": captions(), "answers": answers()}
+    made = {"captions": captions(), "answers": answers(Path(sys.argv[1]))}
     (Path(__file__).parent / "scores.json").write_text(json.dumps(made, indent=0, ensure_ascii=True) + "\n")
