@@ -2,12 +2,10 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
@@ -19,27 +17,16 @@ from . import FeatureSetError
 from .features import STORED_DTYPES, decode, layout
 from .index import BLOCK, KEY, Index, Rows, load_index, save_index, scan_shard
 from .manifest import load_manifest
+from .texts import Text as Text
+from .texts import Texts
+from .texts import parse_text as parse_text
 
 TEXTS = "texts.jsonl"
 HELDOUT = "heldout.txt"
 THUMBNAILS = "thumbnails"
-ROLES = ("system", "user", "assistant")
 JOINED_READ = 1 << 14  # a tensor this close to the tar header, or to the tensor before, comes with it in one read
 DECODED_AT_ONCE = 1 << 20  # values; keeps the temporary float32 in the processor's cache
 OPEN_FILES = 200  # per thread; the usual limit of a process is 1024
-
-
-@dataclass(frozen=True)
-class Text:
-    """One text: its id, the keys of its media in order, its turns ({"role", "content"}), its split, what else is
-    known.
-    """
-
-    id: str
-    media: tuple[str, ...]
-    turns: tuple[dict, ...]
-    split: str
-    meta: dict = field(default_factory=dict)
 
 
 class FeatureSet:
@@ -104,11 +91,16 @@ class FeatureSet:
             )
         return self.manifest["features"][kind]
 
-    def _place(self, key: str) -> tuple[int, int, int]:
-        """(row in the index, open file, position of the tar header) of a medium."""
+    def row(self, key: str) -> int:
+        """A medium's place in writing order, which is that on the disk. Raises FeatureSetError on an unknown key."""
         row = self._row.get(key)
         if row is None:
             raise FeatureSetError(f"{self.path} holds no medium {key!r}")
+        return row
+
+    def _place(self, key: str) -> tuple[int, int, int]:
+        """(row in the index, open file, position of the tar header) of a medium."""
+        row = self.row(key)
         return row, self._file(int(self._index.shard[row])), int(self._index.member[row])
 
     def _member_size(self, key: str, header: bytes) -> int:
@@ -171,9 +163,7 @@ class FeatureSet:
 
     def info(self, key: str) -> dict:
         """{"modality", "origin" (path relative to the data folder), "sha256" (of the medium's bytes)}."""
-        if key not in self._row:
-            raise FeatureSetError(f"{self.path} holds no medium {key!r}")
-        row, index = self._row[key], self._index
+        row, index = self.row(key), self._index
         digest = index.hashes[row].tobytes().hex()
         return {"modality": self.manifest["modality"], "origin": index.origins[row], "sha256": digest}
 
@@ -192,40 +182,27 @@ class FeatureSet:
         """The sha256 of texts.jsonl."""
         return hashlib.sha256((self.path / TEXTS).read_bytes()).hexdigest()
 
-    def texts(self, path: Path | str | None = None, partial: bool = False) -> list[Text]:
+    def texts(self, path: Path | str | None = None, partial: bool = False) -> Texts:
         """The texts of the set, or those of another file in the same form.
 
         In another file a medium is named by its key or its origin, `split` may be missing (then it follows from what
         is held out), and the count of texts whose media are in the set is printed. Raises FeatureSetError on a
         malformed line, and on media that aren't in the set unless `partial`, which leaves their texts out.
         """
-        file = self.path / TEXTS if path is None else Path(path)
-        if not file.is_file():
-            raise FeatureSetError(f"{file} doesn't exist; name a file with one JSON text per line")
-        names = {key: key for key in self.keys}
+        file, names = self.path / TEXTS, {}
         if path is not None:
-            names = dict(zip(self._index.origins, self.keys, strict=True)) | names
-        texts, unmatched = [], []
-        with open(file, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                line_texts = parse_text(line, f"{file}, line {number}", default_id=f"line-{number}")
-                if missing := [name for name in line_texts["media"] if name not in names]:
-                    unmatched.append(missing[0])
-                    continue
-                media = tuple(names[name] for name in line_texts["media"])
-                split = line_texts["split"] or ("heldout" if self.heldout.intersection(media) else "train")
-                turns = tuple(line_texts["turns"])
-                texts.append(Text(line_texts["id"], media, turns, split, line_texts["meta"]))
+            origins = zip(self._index.origins, self.keys, strict=True)
+            file, names = Path(path), {origin: key for origin, key in origins if origin not in self._row}
+        texts = Texts(file, names)
+        unmatched, first = texts.find(self._row, self.heldout)
         if path is not None:
-            print(f"{file}: {len(texts)} texts match the set, {len(unmatched)} don't")
+            print(f"{file}: {len(texts)} texts match the set, {unmatched} don't")
         if unmatched and not partial:
             mend = "mend the file, or pass --partial to leave them out"
             if path is None:
                 mend = "it was changed, or precompute was stopped: run the same precompute.py command again"
             raise FeatureSetError(
-                f"{file}: {len(unmatched)} texts name media that {self.path} lacks (first: {unmatched[0]!r}); {mend}"
+                f"{file}: {unmatched} texts name media that {self.path} lacks (first: {first!r}); {mend}"
             )
         return texts
 
@@ -233,44 +210,6 @@ class FeatureSet:
         """The JPEG thumbnail of a held-out medium, or None."""
         path = self.path / THUMBNAILS / f"{key}.jpg"
         return path if KEY.fullmatch(key) and path.is_file() else None
-
-
-def parse_text(line: str, where: str, default_id: str) -> dict:
-    """One line of a texts file -> {"id", "media", "turns", "split" or None, "meta"}, every field checked.
-
-    Raises FeatureSetError naming `where`.
-    """
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise FeatureSetError(f"{where}: not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise FeatureSetError(f"{where}: a text is a JSON object with media and turns")
-    media, turns = row.get("media", []), row.get("turns")
-    media = [media] if isinstance(media, str) else media
-    if not isinstance(media, list) or not all(isinstance(name, str) for name in media):
-        raise FeatureSetError(f"{where}: media must be a list of names")
-    if not isinstance(turns, list) or not turns:
-        raise FeatureSetError(f'{where}: turns must be a list of {{"role", "content"}}')
-    for turn in turns:
-        if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
-            raise FeatureSetError(f"{where}: each turn needs a role ({', '.join(ROLES)}) and a content that is text")
-    split, meta = row.get("split"), row.get("meta") or {}
-    if not (split is None or (isinstance(split, str) and split)) or not isinstance(meta, dict):
-        raise FeatureSetError(f"{where}: split must be a word and meta an object")
-    turns = [{"role": turn["role"], "content": turn["content"]} | _boxes(turn, where) for turn in turns]
-    return {"id": str(row.get("id", default_id)), "media": media, "turns": turns, "split": split, "meta": meta}
-
-
-def _boxes(turn: dict, where: str) -> dict:
-    """{"boxes": [[left, top, right, bottom], ...]} of a turn that has some."""
-    boxes = turn.get("boxes") or []
-    if not isinstance(boxes, list) or any(
-        not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box)
-        for box in boxes
-    ):
-        raise FeatureSetError(f"{where}: boxes must be a list of [left, top, right, bottom], shares of the picture")
-    return {"boxes": boxes} if boxes else {}
 
 
 def _read_spans(file: int, member: int, spans: list[tuple[int, np.ndarray | bytearray]]) -> bool:

@@ -1,7 +1,6 @@
 """What caching buys, on numbers that can be checked by hand; and that precompute notes what the sum needs."""
 
 import math
-from collections import Counter
 
 import pytest
 
@@ -15,7 +14,8 @@ from training.settings import DEFAULTS
 
 def kept(media: int, captions: int) -> Kept:
     texts = [Text(f"{m}-{c}", (f"m{m}",), (), "train") for m in range(media) for c in range(captions)]
-    return Kept(texts, [10] * len(texts), [9] * len(texts), Counter())
+    about = [m for m in range(media) for _ in range(captions)]
+    return Kept(texts, [10] * len(texts), [9] * len(texts), about, [1] * len(texts), [False] * len(texts))
 
 
 def test_the_epoch_from_which_it_is_cheaper():

@@ -24,6 +24,12 @@ class Set:
         self.features, self.path, self.keys = features, "features/scenes", [f"m{i}" for i in range(64)]
         self.manifest = features.manifest
 
+    def __len__(self):
+        return len(self.keys)
+
+    def row(self, key):
+        return self.keys.index(key)
+
     def read_many(self, keys, kind, **how):
         return self.features.read_many(keys, kind, **how) if keys else torch.zeros(0, 24)
 

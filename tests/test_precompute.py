@@ -526,7 +526,7 @@ def test_without_words_and_without_an_encoder(
     printed = capsys.readouterr().out
     assert "trained on drawn scenes only" in printed and "clip-l-336" in printed and "6 media without words" in printed
     features = FeatureSet("features/holiday")
-    assert features.texts() == [] and len(features.heldout) == 1 and features.manifest["encoder"]["name"] == "demo"
+    assert not features.texts() and len(features.heldout) == 1 and features.manifest["encoder"]["name"] == "demo"
     assert encoders.load_encoder("demo").fingerprint() == features.manifest["encoder"]["fingerprint"]
 
     def demo(modality: str, folder: Path, seed: int) -> Path:

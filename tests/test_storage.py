@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -352,7 +351,7 @@ def test_training_takes_turns_with_views(tmp_path: Path) -> None:
     prompt = SimpleNamespace(segments=lambda *_, **__: [])
     encoded = Encoded(features, prompt, adapter)
     texts = [SimpleNamespace(media=(key,), turns=(), id=key) for key in features.keys]
-    steps = Steps(encoded, Kept(texts, [3] * 12, [2] * 12, Counter()), 4, seed=7)
+    steps = Steps(encoded, Kept(texts, [3] * 12, [2] * 12, range(12), [1] * 12, [False] * 12), 4, seed=7)
     seen = {key: set() for key in features.keys}
     for step in range(3 * 40):
         batch = steps[step]
@@ -361,7 +360,7 @@ def test_training_takes_turns_with_views(tmp_path: Path) -> None:
             assert torch.equal(row, features.read(key, "pooled", view))
             seen[key].add(view)
     assert all(views == {0, 1, 2, 3} for views in seen.values())
-    resumed = Steps(encoded, Kept(texts, [3] * 12, [2] * 12, Counter()), 4, seed=7)
+    resumed = Steps(encoded, Kept(texts, [3] * 12, [2] * 12, range(12), [1] * 12, [False] * 12), 4, seed=7)
     assert torch.equal(resumed[100].rows, steps[100].rows)
     counts = np.bincount([choose_view(0, epoch, "key", 4) for epoch in range(4000)])
     assert counts.min() > 900

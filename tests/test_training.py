@@ -52,6 +52,28 @@ def test_a_mediums_texts_travel_together_and_steps_hold_texts_of_like_length():
     assert padding(together) < 0.05 and padding(apart) < 0.05
 
 
+def test_runs_keep_to_media_that_lie_side_by_side():
+    """4,000 texts of 1,000 media, 100 media a run: a step reads from one run, or from where two meet."""
+    about = [(i * 37) % 1000 for i in range(4000)]
+    lengths = [5 + 60 * (i % 10) for i in range(4000)]
+    steps = epoch_steps(about, lengths, 16, seed=0, epoch=0, run=100)
+    assert len(steps) == 250 and Counter(i for step in steps for i in step) == Counter(range(4000))
+    assert sorted(map(len, steps))[0] == 16
+
+    def reach(steps):
+        spans = [[about[i] for i in step] for step in steps]
+        return [max(span) - min(span) for span in spans]
+
+    anywhere = epoch_steps(about, lengths, 16, seed=0, epoch=0)
+    assert sum(span < 100 for span in reach(steps)) > 230 and sum(span < 100 for span in reach(anywhere)) < 25
+    places = [min(about[i] for i in step) // 100 for step in steps]
+    turns = sum(a != b for a, b in zip(places, places[1:], strict=False))
+    assert turns < 60, "one run is read before the next begins"
+    other = epoch_steps(about, lengths, 16, seed=0, epoch=1, run=100)
+    firsts = [{min(about[i] for i in step) for step in some} for some in (steps, other)]
+    assert firsts[0] != firsts[1], "another epoch's runs begin elsewhere"
+
+
 @pytest.fixture
 def model(language_model_folder):
     lm = load_language_model(str(language_model_folder("llama")))
@@ -147,6 +169,12 @@ def test_learning_rate_rises_then_falls_to_nothing():
 
 class FakeFeatures:
     """Features of ten media: row k is k everywhere."""
+
+    def __len__(self):
+        return 10
+
+    def row(self, key):
+        return int(key[1:])
 
     def read_many(self, keys, kind):
         if not keys:

@@ -34,6 +34,12 @@ class Scenes:
         self.patches = patches
         self.manifest = {"features": {"patches" if patches else "pooled": {}}}
 
+    def __len__(self):
+        return 64
+
+    def row(self, key):
+        return int(key[1:])
+
     def read_many(self, keys, kind, **_):
         pairs = [(int(key[1:]) // 4 % 4, 4 + int(key[1:]) % 4) for key in keys]
         rows = torch.stack([CODES[list(pair)] for pair in pairs])
@@ -161,6 +167,12 @@ class Codes:
         self.order = rows_of_symbols(MEDIA, chance)
         self.rows = torch.randn(SYMBOLS, CODE, generator=chance)[self.order]
         self.rows = (self.rows + NOISE * torch.randn(self.rows.shape, generator=chance)).half()
+
+    def __len__(self):
+        return len(self.rows)
+
+    def row(self, key):
+        return int(key)
 
     def read_many(self, keys, kind, **_):
         return self.rows[[int(key) for key in keys]]

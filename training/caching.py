@@ -57,10 +57,9 @@ def caching(features: FeatureSet, kind: str, kept: Kept, settings: dict, ranks: 
 
 def media_shown(kept: Kept, settings: dict) -> int:
     """How many media an epoch's steps read; one counts as often as a step has it."""
-    media = [" ".join(text.media) or text.id for text in kept.texts]
     sizes = (settings[name] for name in ("batch", "seed"))
-    steps = epoch_steps(media, kept.lengths, *sizes, epoch=0, texts_per_medium=settings["texts_per_medium"])
-    return sum(len({key for i in step for key in kept.texts[i].media}) for step in steps)
+    steps = epoch_steps(kept.about, kept.lengths, *sizes, epoch=0, texts_per_medium=settings["texts_per_medium"])
+    return sum(sum({kept.about[i]: kept.media[i] for i in step}.values()) for step in steps)
 
 
 def _time(seconds: float) -> str:

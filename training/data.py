@@ -3,9 +3,10 @@
 import hashlib
 import json
 import signal
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
@@ -18,7 +19,8 @@ from adapters.model import Adapter
 from adapters.projectors import FeatureShape
 from adapters.prompt import Prompt, Segment, soft_slots
 from adapters.splice import length_of
-from shards.read import FeatureSet, Text
+from shards.read import FeatureSet
+from shards.texts import Text, Texts
 from training import RunError
 from training.order import epoch_steps, split_evenly, steps_per_epoch
 
@@ -75,14 +77,18 @@ class Batch:
 
 @dataclass
 class Kept:
-    """The texts that can be used, with their lengths and how much of these is target, in tokens; `dropped` counts the
-    others by reason.
+    """The texts that can be used, and of each its length and how much of this is target, in tokens; what it is `about`,
+    the same number for the same media and neighbours for media that are stored side by side; how many `media` these
+    are; whether it `asks` something. `dropped` counts the other texts by reason.
     """
 
-    texts: list[Text]
-    lengths: list[int]
-    targets: list[int]
-    dropped: Counter
+    texts: Sequence[Text]
+    lengths: Sequence[int]
+    targets: Sequence[int]
+    about: Sequence[int]
+    media: Sequence[int]
+    asks: Sequence[bool]
+    dropped: Counter = field(default_factory=Counter)
 
 
 def feature_shape(features: FeatureSet, kind: str) -> FeatureShape:
@@ -150,9 +156,11 @@ class Encoded:
         """Leave out texts that can't be trained on: no answer, or longer than `max_length` tokens (never cut short);
         without `words_alone` also texts without a medium, where nothing that is trained has a part in them.
         """
-        kept, soft = Kept([], [], [], Counter()), soft_slots(self.soft_tokens, self.prompt.template)
+        positions, kept = array("I"), Kept([], *(array(code) for code in "IIIHB"))
+        soft = soft_slots(self.soft_tokens, self.prompt.template)
         soft = {f"{self.owner}:{name}" if self.owner else name: count for name, count in soft.items()}
-        for text in tqdm(texts, desc=desc, unit=" texts", leave=False, disable=len(texts) < 20_000):
+        several: dict[tuple[str, ...] | str, int] = {}  # media that texts are about together, and texts about none
+        for position, text in enumerate(tqdm(texts, desc, unit=" texts", leave=False, disable=len(texts) < 20_000)):
             if not text.turns or text.turns[-1]["role"] != "assistant" or not text.turns[-1]["content"].strip():
                 kept.dropped["no words to learn"] += 1
                 continue
@@ -168,9 +176,17 @@ class Encoded:
             if length > max_length:
                 kept.dropped[f"longer than {max_length} tokens"] += 1
                 continue
-            kept.texts.append(text)
+            positions.append(position)
             kept.lengths.append(length)
             kept.targets.append(_targets([segments]))
+            alone = len(text.media) == 1
+            number = (
+                self.features.row(text.media[0]) if alone else several.setdefault(text.media or text.id, len(several))
+            )
+            kept.about.append(number if alone else len(self.features) + number)
+            kept.media.append(len(text.media))
+            kept.asks.append(question_of(text) is not None)
+        kept.texts = texts.pick(positions) if isinstance(texts, Texts) else [texts[i] for i in positions]
         return kept
 
 
@@ -225,11 +241,11 @@ class Steps(Dataset):
         whole = len(order), sum(self.kept.targets[i] for i in order)
         return replace(self.batch_of(texts, epoch), whole=whole, draw=f"{self.seed}/{step}")
 
-    def order(self, epoch: int) -> list[list[int]]:
+    def order(self, epoch: int) -> list[Sequence[int]]:
         """The steps of an epoch, each a list of indices into the texts."""
         if epoch != self._epoch:
-            media = [" ".join(text.media) or text.id for text in self.kept.texts]
-            self._order = epoch_steps(media, self.kept.lengths, self.batch, self.seed, epoch, self.texts_per_medium)
+            about, lengths = self.kept.about, self.kept.lengths
+            self._order = epoch_steps(about, lengths, self.batch, self.seed, epoch, self.texts_per_medium)
             self._epoch = epoch
         return self._order
 

@@ -6,8 +6,9 @@ import torch
 
 from adapters.boxes import said as in_words
 from adapters.model import AdaptedModel, Adapter
-from shards.read import FeatureSet, Text
-from training.data import Encoded, question_of
+from shards.read import FeatureSet
+from shards.texts import Text, Texts
+from training.data import Encoded, Kept, question_of
 from training.distributed import ALONE, Ranks
 
 MOST = 256  # eval.py looks at all of them
@@ -15,17 +16,16 @@ SAMPLES, SCORED = 8, 32
 BLIND_STEPS, BLIND_GAIN = 500, 0.02
 
 
-def choose_heldout(encoded: Encoded, texts: Sequence[Text], learn: Sequence[Text], max_length: int) -> list[Text]:
+def choose_heldout(encoded: Encoded, texts: Texts, learn: Kept, max_length: int) -> list[Text]:
     """Up to 256 held-out texts of the sorts that are trained on (captions only, when only captions are): of the split
     "heldout", else of "val", else of any other that isn't trained on.
     """
-    sorts = {question_of(text) is not None for text in learn}
-    splits = {text.split for text in texts} - {"train"}
-    split = next((name for name in ("heldout", "val", *sorted(splits)) if name in splits), None)
-    fitting = [text for text in texts if text.split == split and (question_of(text) is not None) in sorts]
-    fitting = [text for text in fitting if text.media] or fitting  # the loss is of what is seen
-    kept = encoded.keep(fitting, max_length).texts
-    return kept[:: max(1, len(kept) // MOST)][:MOST]
+    splits = texts.splits - {"train"}
+    split = next((name for name in ("heldout", "val", *sorted(splits)) if name in splits), "")
+    kept, sorts = encoded.keep(texts.of_split(split), max_length), set(learn.asks)
+    fitting = [i for i, asks in enumerate(kept.asks) if asks in sorts]
+    fitting = [i for i in fitting if kept.media[i]] or fitting  # the loss is of what is seen
+    return [kept.texts[i] for i in fitting[:: max(1, len(fitting) // MOST)][:MOST]]
 
 
 def heldout_losses(

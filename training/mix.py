@@ -6,9 +6,10 @@ as the sets hold together. What makes a step is a function of the sets, the weig
 number alone.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 from torch.utils.data import Dataset
@@ -85,7 +86,7 @@ class Mix(Dataset):
         sizes = [max(1, round(share * batch)) for share in self.shares]
         self.parts = [Steps(*one, size, seed, texts_per_medium) for one, size in zip(sets, sizes, strict=True)]
         self._quotas = Quotas(self.shares, batch)
-        self._flat: list[tuple[int, list[int]]] = [(-1, [])] * len(sets)
+        self._flat: list[tuple[int, array]] = [(-1, array("I"))] * len(sets)
 
     @property
     def per_epoch(self) -> int:
@@ -119,5 +120,5 @@ class Mix(Dataset):
         part = self.parts[number]
         epoch, place = divmod(place, len(part.kept.texts))
         if self._flat[number][0] != epoch:
-            self._flat[number] = epoch, [i for step in part.order(epoch) for i in step]
+            self._flat[number] = epoch, array("I", chain.from_iterable(part.order(epoch)))
         return epoch, self._flat[number][1][place]

@@ -1,46 +1,86 @@
 """Which texts make which step: a function of the seed and the epoch alone.
 
 An epoch permutes the media; a medium's texts travel together, so that its features are read and projected once for
-all of them. Windows of 64 steps are then sorted by length, which leaves little padding, and the steps shuffled.
+all of them. Windows of 64 steps are then sorted by length, which leaves little padding, and the steps shuffled. For a
+disk that is slow to seek all this is done within runs of media that lie beside each other, and the runs are permuted.
 """
 
 import random
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 WINDOW = 64
 
 
 def epoch_steps(
-    media: Sequence[str], lengths: Sequence[int], batch: int, seed: int, epoch: int, texts_per_medium: int = 0
-) -> list[list[int]]:
-    """Return the epoch's steps, each a list of at most `batch` indices into the texts; every text comes exactly once.
+    about: Sequence[int],
+    lengths: Sequence[int],
+    batch: int,
+    seed: int,
+    epoch: int,
+    texts_per_medium: int = 0,
+    run: int = 0,
+) -> list[Sequence[int]]:
+    """Return the epoch's steps, each at most `batch` indices into the texts; every text comes exactly once.
 
-    `media[i]` names what text i is about, `lengths[i]` is its length in tokens. Up to `texts_per_medium` texts of one
-    medium stay together (0: all of them; 1: none, as most published systems do).
+    `about[i]` numbers what text i is about, `lengths[i]` is its length in tokens. Up to `texts_per_medium` texts of one
+    medium stay together (0: all of them; 1: none, as most published systems do). With `run`, so many media with
+    neighbouring numbers come one after the other before others do; their texts take whole steps between them, but for
+    the first and the last.
     """
     chance = random.Random(f"{seed}:{epoch}")
-    groups: dict[str, list[int]] = {}
-    for i, medium in enumerate(media):
-        groups.setdefault(medium, []).append(i)
-    parts = []
-    for texts in groups.values():
-        chance.shuffle(texts)
-        size = texts_per_medium or len(texts)
-        parts += [texts[i : i + size] for i in range(0, len(texts), size)]
-    chance.shuffle(parts)
-    order: list[int] = []
-    window: list[list[int]] = []
-    held = 0
-    for k, part in enumerate(parts):
-        window.append(part)
-        held += len(part)
-        if held >= WINDOW * batch or k == len(parts) - 1:
-            window.sort(key=lambda texts: max(lengths[i] for i in texts))
-            order += [i for texts in window for i in texts]
-            window, held = [], 0
-    steps = [order[i : i + batch] for i in range(0, len(order), batch)]
-    chance.shuffle(steps)
+    texts, media = _by_medium(about, in_order=bool(run))
+    shift = chance.randrange(run) if run else 0  # so that the runs of another epoch begin elsewhere
+    starts, runs = array("I"), array("I")
+    for number, (begin, end) in enumerate(zip(media, [*media[1:], len(texts)], strict=True)):
+        if not number or (run and (number + shift) % run == 0):
+            runs.append(len(starts))
+        if end - begin > 1:
+            some = texts[begin:end].tolist()
+            chance.shuffle(some)
+            texts[begin:end] = some
+        starts.extend(range(begin, end, texts_per_medium or end - begin))
+    sizes = np.diff(starts, append=len(texts))
+    longest = np.maximum.reduceat(np.asarray(lengths)[texts], starts) if len(texts) else sizes
+    order, steps = array("I"), []
+    spans = list(zip(runs, [*runs[1:], len(starts)], strict=True))
+    chance.shuffle(spans)
+    for number, span in enumerate(spans):
+        parts = array("I", range(*span))
+        chance.shuffle(parts)
+        for window in _windows(parts, sizes, WINDOW * batch):
+            for part in sorted(window, key=longest.__getitem__):
+                order.extend(texts[starts[part] : starts[part] + sizes[part]].tolist())
+        whole = len(order) if number == len(spans) - 1 else len(order) - len(order) % batch
+        its_steps = [order[i : min(i + batch, whole)] for i in range(0, whole, batch)]
+        order = order[whole:]
+        chance.shuffle(its_steps)
+        steps += its_steps
     return steps
+
+
+def _by_medium(about: Sequence[int], in_order: bool) -> tuple[np.ndarray, list[int]]:
+    """All texts medium by medium, and where each medium's begin: by their numbers, or as they first appear."""
+    _, first, medium = np.unique(np.asarray(about), return_index=True, return_inverse=True)
+    if not in_order:
+        medium = np.argsort(np.argsort(first))[medium]
+    texts = np.argsort(medium, kind="stable").astype(np.uint32)
+    return texts, [0, *(np.flatnonzero(np.diff(medium[texts])) + 1).tolist()] if len(texts) else []
+
+
+def _windows(parts: Sequence[int], sizes: Sequence[int], least: int) -> Iterator[list[int]]:
+    """Cut `parts`, in their order, into windows with at least so many texts, but for the last."""
+    window, held = [], 0
+    for part in parts:
+        window.append(part)
+        held += sizes[part]
+        if held >= least:
+            yield window
+            window, held = [], 0
+    if window:
+        yield window
 
 
 def steps_per_epoch(texts: int, batch: int) -> int:

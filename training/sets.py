@@ -7,7 +7,8 @@ from pathlib import Path
 
 from adapters.model import AdaptedModel
 from adapters.projectors import FeatureShape, find_projector
-from shards.read import FeatureSet, Text
+from shards.read import FeatureSet
+from shards.texts import Text, Texts
 from training import RunError
 from training.data import Encoded, Kept, Steps, feature_shape
 from training.distributed import ALONE, Ranks
@@ -32,7 +33,7 @@ class Source:
     """
 
     features: FeatureSet
-    texts: list[Text]
+    texts: Texts
     settings: dict
     shape: FeatureShape
     weight: float | None = None
@@ -52,7 +53,7 @@ class Source:
         nothing.
         """
         self.encoded = Encoded(self.features, model.prompt, model.adapter, self.name, self.owner)
-        learn = [text for text in self.texts if text.split == "train"][: limit or None]
+        learn = self.texts.of_split("train")[: limit or None]
         longest = model.lm.max_length
         self.kept = self.encoded.keep(learn, longest, words_alone=words_alone)
         if not self.kept.texts:
@@ -60,7 +61,7 @@ class Source:
                 f"{self.features.path} has no words to train on ({len(self.texts)} texts, {len(learn)} of them for "
                 "training); put a .txt beside each picture and run precompute.py again, or pass --text FILE"
             )
-        self.heldout = choose_heldout(self.encoded, self.texts, self.kept.texts, longest)
+        self.heldout = choose_heldout(self.encoded, self.texts, self.kept, longest)
         left_out = "".join(f"; {count} left out: {reason}" for reason, count in self.kept.dropped.items())
         where = f"texts of {self.features.path}" if self.name else "texts"
         print(f"{where}: {len(self.kept.texts):,} to learn from, {len(self.heldout)} held out for the loss{left_out}")

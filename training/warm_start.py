@@ -12,8 +12,7 @@ from torch.nn import functional
 
 from adapters import AdapterError
 from adapters.model import AdaptedModel
-from shards.read import Text
-from training.data import Encoded, Kept, question_of
+from training.data import Encoded, Kept
 from training.order import epoch_steps, steps_per_epoch
 
 MEDIA = 64  # in a step: each medium's words are told from those of so many
@@ -30,13 +29,14 @@ def warm_start(model: AdaptedModel, encoded: Encoded, kept: Kept, steps: int, lr
     adapter = model.adapter
     if adapter.injects or not adapter.tokens:
         raise AdapterError(f"--warm-start needs an adapter whose tokens stand among the words; not {adapter.spec}")
-    texts = [text for text in kept.texts if len(text.media) == 1]
-    texts = [text for text in texts if question_of(text) is None] or texts
-    if not texts:
+    about_one = [i for i, media in enumerate(kept.media) if media == 1]
+    usable = [i for i in about_one if not kept.asks[i]] or about_one
+    if not usable:
         raise AdapterError("--warm-start needs texts about one medium each; there are none")
     optimizer = torch.optim.AdamW(adapter.projector.parameters(), lr=lr, weight_decay=0.0)
     losses = []
-    for chosen in _order(texts, steps, seed):
+    for step in _order([kept.about[i] for i in usable], steps, seed):
+        chosen = [kept.texts[usable[i]] for i in step]
         said = {text.media[0]: "" for text in chosen}
         for text in chosen:
             said[text.media[0]] += " " + text.turns[-1]["content"]
@@ -64,12 +64,12 @@ def contrast(tokens: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     return (functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)) / 2
 
 
-def _order(texts: Sequence[Text], steps: int, seed: int) -> list[list[Text]]:
-    media, order = [text.media[0] for text in texts], []
+def _order(about: Sequence[int], steps: int, seed: int) -> list[Sequence[int]]:
+    order: list[Sequence[int]] = []
     while len(order) < steps:
-        epoch = len(order) // steps_per_epoch(len(texts), MEDIA)
-        order += epoch_steps(media, [1] * len(texts), MEDIA, seed, epoch, texts_per_medium=1)
-    return [[texts[i] for i in step] for step in order[:steps]]
+        epoch = len(order) // steps_per_epoch(len(about), MEDIA)
+        order += epoch_steps(about, [1] * len(about), MEDIA, seed, epoch, texts_per_medium=1)
+    return order[:steps]
 
 
 @torch.no_grad()

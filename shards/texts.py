@@ -1,0 +1,160 @@
+"""The texts of a feature set: one JSON object a line, of which little stays in memory."""
+
+import json
+import os
+from array import array
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import overload
+
+from . import FeatureSetError
+
+ROLES = ("system", "user", "assistant")
+BOM = b"\xef\xbb\xbf"
+LINE = 1 << 10  # bytes read at once; most lines are shorter
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text: its id, the keys of its media in order, its turns ({"role", "content"}), its split, what else is
+    known.
+    """
+
+    id: str
+    media: tuple[str, ...]
+    turns: tuple[dict, ...]
+    split: str
+    meta: dict = field(default_factory=dict)
+
+
+class Texts(Sequence[Text]):
+    """The texts of a file, each read when it is asked for: 14 bytes of it stay in memory. A slice, and what `pick`
+    gives, are `Texts` too. Safe to share between threads and to send to processes.
+
+    path: the file · names: what its media are called here, where that differs.
+    """
+
+    def __init__(self, path: Path, names: Mapping[str, str]):
+        """No texts yet. Raises FeatureSetError when there is no such file."""
+        if not path.is_file():
+            raise FeatureSetError(f"{path} doesn't exist; name a file with one JSON text per line")
+        self.path, self._names = path, names
+        self._begins, self._numbers, self._split, self._splits = array("q"), array("I"), array("H"), []
+        self._rows: Sequence[int] = range(0)
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+
+    def find(self, known: Container[str], heldout: frozenset[str]) -> tuple[int, str]:
+        """Read the file through: hold the texts whose media are all `known`, and return how many others there are, with
+        the first unknown medium. A text that names no split is "heldout" with its media. Raises FeatureSetError on a
+        malformed line.
+        """
+        unknown, first, begin = 0, "", 0
+        splits: dict[str, int] = {}
+        with open(self.path, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                start, begin = begin, begin + len(line)
+                if not line.strip(BOM).strip():
+                    continue
+                row = self._parse(line, number)
+                if missing := [name for name in row["media"] if name not in known]:
+                    first, unknown = first or missing[0], unknown + 1
+                    continue
+                split = row["split"] or ("heldout" if heldout.intersection(row["media"]) else "train")
+                self._begins.append(start)
+                self._numbers.append(number)
+                self._split.append(splits.setdefault(split, len(splits)))
+        self._splits, self._rows = list(splits), range(len(self._begins))
+        return unknown, first
+
+    def pick(self, positions: Iterable[int]) -> "Texts":
+        """The texts at these positions, in their order."""
+        picked = object.__new__(Texts)
+        picked.__dict__.update(self.__dict__, _rows=array("I", (self._rows[i] for i in positions)))
+        return picked
+
+    def of_split(self, *splits: str) -> "Texts":
+        """The texts of these splits."""
+        wanted = {number for number, name in enumerate(self._splits) if name in splits}
+        return self.pick(i for i, row in enumerate(self._rows) if self._split[row] in wanted)
+
+    @property
+    def splits(self) -> set[str]:
+        """The names of the splits of these texts."""
+        return {self._splits[number] for number in {self._split[row] for row in self._rows}}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Text: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "Texts": ...
+
+    def __getitem__(self, place: int | slice) -> "Text | Texts":
+        if isinstance(place, slice):
+            return self.pick(range(*place.indices(len(self))))
+        row = self._rows[place]
+        text = self._parse(self._line(self._begins[row]), self._numbers[row])
+        split = self._splits[self._split[row]]
+        return Text(text["id"], tuple(text["media"]), tuple(text["turns"]), split, text["meta"])
+
+    def _parse(self, line: bytes, number: int) -> dict:
+        row = parse_text(line.removeprefix(BOM), f"{self.path}, line {number}", default_id=f"line-{number}")
+        if self._names:
+            row["media"] = [self._names.get(name, name) for name in row["media"]]
+        return row
+
+    def _line(self, begin: int) -> bytes:
+        size = LINE
+        while True:
+            block = os.pread(self._file.fileno(), size, begin)
+            end = block.find(b"\n")
+            if end >= 0 or len(block) < size:
+                return block[: end if end >= 0 else None]
+            size *= 4
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_file"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _file=open(state["path"], "rb", buffering=0))  # noqa: SIM115
+
+
+def parse_text(line: str | bytes, where: str, default_id: str) -> dict:
+    """One line of a texts file -> {"id", "media", "turns", "split" or None, "meta"}, every field checked.
+
+    Raises FeatureSetError naming `where`.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise FeatureSetError(f"{where}: not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise FeatureSetError(f"{where}: a text is a JSON object with media and turns")
+    media, turns = row.get("media", []), row.get("turns")
+    media = [media] if isinstance(media, str) else media
+    if not isinstance(media, list) or not all(isinstance(name, str) for name in media):
+        raise FeatureSetError(f"{where}: media must be a list of names")
+    if not isinstance(turns, list) or not turns:
+        raise FeatureSetError(f'{where}: turns must be a list of {{"role", "content"}}')
+    for turn in turns:
+        if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
+            raise FeatureSetError(f"{where}: each turn needs a role ({', '.join(ROLES)}) and a content that is text")
+    split, meta = row.get("split"), row.get("meta") or {}
+    if not (split is None or (isinstance(split, str) and split)) or not isinstance(meta, dict):
+        raise FeatureSetError(f"{where}: split must be a word and meta an object")
+    turns = [{"role": turn["role"], "content": turn["content"]} | _boxes(turn, where) for turn in turns]
+    return {"id": str(row.get("id", default_id)), "media": media, "turns": turns, "split": split, "meta": meta}
+
+
+def _boxes(turn: dict, where: str) -> dict:
+    """{"boxes": [[left, top, right, bottom], ...]} of a turn that has some."""
+    boxes = turn.get("boxes") or []
+    if not isinstance(boxes, list) or any(
+        not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box)
+        for box in boxes
+    ):
+        raise FeatureSetError(f"{where}: boxes must be a list of [left, top, right, bottom], shares of the picture")
+    return {"boxes": boxes} if boxes else {}
