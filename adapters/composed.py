@@ -6,7 +6,6 @@ docs/composition.md.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ from adapters.prompt import SOFT_PROMPT, SOFT_PROMPT_END, Piece, Prompt, Segment
 
 def owned(modality: str, segments: Sequence[Segment]) -> list[Segment]:
     """Segments whose slots are said to be of `modality`."""
-    return [replace(part, slot=f"{modality}:{part.slot}") if part.slot else part for part in segments]
+    return [part._replace(slot=f"{modality}:{part.slot}") if part.slot else part for part in segments]
 
 
 def modality_of(slot: str) -> str:
@@ -164,7 +163,7 @@ def _stripped(modality: str, texts: Texts) -> list[list[Segment]]:
 
     def bare(text: Iterable[Segment]) -> list[Segment]:
         own = [part for part in text if not part.slot or part.slot.startswith(prefix)]
-        return [replace(part, slot=part.slot.removeprefix(prefix)) if part.slot else part for part in own]
+        return [part._replace(slot=part.slot.removeprefix(prefix)) if part.slot else part for part in own]
 
     return [bare(text) for text in texts]
 

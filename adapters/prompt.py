@@ -19,8 +19,7 @@ MEDIA_MARK = "<image>"  # stands for a medium of any modality where a text's med
 SOFT_PROMPT, SOFT_PROMPT_END = "soft prompt", "soft prompt's end"
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A stretch of the sequence: token ids, or the place (`slot`) of a medium's or the soft prompt's vectors.
 
     `target` marks ids that the model is trained to say. `part` (k, of n) says that of the slot's vectors only the k-th
@@ -131,9 +130,10 @@ class Prompt:
         if tokenizer.eos_token_id is None:
             raise AdapterError("this tokenizer names no end-of-text token, so no answer could end; set its eos_token")
         self.tokenizer, self.template = tokenizer, template
-        self._own: dict[str, tuple[int, ...]] = {}  # ids of the template's own words
+        self._own: dict[str, Sequence[int]] = {}  # ids of the template's own words
         self._rendered: dict[tuple, str] = {}  # what the chat template prints for turns of these roles
         self.marks = tuple(dict.fromkeys((MEDIA_MARK, mark_of(modality))))
+        self._mark = re.compile(f"({'|'.join(self.marks)})")
         probe = tokenizer("a", add_special_tokens=False).input_ids  # without padding or truncation from here on
         self._adds_space = tokenizer.convert_ids_to_tokens(probe)[0].startswith("▁")
         self._bos = (tokenizer.bos_token_id,) if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else ()
@@ -168,7 +168,7 @@ class Prompt:
 
     def without_marks(self, words: str) -> str:
         """A turn's words when there is nothing to look at."""
-        return re.sub("|".join(self.marks), "", words)
+        return self._mark.sub("", words)
 
     def _place(self, asked: list[list[Segment | Piece]]) -> list[Segment]:
         """Put the soft prompt into the first of the user turns' contents; return what stands before everything."""
@@ -186,15 +186,15 @@ class Prompt:
 
     def _contents(self, turns: list[dict], media: Sequence[str]) -> list[list[Segment | Piece]]:
         """Each turn's content as words and slots, in order."""
-        waiting, mark = list(media), f"({'|'.join(self.marks)})"
+        waiting = list(media)
         asked = [turn["content"] for turn in turns if turn["role"] == "user"] if media else []
-        marks = [found for words in asked for found in re.findall(mark, words)]
+        marks = [found for words in asked for found in self._mark.findall(words)]
         self._check(marks, media)
         contents: list[list[Segment | Piece]] = []
         for turn in turns:
             words = turn["content"]
             if turn["role"] == "user" and marks:
-                first, *others = re.split(mark, words)
+                first, *others = self._mark.split(words)
                 content = [Piece(first.rstrip(), from_data=True)]
                 for found, rest in zip(others[::2], others[1::2], strict=True):
                     content += [*self._slot(self._take(found, waiting)), Piece(rest.strip(), from_data=True)]
@@ -279,7 +279,7 @@ class Prompt:
     def _turn_end(self) -> tuple[int, ...]:
         """What the template puts after an assistant turn, up to its first special token; else the end-of-text token."""
         text = self._render([{"role": "user"}, {"role": "assistant"}], speak=False)
-        ids = self._ids(Piece(text.split(_sentinel(1))[1]))
+        ids = tuple(self._ids(text.split(_sentinel(1))[1], from_data=False))
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
         ends = [i for i, token in enumerate(ids) if token in special]
         return ids[: ends[0] + 1] if ends else (self.tokenizer.eos_token_id,)
@@ -290,51 +290,66 @@ class Prompt:
         With `everything` all words are targets. The first id of a text never is: nothing comes before it to say it.
         """
         merged: list[Segment] = []
-        space = ""
+        ids: list[int] = []
+        target, space = False, ""
+
+        def close() -> None:
+            if ids:
+                merged.append(Segment(tuple(ids), target=target))
+                ids.clear()
+
         for piece in pieces:
-            if isinstance(piece, Piece):
-                if not piece.from_data:
-                    stem = piece.text.rstrip(" ")
-                    trailing = piece.text[len(stem) :]
-                    piece = piece._replace(text=space + stem if stem else "")
-                    space = trailing if stem else space + trailing
+            if isinstance(piece, Segment):
+                if piece.slot:
+                    close()
+                    merged.append(piece)
+                    space = ""
+                    continue
+                own, its_target = piece.ids, piece.target
+            else:
+                words = piece.text
+                if piece.from_data:
+                    words, space = space + words, ""
                 else:
-                    piece, space = piece._replace(text=space + piece.text), ""
-                piece = Segment(ids=self._ids(piece), target=piece.target or (everything and not piece.medium))
-            elif piece.slot:
-                space = ""
-            if merged and merged[-1].slot is None and piece.slot is None and merged[-1].target == piece.target:
-                merged[-1] = Segment(ids=merged[-1].ids + piece.ids, target=piece.target)
-            elif piece.ids or piece.slot:
-                merged.append(piece)
+                    stem = words.rstrip(" ")
+                    trailing = words[len(stem) :]
+                    words = space + stem if stem else ""
+                    space = trailing if stem else space + trailing
+                own = self._ids(words, piece.from_data)
+                its_target = piece.target or (everything and not piece.medium)
+            if own and its_target != target:
+                close()
+                target = its_target
+            ids += own
+        close()
         if merged and merged[0].target:
             first = merged[0].ids
             merged[:1] = [Segment(ids=first[:1]), *([Segment(ids=first[1:], target=True)] if first[1:] else [])]
         return merged
 
-    def _ids(self, piece: Piece) -> tuple[int, ...]:
-        """Encode a piece as it stands inside a text: without the space that SentencePiece puts before a first word."""
-        if not piece.text:
+    def _ids(self, words: str, from_data: bool) -> Sequence[int]:
+        """Encode words as they stand inside a text: without the space that SentencePiece puts before a first word."""
+        if not words:
             return ()
-        if piece.from_data:
-            return self._tokenise(piece)
-        if piece.text not in self._own:
-            self._own[piece.text] = self._tokenise(piece)
-        return self._own[piece.text]
+        if from_data:
+            return self._tokenise(words, from_data)
+        if words not in self._own:
+            self._own[words] = self._tokenise(words, from_data)
+        return self._own[words]
 
-    def _tokenise(self, piece: Piece) -> tuple[int, ...]:
+    def _tokenise(self, words: str, from_data: bool) -> list[int]:
         def encode(text: str) -> list[int]:
             if not self.tokenizer.is_fast:
-                return self.tokenizer(text, add_special_tokens=False, split_special_tokens=piece.from_data).input_ids
+                return self.tokenizer(text, add_special_tokens=False, split_special_tokens=from_data).input_ids
             core = self.tokenizer.backend_tokenizer  # what it calls too, after twice as long
-            core.encode_special_tokens = piece.from_data
+            core.encode_special_tokens = from_data
             return core.encode(text, add_special_tokens=False).ids
 
         if self._adds_space:
-            lead, ids = encode("\n"), encode("\n" + piece.text)
+            lead, ids = encode("\n"), encode("\n" + words)
             if ids[: len(lead)] == lead:
-                return tuple(ids[len(lead) :])
-        return tuple(encode(piece.text))
+                return ids[len(lead) :]
+        return encode(words)
 
 
 def _sentinel(i: int) -> str:

@@ -128,7 +128,7 @@ def parse_text(line: str | bytes, where: str, default_id: str) -> dict:
     Raises FeatureSetError naming `where`.
     """
     try:
-        row = json.loads(line)
+        row = json.loads(line if isinstance(line, str) else line.decode())
     except (ValueError, RecursionError) as error:
         raise FeatureSetError(f"{where}: not JSON ({error})") from error
     if not isinstance(row, dict):

@@ -1,4 +1,4 @@
-"""Texts that stay in their file: found, picked, sent to other processes, and told apart from lines that aren't texts."""
+"""Texts that stay in their file: found, picked, sent to other processes."""
 
 import json
 import pickle
@@ -58,9 +58,9 @@ def test_a_file_changed_under_the_reader_is_said(tmp_path):
     file.write_text("other words\n" * 20)
     with pytest.raises(FeatureSetError, match=r"texts.jsonl, line 3: not JSON"):
         texts[2]
-    with pytest.raises(FeatureSetError, match="texts.jsonl, line 1: not JSON"):
+    with pytest.raises(FeatureSetError, match=r"texts.jsonl, line 1: not JSON"):
         found(file)
-    with pytest.raises(FeatureSetError, match="nothing.jsonl doesn't exist"):
+    with pytest.raises(FeatureSetError, match=r"nothing.jsonl doesn't exist"):
         Texts(tmp_path / "nothing.jsonl", {})
 
 

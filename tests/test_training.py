@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_runs_keep_to_media_that_lie_side_by_side():
     anywhere = epoch_steps(about, lengths, 16, seed=0, epoch=0)
     assert sum(span < 100 for span in reach(steps)) > 230 and sum(span < 100 for span in reach(anywhere)) < 25
     places = [min(about[i] for i in step) // 100 for step in steps]
-    turns = sum(a != b for a, b in zip(places, places[1:], strict=False))
+    turns = sum(a != b for a, b in pairwise(places))
     assert turns < 60, "one run is read before the next begins"
     other = epoch_steps(about, lengths, 16, seed=0, epoch=1, run=100)
     firsts = [{min(about[i] for i in step) for step in some} for some in (steps, other)]
