@@ -7,6 +7,7 @@ template's own pieces are tokenised with their special tokens; words from data n
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -133,7 +134,6 @@ class Prompt:
         self._own: dict[str, Sequence[int]] = {}  # ids of the template's own words
         self._rendered: dict[tuple, str] = {}  # what the chat template prints for turns of these roles
         self.marks = tuple(dict.fromkeys((MEDIA_MARK, mark_of(modality))))
-        self._mark = re.compile(f"({'|'.join(self.marks)})")
         probe = tokenizer("a", add_special_tokens=False).input_ids  # without padding or truncation from here on
         self._adds_space = tokenizer.convert_ids_to_tokens(probe)[0].startswith("▁")
         self._bos = (tokenizer.bos_token_id,) if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else ()
@@ -168,7 +168,7 @@ class Prompt:
 
     def without_marks(self, words: str) -> str:
         """A turn's words when there is nothing to look at."""
-        return self._mark.sub("", words)
+        return _pattern(self.marks).sub("", words)
 
     def _place(self, asked: list[list[Segment | Piece]]) -> list[Segment]:
         """Put the soft prompt into the first of the user turns' contents; return what stands before everything."""
@@ -188,13 +188,13 @@ class Prompt:
         """Each turn's content as words and slots, in order."""
         waiting = list(media)
         asked = [turn["content"] for turn in turns if turn["role"] == "user"] if media else []
-        marks = [found for words in asked for found in self._mark.findall(words)]
+        marks = [found for words in asked for found in _pattern(self.marks).findall(words)]
         self._check(marks, media)
         contents: list[list[Segment | Piece]] = []
         for turn in turns:
             words = turn["content"]
             if turn["role"] == "user" and marks:
-                first, *others = self._mark.split(words)
+                first, *others = _pattern(self.marks).split(words)
                 content = [Piece(first.rstrip(), from_data=True)]
                 for found, rest in zip(others[::2], others[1::2], strict=True):
                     content += [*self._slot(self._take(found, waiting)), Piece(rest.strip(), from_data=True)]
@@ -350,6 +350,11 @@ class Prompt:
             if ids[: len(lead)] == lead:
                 return ids[len(lead) :]
         return encode(words)
+
+
+@cache
+def _pattern(marks: tuple[str, ...]) -> re.Pattern:
+    return re.compile(f"({'|'.join(marks)})")
 
 
 def _sentinel(i: int) -> str:

@@ -77,9 +77,9 @@ def test_words_from_data_are_never_special(prompt):
 @pytest.mark.parametrize("make", TOKENIZERS.values(), ids=TOKENIZERS)
 def test_ids_are_what_the_tokenizer_itself_gives_whatever_its_file_cuts_or_pads(make):
     class Slow(Prompt):
-        def _tokenise(self, piece):
-            ids = self.tokenizer("\n" + piece.text, add_special_tokens=False, split_special_tokens=piece.from_data)
-            plain = self.tokenizer(piece.text, add_special_tokens=False, split_special_tokens=piece.from_data)
+        def _tokenise(self, words, from_data):
+            ids = self.tokenizer("\n" + words, add_special_tokens=False, split_special_tokens=from_data)
+            plain = self.tokenizer(words, add_special_tokens=False, split_special_tokens=from_data)
             lead = self.tokenizer("\n", add_special_tokens=False).input_ids
             cut = self._adds_space and ids.input_ids[: len(lead)] == lead
             return tuple(ids.input_ids[len(lead) :] if cut else plain.input_ids)
