@@ -13,7 +13,7 @@ def measure(rounds: int) -> dict[str, dict]:
     Counted over an epoch, so one round is enough, whatever `rounds` says.
     """
     lengths = [MEDIUM + length for length in caption_lengths(TEXTS)]
-    media = [str(number) for number in range(TEXTS)]
+    media = range(TEXTS)
     found = {}
     for batch in BATCHES:
         ours = _padding(lengths, epoch_steps(media, lengths, batch, seed=0, epoch=0))

@@ -4,10 +4,11 @@ import hashlib
 import json
 import signal
 from array import array
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import accumulate, chain
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -22,7 +23,8 @@ from adapters.splice import length_of
 from shards.read import FeatureSet
 from shards.texts import Text, Texts
 from training import RunError
-from training.order import epoch_steps, split_evenly, steps_per_epoch
+from training.order import epoch_runs, split_evenly, steps_per_epoch
+from training.read_ahead import ReadAhead
 
 CONTENTS = ("objects", "events", "movers")  # where a text's `meta` lists what its medium holds
 
@@ -193,6 +195,9 @@ class Encoded:
 class Steps(Dataset):
     """The whole training as one sequence of steps: item i is the batch of step i, whatever was asked before it; of
     `ranks` processes that share each step, what falls to `rank`.
+
+    With `run`, so many media that are stored side by side come before others do, and are read ahead in the order of the
+    disk.
     """
 
     def __init__(
@@ -204,11 +209,13 @@ class Steps(Dataset):
         texts_per_medium: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        run: int = 0,
     ):
         self.encoded, self.kept = encoded, kept
-        self.batch, self.seed, self.texts_per_medium = batch, seed, texts_per_medium
+        self.batch, self.seed, self.texts_per_medium, self.run = batch, seed, texts_per_medium, run
         self.rank, self.ranks = rank, ranks
-        self._epoch, self._order = -1, []
+        self._epoch, self._order, self._begins, self._spans = -1, [], [], []
+        self._ahead = ReadAhead(encoded.features.read_through) if run else None
 
     @property
     def parts(self) -> list["Steps"]:
@@ -230,7 +237,19 @@ class Steps(Dataset):
         return next((rows for rows in found if len(rows)), self.share(0).rows)
 
     def __getitem__(self, step: int) -> Batch:
+        self.read_ahead(*divmod(step, self.per_epoch))
         return self.share(step, self.rank, self.ranks)
+
+    def read_ahead(self, epoch: int, step: int) -> None:
+        """Have the run that a step of an epoch is in, and the next, read in the order of the disk."""
+        if not self._ahead:
+            return
+        self.order(epoch)
+        number = bisect(self._begins, step) - 1
+        for one in range(number, min(number + 2, len(self._spans))):
+            first, last = self._spans[one]
+            if first < len(self.encoded.features):
+                self._ahead.ask((epoch, one), first, last)
 
     def share(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
         """The part of a step that falls to one of `ranks` processes; without these, all of it."""
@@ -245,7 +264,10 @@ class Steps(Dataset):
         """The steps of an epoch, each a list of indices into the texts."""
         if epoch != self._epoch:
             about, lengths = self.kept.about, self.kept.lengths
-            self._order = epoch_steps(about, lengths, self.batch, self.seed, epoch, self.texts_per_medium)
+            runs = epoch_runs(about, lengths, self.batch, self.seed, epoch, self.texts_per_medium, self.run)
+            self._order = [step for one in runs for step in one.steps]
+            self._begins = list(accumulate((len(one.steps) for one in runs[:-1]), initial=0))
+            self._spans = [(one.first, one.last) for one in runs]
             self._epoch = epoch
         return self._order
 

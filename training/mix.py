@@ -79,12 +79,16 @@ class Mix(Dataset):
         texts_per_medium: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        runs: Sequence[int] = (),
     ):
         self.batch, self.seed, self.rank, self.ranks = batch, seed, rank, ranks
         weights = weights or [len(kept.texts) for _, kept in sets]
         self.shares = [weight / sum(weights) for weight in weights]
         sizes = [max(1, round(share * batch)) for share in self.shares]
-        self.parts = [Steps(*one, size, seed, texts_per_medium) for one, size in zip(sets, sizes, strict=True)]
+        runs = runs or [0] * len(sets)
+        self.parts = [
+            Steps(*one, size, seed, texts_per_medium, run=run) for one, size, run in zip(sets, sizes, runs, strict=True)
+        ]
         self._quotas = Quotas(self.shares, batch)
         self._flat: list[tuple[int, array]] = [(-1, array("I"))] * len(sets)
 
@@ -97,6 +101,9 @@ class Mix(Dataset):
         return self._quotas.before(steps)
 
     def __getitem__(self, step: int) -> Batch:
+        for part, place in zip(self.parts, self._quotas.before(step), strict=True):
+            epoch, place = divmod(place, len(part.kept.texts))
+            part.read_ahead(epoch, place // part.batch)
         return self.share(step, self.rank, self.ranks)
 
     def share(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:

@@ -119,6 +119,9 @@ class Options:
     """Largest gradient norm (0: off)."""
     texts_per_medium: int | None = None
     """How many texts of one medium travel together (0: all; 1: none)."""
+    disk: Literal["ssd", "hdd"] | None = None
+    """What the features lie on. For a disk that is slow to seek (hdd) media that are stored side by side come together,
+    in runs of about 1 GiB that are read ahead in one go."""
     limit: int | None = None
     """Train on the first so many texts only (0: all)."""
     eval_every: int | None = None

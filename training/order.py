@@ -8,13 +8,34 @@ disk that is slow to seek all this is done within runs of media that lie beside 
 import random
 from array import array
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 WINDOW = 64
 
 
+class Run(NamedTuple):
+    """Steps that are taken one after the other, and the first and the last of what their texts are about."""
+
+    steps: list[Sequence[int]]
+    first: int
+    last: int
+
+
 def epoch_steps(
+    about: Sequence[int], lengths: Sequence[int], batch: int, seed: int, epoch: int, texts_per_medium: int = 0
+) -> list[Sequence[int]]:
+    """Return the epoch's steps, each at most `batch` indices into the texts; every text comes exactly once.
+
+    `about[i]` numbers what text i is about, `lengths[i]` is its length in tokens. Up to `texts_per_medium` texts of one
+    medium stay together (0: all of them; 1: none, as most published systems do).
+    """
+    runs = epoch_runs(about, lengths, batch, seed, epoch, texts_per_medium)
+    return [step for one in runs for step in one.steps]
+
+
+def epoch_runs(
     about: Sequence[int],
     lengths: Sequence[int],
     batch: int,
@@ -22,15 +43,12 @@ def epoch_steps(
     epoch: int,
     texts_per_medium: int = 0,
     run: int = 0,
-) -> list[Sequence[int]]:
-    """Return the epoch's steps, each at most `batch` indices into the texts; every text comes exactly once.
-
-    `about[i]` numbers what text i is about, `lengths[i]` is its length in tokens. Up to `texts_per_medium` texts of one
-    medium stay together (0: all of them; 1: none, as most published systems do). With `run`, so many media with
-    neighbouring numbers come one after the other before others do; their texts take whole steps between them, but for
-    the first and the last.
+) -> list[Run]:
+    """As `epoch_steps`, run by run: in each so many media with neighbouring numbers (0: all media in one run). Texts
+    that don't fill a step are among the next run's.
     """
     chance = random.Random(f"{seed}:{epoch}")
+    about = np.asarray(about)
     texts, media = _by_medium(about, in_order=bool(run))
     shift = chance.randrange(run) if run else 0  # so that the runs of another epoch begin elsewhere
     starts, runs = array("I"), array("I")
@@ -44,7 +62,7 @@ def epoch_steps(
         starts.extend(range(begin, end, texts_per_medium or end - begin))
     sizes = np.diff(starts, append=len(texts))
     longest = np.maximum.reduceat(np.asarray(lengths)[texts], starts) if len(texts) else sizes
-    order, steps = array("I"), []
+    order, found = array("I"), []
     spans = list(zip(runs, [*runs[1:], len(starts)], strict=True))
     chance.shuffle(spans)
     for number, span in enumerate(spans):
@@ -57,13 +75,14 @@ def epoch_steps(
         its_steps = [order[i : min(i + batch, whole)] for i in range(0, whole, batch)]
         order = order[whole:]
         chance.shuffle(its_steps)
-        steps += its_steps
-    return steps
+        numbers = about[texts[starts[span[0]] : starts[span[1]] if span[1] < len(starts) else None]]
+        found.append(Run(its_steps, int(numbers.min()), int(numbers.max())))
+    return found
 
 
-def _by_medium(about: Sequence[int], in_order: bool) -> tuple[np.ndarray, list[int]]:
+def _by_medium(about: np.ndarray, in_order: bool) -> tuple[np.ndarray, list[int]]:
     """All texts medium by medium, and where each medium's begin: by their numbers, or as they first appear."""
-    _, first, medium = np.unique(np.asarray(about), return_index=True, return_inverse=True)
+    _, first, medium = np.unique(about, return_index=True, return_inverse=True)
     if not in_order:
         medium = np.argsort(np.argsort(first))[medium]
     texts = np.argsort(medium, kind="stable").astype(np.uint32)

@@ -23,6 +23,9 @@ FORM = (
 )
 
 
+RUN = 1 << 30  # bytes of features that lie side by side; two such are in the system's cache
+
+
 @dataclass(eq=False)
 class Source:
     """One feature set with its `texts` and what its modality is set to; `weight` in the mix, None: its size. `name`
@@ -131,14 +134,21 @@ def identity_of(sets: list[Source], text: str | None = None) -> dict[str, str]:
 def make_steps(sets: list[Source], settings: dict, rank: int = 0, ranks: int = 1) -> Steps | Mix:
     """All steps of a training, and print how several sets are mixed."""
     sizes = [settings[name] for name in ("batch", "seed", "texts_per_medium")]
+    runs = [media_in(RUN, one.features) if settings["disk"] == "hdd" else 0 for one in sets]
     if len(sets) == 1:
-        return Steps(sets[0].encoded, sets[0].kept, *sizes, rank, ranks)
+        return Steps(sets[0].encoded, sets[0].kept, *sizes, rank, ranks, *runs)
     weights = [one.weight for one in sets]
     pairs = [(one.encoded, one.kept) for one in sets]
-    mix = Mix(pairs, None if None in weights else weights, *sizes, rank, ranks)
+    mix = Mix(pairs, None if None in weights else weights, *sizes, rank, ranks, runs)
     shares = ", ".join(f"{one.features.path} {share:.3f}" for one, share in zip(sets, mix.shares, strict=True))
     print(f"mix: {shares}, an epoch of {mix.per_epoch} steps")
     return mix
+
+
+def media_in(size: int, features: FeatureSet) -> int:
+    """How many media of a feature set take `size` bytes on the disk."""
+    stored = sum(shard["bytes"] for shard in features.manifest["shards"])
+    return max(1, size * len(features) // max(1, stored))
 
 
 def look(

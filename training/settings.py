@@ -59,6 +59,7 @@ DEFAULTS = {
     "weight_decay": 0.0,
     "clip": 1.0,
     "texts_per_medium": 0,
+    "disk": "ssd",
     "limit": 0,
     "track": [],
     "seed": 0,
