@@ -70,7 +70,7 @@ def score(path: Path, modality: str | None, options: Options, device: str) -> No
         rows = predictions[split] = predict(run.model, run.features, part, chosen, how.controls, models.batch)
         more = clip_scores(rows, run.features, encoder) if encoder else {}
         found, said = all_scores(rows, run.texts, chosen, more)
-        numbers[split], shown = summary(split, rows, found, said, chosen.kinds)
+        numbers[split], shown = summary(split, rows, found, [*run.partial(how.limit), *said], chosen.kinds)
         print(f"\n{shown}")
 
     first = next(iter(numbers.values()))
@@ -88,8 +88,7 @@ def weigh(path: Path, modality: str | None, options: Options, device: str) -> No
 
     words = options.words
     run = open_scored(path, modality, options.scores, options.models, device)
-    chosen = [text for text in run.texts if text.media and words.gain in ("all", text.split)]
-    chosen = chosen[: options.scores.limit or None]
+    chosen = run.of_split(words.gain)[: options.scores.limit or None]
     found = ranked(run.model, run.features, chosen, options.models.batch)
     print(f"gain from looking, nats per token, of {len(found)} texts ({sum(one.gain < 0 for one in found)} below 0); "
           "the least explained:")  # fmt: skip

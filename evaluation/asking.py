@@ -35,7 +35,7 @@ class Chosen:
 
     def __str__(self) -> str:
         how = f"{self.beams} beams" if self.beams > 1 else "greedy"
-        note = f"; {self.task.note}" if self.task and self.task.note else ""
+        note = f"; scored {self.task.note}" if self.task and self.task.note else ""
         title = self.task.title if self.task else "none"
         return f"{title}, prompt of {self.system} {self.prompt!r}, {how}, at most {self.max_new_tokens} tokens{note}"
 
@@ -56,6 +56,8 @@ def choose(
     """
     if not name:
         task = benchmark_of(text.meta for text in texts)
+        if system and not task:
+            raise RunError(f"--prompt-of {system}: these texts don't say which task they are of; name it with --task")
         system, prompt = task.prompt_of(system or OWN) if task else (OWN, QUESTION)
         return Chosen(task, system, prompt, max_new_tokens or MOST_TOKENS, beams or 1), list(texts)
     task = find_benchmark(name)
@@ -138,7 +140,7 @@ def predict(
         why = "more than half show the same" if len(contents) > 1 else "there is no other"
         print(f"no shuffled features: of {len(contents)} media none can stand in for each, because {why}")
     blank = blank_feature(features, encoded.kind) if "blank" in controls else None
-    groups = caption_groups([text for text in texts if text.turns[-1]["role"] == "assistant"])
+    groups = caption_groups(texts)
     template = encoded.prompt.template
     asked = [posed(text, chosen, template.style) for text, _ in groups]
     decoding = {"num_beams": chosen.beams} if chosen.beams > 1 else {}

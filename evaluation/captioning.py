@@ -25,7 +25,7 @@ def ranked(model: AdaptedModel, features: FeatureSet, texts: Sequence[Text], bat
     encoded = Encoded(features, model.prompt, model.adapter)
     kept = encoded.keep([text for text in texts if text.media], model.lm.max_length).texts
     if not kept:
-        raise RunError(f"{features.path} holds no such text about a medium; --gain takes train, heldout, or all")
+        raise RunError(f"{features.path} holds no such text about a medium that could be learnt from")
     stand_in = stand_ins(medium_contents(features, kept))
     return rank(model, encoded, kept, stand_in, batch)
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from scoring.benchmarks import find_benchmark
 from training import RunError
 
 # Each help text says itself what happens without the flag; tyro's own "(default: None)" stays away.
@@ -136,11 +137,15 @@ class Options:
 
 
 def read_options(about: str) -> Options:
-    """The flags of the command line; `about` is what --help says first. Raises RunError for numbers that can't be."""
+    """The flags of the command line; `about` is what --help says first. Raises RunError for numbers that can't be,
+    ScoreError for a task or a prompt that there isn't.
+    """
     options = tyro.cli(Options, description=about, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
     models, drop = options.models, options.words.drop
     if models.batch < 1 or min(options.scores.limit, models.max_new_tokens, models.beams) < 0:
         raise RunError("--batch must be at least 1, and --limit, --max-new-tokens and --beams can't be negative")
     if not 0 <= drop < 1:
         raise RunError(f"--drop {drop} isn't a share: it must be at least 0 and below 1")
+    if options.scores.task:
+        find_benchmark(options.scores.task).prompt_of(options.scores.prompt_of)
     return options

@@ -32,11 +32,35 @@ class ScoredRun:
         return self.folder.step_folder().name
 
     def held_out(self) -> list[Text]:
-        """Texts about media that are not for training. Raises RunError when there are none."""
+        """Texts about media that are not for training and say what is right. Raises RunError when there are none."""
         found = [text for text in self.texts if text.media and text.split != "train"]
+        answered = [text for text in found if text.turns[-1]["role"] == "assistant"]
         if not found:
             raise RunError(f"{self.features.path} holds out no text that could be scored; only its media were encoded")
-        return found
+        if not answered:
+            raise RunError(
+                f"{self.features.path} holds {len(found)} held-out questions without answers to compare with: make it "
+                "again with the file of answers beside that of questions"
+            )
+        if len(answered) < len(found):
+            print(f"{len(found) - len(answered)} of {len(found)} held-out texts have no answer and aren't scored")
+        return answered
+
+    def of_split(self, split: str) -> list[Text]:
+        """The texts about media of a split, or of "all". Raises RunError naming the splits there are."""
+        splits = sorted({text.split for text in self.texts if text.media})
+        if split not in ("all", *splits):
+            raise RunError(
+                f"--gain {split}: {self.features.path} has no such texts; it has {', '.join(splits)}, or all"
+            )
+        return [text for text in self.texts if text.media and split in ("all", text.split)]
+
+    def partial(self, limit: int) -> list[str]:
+        """Why scores of these texts aren't those of the whole data."""
+        rejected = self.features.manifest["counts"].get("rejected", 0)
+        left_out = f"{rejected} items were left out when {self.features.path} was made (its rejected.jsonl lists them)"
+        only = f"only the first {limit} texts were scored (--limit)"
+        return [words for words, is_so in ((left_out, rejected), (only, limit)) if is_so]
 
 
 def open_scored(path: Path, modality: str | None, scores: Scores, models: Models, device: str) -> ScoredRun:

@@ -7,8 +7,8 @@ from evaluation.asking import Chosen
 from precompute.encoders import Encoder
 from precompute.similarity import TextTower
 from scoring import captions, clip_score
-from scoring.score import Score
-from scoring.summary import CONTROLS, REAL, Prediction, kind_of, majority, scores, swapped, warnings_of
+from scoring.score import Score, ScoreWarning
+from scoring.summary import CONTROLS, REAL, WHOLE, Prediction, kind_of, majority, scores, swapped, warnings_of
 from scoring.table import as_numbers, table
 from shards.read import FeatureSet, Text
 from training import RunError
@@ -56,7 +56,7 @@ def all_scores(
     wordy = [row for row in rows if not row.prompt]
     captions.prepare(str(text) for row in wordy for text in (*row.right(), *map(row.said, (REAL, *CONTROLS))) if text)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", ScoreWarning)
         found = {condition: scores(rows, condition, measures, kinds) for condition in (REAL, *CONTROLS)}
     found = {name: dict(sorted((part | (more or {}).get(name, {})).items())) for name, part in found.items()}
     found = {condition: part for condition, part in found.items() if part or condition == REAL}
@@ -64,7 +64,7 @@ def all_scores(
         for row in rows:
             if row.id in score.each:
                 row.score[name] = round(score.each[row.id], 4)
-    said = list(dict.fromkeys(str(warning.message) for warning in caught))
+    said = list(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, ScoreWarning)))
     if wordy and not captions.available():
         said.append("no CIDEr, BLEU and ROUGE-L of captions: they need pip install -e '.[scores]'")
     if source:
@@ -85,6 +85,7 @@ def summary(
                      f"other one at {other['qa_accuracy']:.3f} (for their own: {other['real']:.3f})")  # fmt: skip
     notes: dict[str, list[str]] = {}
     for name, note in numbers["notes"].items():
-        notes.setdefault(note, []).append(name)
+        if not name.startswith("qa_") or name in WHOLE:
+            notes.setdefault(note, []).append(name)
     lines += [f"  {', '.join(names)}: {note}" for note, names in notes.items()]
     return numbers, "\n".join([*lines, *(f"  {warning}" for warning in said)])

@@ -8,10 +8,10 @@ from scoring.boxes import box_accuracy
 from scoring.captions import bleu, cider, meteor, rouge_l
 from scoring.choices import gqa_accuracy, letter_accuracy, pope, vsr_accuracy
 from scoring.clip import clip_score
-from scoring.score import Score, ScoreError
+from scoring.score import Score, ScoreError, ScoreWarning
 from scoring.vqa import vqa_accuracy
 
 __all__ = [
-    "Score", "ScoreError", "bleu", "box_accuracy", "cider", "clip_score", "gqa_accuracy", "letter_accuracy", "meteor",
-    "pope", "rouge_l", "vqa_accuracy", "vsr_accuracy",
+    "Score", "ScoreError", "ScoreWarning", "bleu", "box_accuracy", "cider", "clip_score", "gqa_accuracy",
+    "letter_accuracy", "meteor", "pope", "rouge_l", "vqa_accuracy", "vsr_accuracy",
 ]  # fmt: skip

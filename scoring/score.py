@@ -15,6 +15,10 @@ class ScoreError(Exception):
     """Predictions and references that can't be scored; the message says what to do."""
 
 
+class ScoreWarning(UserWarning):
+    """A score that means less than it looks; the message says why."""
+
+
 @dataclass(frozen=True)
 class Score:
     """One number over `n` items. low, high: its 95% interval by the percentile bootstrap (Efron 1979), 1,000 draws of
@@ -82,4 +86,4 @@ def paired(predictions: Mapping, references: Mapping, few: int = 0, name: str = 
     if not predictions:
         raise ScoreError("there is nothing to score: no predictions were given")
     if len(predictions) < few:
-        warnings.warn(f"{name} of {len(predictions)} items means little; use at least {few}", stacklevel=3)
+        warnings.warn(f"{name} of {len(predictions)} items means little; use at least {few}", ScoreWarning, 3)

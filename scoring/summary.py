@@ -12,6 +12,8 @@ from scoring.tasks import task_of
 
 REAL = "real"
 CONTROLS = ("shuffled", "blank", "none", "majority")
+WHOLE = ("qa_accuracy", "qa_vqa")  # scores of all questions; the other qa_... are those of one kind
+FEW = 20  # media below which the bootstrap's interval is much too narrow
 TEN = 10  # people who answer each question of VQA; its rule leaves a right answer among few others below 1
 SAME, VARIED = 0.5, 0.3  # the commonest answer's share of all, and by how much more than among the references
 
@@ -130,9 +132,13 @@ def warnings_of(rows: Sequence[Prediction], found: Mapping[str, Mapping[str, Sco
     said = []
     if shuffled and all(real[name].value - score.value < 0.02 for name, score in shuffled.items()):
         said.append("blind: another medium's features do as well as the real ones")
+    if (media := len({row.media for row in rows})) < FEW:
+        said.append(f"intervals over {media} media are too narrow; use at least {FEW}")
     groups: dict[str, list[Prediction]] = {}
     for row in rows:
-        groups.setdefault(f"questions {kind_of(row, kinds)}".strip() if row.prompt else "captions", []).append(row)
+        kind = kind_of(row, kinds)
+        name = f"questions ({kind})" if kind else "questions"
+        groups.setdefault(name if row.prompt else "captions", []).append(row)
     for name, group in groups.items():
         (answer, count), (_, usual) = (
             Counter(texts).most_common(1)[0]

@@ -99,7 +99,7 @@ def test_gains_without_a_stand_in_and_of_nothing(trained):
     one = Gain(Text("a", ("m1",), (), "train"), 1.0, None, 1.5)
     assert one.gain == 0.5
     model, features, texts, _ = trained
-    with pytest.raises(RunError, match="--gain takes train, heldout, or all"):
+    with pytest.raises(RunError, match="holds no such text about a medium that could be learnt from"):
         ranked(model, features, [], 8)
     same = [text for text in texts if int(text.media[0][1:]) % 16 == 3]
     assert all(found.shuffled is None for found in ranked(model, features, same, 8))

@@ -1,5 +1,6 @@
 """Scores of answers, of scenes, and of the control."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from evaluation.asking import Chosen
 from evaluation.scores import all_scores, clip_scores
 from precompute.encoders import load_encoder
 from precompute.similarity import TextTower
+from scoring import summary
 from scoring.answers import same_answer, word_f1, words
 from scoring.control import gain, gain_of
-from scoring.score import mean
+from scoring.measures import MEASURES
+from scoring.score import ScoreWarning, mean
 from scoring.sheet import contact_sheet
 from scoring.summary import Prediction, majority, scores, swapped, warnings_of
 from scoring.table import as_numbers, table
@@ -122,15 +125,21 @@ def test_the_majority_comes_from_training_where_it_can():
     assert majority([Prediction("1", "m", "", "a", "a")]) == ""
 
 
-def test_a_blind_model_and_one_that_always_says_the_same_are_named():
+def test_a_blind_model_and_one_that_always_says_the_same_are_named(monkeypatch):
     def rows_of(answers, references):
         return [Prediction(str(i), "m", "?", a, r, a) for i, (a, r) in enumerate(zip(answers, references, strict=True))]
 
     blind = rows_of(["yes", "no"] * 4, ["yes", "no", "no", "yes"] * 2)
     seeing = [Prediction(str(i), "m", "?", word, word, "x") for i, word in enumerate("abcd")]
     same = rows_of(["dog"] * 9 + ["cat"], ["dog", "cat", "cow", "pig", "hen"] * 2)
+    few = "intervals over 1 media are too narrow; use at least 20"
+    assert few in warnings_of(seeing, {"real": scores(seeing)})
+    for rows in (blind, seeing, same):
+        for i, row in enumerate(rows):
+            row.media = f"m{i}"
 
     def said(rows):
+        monkeypatch.setattr(summary, "FEW", 0)
         return warnings_of(rows, {"real": scores(rows), "shuffled": scores(rows, "shuffled")})
 
     assert said(seeing) == []
@@ -201,6 +210,17 @@ def test_clip_score_reads_captions_with_the_encoders_text_tower():
     assert shown["real"]["caption_clip"].n == 3 and rows[0].score["caption_clip"] == pytest.approx(2.5, abs=1e-3)
     with pytest.raises(RunError, match="compares captions with pooled features"):
         clip_scores([Prediction("q", "0", "What?", "x", "x")], Features(), encoder)
+
+
+def test_only_what_scores_warn_of_is_said(monkeypatch):
+    def noisy(said, rows):
+        warnings.warn("unclosed file", ResourceWarning, stacklevel=1)
+        warnings.warn("means little", ScoreWarning, stacklevel=1)
+        return {"caption_f1": mean({key: 1.0 for key in said})}
+
+    monkeypatch.setitem(MEASURES, "captions", noisy)
+    _, said = all_scores([Prediction("1", "m", "", "a", "a")], [], Chosen())
+    assert said == ["means little"]
 
 
 def test_captions_of_one_medium_are_answered_once():

@@ -255,7 +255,12 @@ def test_a_task_from_its_files_to_eval_json(mistakes, monkeypatch, capsys, tmp_p
     assert (
         set(result["intervals"]) == {"real", "blank", "none", "majority"} and result["majority"]["qa_accuracy"] == 0.5
     )
-    said = here(mistakes, monkeypatch, capsys, "eval.py", "--run", "runs/taken", "--features", "features/pope")
+    said = here(mistakes, monkeypatch, capsys, "eval.py", "--run", "runs/taken", "--features", "features/pope",
+                "--limit", "4")  # fmt: skip
+    assert json.loads((mistakes / "runs/taken/eval.json").read_text())["warnings"][:2] == [
+        "only the first 4 texts were scored (--limit)",
+        "majority: the commonest answer of each kind of question, from the references scored here, which favours it",
+    ]
     assert "task: POPE, prompt of own" in said and "no shuffled features" in said
 
 
@@ -284,7 +289,15 @@ MISTAKES = {
     "unknown task": (("eval.py", "--run", "runs/taken", "--task", "vqa2"), "did you mean vqav2"),
     "a task that these texts aren't of": (("eval.py", "--run", "runs/taken", "--task", "gqa"), "gqa scores questions"),
     "a share above all": (("eval.py", "--run", "runs/taken", "--gain", "all", "--drop", "2"), "isn't a share"),
-    "gain of a split that isn't there": (("eval.py", "--run", "runs/taken", "--gain", "trian"), "--gain takes train"),
+    "gain of a split that isn't there": (
+        ("eval.py", "--run", "runs/taken", "--gain", "trian"), "it has heldout, train, or all"
+    ),
+    "a prompt that the task lacks": (
+        ("eval.py", "--run", "runs/taken", "--task", "gqa", "--prompt-of", "llava"), "it has cobra, mamba-vl, own"
+    ),
+    "questions without answers": (
+        ("eval.py", "--run", "runs/taken", "--text", "words/unanswered.jsonl"), "questions without answers to compare"
+    ),
     "prompt without a picture": (("eval.py", "--prompt", "what?"), "--image"),
     "unknown recipe": (("train.py", "--recipe", "dmo"), "did you mean demo"),
     "resume with another choice": (("train.py", "--resume", "runs/taken", "--lr", "0.5"), "not 0.5"),
@@ -301,6 +314,9 @@ def mistakes(workshop):
     Image.new("RGB", (40, 40), "red").save(workshop / "wordless" / "a.png")
     script(workshop, "precompute.py", "--data", "wordless", "--encoder", "clip")
     script(workshop, *TRAIN, "--adapter", "mlp3", "--steps", "3", "--name", "taken")
+    asked = {"media": ["001.png"], "split": "test", "turns": [{"role": "user", "content": "What is it?"}]}
+    (workshop / "words").mkdir()
+    (workshop / "words/unanswered.jsonl").write_text(json.dumps(asked) + "\n")
     return workshop
 
 

@@ -333,6 +333,26 @@ def test_a_task_from_its_files_to_its_score(name: str, tmp_path: Path, monkeypat
     assert detected.task == chosen.task and detected.system == "own" and all_texts == kept
 
 
+def test_people_who_said_nothing_count(tmp_path: Path) -> None:
+    """Of ten, three said 2 and one nothing: leaving each out in turn, 3 times 2/3 and 7 times 1."""
+    vqav2(tmp_path)
+    file = tmp_path / "v2_mscoco_val2014_annotations.json"
+    annotated = json.loads(file.read_text())
+    annotated["annotations"][0]["answers"][-1]["answer"] = ""
+    file.write_text(json.dumps(annotated))
+    texts = texts_in(tmp_path)
+    chosen, _ = choose("vqav2", "", texts)
+    row = prediction(texts[0], texts[:1], chosen)
+    row.answer = "2"
+    assert len(row.references) == 10 and texts[0].turns[1]["content"] == "3"
+    assert all_scores([row], texts, chosen)[0]["real"]["qa_vqa"].value == pytest.approx(0.9)
+    annotated["annotations"][0].pop("multiple_choice_answer")
+    for answer in annotated["annotations"][0]["answers"]:
+        answer["answer"] = " "
+    file.write_text(json.dumps(annotated))
+    assert len(texts_in(tmp_path)[0].turns) == 1
+
+
 def test_the_page_is_made_from_the_table() -> None:
     made = page()
     assert (Path(__file__).parent.parent / "docs" / "tasks.md").read_text() == made, "python -m scoring > docs/tasks.md"
@@ -383,3 +403,5 @@ def test_a_task_on_other_texts_is_refused(tmp_path: Path) -> None:
         choose("ai2d", "", plain)
     chosen, kept = choose("", "", plain)
     assert chosen.task is None and kept == plain and chosen.max_new_tokens == 64
+    with pytest.raises(RunError, match="--prompt-of cobra: these texts don't say which task"):
+        choose("", "cobra", plain)

@@ -13,7 +13,7 @@ from . import Medium, Problem, Record, Words, source
 from .json_stream import elements
 from .splits import split_in
 from .tree import Tree, whole
-from .turns import caption, most_common, question, strings
+from .turns import caption, most_common, people, question
 
 
 def _files(tree: Tree) -> list[str]:
@@ -56,7 +56,7 @@ def _row(tree: Tree, name: str, row: object, split: str | None, media: dict[str,
     if isinstance(words, str) and words.strip():
         yield Words(origins, caption(words), split, None, {"task": "textcaps", "image_id": image})
     elif isinstance(asked, str) and asked.strip():
-        answers = strings(row.get("answers"))
+        answers = people(row.get("answers"))
         meta = {"task": "textvqa"} | ({"answers": answers} if answers else {})
         identity = f"textvqa-{row['question_id']}" if "question_id" in row else None
         yield Words(origins, question(asked, most_common(answers)), split, identity, meta)

@@ -69,8 +69,8 @@ def _content(content: object) -> object:
 
 
 def most_common(answers: Sequence[str]) -> str | None:
-    """The answer given most often, the earliest of several; None when there is none."""
-    counts = Counter(answers)
+    """The answer given most often, the earliest of several; None when there is none, or all are blank."""
+    counts = Counter(answer for answer in answers if answer.strip())
     return max(counts, key=counts.get) if counts else None
 
 
@@ -99,6 +99,13 @@ def words_of(row: Mapping, media: tuple[str, ...], where: str, split: str | None
         if captions := strings(row.get(column)):
             yield from (Words(media, caption(words), split) for words in captions)
             return
+
+
+def people(value: object) -> list[str]:
+    """What each of several people answered, as VQA's sets list them: those who said nothing count too."""
+    listed = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    said = [one.get("answer") if isinstance(one, Mapping) else one for one in listed]
+    return [one for one in said if isinstance(one, str)]
 
 
 def strings(value: object) -> list[str]:

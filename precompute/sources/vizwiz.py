@@ -13,7 +13,7 @@ from . import Medium, Problem, Record, Words, source
 from .json_stream import elements
 from .splits import split_in
 from .tree import Tree, first_row, whole
-from .turns import most_common, question, strings
+from .turns import most_common, people, question
 
 PREFIX = "VizWiz_"
 
@@ -45,7 +45,7 @@ def _file(tree: Tree, name: str, split: str | None) -> Iterator[Record]:
             medium = tree.find(image, name, split or "")
             yield medium
             if isinstance(medium, Medium):
-                answers = strings(row.get("answers"))
+                answers = people(row.get("answers"))
                 kept = {"answers": answers} if answers else {}
                 kept |= {"answer_type": row["answer_type"]} if isinstance(row.get("answer_type"), str) else {}
                 turns = question(asked, most_common(answers))

@@ -13,7 +13,7 @@ from . import Medium, Problem, Record, Words, source
 from .json_stream import elements
 from .splits import split_in
 from .tree import Tree, whole
-from .turns import most_common, question, strings
+from .turns import most_common, people, question
 
 SUBTYPE = re.compile(r"(train|val|test)(?:-?dev)?(\d{4})")
 
@@ -57,7 +57,7 @@ def _answers(tree: Tree, name: str, answers: dict[object, tuple[str | None, dict
 
 
 def _answer(row: dict) -> tuple[str | None, dict]:
-    every = strings(row.get("answers"))
+    every = people(row.get("answers"))
     given = row.get("multiple_choice_answer")
     kept = {name: row[name] for name in ("question_type", "answer_type") if isinstance(row.get(name), str)}
     return given if isinstance(given, str) else most_common(every), {"answers": every, **kept}
