@@ -29,6 +29,7 @@ def measure(rounds: int) -> dict[str, dict]:
         for number in range(PICTURES):
             (root / "photos" / f"{number}.jpg").write_bytes(noisy_photo(500, 333 + number))
         encoder = load_encoder(f"transformers:{root / 'vit'}")
+        threads = torch.get_num_threads()
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
         ready = torch.stack([encoder.inputs((root / "photos" / f"{n}.jpg").read_bytes()) for n in range(BATCH)])
         sets = iter(range(10**6))
@@ -42,6 +43,7 @@ def measure(rounds: int) -> dict[str, dict]:
                 precompute(collect(root / "photos"), encoder, ("pooled",), root / f"set-{next(sets)}", BATCH, 2)
 
         seconds = side_by_side({"bare": bare, "precompute": whole}, rounds)
+        torch.set_num_threads(threads)
     return {
         "precompute against the bare encoder": {
             "ratio": seconds["bare"] / seconds["precompute"],

@@ -1,7 +1,7 @@
 """Is the loader ever what training waits for? Samples per second of the loader alone, and its share of a step.
 
-In one process and one thread; features are read at random places by the index, warm in the page cache, and texts are
-tokenised anew.
+Features are read at random places by the index, warm in the page cache, and texts are read and tokenised anew: in one
+process and one thread, and then by the two workers that training on a GPU has.
 """
 
 import random
@@ -19,21 +19,22 @@ from benchmarks import side_by_side
 from benchmarks._meters import DEVICE, seconds
 from benchmarks._synthetic import SETTINGS, adapted, caption_lengths, feature_set, language_model, steps_of
 from shards.read import FeatureSet
-from training.data import Steps
+from training.data import Steps, load_steps
 from training.step import make_optimizer, take_step
 
 POOLED, PATCHES = FeatureShape("pooled", 1, 768), FeatureShape("patches", 729, 1152, (27, 27))
 MANY, FEW = 4096, 160
 READ, BATCH = 64, 16
 BLOCK = 1 << 20
+EPOCHS = 4  # of the workers, so that starting them counts for little
 SLICE = {"layers": 2, "width": 2048, "inner": 8192, "vocab": 32_000}  # two layers of Llama 3.2 1B's sixteen
 PHRASES = ["a", "large", "red", "circle", "in", "the", "centre", "small", "blue", "star", "to", "left"]
 
 
 def measure(rounds: int) -> dict[str, dict]:
     """{"pooled features by the index, against webdataset's stream": {"ratio", "samples/s"}, "... with their texts
-    tokenised, against without": ..., "729 x 1152 patches by the index, against plain reads in order": ...,
-    "the loader's share of a step, WHERE": {"ratio": of processor time}}.
+    tokenised, against without": ..., "texts and features by two workers, against one process": ..., "729 x 1152 patches
+    by the index, against plain reads in order": ..., "the loader's share of a step, WHERE": {"ratio": of processor time}}.
     """
     found = {}
     demo = load_language_model("demo/backbones/lm", DEVICE)
@@ -55,6 +56,13 @@ def measure(rounds: int) -> dict[str, dict]:
         found["the same with their texts tokenised, against without"] = {
             "ratio": took["index"] / took["texts"],
             "samples/s": MANY / took["texts"],
+        }
+        workers = partial(_load_ahead, steps, EPOCHS * steps.per_epoch)
+        took = side_by_side({"two": workers, "one": partial(_load, steps, steps.per_epoch)}, rounds)
+        each = took["two"] / EPOCHS
+        found["texts and features by two workers, against one process"] = {
+            "ratio": took["one"] / each,
+            "samples/s": MANY / each,
         }
         patches = feature_set(root / "patches", PATCHES, FEW, [[12]], PHRASES)
         took = side_by_side(
@@ -93,6 +101,11 @@ def _read_plainly(features: FeatureSet) -> None:
 def _load(steps: Steps, count: int) -> None:
     for number in range(count):
         steps[number]
+
+
+def _load_ahead(steps: Steps, count: int) -> None:
+    for _ in load_steps(steps, 0, count, workers=2, pin=DEVICE != "cpu"):
+        pass
 
 
 def _share(lm: LanguageModel, features: FeatureSet, rounds: int) -> float:

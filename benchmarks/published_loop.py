@@ -39,7 +39,7 @@ def measure(rounds: int) -> dict[str, dict]:
     for name, (spec, shape, vocab, media, size, count, sizes) in CASES.items():
         model = adapted(language_model(vocab=vocab, **MODEL), spec, shape, output_norm=False)
         batches = some_steps(model, media, 1, size, count)
-        drawn = [pair for batch in batches for pair in _pairs(batch)]
+        drawn = [pair for batch in batches for pair in pairs_of(batch)]
         random.Random(0).shuffle(drawn)
         ours = partial(train, model, batches)
         theirs = {each: partial(publish, model, drawn, each) for each in sizes}
@@ -94,7 +94,7 @@ def publish(model: AdaptedModel, pairs: list[tuple[torch.Tensor, list[int]]], si
     return total / count
 
 
-def _pairs(batch: Batch) -> list[tuple[torch.Tensor, list[int]]]:
+def pairs_of(batch: Batch) -> list[tuple[torch.Tensor, list[int]]]:
     """Each text's features and the ids that are to be said."""
     told = [[token for segment in text if segment.target for token in segment.ids] for text in batch.texts]
     slots = [next(segment.slot for segment in text if segment.slot) for text in batch.texts]

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from adapters.projectors import FeatureShape
-from benchmarks import memory
+from benchmarks import memory, utilisation
 
 TINY = MistralConfig(
     vocab_size=500,
@@ -47,6 +47,26 @@ def test_it_trains_every_adapter_in_every_precision(monkeypatch):
     assert {tuple(name) for *name, _ in stepped} == {(p, s) for p in memory.PRECISIONS for s in shapes}
 
 
+def test_the_share_of_the_rate_is_counted_by_real_tokens(monkeypatch):
+    """At a rate of 4 operations a second for each parameter, the share is the real tokens of a second."""
+    for name, value in {"MEDIA": 64, "BATCH": 4, "STEPS": 3, "WARM": 1, "SIDE": 64, "THEIRS": 2}.items():
+        monkeypatch.setattr(utilisation, name, value)
+    monkeypatch.setattr(utilisation, "SHAPE", FeatureShape("pooled", 1, 12))
+    monkeypatch.setattr(utilisation, "caption_lengths", lambda count: [8] * count)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(TINY).parameters())
+    monkeypatch.setattr(utilisation, "multiplications", lambda *_: 4.0 * parameters)
+    found = utilisation.measure_on("cpu", TINY, ("fp16",), rounds=2)
+    shares = [row for name, row in found.items() if name.startswith("share")]
+    assert len(shares) == 1 and len(found) == 3
+    (row,) = shares  # each text: <s>, 16 tokens of the medium, 8 words of which the first is one or two, </s>
+    assert 26 <= row["ratio"] / row["samples/s"] <= 27 and row["micro-batch"] == 4 and 0 <= row["waiting"] < 1
+    assert all(0 < row["ratio"] < 50 for name, row in found.items() if name.startswith("without"))
+    monkeypatch.undo()
+    monkeypatch.setattr(utilisation, "SIDE", 256)
+    assert 1e6 < utilisation.multiplications("cpu", torch.float32) < 1e13
+
+
 def test_it_is_mistral_7b():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(memory.MISTRAL)
@@ -56,7 +76,7 @@ def test_it_is_mistral_7b():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said without a GPU")
 def test_without_a_gpu_it_says_so():
-    assert memory.measure(5) == {}
+    assert memory.measure(5) == utilisation.measure(5) == {}
     call = [sys.executable, "-m", "benchmarks", "memory"]
     said = subprocess.run(call, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr

@@ -1,0 +1,157 @@
+"""How much of a card does training an adapter on a 7B model use? Of the card's own rate of multiplying, in 22 GiB.
+
+A step needs 4 operations for each parameter and real token: forward, and backward toward the inputs; frozen weights get
+no gradient. The rate is that of one large product of matrices of the model's type. Beside it stands what training would
+be without each lever: batches of texts of like length, and logits at the labels alone (the published loop has neither).
+"""
+
+import gc
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from adapters.language_model import load_language_model
+from adapters.model import AdaptedModel
+from adapters.projectors import FeatureShape
+from benchmarks._synthetic import SETTINGS, adapted, caption_lengths, feature_set, steps_of
+from benchmarks.memory import LIMIT, MISTRAL, PRECISIONS, save_random
+from benchmarks.published_loop import pairs_of, publish
+from training.data import Batch, Steps, load_steps
+from training.plan import GIB, plan
+from training.step import make_optimizer, take_step
+
+SPEC, SHAPE = "mlp16", FeatureShape("pooled", 1, 768)
+MEDIA, BATCH, STEPS, WARM = 4096, 32, 24, 4
+THEIRS = 8  # texts in a batch of the published loop
+SIDE = 8192  # of the matrices whose product gives the rate
+
+
+def measure(rounds: int) -> dict[str, dict]:
+    """{"share of the card's rate, mlp16 on 7B in PRECISION": {"ratio", "samples/s", "micro-batch", "reserved GiB",
+    "waiting": share of the time spent waiting for data}, "without LEVER": {"ratio": of the samples per second with all
+    levers, "samples/s"}}; nothing without a GPU.
+    """
+    if not torch.cuda.is_available():
+        return {}
+    device = torch.device("cuda", torch.cuda.current_device())
+    torch.cuda.set_per_process_memory_fraction(LIMIT / torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return measure_on("cuda", MISTRAL, PRECISIONS, rounds)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def measure_on(device: str, config: PretrainedConfig, precisions: tuple[str, ...], rounds: int) -> dict[str, dict]:
+    """As `measure`, for a model of any configuration; on a CPU without the memory."""
+    found = {}
+    logging.disable_progress_bar()
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        save_random(config, device, Path(folder) / "lm")
+        for precision in precisions:
+            lm = load_language_model(str(Path(folder) / "lm"), device, precision)
+            model = adapted(lm, SPEC, SHAPE)
+            path = Path(folder) / f"features-{precision}"
+            captions = [[length] for length in caption_lengths(512)]
+            steps = steps_of(model, feature_set(path, SHAPE, MEDIA, captions, whole_words(lm.tokenizer)), BATCH)
+            rate = multiplications(device, lm.dtype)
+            row = train(model, steps, rounds)
+            row = {"ratio": 4 * parameters * row.pop("tokens/s") / rate} | row
+            found[f"share of the card's rate, {SPEC} on 7B in {precision}"] = row
+            if precision == precisions[0]:
+                found |= without(model, steps, rounds, row["samples/s"])
+            del lm, model, steps
+            gc.collect()
+    return found
+
+
+def multiplications(device: str, dtype: torch.dtype) -> float:
+    """Operations a second of one product of two SIDE x SIDE matrices, the best of ten."""
+    a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
+    return 2 * SIDE**3 / min(_seconds(lambda: a @ b) for _ in range(10))
+
+
+def train(model: AdaptedModel, steps: Steps, rounds: int) -> dict[str, float]:
+    """Steps of a training as train.py takes them, with its loader; the median of `rounds`."""
+    lm, adapter = model.lm, model.adapter
+    on_gpu = lm.device.type == "cuda"
+    longest = max(steps.kept.lengths)
+    micro = plan(lm, adapter, longest).micro_batch(BATCH, longest)
+    optimizer = make_optimizer(model.trained(), SETTINGS)
+    scaler = torch.amp.GradScaler(lm.device.type, enabled=lm.dtype == torch.float16)
+    took, waited, tokens = [], [], []
+    for number in range(rounds):
+        first, waiting, real = number * STEPS, 0.0, 0
+        batches = iter(load_steps(steps, first, first + WARM + STEPS, workers=2 if on_gpu else 0, pin=on_gpu))
+        for _ in range(WARM):
+            _, _, micro = take_step(model, optimizer, scaler, next(batches), micro, 1.0)
+        began = time.perf_counter()
+        for step in range(first + WARM, first + WARM + STEPS):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waiting += time.perf_counter() - asked
+            _, _, micro = take_step(model, optimizer, scaler, batch, micro, 1.0)
+            epoch, place = divmod(step, steps.per_epoch)
+            real += sum(steps.kept.lengths[i] for i in steps.order(epoch)[place])
+        took.append(time.perf_counter() - began)
+        waited.append(waiting)
+        tokens.append(real)
+    seconds = statistics.median(took)
+    row = {"tokens/s": statistics.median(tokens) / seconds, "samples/s": STEPS * BATCH / seconds, "micro-batch": micro}
+    row["waiting"] = statistics.median(waited) / seconds
+    return row | ({"reserved GiB": torch.cuda.max_memory_reserved(lm.device) / GIB} if on_gpu else {})
+
+
+def without(model: AdaptedModel, steps: Steps, rounds: int, best: float) -> dict[str, dict]:
+    """Samples per second without a lever, against `best` with all."""
+    texts = [i for step in steps.order(0)[:STEPS] for i in step]
+    random.Random(0).shuffle(texts)
+    at_random = [steps.encoded.batch([steps.kept.texts[i] for i in texts[n : n + BATCH]])
+                 for n in range(0, len(texts), BATCH)]  # fmt: skip
+    drawn = [pair for batch in at_random for pair in pairs_of(batch)]
+    ways = {
+        "batches of like length": partial(_take, model, at_random),
+        "these, logits at labels alone, splicing at once (the published loop)": partial(publish, model, drawn, THEIRS),
+    }
+    found = {}
+    for name, way in ways.items():
+        way()
+        each = len(texts) / statistics.median(_seconds(way) for _ in range(rounds))
+        found[f"without {name}"] = {"ratio": each / best, "samples/s": each}
+    return found
+
+
+def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Words that are one token each."""
+    words = sorted({piece.lstrip("▁Ġ") for piece in tokenizer.get_vocab()})
+    alone = len(tokenizer("a").input_ids)
+    return [word for word in words if word.isalpha() and len(tokenizer(f"a {word}").input_ids) == alone + 1]
+
+
+def _take(model: AdaptedModel, batches: list[Batch]) -> None:
+    optimizer = make_optimizer(model.trained(), SETTINGS)
+    scaler = torch.amp.GradScaler(model.lm.device.type, enabled=model.lm.dtype == torch.float16)
+    longest = max(sum(len(segment.ids) for segment in text) for batch in batches for text in batch.texts)
+    longest += model.adapter.tokens
+    micro = plan(model.lm, model.adapter, longest).micro_batch(BATCH, longest)
+    for batch in batches:
+        _, _, micro = take_step(model, optimizer, scaler, batch, micro, 1.0)
+
+
+def _seconds(way: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    way()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
