@@ -34,7 +34,8 @@ PHRASES = ["a", "large", "red", "circle", "in", "the", "centre", "small", "blue"
 def measure(rounds: int) -> dict[str, dict]:
     """{"pooled features by the index, against webdataset's stream": {"ratio", "samples/s"}, "... with their texts
     tokenised, against without": ..., "texts and features by two workers, against one process": ..., "729 x 1152 patches
-    by the index, against plain reads in order": ..., "the loader's share of a step, WHERE": {"ratio": of processor time}}.
+    by the index, against plain reads in order": ..., "the loader's share of a step, WHERE": {"ratio": of processor
+    time}}.
     """
     found = {}
     demo = load_language_model("demo/backbones/lm", DEVICE)
