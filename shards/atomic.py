@@ -23,11 +23,11 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, alone: bool = True) -> Iterator[BinaryIO]:
     """A binary stream that becomes `path` (written, synced, renamed) when the block ends, and vanishes if it
-    raises.
+    raises. Other processes may write the same file meanwhile if not `alone`; the last one's stays.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = path.with_name(path.name + TEMPORARY if alone else f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with open(temporary, "wb") as stream:
             yield stream
@@ -75,8 +75,8 @@ class Draft:
 
 
 def replace_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` in one step."""
-    with replacing(path) as stream:
+    """Write `data` to `path` in one step, whoever else does so too."""
+    with replacing(path, alone=False) as stream:
         stream.write(data)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from shards import FeatureSetError
 from shards import write as writing
+from shards.atomic import replace_bytes, replacing
 from shards.features import encode_fp16, round_trip
 from shards.index import NAME as INDEX
 from shards.read import FeatureSet, parse_text
@@ -430,3 +431,13 @@ def test_shard_sizes() -> None:
     assert samples_per_shard(1536) == 4096
     assert samples_per_shard(729 * 1152 * 2) == 319
     assert samples_per_shard(1 << 40) == 1
+
+
+def test_two_processes_may_replace_one_file_at_once(tmp_path, monkeypatch):
+    with replacing(tmp_path / "index", alone=False) as stream:
+        stream.write(b"one")
+        with monkeypatch.context() as other:
+            other.setattr("os.getpid", lambda: 1)
+            replace_bytes(tmp_path / "index", b"the other")
+        assert (tmp_path / "index").read_bytes() == b"the other"
+    assert (tmp_path / "index").read_bytes() == b"one" and len(list(tmp_path.iterdir())) == 1
