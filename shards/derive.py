@@ -12,6 +12,7 @@ from . import manifest as manifests
 from .features import describe, encode, parse_pool, settle_storage, stored_bytes
 from .read import FeatureSet
 from .split import resolve_splits
+from .timing import add_timing, load_timing
 from .write import REJECTED, STORAGE, SetWriter, samples_per_shard
 
 Tensors = dict[str, torch.Tensor]
@@ -49,6 +50,7 @@ def recode(folder: Path, out: Path, store: Sequence[str] = (), pool: str = "1x1"
     with _writer(out, source, new) as writer:
         _copy(writer, media, len(source))
         writer.finish([vars(text) for text in source.texts()], set(source.heldout), _thumbnails([source]), rejected)
+    _note_timing(out, [source])
     return FeatureSet(out)
 
 
@@ -82,6 +84,7 @@ def merge(out: Path, folders: Sequence[Path]) -> FeatureSet:
     with _writer(out, first, first.manifest["features"]) as writer:
         _copy(writer, media, len(owners))
         writer.finish(texts, heldout, _thumbnails(sets), list(rejected.values()))
+    _note_timing(out, sets)
     return FeatureSet(out)
 
 
@@ -89,6 +92,12 @@ def _writer(out: Path, source: FeatureSet, features: dict[str, dict]) -> SetWrit
     if (Path(out) / manifests.NAME).is_file():
         raise FeatureSetError(f"{out} is a feature set already; name a folder that doesn't exist yet")
     return SetWriter(out, source.manifest["modality"], source.manifest["encoder"], features)
+
+
+def _note_timing(out: Path, sets: Sequence[FeatureSet]) -> None:
+    """What encoding the sets took is what encoding this one took."""
+    for timing in filter(None, (load_timing(one.path) for one in sets)):
+        add_timing(out, timing)
 
 
 def _copy(writer: SetWriter, media: Iterable[Source], count: int) -> None:

@@ -25,6 +25,7 @@ from shards.derive import merge, recode
 from shards.features import encode, round_trip, settle_storage
 from shards.read import FeatureSet
 from shards.split import resolve_splits
+from shards.timing import Timing, add_timing, load_timing
 from shards.verify import inspect, verify
 from shards.write import SetWriter, make_key
 
@@ -168,6 +169,17 @@ def test_merge_joins_what_fits(tmp_path: Path) -> None:
     with pytest.raises(FeatureSetError, match="is a feature set already"):
         merge(tmp_path / "out", [tmp_path / "a", tmp_path / "b"])
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_encoding_took_is_known_of_derived_sets_too(tmp_path: Path) -> None:
+    for name, media in (("a", range(0, 40)), ("b", range(40, 50)), ("c", range(50, 60))):
+        made = make(tmp_path / name, media)
+        if name != "c":
+            add_timing(made.path, Timing(len(made), 1.0, 2.0, 0.5, "cpu"))
+    merge(tmp_path / "out", [tmp_path / name for name in "abc"])
+    assert load_timing(tmp_path / "out") == Timing(50, 2.0, 4.0, 1.0, "cpu")
+    assert load_timing(recode(tmp_path / "a", tmp_path / "small", ("int8",)).path) == load_timing(tmp_path / "a")
+    assert load_timing(recode(tmp_path / "c", tmp_path / "none", ("int8",)).path) is None
 
 
 def test_merged_texts_keep_their_words_and_named_splits(tmp_path: Path) -> None:
