@@ -93,13 +93,19 @@ def merge(
 
 
 def _last(path: Path) -> Path:
-    """The adapter folder at `path`, or the last checkpoint's when that is a run."""
+    """The adapter folder at `path`, or the last checkpoint's when that is a run. Raises AdapterError for a run of
+    several adapters.
+    """
+    from adapters import AdapterError
     from adapters.checkpoint import CONFIG
 
     last = path / "last"
     if (path / CONFIG).is_file() or not last.is_file():
         return path
-    return path / "steps" / last.read_text().strip() / "adapter"
+    step = path / "steps" / last.read_text().strip()
+    if several := sorted(step.glob("adapter-*")):
+        raise AdapterError(f"{path} holds {len(several)} adapters; name the folder of one, as {several[0]}")
+    return step / "adapter"
 
 
 def main() -> None:

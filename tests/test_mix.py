@@ -15,6 +15,7 @@ from test_ranks import finish, forks, processes
 from test_ranks import train as train_with
 
 from adapters import AdapterError
+from adapters.__main__ import merge as merge_lora
 from adapters.composed import ComposedModel
 from adapters.language_model import load_language_model
 from adapters.model import AdaptedModel, Adapter
@@ -128,6 +129,25 @@ def test_a_step_of_a_mix_is_the_same_whatever_was_asked_before(lm):
         assert [text for share in shares for text in share.texts] == forward[step][0]
         assert all(share.whole == forward[step][3] and share.draw == forward[step][4] for share in shares)
         assert sum(share.targets for share in shares) == forward[step][3][1]
+
+
+class Views(Set):
+    """Each view of a medium is another number."""
+
+    def read_many(self, keys, kind, views=None):
+        return super().read_many(keys, kind) + torch.tensor(views or [0] * len(keys))[:, None]
+
+
+def test_a_medium_has_one_view_in_a_step_whoever_reads_it(lm):
+    """Also where a small set comes around several times in a step."""
+    mix, seen = mixed(part(lm), [Views(0, views=5), Set(100)], [4, 30], [0.6, 0.4], batch=16), set()
+    for step in range(12):
+        whole = mix[step].features
+        assert sum(len(mix.share(step, rank, 3)) for rank in range(3)) == 16
+        for rank in range(3):
+            assert all(torch.equal(row, whole[key]) for key, row in mix.share(step, rank, 3).features.items())
+        seen.add(int(whole["0/m0"][0]))
+    assert len(seen) > 2
 
 
 def test_two_modalities_are_trained_at_once_each_by_its_own_texts(lm):
@@ -314,6 +334,8 @@ def test_two_adapters_of_one_run_load_each_alone_and_together(home, train, monke
     with pytest.raises(AdapterError, match="holds adapters of audio and image; name one, as audio="):
         live.load_adapted(run)
     train("--features", "a", "--init", run, fails="holds 2 adapters")
+    with pytest.raises(AdapterError, match=r"holds 2 adapters; name the folder of one, as .*/adapter-audio"):
+        merge_lora(run, home / "merged")
 
 
 def test_eval_scores_each_set_of_a_mix(home, monkeypatch, capsys):

@@ -110,22 +110,23 @@ class Mix(Dataset):
         """The part of a step that falls to one of `ranks` processes; without these, all of it."""
         first, last = self._quotas.before(step), self._quotas.before(step + 1)
         chosen = [
-            (number, *self._text(number, place))
+            (number, self._text(number, place))
             for number in range(len(self.parts))
             for place in range(first[number], last[number])
         ]
-        lengths = [self.parts[number].kept.lengths[i] for number, _, i in chosen]
-        targets = sum(self.parts[number].kept.targets[i] for number, _, i in chosen)
+        lengths = [self.parts[number].kept.lengths[i] for number, i in chosen]
+        targets = sum(self.parts[number].kept.targets[i] for number, i in chosen)
         batches = []
-        for (number, epoch), some in groupby(chosen[split_evenly(lengths, ranks)[rank]], key=lambda one: one[:2]):
+        for number, some in groupby(chosen[split_evenly(lengths, ranks)[rank]], key=lambda one: one[0]):
             part = self.parts[number]
-            batches.append(part.batch_of([part.kept.texts[i] for *_, i in some], epoch))
+            epoch = first[number] // len(part.kept.texts)  # where the step begins: a medium has one view in a step
+            batches.append(part.batch_of([part.kept.texts[i] for _, i in some], epoch))
         return replace(Batch.join(batches), whole=(len(chosen), targets), draw=f"{self.seed}/{step}")
 
-    def _text(self, number: int, place: int) -> tuple[int, int]:
-        """The epoch of its own that a set is in after `place` texts, and which text is next."""
+    def _text(self, number: int, place: int) -> int:
+        """Which text of a set is next, after `place` texts of it."""
         part = self.parts[number]
         epoch, place = divmod(place, len(part.kept.texts))
         if self._flat[number][0] != epoch:
             self._flat[number] = epoch, array("I", chain.from_iterable(part.order(epoch)))
-        return epoch, self._flat[number][1][place]
+        return self._flat[number][1][place]

@@ -108,7 +108,10 @@ def open_sets(settings: dict, partial: bool = False) -> list[Source]:
         one.owner = one.modality if len(first) > 1 else ""
     for name in ("init", "lora"):
         if len(first) > 1 and settings[name]:
-            raise RunError(f"--{name} goes with one adapter, and these features are of {' and '.join(first)}")
+            raise RunError(
+                f"--{name} goes with one adapter, and these features are of {' and '.join(first)}; train each alone"
+                " (live.load and eval.py --run put adapters without LoRA together afterwards)"
+            )
     return sets
 
 
