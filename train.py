@@ -41,7 +41,7 @@ def main() -> None:
 
     from training.distributed import join
     from training.frozen import Frozen
-    from training.run import Run
+    from training.run import Run, refuse_taken
     from training.settings import new_settings, resumed, run_path
     from training.sweep import sweep
 
@@ -50,6 +50,8 @@ def main() -> None:
     frozen = Frozen(ranks.device)
 
     def one(settings: dict, path: Path, old: Run | None) -> bool:
+        if not old:
+            refuse_taken(path)
         if options.merge_lora:
             from adapters.merge import refuse_merge
 

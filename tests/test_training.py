@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections import Counter
 from itertools import pairwise
 
@@ -236,7 +237,7 @@ def save(run, step, best=False, keep=2):
     return run.save(step, write, {"tensors": {"x": torch.tensor([step])}, "facts": {"best": 1.5}}, keep, best)
 
 
-def test_a_run_is_never_overwritten_and_describes_itself(tmp_path):
+def test_a_run_is_never_overwritten_and_describes_itself(tmp_path, monkeypatch):
     run = run_at(tmp_path / "r")
     assert run.config["delimiters"] == ["Scene:", "\n"] and run.config["lm"] == 'a"b\\c' and "none" not in run.config
     assert (
@@ -244,6 +245,12 @@ def test_a_run_is_never_overwritten_and_describes_itself(tmp_path):
     )
     with pytest.raises(RunError, match=r"never overwritten.*--resume"):
         run_at(tmp_path / "r")
+    with monkeypatch.context() as broken:
+        broken.setattr("training.run.platform.platform", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_at(tmp_path / "s")
+    assert not (tmp_path / "s").exists() and run_at(tmp_path / "s").config == run.config
+    shutil.rmtree(tmp_path / "s")
     with pytest.raises(RunError, match="has no checkpoint"):
         run.step_folder()
     with pytest.raises(RunError, match="not a run"):

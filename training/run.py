@@ -34,25 +34,25 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, config: dict) -> "Run":
-        """Make the folder and write its config and environment. Raises RunError when something is there already."""
+        """Make the folder with its config and environment. Raises RunError when something is there already."""
         path = Path(path)
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise RunError(
-                f"{path} exists, and a run is never overwritten; "
-                f"choose another --name, or go on with it: train.py --resume {path}"
-            ) from None
-        run = cls(path)
-        replace_bytes(path / "config.toml", _toml(config).encode())
+        refuse_taken(path)
+        temporary = path.with_name(f"{path.name}.partial")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        (temporary / "config.toml").write_text(_toml(config), encoding="utf-8")
         environment = {
             "python": platform.python_version(),
             "platform": platform.platform(),
             "packages": {name: version(name) for name in PACKAGES},
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         }
-        replace_bytes(path / "environment.json", (json.dumps(environment, indent=1) + "\n").encode())
-        return run
+        (temporary / "environment.json").write_text(json.dumps(environment, indent=1) + "\n", encoding="utf-8")
+        for file in temporary.iterdir():
+            _sync_file(file)
+        os.rename(temporary, path)
+        sync_folder(path.parent)
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -191,6 +191,15 @@ class Onlooker(Run):
         pass
 
     log = cut_back = write_samples = track = save
+
+
+def refuse_taken(path: Path) -> None:
+    """Raise RunError when there is something where a new run is to be written."""
+    if path.exists():
+        raise RunError(
+            f"{path} exists, and a run is never overwritten; "
+            f"choose another --name, or go on with it: train.py --resume {path}"
+        )
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
