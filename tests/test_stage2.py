@@ -216,6 +216,27 @@ def test_what_contradicts_the_start_is_refused(flags, says, call, first):
     assert sorted(path.name for path in Path("runs").iterdir()) == before
 
 
+def test_a_recipes_second_stage_stays_on_the_first_ones_model(home, call, first, capsys):
+    fields = '[train]\nlm = "owner/seven-billion"\nlora = "r=2"\nadapter = "{}"\n'
+    for adapter in ("mlp3", "mlp4"):
+        (home / f"{adapter}.toml").write_text(fields.format(adapter))
+    more = ("--init", first, "--text", "questions.jsonl", *SHORT, "--steps", "1")
+    call(train_script, *more, "--recipe", "mlp3.toml", "--name", "by-recipe")
+    assert Run.open(Path("runs/by-recipe")).config["lm"] == "lm"
+    said = "note: mlp3.toml is meant for owner/seven-billion, and runs/first was trained with lm"
+    assert said in capsys.readouterr().out
+    with pytest.raises(RunError, match=r"has --adapter mlp3, and the recipe wants mlp4; .*pass --adapter mlp3"):
+        call(train_script, *more, "--recipe", "mlp4.toml", "--name", "never")
+    call(train_script, *more, "--recipe", "mlp4.toml", "--adapter", "mlp3", "--name", "by-flag")
+
+
+def test_a_name_that_is_taken_is_told_before_anything_is_loaded(call, first):
+    with pytest.raises(RunError, match="runs/first exists, and a run is never overwritten"):
+        call(train_script, "--features", "features-v", "--lm", "nowhere", "--name", "first")
+    with pytest.raises(RunError, match="was started with lora none, not r=2"):
+        call(train_script, "--resume", first, "--lora", "r=2")
+
+
 def test_text_alone_teaches_lora_and_without_it_is_left_out(home, call, capsys):
     alone = [json.loads(line) for line in (home / "questions.jsonl").read_text().splitlines()][40:]
     mixed = [*alone, *(line for line in map(json.loads, (home / "questions.jsonl").read_text().splitlines()[:40]))]

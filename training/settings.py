@@ -158,7 +158,10 @@ def new_settings(options: Options, tiny_folder: Path) -> dict:
         recipe = whole.settings(names, spec)
         encoder = whole.precompute.get("encoder")
     if start:
+        meant = recipe.get("lm", start["lm"])
         recipe = over_start(start, recipe, flags, options.init)
+        if meant != start["lm"] and not options.tiny:
+            print(f"note: {options.recipe} is meant for {meant}, and {options.init} was trained with {start['lm']}")
     elif recipe.get("lora"):
         print(
             f"note: {options.recipe} goes on from a run of its first stage; without --init a new projector is trained"
@@ -215,12 +218,17 @@ def _plain_name(name: str) -> str:
 
 
 def made_tiny(settings: dict, flags: dict, folder: Path) -> dict:
-    """The same settings for a tiny random language model of the same class, and for a few small steps."""
+    """The same settings for a tiny random language model of the same class, and for a few small steps. What goes
+    on from another run stays on the language model of that.
+    """
     from training.tiny import tiny_language_model
 
+    small = {"steps": 20, "batch": 8, "eval_every": 10, "precision": "auto"}
+    if settings["init"]:
+        return settings | small | flags
     deep = find_projector(settings["adapter"])[0].kind == "layers"
     print(f"language model: a tiny random one in the place of {settings['lm']}")
-    small = {"steps": 20, "batch": 8, "eval_every": 10, "precision": "auto"} | ({"inject_layers": []} if deep else {})
+    small |= {"inject_layers": []} if deep else {}
     return settings | small | flags | {"lm": str(tiny_language_model(settings["lm"], folder, deep))}
 
 
@@ -269,9 +277,9 @@ def resumed(run: Run, given: dict, finished: bool = False) -> dict:
     settings = DEFAULTS | run.config
     settings["track"] = given.get("track", settings["track"])  # which changes no result
     for name, value in given.items():
-        if value != settings.get(name):
+        if value != (had := settings.get(name)):
             raise RunError(
-                f"{run.path} was started with {_flag(name)} {settings.get(name)}, not {value}; "
+                f"{run.path} was started with {_flag(name)} {'none' if had in ('', [], None) else had}, not {value}; "
                 f"resume it without --{_flag(name)}, or start a new run"
             )
     if not finished and (run.path / "last").exists() and int(run.step_folder().name) >= settings["steps"]:

@@ -56,8 +56,8 @@ def start_settings(path: Path | str) -> dict:
 
 
 def over_start(start: dict, recipe: dict, flags: dict, path: Path | str) -> dict:
-    """A recipe over what `start_settings(path)` gave, without its ways to begin a new adapter. With another style of
-    template, the words of the old one don't count.
+    """A recipe over what `start_settings(path)` gave, without its ways to begin a new adapter, and on the language
+    model of the start. With another style of template, the words of the old one don't count.
 
     Raises RunError when the recipe or the flags want the adapter or its LoRA in another form, and for flags that begin
     a new one.
@@ -68,11 +68,11 @@ def over_start(start: dict, recipe: dict, flags: dict, path: Path | str) -> dict
             continue
         same = parse_lora(asked[name]) == parse_lora(start[name]) if name == "lora" else asked[name] == start[name]
         if not same:
-            flag = name.replace("_", "-")
-            raise RunError(
-                f"{path} has --{flag} {start[name]}, not {asked[name]}; leave --{flag} out, or train a new adapter "
-                "without --init"
-            )
+            flag, had = name.replace("_", "-"), f"{path} has --{name.replace('_', '-')} {start[name]}"
+            mend = f"not {asked[name]}; leave --{flag} out" if name in flags else (
+                f"and the recipe wants {asked[name]}; start from a run that has this, pass --{flag} {start[name]}"
+            )  # fmt: skip
+            raise RunError(f"{had}, {mend}, or train a new adapter without --init")
     for name in ("start_words", "warm_start"):
         if flags.get(name):
             raise RunError(
@@ -80,7 +80,7 @@ def over_start(start: dict, recipe: dict, flags: dict, path: Path | str) -> dict
             )
     if asked.get("template", start["template"]) != start["template"]:
         start = {name: value for name, value in start.items() if name not in ("caption_prompt", "question")}
-    return start | recipe | {"start_words": "", "warm_start": 0}
+    return start | recipe | {"lm": start["lm"], "start_words": "", "warm_start": 0}
 
 
 def refuse_other_start(about: dict, path: Path | str, features: FeatureSet, lm: LanguageModel) -> None:
