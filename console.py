@@ -3,7 +3,9 @@
 import hashlib
 import os
 import shutil
+import signal
 import sys
+import time
 
 # torch's threads on a CPU (GNU OpenMP's) wait for one another by spinning, which starves whoever else needs the cores.
 # Read once, when torch is imported. Training the demo's mlp16 on two cores took 8 times as long beside two busy
@@ -27,15 +29,23 @@ class DeviceError(ValueError):
     """The device asked for can't be used; the message says what to do."""
 
 
+OTHERS = 3  # seconds, in which torchrun ends a process when the first one's mistake has ended that
 USER_ERRORS = (AdapterError, PrecomputeError, FeatureSetError, RunError, ScoreError, DeviceError)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a script's `main`; a user's mistake becomes one sentence on stderr and exit status 1, Ctrl-C becomes 130."""
+    """Call a script's `main`; a user's mistake becomes one sentence on stderr and exit status 1, Ctrl-C becomes 130.
+
+    A mistake that all of torchrun's processes make is told once on each machine.
+    """
     try:
         main()
     except USER_ERRORS as error:
-        sys.exit(f"error: {error}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)  # once on each machine
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            sys.exit(f"error: {error}")
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(OTHERS)
+        sys.exit(f"error in process {os.environ['RANK']}: {error}")
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)

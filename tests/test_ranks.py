@@ -242,6 +242,26 @@ def test_ranks_that_see_different_files_are_refused(tmp_path):
     assert all("different settings" in (tmp_path / rank).read_text() for rank in "01")
 
 
+def test_processes_that_find_no_other_are_told_what_to_do(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RunError, match=r"one of 2 processes.*RANK expected.*start them with torchrun, or unset"):
+        join("cpu")
+
+
+def test_what_one_process_alone_did_wrong_is_told_too(monkeypatch):
+    monkeypatch.setattr("console.OTHERS", 0)
+
+    def wrong():
+        raise RunError("no such file here")
+
+    for rank, says in (("0", "error: no such"), ("3", "error in process 11: no such")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv("RANK", "11")
+        with pytest.raises(SystemExit, match=says):
+            run(wrong)
+
+
 def test_noise_depends_on_the_step_and_the_medium_alone(language_model_folder):
     model = adapted(language_model_folder("llama"))
     batch = some_batch(model)

@@ -6,12 +6,15 @@ import signal
 import sys
 import time
 from dataclasses import fields
+from datetime import timedelta
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_ranks import finish, forks, processes, train
 
+import train as train_script
+from adapters import AdapterError
 from training import RunError
 from training.options import Options
 from training.sweep import combinations, outcome, picture, ranked, table
@@ -108,6 +111,33 @@ def test_a_combination_that_fails_is_told_and_the_others_go_on(home, capfd):
     assert "was started with steps 2, not 3" in capfd.readouterr().out
 
 
+@forks
+def test_a_combination_that_fails_on_one_rank_alone_ends_the_sweep(home, monkeypatch, capfd):
+    """The others wait for that rank in the middle of a training, and can't be told to leave it."""
+    command = (*BASE, "--sweep", "adapter=mlp2,linear3", "--name", "alone")
+    monkeypatch.setattr("training.distributed.MEETING", timedelta(seconds=1))
+    monkeypatch.setattr("console.OTHERS", 0)
+
+    def one_fails(rank: int) -> None:
+        whole = train_script.train
+
+        def fails(settings, *rest):
+            if rank == 1 and settings["adapter"] == "linear3":
+                raise RunError("only here")
+            return whole(settings, *rest)
+
+        train_script.train = fails
+        train(*command)
+
+    assert finish(processes(one_fails)) == [1, 1]
+    said = capfd.readouterr().err
+    assert "error in process 1: only here" in said and "error: another process of this training is gone" in said
+    runs = home / "runs" / "alone"
+    assert (runs / "mlp2" / "last").exists() and not (runs / "linear3" / "last").exists()
+    assert finish(processes(lambda rank: train(*command), 1)) == [0]
+    assert [row["failed"] for row in json.loads((runs / "sweep.json").read_text())["runs"]] == ["", ""]
+
+
 def test_values_are_typed_as_the_flags_are():
     found = combinations(Options(sweep=("batch=8,16", "eos=True,False", "lm=a/b,c", "adapter=mlp8")))
     assert len(found) == 8 and len({one.name for one in found}) == 8
@@ -115,6 +145,14 @@ def test_values_are_typed_as_the_flags_are():
     assert found[0].options.batch == 8 and found[0].options.eos is True and found[1].options.eos is False
     assert found[0].name == "batch8-eosTrue-lma_b-mlp8"
     assert set(Options.__dataclass_fields__) == {field.name for field in fields(found[0].options)}
+
+
+def test_values_of_lora_have_commas_of_their_own():
+    found = combinations(Options(sweep=("lora=r=8,alpha=16,r=64, r=4,alpha=4", "lr=1e-3")))
+    assert [one.options.lora for one in found] == ["r=8,alpha=16", "r=64", " r=4,alpha=4"]
+    assert [one.name for one in found] == ["r8_alpha16-lr0.001", "r64-lr0.001", "r4_alpha4-lr0.001"]
+    with pytest.raises(AdapterError, match=r"--lora '8,16' isn't of the form"):
+        combinations(Options(sweep=("lora=8,16",)))
 
 
 @pytest.mark.parametrize(

@@ -19,16 +19,22 @@ from torch import distributed
 from training import RunError
 
 PATIENCE = timedelta(minutes=30)  # of one rank for the others
+MEETING = timedelta(minutes=1)  # of one for the others, after a mistake
+
+
+class Left(RunError):
+    """Another process is gone, or stuck."""
 
 
 class Ranks:
     """This process among all of a training. Without torchrun it is alone: nothing is sent, and nothing changes.
 
-    Numbers travel through gloo, gradients on a GPU through NCCL. What is sent to a rank that is gone raises RunError.
+    Numbers travel through gloo, gradients on a GPU through NCCL. What is sent to a rank that is gone raises Left.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu"):
+    def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu", store: distributed.Store | None = None):
         self.rank, self.size, self.device = rank, size, device
+        self._store, self._meetings = store, 0
 
     @property
     def first(self) -> bool:
@@ -79,6 +85,20 @@ class Ranks:
                 for parameter in parameters:
                     distributed.broadcast(parameter.data, 0)
 
+    def meet(self) -> bool:
+        """Whether all ranks call this, within a minute: then they can go on together from here."""
+        if self.size == 1:
+            return True
+        self._meetings += 1
+        here = f"meeting {self._meetings}"
+        try:
+            if self._store.add(here, 1) == self.size:
+                self._store.set(f"{here}: all are here", "")
+            self._store.wait([f"{here}: all are here"], MEETING)
+        except RuntimeError:
+            return False
+        return True
+
     def leave(self) -> None:
         """Say goodbye to the others, when all is done."""
         if self.size > 1:
@@ -111,11 +131,18 @@ def join(device: str) -> Ranks:
         device = f"cuda:{local}"
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    distributed.init_process_group(backend, timeout=PATIENCE)
+    try:
+        store, rank, size = next(distributed.rendezvous("env://", timeout=PATIENCE))
+        distributed.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=size)
+    except (ValueError, RuntimeError) as error:
+        raise RunError(
+            f"WORLD_SIZE says that this is one of {size} processes, and it finds no other "
+            f"({str(error).splitlines()[0]}); start them with torchrun, or unset WORLD_SIZE"
+        ) from error
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     print(f"processes: {size}, each with a copy of the language model and its share of every step")
-    return Ranks(rank, size, device)
+    return Ranks(rank, size, device, store)
 
 
 _TOLD = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
@@ -127,7 +154,7 @@ def _together():
     try:
         yield
     except RuntimeError as error:
-        raise RunError(
+        raise Left(
             "another process of this training is gone or stuck "
             f"({str(error).splitlines()[0]}); the last checkpoint is whole: go on with train.py --resume"
         ) from error

@@ -19,10 +19,11 @@ import tyro
 from safetensors import safe_open
 
 from adapters import AdapterError
+from adapters.lora import parse_lora
 from shards import FeatureSetError
 from shards.atomic import replace_bytes, replacing
 from training import RunError
-from training.distributed import Ranks
+from training.distributed import Left, Ranks
 from training.frozen import Frozen
 from training.options import ABOUT_THE_CALL, Options, given
 from training.plan import size
@@ -47,8 +48,10 @@ class Combination:
 def combinations(options: Options) -> list[Combination]:
     """Every combination of the values in `--sweep`, those with one language model and precision next to one another.
 
-    Raises RunError for a flag that train.py doesn't know or that can't be swept, and for one that is given as well.
-    A value that its flag doesn't take ends the program as it would for the flag itself.
+    Values stand between commas; those of `lora` hold some, and each begins with its r, as in lora=r=8,alpha=16,r=64.
+    Raises RunError for a flag that train.py doesn't know or that can't be swept, and for one that is given as well,
+    AdapterError for a LoRA of no such form. A value that its flag doesn't take ends the program as it would for the
+    flag itself.
     """
     allowed = [field.name for field in fields(Options) if field.name not in ABOUT_THE_CALL]
     axes: dict[str, list] = {}
@@ -64,7 +67,9 @@ def combinations(options: Options) -> list[Combination]:
             )
         if getattr(options, name) is not None:
             raise RunError(f"--{_flag(name)} is given and swept; leave one of them out")
-        words = list(dict.fromkeys(values.split(",")))
+        words = list(dict.fromkeys(re.split(r",(?=\s*r=)" if name == "lora" else ",", values)))
+        for word in words if name == "lora" else ():
+            parse_lora(word)
         axes[name] = [getattr(tyro.cli(Options, args=[f"--{_flag(name)}", word]), name) for word in words]
     held = sorted(axes, key=lambda name: name not in ("lm", "precision"))  # these vary slowest
     found: dict[str, Combination] = {}
@@ -87,7 +92,8 @@ def sweep(
     """Train every combination that isn't finished, new or from its last checkpoint, and compare them all.
 
     `train(settings, path, old)` is one training, which returns False when it was stopped; so is the sweep then. A
-    combination that fails is reported and the others go on; RunError at the end.
+    combination that fails is reported and the others go on; RunError at the end. One that fails on some ranks alone
+    ends the sweep: the others wait for these in the middle of it.
     """
     home, rows, trained, threads = run_path(options.name, "sweep"), [], 0, torch.get_num_threads()
     chosen, stopped = combinations(options), False
@@ -112,6 +118,8 @@ def sweep(
             else:
                 stopped = not train(new_settings(one.options, tiny_folder), path, None)
         except MISTAKES as error:
+            if isinstance(error, Left) or not ranks.meet():
+                raise
             why = (str(error) or type(error).__name__).splitlines()[0]
             print(f"failed: {one.name}: {why}")
         trained += not why and state != FINISHED
@@ -122,9 +130,10 @@ def sweep(
             print(f"the sweep stopped there; go on with the same command and --name {home.name}")
             return
     if ranks.first:
-        print(f"\n{table(rows)}\n\n{_saved(frozen, trained)}\nsweep: {home}/sweep.md, sweep.png")
+        print(f"\n{table(rows)}\n\n{_saved(frozen, trained)}")
+        print(f"sweep: {home}/sweep.md, sweep.png" if home.is_dir() else f"{home} wasn't made: nothing was trained")
     if failed := [row["name"] for row in rows if row["failed"]]:
-        raise RunError(f"{len(failed)} of {len(rows)} combinations failed: {', '.join(failed)}; see {home}/sweep.md")
+        raise RunError(f"{len(failed)} of {len(rows)} combinations failed: {', '.join(failed)}; the table says why")
 
 
 def _state(path: Path) -> int:
@@ -215,16 +224,16 @@ def _write(home: Path, rows: Sequence[dict], frozen: Frozen, trained: int) -> No
 
 
 def _folder(choice: dict) -> str:
-    """A folder's name for the values: an adapter's as it is, others after their flag, as in mlp8-lr0.001."""
-    words = [
-        (_plain(value) if name == "adapter" else f"{_flag(name)}{_plain(value)}") for name, value in choice.items()
-    ]
-    return "-".join(words)
+    """A folder's name for the values: an adapter's and a LoRA's as they are, others after their flag, as in
+    mlp8-r8_alpha16-lr0.001.
+    """
+    shown = {name: _plain(value) for name, value in choice.items()}
+    return "-".join(words if name in ("adapter", "lora") else _flag(name) + words for name, words in shown.items())
 
 
 def _plain(value: object) -> str:
     value = f"{value:g}" if isinstance(value, float) else Path(value).name if isinstance(value, Path) else str(value)
-    return re.sub(r"[^\w.]+", "_", value).strip("._") or "none"
+    return re.sub(r"[^\w.]+", "_", value.replace("=", "")).strip("._") or "none"
 
 
 def _flag(name: str) -> str:
