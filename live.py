@@ -33,7 +33,7 @@ from adapters.prompt import Prompt, Template
 from precompute import PrecomputeError
 from precompute.encoders import Encoder, load_encoder_like
 from precompute.media import modality_of, read_file, suits
-from shards.features import round_trip
+from shards.features import CODECS, round_trip
 from training.run import Run
 
 Medium = Image.Image | Path | str | bytes
@@ -225,10 +225,12 @@ def load(
     precision: str = "auto",
     lm: str | None = None,
     anyway: bool = False,
+    encoder: str | Mapping[str, str] | None = None,
     **by_modality: Path | str,
 ) -> Live:
     """Load an adapter folder, a run or an adapter of the Hub (owner/name), with the encoder and the language model it
-    names; or several on one language model, by modality, as `image="runs/a", audio="runs/b"`.
+    names; or several on one language model, by modality, as `image="runs/a", audio="runs/b"`. `lm` and `encoder` say
+    where these are now if they have moved; of several adapters, `encoder` maps a modality to its encoder.
 
     Raises AdapterError or PrecomputeError when an encoder or the language model isn't the one that an adapter was
     trained with, when the adapters don't go together, and for one named as what it doesn't read. With `anyway` another
@@ -237,18 +239,34 @@ def load(
     if (path is None) == (not by_modality):
         raise AdapterError('name one adapter or run, or several by modality: load(image="runs/a", audio="runs/b")')
     loaded = load_several(by_modality or dict.fromkeys(adapter_folders(path), path), device, precision, lm, anyway)
-    forms = {(config["template"]["style"], config["template"]["question"]) for _, config in loaded.values()}
+    templates = [model.prompt.template for model, _ in loaded.values()]
+    forms = {(template.style, template.question) for template in templates}
     if len(forms) > 1:
         print(f"note: these adapters put questions in different forms; a mixed prompt has that of {next(iter(loaded))}")
+    if isinstance(encoder, str):
+        if len(loaded) > 1:
+            raise AdapterError(
+                f"there are several adapters: say whose encoder is at {encoder}, as {{modality: folder}}"
+            )
+        encoder = dict.fromkeys(loaded, encoder)
+    if strange := sorted(set(encoder or ()) - set(loaded)):
+        raise AdapterError(f"an encoder of {strange[0]} was named, and the adapters read {' and '.join(loaded)}")
     readers = {
-        modality: Reader(
-            load_encoder_like(config["encoder"], device, anyway=anyway),
-            config["features"]["kind"],
-            config.get("storage"),
-        )
+        modality: _reader(config, device, anyway, (encoder or {}).get(modality))
         for modality, (_, config) in loaded.items()
     }
     return Live(ComposedModel({modality: model for modality, (model, _) in loaded.items()}), readers)
+
+
+def _reader(config: Mapping, device: str, anyway: bool, moved: str | None) -> Reader:
+    """What reads an adapter's media. Raises AdapterError and PrecomputeError where its description is of no use."""
+    if "encoder" not in config or "kind" not in (config.get("features") or {}):
+        raise AdapterError(f"{CONFIG} doesn't say which encoder's features the adapter reads")
+    storage = config.get("storage")
+    if storage is not None and ("shape" not in storage or storage.get("codec", "fp16") not in CODECS):
+        raise AdapterError(f"{CONFIG} doesn't say how features were stored in a way known here: {storage}")
+    encoder = load_encoder_like(config["encoder"], device, anyway=anyway, moved=moved)
+    return Reader(encoder, config["features"]["kind"], storage)
 
 
 def _list(media: Medium | Sequence[Medium]) -> Sequence[Medium]:

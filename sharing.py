@@ -2,18 +2,17 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from adapters import AdapterError
 from adapters.card import is_hub_id
-from adapters.checkpoint import load_adapter, read_adapter_config
-from adapters.hub import PICTURE, check_pushed, push, stage
+from adapters.checkpoint import CARD, load_adapter, read_adapter_config
+from adapters.hub import FILES, PICTURE, Standing, check_pushed, push, stage, standing
+from evaluation import pick
 from live import adapter_folder, load_adapted
-from scoring.report import both, parted
 from scoring.runs import RunFolder
-
-SAMPLES = 8
+from scoring.summary import Prediction
 
 
 @dataclass
@@ -44,41 +43,62 @@ def share(what: Share, ask: Callable[[str], bool], device: str = "cpu", precisio
     run = RunFolder(path) if (path / "config.toml").is_file() else None
     folder = adapter_folder(what.path, what.modality)
     lm = what.lm or read_adapter_config(folder)["language_model"]["name"]
-    rows = run.predictions if run and what.public_samples else []
-    samples = _spread(rows)
+    samples = pictured(run) if run and what.public_samples else []
     picture = path / PICTURE if samples and (path / PICTURE).is_file() else None
     with tempfile.TemporaryDirectory(prefix="periscope-") as temporary:
         staged = Path(temporary) / "adapter"
-        result = run.result if run else {}
+        result = run.result | {"splits": run.splits} if run and run.splits else {}
         files = stage(
             folder, staged, what.to, result, samples, picture, what.license, what.datasets, _public_name(what.lm)
         )
         load_adapted(staged, device, precision, lm)
-        if not ask(shown(what, staged, files, samples, bool(result))):
+        there = standing(what.to, what.private)
+        if not ask(shown(what, staged, files, samples, bool(result), there)):
             raise AdapterError("nothing was pushed")
         commit = push(staged, what.to, what.private)
-        load_adapter(check_pushed(staged, what.to, commit), device)
+        load_adapter(check_pushed(staged, what.to, commit, Path(temporary) / "again"), device)
     return f"{what.to} is on the Hub (commit {commit[:8]}); it was fetched again, is the same and loads, on {lm}"
 
 
-def shown(what: Share, staged: Path, files: list[Path], samples: list[dict], scored: bool) -> str:
-    """Everything that would leave: each file with its size, the card, and each sample's words."""
-    lines = [f"to {what.to} ({'private' if what.private else 'for all to see'}) would go:"]
-    lines += [f"  {file.relative_to(staged).as_posix():<32}{file.stat().st_size:>14,} bytes" for file in files]
+def shown(
+    what: Share, staged: Path, files: list[Path], samples: list[dict], scored: bool, there: Standing | None = None
+) -> str:
+    """Everything that would leave: each file with its size, the card, and each sample's words; and what of `there`,
+    which is on the Hub already, would give way. Characters that a terminal acts on are shown as "?".
+    """
+    private = there.private if there else what.private
+    lines = [f"to {what.to} ({'private' if private else 'for all to see'}) would go:"]
+    names = [file.relative_to(staged).as_posix() for file in files]
+    lines += [f"  {name:<32}{file.stat().st_size:>14,} bytes" for name, file in zip(names, files, strict=True)]
+    if there and (old := [name for name in there.files if name in names]):
+        lines.append(f"it is there already, and these would be replaced: {', '.join(old)}")
+    if there and (old := [name for name in there.files if name in {*FILES, PICTURE} - set(names)]):
+        lines.append(f"and these, of an earlier push, removed: {', '.join(old)}")
     if samples:
-        lines.append(f"with these {len(samples)} held-out samples:")
-        lines += [f"  {row.get('prompt') or '(caption)'} | {row['answer']} | {row['reference']}" for row in samples]
+        lines.append(f"with these {len(samples)} held-out samples, in the card and in {PICTURE}:")
+        lines += [" | ".join((row["prompt"] or "(caption)", row["answer"], row["reference"], row["control"] or "-"))
+                  for row in samples]  # fmt: skip
     else:
         lines.append("no sample texts and no pictures (--public-samples adds a few held-out ones)")
     if not scored:
         lines.append("no scores: python eval.py --run ... first, and the card will have them")
-    lines += ["README.md:", *(f"  | {line}" for line in (staged / "README.md").read_text().splitlines())]
-    return "\n".join(lines)
+    lines += [f"{CARD}:", *(f"  | {line}" for line in (staged / CARD).read_text(encoding="utf-8").split("\n"))]
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
 
-def _spread(rows: list[dict]) -> list[dict]:
-    """A few predictions, evenly chosen: captions and questions, each about another medium."""
-    return both([row for part in parted(rows) for row in part[:: max(1, len(part) // (2 * SAMPLES))]], SAMPLES)
+def pictured(run: RunFolder) -> list[dict]:
+    """The predictions that a run's samples.png shows, as eval.py picked them: a few of the first split. Raises
+    AdapterError when predictions.jsonl isn't one of eval.py's.
+    """
+    known, first = {field.name for field in fields(Prediction)}, next(iter(run.splits), None)
+    rows = [row for row in run.predictions if row.get("split", first) == first]
+    try:
+        made = [Prediction(**{name: value for name, value in row.items() if name in known}) for row in rows]
+    except TypeError as error:
+        raise AdapterError(
+            f"{run.path}/predictions.jsonl is damaged ({error}): python eval.py --run ... again"
+        ) from None
+    return [asdict(row) for row in pick(made)]
 
 
 def _public_name(lm: str | None) -> str | None:

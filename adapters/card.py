@@ -1,5 +1,6 @@
 """The model card of an adapter folder: metadata that the Hub reads, and what a person wants to know first."""
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -21,18 +22,20 @@ def card(
     samples: Sequence[Mapping] = (),
     license: str | None = None,
     datasets: Sequence[str] = (),
+    own: Sequence[str] = (),
 ) -> str:
     """README.md for an adapter of `numbers` parameters, and `maps` of LoRA, described by its adapter.json.
 
     To be shared: `repo` is where, `result` what eval.json holds, `samples` lines of predictions.jsonl that may be shown
-    to all, `license` the adapter's own, `datasets` hub ids of what it was trained on.
+    to all, `license` the adapter's own, `datasets` hub ids of what it was trained on, `own` which of "lm" and "encoder"
+    lie in a folder of whoever shares it, where others can't fetch them.
     """
     parts = [
         _metadata(config, repo, result, license, datasets),
-        f"# {config['adapter']} adapter",
+        f"# {_line(config['adapter'])} adapter",
         _about(config, numbers),
     ]
-    parts += [_lora(config, maps) if maps else _LEFT, *([_use(config, repo)] if repo else [])]
+    parts += [_lora(config, maps) if maps else _LEFT, *([_use(config, repo, own)] if repo else [])]
     parts += [*([_scores(config, result)] if result else []), *([_samples(samples)] if samples else [])]
     training = "".join(
         f"| {_cell(key.replace('_', ' '))} | {_cell(value)} |\n" for key, value in config["training"].items()
@@ -80,7 +83,7 @@ def _results(result: Mapping, pipeline: str, datasets: Sequence[str], training: 
     card's table.
     """
     found = []
-    name = datasets[0] if datasets else str(training.get("features", "held-out media"))
+    name = result.get("task") or (datasets[0] if datasets else str(training.get("features", "held-out media")))
     for split, part in (result.get("splits") or {}).items():
         broad = {name: value for name, value in part["real"].items() if not name.startswith("qa_") or name in WHOLE}
         for score, value in broad.items():
@@ -104,7 +107,7 @@ def _results(result: Mapping, pipeline: str, datasets: Sequence[str], training: 
 
 
 def _about(config: Mapping, numbers: int) -> str:
-    lm, encoder = config["language_model"]["name"], config["encoder"]
+    lm, encoder = _line(config["language_model"]["name"]), config["encoder"]
     if not config["tokens"]:
         return (
             f"{numbers:,} parameters for the frozen language model `{lm}`: a soft prompt of {config['soft_prompt']}; "
@@ -112,7 +115,7 @@ def _about(config: Mapping, numbers: int) -> str:
         )
     return (
         f"{numbers:,} parameters that let the frozen language model `{lm}` read {config['modality']} features\n"
-        f"(`{config['features']['kind']}`) of the encoder `{encoder.get('name', encoder.get('id'))}` as "
+        f"(`{config['features']['kind']}`) of the encoder `{_line(encoder.get('name', encoder.get('id')))}` as "
         f"{config['tokens']} tokens."
     )
 
@@ -125,21 +128,27 @@ def _lora(config: Mapping, maps: int) -> str:
     )
 
 
-def _use(config: Mapping, repo: str) -> str:
-    modality = config["modality"]
+def _use(config: Mapping, repo: str, own: Sequence[str]) -> str:
+    example = EXAMPLES.get(config["modality"], "file")
+    folders = "".join(f', {what}="FOLDER"' for what in own)
+    names = {"lm": f"the language model `{_line(config['language_model']['name'])}`",
+             "encoder": f"the encoder `{_line(config['encoder'].get('name'))}`"}  # fmt: skip
+    where = f"""FOLDER is where you have {" and ".join(names[what] for what in own)}, which can't be fetched by name.
+It is checked to be what this was trained with."""
+    fetched = "Encoder and language model are fetched, and checked to be those this was trained with."
+    flags = "".join(f" --{what} FOLDER" for what in own)
     return f"""## Use
 
-From a clone of Periscope, which fetches the encoder and the language model and checks that they are those this was
-trained with:
+From a clone of Periscope:
 
 ```python
 import live
 
-eyes = live.load("{repo}")
-print(eyes.caption("{EXAMPLES.get(modality, "file")}"))
+eyes = live.load("{repo}"{folders})
+print(eyes.caption("{example}"))
 ```
 
-or `python eval.py --run {repo} --{modality} {EXAMPLES.get(modality, "file")} --prompt "..."`."""
+or `python eval.py --run {repo} --{config["modality"]} {example}{flags} --prompt "..."`. {where if own else fetched}"""
 
 
 _SCORES = """## Scores
@@ -172,23 +181,29 @@ def _samples(samples: Sequence[Mapping]) -> str:
         "| " + " | ".join(_cell(row.get(name) or "") for name in ("prompt", "answer", "reference", "control")) + " |"
         for row in samples
     ]
-    head = "## Samples\n\nHeld-out inputs (`samples.png` shows some), evenly chosen.\n\n"
+    head = "## Samples\n\nHeld-out inputs, evenly chosen; `samples.png` shows them.\n\n"
     head += "| prompt | answer | reference | from another's features |\n|---|---|---|---|\n"
     return head + "\n".join(rows)
 
 
 def _licences(config: Mapping, license: str | None) -> str:
     own = f"This adapter: {license}." if license else "Whoever shared this adapter named no licence for it."
+    lm, encoder = _line(config["language_model"]["name"]), _line(config["encoder"].get("name"))
     return f"""## Licences
 
-{own} It is of use only with `{config["language_model"]["name"]}` and `{config["encoder"].get("name")}`, which keep
-licences of their own, as does what it was trained on: look at theirs."""
+{own} It is of use only with `{lm}` and `{encoder}`, which keep licences of their own, as does what it was
+trained on: look at theirs."""
 
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def _line(text: object) -> str:
+    """A name within a line of Markdown, between backticks."""
+    return " ".join(str(text).replace("`", "'").split())
+
+
 def _cell(text: object) -> str:
-    """Words as a table's cell shows them, whatever they hold."""
-    return escape(" ".join(str(text).split()), quote=False).replace("|", "\\|").replace("`", "\\`")
+    """Words as a table's cell shows them, whatever they hold: no markup, no link and no picture."""
+    return re.sub(r"([\\|`\[\]])", r"\\\1", escape(" ".join(str(text).split()), quote=False))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from adapters import AdapterError
 from adapters.card import card
+from adapters.config import LARGEST, fault_of
 from adapters.language_model import LanguageModel
 from adapters.lora import FOLDER as LORA
 from adapters.lora import lora_parameters, save_lora
@@ -65,17 +66,23 @@ def save_adapter(
 
 
 def read_adapter_config(folder: Path) -> dict:
-    """Read `adapter.json`. Raises AdapterError when the folder holds no adapter of a format known here."""
+    """Read `adapter.json`. Raises AdapterError when the folder holds no adapter of a format known here, or one whose
+    fields can't be what they are (`adapters.config`).
+    """
     folder = Path(folder)
     try:
+        if (size := (folder / CONFIG).stat().st_size) > LARGEST:
+            raise AdapterError(f"{folder / CONFIG} has {size:,} bytes, which no adapter's description takes")
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise AdapterError(f"{folder} holds no {CONFIG}, so it is not an adapter folder") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{folder / CONFIG} can't be read: {error}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
         raise AdapterError(f"{folder / CONFIG} has format {found!r}, and this version reads format {FORMAT}")
+    if fault := fault_of(config):
+        raise AdapterError(f"{folder / CONFIG} is damaged: {fault}")
     return config
 
 
@@ -103,10 +110,12 @@ def load_adapter(folder: Path, device: str = "cpu") -> tuple[Adapter, dict]:
             )
         state = load_file(folder / WEIGHTS, device=device)
         adapter.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(f"{folder / CONFIG} is damaged: {error!r}") from None
     except (OSError, SafetensorError, RuntimeError) as error:
         raise AdapterError(f"{folder / WEIGHTS} doesn't hold this adapter's weights: {error}") from None
+    if broken := [name for name, value in adapter.named_parameters() if not value.isfinite().all()]:
+        raise AdapterError(f"{folder / WEIGHTS} holds numbers that aren't finite, in {broken[0]}; fetch it again")
     return adapter, config
 
 

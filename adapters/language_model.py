@@ -137,8 +137,10 @@ def _sha256(text: str) -> str:
 
 def same_language_model(recorded: dict, found: dict) -> str | None:
     """Say in a few words how the model `found` differs from the one an adapter recorded; None when it is the same."""
-    for field in ("model_type", "hidden_size", "config", "tokenizer"):
-        if recorded[field] != found[field]:
+    for field in ("model_type", "hidden_size", "config", "tokenizer", "embedding_sample"):
+        if field not in recorded:
+            return f"the adapter doesn't say what its {field.replace('_', ' ')} was"
+        if field != "embedding_sample" and recorded[field] != found[field]:
             shown = "" if len(str(found[field])) > 20 else f" ({found[field]} instead of {recorded[field]})"
             return f"its {field.replace('_', ' ')} differs{shown}"
     if _apart(recorded["embedding_sample"], found["embedding_sample"]):
@@ -151,8 +153,10 @@ def same_language_model(recorded: dict, found: dict) -> str | None:
 
 def _apart(a: list[float], b: list[float]) -> bool:
     """Whether values differ by more than rounding to bf16, which moves a number by up to 0.4% when done twice."""
+    if len(a) != len(b):
+        return True
     one, other = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
-    return bool(((one - other).abs() > ROUNDING * torch.maximum(one.abs(), other.abs()) + 1e-6).any())
+    return not ((one - other).abs() <= ROUNDING * torch.maximum(one.abs(), other.abs()) + 1e-6).all()
 
 
 def precisions_differ(recorded: dict, found: dict) -> str | None:

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +29,8 @@ class Hub:
         self.large: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.spoilt: set[str] = set()  # repositories that give back something else than was pushed
+        self.refuses: dict[str, int] = {}  # repositories whose commits are answered with this status
+        self.deaf: set[str] = set()  # repositories at whose commit the connection breaks
 
     @contextmanager
     def serving(self):
@@ -61,6 +64,9 @@ class Hub:
                 allowed = self.headers.get("Authorization") == f"Bearer {TOKEN}"
                 if self.command in ("POST", "PUT") and "/lfs-store/" not in path and not allowed:
                     return self.answer(401, {"error": "log in"}, {"X-Error-Message": "Invalid token"})
+                if path.startswith(tuple(f"/api/models/{name}/commit" for name in hub.deaf)):
+                    self.close_connection = True
+                    return self.connection.shutdown(socket.SHUT_RDWR)
                 self.answer(*hub.reply(self.command, path, body, f"http://{self.headers['Host']}"))
 
             do_GET = do_HEAD = do_POST = do_PUT = handle_any
@@ -134,10 +140,14 @@ class Hub:
             modes = {one["path"]: "lfs" if one["path"].endswith(".safetensors") else "regular" for one in asked}
             return 200, {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False}
                                    for path, mode in modes.items()]}  # fmt: skip
+        if what == "commit" and name in self.refuses:
+            return self.refuses[name], {"error": "not now"}, {"X-Error-Message": "not now"}
         if what == "commit":
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "deletedFile":
+                    del files[line["value"]["path"]]
                 if line["key"] == "lfsFile":
                     files[line["value"]["path"]] = self.large[line["value"]["oid"]]
             if name in self.spoilt:

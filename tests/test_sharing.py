@@ -12,12 +12,14 @@ import tiny
 import tiny_encoders
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
+import sharing
 from adapters import AdapterError
 from adapters.checkpoint import load_adapter, save_adapter
-from adapters.hub import stage
+from adapters.hub import fetch_adapter, stage
 from adapters.language_model import load_language_model, same_language_model
 from adapters.lora import add_lora, lora_parameters
 from adapters.model import Adapter
@@ -85,13 +87,19 @@ tried("plain", lambda: share(Share("run", "user/plain", license="mit"), yes))
 tried("again", lambda: share(Share("run", "user/plain"), yes))
 tried("samples", lambda: share(Share("run", "user/samples", private=True, public_samples=True), yes))
 tried("bad name", lambda: share(Share("run", "plain"), yes))
+tried("worse name", lambda: share(Share("run", "user/a b"), yes))
+tried("more", lambda: share(Share("run", "user/fewer", public_samples=True), yes))
+tried("fewer", lambda: share(Share("run", "user/fewer"), yes))
+tried("public", lambda: share(Share("run", "user/plain", private=True), yes))
+tried("conflict", lambda: share(Share("run", "user/conflict"), yes))
+tried("broken", lambda: share(Share("run", "user/broken"), yes))
 tried("not here", lambda: live.load("user/nothing"))
 tried("no adapter", lambda: live.load("stranger/other"))
 eyes = live.load("user/plain", lm="lm")
 found["caption"] = eyes.caption("cat.png", 8)
 found["local"] = live.load("run").caption("cat.png", 8)
 tried("stranger", lambda: live.load("stranger/evil", lm="lm").caption("cat.png", 8))
-found["shown"] = shown[:3]
+found["shown"] = shown[:5]
 tried("spoilt", lambda: share(Share("run", "user/spoilt"), yes))
 os.environ["HF_TOKEN"] = "hf_another"
 tried("denied", lambda: share(Share("run", "user/denied"), yes))
@@ -116,8 +124,14 @@ def pushed(home):
         stand_in.commits |= {"stranger/evil": "1" * 40, "stranger/other": "2" * 40}
         stand_in.private |= {"stranger/evil": False, "stranger/other": False}
         stand_in.spoilt.add("user/spoilt")
-        done = subprocess.run([sys.executable, "-c", DRIVER], cwd=home, env=environment, capture_output=True, text=True)
+        stand_in.refuses["user/conflict"] = 409
+        stand_in.deaf.add("user/broken")
+        environment |= {"TMPDIR": str(home / "tmp")}
+        (home / "tmp").mkdir()
+        done = subprocess.run([sys.executable, "-c", DRIVER], cwd=home, env=environment, capture_output=True, text=True,
+                              timeout=120)  # fmt: skip
         assert done.returncode == 0, done.stderr
+        assert hub.TOKEN not in done.stdout + done.stderr and not list((home / "tmp").glob("periscope-*"))
     found = json.loads(done.stdout.splitlines()[-1])
     return stand_in, found, home / "cache"
 
@@ -147,6 +161,32 @@ def test_words_and_pictures_leave_only_when_asked_for(pushed):
     card = samples["README.md"].decode()
     assert card.count("a training caption \\| &lt;b&gt;of mine&lt;/b&gt;") == 8
     assert found["shown"][2].count(SECRET) == 8 and "samples.png" in found["shown"][2]
+
+
+def test_what_an_earlier_push_left_is_named_replaced_and_removed(pushed):
+    stand_in, found, _ = pushed
+    assert "it is there already, and these would be replaced: README.md, adapter.json" in found["shown"][1]
+    assert "it is there already" not in found["shown"][0]
+    assert "and these, of an earlier push, removed: samples.png" in found["shown"][4]
+    assert "is on the Hub" in found["fewer"] and set(stand_in.repos["user/fewer"]) == set(stand_in.repos["user/plain"])
+    assert not any(SECRET.encode() in data for data in stand_in.repos["user/fewer"].values())
+
+
+def test_a_private_push_never_goes_where_all_can_see_it(pushed):
+    _, found, _ = pushed
+    assert found["public"].startswith(
+        "refused: user/plain is on the Hub already, for all to see, and --private doesn't"
+    )
+    assert "user/plain (for all to see)" in found["shown"][0] and "user/samples (private)" in found["shown"][2]
+
+
+def test_a_push_that_fails_says_what_to_do(pushed):
+    stand_in, found, _ = pushed
+    assert found["worse name"] == "refused: 'user/a b' is no name of the Hub's, which are owner/name"
+    assert found["conflict"].startswith("refused: the Hub refused to write user/conflict")
+    assert found["conflict"].endswith("somebody else is changing it: try again") and "log in" not in found["conflict"]
+    assert found["broken"].startswith("refused: user/broken on the Hub can't be reached")
+    assert found["broken"].endswith("the same command tries again") and not stand_in.repos["user/broken"]
 
 
 def test_what_was_pushed_loads_in_three_lines_and_answers(pushed):
@@ -180,7 +220,9 @@ def test_the_card_has_the_metadata_the_hub_reads(pushed):
         {"type": "caption_f1", "value": 0.75, "name": "caption_f1",
          "args": {"shuffled": 0.5, "interval_95": [0.7, 0.8], "n": 40}}
     ]  # fmt: skip
-    assert "| caption_f1 | 0.750 [0.700, 0.800] | 0.500 | 0.50 | 40 |" in text and 'live.load("user/plain")' in text
+    assert "| caption_f1 | 0.750 [0.700, 0.800] | 0.500 | 0.50 | 40 |" in text
+    assert 'live.load("user/plain", lm="FOLDER", encoder="FOLDER")' in text, "they were folders of whoever pushed"
+    assert "--lm FOLDER --encoder FOLDER" in text and "language model `lm` and the encoder `clip`" in text
 
 
 def test_staged_weights_are_bf16_and_a_hub_id_names_the_base_model(home, tmp_path):
@@ -194,6 +236,63 @@ def test_staged_weights_are_bf16_and_a_hub_id_names_the_base_model(home, tmp_pat
     data = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
     assert data["base_model"] == "meta-llama/Llama-2-7b-hf" and data["base_model_relation"] == "adapter"
     assert data["license"] == "mit" and data["datasets"] == ["a/b"] and "model-index" not in data
+    assert 'live.load("user/x", encoder="FOLDER")' in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_scores_of_a_benchmark_are_not_said_to_be_of_the_training_data(home, tmp_path):
+    found = {"task": "vqav2", "splits": {"val": {"real": {"qa_vqa": 0.5}, "n": 4}}}
+    folder = home / "run" / "steps" / "000020" / "adapter"
+    stage(folder, tmp_path / "out", "user/x", found, datasets=["a/b"], lm="meta-llama/Llama-2-7b-hf")
+    data = ModelCard.load(tmp_path / "out" / "README.md").data
+    assert [(one.dataset_name, one.dataset_split, one.metric_value) for one in data.eval_results] == [
+        ("vqav2", "val", 0.5)
+    ]
+    assert data.datasets == ["a/b"] and data.base_model == "meta-llama/Llama-2-7b-hf"
+
+
+def test_words_from_data_are_no_markup_in_the_card_nor_orders_to_the_terminal(home, tmp_path):
+    evil = "![x](https://x.example/a.png) <img src=x> `a` | b\nc"
+    row = {"prompt": "", "answer": evil, "reference": "\x1b[2Kred", "control": "blue"}
+    folder = home / "run" / "steps" / "000020" / "adapter"
+    files = stage(folder, tmp_path / "out", "user/x", None, [row])
+    (line,) = (line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if "x.example" in line)
+    assert line.startswith(r"|  | !\[x\](https://x.example/a.png) &lt;img src=x&gt; \`a\` \| b c | ")
+    said = sharing.shown(sharing.Share("run", "user/x"), tmp_path / "out", files, [row], False)
+    assert "\x1b" not in said and "?[2Kred | blue" in said
+
+
+def test_what_a_disk_or_a_pictures_file_does_is_said(home, tmp_path, monkeypatch):
+    folder, fake = home / "run" / "steps" / "000020" / "adapter", tmp_path / "samples.png"
+    fake.write_text("PRIVATE KEY")
+    with pytest.raises(AdapterError, match="can't be written"):
+        stage(folder, tmp_path / "a", "user/x", picture=fake)
+    assert not (tmp_path / "a" / "samples.png").exists(), "only a picture leaves as one"
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("adapters.hub.save_file", full)
+    with pytest.raises(AdapterError, match=r"can't be written to .*No space left"):
+        stage(folder, tmp_path / "b", "user/x")
+    monkeypatch.setattr("adapters.hub.snapshot_download", full)
+    with pytest.raises(AdapterError, match=r"user/x can't be kept on this machine: .*No space left"):
+        fetch_adapter("user/x", into=tmp_path / "c")
+
+
+def test_paths_inside_other_words_lose_all_but_their_last_part(home, tmp_path):
+    adapter, config = load_adapter(home / "run" / "steps" / "000020" / "adapter")
+    about = {name: config[name] for name in ("modality", "storage", "language_model", "template")}
+    encoder = config["encoder"] | {"library": "frames", "id": "8/open_clip:/data/of/me/clip",
+                                   "name": "8 frames of /data/of/me/clip"}  # fmt: skip
+    training = {"init": "../of/me/earlier", "note": "https://x.example/a/b", "both": "timm:/data/of/me/a+timm:/data/b"}
+    save_adapter(tmp_path / "a", adapter, about | {"encoder": encoder, "training": training})
+    stage(tmp_path / "a", tmp_path / "out", "user/x", lm="a/b")
+    told = json.loads((tmp_path / "out" / "adapter.json").read_text())
+    assert told["encoder"]["id"] == "8/open_clip:clip" and told["encoder"]["name"] == "8 frames of clip"
+    assert told["training"] == {"init": "earlier", "note": "https://x.example/a/b", "both": "timm:a+timm:b"}
+    result = {"splits": {"heldout": {"real": {f"see {tmp_path}/a": 0.5}, "n": 1}}}
+    with pytest.raises(AdapterError, match=r"README.md would show a path of this machine"):
+        stage(tmp_path / "a", tmp_path / "other", "user/x", result, lm="a/b")
 
 
 def test_lora_goes_along_in_bf16_without_a_path_in_pefts_config(home, tmp_path):
@@ -268,6 +367,7 @@ def test_a_push_that_isnt_answered_with_yes_pushes_nothing(home, monkeypatch, ca
     import eval as eval_script
 
     monkeypatch.chdir(home)
+    monkeypatch.setattr(sharing, "standing", lambda repo, private: None)
     for reply in ("n\n", ""):
         monkeypatch.setattr(sys, "argv", ["eval.py", "--run", "run", "--push", "user/x", "--device", "cpu"])
         monkeypatch.setattr(sys, "stdin", __import__("io").StringIO(reply))

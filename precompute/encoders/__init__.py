@@ -238,26 +238,37 @@ def load_encoder(
 
 
 def load_encoder_like(
-    described: dict, device: str = "cpu", dtype: torch.dtype | None = None, anyway: bool = False
+    described: dict,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    anyway: bool = False,
+    moved: str | None = None,
 ) -> Encoder:
     """Load the encoder that a manifest or an adapter describes.
 
-    dtype: without it, that of the description on a GPU and float32 on a CPU. Raises PrecomputeError when what is found
-    there now isn't the same encoder (config, weights, layer, preprocessing); `anyway`: only when more than its weights
+    dtype: without it, that of the description on a GPU and float32 on a CPU · moved: what it is called here, if it
+    isn't where the description says; of an encoder over frames the one that sees them. Raises PrecomputeError when what
+    is found isn't the same encoder (config, weights, layer, preprocessing); `anyway`: only when more than its weights
     differs.
     """
+    if lacking := [field for field in ("name", "library", "id", "fingerprint") if field not in described]:
+        raise PrecomputeError(f"the description of the encoder lacks its {lacking[0]}, so that it can't be loaded")
     if dtype is None and not str(device).startswith("cpu"):
         dtype = PRECISIONS.get(described.get("precision"))
     layer = described.get("layer") or {}
     name = f"{described['library']}:{described['id']}" if described["id"] else described["library"]
     choices = {"patch_layer": layer.get("patches"), "blocks": layer.get("layers"), **described.get("choices", {})}
-    encoder = load_encoder(name, device, dtype, (), **choices)
+    frames = None
+    if moved and described["library"] == "frames":
+        count = described["id"].partition("/")[0]
+        frames = int(count) if count.isdecimal() else None
+    encoder = load_encoder(moved or name, device, dtype, (), frames, **choices)
     encoder.name = described["name"]
     if encoder.fingerprint() != described["fingerprint"]:
         now = encoder.describe()
         differs = [part for part in ("class", "preprocessing") if now[part] != described[part]] or ["weights or config"]
         other = (
-            f"the encoder at {described['id'] or described['library']} isn't the one these features come from "
+            f"the encoder at {moved or described['id'] or described['library']} isn't the one these features come from "
             f"({', '.join(differs)} differ)"
         )
         if not anyway or any(now[part] != described[part] for part in ("class", "preprocessing", "layer", "width")):
