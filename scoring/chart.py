@@ -4,16 +4,18 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from math import floor, isfinite, log10
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 640, 260, 52, 12, 14, 30
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 460, 250, 46, 12, 14, 34
 MOST_POINTS = 400
 
 Points = Sequence[tuple[float, float]]
 
 
-def line_chart(series: Mapping[str, Points], x_label: str = "step", least: float | None = 0.0) -> str:
+def line_chart(
+    series: Mapping[str, Points], x_label: str = "step", least: float | None = 0.0, most: float | None = None
+) -> str:
     """An SVG of named lines, each (x, y) in order of x, which the page's CSS colours as `.line-0`, `.line-1` and so on.
-    The y axis begins at `least`, or with None at the lowest value. What isn't finite is left out; without a single
-    point, "".
+    The y axis goes from `least` to at least `most`, or without them from the lowest to the highest value. What isn't
+    finite is left out; without a single point, "".
     """
     lines = {name: [(x, y) for x, y in points if isfinite(x) and isfinite(y)] for name, points in series.items()}
     places = [point for points in lines.values() for point in points]
@@ -21,7 +23,7 @@ def line_chart(series: Mapping[str, Points], x_label: str = "step", least: float
         return ""
     right = max(x for x, _ in places) or 1.0
     low = min(y for _, y in places) if least is None else least
-    high = max(*(y for _, y in places), low + 1e-9)
+    high = max(*(y for _, y in places), low + 1e-9, low if most is None else most)
     marks = ticks(low, high)
     high = max(high, marks[-1])
 

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from scoring.score import Score
 
-OPEN = ("caption_cider", "caption_clip")  # scores from 0 to 10 and to 2.5
+OPEN = {"caption_cider": 10.0, "caption_clip": 2.5}  # scores that end elsewhere than at 1
 
 
 def derangement(contents: Sequence[Hashable], seed: int = 0) -> list[int] | None:

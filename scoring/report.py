@@ -16,12 +16,13 @@ from markupsafe import Markup
 
 from scoring.answers import same_answer, word_f1
 from scoring.chart import line_chart, smoothed
-from scoring.control import gain
-from scoring.runs import RunFolder, headline, interval_of
+from scoring.control import OPEN, gain
+from scoring.runs import WHOLE, RunFolder, headline, interval_of
 
 TEMPLATE = Path(__file__).with_name("report.html")
-SHOWN, EXTREMES, LONGEST = 18, 6, 1500
+SHOWN, FIRST, EXTREMES, LONGEST = 18, 6, 6, 1500
 SHORTER = "..."
+HOME = str(Path.home())
 CONTROLS = ("shuffled", "blank", "none", "majority")
 
 
@@ -49,14 +50,16 @@ def report(run: RunFolder, media: Callable[[str], Medium]) -> str:
     return template.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=run.name,
         about=about(run),
-        tiles=[(name, run.splits[first]["real"][name], _control(run.splits[first], name)) for name in
-               headline(run.splits[first])] if first else [],
+        tiles=[row for row in scores(run.splits[first])["rows"] if row["name"] in headline(run.splits[first])]
+        if first
+        else [],
         splits=[{"name": name, **scores(found)} for name, found in run.splits.items()],
         curves=curves(run.metrics),
+        inputs=[card(row, show) for row in turns(spread(rows, SHOWN))],
+        first=FIRST,
         parts=[
             (title, words, [card(row, show) for row in chosen])
             for title, words, chosen in (
-                ("Held-out inputs", "Evenly chosen; nothing was picked by how well it went.", spread(rows, SHOWN)),
                 ("Hardest", "The lowest scores, each about another medium.", both(ranked, EXTREMES)),
                 ("Best", "The highest scores, first where another medium's features mislead.",
                  both(ranked[::-1], EXTREMES)),
@@ -78,38 +81,55 @@ def report(run: RunFolder, media: Callable[[str], Medium]) -> str:
 
 def about(run: RunFolder) -> list[tuple[str, str]]:
     """A few facts for the head of the page."""
-    facts = [("adapter", str(run.config.get("adapter", ""))), ("language model", str(run.config.get("lm", "")))]
-    facts += [("features", str(run.config.get("features", "")))]
+    encoders = [(table.get("encoder") or {}).get("name") for table in run.adapters.values()]
+    facts = [
+        ("adapter", portable(run.config.get("adapter", ""))),
+        ("encoder", ", ".join(map(portable, filter(None, encoders)))),
+    ]
+    facts += [
+        ("language model", portable(run.config.get("lm", ""))),
+        ("features", portable(run.config.get("features", ""))),
+    ]
+    facts += [("task", str(run.result.get("task") or ""))]
     facts += [("step", str(run.result.get("step", "")).lstrip("0")), ("trained numbers", f"{run.parameters:,}")]
     facts += [("seconds of training", f"{run.seconds:,.0f}"), ("target tokens", f"{run.targets:,}")]
     return [(name, value) for name, value in facts if value not in ("", "0")]
 
 
 def scores(found: Mapping) -> dict:
-    """One split's table: {"n", "controls": names, "rows": dicts of name, value, interval, controls, gain, n, bar}."""
+    """One split's table: {"n", "controls": names, "rows": dicts of name, value, interval, controls, gain, n, and where
+    its bar, the interval's whisker and the control's mark go, "notes" about columns, "warnings"}.
+    """
     real = found.get("real") or {}
     controls = [name for name in CONTROLS if found.get(name)]
+    said = [str(one) for one in found.get("warnings") or []]
     rows = []
     for name, value in real.items():
-        top = 1.0 if value <= 1 else 10.0
+        top = OPEN.get(name, 1.0)
         pair, control = interval_of(found, name), _control(found, name)
         better = (found.get("gain") or {}).get(name)
-        if better is None and control is not None and top == 1.0:
-            better = gain(value, control)
+        if better is None and control is not None:
+            better = value - control if name in OPEN else gain(value, control)
         rows.append(
             {
                 "name": name,
                 "value": value,
+                "top": top,
                 "interval": pair,
+                "part": _is_part(name, real),
+                "shuffled": control,
                 "controls": [found[other].get(name) for other in controls],
                 "gain": better,
                 "n": (found.get("counts") or {}).get(name),
                 "note": (found.get("notes") or {}).get(name, ""),
                 "bar": _share(value / top),
+                "whisker": pair and (_share(pair[0] / top), _share((pair[1] - pair[0]) / top)),
                 "mark": None if control is None else _share(control / top),
             }
         )
-    return {"n": found.get("n"), "controls": controls, "rows": rows, "warnings": found.get("warnings") or []}
+    notes = [one for one in said if one.partition(":")[0] in CONTROLS]
+    warnings = [one for one in said if one not in notes]
+    return {"n": found.get("n"), "controls": controls, "rows": rows, "notes": notes, "warnings": warnings}
 
 
 def curves(metrics: Sequence[Mapping]) -> list[tuple[str, Markup, list[str]]]:
@@ -118,11 +138,11 @@ def curves(metrics: Sequence[Mapping]) -> list[tuple[str, Markup, list[str]]]:
     losses = {"training, smoothed": smoothed(train)} if train else {}
     losses |= {f"held out, {name}": points for name, points in _lines(metrics, "heldout").items()}
     titled = (
-        ("Loss per target token", losses),
-        ("Scores of the held-out samples", _lines(metrics, "scores")),
-        ("Learning rate", {"learning rate": rates}),
+        ("Loss, nats per target token", losses, None),
+        ("Scores of the held-out samples, 0 to 1", _lines(metrics, "scores"), 1.0),
+        ("Learning rate", {"learning rate": rates}, None),
     )
-    return [(title, Markup(svg), list(lines)) for title, lines in titled if (svg := line_chart(lines))]
+    return [(title, Markup(svg), list(lines)) for title, lines, most in titled if (svg := line_chart(lines, most=most))]
 
 
 def _line(rows: Sequence[Mapping], name: str) -> list[tuple[float, float]]:
@@ -143,7 +163,8 @@ def card(row: Mapping, show: Callable[[str], dict]) -> dict:
         "answer": short(row.get("answer") or ""),
         "reference": short(" / ".join(dict.fromkeys(map(str, row.get("references") or [row.get("reference") or ""])))),
         "control": None if row.get("control") is None else short(row["control"]),
-        "quality": quality(row),
+        "verdict": verdict(row),
+        "scores": ", ".join(f"{name} {value:.2f}" for name, value in _own(row).items()),
     }
 
 
@@ -151,10 +172,19 @@ def quality(row: Mapping) -> float:
     """How good an answer is, 0 to 1: the mean of the scores that its prediction carries (CIDEr goes to 10), else
     `agreement`.
     """
-    own = row.get("score")
-    if isinstance(own, dict) and own:
-        return sum(min(1.0, value / 10 if "cider" in name else value) for name, value in own.items()) / len(own)
+    if own := _own(row):
+        return sum(min(1.0, value / OPEN.get(name, 1.0)) for name, value in own.items()) / len(own)
     return agreement(row, row.get("answer"))
+
+
+def verdict(row: Mapping) -> tuple[str, str]:
+    """How an answer went in a word and in one of the page's classes: "right" or "wrong" for a question that is one of
+    these, else its quality from 0 to 1.
+    """
+    good = quality(row)
+    if row.get("prompt") and good in (0, 1):
+        return ("right", "good") if good else ("wrong", "bad")
+    return f"{good:.2f}", "good" if good > 0.9 else "bad" if good < 0.5 else ""
 
 
 def agreement(row: Mapping, answer: str | None) -> float:
@@ -167,6 +197,13 @@ def spread(rows: Sequence[Mapping], most: int) -> list[Mapping]:
     """Evenly chosen rows, captions and questions as `both` has it."""
     captions, questions = parted(rows)
     return both([row for part in (captions, questions) for row in part[:: max(1, len(part) // (4 * most))]], most)
+
+
+def turns(rows: Sequence[Mapping]) -> list[Mapping]:
+    """Captions and questions in turn, three of each, so that whoever sees a few sees both."""
+    captions, questions = parted(rows)
+    threes = [part[i : i + 3] for i in range(0, len(rows), 3) for part in (captions, questions)]
+    return [row for three in threes for row in three]
 
 
 def both(rows: Sequence[Mapping], most: int) -> list[Mapping]:
@@ -237,8 +274,13 @@ def flat(table: Mapping, above: str = "") -> list[tuple[str, str]]:
             rows += flat(value, f"{above}{name}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            rows.append((f"{above}{name}", short(text)))
+            rows.append((short(f"{above}{name}"), portable(text)))
     return rows
+
+
+def portable(text: object) -> str:
+    """As `short`, a path without the name of whose home it is in."""
+    return short(text).replace(f"{HOME}/", "~/") if HOME != "/" else short(text)
 
 
 def short(text: object) -> str:
@@ -267,6 +309,21 @@ def _cached(media: Callable[[str], Medium]) -> Callable[[str], dict]:
 
 def _uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{b64encode(data).decode()}"
+
+
+def _own(row: Mapping) -> dict[str, float]:
+    """The scores that a prediction carries."""
+    own = row.get("score")
+    return (
+        {str(name): value for name, value in own.items() if isinstance(value, int | float)}
+        if isinstance(own, dict)
+        else {}
+    )
+
+
+def _is_part(name: str, real: Mapping) -> bool:
+    """Whether a score is that of one kind of question, under the score of all."""
+    return name.startswith("qa_") and name not in WHOLE and not real.keys().isdisjoint(WHOLE)
 
 
 def _control(found: Mapping, name: str) -> float | None:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from scoring.score import ScoreError
 
+WHOLE = ("qa_accuracy", "qa_vqa")  # scores over all kinds of question
 LESSER = ("_f1", "_bleu4", "_rouge_l", "_meteor")  # scores of captions that others say better
 
 
@@ -126,7 +127,7 @@ def headline(found: Mapping, most: int = 4) -> list[str]:
     the task itself counts, as far as there are such.
     """
     names = list(found.get("real") or {})
-    broad = [name for name in names if not name.startswith("qa_") or name in ("qa_accuracy", "qa_vqa")]
+    broad = [name for name in names if not name.startswith("qa_") or name in WHOLE]
     return sorted(broad or names, key=lambda name: name.endswith(LESSER))[:most]
 
 
