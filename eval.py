@@ -63,7 +63,8 @@ def score(path: Path, modality: str | None, options: Options, device: str) -> No
     chosen, texts = choose(how.task, how.prompt_of, run.held_out(), models.max_new_tokens, models.beams)
     if chosen.task:
         print(f"task: {chosen}")
-    encoder = load_encoder_like(run.config["encoder"], device) if how.clip_score else None
+    moved = next(iter(models.encoder), None)
+    encoder = load_encoder_like(run.config["encoder"], device, moved=moved) if how.clip_score else None
 
     predictions, numbers = {}, {}
     for split, part in by_split(texts, how.limit).items():
@@ -132,9 +133,11 @@ def look(paths: dict[str | None, Path], options: Options, device: str) -> None:
 def load(paths: dict[str | None, Path], options: Options, device: str):
     """The adapters with their encoders and language model, as `live.Live`."""
     import live
+    from evaluation.scored_run import by_modality
 
-    models = options.models
-    how = {"device": device, "precision": models.precision, "lm": models.lm or None, "anyway": models.anyway}
+    models, moved = options.models, by_modality("--encoder", options.models.encoder)
+    how = {"device": device, "precision": models.precision, "lm": models.lm or None, "anyway": models.anyway,
+           "encoder": moved.get(None, moved)}  # fmt: skip
     return live.load(paths[None], **how) if None in paths else live.load(**paths, **how)
 
 
@@ -165,14 +168,20 @@ def compare(paths: tuple[Path, ...], out: Path) -> None:
     from scoring.compare import open_runs, picture, table
     from shards.atomic import replace_bytes
 
+    beside = out.with_suffix(".png")
+    if beside == out or out.is_dir():
+        raise RunError(f"--out {out} is where the table goes, as in runs/compare.md; the picture stands beside it")
     runs = open_runs(paths)
     print(text := table(runs))
     drawn = io.BytesIO()
     picture(runs).save(drawn, "PNG")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    replace_bytes(out, text.encode())
-    replace_bytes(out.with_suffix(".png"), drawn.getvalue())
-    print(f"written: {out}, {out.with_suffix('.png')}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_bytes(out, text.encode())
+        replace_bytes(beside, drawn.getvalue())
+    except OSError as error:
+        raise RunError(f"--out {out} can't be written: {error.strerror or error}") from None
+    print(f"written: {out}, {beside}")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from adapters import AdapterError
 from adapters.card import is_hub_id
 from adapters.checkpoint import CARD, load_adapter, read_adapter_config
 from adapters.hub import FILES, PICTURE, Standing, check_pushed, push, stage, standing
-from evaluation import pick
 from live import adapter_folder, load_adapted
 from scoring.runs import RunFolder
+from scoring.sheet import pick
 from scoring.summary import Prediction
 
 

@@ -94,6 +94,8 @@ class Models:
 
     lm: Name = ""
     """Where the run's language model is now, if it has moved."""
+    encoder: Names = ()
+    """Where the adapter's encoder is now, if it has moved; of several adapters by modality, as image=FOLDER."""
     precision: Literal["auto", "fp32", "fp16", "bf16", "8bit", "4bit"] = "auto"
     """How the frozen weights are held; need not be as in training."""
     batch: Count = 64

@@ -91,15 +91,18 @@ def open_scored(path: Path, modality: str | None, scores: Scores, models: Models
 
 def named_runs(given: Sequence[str]) -> dict[str | None, Path]:
     """--run's PATH, or MODALITY=PATH ...: modality (None where none is named) -> path."""
-    named: dict[str | None, Path] = {}
+    return {modality: Path(path) for modality, path in by_modality("--run", given).items()}
+
+
+def by_modality(flag: str, given: Sequence[str]) -> dict[str | None, str]:
+    """A flag's VALUE, or MODALITY=VALUE ...: modality (None where none is named) -> value. Raises RunError for both."""
+    named: dict[str | None, str] = {}
     for one in given:
-        name, equals, path = one.partition("=")
-        modality, path = (name, path) if equals and name in ("image", "audio", "video") else (None, one)
+        name, equals, value = one.partition("=")
+        modality, value = (name, value) if equals and name in ("image", "audio", "video") else (None, one)
         if modality in named or None in named or (named and modality is None):
-            raise RunError(
-                f"--run {' '.join(given)}: name one run, or one for each modality, as image=runs/a audio=runs/b"
-            )
-        named[modality] = Path(path)
+            raise RunError(f"{flag} {' '.join(given)}: name one, or one for each modality, as image=A audio=B")
+        named[modality] = value
     return named
 
 

@@ -4,30 +4,16 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import zip_longest
 from pathlib import Path
 
 from precompute.preview import preview
 from scoring.report import Medium, report
 from scoring.runs import RunFolder
-from scoring.sheet import contact_sheet
+from scoring.sheet import contact_sheet, pick
 from scoring.summary import Prediction
 from shards.atomic import json_line, replace_bytes
 from shards.read import FeatureSet
 from training.run import Run
-
-
-def pick(rows: Sequence[Prediction], most: int = 8) -> list[Prediction]:
-    """A few predictions for the picture: captions and questions in turn, each about another medium."""
-    captions, questions = [row for row in rows if not row.prompt], [row for row in rows if row.prompt]
-    share = most // 2 if captions and questions else most
-    chosen, seen = ([], []), set()
-    for part, candidates in zip(chosen, (captions, questions), strict=True):
-        for row in candidates[:: max(1, len(candidates) // (4 * share))]:
-            if len(part) < share and row.media not in seen:
-                seen.add(row.media)
-                part.append(row)
-    return [row for pair in zip_longest(*chosen) for row in pair if row is not None]
 
 
 def write_scores(

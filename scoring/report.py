@@ -178,13 +178,16 @@ def quality(row: Mapping) -> float:
 
 
 def verdict(row: Mapping) -> tuple[str, str]:
-    """How an answer went in a word and in one of the page's classes: "right" or "wrong" for a question that is one of
-    these, else its quality from 0 to 1.
+    """How an answer went, in a word or two and one of the page's classes: "right" or "wrong" for a question that is one
+    of these, else the score of its own that says most, one from 0 to 1 if there is such, or the words it shares.
     """
-    good = quality(row)
+    own, good = _own(row), quality(row)
     if row.get("prompt") and good in (0, 1):
         return ("right", "good") if good else ("wrong", "bad")
-    return f"{good:.2f}", "good" if good > 0.9 else "bad" if good < 0.5 else ""
+    names = sorted(headline({"real": own}, len(own)), key=lambda name: name in OPEN)
+    name, value = (names[0], own[names[0]]) if names else ("words shared", good)
+    share = value / OPEN.get(name, 1.0)
+    return f"{name.removeprefix('caption_')} {value:.2f}", "good" if share > 0.9 else "bad" if share < 0.5 else ""
 
 
 def agreement(row: Mapping, answer: str | None) -> float:

@@ -4,17 +4,19 @@ Whatever a killed run left out is empty here; only a folder that is no run at al
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from scoring.score import ScoreError
 
+NUMBERS = ("real", "shuffled", "blank", "none", "majority", "gain", "counts")  # tables of a split in eval.json
 WHOLE = ("qa_accuracy", "qa_vqa")  # scores over all kinds of question
 LESSER = ("_f1", "_bleu4", "_rouge_l", "_meteor")  # scores of captions that others say better
 
@@ -64,9 +66,12 @@ class RunFolder:
 
     @cached_property
     def splits(self) -> dict[str, dict]:
-        """What eval.json found for each split."""
+        """What eval.json found for each split, as far as it is finite numbers under names."""
         found = self.result.get("splits")
-        return found if isinstance(found, dict) else {}
+        parts = found.items() if isinstance(found, dict) else ()
+        return {
+            name: _sound(part) for name, part in parts if isinstance(part, dict) and isinstance(part.get("real"), dict)
+        }
 
     @cached_property
     def samples(self) -> list[tuple[int, list[dict]]]:
@@ -75,12 +80,12 @@ class RunFolder:
         parts = path.read_text(encoding="utf-8", errors="replace").split("\n## step ")[1:] if path.is_file() else []
         found = []
         for part in parts:
-            step, *lines = part.splitlines()
+            step, *lines = part.splitlines() or [""]
             header, *rows = [_cells(line) for line in lines if line.startswith("| ")] or [[]]
             keys = ["media" if cell == "medium" else cell for cell in header]
             answers = [dict(zip(keys, row, strict=True)) for row in rows if len(row) == len(keys)]
-            if step.split()[0].isdigit():
-                found.append((int(step.split()[0]), answers))
+            if number := re.match(r"[0-9]+", step):
+                found.append((int(number[0]), answers))
         return found
 
     @cached_property
@@ -118,8 +123,11 @@ class RunFolder:
 
 def interval_of(found: Mapping, name: str) -> tuple[float, float] | None:
     """The 95% interval that eval.json gives for a split's score `name`, or None for results from before there were."""
-    pair = ((found.get("intervals") or {}).get("real") or {}).get(name)
-    return (float(pair[0]), float(pair[1])) if isinstance(pair, list) and len(pair) == 2 else None
+    tables = found.get("intervals")
+    real = tables.get("real") if isinstance(tables, dict) else None
+    pair = real.get(name) if isinstance(real, dict) else None
+    fits = isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair))
+    return (float(pair[0]), float(pair[1])) if fits else None
 
 
 def headline(found: Mapping, most: int = 4) -> list[str]:
@@ -129,6 +137,19 @@ def headline(found: Mapping, most: int = 4) -> list[str]:
     names = list(found.get("real") or {})
     broad = [name for name in names if not name.startswith("qa_") or name in WHOLE]
     return sorted(broad or names, key=lambda name: name.endswith(LESSER))[:most]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and isfinite(value)
+
+
+def _sound(part: Mapping) -> dict:
+    """A split's result, of whose tables of numbers only finite ones are left."""
+    tables = {name: part[name] for name in NUMBERS if isinstance(part.get(name), dict)}
+    kept = {name: value for name, value in part.items() if name not in NUMBERS}
+    return kept | {
+        name: {str(key): value for key, value in table.items() if _is_number(value)} for name, table in tables.items()
+    }
 
 
 def _cells(line: str) -> list[str]:
@@ -156,6 +177,9 @@ def _lines(path: Path) -> list[dict]:
 
 
 def _count(path: Path) -> int:
-    """How many numbers a safetensors file holds; they aren't read."""
-    with safe_open(path, framework="numpy") as file:
-        return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 it is no mapping
+    """How many numbers a safetensors file holds (they aren't read); 0 where it can't be read."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 it is no mapping
+    except (OSError, SafetensorError):
+        return 0

@@ -1,6 +1,7 @@
 """A picture of what came out: held-out media with what was asked, answered and true."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -9,6 +10,19 @@ from scoring.summary import Prediction
 
 PICTURE, WORDS, MARGIN, COLUMNS = 128, 300, 14, 2
 INK, FAINT, PAPER, NOTHING = (30, 30, 30), (120, 120, 120), (255, 255, 255), (225, 225, 225)
+
+
+def pick(rows: Sequence[Prediction], most: int = 8) -> list[Prediction]:
+    """A few predictions for the picture: captions and questions in turn, each about another medium."""
+    captions, questions = [row for row in rows if not row.prompt], [row for row in rows if row.prompt]
+    share = most // 2 if captions and questions else most
+    chosen, seen = ([], []), set()
+    for part, candidates in zip(chosen, (captions, questions), strict=True):
+        for row in candidates[:: max(1, len(candidates) // (4 * share))]:
+            if len(part) < share and row.media not in seen:
+                seen.add(row.media)
+                part.append(row)
+    return [row for pair in zip_longest(*chosen) for row in pair if row is not None]
 
 
 def contact_sheet(rows: Sequence[Prediction], pictures: Sequence[Path | None]) -> Image.Image:

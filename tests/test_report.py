@@ -93,7 +93,7 @@ class Page(HTMLParser):
                     found.append(f"{tag} {name}")
                 if name == "src" and not re.match(r"data:(image/jpeg|audio/mpeg);base64,[A-Za-z0-9+/=]+\Z", value):
                     found.append(f"{tag} src {value[:40]}")
-                if name == "style" and not re.fullmatch(r"(width|left):\d+\.\d%", value):
+                if name == "style" and not re.fullmatch(r"((width|left):\d+\.\d%;?)+", value):
                     found.append(f"{tag} style {value}")
         return found
 
@@ -121,9 +121,12 @@ def test_a_page_holds_scores_controls_curves_cases_and_settings(tmp_path):
     page = Page(report(make_run(tmp_path / "run"), lambda key: Medium((jpeg(),), None, f"photos/{key}.jpg")))
     said = " ".join(page.said.split())
     for part in ("caption_f1 0.750 0.700 to 0.800 0.500 - 0.50 2", "qa_accuracy 0.500 - 0.250 0.300 0.33 2",
-                 "Loss per target token", "held out, shuffled", "Scores of the held-out samples", "photos/key-2.jpg",
-                 "from another's features: yes", "lr 0.001", "packages.torch 2.15", "encoder.name fine"):  # fmt: skip
+                 "Loss, nats per target token", "held out, shuffled", "Scores of the held-out samples",
+                 "photos/key-2.jpg", "from another's features: yes", "lr 0.001", "packages.torch 2.15", "encoder.name fine",
+                 "caption_f1 0.750 95% interval 0.700 to 0.800 0.500 from another's features", "encoder fine",
+                 "wrong fine yes truth: no", "right is it? no truth: no"):  # fmt: skip
         assert part in said, part
+    assert said.index("Held-out inputs") < said.index("Scores and controls"), "people look at pictures first"
     hardest, best = said.split("Hardest")[1].split("Best")
     assert "a cat fine truth: a dog fine" in hardest and best.index("a dog truth: a dog") < best.index("is it? no")
     assert "10 to 15 a cat fine" in said and "20 a dog fine" in said
@@ -137,11 +140,45 @@ def test_a_run_that_was_never_scored_has_a_page_too(tmp_path):
         RunFolder(tmp_path / "elsewhere")
 
 
+def test_scores_that_end_elsewhere_than_at_1_have_their_own_scale(tmp_path):
+    made = {"real": {"caption_cider": 0.8, "qa_vqa": 0.6, "qa_yes/no": 0.9}, "shuffled": {"caption_cider": 0.3},
+            "intervals": {"real": {"caption_cider": [0.5, 1.5]}},
+            "warnings": ["blind: x", "majority: from y"]}  # fmt: skip
+    found = reports.scores(made)
+    cider, whole, part = found["rows"]
+    assert (cider["bar"], cider["mark"], cider["whisker"]) == ("8.0%", "3.0%", ("5.0%", "10.0%"))
+    assert cider["gain"] == pytest.approx(0.5), "older results hold no gains: of CIDEr it is the difference"
+    assert (whole["bar"], whole["mark"], whole["part"], part["part"]) == ("60.0%", None, False, True)
+    assert (found["notes"], found["warnings"]) == (["majority: from y"], ["blind: x"])
+    own = {"prompt": "", "reference": "a cat", "answer": "a dog", "score": {"caption_cider": 2.0, "caption_f1": 0.5}}
+    assert reports.quality(own) == pytest.approx(0.35) and reports.verdict(own) == ("f1 0.50", "")
+
+
+def test_a_page_shows_no_home_folder_and_what_is_broken_is_left_out(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", f"{tmp_path}/photos")
+    monkeypatch.setattr(reports, "HOME", str(tmp_path))
+    said = Page(report(run, lambda key: Medium())).said
+    assert f"text{tmp_path}" not in "".join(said.split()) and "~/photos" in said
+    folder = run.path
+    (folder / "eval.json").write_text(
+        '{"splits": {"a": {"real": {"x": NaN, "y": 0.5, "z": "1"}, "n": 2, "intervals": 3}, "b": 7}}'
+    )
+    (folder / "samples.md").write_text("# x\n\n## step \n\n## step 5\n\n## step ")
+    (folder / "steps/000020/adapter/adapter.safetensors").write_bytes(b"broken")
+    broken = RunFolder(folder)
+    assert broken.splits == {"a": {"real": {"y": 0.5}, "n": 2, "intervals": 3}} and broken.parameters == 0
+    assert "0.500" in report(broken, lambda key: Medium())
+
+
 def test_a_chart_puts_points_where_they_belong():
     svg = line_chart({"a<b": [(0, 0.0), (5, 2.0), (10, 4.0)], "none": [(1, float("nan"))]})
     path = re.search(r'class="line line-0" d="M(.*?)"', svg)[1]
     points = [tuple(map(float, point.split())) for point in path.split("L")]
-    assert points == [(52, 230), (340, 122), (628, 14)]
+    assert points == [(46, 216), (247, 115), (448, 14)]
+    assert (
+        re.search(r'd="M(.*?)"', line_chart({"a": [(0, 0.0), (1, 0.5)]}, most=1.0)[-200:])[1]
+        == "46.0 216.0L448.0 115.0"
+    )
     assert 'aria-label="a&lt;b, none"' in svg and "line-1" not in svg
     assert line_chart({"nothing": [(1, float("inf"))]}) == ""
     assert ticks(0, 3.05) == [0, 1, 2, 3] and ticks(0, 0.9) == [0, 0.2, 0.4, 0.6, 0.8] and ticks(98, 99)[0] == 98
