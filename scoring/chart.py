@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from math import floor, isfinite, log10
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 460, 250, 46, 12, 14, 34
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 460, 250, 58, 12, 14, 34
 MOST_POINTS = 400
 
 Points = Sequence[tuple[float, float]]

@@ -122,9 +122,9 @@ def test_a_page_holds_scores_controls_curves_cases_and_settings(tmp_path):
     said = " ".join(page.said.split())
     for part in ("caption_f1 0.750 0.700 to 0.800 0.500 - 0.50 2", "qa_accuracy 0.500 - 0.250 0.300 0.33 2",
                  "Loss, nats per target token", "held out, shuffled", "Scores of the held-out samples",
-                 "photos/key-2.jpg", "from another's features: yes", "lr 0.001", "packages.torch 2.15", "encoder.name fine",
-                 "caption_f1 0.750 95% interval 0.700 to 0.800 0.500 from another's features", "encoder fine",
-                 "wrong fine yes truth: no", "right is it? no truth: no"):  # fmt: skip
+                 "photos/key-2.jpg", "from another's features: yes", "lr 0.001", "packages.torch 2.15",
+                 "encoder.name fine", "caption_f1 0.750 95% interval 0.700 to 0.800 0.500 from another's features",
+                 "encoder fine", "wrong fine yes truth: no", "right is it? no truth: no"):  # fmt: skip
         assert part in said, part
     assert said.index("Held-out inputs") < said.index("Scores and controls"), "people look at pictures first"
     hardest, best = said.split("Hardest")[1].split("Best")
@@ -174,10 +174,10 @@ def test_a_chart_puts_points_where_they_belong():
     svg = line_chart({"a<b": [(0, 0.0), (5, 2.0), (10, 4.0)], "none": [(1, float("nan"))]})
     path = re.search(r'class="line line-0" d="M(.*?)"', svg)[1]
     points = [tuple(map(float, point.split())) for point in path.split("L")]
-    assert points == [(46, 216), (247, 115), (448, 14)]
+    assert points == [(58, 216), (253, 115), (448, 14)]
     assert (
         re.search(r'd="M(.*?)"', line_chart({"a": [(0, 0.0), (1, 0.5)]}, most=1.0)[-200:])[1]
-        == "46.0 216.0L448.0 115.0"
+        == "58.0 216.0L448.0 115.0"
     )
     assert 'aria-label="a&lt;b, none"' in svg and "line-1" not in svg
     assert line_chart({"nothing": [(1, float("inf"))]}) == ""
