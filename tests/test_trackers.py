@@ -12,6 +12,7 @@ from training.run import Run
 from training.settings import resumed, settle
 
 SAMPLES = [{"media": "key", "prompt": "", "answer": "<b>a cat</b>", "reference": "a dog"}]
+TWO_LINES = [{"media": "key", "prompt": "", "answer": "# a\n<b>cat</b>", "reference": "a dog"}]
 
 
 def logged(run: Run, first: int, last: int) -> None:
@@ -20,6 +21,15 @@ def logged(run: Run, first: int, last: int) -> None:
     run.log(step=last, heldout={"real": 0.5, "shuffled": 2.0}, rms_ratio=1.0)
     run.write_samples(last, SAMPLES)
     run.close()
+
+
+def test_words_of_several_lines_stay_what_they_are(tmp_path):
+    pytest.importorskip("tensorboard")
+    board, told = trackers.TensorBoard(tmp_path, {}, 1), []
+    board.writer.add_text = lambda name, text, step: told.append(text)
+    board.samples(1, TWO_LINES)
+    board.close()
+    assert "    answer: # a\n    <b>cat</b>\n" in told[0]
 
 
 def test_tensorboard_reads_back_what_was_logged(tmp_path):
@@ -87,6 +97,24 @@ def test_wandb_is_told_the_same_and_knows_a_resumed_run_again(tmp_path, monkeypa
         {"step": 1, "samples": (["media", "prompt", "answer", "reference"], [["key", "", "<b>a cat</b>", "a dog"]])},
     ]
     assert told.finished == 1 and run.trackers == []
+
+
+def test_a_tracker_that_fails_ends_itself_and_not_the_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", told := StandIn())
+    run = Run.create(tmp_path / "run", {"lr": 0.001})
+    run.track(["wandb"], 0)
+
+    def broken(values: dict) -> None:
+        raise OSError("the network is gone\nand more")
+
+    monkeypatch.setattr(told, "log", broken)
+    logged(run, 0, 3)
+    said = capsys.readouterr().err
+    assert said == "--track wandb shows nothing from here on, the training goes on: the network is gone\n"
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
+    monkeypatch.setattr(told, "init", lambda **how: broken({}))
+    with pytest.raises(RunError, match=r"--track wandb can't begin \(the network is gone\): .* WANDB_MODE=offline"):
+        Run.open(tmp_path / "run").track(["wandb"], 3)
 
 
 @pytest.mark.slow

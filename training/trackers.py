@@ -6,6 +6,7 @@ samples.md hold, and nothing else.
 
 import os
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,8 +49,8 @@ class TensorBoard:
             self.writer.add_scalar(name, value, step)
 
     def samples(self, step: int, samples: Sequence[Mapping[str, str]]) -> None:
-        # Four spaces make a line that Markdown shows as it is.
-        lines = [f"    {name}: {sample[name]}\n" for sample in samples for name in COLUMNS]
+        # Four spaces make a line that Markdown shows as it is, each line of an answer with several.
+        lines = [f"    {name}: {_indented(sample[name])}\n" for sample in samples for name in COLUMNS]
         self.writer.add_text("samples", "".join(lines), step)
 
     def close(self) -> None:
@@ -67,15 +68,20 @@ class WeightsAndBiases:
         if not (path / ID).is_file():
             (path / ID).write_text(secrets.token_hex(8) + "\n")
         self.wandb = wandb
-        self.run = wandb.init(
-            project=None if os.environ.get("WANDB_PROJECT") else "periscope",
-            name=path.name,
-            id=(path / ID).read_text().strip(),
-            resume="allow",
-            reinit="finish_previous",
-            dir=str(path),
-            config=dict(config),
-        )
+        try:
+            self.run = wandb.init(
+                project=None if os.environ.get("WANDB_PROJECT") else "periscope",
+                name=path.name,
+                id=(path / ID).read_text().strip(),
+                resume="allow",
+                reinit="finish_previous",
+                dir=str(path),
+                config=dict(config),
+            )
+        except Exception as error:  # no login, no network: its own errors, which differ between versions
+            raise RunError(
+                f"--track wandb can't begin ({_first_line(error)}): log in with wandb login, or set WANDB_MODE=offline"
+            ) from error
         self.run.define_metric("*", step_metric="step")  # a resumed run logs some steps again
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -87,6 +93,32 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self.run.finish()
+
+
+class Guarded:
+    """A tracker whose failure ends what it shows, and not the training."""
+
+    def __init__(self, name: str, tracker: Tracker):
+        self.name, self.tracker = name, tracker
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._tell("log", step, values)
+
+    def samples(self, step: int, samples: Sequence[Mapping[str, str]]) -> None:
+        self._tell("samples", step, samples)
+
+    def close(self) -> None:
+        self._tell("close")
+
+    def _tell(self, what: str, *values: object) -> None:
+        if self.tracker is None:
+            return
+        try:
+            getattr(self.tracker, what)(*values)
+        except Exception as error:  # whatever a disk, a network or the package does
+            self.tracker = None
+            print(f"--track {self.name} shows nothing from here on, the training goes on: {_first_line(error)}",
+                  file=sys.stderr)  # fmt: skip
 
 
 TRACKERS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
@@ -104,7 +136,7 @@ def require_trackers(names: Sequence[str]) -> None:
 def open_trackers(names: Sequence[str], path: Path, config: Mapping, first: int) -> list[Tracker]:
     """The trackers of a run folder that goes on after step `first`. Raises RunError as `require_trackers`."""
     require_trackers(names)
-    return [TRACKERS[name](path, config, first) for name in names]
+    return [Guarded(name, TRACKERS[name](path, config, first)) for name in names]
 
 
 def numbers(values: Mapping, above: str = "") -> dict[str, float]:
@@ -116,3 +148,11 @@ def numbers(values: Mapping, above: str = "") -> dict[str, float]:
         elif isinstance(value, int | float):
             found[f"{above}{name}"] = value
     return found
+
+
+def _indented(text: str) -> str:
+    return "\n    ".join(str(text).splitlines())
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
