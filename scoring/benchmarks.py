@@ -32,7 +32,8 @@ Every task is tried, from files in the published layout to a score worked out by
 programs' output in `tests/test_scores.py`. **No published system's figure was reproduced here**: that takes its
 weights, a GPU and the data.
 
-In `{}` stands the question, and below it the options of a question that has some.
+In `{}` stands the question, and below it the options of a question that has some. Sizes and licences are from memory,
+but for what is said to be confirmed: read the licence before you use the data.
 
 """
 FOOT = """
@@ -96,6 +97,7 @@ class Benchmark:
     kinds: str = ""
     beams: int = 1
     note: str = ""
+    checked: str = ""
     prompts: dict[str, str] = field(default_factory=dict)
 
     def prompt_of(self, system: str = "") -> tuple[str, str]:
@@ -189,7 +191,7 @@ def page() -> str:
                     f"| {', '.join(task.splits)} | {how}, {task.max_new_tokens} tokens "
                     f"| {', '.join([*task.prompts, OWN])} |")  # fmt: skip
         parts.append(f"### {task.title}\n\n`--task {task.name}`. --data: {task.files}. From {task.get}. {task.size}. "
-                     f"Licence: {task.licence}.{f' Scored {task.note}.' if task.note else ''}\n")  # fmt: skip
+                     f"Licence: {task.licence}.{f' Scored {task.note}.' if task.note else ''} {_sure(task)}\n")  # fmt: skip
         parts += [f"- {system}: {_shown(prompt)}" for system, prompt in task.prompts.items()]
         parts += [""] * bool(task.prompts)
     whose = [f"- `{name}`: {row['what']}. Options: `{row['option'].format(letter='A', choice='a dog')}`"
@@ -200,6 +202,10 @@ def page() -> str:
 def _anchor(title: str, taken: Sequence[str]) -> str:
     name = "".join(mark for mark in title.lower().replace(" ", "-") if mark.isalnum() or mark == "-")
     return f"{name}-{taken.count(name)}" if name in taken else name
+
+
+def _sure(task: Benchmark) -> str:
+    return f"Confirmed: {task.checked}." if task.checked else "Not confirmed: size and licence are from memory."
 
 
 def _shown(prompt: str) -> str:
