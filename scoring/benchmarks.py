@@ -191,7 +191,8 @@ def page() -> str:
                     f"| {', '.join(task.splits)} | {how}, {task.max_new_tokens} tokens "
                     f"| {', '.join([*task.prompts, OWN])} |")  # fmt: skip
         parts.append(f"### {task.title}\n\n`--task {task.name}`. --data: {task.files}. From {task.get}. {task.size}. "
-                     f"Licence: {task.licence}.{f' Scored {task.note}.' if task.note else ''} {_sure(task)}\n")  # fmt: skip
+                     f"Licence: {task.licence}.{f' Scored {task.note}.' if task.note else ''} "
+                     f"{_sure(task)}\n")  # fmt: skip
         parts += [f"- {system}: {_shown(prompt)}" for system, prompt in task.prompts.items()]
         parts += [""] * bool(task.prompts)
     whose = [f"- `{name}`: {row['what']}. Options: `{row['option'].format(letter='A', choice='a dog')}`"
