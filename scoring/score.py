@@ -33,6 +33,11 @@ class Score:
     note: str = ""
     each: dict[Hashable, float] = field(default_factory=dict, repr=False)
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """(low, high)."""
+        return self.low, self.high
+
 
 def mean(each: Mapping[Hashable, float], note: str = "", clusters: Clusters = None) -> Score:
     """The score whose value is the mean of `each`. Raises ScoreError when there is nothing."""

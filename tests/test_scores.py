@@ -156,6 +156,29 @@ def test_boxes() -> None:
     assert found.each == {1: 1.0, 2: 0.0, 3: 0.0}
 
 
+@pytest.mark.parametrize(
+    "name", ["cider", "bleu", "rouge_l", "vqa_accuracy", "gqa_accuracy", "pope", "letter_accuracy", "box_accuracy",
+             "clip_score"]
+)  # fmt: skip
+def test_each_score_takes_dicts_by_key_and_tells_value_interval_and_n(name: str, tokenised: None) -> None:
+    """In any order of keys; a few hundred captions, and of the others three items of which the last is wrong."""
+    right = {"pope": "yes", "letter_accuracy": "B", "box_accuracy": "[0,0,1,1]", "clip_score": np.ones(2)}.get(
+        name, "it"
+    )
+    wrong = {"pope": "no", "clip_score": -np.ones(2)}.get(name, "A")
+    said = {"c": wrong, "a": right, "b": right}
+    as_reference = {"vqa_accuracy": [right] * 10, "box_accuracy": (0, 0, 1, 1)}
+    true = dict.fromkeys("abc", as_reference.get(name, right))
+    if name in ("cider", "bleu", "rouge_l"):
+        said, true = CAPTIONS["predictions"], CAPTIONS["references"]
+    found = getattr(scoring, name)(said, true)
+    found = found["accuracy"] if name == "pope" else found
+    assert isinstance(found, scoring.Score) and found.interval == (found.low, found.high) and found.n == len(true)
+    if found.n == 3:
+        assert found.value == pytest.approx(2 / 3 * (2.5 if name == "clip_score" else 1))
+        assert found.low == pytest.approx(0) and found.high == pytest.approx(found.value * 1.5)
+
+
 def test_clip_score() -> None:
     one, other = np.array([3.0, 4.0]), np.array([6.0, 8.0])
     found = scoring.clip_score({1: one, 2: one, 3: one}, {1: other, 2: -other, 3: np.array([4.0, -3.0])})
