@@ -76,8 +76,10 @@ def shown(
         lines.append(f"and these, of an earlier push, removed: {', '.join(old)}")
     if samples:
         lines.append(f"with these {len(samples)} held-out samples, in the card and in {PICTURE}:")
-        lines += [" | ".join((row["prompt"] or "(caption)", row["answer"], row["reference"], row["control"] or "-"))
-                  for row in samples]  # fmt: skip
+        said = [
+            (row["prompt"] or "(caption)", row["answer"], row["reference"], row["control"] or "-") for row in samples
+        ]
+        lines += ["  " + " | ".join(words) for words in said]
     else:
         lines.append("no sample texts and no pictures (--public-samples adds a few held-out ones)")
     if not scored:

@@ -23,12 +23,13 @@ def card(
     license: str | None = None,
     datasets: Sequence[str] = (),
     own: Sequence[str] = (),
+    picture: str = "",
 ) -> str:
     """README.md for an adapter of `numbers` parameters, and `maps` of LoRA, described by its adapter.json.
 
     To be shared: `repo` is where, `result` what eval.json holds, `samples` lines of predictions.jsonl that may be shown
     to all, `license` the adapter's own, `datasets` hub ids of what it was trained on, `own` which of "lm" and "encoder"
-    lie in a folder of whoever shares it, where others can't fetch them.
+    lie in a folder of whoever shares it, where others can't fetch them, `picture` the file that shows the samples.
     """
     parts = [
         _metadata(config, repo, result, license, datasets),
@@ -36,9 +37,9 @@ def card(
         _about(config, numbers),
     ]
     parts += [_lora(config, maps) if maps else _LEFT, *([_use(config, repo, own)] if repo else [])]
-    parts += [*([_scores(config, result)] if result else []), *([_samples(samples)] if samples else [])]
+    parts += [*([_samples(samples, picture)] if samples else []), *([_scores(config, result)] if result else [])]
     training = "".join(
-        f"| {_cell(key.replace('_', ' '))} | {_cell(value)} |\n" for key, value in config["training"].items()
+        f"| {_cell(key.replace('_', ' '))} | {_cell(_rounded(value))} |\n" for key, value in config["training"].items()
     )
     parts += [f"| training | |\n|---|---|\n{training}".rstrip(), *([_licences(config, license)] if repo else [])]
     parts += ["`adapter.json` says exactly which encoder, preprocessing, language model and prompt form it needs."]
@@ -135,7 +136,7 @@ def _use(config: Mapping, repo: str, own: Sequence[str]) -> str:
              "encoder": f"the encoder `{_line(config['encoder'].get('name'))}`"}  # fmt: skip
     where = f"""FOLDER is where you have {" and ".join(names[what] for what in own)}, which can't be fetched by name.
 It is checked to be what this was trained with."""
-    fetched = "Encoder and language model are fetched, and checked to be those this was trained with."
+    fetched = "Both models are found or\nfetched by the names above, and checked to be those this was trained with."
     flags = "".join(f" --{what} FOLDER" for what in own)
     return f"""## Use
 
@@ -155,7 +156,7 @@ _SCORES = """## Scores
 
 Measured on held-out media, with 95% intervals. Beside each score what the same model gets without looking: from another
 medium's features (shuffled), from their mean (blank), from none, and by the commonest answer (majority). The gain is
-the share of what shuffled features leave open that looking answers."""
+the share of what shuffled features leave open that looking answers; of CIDEr and CLIPScore, the difference."""
 
 
 def _scores(config: Mapping, result: Mapping) -> str:
@@ -176,12 +177,13 @@ def _scores(config: Mapping, result: Mapping) -> str:
     return "\n\n".join(lines)
 
 
-def _samples(samples: Sequence[Mapping]) -> str:
-    rows = [
-        "| " + " | ".join(_cell(row.get(name) or "") for name in ("prompt", "answer", "reference", "control")) + " |"
-        for row in samples
-    ]
-    head = "## Samples\n\nHeld-out inputs, evenly chosen; `samples.png` shows them.\n\n"
+def _samples(samples: Sequence[Mapping], picture: str) -> str:
+    rows = []
+    for row in samples:
+        said = (row.get("prompt") or "(caption)", *(row.get(name) or "" for name in ("answer", "reference", "control")))
+        rows.append("| " + " | ".join(map(_cell, said)) + " |")
+    head = "## Samples\n\nHeld-out inputs, evenly chosen.\n\n"
+    head += f"![Held-out inputs, with what was asked, answered and true]({picture})\n\n" if picture else ""
     head += "| prompt | answer | reference | from another's features |\n|---|---|---|---|\n"
     return head + "\n".join(rows)
 
@@ -193,6 +195,10 @@ def _licences(config: Mapping, license: str | None) -> str:
 
 {own} It is of use only with `{lm}` and `{encoder}`, which keep licences of their own, as does what it was
 trained on: look at theirs."""
+
+
+def _rounded(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -106,7 +106,7 @@ def stage(
             _write_json(to / LORA / LORA_CONFIG, fields | {"base_model_name_or_path": config["language_model"]["name"]})
         _write_json(to / CONFIG, config)
         numbers = sum(parameter.numel() for parameter in adapter.parameters())
-        text = card(config, numbers, maps, repo, result, samples, license, datasets, own)
+        text = card(config, numbers, maps, repo, result, samples, license, datasets, own, PICTURE if picture else "")
         (to / CARD).write_text(text, encoding="utf-8")
         if picture:
             (to / PICTURE).write_bytes(_drawn_anew(picture))

@@ -46,7 +46,13 @@ def home(tmp_path_factory):
         "storage": held | {"codec": "fp16"},
         "language_model": {"name": str(home / "lm"), "identity": lm.identity()},
         "template": default_template(lm.tokenizer).to_dict(),
-        "training": {"features": "photos", "texts": 5, "step": 20, "init": str(home / "runs" / "earlier")},
+        "training": {
+            "features": "photos",
+            "texts": 5,
+            "step": 20,
+            "held-out loss": 0.123456789,
+            "init": str(home / "runs" / "earlier"),
+        },
     }
     run = home / "run"
     save_adapter(run / "steps" / "000020" / "adapter", adapter, about)
@@ -159,6 +165,7 @@ def test_words_and_pictures_leave_only_when_asked_for(pushed):
     assert "no sample texts and no pictures" in found["shown"][0]
     assert set(samples) == {*plain, "samples.png"}
     card = samples["README.md"].decode()
+    assert "](samples.png)" in card and card.count("| (caption) | said ") == 8
     assert card.count("a training caption \\| &lt;b&gt;of mine&lt;/b&gt;") == 8
     assert found["shown"][2].count(SECRET) == 8 and "samples.png" in found["shown"][2]
 
@@ -222,6 +229,7 @@ def test_the_card_has_the_metadata_the_hub_reads(pushed):
     ]  # fmt: skip
     assert "| caption_f1 | 0.750 [0.700, 0.800] | 0.500 | 0.50 | 40 |" in text
     assert 'live.load("user/plain", lm="FOLDER", encoder="FOLDER")' in text, "they were folders of whoever pushed"
+    assert "| held-out loss | 0.1235 |" in text
     assert "--lm FOLDER --encoder FOLDER" in text and "language model `lm` and the encoder `clip`" in text
 
 
@@ -256,7 +264,7 @@ def test_words_from_data_are_no_markup_in_the_card_nor_orders_to_the_terminal(ho
     folder = home / "run" / "steps" / "000020" / "adapter"
     files = stage(folder, tmp_path / "out", "user/x", None, [row])
     (line,) = (line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if "x.example" in line)
-    assert line.startswith(r"|  | !\[x\](https://x.example/a.png) &lt;img src=x&gt; \`a\` \| b c | ")
+    assert line.startswith(r"| (caption) | !\[x\](https://x.example/a.png) &lt;img src=x&gt; \`a\` \| b c | ")
     said = sharing.shown(sharing.Share("run", "user/x"), tmp_path / "out", files, [row], False)
     assert "\x1b" not in said and "?[2Kred | blue" in said
 

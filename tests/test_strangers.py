@@ -20,7 +20,8 @@ from adapters.model import Adapter
 from adapters.projectors import FeatureShape
 from adapters.prompt import default_template
 from precompute import PrecomputeError
-from precompute.encoders import load_encoder
+from precompute.encoders import load_encoder, load_encoder_like
+from training import RunError
 
 LONG = "mlp" + "9" * 5000
 
@@ -150,3 +151,24 @@ def test_an_encoder_that_has_moved_is_known_again_by_what_it_is(home, tmp_path):
         live.load(folder, encoder=str(tmp_path / "another"))
     with pytest.raises(AdapterError, match="an encoder of audio was named, and the adapters read image"):
         live.load(folder, encoder={"audio": str(home / "clip")})
+
+
+def test_an_encoder_of_frames_is_named_by_the_one_that_sees_them(home, tmp_path):
+    described = load_encoder(str(home / "clip"), kinds=("pooled",), frames=3).describe()
+    gone = described | {"id": described["id"].replace(str(home), str(tmp_path))}
+    with pytest.raises(PrecomputeError):
+        load_encoder_like(gone)
+    assert load_encoder_like(gone, moved=str(home / "clip")).fingerprint() == described["fingerprint"]
+
+
+def test_encoders_that_moved_are_named_on_the_command_line(monkeypatch):
+    import eval as eval_script
+    from evaluation.options import Models, Options
+
+    told = []
+    monkeypatch.setattr(live, "load", lambda *paths, **how: told.append((paths, how["encoder"], how.get("audio"))))
+    for paths, encoder in (({None: "a"}, ()), ({None: "a"}, ("x",)), ({"image": "a", "audio": "b"}, ("audio=y",))):
+        eval_script.load(paths, Options(models=Models(encoder=encoder)), "cpu")
+    assert told == [(("a",), {}, None), (("a",), "x", None), ((), {"audio": "y"}, "b")]
+    with pytest.raises(RunError, match="--encoder x y: name one, or one for each modality"):
+        eval_script.load({None: "a"}, Options(models=Models(encoder=("x", "y"))), "cpu")
