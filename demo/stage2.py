@@ -2,12 +2,13 @@
 
 Stage 1 is the demo's own training on captions. Stage 2 goes on from it on questions about training pictures, in
 wordings that no training before has met: with the projector alone, with LoRA on the language model, and with LoRA and a
-quarter of texts that are about no picture. Before and after each, on new scenes: captions, and each question in the
-language model's own wording, in a taught one and in one that no training has met. Questions what is beside a thing are
-never in stage 2. The language model alone, LoRA included, answers the same from descriptions in words.
+quarter of texts that are about no picture. The same questions are taught through the recipes of LLaVA-1.5's two stages.
+Before and after each, on new scenes: captions, and each question in the language model's own wording, in a taught one
+and in one that no training has met. Questions what is beside a thing are never in stage 2. The language model alone,
+LoRA included, answers the same from descriptions in words.
 
 Runs the scripts as a user would, one thread each, in runs/stage2-*; a run that is there isn't trained again. Writes
-docs/stage2.json, and the table in docs/stage2.md.
+docs/stage2.json, and the tables in docs/stage2.md.
 """
 
 import json
@@ -60,13 +61,32 @@ UNSEEN = {
 }
 WORDINGS = {"own": None, "taught": TAUGHT, "unseen": UNSEEN}
 
-ARMS = {
-    "after stage 1": [],
-    "projector alone": ["--lr", "3e-4"],
-    "LoRA": ["--lr", "1e-4", "--lora", "r=16,alpha=32", "--lora-lr", "1e-3"],
-    "LoRA, a quarter of text": ["--lr", "1e-4", "--lora", "r=16,alpha=32", "--lora-lr", "1e-3"],
+FIRSTS = {  # the runs of stage 1, and train.py's flags for them
+    "stage2-first": "--adapter mlp16",
+    "stage2-llava-1.5": "--recipe llava-1.5 --lm demo/backbones/lm --precision fp32 --batch 24 --steps 700",
 }
-FIRST = "stage2-first"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What goes on from a run of stage 1: by which flags (none: nothing does), on which of the texts."""
+
+    first: str
+    flags: tuple[str, ...] = ()
+    text: str = "pictures"
+
+
+LORA = ("--lr", "1e-4", "--lora", "r=16,alpha=32", "--lora-lr", "1e-3")
+ARMS = {
+    "after stage 1": Arm("stage2-first"),
+    "projector alone": Arm("stage2-first", ("--lr", "3e-4")),
+    "LoRA": Arm("stage2-first", LORA),
+    "LoRA, a quarter of text": Arm("stage2-first", LORA, "mixed"),
+}
+SYSTEMS = {
+    "llava-1.5": Arm("stage2-llava-1.5"),
+    "llava-1.5-tune": Arm("stage2-llava-1.5", ("--recipe", "llava-1.5-tune", "--precision", "fp32")),
+}
 
 
 @dataclass
@@ -79,6 +99,8 @@ class Options:
     """Steps of 32 texts of each stage 2."""
     scenes: int = 60
     """New scenes whose 8 questions each are asked in three wordings (what is beside a thing: all new scenes)."""
+    arms: tuple[str, ...] = (*ARMS, *SYSTEMS)
+    """Which to train and score; what was found of others stays."""
     tables: bool = False
     """Only make the page from what was found before."""
 
@@ -107,7 +129,8 @@ class Worded:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     if not options.tables:
-        FOUND.write_text(json.dumps(measure(options), indent=1) + "\n")
+        found = json.loads(FOUND.read_text()) | measure(options)
+        FOUND.write_text(json.dumps(found, indent=1) + "\n")
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{table(json.loads(FOUND.read_text()))}\n{END}{rest.partition(END)[2]}")
 
@@ -116,21 +139,27 @@ def measure(options: Options) -> dict:
     """Train what isn't trained yet and score all: arm -> {"pictures": {score: {"real", "shuffled", "n"}}, "words":
     {score: value}}.
     """
-    if not (ROOT / "runs" / FIRST / "last").is_file():
-        script("train.py", "--adapter", "mlp16", "--features", options.features, "--name", FIRST)
     folder = ROOT / "runs" / "stage2-texts"
     write_texts(folder, options)
     found = {}
-    for arm, flags in ARMS.items():
-        run = "-".join(["stage2", *"".join(c if c.isalnum() else " " for c in arm).lower().split()]) if flags else FIRST
-        if not (ROOT / "runs" / run / "last").is_file():
-            text = folder / ("mixed.jsonl" if "text" in arm else "pictures.jsonl")
+    for name in options.arms:
+        arm = (ARMS | SYSTEMS)[name]
+        trained(arm.first, *FIRSTS[arm.first].split(), "--features", options.features)
+        run = arm.first
+        if arm.flags:
+            run = "-".join(["stage2", *"".join(c if c.isalnum() else " " for c in name).lower().split()])
             length = ["--steps", options.steps, "--eval-every", options.steps, "--batch", "32"]
-            start = ["--init", f"runs/{FIRST}", "--features", options.features, "--text", text]
-            script("train.py", *start, *flags, *length, "--name", run)
+            start = ["--init", f"runs/{arm.first}", "--features", options.features, "--text"]
+            trained(run, *start, folder / f"{arm.text}.jsonl", *arm.flags, *length)
         script("eval.py", "--run", f"runs/{run}", "--text", folder / "asked.jsonl", "--controls", "shuffled")
-        found[arm] = {"pictures": picture_scores(ROOT / "runs" / run), "words": word_scores(ROOT / "runs" / run)}
+        found[name] = {"pictures": picture_scores(ROOT / "runs" / run), "words": word_scores(ROOT / "runs" / run)}
     return found
+
+
+def trained(run: str, *flags: object) -> None:
+    """Train runs/`run`, unless it is there."""
+    if not (ROOT / "runs" / run / "last").is_file():
+        script("train.py", *flags, "--name", run)
 
 
 def write_texts(folder: Path, options: Options) -> None:
@@ -239,20 +268,23 @@ WORDS = {
 
 
 def table(found: dict) -> str:
-    """Two Markdown tables, a line for each arm: from pictures with the control in brackets, and from words."""
-    pictures = {
-        arm: [f"{part['pictures'][name]['real']:.3f} ({part['pictures'][name]['shuffled']:.3f})" for name in PICTURES]
-        for arm, part in found.items()
-    }
-    words = {arm: [f"{part['words'][name]:.3f}" for name in WORDS] for arm, part in found.items()}
-    return "\n".join(
-        [
-            "From pictures of new scenes, in brackets from another scene's features:\n",
-            *rows("", PICTURES.values(), pictures),
-            "\nFrom descriptions in words, by the language model with what stage 2 put on it:\n",
-            *rows("", WORDS.values(), words),
-        ]
-    )
+    """Markdown tables, a line for each arm: from pictures with the control in brackets, and from words; the same for
+    what a published system's recipes gave.
+    """
+    lines = []
+    for title, arms in (("", ARMS), ("\nThe recipes of LLaVA-1.5. ", SYSTEMS)):
+        parts = {arm: found[arm] for arm in arms if arm in found}
+        pictures = {arm: [_both(part["pictures"][name]) for name in PICTURES] for arm, part in parts.items()}
+        words = {arm: [f"{part['words'][name]:.3f}" for name in WORDS] for arm, part in parts.items()}
+        lines += [f"{title}From pictures of new scenes, in brackets from another scene's features:\n"]
+        lines += rows("", PICTURES.values(), pictures)
+        lines += ["\nFrom descriptions in words, by the language model with what stage 2 put on it:\n"]
+        lines += rows("", WORDS.values(), words)
+    return "\n".join(lines)
+
+
+def _both(score: dict[str, float]) -> str:
+    return f"{score['real']:.3f} ({score['shuffled']:.3f})"
 
 
 def rows(corner: str, heads: Iterable[str], lines: dict[str, list[str]]) -> list[str]:
