@@ -246,7 +246,8 @@ def load(
     if isinstance(encoder, str):
         if len(loaded) > 1:
             raise AdapterError(
-                f"there are several adapters: say whose encoder is at {encoder}, as {{modality: folder}}"
+                f"there are several adapters: say whose encoder is at {encoder}, as {next(iter(loaded))}=FOLDER, or in "
+                f'Python {{"{next(iter(loaded))}": FOLDER}}'
             )
         encoder = dict.fromkeys(loaded, encoder)
     if strange := sorted(set(encoder or ()) - set(loaded)):
@@ -265,7 +266,16 @@ def _reader(config: Mapping, device: str, anyway: bool, moved: str | None) -> Re
     storage = config.get("storage")
     if storage is not None and ("shape" not in storage or storage.get("codec", "fp16") not in CODECS):
         raise AdapterError(f"{CONFIG} doesn't say how features were stored in a way known here: {storage}")
-    encoder = load_encoder_like(config["encoder"], device, anyway=anyway, moved=moved)
+    try:
+        encoder = load_encoder_like(config["encoder"], device, anyway=anyway, moved=moved)
+    except PrecomputeError as error:
+        if moved:
+            raise
+        name = config["encoder"].get("name")
+        raise PrecomputeError(
+            f"the adapter's encoder, {name}, isn't to be had: {error}; if it lies elsewhere, say where: --encoder FOLDER "
+            "(in Python encoder=)"
+        ) from error
     return Reader(encoder, config["features"]["kind"], storage)
 
 

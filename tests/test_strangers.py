@@ -138,7 +138,7 @@ def test_numbers_that_compare_with_nothing_are_another_model(home):
 
 def test_an_encoder_that_has_moved_is_known_again_by_what_it_is(home, tmp_path):
     folder = changed(home, tmp_path / "a", "encoder.id", str(tmp_path / "gone"))
-    with pytest.raises(PrecomputeError):
+    with pytest.raises(PrecomputeError, match=r"encoder, .*clip, isn't to be had: .*say where: --encoder FOLDER"):
         live.load(folder)
     shutil.copytree(home / "clip", tmp_path / "other name")
     moved = live.load(folder, encoder=str(tmp_path / "other name"))
