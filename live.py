@@ -273,8 +273,8 @@ def _reader(config: Mapping, device: str, anyway: bool, moved: str | None) -> Re
             raise
         name = config["encoder"].get("name")
         raise PrecomputeError(
-            f"the adapter's encoder, {name}, isn't to be had: {error}; if it lies elsewhere, say where: --encoder FOLDER "
-            "(in Python encoder=)"
+            f"the adapter's encoder, {name}, isn't to be had: {error}; if it lies elsewhere, "
+            "say where: --encoder FOLDER (in Python encoder=)"
         ) from error
     return Reader(encoder, config["features"]["kind"], storage)
 
