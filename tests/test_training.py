@@ -203,6 +203,33 @@ def test_controls_swap_features_and_drop_media(model):
     assert "shuffled" not in heldout_losses(model, encoded, texts, None, 4)
 
 
+def test_many_texts_are_measured_by_several_processes_to_the_same_end(model, monkeypatch, tmp_path):
+    encoded = Encoded(FakeFeatures(), model.prompt, model.adapter)
+    said = ["a red circle", "blue", "", "the quick brown fox " * 90]
+    media = [("m3",), ("m1",), (), ("m1", "m2")]
+    texts = [
+        Text(f"t{i}", media[i % 4], ({"role": "assistant", "content": said[i // 4 % 4]},), "train") for i in range(700)
+    ]
+    alone, state = encoded.keep(texts, 256), torch.get_rng_state()
+    monkeypatch.setattr("training.data.MANY", 100)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    together = encoded.keep(texts, 256)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (
+        together == alone
+        and 0 < len(alone.texts) < 700
+        and set(alone.dropped)
+        == {
+            "no words to learn",
+            "longer than 256 tokens",
+        }
+    )
+    assert (
+        set(alone.media) == {0, 1, 2} and len({n for n, m in zip(alone.about, alone.media, strict=True) if not m}) > 50
+    )
+    assert {n for n, m in zip(alone.about, alone.media, strict=True) if m == 1} == {1, 3}
+
+
 def test_texts_that_cannot_be_learnt_are_counted_not_cut(model):
     encoded = Encoded(FakeFeatures(), model.prompt, model.adapter)
     turns = lambda words: ({"role": "assistant", "content": words},)  # noqa: E731

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 from array import array
 from bisect import bisect
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
+from multiprocessing import get_all_start_methods
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -26,6 +28,7 @@ from training import RunError
 from training.order import epoch_runs, split_evenly, steps_per_epoch
 from training.read_ahead import ReadAhead
 
+MANY = 20_000  # texts that are worth several processes
 CONTENTS = ("objects", "events", "movers")  # where a text's `meta` lists what its medium holds
 
 
@@ -158,38 +161,53 @@ class Encoded:
         """Leave out texts that can't be trained on: no answer, or longer than `max_length` tokens (never cut short);
         without `words_alone` also texts without a medium, where nothing that is trained has a part in them.
         """
-        positions, kept = array("I"), Kept([], *(array(code) for code in "IIIHB"))
-        soft = soft_slots(self.soft_tokens, self.prompt.template)
-        soft = {f"{self.owner}:{name}" if self.owner else name: count for name, count in soft.items()}
-        several: dict[tuple[str, ...] | str, int] = {}  # media that texts are about together, and texts about none
-        for position, text in enumerate(tqdm(texts, desc, unit=" texts", leave=False, disable=len(texts) < 20_000)):
-            if not text.turns or text.turns[-1]["role"] != "assistant" or not text.turns[-1]["content"].strip():
-                kept.dropped["no words to learn"] += 1
+        kept, positions = Kept([], *(array(code) for code in "IIIHB")), array("I")
+        several: dict[str, int] = {}  # media that texts are about together, and texts about none
+        found = _measured_in_order(Measured(self, texts, max_length, words_alone))
+        bar = tqdm(found, desc, len(texts), leave=False, unit=" texts", disable=len(texts) < MANY)
+        for place, one in enumerate(bar):
+            if isinstance(one, str):
+                kept.dropped[one] += 1
                 continue
-            if not (words_alone or text.media):
-                kept.dropped["no medium, and only the projector is trained"] += 1
-                continue
-            try:
-                segments = self.segments(text)
-            except AdapterError as error:
-                kept.dropped[str(error)] += 1
-                continue
-            length = length_of(segments, soft | {self.named(key): self.tokens for key in text.media})
-            if length > max_length:
-                kept.dropped[f"longer than {max_length} tokens"] += 1
-                continue
-            positions.append(position)
-            kept.lengths.append(length)
-            kept.targets.append(_targets([segments]))
-            alone = len(text.media) == 1
-            number = (
-                self.features.row(text.media[0]) if alone else several.setdefault(text.media or text.id, len(several))
-            )
-            kept.about.append(number if alone else len(self.features) + number)
-            kept.media.append(len(text.media))
-            kept.asks.append(question_of(text) is not None)
+            length, targets, media, asks, about = one
+            number = len(self.features) + several.setdefault(about, len(several)) if isinstance(about, str) else about
+            columns = (kept.lengths, kept.targets, kept.about, kept.media, kept.asks, positions)
+            for column, value in zip(columns, (length, targets, number, media, asks, place), strict=True):
+                column.append(value)
         kept.texts = texts.pick(positions) if isinstance(texts, Texts) else [texts[i] for i in positions]
         return kept
+
+
+class Measured(Dataset):
+    """What `Encoded.keep` asks of each text: its length, its targets, how many media it is about, whether it asks
+    something, and what it is about (one medium's row; else the names of several, or its own); or why it can't be used.
+    """
+
+    def __init__(self, encoded: Encoded, texts: Sequence[Text], max_length: int, words_alone: bool):
+        self.encoded, self.texts, self.max_length, self.words_alone = encoded, texts, max_length, words_alone
+        soft = soft_slots(encoded.soft_tokens, encoded.prompt.template)
+        self.soft = {f"{encoded.owner}:{name}" if encoded.owner else name: count for name, count in soft.items()}
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, place: int) -> tuple[int, int, int, bool, int | str] | str:
+        text = self.texts[place]
+        if not text.turns or text.turns[-1]["role"] != "assistant" or not text.turns[-1]["content"].strip():
+            return "no words to learn"
+        if not (self.words_alone or text.media):
+            return "no medium, and only the projector is trained"
+        try:
+            segments = self.encoded.segments(text)
+        except AdapterError as error:
+            return str(error)
+        slots = {self.encoded.named(key): self.encoded.tokens for key in text.media}
+        length = length_of(segments, self.soft | slots)
+        if length > self.max_length:
+            return f"longer than {self.max_length} tokens"
+        alone = len(text.media) == 1
+        about = self.encoded.features.row(text.media[0]) if alone else " ".join(text.media) or text.id
+        return length, _targets([segments]), len(text.media), question_of(text) is not None, about
 
 
 class Steps(Dataset):
@@ -294,10 +312,25 @@ def load_steps(steps: Steps, first: int, last: int, workers: int, pin: bool) -> 
         generator=torch.Generator(),
         sampler=range(first, last),
         num_workers=workers,
+        multiprocessing_context=_context(workers),
         worker_init_fn=_never_stop,
         prefetch_factor=4 if workers else None,
         pin_memory=pin,
     )
+
+
+def _measured_in_order(measured: Measured) -> Iterator:
+    """All items; of many, each processor of the machine makes some. Draws nothing at random."""
+    workers = min(8, os.cpu_count() or 1) if len(measured) >= MANY else 0
+    if workers < 2:
+        return map(measured.__getitem__, range(len(measured)))
+    how = {"multiprocessing_context": _context(workers), "worker_init_fn": _never_stop, "generator": torch.Generator()}
+    return chain.from_iterable(DataLoader(measured, 256, num_workers=workers, collate_fn=list, **how))
+
+
+def _context(workers: int) -> str | None:
+    """How workers start: as copies where that is possible, for what lies on a GPU can't be sent to them."""
+    return "fork" if workers and "fork" in get_all_start_methods() else None
 
 
 def _never_stop(_: int) -> None:
