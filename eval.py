@@ -54,7 +54,7 @@ def score(path: Path, modality: str | None, options: Options, device: str) -> No
     """Answer every held-out text with its medium and under each control; write and print the scores."""
     from evaluation.asking import by_split, choose, predict
     from evaluation.scored_run import open_scored
-    from evaluation.scores import all_scores, clip_scores, summary
+    from evaluation.scores import all_scores, clip_scores, refuse_clip_score, summary
     from evaluation.written import write_report, write_scores
     from precompute.encoders import load_encoder_like
 
@@ -63,6 +63,8 @@ def score(path: Path, modality: str | None, options: Options, device: str) -> No
     chosen, texts = choose(how.task, how.prompt_of, run.held_out(), models.max_new_tokens, models.beams)
     if chosen.task:
         print(f"task: {chosen}")
+    if how.clip_score:
+        refuse_clip_score(run.features, texts)
     moved = next(iter(models.encoder), None)
     encoder = load_encoder_like(run.config["encoder"], device, moved=moved) if how.clip_score else None
 

@@ -103,10 +103,13 @@ def captions_of_folder(eyes: Live, data: Path, batch: int, max_new_tokens: int) 
 
 
 def write_lines(lines: Iterable[dict], out: Path) -> int:
-    """Write a .jsonl whole or not at all; returns how many lines it has."""
+    """Write a .jsonl whole or not at all; returns how many lines it has. Raises RunError when it can't be written."""
     made = [json_line(line) for line in lines]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    replace_bytes(out, b"".join(made))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_bytes(out, b"".join(made))
+    except OSError as error:
+        raise RunError(f"{out} can't be written: {error.strerror}") from None
     return len(made)
 
 

@@ -148,6 +148,18 @@ def read_options(about: str) -> Options:
         raise RunError("--batch must be at least 1, and --limit, --max-new-tokens and --beams can't be negative")
     if not 0 <= drop < 1:
         raise RunError(f"--drop {drop} isn't a share: it must be at least 0 and below 1")
+    if options.words.write:
+        _make_room(options.words.write)
     if options.scores.task:
         find_benchmark(options.scores.task).prompt_of(options.scores.prompt_of)
     return options
+
+
+def _make_room(out: Path) -> None:
+    """Refuse a file that can't be written, before the work and not after it."""
+    if out.exists():
+        raise RunError(f"--write {out} exists and is never overwritten; name another file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"--write {out}: its folder can't be made ({error.strerror})") from None

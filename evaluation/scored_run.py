@@ -35,8 +35,10 @@ class ScoredRun:
         """Texts about media that are not for training and say what is right. Raises RunError when there are none."""
         found = [text for text in self.texts if text.media and text.split != "train"]
         answered = [text for text in found if text.turns[-1]["role"] == "assistant"]
+        if not any(text.media for text in self.texts):
+            raise RunError(f"{self.features.path}: no text about a medium to score; name a file of such with --text")
         if not found:
-            raise RunError(f"{self.features.path} holds out no text that could be scored; only its media were encoded")
+            raise RunError(f"{self.features.path}: all texts about media are for training; none is held out to score")
         if not answered:
             raise RunError(
                 f"{self.features.path} holds {len(found)} held-out questions without answers to compare with: make it "

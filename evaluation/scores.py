@@ -17,15 +17,23 @@ from training.data import question_of
 PREFIX = "A photo depicts"  # before each caption, as Hessel et al. 2021 have it
 
 
-def clip_scores(rows: Sequence[Prediction], features: FeatureSet, encoder: Encoder) -> dict[str, dict[str, Score]]:
-    """Condition -> the CLIPScore of its captions against their pictures' pooled features, by the encoder's text tower.
+def refuse_clip_score(features: FeatureSet, texts: Sequence[Text]) -> None:
+    """Raises RunError where the set holds no pooled features, or none of the texts is a caption of one picture."""
+    if "pooled" not in features.manifest["features"]:
+        raise RunError(f"--clip-score reads pooled features, which {features.path} lacks: encode with --kinds pooled")
+    if not any(question_of(text) is None and len(text.media) == 1 for text in texts):
+        raise RunError("--clip-score compares captions with their pictures, and these texts are questions")
 
-    Raises RunError where the set holds no pooled features or there is no caption, PrecomputeError for an encoder
-    without a text tower.
+
+def clip_scores(rows: Sequence[Prediction], features: FeatureSet, encoder: Encoder) -> dict[str, dict[str, Score]]:
+    """Condition -> the CLIPScore of its captions against their pictures' pooled features, by the encoder's text tower;
+    empty where nothing is a caption of one picture.
+
+    Raises PrecomputeError for an encoder without a text tower.
     """
     captioned = [row for row in rows if not row.prompt and " " not in row.media]
-    if "pooled" not in features.manifest["features"] or not captioned:
-        raise RunError(f"--clip-score compares captions with pooled features; {features.path} lacks one of these")
+    if not captioned:
+        return {}
     tower, pictures = TextTower(encoder), features.read_many([row.media for row in captioned], "pooled").float()
     found = {}
     for condition in (REAL, *CONTROLS):

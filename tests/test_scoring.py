@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from evaluation.asking import Chosen
-from evaluation.scores import all_scores, clip_scores
+from evaluation.scores import all_scores, clip_scores, refuse_clip_score
 from precompute.encoders import load_encoder
 from precompute.similarity import TextTower
 from scoring import summary
@@ -208,8 +208,15 @@ def test_clip_score_reads_captions_with_the_encoders_text_tower():
     assert found["shuffled"]["caption_clip"].value < 2 and set(found) == {"real", "shuffled"}
     shown, _ = all_scores(rows, [], Chosen(), found)
     assert shown["real"]["caption_clip"].n == 3 and rows[0].score["caption_clip"] == pytest.approx(2.5, abs=1e-3)
-    with pytest.raises(RunError, match="compares captions with pooled features"):
-        clip_scores([Prediction("q", "0", "What?", "x", "x")], Features(), encoder)
+    assert clip_scores([Prediction("q", "0", "What?", "x", "x")], Features(), encoder) == {}
+    said = {"role": "assistant", "content": "x"}
+    asked = Text("q", ("0",), ({"role": "user", "content": "What?"}, said), "val")
+    refuse_clip_score(Features(), [asked, Text("c", ("0",), (said,), "val")])
+    with pytest.raises(RunError, match="compares captions with their pictures, and these texts are questions"):
+        refuse_clip_score(Features(), [asked])
+    Features.manifest = {"features": {"patches": {}}}
+    with pytest.raises(RunError, match="features/x lacks: encode with --kinds pooled"):
+        refuse_clip_score(Features(), [Text("c", ("0",), (said,), "val")])
 
 
 def test_only_what_scores_warn_of_is_said(monkeypatch):

@@ -292,6 +292,19 @@ MISTAKES = {
     "gain of a split that isn't there": (
         ("eval.py", "--run", "runs/taken", "--gain", "trian"), "it has heldout, train, or all"
     ),
+    "captions over a file that is there": (
+        ("eval.py", "--run", "runs/taken", "--write", "features/photos/texts.jsonl"), "exists and is never overwritten"
+    ),
+    "captions to a folder": (("eval.py", "--run", "runs/taken", "--write", "."), "exists and is never overwritten"),
+    "captions where nothing can be written": (
+        ("eval.py", "--run", "runs/taken", "--write", "lm/config.json/x.jsonl"), "its folder can't be made (File exists)"
+    ),
+    "CLIPScore of questions": (
+        ("eval.py", "--run", "runs/taken", "--clip-score", "--text", "words/asked.jsonl"), "these texts are questions"
+    ),
+    "texts for training alone": (
+        ("eval.py", "--run", "runs/taken", "--text", "words/train.jsonl"), "none is held out to score"
+    ),
     "a prompt that the task lacks": (
         ("eval.py", "--run", "runs/taken", "--task", "gqa", "--prompt-of", "llava"), "it has cobra, mamba-vl, own"
     ),
@@ -317,6 +330,9 @@ def mistakes(workshop):
     asked = {"media": ["001.png"], "split": "test", "turns": [{"role": "user", "content": "What is it?"}]}
     (workshop / "words").mkdir()
     (workshop / "words/unanswered.jsonl").write_text(json.dumps(asked) + "\n")
+    asked["turns"].append({"role": "assistant", "content": "a dog"})
+    (workshop / "words/asked.jsonl").write_text(json.dumps(asked) + "\n")
+    (workshop / "words/train.jsonl").write_text(json.dumps(asked | {"split": "train"}) + "\n")
     return workshop
 
 
