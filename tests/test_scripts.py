@@ -297,7 +297,7 @@ MISTAKES = {
     ),
     "captions to a folder": (("eval.py", "--run", "runs/taken", "--write", "."), "exists and is never overwritten"),
     "captions where nothing can be written": (
-        ("eval.py", "--run", "runs/taken", "--write", "lm/config.json/x.jsonl"), "its folder can't be made (File exists)"
+        ("eval.py", "--run", "runs/taken", "--write", "lm/config.json/x.jsonl"), "its folder can't be made ("
     ),
     "CLIPScore of questions": (
         ("eval.py", "--run", "runs/taken", "--clip-score", "--text", "words/asked.jsonl"), "these texts are questions"
