@@ -261,17 +261,29 @@ def metrics_of(run):
 
 
 LENGTH = ("--steps", "12", "--batch", "8", "--eval-every", "4", "--save-every", "3", "--token-noise", "0.2")
+OPTIONS = ("--adapter", "mlp2", "--soft-prompt", "2", *LENGTH)
+BOTH = ("a=1", "sounds=2", "b=1")
+
+
+@pytest.fixture
+def both_run(home, train, monkeypatch):
+    """A run on pictures and sounds, in the current folder."""
+    monkeypatch.chdir(home)
+    run = home / "runs" / "adapter-audio-adapter-image-whole"
+    if not run.exists():
+        train("--features", *BOTH, *OPTIONS, "--name", run.name)
+    return run
 
 
 @pytest.mark.parametrize(
-    ("features", "folders"),
-    [(("a=0.7", "b=0.3"), ["adapter"]), (("a=1", "sounds=2", "b=1"), ["adapter-audio", "adapter-image"])],
+    ("features", "folders"), [(("a=0.7", "b=0.3"), ["adapter"]), (BOTH, ["adapter-audio", "adapter-image"])]
 )
 def test_a_mixed_run_that_was_stopped_ends_in_the_same_bits(features, folders, home, train, monkeypatch):
     import training.step
 
-    name, options = "-".join(folders), ("--adapter", "mlp2", "--soft-prompt", "2", *LENGTH)
-    train("--features", *features, *options, "--name", f"{name}-whole")
+    name = "-".join(folders)
+    if not (home / "runs" / f"{name}-whole").exists():
+        train("--features", *features, *OPTIONS, "--name", f"{name}-whole")
     whole, taken = training.step.take_step, []
 
     def stops(*arguments):
@@ -281,7 +293,7 @@ def test_a_mixed_run_that_was_stopped_ends_in_the_same_bits(features, folders, h
         return whole(*arguments)
 
     monkeypatch.setattr(training.step, "take_step", stops)
-    train("--features", *features, *options, "--name", f"{name}-cut", fails="pulled the plug")
+    train("--features", *features, *OPTIONS, "--name", f"{name}-cut", fails="pulled the plug")
     monkeypatch.setattr(training.step, "take_step", whole)
     train("--resume", f"runs/{name}-cut")
     runs = [home / "runs" / f"{name}-{end}" for end in ("whole", "cut")]
@@ -298,27 +310,20 @@ def test_a_mixed_run_that_was_stopped_ends_in_the_same_bits(features, folders, h
 
 
 @forks
-def test_two_ranks_share_a_mixed_step(home, monkeypatch):
-    whole = home / "runs" / "adapter-audio-adapter-image-whole"
-    if not whole.exists():
-        pytest.skip("needs the run of the test before")
-    monkeypatch.chdir(home)
-    options = ("--adapter", "mlp2", "--soft-prompt", "2", *LENGTH, "--lm", "lm", "--device", "cpu", "--name", "ranks")
-    assert finish(processes(lambda rank: train_with("--features", "a=1", "sounds=2", "b=1", *options))) == [0, 0]
-    one, two = (metrics_of(run) for run in (whole, home / "runs" / "ranks"))
+def test_two_ranks_share_a_mixed_step(home, both_run):
+    options = (*OPTIONS, "--lm", "lm", "--device", "cpu", "--name", "ranks")
+    assert finish(processes(lambda rank: train_with("--features", *BOTH, *options))) == [0, 0]
+    one, two = (metrics_of(run) for run in (both_run, home / "runs" / "ranks"))
     assert [row["loss"] for row in one if "loss" in row] == pytest.approx([row["loss"] for row in two if "loss" in row])
     for folder in ("adapter-image", "adapter-audio"):
-        for name, value in weights_of(whole, folder).items():
+        for name, value in weights_of(both_run, folder).items():
             torch.testing.assert_close(weights_of(home / "runs" / "ranks", folder)[name], value, rtol=0, atol=2e-5)
 
 
-def test_two_adapters_of_one_run_load_each_alone_and_together(home, train, monkeypatch):
+def test_two_adapters_of_one_run_load_each_alone_and_together(home, train, both_run):
     import live
 
-    run = home / "runs" / "adapter-audio-adapter-image-whole"
-    if not run.exists():
-        pytest.skip("needs the run of the test before")
-    monkeypatch.chdir(home)
+    run = both_run
     folders = live.adapter_folders(run)
     assert sorted(folders) == ["audio", "image"]
     both = {m: live.load_adapted(run, modality=m) for m in folders}
@@ -338,13 +343,10 @@ def test_two_adapters_of_one_run_load_each_alone_and_together(home, train, monke
         merge_lora(run, home / "merged")
 
 
-def test_eval_scores_each_set_of_a_mix(home, monkeypatch, capsys):
+def test_eval_scores_each_set_of_a_mix(home, both_run, monkeypatch, capsys):
     import eval as script
 
-    run = "runs/adapter-audio-adapter-image-whole"
-    if not (home / run).exists():
-        pytest.skip("needs the run of the test before")
-    monkeypatch.chdir(home)
+    run = str(both_run)
     for more, scored in (((), "a"), (("--features", "sounds"), "sounds"), (("--run", f"audio={run}"), "sounds")):
         words = [
             "eval.py",

@@ -209,8 +209,8 @@ def _saved(frozen: Frozen, runs: int) -> str:
     if not frozen.loaded:
         return "nothing was left to train"
     return (
-        f"{runs} runs against one copy of the language model ({size(frozen.bytes)}), loaded {frozen.loaded} "
-        f"time{'s' * (frozen.loaded != 1)}, the last in {frozen.seconds:.1f} s"
+        f"{runs} run{'s' * (runs != 1)} against one copy of the language model ({size(frozen.bytes)}), loaded "
+        f"{frozen.loaded} time{'s' * (frozen.loaded != 1)}, the last in {frozen.seconds:.1f} s"
     )
 
 
