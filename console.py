@@ -29,7 +29,7 @@ class DeviceError(ValueError):
     """The device asked for can't be used; the message says what to do."""
 
 
-OTHERS = 3  # seconds, in which torchrun ends a process when the first one's mistake has ended that
+OTHERS = 10  # seconds, in which torchrun ends a process when the first one's mistake has ended that
 USER_ERRORS = (AdapterError, PrecomputeError, FeatureSetError, RunError, ScoreError, DeviceError)
 
 
