@@ -2,10 +2,10 @@
 
 Stage 1 is the demo's own training on captions. Stage 2 goes on from it on questions about training pictures, in
 wordings that no training before has met: with the projector alone, with LoRA on the language model, and with LoRA and a
-quarter of texts that are about no picture. The same questions are taught through the recipes of LLaVA-1.5's two stages.
-Before and after each, on new scenes: captions, and each question in the language model's own wording, in a taught one
-and in one that no training has met. Questions what is beside a thing are never in stage 2. The language model alone,
-LoRA included, answers the same from descriptions in words.
+quarter of texts that are about no picture. The same questions are taught through the recipes of the two stages of
+LLaVA-1.5 and of AnyMAL. Before and after each, on new scenes: captions, and each question in the language model's own
+wording, in a taught one and in one that no training has met. Questions what is beside a thing are never in stage 2. The
+language model alone, LoRA included, answers the same from descriptions in words.
 
 Runs the scripts as a user would, one thread each, in runs/stage2-*; a run that is there isn't trained again. Writes
 docs/stage2.json, and the tables in docs/stage2.md.
@@ -64,6 +64,7 @@ WORDINGS = {"own": None, "taught": TAUGHT, "unseen": UNSEEN}
 FIRSTS = {  # the runs of stage 1, and train.py's flags for them
     "stage2-first": "--adapter mlp16",
     "stage2-llava-1.5": "--recipe llava-1.5 --lm demo/backbones/lm --precision fp32 --batch 24 --steps 700",
+    "stage2-anymal-image": "--recipe anymal-image --lm demo/backbones/lm --precision fp32 --batch 16 --steps 500",
 }
 
 
@@ -86,6 +87,8 @@ ARMS = {
 SYSTEMS = {
     "llava-1.5": Arm("stage2-llava-1.5"),
     "llava-1.5-tune": Arm("stage2-llava-1.5", ("--recipe", "llava-1.5-tune", "--precision", "fp32")),
+    "anymal-image": Arm("stage2-anymal-image"),
+    "anymal-instruct": Arm("stage2-anymal-image", ("--recipe", "anymal-instruct", "--precision", "fp32")),
 }
 
 
@@ -272,7 +275,7 @@ def table(found: dict) -> str:
     what a published system's recipes gave.
     """
     lines = []
-    for title, arms in (("", ARMS), ("\nThe recipes of LLaVA-1.5. ", SYSTEMS)):
+    for title, arms in (("", ARMS), ("\nThe recipes of LLaVA-1.5 and of AnyMAL. ", SYSTEMS)):
         parts = {arm: found[arm] for arm in arms if arm in found}
         pictures = {arm: [_both(part["pictures"][name]) for name in PICTURES] for arm, part in parts.items()}
         words = {arm: [f"{part['words'][name]:.3f}" for name in WORDS] for arm, part in parts.items()}
