@@ -24,7 +24,8 @@ from scoring.answers import same_answer
 from scoring.control import stand_ins
 from scoring.score import mean
 from scoring.tasks import TASKS
-from shards.read import FeatureSet, Text
+from shards.read import FeatureSet
+from shards.texts import Text
 from training.data import medium_contents, question_of
 from training.run import Run
 

@@ -10,7 +10,8 @@ from adapters.prompt import Prompt
 from scoring.benchmarks import OWN, QUESTION, Benchmark, benchmark_of, find_benchmark
 from scoring.control import stand_ins
 from scoring.summary import REAL, Prediction
-from shards.read import FeatureSet, Text
+from shards.read import FeatureSet
+from shards.texts import Text
 from training import RunError
 from training.answers import answer, blank_feature, caption_groups, conditions
 from training.data import Encoded, medium_contents, question_of

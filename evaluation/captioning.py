@@ -12,7 +12,8 @@ from precompute.media import suits
 from precompute.remote import collected
 from scoring.control import stand_ins
 from shards.atomic import json_line, replace_bytes
-from shards.read import FeatureSet, Text
+from shards.read import FeatureSet
+from shards.texts import Text
 from training import RunError
 from training.data import Encoded, medium_contents, question_of
 from training.gain import Gain, rank

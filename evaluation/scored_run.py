@@ -9,7 +9,8 @@ from adapters.checkpoint import CONFIG
 from adapters.model import AdaptedModel
 from evaluation.options import Models, Scores
 from live import adapter_folders, load_adapted
-from shards.read import FeatureSet, Text
+from shards.read import FeatureSet
+from shards.texts import Text
 from training import RunError
 from training.data import feature_shape
 from training.mix import named_sets

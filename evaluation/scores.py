@@ -10,7 +10,8 @@ from scoring import captions, clip_score
 from scoring.score import Score, ScoreWarning
 from scoring.summary import CONTROLS, REAL, WHOLE, Prediction, kind_of, majority, scores, swapped, warnings_of
 from scoring.table import as_numbers, table
-from shards.read import FeatureSet, Text
+from shards.read import FeatureSet
+from shards.texts import Text
 from training import RunError
 from training.data import question_of
 

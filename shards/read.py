@@ -17,9 +17,7 @@ from . import FeatureSetError
 from .features import STORED_DTYPES, decode, layout
 from .index import BLOCK, KEY, Index, Rows, load_index, save_index, scan_shard
 from .manifest import load_manifest
-from .texts import Text as Text
 from .texts import Texts
-from .texts import parse_text as parse_text
 
 TEXTS = "texts.jsonl"
 HELDOUT = "heldout.txt"

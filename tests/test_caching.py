@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from shards.read import FeatureSet, Text
+from shards.read import FeatureSet
+from shards.texts import Text
 from shards.timing import Timing, add_timing, load_timing
 from shards.verify import verify
 from training.caching import Caching, caching, media_shown

@@ -9,7 +9,7 @@ import torch
 from test_warm_start import prepared, scene_texts
 
 from evaluation.captioning import captions_of_set, gain_lines, ranked, without, worst, write_lines
-from shards.read import Text
+from shards.texts import Text
 from training import RunError
 from training.data import Steps
 from training.gain import Gain
@@ -76,7 +76,7 @@ def test_what_is_left_can_be_read_back(trained, tmp_path):
     _, _, texts, bad = trained
     out = tmp_path / "new" / "good.jsonl"
     assert write_lines(without(texts, bad), out) == 64 - PLANTED
-    from shards.read import parse_text
+    from shards.texts import parse_text
 
     rows = [parse_text(line, "here", "") for line in out.read_text().splitlines()]
     assert [row["id"] for row in rows] == [text.id for text in texts if text.id not in bad]

@@ -22,7 +22,7 @@ from adapters.model import AdaptedModel, Adapter
 from adapters.projectors import FeatureShape
 from adapters.prompt import Prompt, Template
 from shards.features import encode_fp16
-from shards.read import Text
+from shards.texts import Text
 from shards.write import SetWriter, make_key
 from training import RunError
 from training.data import Encoded

@@ -19,7 +19,7 @@ from scoring.score import ScoreWarning, mean
 from scoring.sheet import contact_sheet
 from scoring.summary import Prediction, majority, scores, swapped, warnings_of
 from scoring.table import as_numbers, table
-from shards.read import Text
+from shards.texts import Text
 from training import RunError
 from training.answers import Condition, answer, caption_groups, conditions
 from training.data import Batch, medium_contents

@@ -16,8 +16,9 @@ from shards import write as writing
 from shards.atomic import replace_bytes, replacing
 from shards.features import encode_fp16, round_trip
 from shards.index import NAME as INDEX
-from shards.read import FeatureSet, parse_text
+from shards.read import FeatureSet
 from shards.split import hold_out, resolve_splits
+from shards.texts import parse_text
 from shards.verify import inspect, verify
 from shards.write import SetWriter, make_key, samples_per_shard
 

@@ -13,7 +13,7 @@ from evaluation.scores import all_scores
 from precompute.sources import collect
 from scoring import ScoreError, captions
 from scoring.benchmarks import QUESTION, benchmarks, find_benchmark, listing, page, systems
-from shards.read import Text
+from shards.texts import Text
 from training import RunError
 from training.answers import caption_groups
 from training.recipe import load_recipe, recipe_names

@@ -14,7 +14,8 @@ from adapters.model import AdaptedModel, Adapter
 from adapters.projectors import FeatureShape
 from adapters.prompt import Prompt, default_template
 from scoring.control import derangement
-from shards.read import FeatureSet, Text
+from shards.read import FeatureSet
+from shards.texts import Text
 from training import RunError
 from training.data import Batch, Encoded
 from training.heldout import heldout_losses

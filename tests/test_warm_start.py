@@ -16,7 +16,7 @@ from adapters.language_model import freeze, load_language_model, weights_sha256
 from adapters.model import AdaptedModel, Adapter
 from adapters.projectors import FeatureShape
 from adapters.prompt import Prompt, Template
-from shards.read import Text
+from shards.texts import Text
 from training import RunError
 from training.data import Encoded, Steps
 from training.settings import settle

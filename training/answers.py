@@ -8,7 +8,8 @@ import torch
 from tqdm import tqdm
 
 from adapters.model import AdaptedModel
-from shards.read import FeatureSet, Text
+from shards.read import FeatureSet
+from shards.texts import Text
 from training.data import Batch, Encoded, question_of
 
 AVERAGED = 256  # training media in the blank feature

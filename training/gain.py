@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from adapters.model import AdaptedModel
-from shards.read import Text
+from shards.texts import Text
 from training.answers import Condition
 from training.data import Encoded
 

@@ -10,7 +10,7 @@ Paths are relative to the file's folder and stay inside it; `a.zip/b.jpg` is a m
 from collections.abc import Iterator
 
 from shards import FeatureSetError
-from shards.read import parse_text
+from shards.texts import parse_text
 
 from . import Problem, Record, Words, source
 from .text_file import stream_lines
