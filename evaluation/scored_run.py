@@ -10,7 +10,7 @@ from adapters.model import AdaptedModel
 from evaluation.options import Models, Scores
 from live import adapter_folders, load_adapted
 from shards.read import FeatureSet
-from shards.texts import Text
+from shards.texts import Text, Texts
 from training import RunError
 from training.data import feature_shape
 from training.mix import named_sets
@@ -23,7 +23,7 @@ class ScoredRun:
 
     folder: Run
     features: FeatureSet
-    texts: list[Text]
+    texts: Texts
     model: AdaptedModel
     config: dict
 
@@ -34,7 +34,8 @@ class ScoredRun:
 
     def held_out(self) -> list[Text]:
         """Texts about media that are not for training and say what is right. Raises RunError when there are none."""
-        found = [text for text in self.texts if text.media and text.split != "train"]
+        outside = self.texts.of_split(*(self.texts.splits - {"train"}))
+        found = [text for text in outside if text.media]
         answered = [text for text in found if text.turns[-1]["role"] == "assistant"]
         if not any(text.media for text in self.texts):
             raise RunError(f"{self.features.path}: no text about a medium to score; name a file of such with --text")
