@@ -98,7 +98,7 @@ def test_the_published_loop_learns_the_same_from_more_logits(monkeypatch: pytest
     lm = _synthetic.language_model(**TINY, vocab=1500)
     model = _synthetic.adapted(lm, "linear", FEW_PATCHES, output_norm=False)
     batches = _synthetic.some_steps(model, 16, 1, 4, 2)
-    pairs = [pair for batch in batches for pair in published_loop._pairs(batch)]
+    pairs = [pair for batch in batches for pair in published_loop.pairs_of(batch)]
     with torch.no_grad():
         next(model.adapter.parameters()).add_(0.5)
     moved = published_loop.publish(model, pairs, 4)
