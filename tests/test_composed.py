@@ -327,6 +327,7 @@ def both_right(image_run, audio_run, home, pairs=20):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_demos_adapters_understand_a_picture_and_a_sound_in_one_prompt(tmp_path, monkeypatch):
     """Trained apart, on captions alone, for a few minutes each: most pairs of questions have both answers right."""
     monkeypatch.chdir(tmp_path)
