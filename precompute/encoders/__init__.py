@@ -258,11 +258,9 @@ def load_encoder_like(
     layer = described.get("layer") or {}
     name = f"{described['library']}:{described['id']}" if described["id"] else described["library"]
     choices = {"patch_layer": layer.get("patches"), "blocks": layer.get("layers"), **described.get("choices", {})}
-    frames = None
-    if moved and described["library"] == "frames":
-        count = described["id"].partition("/")[0]
-        frames = int(count) if count.isdecimal() else None
-    encoder = load_encoder(moved or name, device, dtype, (), frames, **choices)
+    if moved and described["library"] == "frames" and (count := described["id"].partition("/")[0]).isdecimal():
+        choices["frames"] = int(count)
+    encoder = load_encoder(moved or name, device, dtype, (), **choices)
     encoder.name = described["name"]
     if encoder.fingerprint() != described["fingerprint"]:
         now = encoder.describe()
