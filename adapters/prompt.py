@@ -135,6 +135,9 @@ class Prompt:
         self._rendered: dict[tuple, str] = {}  # what the chat template prints for turns of these roles
         self.marks = tuple(dict.fromkeys((MEDIA_MARK, mark_of(modality))))
         probe = tokenizer("a", add_special_tokens=False).input_ids  # without padding or truncation from here on
+        self._core = (
+            tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        )  # what a fast one calls after twice as long
         self._adds_space = tokenizer.convert_ids_to_tokens(probe)[0].startswith("▁")
         self._bos = (tokenizer.bos_token_id,) if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else ()
         self.turn_end = self._turn_end() if template.style == "chat" else (tokenizer.eos_token_id,)
@@ -153,7 +156,8 @@ class Prompt:
         Raises AdapterError when marks and media, or boxes, differ in number, or when no assistant turn is left to train
         on.
         """
-        turns = [{**turn, "content": said(turn, self.template.box_decimals)} for turn in turns]
+        decimals = self.template.box_decimals
+        turns = [{**turn, "content": said(turn, decimals)} if turn.get("boxes") else turn for turn in turns]
         if not answer and turns and turns[-1]["role"] == "assistant":
             turns.pop()
         if not turns or turns[0]["role"] == "assistant":
@@ -338,18 +342,17 @@ class Prompt:
         return self._own[words]
 
     def _tokenise(self, words: str, from_data: bool) -> list[int]:
-        def encode(text: str) -> list[int]:
-            if not self.tokenizer.is_fast:
-                return self.tokenizer(text, add_special_tokens=False, split_special_tokens=from_data).input_ids
-            core = self.tokenizer.backend_tokenizer  # what it calls too, after twice as long
-            core.encode_special_tokens = from_data
-            return core.encode(text, add_special_tokens=False).ids
-
         if self._adds_space:
-            lead, ids = encode("\n"), encode("\n" + words)
+            lead, ids = self._plain_ids("\n", from_data), self._plain_ids("\n" + words, from_data)
             if ids[: len(lead)] == lead:
                 return ids[len(lead) :]
-        return encode(words)
+        return self._plain_ids(words, from_data)
+
+    def _plain_ids(self, words: str, from_data: bool) -> list[int]:
+        if self._core is None:
+            return self.tokenizer(words, add_special_tokens=False, split_special_tokens=from_data).input_ids
+        self._core.encode_special_tokens = from_data
+        return self._core.encode(words, add_special_tokens=False).ids
 
 
 @cache

@@ -39,7 +39,7 @@ class Texts(Sequence[Text]):
         """No texts yet. Raises FeatureSetError when there is no such file."""
         if not path.is_file():
             raise FeatureSetError(f"{path} doesn't exist; name a file with one JSON text per line")
-        self.path, self._names = path, names
+        self.path, self._name, self._names = path, str(path), names
         self._begins, self._numbers, self._split, self._splits = array("q"), array("I"), array("H"), []
         self._rows: Sequence[int] = range(0)
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
@@ -101,7 +101,7 @@ class Texts(Sequence[Text]):
         return Text(text["id"], tuple(text["media"]), tuple(text["turns"]), split, text["meta"])
 
     def _parse(self, line: bytes, number: int) -> dict:
-        row = parse_text(line.removeprefix(BOM), f"{self.path}, line {number}", default_id=f"line-{number}")
+        row = parse_text(line.removeprefix(BOM), f"{self._name}, line {number}", default_id=f"line-{number}")
         if self._names:
             row["media"] = [self._names.get(name, name) for name in row["media"]]
         return row

@@ -273,7 +273,7 @@ class Steps(Dataset):
         """The part of a step that falls to one of `ranks` processes; without these, all of it."""
         epoch, place = divmod(step, self.per_epoch)
         order = self.order(epoch)[place]
-        part = split_evenly([self.kept.lengths[i] for i in order], ranks)[rank]
+        part = split_evenly([self.kept.lengths[i] for i in order], ranks)[rank] if ranks > 1 else slice(None)
         texts = [self.kept.texts[i] for i in order[part]]
         whole = len(order), sum(self.kept.targets[i] for i in order)
         return replace(self.batch_of(texts, epoch), whole=whole, draw=f"{self.seed}/{step}")
@@ -292,7 +292,8 @@ class Steps(Dataset):
     def batch_of(self, texts: Sequence[Text], epoch: int) -> Batch:
         """Texts with their features, of each medium the view that an epoch shows."""
         views = self.encoded.features.manifest["features"][self.encoded.kind].get("views", 1)
-        return self.encoded.batch(texts, view=lambda key: choose_view(self.seed, epoch, key, views))
+        view = (lambda key: choose_view(self.seed, epoch, key, views)) if views > 1 else None
+        return self.encoded.batch(texts, view=view)
 
 
 def choose_view(seed: int, epoch: int, key: str, views: int) -> int:
