@@ -22,10 +22,11 @@ def choose_heldout(encoded: Encoded, texts: Texts, learn: Kept, max_length: int)
     """
     splits = texts.splits - {"train"}
     split = next((name for name in ("heldout", "val", *sorted(splits)) if name in splits), "")
-    kept, sorts = encoded.keep(texts.of_split(split), max_length), set(learn.asks)
-    fitting = [i for i, asks in enumerate(kept.asks) if asks in sorts]
-    fitting = [i for i in fitting if kept.media[i]] or fitting  # the loss is of what is seen
-    return [kept.texts[i] for i in fitting[:: max(1, len(fitting) // MOST)][:MOST]]
+    outside, sorts = texts.of_split(split), set(learn.asks)
+    fitting = [(i, text.media) for i, text in enumerate(outside) if (question_of(text) is not None) in sorts]
+    seen = [i for i, media in fitting if media] or [i for i, _ in fitting]  # the loss is of what is seen
+    kept = encoded.keep(outside.pick(seen), max_length).texts
+    return list(kept[:: max(1, len(kept) // MOST)][:MOST])
 
 
 def heldout_losses(
