@@ -8,6 +8,7 @@ disk that is slow to seek all this is done within runs of media that lie beside 
 import random
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +53,7 @@ def epoch_runs(
     texts, media = _by_medium(about, in_order=bool(run))
     shift = chance.randrange(run) if run else 0  # so that the runs of another epoch begin elsewhere
     starts, runs = array("I"), array("I")
-    for number, (begin, end) in enumerate(zip(media, [*media[1:], len(texts)], strict=True)):
+    for number, (begin, end) in enumerate(pairwise([*media, len(texts)])):
         if not number or (run and (number + shift) % run == 0):
             runs.append(len(starts))
         if end - begin > 1:
@@ -60,22 +61,23 @@ def epoch_runs(
             chance.shuffle(some)
             texts[begin:end] = some
         starts.extend(range(begin, end, texts_per_medium or end - begin))
-    sizes = np.diff(starts, append=len(texts))
+    bounds = starts + array("I", [len(texts)])
+    sizes = np.diff(bounds)
     longest = np.maximum.reduceat(np.asarray(lengths)[texts], starts) if len(texts) else sizes
     order, found = array("I"), []
-    spans = list(zip(runs, [*runs[1:], len(starts)], strict=True))
+    spans = list(pairwise([*runs, len(starts)]))
     chance.shuffle(spans)
     for number, span in enumerate(spans):
         parts = array("I", range(*span))
         chance.shuffle(parts)
         for window in _windows(parts, sizes, WINDOW * batch):
             for part in sorted(window, key=longest.__getitem__):
-                order.extend(texts[starts[part] : starts[part] + sizes[part]].tolist())
+                order.extend(texts[bounds[part] : bounds[part + 1]].tolist())
         whole = len(order) if number == len(spans) - 1 else len(order) - len(order) % batch
         its_steps = [order[i : min(i + batch, whole)] for i in range(0, whole, batch)]
         order = order[whole:]
         chance.shuffle(its_steps)
-        numbers = about[texts[starts[span[0]] : starts[span[1]] if span[1] < len(starts) else None]]
+        numbers = about[texts[bounds[span[0]] : bounds[span[1]]]]
         found.append(Run(its_steps, int(numbers.min()), int(numbers.max())))
     return found
 
