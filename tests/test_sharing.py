@@ -9,12 +9,12 @@ from pathlib import Path
 import hub
 import pytest
 import tiny
-import tiny_encoders
 import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_adapter import save_tiny_adapter
 
 import sharing
 from adapters import AdapterError
@@ -22,10 +22,6 @@ from adapters.checkpoint import load_adapter, save_adapter
 from adapters.hub import fetch_adapter, stage
 from adapters.language_model import load_language_model, same_language_model
 from adapters.lora import add_lora, lora_parameters
-from adapters.model import Adapter
-from adapters.projectors import FeatureShape
-from adapters.prompt import default_template
-from precompute.encoders import load_encoder
 
 ROOT = Path(__file__).parent.parent
 SECRET = "a training caption | <b>of mine</b>"
@@ -35,27 +31,15 @@ SECRET = "a training caption | <b>of mine</b>"
 def home(tmp_path_factory):
     """A run of an untrained adapter on models in folders of this machine, scored, with a picture to ask about."""
     home = tmp_path_factory.mktemp("sharing")
-    lm = load_language_model(str(tiny.save_language_model("llama", home / "lm")))
-    encoder = load_encoder(str(tiny_encoders.open_clip_folder(home / "clip")), kinds=("pooled",))
-    held = encoder.features(("pooled",))["pooled"]
-    torch.manual_seed(0)
-    adapter = Adapter("mlp2", FeatureShape("pooled", 1, held["shape"][0]), lm.hidden_size, lm.embedding_rms)
-    about = {
-        "modality": "image",
-        "encoder": encoder.describe(),
-        "storage": held | {"codec": "fp16"},
-        "language_model": {"name": str(home / "lm"), "identity": lm.identity()},
-        "template": default_template(lm.tokenizer).to_dict(),
-        "training": {
-            "features": "photos",
-            "texts": 5,
-            "step": 20,
-            "held-out loss": 0.123456789,
-            "init": str(home / "runs" / "earlier"),
-        },
-    }
     run = home / "run"
-    save_adapter(run / "steps" / "000020" / "adapter", adapter, about)
+    training = {
+        "features": "photos",
+        "texts": 5,
+        "step": 20,
+        "held-out loss": 0.123456789,
+        "init": str(home / "runs" / "earlier"),
+    }
+    save_tiny_adapter(run / "steps" / "000020" / "adapter", home, training)
     (run / "last").write_text("000020\n")
     (run / "config.toml").write_text(f'adapter = "mlp2"\nfeatures = "{home}/features/photos"\n')
     found = {"real": {"caption_f1": 0.75, "qa_colour": 0.5}, "shuffled": {"caption_f1": 0.5},

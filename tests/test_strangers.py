@@ -5,20 +5,16 @@ import math
 import shutil
 
 import pytest
-import tiny
-import tiny_encoders
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_adapter import save_tiny_adapter
 
 import live
 from adapters import AdapterError
-from adapters.checkpoint import load_adapter, save_adapter
+from adapters.checkpoint import load_adapter
 from adapters.config import CHECKS, fault_of
 from adapters.language_model import load_language_model, same_language_model
-from adapters.model import Adapter
-from adapters.projectors import FeatureShape
-from adapters.prompt import default_template
 from precompute import PrecomputeError
 from precompute.encoders import load_encoder, load_encoder_like
 from training import RunError
@@ -30,20 +26,7 @@ LONG = "mlp" + "9" * 5000
 def home(tmp_path_factory):
     """An adapter folder `whole`, its models in folders of their own, and a picture."""
     home = tmp_path_factory.mktemp("strangers")
-    lm = load_language_model(str(tiny.save_language_model("llama", home / "lm")))
-    encoder = load_encoder(str(tiny_encoders.open_clip_folder(home / "clip")), kinds=("pooled",))
-    held = encoder.features(("pooled",))["pooled"]
-    torch.manual_seed(0)
-    shape = FeatureShape("pooled", 1, held["shape"][0])
-    about = {
-        "modality": "image",
-        "encoder": encoder.describe(),
-        "storage": held | {"codec": "fp16"},
-        "language_model": {"name": str(home / "lm"), "identity": lm.identity()},
-        "template": default_template(lm.tokenizer).to_dict(),
-        "training": {"features": "photos"},
-    }
-    save_adapter(home / "whole", Adapter("mlp2", shape, lm.hidden_size, lm.embedding_rms, soft_prompt=2), about)
+    save_tiny_adapter(home / "whole", home, {"features": "photos"}, soft_prompt=2)
     Image.new("RGB", (40, 30), "blue").save(home / "cat.png")
     return home
 
