@@ -4,6 +4,8 @@ One module per question. Each has a `measure(rounds) -> {name: {"ratio": float, 
 finds them, prints a table and writes `--json FILE`.
 """
 
+import importlib
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -24,3 +26,9 @@ def side_by_side(
             if number:
                 seconds[name].append(clock() - began)
     return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def measure(name: str, rounds: int) -> dict[str, dict]:
+    """What the benchmark of that name finds, in a process that was started for it alone."""
+    multiprocessing.set_start_method(None, force=True)  # the usual one: a loader's workers start slowly when spawned
+    return importlib.import_module(f"benchmarks.{name}").measure(rounds)

@@ -1,8 +1,9 @@
 """`python -m benchmarks [NAME ...] [--rounds 5] [--json FILE]`: run them all, or those named."""
 
-import importlib
 import json
 import pkgutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ def main(
     rounds: int = 5,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
-    """Measure each question and print one line for each ratio.
+    """Measure each question, in a process of its own, and print one line for each ratio.
 
     Args:
         names: which; all when there are none.
@@ -31,7 +32,8 @@ def main(
         raise SystemExit(f"no benchmark {wrong[0]!r}; there are {', '.join(known)}")
     found: dict[str, dict] = {}
     for name in tqdm(names or known, unit=" benchmarks", leave=False):
-        measured = importlib.import_module(f"benchmarks.{name}").measure(rounds)
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            measured = process.submit(benchmarks.measure, name, rounds).result()
         if not measured:
             tqdm.write(f"{name} measures a GPU, and torch finds none here")
         found |= measured

@@ -10,12 +10,14 @@ from PIL import Image
 
 from benchmarks import side_by_side
 from precompute.encoders import Encoder, load_encoder
+from precompute.memory import keep_freed_memory
 
 SIZES = {"500x333": ((500, 333), 400), "12 megapixels": ((4000, 3000), 12)}
 
 
 def measure(rounds: int) -> dict[str, dict]:
     """{"decode on two threads, SIZE": {"ratio": times one thread's rate, "images/s on one": ...}}."""
+    keep_freed_memory()
     threads, found = torch.get_num_threads(), {}
     torch.set_num_threads(1)
     encoder = load_encoder("demo")

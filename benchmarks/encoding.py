@@ -12,6 +12,7 @@ from benchmarks import side_by_side
 from benchmarks.decoding import noisy_photo
 from precompute.encoders import load_encoder
 from precompute.job import precompute
+from precompute.memory import keep_freed_memory
 from precompute.sources import collect
 
 PICTURES, BATCH = 96, 32
@@ -19,8 +20,9 @@ PICTURES, BATCH = 96, 32
 
 def measure(rounds: int) -> dict[str, dict]:
     """{"precompute against the bare encoder": {"ratio": of their samples per second, ...}}, for a ViT-B/16 of random
-    weights and photos of 500 x 333, both with the threads that precompute gives the encoder.
+    weights and photos of 500 x 333, both in a process that keeps its memory.
     """
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as quiet:
         root = Path(folder)
         ViTModel(ViTConfig()).save_pretrained(root / "vit")
@@ -29,8 +31,6 @@ def measure(rounds: int) -> dict[str, dict]:
         for number in range(PICTURES):
             (root / "photos" / f"{number}.jpg").write_bytes(noisy_photo(500, 333 + number))
         encoder = load_encoder(f"transformers:{root / 'vit'}")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
         ready = torch.stack([encoder.inputs((root / "photos" / f"{n}.jpg").read_bytes()) for n in range(BATCH)])
         sets = iter(range(10**6))
 
@@ -43,7 +43,6 @@ def measure(rounds: int) -> dict[str, dict]:
                 precompute(collect(root / "photos"), encoder, ("pooled",), root / f"set-{next(sets)}", BATCH, 2)
 
         seconds = side_by_side({"bare": bare, "precompute": whole}, rounds)
-        torch.set_num_threads(threads)
     return {
         "precompute against the bare encoder": {
             "ratio": seconds["bare"] / seconds["precompute"],

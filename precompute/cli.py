@@ -151,6 +151,7 @@ def encode(options: Options, found: "Collection", out: Path, device: str) -> Non
     from .encoders.vectors import encoder_for
     from .filters import Filters
     from .job import precompute
+    from .memory import keep_freed_memory
     from .similarity import Similarity
 
     if options.limit or options.tiny:
@@ -189,14 +190,13 @@ def encode(options: Options, found: "Collection", out: Path, device: str) -> Non
     if options.encoder == "demo" and options.data is not None and encoder.modality == "image":
         real = "; ".join(f"{name} ({NAMES[name].about}, {NAMES[name].size})" for name in SUGGESTED)
         print(f"note: --encoder demo was trained on drawn scenes only and sees little in photos. Real ones: {real}")
-    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # its threads spin, so one core is left to decoding
     _take(found, encoder)
     threshold = 0.0 if options.tiny else options.similarity  # random features are like no words
     similarity = Similarity(encoder, found.words, threshold) if threshold else None
     filters = Filters(options.min_side, options.duplicates == "drop", similarity)
     workers = options.workers or os.cpu_count() or 1
     store, pool, views = options.store, options.pool, options.views
+    keep_freed_memory()
     precompute(found, encoder, kinds, out, options.batch, workers, store, pool, views, filters, options.ray)
 
 

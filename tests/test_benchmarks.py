@@ -29,6 +29,7 @@ from benchmarks import (
     sweep,
 )
 from benchmarks._meters import peak_bytes
+from shards.read import FeatureSet
 
 ROOT = Path(__file__).parent.parent
 
@@ -147,14 +148,23 @@ def test_padding_is_under_a_twentieth_of_a_step(monkeypatch: pytest.MonkeyPatch)
     assert all(row["share"] < 0.05 < 0.2 < row["at random"] for row in found.values())
 
 
-def test_both_ways_encode_the_same_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    vit = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    seen = []
-    way = clip_retrieval.partition
-    monkeypatch.setattr(clip_retrieval, "partition", lambda *given: seen.append(way(*given)))
-    measured(clip_retrieval, monkeypatch, VIT=vit, PICTURES=5, BATCH=2, WORKERS=(0,))
-    assert all(vectors.shape == (5, 16) and np.array_equal(vectors, seen[0]) for vectors in seen)
-    assert np.linalg.norm(seen[0].astype(float), axis=1) == pytest.approx(1, abs=1e-2)
+SMALL_VIT = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+
+
+def test_both_ways_encode_the_same_pictures(tmp_path: Path) -> None:
+    clip_retrieval.prepare(tmp_path, SMALL_VIT, pictures=5)
+    theirs = np.load(clip_retrieval.partition(tmp_path, workers=0)).astype(float)
+    features = FeatureSet(clip_retrieval.stored(tmp_path, "set"))
+    keys = sorted(features.keys, key=lambda key: features.info(key)["origin"])
+    ours = features.read_many(keys, "pooled").double().numpy()
+    assert theirs == pytest.approx(ours / np.linalg.norm(ours, axis=1, keepdims=True), abs=2e-3)
+    assert np.linalg.norm(theirs, axis=1) == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.slow
+def test_each_way_of_encoding_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured(clip_retrieval, monkeypatch, VIT=SMALL_VIT, PICTURES=5, WORKERS=(0, 1))
+    assert found["precompute against clip-retrieval's way"]["its workers"] in (0, 1)
 
 
 @pytest.mark.slow

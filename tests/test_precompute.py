@@ -1,5 +1,6 @@
 """precompute.py from the outside: any folder in, a whole set out, whatever happens on the way."""
 
+import ctypes
 import functools
 import io
 import json
@@ -536,3 +537,28 @@ def test_without_words_and_without_an_encoder(
     main(demo, ["--demo-seed", "5", "--device", "cpu"])
     assert len(FeatureSet("features/demo")) == 4
     assert load_encoder("demo").kinds == set(KINDS)
+
+
+FAULTS = """
+import resource, sys
+from precompute.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        bytearray(40_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = faults()
+keep_freed_memory()
+faults()
+print(given_back, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_freed_memory_is_kept_for_the_next_picture() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", FAULTS], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    given_back, kept = map(int, done.stdout.split())
+    assert given_back > 20_000 and kept < 1000, "pages that the kernel filled with zeros"
