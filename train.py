@@ -144,8 +144,9 @@ def train(
     # 5. How long, and what it will need.
     steps = make_steps(sets, settings, ranks.rank, ranks.size)
     settle_length(settings, steps.per_epoch)
+    shared = settings["texts_per_medium"] != 1 and any(one.kept.shares for one in sets)
     needs, again = spare_memory(
-        lambda every: together([plan(lm, part.adapter, longest, every) for part in parts.values()]),
+        lambda every: together([plan(lm, part.adapter, longest, every, shared) for part in parts.values()]),
         settings["rerun_layers"],
         longest,
     )

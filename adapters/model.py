@@ -221,8 +221,10 @@ class AdaptedModel(nn.Module):
         batch, injected = self._splice(texts, slots)
         labels = functional.pad(batch.labels, (0, 1), value=IGNORED)[:, 1:]
         wanted = labels != IGNORED
+        # Padding stands last, where no word sees it: without a mask attention takes its plain causal kernels.
+        given = self._inputs(batch) if self._injector is not None else {"inputs_embeds": batch.inputs_embeds}
         with injected:
-            logits = self.lm.model(**self._inputs(batch), logits_to_keep=wanted, use_cache=False).logits
+            logits = self.lm.model(**given, logits_to_keep=wanted, use_cache=False).logits
         return cross_entropy(logits, torch.arange(len(logits), device=logits.device), labels[wanted])
 
     def _tree_losses(self, tree: Tree) -> torch.Tensor:

@@ -14,7 +14,7 @@ from adapters.model import AdaptedModel, Adapter
 from adapters.projectors import FeatureShape
 from adapters.prompt import Prompt, Template
 from benchmarks._meters import DEVICE
-from shards.features import encode_fp16
+from shards.features import encode, stored_bytes
 from shards.read import FeatureSet
 from shards.write import SetWriter, make_key, samples_per_shard
 from training.data import Batch, Encoded, Steps
@@ -63,23 +63,29 @@ def adapted(lm: LanguageModel, spec: str, shape: FeatureShape, **form) -> Adapte
 
 
 def feature_set(
-    folder: Path, shape: FeatureShape, media: int, captions: Sequence[Sequence[int]], words: Sequence[str]
+    folder: Path,
+    shape: FeatureShape,
+    media: int,
+    captions: Sequence[Sequence[int]],
+    words: Sequence[str],
+    codec: str = "fp16",
 ) -> FeatureSet:
     """A set of random features in which medium i has captions of `captions[i % len(captions)]` of the `words`."""
     entry = {"shape": [shape.width] if shape.kind == "pooled" else [shape.tokens, shape.width], "dtype": "float16"}
+    entry["codec"] = codec
     if shape.grid:
         entry["grid"] = list(shape.grid)
     encoder = {"name": "random", "library": "none", "id": "", "class": "None", "fingerprint": "0" * 64}
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(64, *entry["shape"], generator=generator)
+    drawn = [encode(shape.kind, torch.randn(entry["shape"], generator=generator), entry) for _ in range(64)]
     keys = [make_key(f"{number:07d}.jpg") for number in range(media)]
-    some = samples_per_shard(2 * math.prod(entry["shape"]))
+    some = samples_per_shard(stored_bytes(entry))
     with SetWriter(folder, "image", encoder, {shape.kind: entry}) as writer:
         for first in range(0, media, some):
             with writer.shard() as shard:
                 for number in range(first, min(first + some, media)):
                     info = {"modality": "image", "origin": f"{number:07d}.jpg", "sha256": f"{number:064x}"}
-                    shard.add(keys[number], {shape.kind: encode_fp16(drawn[number % 64])}, info)
+                    shard.add(keys[number], drawn[number % 64], info)
         writer.finish(_texts(keys, captions, words), set(), lambda _: (), [])
     return FeatureSet(folder)
 

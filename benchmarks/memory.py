@@ -98,7 +98,7 @@ def train(lm: LanguageModel, spec: str, shape: FeatureShape, rounds: int) -> dic
     model = AdaptedModel(lm, adapter, Prompt(lm.tokenizer, Template("plain")))
     batch = random_batch(lm, shape)
     longest = adapter.tokens + 1 + WORDS
-    needs = replace(plan(lm, adapter, longest), free=free)
+    needs = replace(plan(lm, adapter, longest, shared=False), free=free)
     micro = needs.micro_batch(BATCH, longest)
     optimizer = make_optimizer(dict(adapter.named_parameters()), SETTINGS)
     scaler = torch.amp.GradScaler(lm.device.type, enabled=lm.dtype == torch.float16)

@@ -23,7 +23,7 @@ from adapters.model import AdaptedModel
 from adapters.projectors import FeatureShape
 from benchmarks._synthetic import SETTINGS, adapted, caption_lengths, feature_set, steps_of
 from benchmarks.memory import LIMIT, MISTRAL, PRECISIONS, save_random
-from benchmarks.published_loop import pairs_of, publish
+from benchmarks.published_loop import cut, pairs_of, publish
 from training.data import Batch, Steps, load_steps
 from training.plan import GIB, plan
 from training.step import make_optimizer, take_step
@@ -85,7 +85,7 @@ def train(model: AdaptedModel, steps: Steps, rounds: int) -> dict[str, float]:
     lm, adapter = model.lm, model.adapter
     on_gpu = lm.device.type == "cuda"
     longest = max(steps.kept.lengths)
-    micro = plan(lm, adapter, longest).micro_batch(BATCH, longest)
+    micro = plan(lm, adapter, longest, shared=False).micro_batch(BATCH, longest)
     optimizer = make_optimizer(model.trained(), SETTINGS)
     scaler = torch.amp.GradScaler(lm.device.type, enabled=lm.dtype == torch.float16)
     took, waited, tokens = [], [], []
@@ -120,7 +120,9 @@ def without(model: AdaptedModel, steps: Steps, rounds: int, best: float) -> dict
     drawn = [pair for batch in at_random for pair in pairs_of(batch)]
     ways = {
         "batches of like length": partial(_take, model, at_random),
-        "these, logits at labels alone, splicing at once (the published loop)": partial(publish, model, drawn, THEIRS),
+        "these, logits at labels alone, splicing at once (the published loop)": partial(
+            publish, model, cut(drawn, THEIRS)
+        ),
     }
     found = {}
     for name, way in ways.items():
@@ -142,7 +144,7 @@ def _take(model: AdaptedModel, batches: list[Batch]) -> None:
     scaler = torch.amp.GradScaler(model.lm.device.type, enabled=model.lm.dtype == torch.float16)
     longest = max(sum(len(segment.ids) for segment in text) for batch in batches for text in batch.texts)
     longest += model.adapter.tokens
-    micro = plan(model.lm, model.adapter, longest).micro_batch(BATCH, longest)
+    micro = plan(model.lm, model.adapter, longest, shared=False).micro_batch(BATCH, longest)
     for batch in batches:
         _, _, micro = take_step(model, optimizer, scaler, batch, micro, 1.0)
 

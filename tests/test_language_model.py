@@ -83,6 +83,20 @@ def test_batching_changes_neither_loss_nor_answers(family, language_model_folder
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_padded_texts_are_learnt_without_a_mask(family, language_model_folder, monkeypatch):
+    monkeypatch.setattr("adapters.model.saves", lambda *_: False)  # as for texts of nearly one length
+    model = adapted(language_model_folder(family))
+    texts, features = batch(model)
+    alone = [model.text_losses([text], features)[0] for text in texts]
+    given, forward = [], model.lm.model.forward
+    monkeypatch.setattr(model.lm.model, "forward", lambda **inputs: given.append(inputs) or forward(**inputs))
+    together = model.text_losses(texts, features)
+    (inputs,) = given
+    assert set(inputs) == {"inputs_embeds", "logits_to_keep", "use_cache"} and len(inputs["inputs_embeds"]) == 4
+    assert torch.allclose(torch.tensor(together), torch.tensor(alone), rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_gradient_reaches_the_adapter_and_nothing_else(family, language_model_folder):
     model = adapted(language_model_folder(family), soft_prompt=2)
     before = weights_sha256(model.lm.model)

@@ -95,6 +95,11 @@ class Kept:
     asks: Sequence[bool]
     dropped: Counter = field(default_factory=Counter)
 
+    @property
+    def shares(self) -> bool:
+        """Whether some of the texts are about the same media."""
+        return len(set(self.about)) < len(self.about)
+
 
 def feature_shape(features: FeatureSet, kind: str) -> FeatureShape:
     """The shape a projector is built for. Raises RunError when the set doesn't hold `kind`."""

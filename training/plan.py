@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import use_gqa_in_sdpa
 
 from adapters.language_model import LanguageModel
 from adapters.lora import insert_lora, lora_parameters, lora_size
@@ -72,13 +73,16 @@ class Plan:
         )
 
 
-def plan(lm: LanguageModel, adapter: Adapter, longest: int, rerun: int = 0) -> Plan:
-    """The plan of a loaded model for texts of up to `longest` tokens, each `rerun`-th layer computed again."""
+def plan(lm: LanguageModel, adapter: Adapter, longest: int, rerun: int = 0, shared: bool = True) -> Plan:
+    """The plan of a loaded model for texts of up to `longest` tokens, each `rerun`-th layer computed again; `shared`
+    when some are about the same media, so that they need a mask.
+    """
     config = lm.model.config
     free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else None
     maps = {id(parameter) for parameter in lora_parameters(lm.model).values()}
     weights = sum(p.numel() * p.element_size() for p in lm.model.parameters() if id(p) not in maps)
-    return plan_of(config, lm.dtype, weights, adapter, longest, free, rerun, lm.lora["r"] if lm.lora else 0)
+    rank = lm.lora["r"] if lm.lora else 0
+    return plan_of(config, lm.dtype, weights, adapter, longest, free, rerun, rank, shared)
 
 
 def plan_of(
@@ -90,9 +94,10 @@ def plan_of(
     free: int | None,
     rerun: int = 0,
     rank: int = 0,
+    shared: bool = True,
 ) -> Plan:
     """The plan of a language model of this configuration whose arithmetic is in `dtype` and whose `weights` take so
-    many bytes, with a LoRA of this `rank` (0: none); the adapter may be on the meta device.
+    many bytes, with a LoRA of this `rank` (0: none); the adapter may be on the meta device. `shared`: as in `plan`.
     """
     maps = lora_size(skeleton(config), rank) if rank else 0
     trained = sum(parameter.numel() for parameter in adapter.parameters()) + maps
@@ -101,7 +106,7 @@ def plan_of(
     return Plan(
         weights=weights,
         adapter=trained * ADAM_BYTES,
-        per_token=kept_per_token(config, dtype, longest, rerun, rank),
+        per_token=kept_per_token(config, dtype, longest, rerun, rank, shared or adapter.injects),
         per_target=config.get_text_config().vocab_size * per_logit,
         per_medium=kept_per_medium(adapter),
         checkpoint=trained * 12,
@@ -154,9 +159,11 @@ def weight_bytes(model: PreTrainedModel, precision: str, keep: Iterable[str] = (
     return total
 
 
-def kept_per_token(config: PretrainedConfig, dtype: torch.dtype, length: int, rerun: int = 0, rank: int = 0) -> int:
-    """Bytes that a frozen language model keeps for the backward pass for each token of a text of `length` (the mask,
-    and attention that isn't fused, grow with it). With a LoRA of this `rank` also what goes into each of its layers, in
+def kept_per_token(
+    config: PretrainedConfig, dtype: torch.dtype, length: int, rerun: int = 0, rank: int = 0, masked: bool = True
+) -> int:
+    """Bytes that a frozen language model keeps for the backward pass for each token of a text of `length` (a mask, and
+    attention that isn't fused, grow with it). With a LoRA of this `rank` also what goes into each of its layers, in
     fp32, and out of its first map.
 
     Counted for two small stacks of its layers, which gives a layer's share. Where each `rerun`-th layer is computed
@@ -165,7 +172,7 @@ def kept_per_token(config: PretrainedConfig, dtype: torch.dtype, length: int, re
     depth = config.get_text_config().num_hidden_layers
     few = min(2, depth) if any(len(set(value)) > 1 for value in _by_layer(config).values()) else 1
     try:
-        less, more = (_kept(_with_layers(config, layers), dtype, length, rank) for layers in (few, 2 * few))
+        less, more = (_kept(_with_layers(config, layers), dtype, length, rank, masked) for layers in (few, 2 * few))
     except Exception:  # a family that looks at values on its way can't be counted without any
         return _estimate(config, dtype, rank)
     layer = (more - less) / few / length
@@ -195,7 +202,7 @@ def _by_layer(config: PretrainedConfig) -> dict[str, list]:
     }
 
 
-def _kept(config: PretrainedConfig, dtype: torch.dtype, length: int, rank: int = 0) -> int:
+def _kept(config: PretrainedConfig, dtype: torch.dtype, length: int, rank: int, masked: bool) -> int:
     """Bytes that the whole model keeps for one text of `length`."""
     model = skeleton(config, dtype)
     use_selective_scan(model)
@@ -203,7 +210,7 @@ def _kept(config: PretrainedConfig, dtype: torch.dtype, length: int, rank: int =
         with torch.device("meta"):
             insert_lora(model, rank, rank)
     if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation("counted")
+        model.set_attn_implementation("counted" if masked else "counted_causal")
     width = model.get_input_embeddings().weight.shape[1]
     given = {"inputs_embeds": torch.zeros(1, length, width, dtype=dtype, device="meta", requires_grad=True)}
     if "position_ids" in inspect.signature(model.forward).parameters:
@@ -244,14 +251,14 @@ def kept_bytes(forward: Callable[[], object], own: Iterable[torch.Tensor]) -> in
 
 class _Attention(torch.autograd.Function):
     """Attention's shapes: as the fused kernels, it keeps queries, keys, values, the outcome, a number a row, and the
-    mask, which each layer turns from truths into numbers anew.
+    mask if there is one.
     """
 
     @staticmethod
     def forward(ctx, query, key, value, mask):
         out = torch.empty(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device=query.device)
         row = torch.empty(query.shape[:-1], device=query.device)
-        ctx.save_for_backward(query, key, value, out, row, torch.empty_like(mask))
+        ctx.save_for_backward(query, key, value, out, row, *([] if mask is None else [mask]))
         return out
 
     @staticmethod
@@ -264,12 +271,18 @@ def _counted(module: nn.Module, query, key, value, attention_mask, **_) -> tuple
     repeats keys and values for every head.
     """
     times = query.shape[1] // key.shape[1]
-    if times > 1:
+    if times > 1 and not use_gqa_in_sdpa(attention_mask, key, value):
         key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
     return _Attention.apply(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
 
 
+def _counted_causal(module: nn.Module, query, key, value, attention_mask, **_) -> tuple[torch.Tensor, None]:
+    """Without a mask. One is given all the same: where there is none, models look at the positions' values."""
+    return _counted(module, query, key, value, None)
+
+
 AttentionInterface.register("counted", _counted)
+AttentionInterface.register("counted_causal", _counted_causal)
 
 
 def _estimate(config: PretrainedConfig, dtype: torch.dtype, rank: int = 0) -> int:

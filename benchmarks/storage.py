@@ -1,0 +1,47 @@
+"""Is unpacking int8 or int4 ever what training waits for? Patches read at random, on one thread, as a worker does it.
+
+What is read lies in the page cache, so that only the reader's own work counts: from a disk fewer bytes come sooner.
+"""
+
+import random
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from adapters.projectors import FeatureShape
+from benchmarks import side_by_side
+from benchmarks._synthetic import feature_set
+from shards.features import stored_bytes
+from shards.read import FeatureSet
+
+PATCHES = FeatureShape("patches", 729, 1152, (27, 27))
+MEDIA, BATCH = 96, 8
+CODECS = ("fp16", "int8", "int4")
+
+
+def measure(rounds: int) -> dict[str, dict]:
+    """{"729 x 1152 patches from CODEC, against fp16": {"ratio": of the samples per second, "samples/s", "kB each"}}."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        sets = {codec: feature_set(Path(folder) / codec, PATCHES, MEDIA, [[12]], ["word"], codec) for codec in CODECS}
+        took = side_by_side({codec: partial(_read, features) for codec, features in sets.items()}, rounds)
+    torch.set_num_threads(threads)
+    size = f"{PATCHES.tokens} x {PATCHES.width}"
+    return {
+        f"{size} patches from {codec}, against fp16": {
+            "ratio": took["fp16"] / took[codec],
+            "samples/s": MEDIA / took[codec],
+            "kB each": stored_bytes(features.manifest["features"]["patches"]) / 1000,
+        }
+        for codec, features in sets.items()
+        if codec != "fp16"
+    }
+
+
+def _read(features: FeatureSet) -> None:
+    keys = random.Random(0).sample(features.keys, len(features))
+    for first in range(0, len(keys), BATCH):
+        features.read_many(keys[first : first + BATCH], "patches")
