@@ -561,4 +561,4 @@ def test_freed_memory_is_kept_for_the_next_picture() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run([sys.executable, "-c", FAULTS], cwd=PROJECT, env=environment, capture_output=True, text=True)
     given_back, kept = map(int, done.stdout.split())
-    assert given_back > 20_000 and kept < 1000, "pages that the kernel filled with zeros"
+    assert 10 * kept < given_back, "pages that the kernel filled with zeros"
