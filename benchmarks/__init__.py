@@ -9,6 +9,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 
 
 def side_by_side(
@@ -28,7 +29,19 @@ def side_by_side(
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
+def process_of_its_own(begin: Callable[[], object] | None = None) -> ProcessPoolExecutor:
+    """A fresh process to submit work to, which calls `begin` first. What it starts it starts as a script does: without
+    that a loader's workers would be spawned too, which takes seconds.
+    """
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (begin,))
+
+
+def _begin(begin: Callable[[], object] | None) -> None:
+    multiprocessing.set_start_method(None, force=True)
+    if begin:
+        begin()
+
+
 def measure(name: str, rounds: int) -> dict[str, dict]:
-    """What the benchmark of that name finds, in a process that was started for it alone."""
-    multiprocessing.set_start_method(None, force=True)  # the usual one: a loader's workers start slowly when spawned
+    """What the benchmark of that name finds."""
     return importlib.import_module(f"benchmarks.{name}").measure(rounds)

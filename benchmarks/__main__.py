@@ -2,8 +2,6 @@
 
 import json
 import pkgutil
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +30,7 @@ def main(
         raise SystemExit(f"no benchmark {wrong[0]!r}; there are {', '.join(known)}")
     found: dict[str, dict] = {}
     for name in tqdm(names or known, unit=" benchmarks", leave=False):
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        with benchmarks.process_of_its_own() as process:
             measured = process.submit(benchmarks.measure, name, rounds).result()
         if not measured:
             tqdm.write(f"{name} measures a GPU, and torch finds none here")

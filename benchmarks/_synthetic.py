@@ -114,5 +114,9 @@ def some_steps(model: AdaptedModel, media: int, captions: int, batch: int, count
         features = feature_set(Path(folder), model.adapter.features, media, captions, WORDS)
         steps = steps_of(model, features, batch)
         every = sorted((steps[n] for n in range(steps.per_epoch)), key=lambda step: step.targets / len(step))
-    apart = len(every) // count
-    return every[apart // 2 :: apart][:count]
+    return evenly(every, count)
+
+
+def evenly(batches: list, count: int) -> list:
+    """`count` of the batches, the middles of as many parts of the list."""
+    return [batches[int((number + 0.5) * len(batches) / count)] for number in range(count)]

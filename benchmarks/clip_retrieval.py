@@ -10,10 +10,8 @@ changes how its process treats freed memory.
 import contextlib
 import os
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from itertools import count
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-from benchmarks import side_by_side
+from benchmarks import process_of_its_own, side_by_side
 from benchmarks.decoding import noisy_photo
 from precompute.encoders import Encoder, load_encoder
 from precompute.job import precompute
@@ -52,10 +50,7 @@ def measure(rounds: int) -> dict[str, dict]:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as processes:
         root, sets = Path(folder), count()
         prepare(root, VIT, PICTURES)
-        own, its = (
-            processes.enter_context(ProcessPoolExecutor(1, get_context("spawn"), initializer))
-            for initializer in (keep_freed_memory, None)
-        )
+        own, its = (processes.enter_context(process_of_its_own(begin)) for begin in (keep_freed_memory, None))
 
         def ours() -> None:
             own.submit(stored, root, f"set-{next(sets)}").result()
@@ -85,15 +80,14 @@ def prepare(root: Path, config: ViTConfig, pictures: int) -> None:
 def stored(root: Path, name: str) -> Path:
     """Encode all photos into the feature set `name`, as precompute.py does."""
     with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-        precompute(collect(root / "photos"), _encoder(root), ("pooled",), root / name, BATCH, 2)
+        precompute(collect(root / "photos"), encoder_of(root), ("pooled",), root / name, BATCH, 2)
     return root / name
 
 
 def partition(root: Path, workers: int) -> Path:
     """Encode all photos into `img_emb_0.npy` `(pictures, width)` float16, each of unit length."""
-    found, encoder = [], _encoder(root)
-    forked = {"multiprocessing_context": "fork"} if workers else {}  # as a script's are; spawned ones start slowly
-    for batch in DataLoader(Files(root / "photos", encoder), batch_size=BATCH, num_workers=workers, **forked):
+    found, encoder = [], encoder_of(root)
+    for batch in DataLoader(Files(root / "photos", encoder), batch_size=BATCH, num_workers=workers):
         vectors = encoder.encode(batch, ("pooled",))["pooled"]
         found.append((vectors / vectors.norm(dim=-1, keepdim=True)).cpu().half().numpy())
     np.save(root / "img_emb_0.npy", np.concatenate(found))
@@ -101,5 +95,6 @@ def partition(root: Path, workers: int) -> Path:
 
 
 @cache
-def _encoder(root: Path) -> Encoder:
+def encoder_of(root: Path) -> Encoder:
+    """The encoder that was made there, loaded once a process."""
     return load_encoder(f"transformers:{root / 'vit'}")

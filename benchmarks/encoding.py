@@ -1,21 +1,17 @@
 """Is encoding time the encoder's? `precompute` on files against a bare loop of the same encoder over ready tensors."""
 
-import contextlib
-import os
 import tempfile
+from itertools import count
 from pathlib import Path
 
 import torch
-from transformers import ViTConfig, ViTImageProcessor, ViTModel
+from transformers import ViTConfig
 
 from benchmarks import side_by_side
-from benchmarks.decoding import noisy_photo
-from precompute.encoders import load_encoder
-from precompute.job import precompute
+from benchmarks.clip_retrieval import BATCH, encoder_of, prepare, stored
 from precompute.memory import keep_freed_memory
-from precompute.sources import collect
 
-PICTURES, BATCH = 96, 32
+PICTURES = 96
 
 
 def measure(rounds: int) -> dict[str, dict]:
@@ -23,24 +19,18 @@ def measure(rounds: int) -> dict[str, dict]:
     weights and photos of 500 x 333, both in a process that keeps its memory.
     """
     keep_freed_memory()
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as quiet:
-        root = Path(folder)
-        ViTModel(ViTConfig()).save_pretrained(root / "vit")
-        ViTImageProcessor().save_pretrained(root / "vit")
-        (root / "photos").mkdir()
-        for number in range(PICTURES):
-            (root / "photos" / f"{number}.jpg").write_bytes(noisy_photo(500, 333 + number))
-        encoder = load_encoder(f"transformers:{root / 'vit'}")
+    with tempfile.TemporaryDirectory() as folder:
+        root, sets = Path(folder), count()
+        prepare(root, ViTConfig(), PICTURES)
+        encoder = encoder_of(root)
         ready = torch.stack([encoder.inputs((root / "photos" / f"{n}.jpg").read_bytes()) for n in range(BATCH)])
-        sets = iter(range(10**6))
 
         def bare() -> None:
             for _ in range(PICTURES // BATCH):
                 encoder.encode(ready, ("pooled",))
 
         def whole() -> None:
-            with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-                precompute(collect(root / "photos"), encoder, ("pooled",), root / f"set-{next(sets)}", BATCH, 2)
+            stored(root, f"set-{next(sets)}")
 
         seconds = side_by_side({"bare": bare, "precompute": whole}, rounds)
     return {

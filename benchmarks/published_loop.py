@@ -18,7 +18,7 @@ from adapters.projectors import FeatureShape
 from adapters.splice import IGNORED
 from benchmarks import side_by_side
 from benchmarks._meters import peak_bytes, seconds
-from benchmarks._synthetic import adapted, language_model, some_steps
+from benchmarks._synthetic import adapted, evenly, language_model, some_steps
 from training.data import Batch
 from training.step import make_optimizer, take_step
 
@@ -63,11 +63,6 @@ def measure(rounds: int) -> dict[str, dict]:
         found[f"memory of it, {name}"] = {"ratio": peaks[0] / peaks[1], "GiB": peaks[0], "its GiB": peaks[1]}
         del model, ours, theirs
     return found
-
-
-def evenly(batches: list, count: int) -> list:
-    """`count` of the batches, the middles of as many parts of the list."""
-    return [batches[int((number + 0.5) * len(batches) / count)] for number in range(count)]
 
 
 def cut(pairs: list, size: int) -> list[list]:
