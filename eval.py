@@ -12,11 +12,18 @@
 Without --image, --audio, --video, --gain, --write, --compare and --push it scores.
 """
 
+import sys
+from importlib.util import find_spec
+
+if find_spec("periscope") is None:
+    sys.exit("error: Periscope isn't installed in this Python; run this in the cloned folder first: pip install -e .")
+
 from pathlib import Path
 
-from console import choose_device, run
-from evaluation.options import Options, read_options
-from training import RunError
+from periscope.console import run
+from periscope.device import choose_device
+from periscope.errors import RunError
+from periscope.evaluation.options import Options, read_options
 
 SHOWN = 6  # of the texts that --gain ranks
 MOST_TOKENS = 64  # of an answer, where no task says otherwise
@@ -25,15 +32,15 @@ MOST_TOKENS = 64  # of an answer, where no task says otherwise
 def main() -> None:
     options = read_options(__doc__)
     if options.scores.tasks:
-        from scoring.benchmarks import listing
+        from periscope.evaluation.tasks.benchmarks import listing
 
         return print(listing())
     if options.comparison.compare:
         return compare(options.comparison.compare, options.comparison.out)
     device = choose_device(options.models.device)
 
-    from evaluation.scored_run import named_runs
-    from training.run import newest_run
+    from periscope.evaluation.scored_run import named_runs
+    from periscope.training.run import newest_run
 
     paths = named_runs(options.run) or {None: newest_run(Path("runs"))}
     if options.sharing.push:
@@ -52,11 +59,11 @@ def main() -> None:
 
 def score(path: Path, modality: str | None, options: Options, device: str) -> None:
     """Answer every held-out text with its medium and under each control; write and print the scores."""
-    from evaluation.asking import by_split, choose, predict
-    from evaluation.scored_run import open_scored
-    from evaluation.scores import all_scores, clip_scores, refuse_clip_score, summary
-    from evaluation.written import write_report, write_scores
-    from precompute.encoders import load_encoder_like
+    from periscope.evaluation.asking import by_split, choose, predict
+    from periscope.evaluation.scored_run import open_scored
+    from periscope.evaluation.scores import all_scores, clip_scores, refuse_clip_score, summary
+    from periscope.evaluation.written import write_report, write_scores
+    from periscope.precompute.encoders import load_encoder_like
 
     how, models = options.scores, options.models
     run = open_scored(path, modality, how, models, device)
@@ -86,8 +93,8 @@ def score(path: Path, modality: str | None, options: Options, device: str) -> No
 
 def weigh(path: Path, modality: str | None, options: Options, device: str) -> None:
     """Rank texts by what looking gains on each; with --write, write the set's texts without the worst."""
-    from evaluation.captioning import gain_lines, ranked, shown, without, worst, write_lines
-    from evaluation.scored_run import open_scored
+    from periscope.evaluation.captioning import gain_lines, ranked, shown, without, worst, write_lines
+    from periscope.evaluation.scored_run import open_scored
 
     words = options.words
     run = open_scored(path, modality, options.scores, options.models, device)
@@ -107,8 +114,8 @@ def weigh(path: Path, modality: str | None, options: Options, device: str) -> No
 
 def caption(path: Path, modality: str | None, options: Options, device: str) -> None:
     """Write a new caption for each medium of --data, else of the feature set."""
-    from evaluation.captioning import captions_of_folder, captions_of_set, write_lines
-    from evaluation.scored_run import open_scored
+    from periscope.evaluation.captioning import captions_of_folder, captions_of_set, write_lines
+    from periscope.evaluation.scored_run import open_scored
 
     models, out, most = options.models, options.words.write, options.models.max_new_tokens or MOST_TOKENS
     if options.scores.data:
@@ -121,7 +128,7 @@ def caption(path: Path, modality: str | None, options: Options, device: str) -> 
 
 def look(paths: dict[str | None, Path], options: Options, device: str) -> None:
     """Answer about pictures, sounds and clips; without a prompt, go on answering until the input ends."""
-    from evaluation.chat import chat, refuse_unread, said
+    from periscope.evaluation.chat import chat, refuse_unread, said
 
     most = options.models.max_new_tokens or MOST_TOKENS
     eyes = load(paths, options, device)
@@ -134,8 +141,8 @@ def look(paths: dict[str | None, Path], options: Options, device: str) -> None:
 
 def load(paths: dict[str | None, Path], options: Options, device: str):
     """The adapters with their encoders and language model, as `live.Live`."""
-    import live
-    from evaluation.scored_run import by_modality
+    from periscope import inference as live
+    from periscope.evaluation.scored_run import by_modality
 
     models, moved = options.models, by_modality("--encoder", options.models.encoder)
     how = {"device": device, "precision": models.precision, "lm": models.lm or None, "anyway": models.anyway,
@@ -145,7 +152,7 @@ def load(paths: dict[str | None, Path], options: Options, device: str):
 
 def publish(paths: dict, options: Options, device: str) -> None:
     """Push one adapter to the Hub, if the person at the keyboard agrees to what would leave."""
-    from sharing import Share, share
+    from periscope.evaluation.sharing import Share, share
 
     if len(paths) > 1:
         raise RunError("--push shares one adapter at a time: name one --run")
@@ -167,8 +174,8 @@ def compare(paths: tuple[Path, ...], out: Path) -> None:
     """Print the table of several runs, and write it and its picture."""
     import io
 
-    from scoring.compare import open_runs, picture, table
-    from shards.atomic import replace_bytes
+    from periscope.evaluation.report.compare import open_runs, picture, table
+    from periscope.shards.atomic import replace_bytes
 
     beside = out.with_suffix(".png")
     if beside == out or out.is_dir():

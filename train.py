@@ -10,6 +10,12 @@ python train.py --sweep adapter=mlp8,mlp16 lr=1e-3,3e-4 --name many  all combina
 torchrun --nproc-per-node 8 train.py --adapter mlp16                on 8 GPUs; see docs/scaling.md
 """
 
+import sys
+from importlib.util import find_spec
+
+if find_spec("periscope") is None:
+    sys.exit("error: Periscope isn't installed in this Python; run this in the cloned folder first: pip install -e .")
+
 import math
 import time
 from pathlib import Path
@@ -17,14 +23,16 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from console import choose_device, run, tiny_folder
-from training import RunError
-from training.options import Options, given
+from periscope.console import run
+from periscope.device import choose_device
+from periscope.errors import RunError
+from periscope.paths import tiny_folder
+from periscope.training.options import Options, given
 
 if TYPE_CHECKING:  # what takes a second to import, --help does without
-    from training.distributed import Ranks
-    from training.frozen import Frozen
-    from training.run import Run
+    from periscope.training.distributed import Ranks
+    from periscope.training.language_model_holder import Frozen
+    from periscope.training.run import Run
 
 KEEP_CHECKPOINTS = 3
 SAVE_SECONDS = 600
@@ -34,16 +42,16 @@ BAD_LOSSES = 5
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     if options.list_:
-        from training.table import listing
+        from periscope.training.memory.recipe_table import listing
 
         return print(listing())
     device = choose_device(options.device)
 
-    from training.distributed import join
-    from training.frozen import Frozen
-    from training.run import Run, refuse_taken
-    from training.settings import new_settings, resumed, run_path
-    from training.sweep import sweep
+    from periscope.training.distributed import join
+    from periscope.training.language_model_holder import Frozen
+    from periscope.training.run import Run, refuse_taken
+    from periscope.training.settings import new_settings, resumed, run_path
+    from periscope.training.sweep.sweep import sweep
 
     # 1. What is to be done, and by how many. A resumed run has its own settings.
     ranks = join(device)
@@ -53,7 +61,7 @@ def main() -> None:
         if not old:
             refuse_taken(path)
         if options.merge_lora:
-            from adapters.merge import refuse_merge
+            from periscope.adapters.lm.merge import refuse_merge
 
             refuse_merge(options.merge_lora, settings["lm"], settings["lora"])
         return train(settings, frozen, ranks, path, old, options.partial, options.merge_lora)
@@ -85,25 +93,25 @@ def train(
     """
     import torch
 
-    from adapters.checkpoint import save_adapter
-    from adapters.composed import ComposedModel
-    from adapters.lora import FOLDER as LORA
-    from adapters.lora import add_lora, load_lora, lora_parameters, parse_lora
-    from adapters.merge import merge_lora
-    from adapters.recompute import checkpoint_layers
-    from scoring.control import stand_ins
-    from scoring.quick import quick_scores
-    from training.caching import caching
-    from training.data import load_steps, medium_contents
-    from training.heldout import SAMPLES, peak_memory, sample_answers
-    from training.part import about_part, begin, make_part, note_templates
-    from training.plan import plan, spare_memory, together
-    from training.progress import ProgressBar, StopRequest
-    from training.run import Onlooker, Run, load_optimizer_state, optimizer_state
-    from training.sets import by_modality, identity_of, look, make_steps, open_sets, shown
-    from training.settings import refuse_changes, settle_length
-    from training.start import start_folder
-    from training.step import make_optimizer, set_rates, take_step
+    from periscope.adapters.composed import ComposedModel
+    from periscope.adapters.io.checkpoint import save_adapter
+    from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
+    from periscope.adapters.lm.lora import FOLDER as LORA
+    from periscope.adapters.lm.lora import add_lora, load_lora, lora_parameters, parse_lora
+    from periscope.adapters.lm.merge import merge_lora
+    from periscope.evaluation.controls import stand_ins
+    from periscope.evaluation.training_scores import quick_scores
+    from periscope.training.data.dataset import load_steps, medium_contents
+    from periscope.training.data.sources import by_modality, identity_of, look, make_steps, open_sets, shown
+    from periscope.training.heldout import SAMPLES, peak_memory, sample_answers
+    from periscope.training.memory.caching import caching
+    from periscope.training.memory.plan import plan, spare_memory, together
+    from periscope.training.modality_model import about_part, begin, make_part, note_templates
+    from periscope.training.progress import ProgressBar, StopRequest
+    from periscope.training.run import Onlooker, Run, load_optimizer_state, optimizer_state
+    from periscope.training.settings import refuse_changes, settle_length
+    from periscope.training.start import start_folder
+    from periscope.training.step import make_optimizer, set_rates, take_step
 
     device = frozen.device
 

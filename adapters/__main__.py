@@ -17,10 +17,10 @@ def import_epalm(
         out: The adapter folder, which must not exist.
         inject_layers: The first layer that is given the medium and the first that no longer is; without it eP-ALM's.
     """
-    from adapters import AdapterError
-    from adapters.checkpoint import save_adapter, write_folder
-    from adapters.epalm_checkpoint import ANSWER_MARK, import_released, read_released
-    from adapters.language_model import load_language_model
+    from periscope.adapters.io.checkpoint import save_adapter, write_folder
+    from periscope.adapters.io.import_epalm import ANSWER_MARK, import_released, read_released
+    from periscope.adapters.lm.language_model import load_language_model
+    from periscope.errors import AdapterError
 
     released = read_released(file)
     try:
@@ -66,9 +66,9 @@ def export_prompt(adapter: Path, /, out: Path) -> None:
         adapter: An adapter folder, or a run, whose last checkpoint is taken.
         out: The folder for PEFT, which must not exist.
     """
-    from adapters.checkpoint import load_adapter, write_folder
-    from adapters.peft_prompt import save_peft_prompt
-    from adapters.prompt import Template
+    from periscope.adapters.io.checkpoint import load_adapter, write_folder
+    from periscope.adapters.io.export_peft import save_peft_prompt
+    from periscope.adapters.prompting.prompt import Template
 
     loaded, config = load_adapter(_last(adapter))
     template, name = Template.from_dict(config["template"]), config["language_model"]["name"]
@@ -87,7 +87,7 @@ def merge(
         lm: Where the language model is now, if it has moved.
         precision: How the merged weights are stored; without it as the language model's own are.
     """
-    from adapters.merge import merge_lora
+    from periscope.adapters.lm.merge import merge_lora
 
     merge_lora(_last(adapter), out, lm, precision)
 
@@ -96,8 +96,8 @@ def _last(path: Path) -> Path:
     """The adapter folder at `path`, or the last checkpoint's when that is a run. Raises AdapterError for a run of
     several adapters.
     """
-    from adapters import AdapterError
-    from adapters.checkpoint import CONFIG
+    from periscope.adapters.io.checkpoint import CONFIG
+    from periscope.errors import AdapterError
 
     last = path / "last"
     if (path / CONFIG).is_file() or not last.is_file():
@@ -117,6 +117,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from console import run
+    from periscope.console import run
 
     run(main)

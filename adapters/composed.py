@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
-from adapters import AdapterError
-from adapters.model import AdaptedModel, Features, Texts
-from adapters.prompt import SOFT_PROMPT, SOFT_PROMPT_END, Piece, Prompt, Segment, mark_of
+from periscope.adapters.model import AdaptedModel, Features, Texts
+from periscope.adapters.prompting.prompt import SOFT_PROMPT, SOFT_PROMPT_END, Piece, Prompt, Segment, mark_of
+from periscope.errors import AdapterError
 
 
 def owned(modality: str, segments: Sequence[Segment]) -> list[Segment]:

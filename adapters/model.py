@@ -10,16 +10,16 @@ from torch import nn
 from torch.nn import functional
 from transformers import GenerationConfig
 
-from adapters import AdapterError
-from adapters.cross_entropy import cross_entropy
-from adapters.injection import Injector, LayerMap, Rows
-from adapters.language_model import LanguageModel
-from adapters.lora import lora_parameters
-from adapters.projectors import FeatureShape, build_projector, find_projector
-from adapters.prompt import SOFT_PROMPT, SOFT_PROMPT_END, Prompt, Segment, soft_slots
-from adapters.soft_prompt import SoftPrompt
-from adapters.splice import IGNORED, Spliced, positions_of, splice
-from adapters.tree import Tree, can_share, group, plant, saves
+from periscope.adapters.lm.cross_entropy import cross_entropy
+from periscope.adapters.lm.injection import Injector, LayerMap, Rows
+from periscope.adapters.lm.language_model import LanguageModel
+from periscope.adapters.lm.lora import lora_parameters
+from periscope.adapters.projectors import FeatureShape, build_projector, find_projector
+from periscope.adapters.prompting.prompt import SOFT_PROMPT, SOFT_PROMPT_END, Prompt, Segment, soft_slots
+from periscope.adapters.shared_prefix import Tree, can_share, group, plant, saves
+from periscope.adapters.soft_prompt import SoftPrompt
+from periscope.adapters.splice import IGNORED, Spliced, positions_of, splice
+from periscope.errors import AdapterError
 
 Texts = Sequence[Sequence[Segment]]
 Features = Mapping[str, torch.Tensor]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from adapters import AdapterError
-from adapters.language_model import LanguageModel
-from adapters.prompt import Segment
+from periscope.adapters.lm.language_model import LanguageModel
+from periscope.adapters.prompting.prompt import Segment
+from periscope.errors import AdapterError
 
 IGNORED = -100
 

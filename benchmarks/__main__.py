@@ -9,7 +9,7 @@ import tyro
 from tqdm import tqdm
 
 import benchmarks
-import console  # noqa: F401 - sets how threads wait, as the scripts do
+from periscope import console  # noqa: F401 - sets how threads wait, as the scripts do
 
 
 def main(

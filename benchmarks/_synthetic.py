@@ -9,15 +9,15 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from adapters.language_model import LanguageModel, freeze
-from adapters.model import AdaptedModel, Adapter
-from adapters.projectors import FeatureShape
-from adapters.prompt import Prompt, Template
 from benchmarks._meters import DEVICE
-from shards.features import encode, stored_bytes
-from shards.read import FeatureSet
-from shards.write import SetWriter, make_key, samples_per_shard
-from training.data import Batch, Encoded, Steps
+from periscope.adapters.lm.language_model import LanguageModel, freeze
+from periscope.adapters.model import AdaptedModel, Adapter
+from periscope.adapters.projectors import FeatureShape
+from periscope.adapters.prompting.prompt import Prompt, Template
+from periscope.shards.features import encode, stored_bytes
+from periscope.shards.read import FeatureSet
+from periscope.shards.write import SetWriter, make_key, samples_per_shard
+from periscope.training.data.dataset import Batch, Encoded, Steps
 
 # LLaVA-CC3M's captions are Conceptual Captions': 10.3 tokens, standard deviation 4.5, median 9 (Sharma et al. 2018,
 # https://aclanthology.org/P18-1238, table 2), as a log-normal; a language model's tokenizer makes about 1.3 of a word.

@@ -11,13 +11,13 @@ from functools import partial
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from adapters.model import AdaptedModel
-from adapters.projectors import FeatureShape
 from benchmarks import side_by_side
 from benchmarks._meters import DEVICE, seconds
 from benchmarks._synthetic import SETTINGS, adapted, language_model, some_steps
-from training.data import Batch
-from training.step import make_optimizer, take_step
+from periscope.adapters.model import AdaptedModel
+from periscope.adapters.projectors import FeatureShape
+from periscope.training.data.dataset import Batch
+from periscope.training.step import make_optimizer, take_step
 
 MODEL = {"layers": 30, "width": 576, "inner": 1536, "vocab": 49_152}
 ENCODER = CLIPVisionConfig(

@@ -21,10 +21,10 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from benchmarks import process_of_its_own, side_by_side
 from benchmarks.decoding import noisy_photo
-from precompute.encoders import Encoder, load_encoder
-from precompute.job import precompute
-from precompute.memory import keep_freed_memory
-from precompute.sources import collect
+from periscope.precompute.encoders import Encoder, load_encoder
+from periscope.precompute.pipeline.allocator import keep_freed_memory
+from periscope.precompute.pipeline.job import precompute
+from periscope.precompute.sources import collect
 
 PICTURES, BATCH, WORKERS = 256, 32, (1, 2)
 VIT = ViTConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536)

@@ -5,9 +5,9 @@ import tempfile
 import tracemalloc
 from pathlib import Path
 
-from adapters.projectors import FeatureShape
 from benchmarks._synthetic import WORDS, adapted, caption_lengths, feature_set, language_model, steps_of
-from shards.read import FeatureSet
+from periscope.adapters.projectors import FeatureShape
+from periscope.shards.read import FeatureSet
 
 SHAPE = FeatureShape("pooled", 1, 64)
 SMALL, LARGE = 1_000, 100_000

@@ -13,14 +13,14 @@ import torch
 import webdataset
 from safetensors.torch import load
 
-from adapters.language_model import LanguageModel, load_language_model
-from adapters.projectors import FeatureShape
 from benchmarks import side_by_side
 from benchmarks._meters import DEVICE, seconds
 from benchmarks._synthetic import SETTINGS, adapted, caption_lengths, feature_set, language_model, steps_of
-from shards.read import FeatureSet
-from training.data import Steps, load_steps
-from training.step import make_optimizer, take_step
+from periscope.adapters.lm.language_model import LanguageModel, load_language_model
+from periscope.adapters.projectors import FeatureShape
+from periscope.shards.read import FeatureSet
+from periscope.training.data.dataset import Steps, load_steps
+from periscope.training.step import make_optimizer, take_step
 
 POOLED, PATCHES = FeatureShape("pooled", 1, 768), FeatureShape("patches", 729, 1152, (27, 27))
 MANY, FEW = 4096, 160

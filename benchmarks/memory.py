@@ -15,14 +15,14 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig, PretrainedConfig
 from transformers.utils import logging
 
-from adapters.language_model import LanguageModel, load_language_model
-from adapters.model import AdaptedModel, Adapter
-from adapters.projectors import FeatureShape
-from adapters.prompt import Prompt, Segment, Template
-from adapters.tiny import sentencepiece_like
-from training.data import Batch
-from training.plan import GIB, plan
-from training.step import make_optimizer, take_step
+from periscope.adapters.lm.language_model import LanguageModel, load_language_model
+from periscope.adapters.lm.tiny import sentencepiece_like
+from periscope.adapters.model import AdaptedModel, Adapter
+from periscope.adapters.projectors import FeatureShape
+from periscope.adapters.prompting.prompt import Prompt, Segment, Template
+from periscope.training.data.dataset import Batch
+from periscope.training.memory.plan import GIB, plan
+from periscope.training.step import make_optimizer, take_step
 
 LIMIT = 22 * GIB
 MISTRAL = MistralConfig(

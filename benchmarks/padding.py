@@ -1,7 +1,7 @@
 """How much of a step is padding? Of batches by length, against batches at random, with lengths spread like LLaVA's."""
 
 from benchmarks._synthetic import caption_lengths
-from training.order import epoch_steps
+from periscope.training.data.order import epoch_steps
 
 TEXTS, BATCHES = 50_000, (8, 32, 128)
 MEDIUM = 16  # tokens of a picture before each caption: the longer, the less is padded

@@ -13,14 +13,14 @@ from functools import partial
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from adapters.model import AdaptedModel
-from adapters.projectors import FeatureShape
-from adapters.splice import IGNORED
 from benchmarks import side_by_side
 from benchmarks._meters import peak_bytes, seconds
 from benchmarks._synthetic import adapted, evenly, language_model, some_steps
-from training.data import Batch
-from training.step import make_optimizer, take_step
+from periscope.adapters.model import AdaptedModel
+from periscope.adapters.projectors import FeatureShape
+from periscope.adapters.splice import IGNORED
+from periscope.training.data.dataset import Batch
+from periscope.training.step import make_optimizer, take_step
 
 MODEL = {"layers": 8, "width": 512, "inner": 1408}
 SETTINGS = {"lr": 0.0, "weight_decay": 0.0, "soft_prompt_lr": 0.0}  # nothing is learnt, so the losses stay the same

@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from training.distributed import join
+from periscope.training.distributed import join
 
 SIZES = {"0.6M": 600_000, "4M": 4_000_000, "34M": 34_000_000}
 NUMBERS = 12  # loss, memory, and which parameters have a gradient

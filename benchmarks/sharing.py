@@ -2,12 +2,12 @@
 
 from functools import partial
 
-from adapters.model import AdaptedModel
-from adapters.projectors import FeatureShape
 from benchmarks import side_by_side
 from benchmarks._meters import seconds
 from benchmarks._synthetic import adapted, language_model, some_steps
-from training.data import Batch
+from periscope.adapters.model import AdaptedModel
+from periscope.adapters.projectors import FeatureShape
+from periscope.training.data.dataset import Batch
 
 MODEL = {"layers": 8, "width": 512, "inner": 1408, "vocab": 32_000}
 SHAPE = FeatureShape("patches", 576, 1024, (24, 24))

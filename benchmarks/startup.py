@@ -11,9 +11,9 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from adapters.projectors import FeatureShape
 from benchmarks import side_by_side
 from benchmarks._synthetic import WORDS, caption_lengths, feature_set
+from periscope.adapters.projectors import FeatureShape
 
 PROJECT = Path(__file__).parent.parent
 TEXTS = 12_000  # the demo's

@@ -10,14 +10,14 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from adapters.language_model import LanguageModel
-from adapters.model import AdaptedModel
-from adapters.projectors import FeatureShape
 from benchmarks import side_by_side
 from benchmarks._meters import seconds
 from benchmarks._synthetic import SETTINGS, adapted, language_model, some_steps
-from training.data import Batch
-from training.step import make_optimizer, take_step
+from periscope.adapters.lm.language_model import LanguageModel
+from periscope.adapters.model import AdaptedModel
+from periscope.adapters.projectors import FeatureShape
+from periscope.training.data.dataset import Batch
+from periscope.training.step import make_optimizer, take_step
 
 MODEL = {"layers": 8, "width": 512, "inner": 1408, "vocab": 32_000}
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from adapters.projectors import FeatureShape
 from benchmarks import side_by_side
 from benchmarks._synthetic import feature_set
-from shards.features import stored_bytes
-from shards.read import FeatureSet
+from periscope.adapters.projectors import FeatureShape
+from periscope.shards.features import stored_bytes
+from periscope.shards.read import FeatureSet
 
 PATCHES = FeatureShape("patches", 729, 1152, (27, 27))
 MEDIA, BATCH = 96, 8

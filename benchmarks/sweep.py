@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from adapters import tiny
+from periscope.adapters.lm import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 RATES = ("1e-3", "3e-4", "1e-4", "3e-5")

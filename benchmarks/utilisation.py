@@ -18,15 +18,15 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from adapters.language_model import load_language_model
-from adapters.model import AdaptedModel
-from adapters.projectors import FeatureShape
 from benchmarks._synthetic import SETTINGS, adapted, caption_lengths, feature_set, steps_of
 from benchmarks.memory import LIMIT, MISTRAL, PRECISIONS, save_random
 from benchmarks.published_loop import cut, pairs_of, publish
-from training.data import Batch, Steps, load_steps
-from training.plan import GIB, plan
-from training.step import make_optimizer, take_step
+from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.model import AdaptedModel
+from periscope.adapters.projectors import FeatureShape
+from periscope.training.data.dataset import Batch, Steps, load_steps
+from periscope.training.memory.plan import GIB, plan
+from periscope.training.step import make_optimizer, take_step
 
 SPEC, SHAPE = "mlp16", FeatureShape("pooled", 1, 768)
 MEDIA, BATCH, STEPS, WARM = 4096, 32, 24, 4

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from demo import scenes
-from demo.making import SPLITS, distinct_questions, lines_of, make_folder, split_by
-from demo.scenes import NEW_PAIRS, RGB
-from scoring.tasks.clips import PACES, PLACES, WAYS, answer
-from scoring.tasks.scenes import COLOURS, SHAPES
+from periscope.demo import scenes
+from periscope.demo.making import SPLITS, distinct_questions, lines_of, make_folder, split_by
+from periscope.demo.scenes import NEW_PAIRS, RGB
+from periscope.evaluation.tasks.clips import PACES, PLACES, WAYS, answer
+from periscope.evaluation.tasks.scenes import COLOURS, SHAPES
 
 PIXELS, FRAMES, RATE = 96, 16, 8  # of the files; RATE in frames per second
 RADIUS = (12.5, 14.5)

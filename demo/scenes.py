@@ -14,8 +14,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from demo.making import lines_of, make_folder, split_by
-from scoring.tasks.scenes import COLOURS, PLACES, SHAPES, SIDES, SIZES, answer, true_objects
+from periscope.demo.making import lines_of, make_folder, split_by
+from periscope.evaluation.tasks.scenes import COLOURS, PLACES, SHAPES, SIDES, SIZES, answer, true_objects
 
 NEW_PAIRS = frozenset(
     [

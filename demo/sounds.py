@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from demo.making import SPLITS, distinct_questions, lines_of, make_folder, split_by
-from scoring.tasks.sounds import LOUDNESSES, PITCHES, PLACES, SIDES, SOUNDS, answer, true_sounds
+from periscope.demo.making import SPLITS, distinct_questions, lines_of, make_folder, split_by
+from periscope.evaluation.tasks.sounds import LOUDNESSES, PITCHES, PLACES, SIDES, SOUNDS, answer, true_sounds
 
 NEW_PAIRS = frozenset([("bell", "drum"), ("click", "whistle"), ("buzz", "chirp"), ("hiss", "siren")])
 RATE, SECONDS = 16000, 2.0

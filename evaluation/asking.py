@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 
-from adapters.boxes import said as in_words
-from adapters.model import AdaptedModel
-from adapters.prompt import Prompt
-from scoring.benchmarks import OWN, QUESTION, Benchmark, benchmark_of, find_benchmark
-from scoring.control import stand_ins
-from scoring.summary import REAL, Prediction
-from shards.read import FeatureSet
-from shards.texts import Text
-from training import RunError
-from training.answers import answer, blank_feature, caption_groups, conditions
-from training.data import Encoded, medium_contents, question_of
+from periscope.adapters.model import AdaptedModel
+from periscope.adapters.prompting.boxes import said as in_words
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.errors import RunError
+from periscope.evaluation.answer import answer, blank_feature, caption_groups, conditions
+from periscope.evaluation.controls import stand_ins
+from periscope.evaluation.summary import REAL, Prediction
+from periscope.evaluation.tasks.benchmarks import OWN, QUESTION, Benchmark, benchmark_of, find_benchmark
+from periscope.shards.read import FeatureSet
+from periscope.shards.texts import Text
+from periscope.training.data.dataset import Encoded, medium_contents, question_of
 
 MOST_TOKENS = 64
 

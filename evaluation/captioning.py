@@ -5,18 +5,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from adapters.model import AdaptedModel
-from live import Live
-from precompute import PrecomputeError
-from precompute.media import suits
-from precompute.remote import collected
-from scoring.control import stand_ins
-from shards.atomic import json_line, replace_bytes
-from shards.read import FeatureSet
-from shards.texts import Text
-from training import RunError
-from training.data import Encoded, medium_contents, question_of
-from training.gain import Gain, rank
+from periscope.adapters.model import AdaptedModel
+from periscope.errors import PrecomputeError, RunError
+from periscope.evaluation.controls import stand_ins
+from periscope.evaluation.gain import Gain, rank
+from periscope.inference import Live
+from periscope.precompute.media import suits
+from periscope.precompute.remote import collected
+from periscope.shards.atomic import json_line, replace_bytes
+from periscope.shards.read import FeatureSet
+from periscope.shards.texts import Text
+from periscope.training.data.dataset import Encoded, medium_contents, question_of
 
 
 def ranked(model: AdaptedModel, features: FeatureSet, texts: Sequence[Text], batch: int) -> list[Gain]:

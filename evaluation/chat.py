@@ -5,10 +5,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from adapters import AdapterError
-from live import Live
-from precompute import PrecomputeError
-from training import RunError
+from periscope.errors import AdapterError, PrecomputeError, RunError
+from periscope.inference import Live
 
 Files = Mapping[str, list[Path]]  # modality -> what the talk is about
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from scoring.benchmarks import find_benchmark
-from training import RunError
+from periscope.errors import RunError
+from periscope.evaluation.tasks.benchmarks import find_benchmark
 
 # Each help text says itself what happens without the flag; tyro's own "(default: None)" stays away.
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]

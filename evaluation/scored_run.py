@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.card import is_hub_id
-from adapters.checkpoint import CONFIG
-from adapters.model import AdaptedModel
-from evaluation.options import Models, Scores
-from live import adapter_folders, load_adapted
-from shards.read import FeatureSet
-from shards.texts import Text, Texts
-from training import RunError
-from training.data import feature_shape
-from training.mix import named_sets
-from training.run import Run
+from periscope.adapters.io.card import is_hub_id
+from periscope.adapters.io.checkpoint import CONFIG
+from periscope.adapters.model import AdaptedModel
+from periscope.errors import RunError
+from periscope.evaluation.options import Models, Scores
+from periscope.inference import adapter_folders, load_adapted
+from periscope.shards.read import FeatureSet
+from periscope.shards.texts import Text, Texts
+from periscope.training.data.dataset import feature_shape
+from periscope.training.data.mix import named_sets
+from periscope.training.run import Run
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,27 @@
 import warnings
 from collections.abc import Mapping, Sequence
 
-from evaluation.asking import Chosen
-from precompute.encoders import Encoder
-from precompute.similarity import TextTower
-from scoring import captions, clip_score
-from scoring.score import Score, ScoreWarning
-from scoring.summary import CONTROLS, REAL, WHOLE, Prediction, kind_of, majority, scores, swapped, warnings_of
-from scoring.table import as_numbers, table
-from shards.read import FeatureSet
-from shards.texts import Text
-from training import RunError
-from training.data import question_of
+from periscope.errors import RunError
+from periscope.evaluation.asking import Chosen
+from periscope.evaluation.metrics import captions, clip_score
+from periscope.evaluation.metrics.score import Score, ScoreWarning
+from periscope.evaluation.report.table import as_numbers, table
+from periscope.evaluation.summary import (
+    CONTROLS,
+    REAL,
+    WHOLE,
+    Prediction,
+    kind_of,
+    majority,
+    scores,
+    swapped,
+    warnings_of,
+)
+from periscope.precompute.encoders import Encoder
+from periscope.precompute.pipeline.similarity import TextTower
+from periscope.shards.read import FeatureSet
+from periscope.shards.texts import Text
+from periscope.training.data.dataset import question_of
 
 PREFIX = "A photo depicts"  # before each caption, as Hessel et al. 2021 have it
 

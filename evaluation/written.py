@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from precompute.preview import preview
-from scoring.report import Medium, report
-from scoring.runs import RunFolder
-from scoring.sheet import contact_sheet, pick
-from scoring.summary import Prediction
-from shards.atomic import json_line, replace_bytes
-from shards.read import FeatureSet
-from training.run import Run
+from periscope.evaluation.report.page import Medium, report
+from periscope.evaluation.report.runs import RunFolder
+from periscope.evaluation.report.sample_sheet import contact_sheet, pick
+from periscope.evaluation.summary import Prediction
+from periscope.precompute.preview import preview
+from periscope.shards.atomic import json_line, replace_bytes
+from periscope.shards.read import FeatureSet
+from periscope.training.run import Run
 
 
 def write_scores(

@@ -8,7 +8,7 @@ import tyro
 
 def verify(folder: Path, /) -> None:
     """Check every byte of a feature set against its manifest, and that all features are finite."""
-    from shards.verify import verify
+    from periscope.shards.verify import verify
 
     print(verify(folder))
 
@@ -20,11 +20,10 @@ def inspect(folder: Path, /, picture: Path | None = None) -> None:
         folder: The set.
         picture: The contact sheet's file; without it SET.png beside the set.
     """
-    from shards.read import FeatureSet
-    from shards.verify import inspect
-
-    from . import PrecomputeError
-    from .sheet import contact_sheet
+    from periscope.errors import PrecomputeError
+    from periscope.precompute.contact_sheet import contact_sheet
+    from periscope.shards.read import FeatureSet
+    from periscope.shards.verify import inspect
 
     print(inspect(folder))
     target = picture or folder.resolve().with_suffix(folder.suffix + ".png")
@@ -44,7 +43,7 @@ def merge(out: Path, folders: tuple[Path, ...], /) -> None:
         out: The new set's folder.
         folders: The sets.
     """
-    from shards.derive import merge
+    from periscope.shards.derive import merge
 
     print(_ready(merge(out, folders)))
 
@@ -64,7 +63,7 @@ def recode(
         store: fp16, int8 or int4 for patches, or KIND=CODEC; without it as they are.
         pool: Average rectangles of so many patches, as in 2x2; 1x1: off.
     """
-    from shards.derive import recode
+    from periscope.shards.derive import recode
 
     print(_ready(recode(folder, out, store, pool)))
 
@@ -84,6 +83,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from console import run
+    from periscope.console import run
 
     run(main)

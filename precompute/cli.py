@@ -1,15 +1,15 @@
 """The command line of precompute.py."""
 
-from collections.abc import Callable
+import importlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from . import PrecomputeError
+from periscope.errors import PrecomputeError
 
 if TYPE_CHECKING:
-    from .encoders import Encoder
-    from .sources import Collection
+    from periscope.precompute.encoders import Encoder
+    from periscope.precompute.sources import Collection
 
 EPILOGUE = """Media once through a frozen encoder, features into shards that train.py reads. --data is a folder or .zip
 of pictures, sounds or clips (words in .txt files of the same names, one caption per line, or in metadata.jsonl, .csv
@@ -22,6 +22,7 @@ or hf:owner/name; ready-made vectors (.npy, .safetensors, parquet). What lies th
 docs/data.md says how. Run the same command again to resume, or to add new media.
 """
 FRAMES = 8  # of each clip, with an encoder of pictures
+DEMOS = {"image": "scenes", "audio": "sounds", "video": "clips"}
 TRIED = 64  # media of a tiny encoder
 SUGGESTED = ("clip-l-336", "siglip2-b", "dinov2-b")
 
@@ -83,31 +84,28 @@ class Options:
     """Seed of the demo's media; only without --data."""
 
 
-def main(
-    demo: Callable[[str, Path, int], Path] | None = None,
-    args: list[str] | None = None,
-    recipe: Callable[[str], dict] | None = None,
-) -> None:
-    """Read the flags and make the feature set. `demo(modality, folder, seed)` makes the demo's media in `folder` and
-    returns it; `recipe(name)` gives a recipe's `[precompute]` table, whose fields flags override.
+def main(args: list[str] | None = None) -> None:
+    """Read the flags and make the feature set. Flags override the `[precompute]` table of a recipe.
 
-    Raises PrecomputeError or FeatureSetError for what the user can mend.
+    Raises PrecomputeError, RecipeError or FeatureSetError for what the user can mend.
     """
     import sys
 
     import tyro
 
+    from periscope.recipes import load_recipe
+
     sys.stdout.reconfigure(errors="backslashreplace")  # file names needn't be Unicode
     options = tyro.cli(Options, description=" ".join(EPILOGUE.split()), args=args)
-    if options.recipe and recipe:
-        options = tyro.cli(Options, default=_with(options.recipe, recipe(options.recipe)), args=args)
+    if options.recipe:
+        options = tyro.cli(Options, default=_with(options.recipe, load_recipe(options.recipe).precompute), args=args)
     if options.limit < 0 or options.batch < 1 or options.workers < 0:
         raise PrecomputeError("--limit and --workers can't be negative, --batch is at least 1")
     if options.views < 1 or options.min_side < 0 or not 0 <= options.similarity < 1:
         raise PrecomputeError("--views is at least 1, --min-side can't be negative, --similarity is from 0 to below 1")
     if not options.kinds:
         raise PrecomputeError("--kinds needs at least one of pooled, patches, layers")
-    run(options, demo)
+    run(options)
 
 
 def _with(name: str, table: dict) -> Options:
@@ -119,11 +117,19 @@ def _with(name: str, table: dict) -> Options:
     )
 
 
-def run(options: Options, demo: Callable[[str, Path, int], Path] | None = None) -> None:
-    """Do what the flags ask."""
-    from console import choose_device
+def make_demo(modality: str, folder: Path, seed: int) -> Path:
+    """Draw the demo's media into `folder`, unless they are there, and return it."""
+    print(f"the demo's {DEMOS[modality]}: {folder} (drawn now if they aren't there)")
+    try:
+        return importlib.import_module(f"periscope.demo.{DEMOS[modality]}").make(folder, seed=seed)
+    except ValueError as error:
+        raise PrecomputeError(str(error)) from error
 
-    from .remote import collected
+
+def run(options: Options) -> None:
+    """Do what the flags ask."""
+    from periscope.device import choose_device
+    from periscope.precompute.remote import collected
 
     kind = "" if options.demo == "image" else f"-{options.demo}"
     name = _name(options.data) if options.data else Path(options.recipe).name.removesuffix(".toml") or f"demo{kind}"
@@ -131,9 +137,7 @@ def run(options: Options, demo: Callable[[str, Path, int], Path] | None = None) 
     device = choose_device(options.device)
     data = options.data
     if data is None:
-        if demo is None:
-            raise PrecomputeError("--data is missing")
-        data = demo(options.demo, Path("demo/media") / f"seed-{options.demo_seed}{kind}", options.demo_seed)
+        data = make_demo(options.demo, Path("demo/media") / f"seed-{options.demo_seed}{kind}", options.demo_seed)
         if options.encoder == "demo":
             options = replace(options, encoder=f"demo{kind}")
     with collected(data) as found:
@@ -146,13 +150,13 @@ def encode(options: Options, found: "Collection", out: Path, device: str) -> Non
 
     import torch
 
-    from .encoders import load_encoder
-    from .encoders.names import NAMES
-    from .encoders.vectors import encoder_for
-    from .filters import Filters
-    from .job import precompute
-    from .memory import keep_freed_memory
-    from .similarity import Similarity
+    from periscope.precompute.encoders import load_encoder
+    from periscope.precompute.encoders.names import NAMES
+    from periscope.precompute.encoders.vectors import encoder_for
+    from periscope.precompute.pipeline.allocator import keep_freed_memory
+    from periscope.precompute.pipeline.filters import Filters
+    from periscope.precompute.pipeline.job import precompute
+    from periscope.precompute.pipeline.similarity import Similarity
 
     if options.limit or options.tiny:
         media = list(found.media.items())
@@ -175,9 +179,8 @@ def encode(options: Options, found: "Collection", out: Path, device: str) -> Non
     }
     name, usual = options.encoder, {}
     if options.tiny:
-        from console import tiny_folder
-
-        from .tiny import tiny_encoder
+        from periscope.paths import tiny_folder
+        from periscope.precompute.tiny_encoders import tiny_encoder
 
         usual = NAMES[name].choices if name in NAMES else {}
         name = tiny_encoder(name, tiny_folder())
@@ -202,7 +205,7 @@ def encode(options: Options, found: "Collection", out: Path, device: str) -> Non
 
 def _take(found: "Collection", encoder: "Encoder") -> None:
     """Leave the media of other kinds than the encoder's, and their words, out of `found`, and say so."""
-    from .media import suits
+    from periscope.precompute.media import suits
 
     others = {origin for origin, medium in found.media.items() if not suits(origin, medium.modality, encoder.modality)}
     if len(others) == len(found.media):

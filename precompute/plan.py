@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-from shards import FeatureSetError
-from shards.codecs import CODECS
-from shards.features import settle_storage, stored_bytes
-
-from . import PrecomputeError
+from periscope.errors import FeatureSetError, PrecomputeError
+from periscope.shards.codecs import CODECS
+from periscope.shards.features import settle_storage, stored_bytes
 
 OVERHEAD = 2600  # bytes of tar headers, padding, json and safetensors header per medium, and its row in the index
 SPARE = 64 << 20  # left free on the disk

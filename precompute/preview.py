@@ -7,9 +7,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from precompute import MediaError
-from precompute.media import decode_clip, decode_sound, read_file, thumbnail_jpeg
-from shards.read import FeatureSet
+from periscope.errors import MediaError
+from periscope.precompute.media import decode_clip, decode_sound, read_file, thumbnail_jpeg
+from periscope.shards.read import FeatureSet
 
 SECONDS, RATE, BITS = 10, 24_000, 48_000  # of a sound: 60 KB
 FRAMES = 6

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
-from . import MediaError, PrecomputeError
-from .media import modality_of, read_file
-from .plan import size
-from .sources import Collection, collect
+from periscope.errors import MediaError, PrecomputeError
+from periscope.precompute.media import modality_of, read_file
+from periscope.precompute.plan import size
+from periscope.precompute.sources import Collection, collect
 
 NOTABLE = 100_000_000  # bytes; copies larger than this are announced
 

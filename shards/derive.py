@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from . import FeatureSetError
-from . import manifest as manifests
-from .features import describe, encode, parse_pool, settle_storage, stored_bytes
-from .read import FeatureSet
-from .split import resolve_splits
-from .timing import add_timing, load_timing
-from .write import REJECTED, STORAGE, SetWriter, samples_per_shard
+from periscope.errors import FeatureSetError
+from periscope.shards import manifest as manifests
+from periscope.shards.features import describe, encode, parse_pool, settle_storage, stored_bytes
+from periscope.shards.read import FeatureSet
+from periscope.shards.split import resolve_splits
+from periscope.shards.timing import add_timing, load_timing
+from periscope.shards.write import REJECTED, STORAGE, SetWriter, samples_per_shard
 
 Tensors = dict[str, torch.Tensor]
 Source = tuple[str, dict, Callable[[], Tensors]]  # a medium's key, its info, and what gives its stored tensors

@@ -11,8 +11,9 @@ from math import prod
 
 import torch
 
-from . import FeatureSetError, codecs
-from .codecs import CODECS, FP16_LARGEST
+from periscope.errors import FeatureSetError
+from periscope.shards import codecs
+from periscope.shards.codecs import CODECS, FP16_LARGEST
 
 KINDS = ("pooled", "patches", "layers")
 STORED_DTYPES = {"F16": torch.float16, "I8": torch.int8, "U8": torch.uint8}

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from . import FeatureSetError
-from .atomic import replace_bytes
-from .features import layout
+from periscope.errors import FeatureSetError
+from periscope.shards.atomic import replace_bytes
+from periscope.shards.features import layout
 
 NAME = "index.safetensors"
 KEY = re.compile(r"[a-z0-9_-]{1,80}")

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from . import FeatureSetError
-from .atomic import replace_bytes
-from .codecs import CODECS
-from .features import KINDS
-from .index import SHARD
+from periscope.errors import FeatureSetError
+from periscope.shards.atomic import replace_bytes
+from periscope.shards.codecs import CODECS
+from periscope.shards.features import KINDS
+from periscope.shards.index import SHARD
 
 NAME = "manifest.json"
 FORMAT = 2

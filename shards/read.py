@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 
-from . import FeatureSetError
-from .features import STORED_DTYPES, decode, layout
-from .index import BLOCK, KEY, Index, Rows, load_index, save_index, scan_shard
-from .manifest import load_manifest
-from .texts import Texts
+from periscope.errors import FeatureSetError
+from periscope.shards.features import STORED_DTYPES, decode, layout
+from periscope.shards.index import BLOCK, KEY, Index, Rows, load_index, save_index, scan_shard
+from periscope.shards.manifest import load_manifest
+from periscope.shards.texts import Texts
 
 TEXTS = "texts.jsonl"
 HELDOUT = "heldout.txt"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
 
-from . import FeatureSetError
+from periscope.errors import FeatureSetError
 
 ROLES = ("system", "user", "assistant")
 BOM = b"\xef\xbb\xbf"

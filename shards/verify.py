@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from . import FeatureSetError
-from .features import describe, stored_bytes
-from .index import scan_shard, sha256_file
-from .manifest import load_manifest
-from .read import FeatureSet
+from periscope.errors import FeatureSetError
+from periscope.shards.features import describe, stored_bytes
+from periscope.shards.index import scan_shard, sha256_file
+from periscope.shards.manifest import load_manifest
+from periscope.shards.read import FeatureSet
 
 
 def verify(folder: Path) -> str:

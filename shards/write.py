@@ -22,12 +22,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from webdataset import TarWriter
 
-from . import FeatureSetError, index
-from . import manifest as manifests
-from .atomic import TEMPORARY, Draft, json_line, replace_bytes, replacing, sync_folder
-from .features import decode, describe, settle_storage
-from .index import SHARD, Index, Rows, Sample, load_index, save_index, scan_shard, sha256_file
-from .read import HELDOUT, TEXTS, THUMBNAILS
+from periscope.errors import FeatureSetError
+from periscope.shards import index
+from periscope.shards import manifest as manifests
+from periscope.shards.atomic import TEMPORARY, Draft, json_line, replace_bytes, replacing, sync_folder
+from periscope.shards.features import decode, describe, settle_storage
+from periscope.shards.index import SHARD, Index, Rows, Sample, load_index, save_index, scan_shard, sha256_file
+from periscope.shards.read import HELDOUT, TEXTS, THUMBNAILS
 
 PROGRESS = "progress.jsonl"
 REJECTED = "rejected.jsonl"

@@ -28,10 +28,10 @@ def photo_home(tmp_path_factory):
     """A folder with the features of 80 captioned pictures (features/photos) and a tiny language model (lm)."""
     import sys
 
+    from photos import WORDS, tiny_clip
     from PIL import Image
-    from test_scripts import WORDS, tiny_clip
 
-    from precompute.cli import main as encode
+    from periscope.precompute.cli import main as encode
 
     folder = tmp_path_factory.mktemp("photos")
     (folder / "photos").mkdir()

@@ -1,3 +1,3 @@
 """The library's tiny language models, under the name that tests know."""
 
-from adapters.tiny import *  # noqa: F403
+from periscope.adapters.lm.tiny import *  # noqa: F403

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import tiny
-import tiny_encoders
 import torch
 
-from adapters.checkpoint import save_adapter
-from adapters.language_model import load_language_model
-from adapters.model import Adapter
-from adapters.projectors import FeatureShape
-from adapters.prompt import default_template
-from precompute.encoders import load_encoder
+from periscope.adapters.io.checkpoint import save_adapter
+from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.model import Adapter
+from periscope.adapters.projectors import FeatureShape
+from periscope.adapters.prompting.prompt import default_template
+from periscope.precompute import tiny_encoders
+from periscope.precompute.encoders import load_encoder
 
 
 def save_tiny_adapter(folder: Path, home: Path, training: dict, soft_prompt: int = 0) -> None:

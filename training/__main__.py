@@ -1,6 +1,6 @@
 """The table of recipes: python -m training > docs/recipes.md"""
 
-from training.table import page
+from periscope.training.memory.recipe_table import page
 
 if __name__ == "__main__":
     print(page(), end="")

@@ -16,7 +16,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from training import RunError
+from periscope.errors import RunError
 
 PATIENCE = timedelta(minutes=30)  # of one rank for the others
 MEETING = timedelta(minutes=1)  # of one for the others, after a mistake

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from adapters.boxes import said as in_words
-from adapters.model import AdaptedModel, Adapter
-from shards.read import FeatureSet
-from shards.texts import Text, Texts
-from training.data import Encoded, Kept, question_of
-from training.distributed import ALONE, Ranks
+from periscope.adapters.model import AdaptedModel, Adapter
+from periscope.adapters.prompting.boxes import said as in_words
+from periscope.shards.read import FeatureSet
+from periscope.shards.texts import Text, Texts
+from periscope.training.data.dataset import Encoded, Kept, question_of
+from periscope.training.distributed import ALONE, Ranks
 
 MOST = 256  # eval.py looks at all of them
 SAMPLES, SCORED = 8, 32

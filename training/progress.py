@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
-from training.data import Batch
+from periscope.training.data.dataset import Batch
 
 
 def default_signals() -> None:

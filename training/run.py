@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from shards.atomic import replace_bytes, sync_folder
-from training import RunError
-from training.trackers import Tracker, numbers, open_trackers
+from periscope.errors import RunError
+from periscope.shards.atomic import replace_bytes, sync_folder
+from periscope.training.trackers import Tracker, numbers, open_trackers
 
 PACKAGES = ("torch", "transformers", "open_clip_torch", "bitsandbytes", "peft", "webdataset", "numpy")
 STATE_FORMAT = 1

@@ -7,19 +7,18 @@ from dataclasses import fields
 from itertools import count
 from pathlib import Path
 
-from adapters import AdapterError
-from adapters.lora import parse_lora
-from adapters.model import Adapter
-from adapters.projectors import FeatureShape, find_projector
-from shards.read import FeatureSet
-from training import RunError
-from training.mix import named_sets
-from training.options import ABOUT_THE_CALL, Options, given
-from training.recipe import load_recipe
-from training.run import Run
-from training.sets import FORM
-from training.start import over_start, start_settings
-from training.trackers import require_trackers
+from periscope.adapters.lm.lora import parse_lora
+from periscope.adapters.model import Adapter
+from periscope.adapters.projectors import FeatureShape, find_projector
+from periscope.errors import AdapterError, RunError
+from periscope.recipes import load_recipe
+from periscope.shards.read import FeatureSet
+from periscope.training.data.mix import named_sets
+from periscope.training.data.sources import FORM
+from periscope.training.options import ABOUT_THE_CALL, Options, given
+from periscope.training.run import Run
+from periscope.training.start import over_start, start_settings
+from periscope.training.trackers import require_trackers
 
 # The demo's encoders, and the recipe that their features bring.
 DEMOS = {"demo": "demo", "demo-dino": "demo", "demo-audio": "demo-audio", "demo-video": "demo-video"}
@@ -221,7 +220,7 @@ def made_tiny(settings: dict, flags: dict, folder: Path) -> dict:
     """The same settings for a tiny random language model of the same class, and for a few small steps. What goes
     on from another run stays on the language model of that.
     """
-    from training.tiny import tiny_language_model
+    from periscope.training.tiny import tiny_language_model
 
     small = {"steps": 20, "batch": 8, "eval_every": 10, "precision": "auto"}
     if settings["init"]:

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from adapters import AdapterError
-from adapters.checkpoint import CONFIG, read_adapter_config
-from adapters.language_model import LanguageModel, same_language_model
-from adapters.lora import parse_lora
-from adapters.prompt import Template
-from shards.read import FeatureSet
-from training import RunError
-from training.run import Run
+from periscope.adapters.io.checkpoint import CONFIG, read_adapter_config
+from periscope.adapters.lm.language_model import LanguageModel, same_language_model
+from periscope.adapters.lm.lora import parse_lora
+from periscope.adapters.prompting.prompt import Template
+from periscope.errors import AdapterError, RunError
+from periscope.shards.read import FeatureSet
+from periscope.training.run import Run
 
 # What a projector and a soft prompt are made of: another run can go on with these, not change them.
 FORM = ("adapter", "soft_prompt", "soft_prompt_mlp", "output_norm", "projector_hidden", "projector_layers")

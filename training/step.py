@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from adapters.model import AdaptedModel
-from training import RunError
-from training.data import Batch
-from training.distributed import ALONE, Ranks
+from periscope.adapters.model import AdaptedModel
+from periscope.errors import RunError
+from periscope.training.data.dataset import Batch
+from periscope.training.distributed import ALONE, Ranks
 
 FALL = {  # the share of the way from the end's rate to the peak's, after a share `t` of the steps that follow warm-up
     "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),  # Loshchilov & Hutter 2017, arXiv 1608.03983, no restarts

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from adapters.language_model import PROJECT
-from adapters.tiny import FAMILIES, save_language_model
-from training import RunError
-from training.full_size import LANGUAGE_MODELS
+from periscope.adapters.lm.language_model import PROJECT
+from periscope.adapters.lm.tiny import FAMILIES, save_language_model
+from periscope.errors import RunError
+from periscope.training.memory.model_sizes import LANGUAGE_MODELS
 
 DEEP = {"num_hidden_layers": 14}  # each of six encoder blocks is given to two of them
 

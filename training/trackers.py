@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from training import RunError
+from periscope.errors import RunError
 
 ID = "wandb-id"
 COLUMNS = ("media", "prompt", "answer", "reference")

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from adapters import AdapterError
-from adapters.model import AdaptedModel
-from training.data import Encoded, Kept
-from training.order import epoch_steps, steps_per_epoch
+from periscope.adapters.model import AdaptedModel
+from periscope.errors import AdapterError
+from periscope.training.data.dataset import Encoded, Kept
+from periscope.training.data.order import epoch_steps, steps_per_epoch
 
 MEDIA = 64  # in a step: each medium's words are told from those of so many
 SHARPNESS = 10.0  # cosines are multiplied by this before the softmax

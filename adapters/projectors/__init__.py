@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from adapters import AdapterError
+from periscope.errors import AdapterError
 
 
 @dataclass(frozen=True)

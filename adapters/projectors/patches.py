@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from adapters import AdapterError
-from adapters.projectors import FeatureShape, grid_of, projector
+from periscope.adapters.projectors import FeatureShape, grid_of, projector
+from periscope.errors import AdapterError
 
 
 @projector("linear", reads="patches")

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from adapters.projectors import FeatureShape, projector
+from periscope.adapters.projectors import FeatureShape, projector
 
 
 @projector("linear{tokens}", reads="pooled")

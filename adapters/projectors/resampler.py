@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from adapters.projectors import FeatureShape, projector
+from periscope.adapters.projectors import FeatureShape, projector
 
 HEADS, HEAD_WIDTH = 8, 64
 

@@ -17,9 +17,9 @@ from types import MappingProxyType
 import torch
 from PIL import Image
 
-from .. import MediaError, PrecomputeError
-from ..media import decode_image
-from .names import NAMES
+from periscope.errors import MediaError, PrecomputeError
+from periscope.precompute.encoders.names import NAMES
+from periscope.precompute.media import decode_image
 
 PROJECT = Path(__file__).resolve().parents[2]
 FAMILIES: dict[str, Callable[..., "Encoder"]] = {}
@@ -127,7 +127,7 @@ class Encoder:
         """
         if self.modality != "image":
             raise PrecomputeError(f"--encoder {self.name} takes {self.modality} media: --frames is for clips")
-        from .frames import Frames
+        from periscope.precompute.encoders.frames import Frames
 
         return Frames.over(self, frames)
 

@@ -1,10 +1,9 @@
 """The table of encoders: python -m precompute.encoders > docs/encoders.md"""
 
-from shards.codecs import CODECS
-from shards.features import settle_storage, stored_bytes
-
-from ..plan import size
-from .names import NAMES, Name
+from periscope.precompute.encoders.names import NAMES, Name
+from periscope.precompute.plan import size
+from periscope.shards.codecs import CODECS
+from periscope.shards.features import settle_storage, stored_bytes
 
 HEAD = """# Encoders
 

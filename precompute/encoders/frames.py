@@ -5,9 +5,9 @@ from collections.abc import Collection
 import torch
 from PIL import Image
 
-from .. import PrecomputeError
-from ..media import decode_clip
-from . import Encoder, load_encoder, register
+from periscope.errors import PrecomputeError
+from periscope.precompute.encoders import Encoder, load_encoder, register
+from periscope.precompute.media import decode_clip
 
 MOST = 512  # frames of a clip; more wouldn't fit into any language model's context
 

@@ -7,8 +7,8 @@ from collections.abc import Collection
 import torch
 from PIL import Image
 
-from .. import PrecomputeError
-from . import Encoder, load_encoder, register
+from periscope.errors import PrecomputeError
+from periscope.precompute.encoders import Encoder, load_encoder, register
 
 
 @register("fused")

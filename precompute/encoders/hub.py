@@ -2,7 +2,7 @@
 
 import os
 
-from .. import PrecomputeError
+from periscope.errors import PrecomputeError
 
 SECONDS = 10
 

@@ -12,11 +12,11 @@ from collections.abc import Collection
 import torch
 from PIL import Image
 
-from .. import PrecomputeError
-from . import Encoder, find_folder, register
-from .framing import CHOICES, NORMALS, Framing
-from .hub import reach
-from .timm_family import final_norm
+from periscope.errors import PrecomputeError
+from periscope.precompute.encoders import Encoder, find_folder, register
+from periscope.precompute.encoders.framing import CHOICES, NORMALS, Framing
+from periscope.precompute.encoders.hub import reach
+from periscope.precompute.encoders.timm_family import final_norm
 
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 

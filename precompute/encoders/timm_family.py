@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .. import PrecomputeError
-from . import Encoder, find_folder, portable, register
-from .framing import CHOICES, NORMALS, Framing
-from .hub import reach
+from periscope.errors import PrecomputeError
+from periscope.precompute.encoders import Encoder, find_folder, portable, register
+from periscope.precompute.encoders.framing import CHOICES, NORMALS, Framing
+from periscope.precompute.encoders.hub import reach
 
 WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
 

@@ -9,10 +9,10 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
-from .. import PrecomputeError
-from ..media import decode_sound
-from . import Encoder
-from .transformers_loading import Place, config_of, load, load_processor, plain
+from periscope.errors import PrecomputeError
+from periscope.precompute.encoders import Encoder
+from periscope.precompute.encoders.transformers_loading import Place, config_of, load, load_processor, plain
+from periscope.precompute.media import decode_sound
 
 MOST = 64  # windows
 FRAME = 400  # samples; Kaldi's 25 ms at 16 kHz

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from .. import PrecomputeError
-from . import Encoder, register
-from .framing import CHOICES, NORMALS, framing_of
-from .transformers_audio import SOUNDS
-from .transformers_loading import Place, config_of, described, find, load, load_processor
-from .transformers_video import CLIPS
+from periscope.errors import PrecomputeError
+from periscope.precompute.encoders import Encoder, register
+from periscope.precompute.encoders.framing import CHOICES, NORMALS, framing_of
+from periscope.precompute.encoders.transformers_audio import SOUNDS
+from periscope.precompute.encoders.transformers_loading import Place, config_of, described, find, load, load_processor
+from periscope.precompute.encoders.transformers_video import CLIPS
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import PrecomputeError
-from . import find_folder
-from .hub import reach
+from periscope.errors import PrecomputeError
+from periscope.precompute.encoders import find_folder
+from periscope.precompute.encoders.hub import reach
 
 CACHED = (
     ("config.json",),

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .. import PrecomputeError
-from ..media import decode_clip
-from . import Encoder
-from .framing import CHOICES, NORMALS, framing_of
-from .transformers_loading import Place, config_of, described, load, load_processor
+from periscope.errors import PrecomputeError
+from periscope.precompute.encoders import Encoder
+from periscope.precompute.encoders.framing import CHOICES, NORMALS, framing_of
+from periscope.precompute.encoders.transformers_loading import Place, config_of, described, load, load_processor
+from periscope.precompute.media import decode_clip
 
 
 class Clip(Encoder):

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import torch
 
-from .. import MediaError, PrecomputeError
-from ..sources import Medium
-from . import Encoder, register
+from periscope.errors import MediaError, PrecomputeError
+from periscope.precompute.encoders import Encoder, register
+from periscope.precompute.sources import Medium
 
 FORM = re.compile(r"(?:(?P<name>.+)/)?(?:(?P<width>[1-9]\d*)|patches-(?P<tokens>[1-9]\d*)x(?P<depth>[1-9]\d*))")
 

@@ -2,14 +2,14 @@
 
 import os
 
-from .. import MediaError
-from .clip import SUFFIXES as CLIPS
-from .clip import decode_clip
-from .file import read_file
-from .picture import SUFFIXES as PICTURES
-from .picture import decode_image, thumbnail_jpeg
-from .sound import PICTURE_RATE, PICTURED, decode_sound, spectrogram
-from .sound import SUFFIXES as SOUNDS
+from periscope.errors import MediaError
+from periscope.precompute.media.clip import SUFFIXES as CLIPS
+from periscope.precompute.media.clip import decode_clip
+from periscope.precompute.media.file import read_file
+from periscope.precompute.media.picture import SUFFIXES as PICTURES
+from periscope.precompute.media.picture import decode_image, thumbnail_jpeg
+from periscope.precompute.media.sound import PICTURE_RATE, PICTURED, decode_sound, spectrogram
+from periscope.precompute.media.sound import SUFFIXES as SOUNDS
 
 __all__ = [
     "SUFFIXES",

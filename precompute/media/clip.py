@@ -3,9 +3,9 @@
 import av
 from PIL import Image
 
-from .. import MediaError
-from .container import frames_of, opened
-from .picture import to_rgb
+from periscope.errors import MediaError
+from periscope.precompute.media.container import frames_of, opened
+from periscope.precompute.media.picture import to_rgb
 
 SUFFIXES = frozenset(
     f".{name}"

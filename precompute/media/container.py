@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 
 import av
 
-from .. import MediaError
+from periscope.errors import MediaError
 
 # https://ffmpeg.org/ffmpeg-formats.html: named, so that a playlist called .mp4 can't make it open other files.
 FORMATS = (

@@ -3,7 +3,7 @@
 import stat
 from pathlib import Path
 
-from .. import MediaError
+from periscope.errors import MediaError
 
 
 def read_file(path: Path) -> bytes:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from .. import MediaError
-from .file import read_file
+from periscope.errors import MediaError
+from periscope.precompute.media.file import read_file
 
 # Named, so that a file called .png can't reach Pillow's readers that start other programs (EPS) or are rarely kept.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")

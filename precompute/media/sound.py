@@ -4,8 +4,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from .. import MediaError
-from .container import frames_of, opened
+from periscope.errors import MediaError
+from periscope.precompute.media.container import frames_of, opened
 
 SUFFIXES = frozenset(
     f".{name}"

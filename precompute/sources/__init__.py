@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import PrecomputeError
-from ..media import read_file
-from .spool import Spool
+from periscope.errors import PrecomputeError
+from periscope.precompute.media import read_file
+from periscope.precompute.sources.disk_list import Spool
 
 if TYPE_CHECKING:
-    from .tree import Tree
+    from periscope.precompute.sources.data_folder import Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,8 @@ def collect(path: Path | str) -> Collection:
     """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    from .fetched import fetched
-    from .tree import Tree
+    from periscope.precompute.sources.data_folder import Tree
+    from periscope.precompute.sources.fetched import fetched
 
     tree = Tree(fetched(path))
     layouts = sorted(LAYOUTS.values(), key=lambda layout: layout.order)

@@ -9,10 +9,10 @@ letters in the picture (`abcLabel`) takes it from `abc_images/`, where that is.
 import os
 from collections.abc import Iterator
 
-from . import Medium, Problem, Record, Words, source
-from .json_stream import elements
-from .tree import Tree, whole
-from .turns import question
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.json_stream import elements
+from periscope.precompute.sources.turns import question
 
 TEST = "ai2d_test_ids.csv"
 LETTERS = "ABCDEFGHIJ"

@@ -10,11 +10,11 @@ import os
 from collections.abc import Iterator
 from itertools import chain
 
-from . import Medium, Problem, Record, Words, source
-from .splits import split_in
-from .tables import columns, rows
-from .tree import Tree, whole
-from .turns import caption
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.splits import split_in
+from periscope.precompute.sources.tables import columns, rows
+from periscope.precompute.sources.turns import caption
 
 SECONDS = 10
 COLUMNS = {"audiocap_id", "youtube_id", "start_time", "caption"}

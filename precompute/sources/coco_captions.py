@@ -10,11 +10,11 @@ import os
 import re
 from collections.abc import Iterator
 
-from . import Problem, Record, Words, source
-from .json_stream import elements
-from .splits import split_in
-from .tree import Tree, whole
-from .turns import caption
+from periscope.precompute.sources import Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.json_stream import elements
+from periscope.precompute.sources.splits import split_in
+from periscope.precompute.sources.turns import caption
 
 COCO = re.compile(r"captions_(train|val)20\d\d")
 SPLIT_FOLDER = re.compile(r"(train|val|test)\d{4}")

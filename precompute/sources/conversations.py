@@ -9,13 +9,12 @@ Paths are relative to the file's folder and stay inside it; `a.zip/b.jpg` is a m
 
 from collections.abc import Iterator
 
-from shards import FeatureSetError
-from shards.texts import parse_text
-
-from . import Problem, Record, Words, source
-from .text_file import stream_lines
-from .tree import Tree, first_row, whole
-from .vectors import row_at, vectors_below
+from periscope.errors import FeatureSetError
+from periscope.precompute.sources import Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, first_row, whole
+from periscope.precompute.sources.text_file import stream_lines
+from periscope.precompute.sources.vectors import row_at, vectors_below
+from periscope.shards.texts import parse_text
 
 TEXTS = "texts.jsonl"
 

@@ -6,7 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from .. import PrecomputeError
+from periscope.errors import PrecomputeError
 
 SECONDS = 10  # to wait for the Hub's first answer
 CACHE = "~/.cache/periscope"  # where no XDG_CACHE_HOME says otherwise

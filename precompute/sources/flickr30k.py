@@ -16,12 +16,12 @@ import json
 import re
 from collections.abc import Iterator
 
-from . import Medium, Problem, Record, Words, source
-from .splits import split_named
-from .tables import columns, rows
-from .text_file import stream_lines
-from .tree import Tree, whole
-from .turns import caption, strings
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.splits import split_named
+from periscope.precompute.sources.tables import columns, rows
+from periscope.precompute.sources.text_file import stream_lines
+from periscope.precompute.sources.turns import caption, strings
 
 TOKEN = re.compile(r"(\S.*?)#\d+\t(.+)")
 BARRED = re.compile(r"(\S[^|]*?)\s*\|\s*\d+\s*\|?\s*(.*)")

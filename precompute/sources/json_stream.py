@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from .text_file import HEAD, encoding_of
+from periscope.precompute.sources.text_file import HEAD, encoding_of
 
 CHUNK = 1 << 20
 LARGEST = 1 << 28  # characters of one element; a file without its closing bracket ends here, not in the memory

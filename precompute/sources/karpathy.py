@@ -7,11 +7,11 @@ The split "restval" is trained on; "val" and "test" aren't.
 import os
 from collections.abc import Iterator
 
-from . import Medium, Problem, Record, Words, source
-from .json_stream import elements
-from .splits import split_named
-from .tree import Tree, whole
-from .turns import caption, strings
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.json_stream import elements
+from periscope.precompute.sources.splits import split_named
+from periscope.precompute.sources.turns import caption, strings
 
 TASKS = {"dataset_coco.json": "coco", "dataset_flickr30k.json": "flickr30k"}
 

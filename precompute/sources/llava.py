@@ -9,12 +9,12 @@ Without an `image` a conversation is text alone.
 import os
 from collections.abc import Iterator
 
-from . import Medium, Problem, Record, Words, source
-from .json_stream import elements
-from .splits import split_in
-from .tables import rows
-from .tree import Tree, first_row, whole
-from .turns import CONVERSATIONS, MARK, conversation
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, first_row, whole
+from periscope.precompute.sources.json_stream import elements
+from periscope.precompute.sources.splits import split_in
+from periscope.precompute.sources.tables import rows
+from periscope.precompute.sources.turns import CONVERSATIONS, MARK, conversation
 
 MEDIA = {
     "image": "image",

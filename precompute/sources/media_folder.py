@@ -13,11 +13,11 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from . import Problem, Record, Words, source
-from .tables import rows
-from .text_file import captions_in
-from .tree import Tree, whole
-from .turns import caption, words_of
+from periscope.precompute.sources import Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.tables import rows
+from periscope.precompute.sources.text_file import captions_in
+from periscope.precompute.sources.turns import caption, words_of
 
 NAMED = re.compile(r"(\w+_)?file_name")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

@@ -9,11 +9,11 @@ The clips, `video0.mp4`, may lie in any folder below --data. MSVD circulates in 
 import os
 from collections.abc import Iterator
 
-from . import Medium, Problem, Record, Words, source
-from .json_stream import elements
-from .splits import split_in, split_named
-from .tree import Tree, whole
-from .turns import caption
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.json_stream import elements
+from periscope.precompute.sources.splits import split_in, split_named
+from periscope.precompute.sources.turns import caption
 
 
 def _files(tree: Tree) -> list[str]:

@@ -12,13 +12,13 @@ Clips are called `-4wsuPCjDBc_5_15.avi`, in any folder. Splits come from the .js
 import os
 from collections.abc import Iterator
 
-from . import Medium, Problem, Record, Words, source
-from .json_stream import elements
-from .splits import split_in
-from .tables import columns, rows
-from .text_file import stream_lines
-from .tree import Tree, whole
-from .turns import caption, strings
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.json_stream import elements
+from periscope.precompute.sources.splits import split_in
+from periscope.precompute.sources.tables import columns, rows
+from periscope.precompute.sources.text_file import stream_lines
+from periscope.precompute.sources.turns import caption, strings
 
 COLUMNS = {"VideoID", "Start", "End", "Language", "Description"}
 DESCRIPTIONS = "allvideodescriptions.txt"

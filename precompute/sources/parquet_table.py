@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
-from .. import MediaError, PrecomputeError
-from . import Problem, Record, source
-from .cells import cell_bytes, is_list, media_columns, records_of
-from .media_folder import METADATA
-from .splits import split_in
-from .tables import ROWS, pyarrow
-from .tree import Tree, whole
+from periscope.errors import MediaError, PrecomputeError
+from periscope.precompute.sources import Problem, Record, source
+from periscope.precompute.sources.arrow_media import cell_bytes, is_list, media_columns, records_of
+from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.media_folder import METADATA
+from periscope.precompute.sources.splits import split_in
+from periscope.precompute.sources.tables import ROWS, pyarrow
 
 FEW_ROWS = 16  # at once, where the words' batches hold the media too
 LOCK = threading.Lock()

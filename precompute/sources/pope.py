@@ -10,10 +10,10 @@ import os
 import re
 from collections.abc import Iterator
 
-from . import Medium, Problem, Record, Words, source
-from .text_file import stream_lines
-from .tree import Tree, whole
-from .turns import question
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.text_file import stream_lines
+from periscope.precompute.sources.turns import question
 
 FIELDS = {"question_id", "image", "text", "label"}
 CATEGORY = re.compile("random|popular|adversarial")

@@ -11,11 +11,11 @@ import os
 import re
 from collections.abc import Iterator
 
-from . import Medium, Problem, Record, Words, source
-from .json_stream import elements
-from .splits import split_named
-from .tree import Tree, whole
-from .turns import question
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.json_stream import elements
+from periscope.precompute.sources.splits import split_named
+from periscope.precompute.sources.turns import question
 
 SPLIT = re.compile(r"_(train|val|testA|testB|test)(?![a-z])")
 NAMES = ("refcoco", "refcoco+", "refcocog")

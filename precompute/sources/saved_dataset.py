@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 
-from .. import MediaError, PrecomputeError
-from . import Record, source
-from .cells import cell_bytes, is_list, media_columns, records_of
-from .parquet_table import FEW_ROWS
-from .splits import split_named
-from .tables import ROWS
-from .tree import Tree
+from periscope.errors import MediaError, PrecomputeError
+from periscope.precompute.sources import Record, source
+from periscope.precompute.sources.arrow_media import cell_bytes, is_list, media_columns, records_of
+from periscope.precompute.sources.data_folder import Tree
+from periscope.precompute.sources.parquet_table import FEW_ROWS
+from periscope.precompute.sources.splits import split_named
+from periscope.precompute.sources.tables import ROWS
 
 
 def read_row(split: str, row: int, column: str, place: int | None, path: Path) -> bytes:

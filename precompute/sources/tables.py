@@ -5,9 +5,9 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 
-from .. import PrecomputeError
-from .text_file import stream_lines
-from .tree import Tree
+from periscope.errors import PrecomputeError
+from periscope.precompute.sources.data_folder import Tree
+from periscope.precompute.sources.text_file import stream_lines
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 ROWS = 1000  # of a parquet file that are held at once

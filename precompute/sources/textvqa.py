@@ -9,11 +9,11 @@ The pictures, `003a8ae2ef43b901.jpg`, may lie in any folder (`train_images/` hol
 import os
 from collections.abc import Iterator
 
-from . import Medium, Problem, Record, Words, source
-from .json_stream import elements
-from .splits import split_in
-from .tree import Tree, whole
-from .turns import caption, most_common, people, question
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.json_stream import elements
+from periscope.precompute.sources.splits import split_in
+from periscope.precompute.sources.turns import caption, most_common, people, question
 
 
 def _files(tree: Tree) -> list[str]:

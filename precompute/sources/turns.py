@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from . import Problem, Words
-from .splits import split_named
+from periscope.precompute.sources import Problem, Words
+from periscope.precompute.sources.splits import split_named
 
 MARK = "<image>"  # where a medium stands in a user turn; the same for sounds and clips
 MARKS = ("<video>", "<audio>", "<speech>")

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import MediaError
-from . import Medium, Problem, Record, Words, source
-from .media_folder import sidecar
-from .tree import Tree
-from .turns import caption
+from periscope.errors import MediaError
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree
+from periscope.precompute.sources.media_folder import sidecar
+from periscope.precompute.sources.turns import caption
 
 SUFFIXES = (".npy", ".safetensors")
 

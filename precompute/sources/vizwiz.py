@@ -9,11 +9,11 @@ The pictures, `VizWiz_val_00000000.jpg`, may lie in any folder.
 import os
 from collections.abc import Iterator
 
-from . import Medium, Problem, Record, Words, source
-from .json_stream import elements
-from .splits import split_in
-from .tree import Tree, first_row, whole
-from .turns import most_common, people, question
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, first_row, whole
+from periscope.precompute.sources.json_stream import elements
+from periscope.precompute.sources.splits import split_in
+from periscope.precompute.sources.turns import most_common, people, question
 
 PREFIX = "VizWiz_"
 

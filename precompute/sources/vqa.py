@@ -9,11 +9,11 @@ import os
 import re
 from collections.abc import Iterator
 
-from . import Medium, Problem, Record, Words, source
-from .json_stream import elements
-from .splits import split_in
-from .tree import Tree, whole
-from .turns import most_common, people, question
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.json_stream import elements
+from periscope.precompute.sources.splits import split_in
+from periscope.precompute.sources.turns import most_common, people, question
 
 SUBTYPE = re.compile(r"(train|val|test)(?:-?dev)?(\d{4})")
 

@@ -8,11 +8,11 @@ A statement about the picture is asked as it is; the answer is "True" or "False"
 import os
 from collections.abc import Iterator
 
-from . import Medium, Problem, Record, Words, source
-from .splits import split_in
-from .tables import rows
-from .tree import Tree, first_row, whole
-from .turns import question
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, first_row, whole
+from periscope.precompute.sources.splits import split_in
+from periscope.precompute.sources.tables import rows
+from periscope.precompute.sources.turns import question
 
 FIELDS = {"image", "caption", "label", "relation"}
 

@@ -18,14 +18,14 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from .. import MediaError
-from ..media import modality_of
-from . import Medium, Problem, Record, Words, source
-from .splits import split_in
-from .tables import rows
-from .text_file import decode_text
-from .tree import Tree, whole
-from .turns import caption, words_of
+from periscope.errors import MediaError
+from periscope.precompute.media import modality_of
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.splits import split_in
+from periscope.precompute.sources.tables import rows
+from periscope.precompute.sources.text_file import decode_text
+from periscope.precompute.sources.turns import caption, words_of
 
 WORDS = ("txt", "caption", "json")
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import MediaError
+from periscope.errors import MediaError
 
 LOCAL_HEADER = 30
 FIELDS = ("header_offset", "compress_size", "file_size", "compress_type", "CRC", "flag_bits")

@@ -1,0 +1,1 @@
+"""Adapter folders on disk and on the Hub: checkpoint, schema, card, imports, exports."""

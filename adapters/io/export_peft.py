@@ -1,0 +1,45 @@
+"""A soft prompt that stands alone, as the folder that PEFT knows prompt tuning by."""
+
+from pathlib import Path
+
+import torch
+from peft import PromptTuningConfig
+from safetensors.torch import save_file
+
+from periscope.adapters.model import Adapter
+from periscope.adapters.prompting.prompt import Template
+from periscope.errors import AdapterError
+
+
+def save_peft_prompt(folder: Path, adapter: Adapter, template: Template, lm_name: str) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors` into `folder`, which must not exist yet, so that
+    `peft.PeftModel.from_pretrained(model, folder)` says what ours says on the same ids. An MLP is folded.
+
+    PEFT puts its vectors before everything, the begin-of-text token too. Raises AdapterError for an adapter that reads
+    media, which PEFT can't load, for one without a soft prompt, and for one whose soft prompt stands elsewhere.
+    """
+    if adapter.tokens:
+        raise AdapterError(
+            f"this adapter reads media ({adapter.spec}), which PEFT can't; a soft prompt alone is trained with "
+            "--adapter none --soft-prompt 10 --soft-prompt-place first"
+        )
+    if adapter.soft_prompt is None:
+        raise AdapterError("this adapter has no soft prompt")
+    if template.soft_prompt != "first":
+        raise AdapterError(
+            f"this adapter's soft prompt stands {template.soft_prompt} the words of a turn, and PEFT's before "
+            "everything; train it with --soft-prompt-place first"
+        )
+    with torch.no_grad():
+        vectors = adapter.soft_prompt().to("cpu", torch.float32).contiguous()
+    folder.mkdir(parents=True)
+    config = PromptTuningConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=lm_name,
+        inference_mode=True,
+        num_virtual_tokens=len(vectors),
+        token_dim=vectors.shape[1],
+        num_transformer_submodules=1,
+    )
+    config.save_pretrained(str(folder))
+    save_file({"prompt_embeddings": vectors}, folder / "adapter_model.safetensors", metadata={"format": "pt"})

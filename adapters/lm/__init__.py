@@ -1,0 +1,1 @@
+"""The frozen language model: loading, model families, LoRA, injection, kernels."""

@@ -1,0 +1,1 @@
+"""From turns of a conversation to segments of token ids."""

@@ -1,0 +1,32 @@
+"""Boxes as text: where something stands in a picture, in numbers that any language model can read and say.
+
+The form of Mamba-VL and Pythia-VL (Pantazopoulos et al. 2024, arXiv 2409.05395; https://github.com/gpantaz/vl_mamba):
+corners as shares of the picture's width and height with two decimals, `[0.12,0.34,0.56,0.78]`, in plain digits.
+`scoring.boxes` reads them back.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from periscope.errors import AdapterError
+
+BOX_MARK = "<box>"
+
+
+def box_text(box: Sequence[float], decimals: int = 2) -> str:
+    """(left, top, right, bottom), shares from 0 to 1, in words. Raises AdapterError for what is no such box."""
+    if len(box) != 4 or not all(0 <= value <= 1 for value in box) or box[0] > box[2] or box[1] > box[3]:
+        raise AdapterError(f"{list(box)} is no box: left, top, right, bottom as shares of the picture, from 0 to 1")
+    return "[" + ",".join(f"{value:.{decimals}f}" for value in box) + "]"
+
+
+def said(turn: Mapping, decimals: int = 2) -> str:
+    """What a turn says: its `content`, in which each `<box>` stands for the next of its `boxes`. Raises AdapterError
+    when these differ in number.
+    """
+    words, boxes = turn["content"], turn.get("boxes") or ()
+    if not boxes:
+        return words
+    first, *others = words.split(BOX_MARK)
+    if len(others) != len(boxes):
+        raise AdapterError(f"a turn has {len(others)} {BOX_MARK} marks for {len(boxes)} boxes")
+    return first + "".join(box_text(box, decimals) + rest for box, rest in zip(boxes, others, strict=True))

@@ -1,0 +1,35 @@
+"""Which device to compute on."""
+
+import os
+import shutil
+from pathlib import Path
+
+from periscope.errors import DeviceError
+
+
+def _gpu_in_machine() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def choose_device(name: str = "auto") -> str:
+    """Turn `--device` into what torch understands: "cuda", "cuda:N" or "cpu".
+
+    "auto" takes the GPU when torch can use it and the CPU when the machine has none.
+    Raises DeviceError when there is a GPU that torch can't use (unless `name` is "cpu"), or when a GPU is asked for in
+    vain.
+    """
+    if name == "cpu":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda" if name == "auto" else name
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if name == "auto" and (hidden or not _gpu_in_machine()):
+        return "cpu"
+    if _gpu_in_machine():
+        raise DeviceError(
+            f"torch {torch.__version__} (built for CUDA {torch.version.cuda or 'none'}) can't use this machine's GPU; "
+            "update the NVIDIA driver or install a torch that matches it, or pass --device cpu to go on slowly"
+        )
+    raise DeviceError(f"--device {name} was asked for, but this machine shows no NVIDIA GPU; pass --device cpu")

@@ -1,0 +1,165 @@
+"""Scores of captions against several references, by the programs that the field's numbers come from.
+
+CIDEr-D (Vedantam et al. 2015), BLEU (Papineni et al. 2002), ROUGE-L (Lin 2004) and METEOR (Denkowski & Lavie 2014) are
+those of pycocoevalcap (https://github.com/salaniz/pycocoevalcap), one scorer at a time: its own `evaluate()` always
+builds SPICE, which downloads. It brings Java programs for METEOR and for the tokenisation that published scores rest
+on; where there is no Java, a plain tokenisation takes its place, and the score's note says so.
+"""
+
+import contextlib
+import io
+import math
+import re
+import shutil
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+
+import numpy as np
+
+from periscope.errors import ScoreError
+from periscope.evaluation.metrics.score import Clusters, Score, drawn, interval, mean, paired
+
+FEW = 100
+PTB, PLAIN = "PTB tokenisation", "plain tokenisation, because there is no Java: not comparable with published scores"
+TINY, SMALL = 1e-15, 1e-9  # with which pycocoevalcap's BLEU keeps from dividing by zero
+
+Captions = Mapping[Hashable, str]
+References = Mapping[Hashable, str | Sequence[str]]
+Tokens = dict[Hashable, list[str]]
+
+_tokens: dict[str, str] = {}  # caption -> its tokens
+
+
+def cider(predictions: Captions, references: References, clusters: Clusters = None) -> Score:
+    """CIDEr-D, from 0 to 10 (published ones are times 100). How rare words are is taken from the references given, so
+    that it means nothing for a few items; warns below 100. Raises ScoreError as `paired`, or without pycocoevalcap.
+    """
+    scorer = _scorer("cider.cider", "Cider")
+    said, true, note = tokenise(predictions, references, "CIDEr")
+    _, each = scorer().compute_score(true, said)
+    return mean(dict(zip(true, map(float, each), strict=True)), note, clusters)
+
+
+def rouge_l(predictions: Captions, references: References, clusters: Clusters = None) -> Score:
+    """ROUGE-L's F-measure with beta 1.2, from 0 to 1. Raises ScoreError as `cider`."""
+    scorer = _scorer("rouge.rouge", "Rouge")
+    said, true, note = tokenise(predictions, references)
+    _, each = scorer().compute_score(true, said)
+    return mean(dict(zip(true, map(float, each), strict=True)), note, clusters)
+
+
+def bleu(predictions: Captions, references: References, order: int = 4, clusters: Clusters = None) -> Score:
+    """BLEU of n-grams up to `order` over the whole corpus, against the reference nearest in length, from 0 to 1. It is
+    no mean of items, so there is no `each`. Raises ScoreError as `cider`.
+    """
+    scorer = _scorer("bleu.bleu_scorer", "BleuScorer")(n=order)
+    said, true, note = tokenise(predictions, references)
+    for key in true:
+        scorer += (said[key][0], true[key])
+    with contextlib.redirect_stdout(io.StringIO()):
+        values, _ = scorer.compute_score(option="closest", verbose=0)
+    rows = [
+        [*row["guess"][:order], *row["correct"][:order], row["testlen"], _nearest(row["reflen"], row["testlen"])]
+        for row in scorer.ctest
+    ]
+    counts = np.array(rows)
+    low, high = interval(counts, lambda sums: _bleu(sums, order), drawn(true, clusters))
+    return Score(float(values[order - 1]), low, high, len(counts), note)
+
+
+def meteor(predictions: Captions, references: References, clusters: Clusters = None) -> Score:
+    """METEOR 1.5, from 0 to 1. It is no mean of items; its interval is that of the items' mean, moved to its value.
+    Raises ScoreError as `cider`, and where there is no Java.
+    """
+    if not has_java():
+        raise ScoreError("METEOR is a Java program and there is no java here: install a Java runtime, or leave it out")
+    scorer = _scorer("meteor.meteor", "Meteor")
+    said, true, note = tokenise(predictions, references)
+    value, each = scorer().compute_score(true, said)
+    items = mean(dict(zip(true, each, strict=True)), note, clusters)
+    moved = value - items.value
+    return Score(float(value), items.low + moved, items.high + moved, items.n, note, items.each)
+
+
+def tokenise(predictions: Captions, references: References, name: str = "") -> tuple[Tokens, Tokens, str]:
+    """What the scorers take: lists of one tokenised prediction and of all tokenised references, in the order of
+    `references`, and how they were tokenised. Line ends inside a caption become spaces first: as they are, they would
+    shift all later captions by one. Raises ScoreError as `paired`.
+    """
+    paired(predictions, references, FEW if name else 0, name)
+    said = {key: [_one_line(predictions[key])] for key in references}
+    true = {key: [_one_line(text) for text in _listed(texts)] for key, texts in references.items()}
+    if empty := [key for key, texts in true.items() if not texts]:
+        raise ScoreError(f"{len(empty)} items have no reference ({empty[0]!r}): leave them out")
+    if not has_java():
+        return _plain(said), _plain(true), PLAIN
+    prepare([one for texts in (said, true) for listed in texts.values() for one in listed])
+    return *({key: [_tokens[one] for one in listed] for key, listed in texts.items()} for texts in (said, true)), PTB
+
+
+def prepare(texts: Iterable[str]) -> None:
+    """Tokenise captions ahead and remember them. The tokeniser takes each line by itself, but half a second of Java to
+    start: so all that is to be scored is best given at once.
+    """
+    wanted = dict.fromkeys(line for one in texts if (line := _one_line(one)) not in _tokens)
+    if wanted and available() and has_java():
+        lines = dict(enumerate(wanted))
+        found = _scorer("tokenizer.ptbtokenizer", "PTBTokenizer")().tokenize(
+            {key: [{"caption": line}] for key, line in lines.items()}
+        )
+        _tokens.update({line: found[key][0] for key, line in lines.items()})
+
+
+def available() -> bool:
+    """Whether captions can be scored here."""
+    return find_spec("pycocoevalcap") is not None
+
+
+def has_java() -> bool:
+    """Whether METEOR and the Penn Treebank's tokenisation can be had here."""
+    return shutil.which("java") is not None
+
+
+def _scorer(module: str, name: str) -> type:
+    if not available():
+        raise ScoreError("caption scores need pycocoevalcap: pip install -e '.[scores]'")
+    return _imported(module, name)
+
+
+@cache
+def _imported(module: str, name: str) -> type:
+    from importlib import import_module
+
+    return getattr(import_module(f"pycocoevalcap.{module}"), name)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _listed(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts
+
+
+def _plain(texts: Tokens) -> Tokens:
+    """Lower-cased words and numbers, `'s` and `n't` apart as the Penn Treebank has them, no punctuation."""
+    apart = re.compile(r"(n't|'\w+)\b")
+    return {
+        key: [" ".join(re.findall(r"n't|'\w+|\w+(?:-\w+)*", apart.sub(r" \1", one.lower()))) for one in listed]
+        for key, listed in texts.items()
+    }
+
+
+def _nearest(lengths: Sequence[int], length: int) -> int:
+    return min((abs(one - length), one) for one in lengths)[1]
+
+
+def _bleu(counts: np.ndarray, order: int) -> np.ndarray:
+    """pycocoevalcap's formula, from sums (draws, 2 * order + 2) of guesses and matches of each order and both
+    lengths.
+    """
+    guess, correct = counts[:, :order], counts[:, order : 2 * order]
+    value = np.prod((correct + TINY) / (guess + SMALL), axis=1) ** (1 / order)
+    ratio = (counts[:, -2] + TINY) / (counts[:, -1] + SMALL)
+    return value * np.where(ratio < 1, np.exp(1 - 1 / np.minimum(ratio, math.inf)), 1.0)

@@ -1,0 +1,15 @@
+"""Folders that several parts need."""
+
+import hashlib
+import os
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def tiny_folder() -> Path:
+    """Where `--tiny` keeps its random models, in the user's cache; other code makes others."""
+    sources = [PACKAGE / name for name in ("adapters/lm/tiny.py", "precompute/tiny_encoders.py")]
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "periscope" / f"tiny-{digest[:8]}"

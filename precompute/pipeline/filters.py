@@ -1,0 +1,43 @@
+"""Which media and words are left out on purpose. Each is counted and listed in rejected.jsonl."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from periscope.errors import MediaError
+from periscope.precompute.pipeline.similarity import Similarity
+
+DUPLICATE = "duplicate content"
+REASONS = (DUPLICATE, "shorter side below", "unlike its words", "caption unlike")  # how the reasons begin
+
+
+@dataclass(frozen=True)
+class Filters:
+    """min_side: pixels that a picture's shorter side has at least, 0: any · drop_duplicates: of media with the same
+    bytes keep the first, with the words of all · similarity: what compares words with pictures, or None.
+    """
+
+    min_side: int = 0
+    drop_duplicates: bool = False
+    similarity: Similarity | None = None
+
+    def reasons(self) -> list[str]:
+        """The reasons for which these filters leave media out."""
+        found = [DUPLICATE] if self.drop_duplicates else []
+        found += [self.small()] if self.min_side else []
+        return found + ([self.similarity.reason()] if self.similarity else [])
+
+    def small(self) -> str:
+        """The reason for a picture that is too small."""
+        return f"shorter side below {self.min_side} pixels"
+
+    def check_size(self, medium: object) -> None:
+        """Raise MediaError when a decoded picture, or the first frame of a clip, is too small."""
+        first = medium[0] if isinstance(medium, Sequence) and medium else medium
+        if self.min_side and isinstance(first, Image.Image) and min(first.size) < self.min_side:
+            raise MediaError(self.small(), f"{first.width} x {first.height}")
+
+    def settled(self, reason: str) -> bool:
+        """Whether a medium left out for this reason before would be left out again."""
+        return not reason.startswith(REASONS) or reason in self.reasons()

@@ -1,0 +1,165 @@
+"""The same encoding on many processes or machines, by Ray Data: tasks decode, actors encode, this process writes.
+
+https://docs.ray.io/en/latest/data/data.html. Ray schedules, retries what a dead worker had in hand, and holds back what
+the writer can't keep up with; here is only what a task and an actor do.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from tqdm import tqdm
+
+from periscope.errors import MediaError, PrecomputeError
+from periscope.precompute.pipeline.task import Task, forward, inputs_of, store
+from periscope.precompute.sources import Medium
+from periscope.shards.write import SetWriter
+
+PROJECT = Path(__file__).resolve().parents[2]
+LEFT_HERE = [".git", ".venv", "features", "runs", "demo/media", "**/__pycache__"]  # not sent to other machines
+BLOCK = 256  # media that Ray hands out, and repeats when a worker dies, at once
+
+
+def encode_on_ray(
+    todo: dict[str, Medium], task: Task, writer: SetWriter, address: str, batch: int, per_shard: int
+) -> None:
+    """Encode media on a Ray cluster into the shards of `writer`, in whatever order they get done.
+
+    address: "auto" for the cluster this machine belongs to or, without one, a local one; else a cluster's address.
+    Raises PrecomputeError when Ray is missing, the cluster can't be reached, Ray gives up, or a filter is asked for
+    that needs all media in order.
+    """
+    if task.filters.drop_duplicates or task.filters.similarity:
+        raise PrecomputeError("--duplicates drop and --similarity look at media in order: leave out --ray")
+    rows = _results(todo, task, address, batch)
+    print("encoding on Ray with", task.encoder.name)
+    with tqdm(total=len(todo), unit=" media", smoothing=0.1, mininterval=0.5) as bar:
+        for first in rows:
+            with writer.shard() as shard:
+                for row in chain([first], islice(rows, per_shard - 1)):
+                    origin, digest = todo[row["key"]].origin, row["digest"]
+                    if row["reason"]:
+                        shard.reject(origin, row["reason"], row["detail"], digest)
+                    else:
+                        info = {"modality": task.encoder.modality, "origin": origin, "sha256": digest}
+                        shard.add(row["key"], load_tensors(row["data"]), info)
+                    bar.update()
+
+
+def _results(todo: dict[str, Medium], task: Task, address: str, batch: int) -> Iterator[dict]:
+    """One row for each medium, once: its key, its content hash, what is to be stored or the reason why nothing is."""
+    ray = _connect(address)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    device = task.encoder.device
+    task.encoder.to("cpu")
+    shared = [ray.put(task)]  # in a list, so that Ray passes the reference and not what it refers to
+    task.encoder.to(device)
+    rows = [{"key": key, "medium": medium} for key, medium in todo.items()]
+    results = (
+        ray.data.from_items(rows, override_num_blocks=-(-len(rows) // BLOCK))
+        .map_batches(_decode, fn_args=(shared,), batch_size=batch)
+        .map_batches(
+            _Encode,
+            fn_constructor_args=(shared,),
+            batch_size=batch,
+            compute=ray.data.ActorPoolStrategy(size=min(gpus or cores, -(-len(rows) // batch))),
+            num_cpus=0 if gpus else 1,
+            num_gpus=1 if gpus else 0,
+        )
+    )
+    seen: set[str] = set()
+    try:
+        for row in results.iter_rows():
+            if row["key"] not in seen:
+                seen.add(row["key"])
+                yield row
+    except ray.exceptions.RayError as error:
+        raise PrecomputeError(f"Ray gave up ({str(error).strip().splitlines()[-1]})") from error
+    if missing := todo.keys() - seen:
+        raise PrecomputeError(
+            f"Ray lost {len(missing)} media ({todo[min(missing)].origin}): run the same command again"
+        )
+
+
+def _connect(address: str) -> object:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise PrecomputeError("--ray needs Ray: pip install -e '.[ray]'") from error
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if ray.is_initialized():
+        return ray
+    try:
+        ray.init(address=address, runtime_env={"working_dir": str(PROJECT), "excludes": LEFT_HERE}, **quiet)
+    except ConnectionError as error:
+        if address != "auto":
+            raise PrecomputeError(f"no Ray cluster answers at {address}: {error}") from error
+        path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
+        here = {"env_vars": {"PYTHONPATH": path}}
+        ray.init(address="local", include_dashboard=False, runtime_env=here, **quiet)
+    return ray
+
+
+@lru_cache(maxsize=1)
+def _fetched(reference: object) -> Task:
+    import ray
+
+    return ray.get(reference)
+
+
+def _decode(batch: dict, shared: list) -> dict:
+    """A batch of media -> what the encoder takes of each, as safetensors, or the reason why there is nothing."""
+    task = _fetched(shared[0])
+    rows = [_decode_one(task, key, medium) for key, medium in zip(batch["key"], batch["medium"], strict=True)]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _decode_one(task: Task, key: str, medium: Medium) -> dict:
+    row = {"key": str(key), "digest": "", "data": b"", "reason": "", "detail": ""}
+    try:
+        data = medium.read()
+        row["digest"] = hashlib.sha256(data).hexdigest()
+        row["data"] = save_tensors({"views": torch.stack(inputs_of(data, str(key), task))})
+    except MediaError as error:
+        row |= {"reason": error.reason, "detail": error.detail}
+    return row
+
+
+class _Encode:
+    """The actor: holds one copy of the encoder, on its GPU if Ray gave it one."""
+
+    def __init__(self, shared: list):
+        self.task = _fetched(shared[0])
+        if torch.cuda.is_available():
+            self.task.encoder.to("cuda")
+        else:
+            torch.set_num_threads(1)
+
+    def __call__(self, batch: dict) -> dict:
+        rows = [{name: batch[name][i] for name in batch} for i in range(len(batch["key"]))]
+        whole = [(row, load_tensors(row["data"])["views"]) for row in rows if row["data"]]
+        given = (
+            forward(self.task.encoder, [view for _, views in whole for view in views], self.task.kinds) if whole else {}
+        )
+        for position, (row, _) in enumerate(whole):
+            views = self.task.views
+            picked = slice(position * views, position * views + views) if views > 1 else position
+            try:
+                stored = store({kind: given[kind][picked] for kind in self.task.kinds}, self.task.features)
+                row["data"] = save_tensors(stored)
+            except MediaError as error:
+                row |= {"data": b"", "reason": error.reason, "detail": error.detail}
+        return {name: [row[name] for row in rows] for name in rows[0]}

@@ -1,0 +1,288 @@
+"""The files below --data by name, loose or inside zip archives, and which of them a text means."""
+
+import glob
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Collection, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from periscope.errors import MediaError, PrecomputeError
+from periscope.precompute.media import modality_of
+from periscope.precompute.sources import Medium, Problem, Record
+from periscope.precompute.sources.json_stream import elements
+from periscope.precompute.sources.text_file import decode_text
+from periscope.precompute.sources.zip_archive import Span, members, read_member
+
+BESIDE = ("annotations", "annotation", "questions", "captions")  # folders of words whose media lie next to the folder
+HEAD = 1 << 16  # bytes of a file that are looked at to tell what it is
+PEEKED = 1 << 17  # elements of a JSON file that are looked at for the same
+FEW = 200  # files of words that are looked at for the same
+TELLING = frozenset({"annotations", "questions", "sentences"})
+
+
+class Tree:
+    """What --data names: a folder, or one or more files of it.
+
+    path: as it was given · root: the folder that origins are relative to · given: the names of the files that were
+    given, relative to `root`; empty for a folder. Names are paths relative to `root` with forward slashes; members of
+    `a.zip` are called `a.zip/member`.
+
+    Raises PrecomputeError when there is nothing at `path`.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(os.path.abspath(path))
+        self.problems: list[Problem] = []
+        self._loose: list[str] | None = None
+        self._sorted: tuple[list[str], list[str]] | None = None
+        self._words: list[str] | None = None
+        self._members: dict[str, tuple[str, Span]] | None = None
+        self._indexes: dict[int, dict[str, list[str]]] = {}
+        self._samples: dict[str, dict] = {}
+        if self.path.is_dir():
+            self.root, self.given = self.path, ()
+            return
+        files = [self.path] if self.path.exists() else _matching(str(self.path))
+        if not files:
+            raise PrecomputeError(f"--data {self.path} doesn't exist")
+        self.root = self.path.parent if len(files) == 1 else Path(os.path.commonpath([file.parent for file in files]))
+        if self.root.name.lower() in BESIDE and self.path.suffix.lower() in (".json", ".csv"):
+            self.root = self.root.parent
+        self.given = tuple(file.relative_to(self.root).as_posix() for file in files)
+
+    def names(self) -> list[str]:
+        """All loose files below `root` in a fixed order.
+
+        Links to folders are followed, once. Hidden names, `__MACOSX` and feature sets are passed over.
+        """
+        if self._loose is None:
+            self._loose = [os.path.relpath(path, self.root).replace(os.sep, "/") for path in _walk(self.root)]
+        return self._loose
+
+    def members(self) -> dict[str, tuple[str, Span]]:
+        """The files in the zip archives below `root`: name -> (the archive's name, where in it)."""
+        if self._members is None:
+            self._members = {}
+            given = [name for name in self.given if name.lower().endswith(".zip")]
+            for archive in given or [name for name in self.names() if name.lower().endswith(".zip")]:
+                try:
+                    for name, span in members(self.root / archive):
+                        self._add_member(archive, name, span)
+                except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+                    self.problems.append(Problem(archive, "damaged archive", str(error)))
+        return self._members
+
+    def _add_member(self, archive: str, name: str, span: Span) -> None:
+        inside = os.path.normpath(name)
+        if inside.startswith((".." + os.sep, "/")) or inside == "..":
+            self.problems.append(Problem(archive, "outside the data folder", name))
+        elif not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(inside).parts):
+            self._members.setdefault(f"{archive}/{inside}", (archive, span))
+
+    def visible(self) -> list[str]:
+        """The names that media are looked for among: archives are opened only where no medium lies loose."""
+        if any(name.lower().endswith(".zip") for name in self.given):
+            return sorted(self.members())
+        media, _ = self._sorts()
+        return self.names() if media else [*self.names(), *sorted(self.members())]
+
+    def media(self) -> list[str]:
+        """The names of all media."""
+        media, _ = self._sorts()
+        return media or [name for name in self.visible() if modality_of(name)]
+
+    def _sorts(self) -> tuple[list[str], list[str]]:
+        """The loose files that are media, and those that aren't; a given archive's folder isn't looked at."""
+        if self._sorted is None:
+            loose = [] if any(name.lower().endswith(".zip") for name in self.given) else self.names()
+            media = [name for name in loose if modality_of(name)]
+            kept = set(media)
+            self._sorted = media, [name for name in loose if name not in kept]
+        return self._sorted
+
+    def listed(self, *suffixes: str) -> list[str]:
+        """The files with one of these suffixes that were given, or that lie in the given folder."""
+        return [name for name in self.given or self._sorts()[1] if name.lower().endswith(suffixes)]
+
+    def word_files(self, *suffixes: str) -> list[str]:
+        """As `listed`, without the files that stand beside a medium of the same name; no more than 200."""
+        if self.given:
+            return self.listed(*suffixes)[:FEW]
+        if self._words is None:
+            media, others = self._sorts()
+            beside = {os.path.splitext(name)[0] for name in media}
+            self._words = [name for name in others if os.path.splitext(name)[0] not in beside]
+        return [name for name in self._words if name.lower().endswith(suffixes)][:FEW]
+
+    def open(self, name: str) -> BinaryIO:
+        """A file, or a member of an archive, for reading. Raises OSError."""
+        if self._members and name in self._members and not (self.root / name).is_file():
+            try:
+                return io.BytesIO(self.medium(name).read())
+            except MediaError as error:
+                raise OSError(str(error)) from error
+        return (self.root / name).open("rb")
+
+    def text(self, name: str) -> str:
+        """The whole text of a file, whatever its encoding. Raises OSError."""
+        with self.open(name) as stream:
+            return decode_text(stream.read())
+
+    def first_line(self, name: str) -> str:
+        """The first line that isn't blank, or "" when the file can't be read."""
+        try:
+            with self.open(name) as stream:
+                lines = decode_text(stream.read(HEAD)).split("\n")
+        except OSError:
+            return ""
+        return next((line.strip() for line in lines if line.strip()), "")
+
+    def sample(self, name: str) -> dict[str, object]:
+        """What a JSON file holds: key -> the first element of its array, or its value; "" for the file's own array.
+
+        Of a long object only the first keys; {} when it isn't JSON.
+        """
+        if name not in self._samples:
+            found: dict[str, object] = {}
+            try:
+                with self.open(name) as stream:
+                    for key, element in islice(elements(stream), PEEKED):
+                        found.setdefault(key, element)
+                        if not key or key in TELLING or len(found) > 20:
+                            break
+            except (OSError, ValueError):
+                pass
+            self._samples[name] = found
+        return self._samples[name]
+
+    def holding(self, key: str, *fields: str) -> list[str]:
+        """The .json files in which the array at `key` ("": the file's own) begins with an object of these fields."""
+        found = []
+        for name in self.word_files(".json"):
+            first = self.sample(name).get(key)
+            if isinstance(first, dict) and first.keys() >= set(fields):
+                found.append(name)
+        return found
+
+    def lines(self, name: str) -> list[str]:
+        """The lines of a small text file; none, and a problem noted, when it can't be read."""
+        try:
+            return self.text(name).split("\n")
+        except OSError as error:
+            self.problems.append(Problem(name, "words can't be read", str(error)))
+            return []
+
+    def medium(self, name: str) -> Medium:
+        """The medium of that name."""
+        modality = modality_of(name) or "image"
+        if self._members and name in self._members and not (self.root / name).is_file():
+            archive, span = self._members[name]
+            return Medium(f"{self.root}/{archive}", name, modality, partial(read_member, span))
+        return Medium(f"{self.root}/{name}", name, modality)
+
+    def at(self, wanted: str, folder: str, where: str) -> Medium | Problem:
+        """The medium at a path, relative to the folder of that name. `where` tells people who names it."""
+        path = wanted.strip().replace("\\", "/")
+        target = os.path.normpath(self.root / folder / path)
+        if not Path(target).is_relative_to(self.root) or re.match("[A-Za-z]:/", path):
+            return Problem(wanted, "outside the data folder", where)
+        name = os.path.relpath(target, self.root).replace(os.sep, "/")
+        if os.path.isfile(target) or name in self.members():
+            return self.medium(name)
+        return Problem(name, "missing file", where)
+
+    def find(self, wanted: str, where: str, prefer: str = "", kinds: Collection[str] = ("image",)) -> Medium | Problem:
+        """The medium whose path ends in `wanted` (which may lack the suffix), in whatever folder below `root`.
+
+        prefer: of several, the one in a folder of this name is meant · kinds: its possible modalities.
+        """
+        path = wanted.strip().replace("\\", "/").removeprefix("./")
+        if not path or path.startswith("/") or ".." in path.split("/") or re.match("[A-Za-z]:/", path):
+            return Problem(wanted, "outside the data folder" if path else "no file named", where)
+        found = self._ending_in(path, self.names(), kinds) or self._ending_in(path, self.members(), kinds)
+        if not found:
+            return Problem(path, "missing file", where)
+        nearest = [name for name in found if name == path] or [n for n in found if prefer in n.split("/")[:-1]]
+        if len(found) > 1 and len(nearest) != 1:
+            return Problem(path, "several files of that name", f"{where}: {', '.join(sorted(found)[:3])}")
+        return self.medium(nearest[0] if len(nearest) == 1 else found[0])
+
+    def find_first(
+        self, wanted: Collection[str], where: str, prefer: str = "", kinds: Collection[str] = ("image",)
+    ) -> Medium | Problem:
+        """As `find`, for several names that one medium may go by; the first that is there."""
+        results = []
+        for name in wanted:
+            results.append(self.find(name, where, prefer, kinds))
+            if isinstance(results[-1], Medium):
+                return results[-1]
+        return results[0]
+
+    def _ending_in(self, path: str, names: Collection[str], kinds: Collection[str]) -> list[str]:
+        index = self._indexes.get(id(names))
+        if index is None:
+            index = self._indexes[id(names)] = {}
+            for name in names:
+                if modality_of(name):
+                    index.setdefault(PurePosixPath(name).stem, []).append(name)
+        if modality_of(path) in kinds:
+            return [n for n in index.get(PurePosixPath(path).stem, ()) if f"/{n}".endswith(f"/{path}")]
+        found = [n for n in index.get(PurePosixPath(path).name, ()) if modality_of(n) in kinds]
+        return [name for name in found if f"/{os.path.splitext(name)[0]}".endswith(f"/{path}")]
+
+
+def whole(name: str, records: Iterator[Record]) -> Iterator[Record]:
+    """The records that come from the file `name`, and a problem where its text ends early or can't be read."""
+    try:
+        yield from records
+    except PrecomputeError:
+        raise
+    except (OSError, ValueError) as error:
+        yield Problem(name, "words can't be read", str(error))
+
+
+def first_row(tree: Tree, name: str) -> dict:
+    """The first element of a .json array, or the first line of a .jsonl, when it is an object; else {}."""
+    if name.lower().endswith(".jsonl"):
+        try:
+            row = json.loads(tree.first_line(name))
+        except (ValueError, RecursionError):
+            return {}
+    else:
+        row = tree.sample(name).get("")
+    return row if isinstance(row, dict) else {}
+
+
+def _walk(root: Path) -> Iterator[str]:
+    seen: set[str] = set()
+    for here, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen or _is_feature_set(files):
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield os.path.join(here, name)
+
+
+def _is_feature_set(files: list[str]) -> bool:
+    return "progress.jsonl" in files or ("manifest.json" in files and "index.safetensors" in files)
+
+
+def _matching(pattern: str) -> list[Path]:
+    """The files that `{00000..00003}` and `*` in a path stand for, sorted."""
+    from braceexpand import braceexpand  # webdataset's own dependency, for the same notation
+
+    try:
+        patterns = list(braceexpand(pattern))
+    except ValueError:
+        patterns = [pattern]
+    return sorted({Path(found) for one in patterns for found in glob.glob(one) if os.path.isfile(found)})

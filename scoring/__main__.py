@@ -1,6 +1,0 @@
-"""The page of tasks: python -m scoring > docs/tasks.md"""
-
-from scoring.benchmarks import page
-
-if __name__ == "__main__":
-    print(page(), end="")

@@ -1,0 +1,1 @@
+"""Experiments behind the documentation and the pretraining of the demo backbones. Not part of the package."""

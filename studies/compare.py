@@ -1,0 +1,220 @@
+"""Every projector on the demo for the same training time: `python -m studies.compare`.
+
+Runs the three scripts as a user would, each variant and seed as a run of its own in runs/compare/, one thread each. How
+many steps fit into the time is found by a short run before. What is found is added to docs/comparison.json after every
+run, so that an interrupted comparison goes on where it was; then docs/comparison.md and .png are made from it.
+"""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from PIL import Image, ImageDraw, ImageFont
+
+ROOT = Path(__file__).resolve().parent.parent
+FOUND = ROOT / "docs" / "comparison.json"
+PAGE = ROOT / "docs" / "comparison.md"
+BEGIN, END = "<!-- made by demo.compare -->", "<!-- end -->"
+SCORES = ("caption_scene", "caption_objects", "qa_accuracy")
+PILOT = 30
+PLAIN = ["--projector-hidden", "0", "--start-words", "", "--token-noise", "0.0"]  # without the demo's recipe
+
+VARIANTS: dict[str, tuple[str, list[str]]] = {
+    "linear1": ("linear1", []),
+    "mlp1": ("mlp1", []),
+    "linear16": ("linear16", []),
+    "mlp8": ("mlp8", []),
+    "mlp16": ("mlp16", PLAIN),
+    "mlp16, the demo's recipe": ("mlp16", []),
+    "clipcap10": ("clipcap10", []),
+    "linear": ("linear", []),
+    "mlp": ("mlp", []),
+    "fusedmlp": ("fusedmlp", []),
+    "group9": ("group9", []),
+    "window3": ("window3", []),
+    "shuffle2": ("shuffle2", []),
+    "perceiver16": ("perceiver16", []),
+    "mapl16": ("mapl16", []),
+    "ldp": ("ldp", []),
+    "ldpv2": ("ldpv2", []),
+    "fusedldp": ("fusedldp", []),
+    "mlp, no delimiters": ("mlp", ["--delimiters", "", ""]),
+    "mlp, no end learnt": ("mlp", ["--eos", "False"]),
+    "mlp, soft prompt of 10": ("mlp", ["--soft-prompt", "10"]),
+}
+
+
+@dataclass
+class Options:
+    """What to compare."""
+
+    seconds: float = 60
+    """Training time of each run, on one thread."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the adapter's start and of the order of texts."""
+    only: tuple[str, ...] = ()
+    """These variants alone; none: all."""
+    texts: int = 900
+    """Held-out texts of each kind that are scored (9 a scene); 0: all."""
+    tables: bool = False
+    """Only make the table and the picture from what was found before."""
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    if not options.tables:
+        features = ROOT / "features" / "compare"
+        if not (features / "manifest.json").is_file():
+            script("precompute.py", "--kinds", "pooled", "patches", "--out", str(features))
+        for seed in options.seeds:
+            for name in options.only or VARIANTS:
+                if (name, seed) not in {(row["variant"], row["seed"]) for row in known()}:
+                    measure(name, seed, features, options)
+    rows = known()
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}")
+    picture(rows).save(ROOT / "docs" / "comparison.png")
+
+
+def known() -> list[dict]:
+    """What was found so far, one row for each run."""
+    return json.loads(FOUND.read_text()) if FOUND.is_file() else []
+
+
+def measure(name: str, seed: int, features: Path, options: Options) -> None:
+    """Train and score one variant with one seed, and add what was found to docs/comparison.json."""
+    adapter, flags = VARIANTS[name]
+    stem = "-".join(re.findall(r"\w+", name))
+    common = ["--adapter", adapter, "--features", str(features), *flags, "--device", "cpu"]
+    pilots = [row["seconds_a_step"] for row in known() if row["variant"] == name]
+    if not pilots:
+        pilots = [pilot([*common, "--name", f"compare-{stem}-pilot"])]
+    steps = max(1, round(options.seconds / pilots[0]))
+    run = f"compare-{stem}-{seed}"
+    length = ["--steps", str(steps), "--eval-every", str(steps), "--seed", str(seed), "--name", run]
+    script("train.py", *common, *length)
+    script("eval.py", "--run", f"runs/{run}", "--limit", str(options.texts), "--device", "cpu")
+    took = [row["seconds"] for row in metrics(run) if "seconds" in row]
+    scored = json.loads((ROOT / "runs" / run / "eval.json").read_text())
+    about = json.loads(next((ROOT / "runs" / run).glob("steps/*/adapter/adapter.json")).read_text())
+    row = {
+        "variant": name,
+        "seed": seed,
+        "adapter": adapter,
+        "tokens": about["tokens"],
+        "steps": steps,
+        "seconds_a_step": pilots[0],
+        "seconds": round(sum(took), 1),
+        "scores": {split: part_of(found) for split, found in scored["splits"].items()},
+    }
+    FOUND.write_text(json.dumps([*known(), row], indent=1) + "\n")
+
+
+def part_of(found: dict) -> dict:
+    """The scores that are compared, real and shuffled."""
+    return {kind: {name: round(found[kind][name], 4) for name in SCORES} for kind in ("real", "shuffled")}
+
+
+def pilot(flags: list[str]) -> float:
+    """Median seconds of a step."""
+    name = flags[-1]
+    if not (ROOT / "runs" / name).exists():
+        script("train.py", *flags, "--steps", str(PILOT), "--eval-every", str(PILOT))
+    return statistics.median(row["seconds"] for row in metrics(name)[PILOT // 3 :] if "seconds" in row)
+
+
+def metrics(run: str) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (ROOT / "runs" / run / "metrics.jsonl").read_text().splitlines()]
+
+
+def script(*command: str) -> None:
+    """Run one of the three scripts on one thread; its words go into runs/compare.log."""
+    (ROOT / "runs").mkdir(exist_ok=True)
+    with open(ROOT / "runs" / "compare.log", "a") as log:
+        print("$ python", *command, file=log, flush=True)
+        one = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=log, stderr=log, env=one)
+    if done.returncode:
+        raise SystemExit(f"python {' '.join(command)} failed; see runs/compare.log")
+
+
+def spread(values: list[float]) -> str:
+    """Mean and half the distance from the lowest to the highest; of one value, that."""
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {(max(values) - min(values)) / 2:.2f}"
+
+
+def table(rows: list[dict]) -> str:
+    """A Markdown table, a line for each variant: means over the seeds, and half the way from lowest to highest."""
+    lines = [
+        "| projector | tokens | steps | scenes named | shuffled | questions | shuffled | named, new pairs "
+        "| questions, new pairs | seeds |",
+        "| --- | ---: | ---: | --- | --- | --- | --- | --- | --- | ---: |",
+    ]
+    for name, group in by_variant(rows).items():
+        splits = list(group[0]["scores"])
+
+        def cell(split: str, kind: str, score: str, group: list[dict] = group) -> str:
+            return spread([row["scores"][split][kind][score] for row in group])
+
+        new = splits[1] if len(splits) > 1 else splits[0]
+        cells = [
+            cell(splits[0], "real", "caption_scene"),
+            cell(splits[0], "shuffled", "caption_scene"),
+            cell(splits[0], "real", "qa_accuracy"),
+            cell(splits[0], "shuffled", "qa_accuracy"),
+            cell(new, "real", "caption_scene"),
+            cell(new, "real", "qa_accuracy"),
+        ]
+        steps = round(statistics.mean(row["steps"] for row in group))
+        lines.append(f"| {name} | {group[0]['tokens']} | {steps} | {' | '.join(cells)} | {len(group)} |")
+    return "\n".join(lines)
+
+
+def by_variant(rows: list[dict]) -> dict[str, list[dict]]:
+    """The rows of each variant, best question accuracy first."""
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row["variant"], []).append(row)
+
+    def score(group: list[dict]) -> float:
+        return statistics.mean(next(iter(row["scores"].values()))["real"]["qa_accuracy"] for row in group)
+
+    return dict(sorted(groups.items(), key=lambda item: -score(item[1])))
+
+
+def picture(rows: list[dict]) -> Image.Image:
+    """A dot for every run: questions answered and scenes named, the controls hollow."""
+    groups, font = by_variant(rows), ImageFont.load_default(14)
+    left, line, width, panel = 200, 24, 1000, 370
+    sheet = Image.new("RGB", (width, line * (len(groups) + 3)), "white")
+    draw = ImageDraw.Draw(sheet)
+    panels = (("caption_scene", "scenes named whole", left), ("qa_accuracy", "questions answered", left + panel + 30))
+    for score, title, start in panels:
+        draw.text((start, 4), title, fill="black", font=font)
+        for tenth in range(0, 11, 2):
+            at = start + panel * tenth / 10
+            draw.line((at, line, at, line * (len(groups) + 1.5)), fill=(225, 225, 225))
+            draw.text((at - 8, line * (len(groups) + 1.6)), f"{tenth / 10:.1f}", fill=(120, 120, 120), font=font)
+        for number, (name, group) in enumerate(groups.items(), 1):
+            y = line * number + line // 2
+            if start == left:
+                draw.text((6, y - 9), name, fill="black", font=font)
+            for row in group:
+                found = next(iter(row["scores"].values()))
+                for kind, fill in (("shuffled", None), ("real", (30, 90, 170))):
+                    x = start + panel * found[kind][score]
+                    draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=fill, outline=(30, 90, 170))
+    return sheet
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Pretrains the Mamba sister of the demo's language model from nothing: `python -m studies.pretrain_mamba`.
+
+Same tokenizer, same documents of scenes, same place in the demo (`--lm demo/backbones/mamba`). A state-space model
+can't have several continuations beside one another that see one description, so here they stand in a row, in any order.
+Writes demo/backbones/mamba and, beside it, log.jsonl with the probes.
+"""
+
+import argparse
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import MambaConfig, MambaForCausalLM
+
+from periscope.adapters.lm.selective_scan import use_selective_scan
+from studies.corpus import ANSWER, Corpus, Row, build_tokenizer
+from studies.pretrain import HERE, READY, begin_with, log
+from studies.probe import MEDIA, answer_scores, caption_scores
+
+SCENES = {("image",): 1.0}
+LISTS = ("ids", "weights", "segments", "words", "noise")
+
+
+class Stream(Corpus):
+    """Documents about scenes whose continuations follow one another."""
+
+    def row(self, *args) -> Row:
+        """A document of `Corpus`, what follows its description in an order of its own."""
+        return in_turn(super().row(*args), self.rng)
+
+
+def in_turn(row: Row, rng: random.Random) -> Row:
+    """The same document with its continuations in another order, positions counted through."""
+    last = max(row.segments)
+    order = [0, *rng.sample(range(1, last + 1), last)]
+    at = [place for segment in order for place, one in enumerate(row.segments) if one == segment]
+    lists = {name: [getattr(row, name)[place] for place in at] for name in LISTS}
+    return Row(**lists, positions=list(range(len(at))), blends=row.blends)
+
+
+def scores_of(model: MambaForCausalLM, tokenizer, n: int) -> dict[str, float]:
+    """Questions and captions from textual descriptions of new scenes and new pairs, as `demo.probe` has them."""
+    found = {}
+    for split, before in (("heldout", ""), ("new_pairs", "new_pairs_")):
+        rng = random.Random(f"probe/image/0/{split}")
+        drawn = [MEDIA["image"].draw(rng, split) for _ in range(n)]
+        one = answer_scores(model, tokenizer, drawn, 0, medium=MEDIA["image"])
+        one |= caption_scores(model, tokenizer, drawn, 0, MEDIA["image"])
+        found |= {before + name: value for name, value in one.items()}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=HERE, help="folder that gets mamba/")
+    parser.add_argument("--start", type=Path, help="folder with mamba/ whose weights to begin with")
+    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps")
+    parser.add_argument("--batch", type=int, default=16, help="documents a step")
+    parser.add_argument("--rate", type=float, default=1.0, help="times the usual learning rates")
+    parser.add_argument("--width", type=int, default=192, help="hidden size")
+    parser.add_argument("--layers", type=int, default=3, help="layers")
+    parser.add_argument("--states", type=int, default=8, help="numbers a channel remembers")
+    parser.add_argument("--seed", type=int, default=0, help="seed of documents and weights")
+    parser.add_argument("--probe-every", type=int, default=500, help="steps between probes, which also save")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    folder = args.out / "mamba"
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "log.jsonl"
+    record.unlink(missing_ok=True)
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(folder)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    sizes = {"hidden_size": args.width, "num_hidden_layers": args.layers, "state_size": args.states}
+    model = MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **sizes, **ids))
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
+    use_selective_scan(model)
+    if args.start:
+        log(record, begun_with=begin_with(model, args.start / "mamba" / "model.safetensors"))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.endswith("A_log"))  # the scan has no gradient for it
+    learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    wide = [p for name, p in learnt.items() if p.ndim == 2 and "layers" in name and "dt_proj" not in name]
+    others = [p for p in learnt.values() if not any(p is one for one in wide)]
+    optimizers = (
+        torch.optim.Muon(wide, lr=3e-3, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.98)),
+    )
+    rates = [optimizer.param_groups[0]["lr"] * args.rate for optimizer in optimizers]
+    corpus = Stream(tokenizer, args.seed, SCENES)
+    corpus.hardness, answering, began = 0.5 if args.start else 0.0, 1.0, time.process_time()
+    for step in range(args.steps):
+        batch = corpus.batch(args.batch)
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 50, max(0.02, 2.5 * (1 - step / args.steps)))
+        logits = model(inputs_embeds=batch.embed(model.get_input_embeddings().weight), use_cache=False).logits
+        losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
+        weights = batch.weights[:, 1:].flatten()
+        model.zero_grad(set_to_none=True)
+        ((losses * weights).sum() / weights.sum()).backward()
+        torch.nn.utils.clip_grad_norm_(learnt.values(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        losses = losses.detach()
+        answering += 0.03 * (losses[weights == ANSWER].mean().item() - answering)
+        if answering < READY:
+            corpus.hardness = min(1.0, corpus.hardness + 0.001)
+        if (step + 1) % 25 == 0:
+            facts = {"captions": losses[weights == 1].mean().item(), "answers": answering}
+            log(record, step=step + 1, seconds=time.process_time() - began, hardness=corpus.hardness, **facts)
+        if (step + 1) % args.probe_every == 0 or step + 1 == args.steps:
+            kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            model.half().save_pretrained(folder)
+            model.float().eval()
+            log(record, step=step + 1, probe=scores_of(model, tokenizer, 100))
+            model.train().load_state_dict(kept)
+
+
+if __name__ == "__main__":
+    main()

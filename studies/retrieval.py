@@ -1,0 +1,202 @@
+"""In-context retrieval, where state-space models are said to fall behind: `python -m studies.retrieval`.
+
+VL-Mamba's synthetic task (Pantazopoulos et al. 2024, arXiv 2409.05395; drawn as in its successor,
+https://github.com/gpantaz/retrievit): `length` different symbols, one of them again as a query, and the answer is the
+place where it stood.
+
+Two curves over the length, a Pythia-class and a Mamba-class model of equal width beside each other: trained from
+nothing on the symbols (Mamba's decay matrix stays as it starts: the scan here has no gradient for it); then frozen,
+with a two-layer MLP that has to put noisy vectors of the symbols into words the model knows, after a few steps that
+pull its output toward the symbols' own embeddings (a warm start) and without. Writes docs/retrieval.json (accuracy for
+each place) and docs/retrieval.png. It says nothing of models of another size.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import tyro
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, MambaConfig, PreTrainedModel
+
+from periscope.adapters.lm.selective_scan import use_selective_scan
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+WIDTH, CODE, NOISE = 64, 48, 0.1
+GOOD = 0.95
+COLOURS = {"gpt_neox": (30, 90, 170), "mamba": (200, 90, 20)}
+
+
+@dataclass
+class Options:
+    """How long, and over which lengths."""
+
+    lengths: tuple[int, ...] = (4, 8, 16)
+    """Symbols in the context."""
+    steps: int = 3000
+    """Most steps of 64 rows of each model, and half as many of each projector; they end at an accuracy of 0.95."""
+    warm_start: int = 50
+    """Steps that pull the projector's output toward the symbols' embeddings."""
+    seed: int = 0
+    """Seed of data and weights."""
+
+
+def rows_of(generator: torch.Generator, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids `(rows, length + 2)` int64, a permutation of the symbols, QUERY, and a symbol again; places `(rows,)`, where
+    it stands. Symbols are 0 to length - 1, places length to 2 length - 1, QUERY is 2 length.
+    """
+    order = torch.rand(rows, length, generator=generator).argsort(1)
+    places = torch.randint(length, (rows,), generator=generator)
+    asked = order.gather(1, places[:, None])
+    return torch.cat([order, torch.full((rows, 1), 2 * length), asked], 1), places
+
+
+def language_model(family: str, length: int) -> PreTrainedModel:
+    """A model of two layers of width 64, its weights random."""
+    vocabulary = 2 * length + 1
+    configs = {
+        "gpt_neox": lambda: GPTNeoXConfig(
+            vocab_size=vocabulary, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=4 * WIDTH, max_position_embeddings=1024,
+        ),
+        "mamba": lambda: MambaConfig(vocab_size=vocabulary, hidden_size=WIDTH, num_hidden_layers=2, state_size=16),
+    }  # fmt: skip
+    model = AutoModelForCausalLM.from_config(configs[family]())
+    use_selective_scan(model)
+    return model
+
+
+def answers(model: PreTrainedModel, embeds: torch.Tensor, length: int) -> torch.Tensor:
+    """Logits of the places `(rows, length)` after the last position of `embeds` `(rows, length + 2, width)`."""
+    logits = model(inputs_embeds=embeds, use_cache=False, logits_to_keep=1).logits[:, -1]
+    return logits[:, length : 2 * length]
+
+
+@torch.no_grad()
+def accuracy(model: PreTrainedModel, embed, length: int, seed: int) -> list[float]:
+    """Share of right answers for each place, on 2,048 rows that no training drew."""
+    ids, places = rows_of(torch.Generator().manual_seed(10_000 + seed), 2048, length)
+    right = torch.cat([answers(model, embed(part), length).argmax(1) for part in ids.split(256)]) == places
+    return [round(right[places == place].float().mean().item(), 4) for place in range(length)]
+
+
+def learn(model: PreTrainedModel, embed, trained: list, length: int, steps: int, seed: int, name: str) -> dict:
+    """Train `trained` until the accuracy is good; return the steps and seconds it took and what came of it."""
+    draws = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
+    began, each, taken = time.process_time(), [], 0
+    for taken in tqdm(range(1, steps + 1), name, leave=False):
+        ids, places = rows_of(draws, 64, length)
+        loss = F.cross_entropy(answers(model, embed(ids), length), places)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        if taken % 100 == 0 or taken == steps:
+            each = accuracy(model, embed, length, seed)
+            if sum(each) / length >= GOOD:
+                break
+    found = {"steps": taken, "seconds": round(time.process_time() - began, 1)}
+    return found | {"accuracy": round(sum(each) / length, 4), "places": each}
+
+
+def projector_for(model: PreTrainedModel, length: int, seed: int) -> tuple[nn.Module, object]:
+    """A two-layer MLP over noisy codes of the symbols, and the embedding of a row through it: symbols by the projector,
+    QUERY by the model's own word.
+    """
+    draws = torch.Generator().manual_seed(seed)
+    codes = torch.randn(length, CODE, generator=draws)
+    projector = nn.Sequential(nn.Linear(CODE, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
+    table = model.get_input_embeddings().weight.detach()
+    with torch.no_grad():
+        scale = table.square().mean().sqrt() / projector(codes).square().mean().sqrt()
+        projector[-1].weight.mul_(scale)
+        projector[-1].bias.mul_(scale)
+
+    def embed(ids: torch.Tensor) -> torch.Tensor:
+        seen = codes[ids.clamp(max=length - 1)]
+        projected = projector(seen + NOISE * torch.randn(seen.shape, generator=draws))
+        return torch.where((ids < length)[..., None], projected, table[ids])
+
+    return projector, embed
+
+
+def warm(model: PreTrainedModel, projector: nn.Module, embed, length: int, steps: int, seed: int) -> None:
+    """Pull the projector's output toward the symbols' embeddings by the mean squared error."""
+    draws = torch.Generator().manual_seed(seed + 1)
+    table = model.get_input_embeddings().weight.detach()
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=1e-3, weight_decay=0.0)
+    for _ in range(steps):
+        ids, _ = rows_of(draws, 64, length)
+        optimizer.zero_grad()
+        (F.mse_loss(embed(ids), table[ids]) / table.square().mean()).backward()
+        optimizer.step()
+
+
+def measure(family: str, length: int, options: Options) -> dict:
+    """One model of one length: from nothing, then frozen with a projector, with a warm start and without."""
+    torch.manual_seed(options.seed)
+    model = language_model(family, length)
+    own = model.get_input_embeddings()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = {"from nothing": learn(model, own, trained, length, options.steps, options.seed, f"{family} {length}")}
+    model.requires_grad_(False).eval()
+    for name, steps in (("projector", 0), ("projector, warm start", options.warm_start)):
+        torch.manual_seed(options.seed)
+        projector, embed = projector_for(model, length, options.seed)
+        warm(model, projector, embed, length, steps, options.seed)
+        label = f"{family} {length} {name}"
+        parameters = list(projector.parameters())
+        found[name] = learn(model, embed, parameters, length, options.steps // 2, options.seed, label)
+    return found
+
+
+def curve(found: dict) -> Image.Image:
+    """Accuracy over the length, a panel for each way, a line for each family, chance in grey."""
+    font = ImageFont.load_default(14)
+    ways = list(next(iter(next(iter(found.values())).values())))
+    lengths = sorted(int(length) for length in next(iter(found.values())))
+    panel, height, margin = 300, 240, 40
+    sheet = Image.new("RGB", (len(ways) * (panel + margin) + margin, height + 3 * margin), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, way in enumerate(ways):
+        left = margin + number * (panel + margin)
+
+        def at(length: int, share: float, left: int = left) -> tuple[float, float]:
+            along = lengths.index(length) / max(1, len(lengths) - 1)
+            return left + panel * along, margin + height * (1 - share)
+
+        draw.text((left, 10), way, fill="black", font=font)
+        draw.rectangle((left, margin, left + panel, margin + height), outline=(200, 200, 200))
+        draw.line([at(length, 1 / length) for length in lengths], fill=(170, 170, 170))
+        for length in lengths:
+            draw.text((at(length, 0)[0] - 6, margin + height + 4), str(length), fill=(120, 120, 120), font=font)
+        for line, (family, rows) in enumerate(found.items()):
+            points = [at(length, rows[str(length)][way]["accuracy"]) for length in lengths]
+            draw.line(points, fill=COLOURS[family], width=2)
+            for x, y in points:
+                draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=COLOURS[family])
+            draw.text((left, margin + height + 24 + 16 * line), family, fill=COLOURS[family], font=font)
+    return sheet
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    torch.set_num_threads(1)
+    found: dict[str, dict] = {family: {} for family in COLOURS}
+    for length in options.lengths:
+        for family in COLOURS:
+            found[family][str(length)] = row = measure(family, length, options)
+            for way, one in row.items():
+                print(f"{length:>4} {family:<9} {way:<22} {one['accuracy']:.3f} after {one['steps']} steps", flush=True)
+    (DOCS / "retrieval.json").write_text(json.dumps(found, indent=1) + "\n")
+    curve(found).save(DOCS / "retrieval.png")
+
+
+if __name__ == "__main__":
+    main()

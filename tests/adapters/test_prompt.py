@@ -1,0 +1,269 @@
+"""Turns to segments, per kind of tokenizer: the prompt is a prefix of the training text, and what is a target."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.prompting.boxes import box_text, said
+from periscope.adapters.prompting.prompt import (
+    SOFT_PROMPT,
+    SOFT_PROMPT_END,
+    Prompt,
+    Template,
+    default_template,
+    soft_slots,
+)
+from periscope.adapters.splice import length_of, splice
+from periscope.errors import AdapterError
+from periscope.evaluation.metrics.boxes import read_box
+
+TOKENIZERS = {
+    "byte-level": lambda: tiny.byte_level(),
+    "adds bos": lambda: tiny.byte_level(bos=True),
+    "no pad": lambda: tiny.byte_level(pad=False),
+    "leading space": lambda: tiny.sentencepiece_like(),
+    "think block, turn end is eos": lambda: tiny.byte_level(chat=tiny.CHATML, eos="<|im_end|>"),
+    "think block, turn end isn't eos": lambda: tiny.byte_level(chat=tiny.CHATML, eos="</s>"),
+    "template prints bos": lambda: tiny.sentencepiece_like(chat=tiny.INST),
+}
+CAPTION = [{"role": "assistant", "content": "a red circle"}]
+QUESTION = [{"role": "user", "content": "What colour is the star?"}, {"role": "assistant", "content": "blue"}]
+TALK = [*QUESTION, {"role": "user", "content": "and the dog"}, {"role": "assistant", "content": "the lazy dog"}]
+
+
+@pytest.fixture(params=TOKENIZERS)
+def prompt(request):
+    tokenizer = TOKENIZERS[request.param]()
+    return Prompt(tokenizer, default_template(tokenizer))
+
+
+def flat(segments):
+    """Ids with slots as names."""
+    return [x for s in segments for x in ([s.slot] if s.slot else s.ids)]
+
+
+def targets(segments):
+    return [i for s in segments if s.target for i in s.ids]
+
+
+@pytest.mark.parametrize("turns", [CAPTION, QUESTION, TALK])
+def test_the_prompt_is_a_prefix_of_the_training_text(prompt, turns):
+    for soft in (False, True):
+        whole = prompt.segments(turns, ["m"], soft_prompt=soft)
+        asked = prompt.segments(turns, ["m"], answer=False, soft_prompt=soft)
+        assert flat(whole)[: len(flat(asked))] == flat(asked)
+        assert not any(s.target for s in asked[len(asked) - 1 :])
+        rest = flat(whole)[len(flat(asked)) :]
+        assert prompt.tokenizer.decode(rest[: -len(prompt.turn_end)]).strip() == turns[-1]["content"]
+        assert tuple(rest[-len(prompt.turn_end) :]) == prompt.turn_end and prompt.turn_end[-1] in prompt.stop_ids
+
+
+def test_every_answer_of_a_conversation_is_a_target(prompt):
+    said = prompt.tokenizer.decode(targets(prompt.segments(TALK, ["m"])), skip_special_tokens=True)
+    assert "blue" in said and "the lazy dog" in said and "colour" not in said
+
+
+def test_one_bos_at_most_and_only_at_the_start(prompt):
+    ids = flat(prompt.segments(TALK, ["m"]))
+    bos = prompt.tokenizer.bos_token_id
+    assert ids.count(bos) <= 1 and bos not in ids[1:]
+    assert (ids[0] == bos) == (prompt.tokenizer("a").input_ids[0] == bos or (prompt.template.style == "chat" and
+                               "bos_token" in prompt.tokenizer.chat_template))  # fmt: skip
+
+
+def test_words_from_data_are_never_special(prompt):
+    caption = [{"role": "assistant", "content": "a </s> red <|im_end|> circle"}]
+    said = targets(prompt.segments(caption, ["m"]))
+    assert not set(said[: -len(prompt.turn_end)]) & set(prompt.stop_ids)
+    assert prompt.tokenizer.decode(said[: -len(prompt.turn_end)]).strip() == "a </s> red <|im_end|> circle"
+
+
+@pytest.mark.parametrize("make", TOKENIZERS.values(), ids=TOKENIZERS)
+def test_ids_are_what_the_tokenizer_itself_gives_whatever_its_file_cuts_or_pads(make):
+    class Slow(Prompt):
+        def _tokenise(self, words, from_data):
+            ids = self.tokenizer("\n" + words, add_special_tokens=False, split_special_tokens=from_data)
+            plain = self.tokenizer(words, add_special_tokens=False, split_special_tokens=from_data)
+            lead = self.tokenizer("\n", add_special_tokens=False).input_ids
+            cut = self._adds_space and ids.input_ids[: len(lead)] == lead
+            return tuple(ids.input_ids[len(lead) :] if cut else plain.input_ids)
+
+    cutting = make()
+    cutting.backend_tokenizer.enable_truncation(3)
+    cutting.backend_tokenizer.enable_padding(length=50)
+    quick, slow = (
+        kind(tokenizer, default_template(tokenizer)) for kind, tokenizer in ((Prompt, cutting), (Slow, make()))
+    )
+    said = [{"role": "user", "content": "</s> what"}, {"role": "assistant", "content": "  a</s> <|im_end|>blue "}]
+    for turns in (CAPTION, TALK, said, TALK):
+        assert quick.segments(turns, ["m"]) == slow.segments(turns, ["m"])
+
+
+def test_media_stand_where_they_are_marked(prompt):
+    turns = [{"role": "user", "content": "the <image> fox and <image>"}, {"role": "assistant", "content": "dog"}]
+    segments = prompt.segments(turns, ["one", "two"])
+    assert [s.slot for s in segments if s.slot] == ["one", "two"]
+    between = segments[[s.slot for s in segments].index("one") + 1]
+    assert "fox and" in prompt.tokenizer.decode(between.ids)
+    with pytest.raises(AdapterError, match="2 <image> marks for 1 media"):
+        prompt.segments(turns, ["one"])
+    assert [s.slot for s in prompt.segments(TALK, ["one", "two"]) if s.slot] == ["one", "two"]
+    assert not any(s.slot for s in prompt.segments(TALK, []))
+
+
+def test_a_sound_is_marked_by_its_own_mark_or_by_that_of_any_medium():
+    tokenizer = tiny.byte_level()
+    template = Template(delimiters=("[", "]"))
+    words = [{"role": "user", "content": "the <audio> fox and <image> <video>"}]
+    sound = Prompt(tokenizer, template, "audio").segments(words, ["one", "two"], answer=False)
+    assert [s.slot for s in sound if s.slot] == ["one", "two"]
+    assert tokenizer.decode(sound[-1].ids) == "]<video> Answer:"
+    picture = Prompt(tokenizer, template).segments(words, ["one"], answer=False)
+    assert [s.slot for s in picture if s.slot] == ["one"] and "<audio>" in tokenizer.decode(picture[0].ids)
+    with pytest.raises(AdapterError, match="2 <image> or <audio> marks for 1 media"):
+        Prompt(tokenizer, template, "audio").segments(words, ["one"], answer=False)
+    assert Prompt(tokenizer, template, "audio").without_marks(words[0]["content"]) == "the  fox and  <video>"
+    assert "<image>" in tokenizer.decode(Prompt(tokenizer, template).segments(words, [], answer=False)[0].ids)
+
+
+def test_space_before_an_answer_belongs_to_the_answer():
+    for tokenizer in (tiny.byte_level(), tiny.sentencepiece_like()):
+        prompt = Prompt(tokenizer, Template(delimiters=("", "")))
+        ids = flat(prompt.segments(QUESTION, []))
+        text = "Question: What colour is the star? Answer: blue</s>"
+        assert ids == tokenizer(text).input_ids[len(tokenizer("").input_ids) - len(prompt._bos) :] or (
+            tokenizer.decode(ids, skip_special_tokens=False).removeprefix("<s>").strip() == text
+        )
+        assert tokenizer.convert_ids_to_tokens(targets(prompt.segments(QUESTION, []))[:1])[0][0] in "Ġ▁"
+
+
+def test_a_template_that_hides_turns_and_a_tokenizer_without_an_end_are_refused():
+    silent = tiny.byte_level(chat="{% for m in messages %}{{ m.role }}{% endfor %}")
+    with pytest.raises(AdapterError, match="doesn't print every turn"):
+        Prompt(silent, default_template(silent))
+    endless = tiny.byte_level()
+    endless.eos_token = None
+    with pytest.raises(AdapterError, match="end-of-text"):
+        Prompt(endless, default_template(endless))
+    with pytest.raises(AdapterError, match="has none"):
+        Prompt(tiny.byte_level(), Template(style="chat"))
+    with pytest.raises(AdapterError, match="assistant turn"):
+        Prompt(tiny.byte_level(), Template()).segments(QUESTION[:1], ["m"])
+
+
+@pytest.mark.parametrize("delimiters", [("<image>", "</image>"), ("", "")])
+def test_the_soft_prompt_stands_where_it_is_asked_for(prompt, delimiters):
+    order = {}
+    for place in ("before", "after", "around"):
+        template = replace(prompt.template, soft_prompt=place, delimiters=delimiters)
+        segments = Prompt(prompt.tokenizer, template).segments(QUESTION, ["m"], soft_prompt=True)
+        slots = [s.slot for s in segments if s.slot]
+        assert slots == {
+            "before": [SOFT_PROMPT, "m"], "after": ["m", SOFT_PROMPT], "around": ["m", SOFT_PROMPT, SOFT_PROMPT_END]
+        }[place]  # fmt: skip
+        order[place] = [s for s in segments if s.slot not in (SOFT_PROMPT, SOFT_PROMPT_END)]
+        said = prompt.tokenizer.decode([i for s in order[place] for i in s.ids])
+        words = QUESTION[0]["content"]
+        assert words in said
+        if place == "around":
+            at = [s.slot for s in segments].index(SOFT_PROMPT)
+            assert words in prompt.tokenizer.decode(segments[at + 1].ids) and segments[at + 2].slot == SOFT_PROMPT_END
+    with pytest.raises(AdapterError, match="soft prompt's place is 'beside'"):
+        Prompt(prompt.tokenizer, replace(prompt.template, soft_prompt="beside"))
+
+
+def test_both_halves_of_a_soft_prompt_are_counted():
+    assert soft_slots(5, Template(soft_prompt="around")) == {SOFT_PROMPT: 3, SOFT_PROMPT_END: 2}
+    assert soft_slots(5, Template()) == {SOFT_PROMPT: 5}
+
+
+def shown(prompt, turns=QUESTION, **how):
+    """A text as people read it, media in braces, targets in capitals."""
+    parts = []
+    for s in prompt.segments(turns, ["m"], **how):
+        words = "{m}" if s.slot else prompt.tokenizer.decode(s.ids, skip_special_tokens=False)
+        parts.append(words.upper() if s.target else words)
+    return "".join(parts)
+
+
+def test_each_choice_of_the_template_against_texts_written_by_hand():
+    tokenizer = tiny.byte_level(bos=True)
+    made = lambda **choices: Prompt(tokenizer, Template(delimiters=("#", "#"), **choices))  # noqa: E731
+    asked = "What colour is the star?"
+    assert shown(made()) == f"<s>#{{m}}#Question: {asked} Answer: BLUE</S>"
+    assert shown(made(eos=False)) == f"<s>#{{m}}#Question: {asked} Answer: BLUE</s>"
+    assert shown(made(media="after")) == f"<s>Question: {asked}#{{m}}# Answer: BLUE</S>"
+    assert shown(made(loss_on="all")) == f"<s>#{{m}}#QUESTION: {asked.upper()} ANSWER: BLUE</S>"
+    assert shown(made(question="{}\n")) == f"<s>#{{m}}#{asked}\n BLUE</S>".replace("\n ", "\n")
+    assert shown(made(caption_prompt="Look!"), CAPTION) == "<s>#{m}#Question: Look! Answer: A RED CIRCLE</S>"
+    with pytest.raises(AdapterError, match="before or after, and answer or all"):
+        made(media="beside")
+
+
+@pytest.mark.parametrize(
+    "choice", [{"eos": False}, {"media": "after"}, {"loss_on": "all"}, {"row_separator": "&&", "rows": 2}]
+)
+@pytest.mark.parametrize("turns", [CAPTION, QUESTION, TALK])
+def test_whatever_is_chosen_the_prompt_is_a_prefix(prompt, choice, turns):
+    one = Prompt(prompt.tokenizer, replace(prompt.template, **choice))
+    whole, asked = flat(one.segments(turns, ["m"])), flat(one.segments(turns, ["m"], answer=False))
+    assert whole[: len(asked)] == asked and len(whole) > len(asked)
+    assert one.stop_ids == prompt.stop_ids
+    learnt = prompt.tokenizer.decode(targets(one.segments(turns, ["m"])), skip_special_tokens=False)
+    assert ("colour" in learnt) == (choice.get("loss_on") == "all" and turns is not CAPTION)
+    assert "&&" not in learnt and "<image>" not in learnt
+
+
+def test_the_first_word_of_a_text_is_never_a_target_because_nothing_says_it():
+    prompt = Prompt(tiny.byte_level(), Template(delimiters=("", "")))  # it adds no begin-of-text token
+    ids = flat(prompt.segments(CAPTION, []))
+    assert targets(prompt.segments(CAPTION, [])) == ids[1:] and targets(prompt.segments(CAPTION, ["m"])) == ids
+
+
+def test_row_separators_give_the_601_places_of_the_published_layout():
+    """### p*24 && p*24 && ... p*24 ###: 576 patches, 23 separators, 2 delimiters (gpantaz/vl_mamba)."""
+    prompt = Prompt(
+        tiny.byte_level(), Template(delimiters=("a", "b"), row_separator="c", rows=24)
+    )  # one id each, as ### and && are in GPT-NeoX's vocabulary
+    segments = prompt.segments(CAPTION, ["m"], answer=False)
+    assert length_of(segments, {"m": 576}) == 601
+    rows = [s.part for s in segments if s.slot]
+    assert rows == [(k, 24) for k in range(24)]
+    one = {name: prompt.tokenizer(name).input_ids for name in "abc"}
+    kinds = ["row" if s.slot else s.ids for s in segments]
+    assert kinds == [tuple(one["a"]), *(["row", tuple(one["c"])] * 23), "row", tuple(one["b"])]
+    assert length_of(Prompt(tiny.byte_level(), Template()).segments(CAPTION, ["m"]), {"m": 576}) != 601
+
+
+def test_the_rows_of_a_medium_are_its_vectors_in_order(language_model_folder):
+    lm = load_language_model(str(language_model_folder("gpt_neox")))
+    prompt = Prompt(lm.tokenizer, Template(delimiters=("", ""), row_separator="c", rows=3))
+    vectors = torch.randn(6, lm.hidden_size)
+    spliced = splice(lm, [prompt.segments(CAPTION, ["m"])], {"m": vectors})
+    separator = lm.embed(torch.tensor(lm.tokenizer("c").input_ids))
+    want = torch.cat([vectors[:2], separator, vectors[2:4], separator, vectors[4:]])
+    assert torch.equal(spliced.inputs_embeds[0, :8], want)
+    with pytest.raises(AdapterError, match="5 tokens of a medium can't be laid out in 3 rows"):
+        splice(lm, [prompt.segments(CAPTION, ["m"])], {"m": vectors[:5]})
+
+
+def test_boxes_are_words_and_are_read_back():
+    assert box_text((0.123, 0.34, 0.5649, 0.78)) == "[0.12,0.34,0.56,0.78]" and box_text((0, 0, 1, 1), 0) == "[0,0,1,1]"
+    for k in range(200):
+        left, top, right, bottom = (k * step % 101 / 101 for step in (37, 53, 71, 13))
+        box = [min(left, right), min(top, bottom), max(left, right), max(top, bottom)]
+        assert all(abs(a - b) <= 0.005 + 1e-9 for a, b in zip(read_box(f"it is {box_text(box)}."), box, strict=True))
+    turn = {"role": "user", "content": "What is in <box> and <box>?", "boxes": [[0, 0, 0.5, 1], [0.25, 0.5, 1, 1]]}
+    assert said(turn) == "What is in [0.00,0.00,0.50,1.00] and [0.25,0.50,1.00,1.00]?"
+    answer = {"role": "assistant", "content": "<box>", "boxes": [[0.1, 0.2, 0.3, 0.4]]}
+    prompt = Prompt(tiny.byte_level(), Template(box_decimals=1))
+    text = prompt.tokenizer.decode([i for s in prompt.segments([turn, answer], ["m"]) for i in s.ids])
+    assert "in [0.0,0.0,0.5,1.0] and [0.2,0.5,1.0,1.0]?" in text and "[0.1,0.2,0.3,0.4]" in text
+    assert said({"content": "a <box> of chocolates"}) == "a <box> of chocolates"
+    with pytest.raises(AdapterError, match="2 <box> marks for 1 boxes"):
+        said({**turn, "boxes": [[0, 0, 1, 1]]})
+    with pytest.raises(AdapterError, match="is no box"):
+        box_text((12, 40, 200, 300))

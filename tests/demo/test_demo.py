@@ -1,0 +1,59 @@
+"""The demo through the three scripts: small in the default run, whole (minutes) with `pytest -m slow`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(home: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / arguments[0]), *arguments[1:], "--device", "cpu"],
+        cwd=home,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_demo_in_small(tmp_path):
+    said = script(tmp_path, "precompute.py", "--limit", "96")
+    assert "features/demo is ready" in said
+    assert "nothing to do" in script(tmp_path, "precompute.py", "--limit", "96")
+    said = script(tmp_path, "train.py", "--adapter", "mlp16", "--steps", "10", "--name", "small")
+    assert "recipe: demo" in said and "language model is unchanged" in said
+    script(tmp_path, "precompute.py", "--limit", "24", "--demo-seed", "7", "--out", "features/seven")
+    pictures = sorted((tmp_path / "demo" / "media").rglob("*.jpg"))
+    live = script(tmp_path, "eval.py", "--image", str(pictures[0]), "--prompt", "How many objects are there?")
+    assert live.strip()
+
+
+@pytest.mark.slow
+def test_the_demo_answers_questions_it_was_never_trained_on(tmp_path):
+    """The claim of the README, on the demo's scenes and on scenes of a seed that nothing was tuned on."""
+    script(tmp_path, "precompute.py")
+    script(tmp_path, "train.py", "--adapter", "mlp16", "--name", "demo")
+    script(tmp_path, "precompute.py", "--demo-seed", "20261120", "--out", "features/other-seed")
+    for features in ("features/demo", "features/other-seed"):
+        script(tmp_path, "eval.py", "--features", features)
+        found = json.loads((tmp_path / "runs" / "demo" / "eval.json").read_text())
+        real, shuffled = found["real"], found["shuffled"]
+        assert real["caption_scene"] >= 0.85 and real["qa_accuracy"] >= 0.80, real
+        assert shuffled["qa_accuracy"] <= 0.40, shuffled
+        kinds = [name for name in real if name.startswith("qa_") and name != "qa_accuracy"]
+        assert len(kinds) >= 5
+        for kind in kinds:
+            assert (real[kind] - shuffled[kind]) / (1 - shuffled[kind]) >= 0.65, (kind, real, shuffled)
+        assert found["swapped"]["qa_accuracy"] >= 0.9 * found["swapped"]["real"], found["swapped"]
+        assert set(found["splits"]) == {"heldout", "new_pairs"}
+    texts = (tmp_path / "features" / "demo" / "texts.jsonl").read_text().splitlines()
+    learnt = [text for text in map(json.loads, texts) if text["split"] == "train"]
+    assert learnt and all(len(text["turns"]) == 1 for text in learnt), "training must hold captions alone"

@@ -1,0 +1,116 @@
+"""Runs side by side: what the table says of made-up runs, and where the picture puts their dots."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from periscope.errors import RunError, ScoreError
+from periscope.evaluation.report import compare
+
+
+def make_run(folder: Path, adapter: str, lr: float, value: float | None, ids: str = "abc") -> None:
+    weights = folder / "steps" / "000002" / "adapter"
+    weights.mkdir(parents=True)
+    save_file({"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float32)}, weights / "adapter.safetensors")
+    (folder / "last").write_text("000002\n")
+    (folder / "config.toml").write_text(
+        f'adapter = "{adapter}"\nlr = {lr}\nbatch = 8\nsave_every = {len(adapter)}\ndelimiters = ["a|b", ""]\n'
+    )
+    steps = [{"step": step, "loss": 1.0, "targets": 100, "seconds": 2.5} for step in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
+    if value is not None:
+        found = {"real": {"caption_f1": value, "qa_accuracy": value / 2}, "shuffled": {"caption_f1": 0.25},
+                 "intervals": {"real": {"caption_f1": [value - 0.1, value + 0.1]}}, "n": len(ids)}  # fmt: skip
+        (folder / "eval.json").write_text(json.dumps({"splits": {"heldout": found}}))
+        (folder / "predictions.jsonl").write_text("".join(json.dumps({"id": one}) + "\n" for one in ids))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    make_run(tmp_path / "low", "mlp8", 0.001, 0.5)
+    make_run(tmp_path / "high", "mlp16", 0.001, 0.75)
+    make_run(tmp_path / "unscored", "mlp16", 0.01, None)
+    (tmp_path / "compare.md").write_text("an older table")
+    return tmp_path
+
+
+def test_the_table_says_what_differed_and_what_it_did(runs):
+    found = compare.open_runs(sorted(runs.iterdir()))
+    assert [run.name for run in found] == ["high", "low", "unscored"]
+    assert [run.name for run in compare.open_runs([runs])] == ["high", "low", "unscored"], "a folder of runs, a sweep's"
+    assert compare.differing(found) == {"adapter": ["mlp16", "mlp8", "mlp16"], "lr": ["0.001", "0.001", "0.01"]}
+    text = compare.table(found)
+    lines = text.splitlines()
+    assert lines[0] == "| run | qa_accuracy | caption_f1 | adapter | lr | steps | seconds | target tokens | trained |"
+    assert lines[2] == "| high | 0.375 | 0.750 [0.650, 0.850] (0.250) | mlp16 | 0.001 | 2 | 5 | 200 | 17 |"
+    assert lines[4] == "| unscored | not scored | not scored | mlp16 | 0.01 | 2 | 5 | 200 | 17 |"
+    assert "Not scored (python eval.py --run ...): unscored." in text and "compare badly" not in text
+    make_run(runs / "others", "mlp8", 0.001, 0.5, ids="abd")
+    assert "scored on different texts" in compare.table(compare.open_runs(list(runs.iterdir())))
+    with pytest.raises(ScoreError, match="is a run"):
+        compare.open_runs([runs / "compare.md"])
+
+
+def test_nothing_that_differs_is_cut_and_whatever_compares_badly_is_said(tmp_path):
+    long = "a prompt that is longer than any column of a table may be, and says at its very end: "
+    for name, end, made in (("one", "cat", {"task": "vqav2", "beams": 1}), ("two", "dog", {"task": None, "beams": 1})):
+        make_run(tmp_path / name, "mlp8", 0.001, 0.5)
+        with open(tmp_path / name / "config.toml", "a") as file:
+            file.write(f'caption_prompt = "{long}{end}"\n' + ("rate = 0.5\n" if name == "one" else ""))
+        result = json.loads((tmp_path / name / "eval.json").read_text()) | made
+        real = result["splits"]["heldout"]["real"]
+        result["splits"]["heldout"]["real"] = (
+            {"caption_cider": 1.5, "caption_bleu4": 0.2} if name == "one" else {}
+        ) | real
+        (tmp_path / name / "eval.json").write_text(json.dumps(result))
+    found = compare.open_runs([tmp_path])
+    assert compare.shared(found) == ["qa_accuracy", "caption_f1"], "of all that both have, not of what one has first"
+    text = compare.table(found)
+    assert f"- caption_prompt: {long}cat (one); {long}dog (two)" in text
+    assert "Asked in different ways, so the scores compare badly: task vqav2 (one); None (two)." in text
+    assert "older versions didn't: rate." in text and "| rate" not in text and "beams" not in text
+    make_run(tmp_path / "few", "mlp8", 0.001, 0.5, ids="ab")
+    assert "heldout 2 (few); heldout 3 (one, two)" in compare.table(compare.open_runs([tmp_path]))
+    alone = compare.open_runs([tmp_path / "few"])
+    assert (
+        compare.table(alone).startswith("| run | qa_accuracy | caption_f1 | steps |") and compare.picture(alone).width
+    )
+
+
+def test_the_picture_shows_each_run_where_its_score_is(runs):
+    found = compare.open_runs(sorted(runs.iterdir()))
+    pixels = np.asarray(compare.picture(found))
+    scale, panel = compare.SCALE, compare.PANEL
+    left = pixels.shape[1] // scale - 2 * (panel + compare.GAP)  # where the panel of caption_f1 begins
+    for place, value in ((0, 0.75), (1, 0.5)):
+        y = int(compare.row_of(place) * scale)
+        blue = np.flatnonzero((pixels[y, left * scale : (left + panel + 20) * scale] == compare.REAL).all(-1)) / scale
+        assert abs(blue.max() - panel * (value + 0.1)) < 2, "the interval ends there"
+        above = np.flatnonzero((pixels[y - 3 * scale, left * scale : (left + panel) * scale] == compare.REAL).all(-1))
+        dot = [x for x in above / scale if abs(x - panel * value) < 6]
+        assert dot and abs(np.mean(dot) - panel * value) < 1, "the dot"
+    assert {compare._top(found, name) for name in ("caption_f1", "qa_accuracy")} == {1.0}
+
+
+def test_compare_from_the_command_line_loads_no_model(runs, monkeypatch, capsys):
+    from periscope import eval as eval_script
+
+    monkeypatch.chdir(runs)
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--compare", "low", "high", "--out", "new/table.md"])
+    monkeypatch.setattr(eval_script, "choose_device", lambda name: pytest.fail("no device is needed"))
+    eval_script.main()
+    for out, said in (
+        ("new/table.png", "is where the table goes"),
+        ("new", "is where the table"),
+        ("low/last/x.md", "can't be"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["eval.py", "--compare", "low", "--out", out])
+        with pytest.raises(RunError, match=said):
+            eval_script.main()
+    assert capsys.readouterr().out.splitlines()[2].startswith("| high |")
+    assert (runs / "new" / "table.md").read_text().startswith("| run | qa_accuracy |")
+    assert (runs / "new" / "table.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,163 @@
+"""Ready-made vectors: a source without an encoder, and the encoder that stores them as they are."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_folders import picture, put, reasons, said
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
+
+from periscope.errors import MediaError, PrecomputeError
+from periscope.precompute.encoders import load_encoder, load_encoder_like
+from periscope.precompute.encoders.vectors import encoder_for
+from periscope.precompute.pipeline.job import precompute
+from periscope.precompute.sources import Collection, collect
+from periscope.shards.read import FeatureSet
+
+
+def array(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def read(found: Collection) -> list[np.ndarray]:
+    encoder = load_encoder(encoder_for(list(found.media.values()))[0], kinds=())
+    return [encoder.decode(medium.read()) for medium in found.media.values()]
+
+
+def test_rows_of_one_array(tmp_path: Path) -> None:
+    rows = array(3, 8)
+    np.save(tmp_path / "clip.npy", rows)
+    put(tmp_path / "clip.txt", "one\n\nthree \n")
+    for given in ("clip.npy", ""):
+        found = collect(tmp_path / given)
+        assert found.layout == "vectors" and list(found.media) == [f"clip.npy/00000{n}" for n in range(3)]
+        assert {medium.modality for medium in found.media.values()} == {"vector"}
+        assert np.array_equal(read(found), rows)
+        assert said(found) == [(("clip.npy/000000",), ("one",), None), (("clip.npy/000002",), ("three",), None)]
+    put(tmp_path / "clip.txt", "one\ntwo\n")
+    assert reasons(collect(tmp_path)) == [("clip.txt", "lines don't match the rows")]
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_file_each(tmp_path: Path, kind: str, dtype: type) -> None:
+    arrays = {name: array(4, 8, seed=n).astype(dtype) for n, name in enumerate("ab")}
+    for name, value in arrays.items():
+        if kind == "npy":
+            np.save(tmp_path / f"{name}.npy", value[None])  # a leading axis of 1, as programs leave it
+        else:
+            save_file({"x": value}, tmp_path / f"{name}.safetensors")
+        put(tmp_path / f"{name}.txt", f"words of {name}\nmore\n")
+    found = collect(tmp_path)
+    assert list(found.media) == [f"{name}.{kind}" for name in arrays]
+    assert np.allclose(read(found), np.stack(list(arrays.values())).astype(np.float32))
+    assert [turns for _, turns, _ in said(found)] == [("words of a",), ("more",), ("words of b",), ("more",)]
+
+
+def test_safetensors_rows_names_and_bfloat16(tmp_path: Path) -> None:
+    save_torch({"x": torch.arange(6.0).view(3, 2).bfloat16()}, tmp_path / "rows.safetensors")
+    assert np.array_equal(read(collect(tmp_path / "rows.safetensors")), np.arange(6.0).reshape(3, 2))
+    save_file({"cat.jpg": array(2), "dir/dog.jpg": array(2, seed=1)}, tmp_path / "named.safetensors")
+    found = collect(tmp_path / "named.safetensors")
+    assert list(found.media) == ["named.safetensors/cat.jpg", "named.safetensors/dir/dog.jpg"]
+    assert np.array_equal(read(found), [array(2), array(2, seed=1)])
+
+
+def test_conversations_name_rows(tmp_path: Path) -> None:
+    np.save(tmp_path / "clip.npy", array(3, 8))
+    turns = [{"role": "assistant", "content": "x"}]
+    names = [["clip.npy/000001"], ["clip.npy/2", "clip.npy/000001"], ["clip.npy/000003"], ["../clip.npy/0"]]
+    put(tmp_path / "texts.jsonl", "\n".join(json.dumps({"media": media, "turns": turns}) for media in names))
+    whole, named = collect(tmp_path), collect(tmp_path / "texts.jsonl")
+    assert [text.media for text in whole.words] == [("clip.npy/000001",), ("clip.npy/000002", "clip.npy/000001")]
+    assert set(named.media) == {"clip.npy/000001", "clip.npy/000002"} and len(whole.media) == 3
+    assert {reason for _, reason in reasons(named)} == {"missing file", "outside the data folder"}
+
+
+def test_vectors_beside_pictures_are_left_alone(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", array(8))
+    picture(tmp_path / "a.jpg")
+    assert list(collect(tmp_path).media) == ["a.jpg"]
+
+
+def test_arrays_that_are_none(tmp_path: Path) -> None:
+    np.save(tmp_path / "objects.npy", np.array([{"a": 1}, None], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "whole.npy", np.arange(8))
+    np.save(tmp_path / "good.npy", array(8))
+    (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY no")
+    (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 40)
+    found = collect(tmp_path)
+    assert reasons(found) == [
+        (f"{name}", "can't be opened") for name in ("broken.npy", "broken.safetensors", "objects.npy")
+    ]
+    with pytest.raises(MediaError, match="not floating-point"):
+        found.media["whole.npy"].read()
+    assert encoder_for(list(found.media.values())) == ("vectors:8", "pooled")
+    with pytest.raises(PrecomputeError, match="no vector can be read"):
+        encoder_for([found.media["whole.npy"]])
+    np.save(tmp_path / "deep.npy", array(2, 2, 2))
+    with pytest.raises(PrecomputeError, match="a medium is"):
+        encoder_for([collect(tmp_path).media["deep.npy"]])
+
+
+def test_parquet_vectors(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = array(5, 3)
+    fixed = pa.FixedSizeListArray.from_arrays(rows.reshape(-1), 3)
+    for name, column in (("a", fixed), ("b", rows.tolist())):
+        pq.write_table(pa.table({"key": list("abcde"), "embedding": column, "caption": list("vwxyz")}), tmp_path / name)
+        (tmp_path / name).rename(tmp_path / "embeddings.parquet")
+        found = collect(tmp_path / "embeddings.parquet")
+        assert found.layout == "parquet" and np.array_equal(read(found), rows)
+        assert [turns for _, turns, _ in said(found)] == [(letter,) for letter in "vwxyz"]
+    patches = pa.table({"patches": array(2, 4, 3).tolist(), "text": ["a", "b"]})
+    pq.write_table(patches, tmp_path / "embeddings.parquet", row_group_size=1)
+    assert np.array_equal(read(collect(tmp_path)), array(2, 4, 3))
+
+
+def test_encoder_names_and_fingerprints() -> None:
+    pooled = load_encoder("vectors:768", kinds=("pooled",))
+    assert pooled.features(("pooled",)) == {"pooled": {"shape": [768], "dtype": "float16"}}
+    patches = load_encoder("vectors:patches-729x1152", kinds=("patches",))
+    assert patches.features(("patches",))["patches"]["grid"] == [27, 27]
+    assert "grid" not in load_encoder("vectors:patches-730x4", kinds=()).features(("patches",))["patches"]
+    names = ("vectors:768", "vectors:clip/768", "vectors:dino/768", "vectors:769", "vectors:patches-768x1")
+    assert len({load_encoder(name, kinds=()).fingerprint() for name in names}) == len(names)
+    again = load_encoder_like(load_encoder("vectors:my clip/v2/768", kinds=()).describe())
+    assert again.name == "vectors:my clip/v2/768"
+    for wrong in ("vectors", "vectors:0", "vectors:patches-3", "vectors:x"):
+        with pytest.raises(PrecomputeError, match="vectors:WIDTH"):
+            load_encoder(wrong, kinds=())
+    with pytest.raises(PrecomputeError, match="can't give 'patches'"):
+        load_encoder("vectors:768", kinds=("patches",))
+
+
+@pytest.mark.parametrize("shape", [(8,), (4, 8)])
+def test_a_set_of_vectors(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    rows = array(40, *shape)
+    rows[7, ..., 0] = np.nan
+    np.save(tmp_path / "clip.npy", rows)
+    put(tmp_path / "clip.txt", "\n".join(f"row {n}" for n in range(40)))
+    np.save(tmp_path / "odd.npy", array(5))
+    found = collect(tmp_path / "clip.npy")
+    found.media |= {"odd.npy": collect(tmp_path / "odd.npy").media["odd.npy"]}
+    name, kind = encoder_for(list(found.media.values()))
+    encoder = load_encoder(name, kinds=(kind,))
+    assert precompute(found, encoder, (kind,), tmp_path / "set")
+    made = FeatureSet(tmp_path / "set")
+    assert len(made) == 39 and made.manifest["encoder"]["fingerprint"] == encoder.fingerprint()
+    for key in made.keys:
+        row = int(made.info(key)["origin"].rsplit("/", 1)[1])
+        assert np.array_equal(made.read(key, kind).numpy(), rows[row].astype(np.float16))
+    lines = (tmp_path / "set/rejected.jsonl").read_text().splitlines()
+    assert {(row["origin"], row["reason"]) for row in map(json.loads, lines)} == {
+        ("clip.npy/000007", "not finite"),
+        ("odd.npy", "another shape"),
+    }
+    del found.media["odd.npy"], found.media["clip.npy/000007"]
+    found.words = [text for text in found.words if text.media[0] in found.media]
+    precompute(found, encoder, (kind,), tmp_path / "set")
+    assert FeatureSet(tmp_path / "set").sha256 == made.sha256

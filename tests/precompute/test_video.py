@@ -1,0 +1,286 @@
+"""Clips: the same frames every time, from whatever the file lacks, and encoders of clips or of frames."""
+
+import io
+import json
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_media import CLIP_FORMATS, clip, greys, numbers, sine, sound
+
+from periscope.errors import MediaError, PrecomputeError
+from periscope.precompute.encoders import load_encoder, load_encoder_like
+from periscope.precompute.media import decode_clip, modality_of, suits, thumbnail
+from periscope.precompute.tiny_encoders import open_clip_folder, tiny_folder
+
+
+def reason(data: bytes) -> str:
+    with pytest.raises(MediaError) as caught:
+        decode_clip(data)
+    assert len(caught.value.reason) <= 40 and "\n" not in str(caught.value)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("form", CLIP_FORMATS)
+def test_the_middle_of_equal_parts(form: str) -> None:
+    data = clip(greys(30), form)
+    frames = decode_clip(data, 5)
+    assert all(frame.mode == "RGB" and frame.size == (64, 48) for frame in frames)
+    assert numbers(frames) == [3, 9, 15, 21, 27]
+    assert numbers(decode_clip(data, 1)) == [15]
+    assert numbers(decode_clip(data, 30)) == list(range(30))
+    assert [np.asarray(a).tobytes() for a in frames] == [np.asarray(b).tobytes() for b in decode_clip(data, 5)]
+    assert modality_of(f"x.{form}") == ("image" if form == "gif" else "video")
+
+
+def test_a_short_clip_repeats_frames() -> None:
+    assert numbers(decode_clip(clip(greys(3)), 8)) == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert numbers(decode_clip(clip(greys(1)), 4)) == [0] * 4
+    still = io.BytesIO()
+    Image.new("RGB", (20, 20), "red").save(still, "GIF")
+    assert len(decode_clip(still.getvalue(), 4)) == 4
+
+
+@pytest.mark.parametrize("form", ["mkv", "gif", "ts", "avi"])
+def test_of_a_broken_end_the_part_before_counts(form: str) -> None:
+    data = clip([Image.effect_noise((64, 48), 90).convert("RGB") for _ in range(30)], form)
+    whole = [np.asarray(frame) for frame in decode_clip(data, 30)]
+    frames = [np.asarray(frame) for frame in decode_clip(data[: len(data) * 6 // 10], 4)]
+    places = [min(range(30), key=lambda n: np.abs(whole[n].astype(float) - frame).mean()) for frame in frames]
+    last = max(places)
+    assert places == sorted(set(places)) and 12 <= last < 20
+    assert abs(places[0] - last / 7) <= 2  # spread over what is left
+
+
+@pytest.mark.parametrize("form", ["mkv", "webm"])
+def test_a_missing_duration_is_no_matter(form: str) -> None:
+    """As browsers record: the duration element (0x4489) isn't there."""
+    data = clip(greys(20), form)
+    assert data.count(b"\x44\x89\x88") == 1
+    assert numbers(decode_clip(data.replace(b"\x44\x89\x88", b"\x44\x8a\x88"), 4)) == [2, 7, 12, 17]
+
+
+def turned(data: bytes, degrees: int) -> bytes:
+    """An MP4 whose track header's matrix says it is shown turned clockwise, as a phone writes it.
+
+    ISO/IEC 14496-12, 8.3.2: the matrix is the nine 32-bit numbers before the width and the height at the end of tkhd.
+    """
+    a, b, c, d = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
+    matrix = b"".join(
+        number.to_bytes(4, "big", signed=True) for number in (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    )
+    start = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8
+    return data[:start] + matrix + data[start + 36 :]
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_phones_clip_is_upright(degrees: int) -> None:
+    upright = Image.new("RGB", (64, 48), "blue")
+    upright.paste("red", (0, 0, 20, 10))  # one corner tells the turn
+    stored = upright.rotate(degrees, expand=True)  # counter-clockwise, so that turning it clockwise mends it
+    frame = decode_clip(turned(clip([stored] * 3), degrees), 1)[0]
+    assert frame.size == upright.size
+    assert np.abs(np.asarray(frame, float) - np.asarray(upright, float)).mean() < 8
+
+
+def test_transparency_lies_on_white() -> None:
+    clear, stream = Image.new("RGBA", (32, 32), (0, 0, 0, 0)), io.BytesIO()
+    dot = clear.copy()
+    dot.paste((255, 0, 0, 255), (0, 0, 8, 8))
+    clear.save(stream, "GIF", save_all=True, append_images=[dot], disposal=2)
+    assert np.asarray(decode_clip(stream.getvalue(), 2)[0])[20, 20].tolist() == [255, 255, 255]
+
+
+def test_troubles_have_short_reasons() -> None:
+    mp4 = clip(greys(20))
+    assert reason(b"") == "empty file"
+    assert reason(b"hello, I am a text\n" * 9) == "not a clip"
+    assert reason(mp4[: len(mp4) // 2]) == "not a clip"  # its index was at the end
+    assert reason(sound(sine(440, 0.5, 16000), 16000)) == "no clip in it"
+    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n"
+    assert reason(playlist) == "not a clip"
+
+
+def test_random_damage_never_escapes() -> None:
+    generator = np.random.default_rng(0)
+    for form in CLIP_FORMATS:
+        good = np.frombuffer(clip(greys(6), form), np.uint8)
+        for _ in range(10):
+            bad = good.copy()
+            places = generator.integers(0, len(bad), 1 + len(bad) // 60)
+            bad[places] = generator.integers(0, 256, len(places))
+            try:
+                assert len(decode_clip(bad.tobytes(), 3)) == 3
+            except MediaError as error:
+                assert error.reason
+
+
+def test_a_long_clip_keeps_only_the_wanted_frames() -> None:
+    data = clip(greys(40, (320, 240)) * 15, "mp4", preset="ultrafast")
+    tracemalloc.start()
+    assert len(decode_clip(data, 4)) == 4
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 40 * 320 * 240 * 3
+
+
+def test_thumbnail_is_the_middle_frame() -> None:
+    small = Image.open(io.BytesIO(thumbnail(clip(greys(21, (400, 200))), "video")))
+    assert small.size == (128, 64) and numbers([small]) == [10]
+
+
+def test_animations_suit_encoders_of_clips() -> None:
+    assert suits("a/b.GIF", "image", "video") and suits("a.mp4", "video", "video") and suits("a.gif", "image", "image")
+    assert not suits("a.png", "image", "video") and not suits("a.mp4", "video", "image")
+    assert not suits("a.gif", "image", "audio")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("clips")
+    made = {kind: tiny_folder(base / kind, kind) for kind in ("timesformer", "videomae", "vivit", "dinov2", "ast")}
+    return made | {"open_clip": open_clip_folder(base / "open_clip")}
+
+
+def noise(frames: int) -> list[Image.Image]:
+    pixels = np.random.default_rng(0).integers(0, 256, (frames, 41, 53, 3), dtype=np.uint8)
+    return [Image.fromarray(one) for one in pixels]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["open_clip", "dinov2"])
+def test_an_encoder_of_pictures_over_frames(folders: dict[str, Path], kind: str) -> None:
+    one, over = load_encoder(str(folders[kind])), load_encoder(str(folders[kind]), frames=3)
+    frames, kinds = noise(3), sorted(one.kinds)
+    alone = [one.encode(one.preprocess(frame)[None], kinds) for frame in frames]
+    joint = over.encode(over.preprocess(frames)[None], kinds)
+    assert over.modality == "video" and over.kinds == one.kinds
+    for name in kinds:
+        parts = [features[name] for features in alone]
+        right = torch.cat(parts, 1) if name == "patches" else torch.stack(parts).mean(0)
+        torch.testing.assert_close(joint[name], right, rtol=1e-4, atol=1e-5)
+        other = torch.cat(parts[::-1], 1) if name == "patches" else parts[1]
+        assert (joint[name] - other).abs().max() > 0.01
+    assert over.features(["patches"])["patches"] == {"shape": [48, 32], "dtype": "float16", "grid": [12, 4]}
+    described = json.loads(json.dumps(over.describe()))
+    assert described["library"] == "frames" and described["id"].startswith("3/")
+    assert load_encoder_like(described).describe() == described
+    assert load_encoder(f"frames:3/{folders[kind]}").fingerprint() == over.fingerprint()
+    assert len({over.fingerprint(), one.fingerprint(), over.over_frames(4).fingerprint()}) == 3
+
+
+def test_layer_and_framing_reach_the_encoder_of_frames(folders: dict[str, Path]) -> None:
+    name = str(folders["dinov2"])
+    over = load_encoder(name, frames=2, patch_layer=-1, resize="stretch", normalise="half")
+    one = load_encoder(name, patch_layer=-1, resize="stretch", normalise="half")
+    frame = noise(1)[0]
+    assert torch.equal(over.preprocess([frame, frame])[0], one.preprocess(frame))
+    assert load_encoder_like(json.loads(json.dumps(over.describe()))).describe() == over.describe()
+
+
+@torch.no_grad()
+def test_timesformer_takes_other_numbers_of_frames(folders: dict[str, Path]) -> None:
+    """As eP-ALM's 16 frames with a model of 8: each time embedding is used twice."""
+    import transformers
+
+    encoder = load_encoder(str(folders["timesformer"]), frames=8)
+    model = transformers.TimesformerModel.from_pretrained(folders["timesformer"]).eval()
+    times = model.embeddings.time_embeddings
+    model.embeddings.time_embeddings = torch.nn.Parameter(times.repeat_interleave(2, 1))
+    model.config.num_frames = 8
+    pixels = encoder.preprocess(noise(8))[None]
+    wanted = model(pixels).last_hidden_state[:, 0]
+    torch.testing.assert_close(encoder.encode(pixels, ["pooled"])["pooled"], wanted, rtol=1e-4, atol=1e-5)
+    assert encoder.features(["patches"])["patches"] == {"shape": [128, 32], "dtype": "float16", "grid": [32, 4]}
+    described = json.loads(json.dumps(encoder.describe()))
+    assert described["choices"] == {"frames": 8}
+    assert load_encoder_like(described).describe() == described
+
+
+def test_ePALMs_frames_are_squashed_with_clips_normalisation(folders: dict[str, Path]) -> None:
+    encoder = load_encoder(str(folders["timesformer"]), resize="stretch", normalise="clip")
+    frame = noise(1)[0]
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    squashed = np.asarray(frame.resize((32, 32), Image.Resampling.BILINEAR), np.float32) / 255
+    wanted = torch.tensor((squashed - np.float32(mean)) / np.float32(std)).permute(2, 0, 1)
+    torch.testing.assert_close(encoder.preprocess([frame] * 4)[2], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_choices_that_do_not_fit(folders: dict[str, Path]) -> None:
+    with pytest.raises(PrecomputeError, match="takes 4 frames of a clip, not --frames 8"):
+        load_encoder(str(folders["videomae"]), frames=8)
+    with pytest.raises(PrecomputeError, match="from 1 to 512"):
+        load_encoder(str(folders["dinov2"]), frames=0)
+    with pytest.raises(PrecomputeError, match="not the frames of a clip"):
+        load_encoder(f"frames:2/{folders['ast']}")
+    with pytest.raises(PrecomputeError, match="write frames:8/NAME"):
+        load_encoder("frames:dinov2-b")
+    with pytest.raises(PrecomputeError, match="no CLS token"):
+        load_encoder(str(folders["videomae"]), kinds=("layers",))
+
+
+@pytest.mark.parametrize("kind", ["timesformer", "videomae", "vivit"])
+def test_missing_weights_are_never_random(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folders[kind], tmp_path / kind)
+    file = tmp_path / kind / "model.safetensors"
+    tensors = load_file(file)
+    gone = next(name for name in tensors if ".encoder.layer.1." in name or "encoder.layer.1." in name)
+    save_file({name: t for name, t in tensors.items() if name != gone}, file, metadata={"format": "pt"})
+    with pytest.raises(PrecomputeError, match="would be random"):
+        load_encoder(str(tmp_path / kind))
+
+
+def films(folder: Path) -> Path:
+    """A folder of three clips with words, an animation and a broken file."""
+    folder.mkdir()
+    for number, form in enumerate(("mp4", "webm", "mkv", "gif")):
+        (folder / f"{number}.{form}").write_bytes(clip(noise_even(12, number), form))
+        (folder / f"{number}.txt").write_text(f"clip number {number}\n")
+    (folder / "broken.mp4").write_bytes(b"\0\0\0\x20ftypisom")
+    return folder
+
+
+def noise_even(frames: int, seed: int) -> list[Image.Image]:
+    generator = np.random.default_rng(seed)
+    return [Image.fromarray(generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)) for _ in range(frames)]
+
+
+def test_precompute_takes_clips(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from periscope.precompute.cli import main
+    from periscope.shards.read import FeatureSet
+
+    data, out = films(tmp_path / "films"), tmp_path / "set"
+    kinds = ["--kinds", "pooled", "patches", "layers"]
+    main(args=["--data", str(data), "--encoder", str(folders["timesformer"]), *kinds, "--out", str(out)])
+    features = FeatureSet(out)
+    assert features.manifest["modality"] == "video" and len(features.keys) == 4
+    assert features.manifest["features"]["patches"]["grid"] == [16, 4]
+    assert "1 not a clip" in capsys.readouterr().out
+    encoder = load_encoder_like(features.manifest["encoder"])
+    for key in features.keys:
+        medium = (data / features.info(key)["origin"]).read_bytes()
+        wanted = encoder.encode(encoder.inputs(medium)[None], ["layers"])["layers"][0]
+        assert (features.read(key, "layers").float() - wanted).abs().max() < 2e-3 * wanted.abs().max()
+
+
+def test_an_encoder_of_pictures_looks_at_clips(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from periscope.precompute.cli import main
+    from periscope.shards.read import FeatureSet
+
+    data, name = films(tmp_path / "films"), str(folders["dinov2"])
+    main(args=["--data", str(data), "--encoder", name, "--frames", "2", "--out", str(tmp_path / "two")])
+    two = FeatureSet(tmp_path / "two")
+    assert two.manifest["features"]["patches"]["shape"] == [32, 32] and len(two.keys) == 4
+    (data / "3.gif").unlink()
+    capsys.readouterr()
+    main(args=["--data", str(data), "--encoder", name, "--out", str(tmp_path / "eight")])
+    assert "it looks at 8 frames of each" in capsys.readouterr().out
+    assert FeatureSet(tmp_path / "eight").manifest["features"]["patches"]["shape"] == [128, 32]

@@ -1,0 +1,376 @@
+"""The three scripts as a person runs them: pictures in, answers out; wrong input gets one clear sentence."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from photos import WORDS, tiny_clip
+from PIL import Image
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory):
+    """A folder with captioned pictures, two encoders and two language models, none of them the demo's."""
+    home = tmp_path_factory.mktemp("workshop")
+    (home / "photos").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for i in range(80):
+        pixels = torch.randint(0, 255, (4, 6, 3), generator=generator, dtype=torch.uint8)
+        picture = Image.fromarray(pixels.numpy()).resize((48, 32), Image.Resampling.NEAREST)
+        picture.save(home / "photos" / f"{i:03d}.{'png' if i % 2 else 'jpg'}")
+        (home / "photos" / f"{i:03d}.txt").write_text(WORDS[i % 5])
+    tiny_clip(home / "clip", 0)
+    tiny_clip(home / "other-clip", 1)
+    tiny.save_language_model("llama", home / "lm")
+    tiny.save_language_model("opt", home / "chatless")
+    tiny.save_language_model("llama", home / "wide", hidden_size=48, seed=2)
+    script(home, "precompute.py", "--data", "photos", "--encoder", "clip")
+    return home
+
+
+def command(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / name), *map(str, arguments), "--device", "cpu"]
+
+
+def script(home: Path, name: str, *arguments: str, fails: bool = False, **options) -> str:
+    """Run a script in `home`; return all it printed. Checks that failure is one sentence and success no traceback."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command(name, *arguments), cwd=home, env=environment, capture_output=True, text=True, timeout=300, **options
+    )
+    output = done.stdout + done.stderr
+    assert "Traceback" not in output, output
+    assert (done.returncode != 0) == fails, output
+    if fails:
+        assert len(re.findall(r"^error: .+", done.stderr, re.M)) == 1, output
+    return output
+
+
+def here(home: Path, monkeypatch, capsys, name: str, *arguments: str) -> str:
+    """Run a script's `main` in this process, in `home`; return all it printed."""
+    from periscope import eval as eval_script
+    from periscope import train as train_script
+
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "argv", [name, *arguments, "--device", "cpu"])
+    capsys.readouterr()
+    {"train.py": train_script.main, "eval.py": eval_script.main}[name]()
+    return capsys.readouterr().out
+
+
+TRAIN = ("train.py", "--features", "features/photos", "--lm", "lm")
+
+
+def test_train_and_eval_end_to_end(workshop):
+    said = script(workshop, *TRAIN, "--adapter", "mlp3", "--soft-prompt", "2", "--steps", "40", "--name", "first",
+                  "--eval-every", "20", "--lr", "5e-3")  # fmt: skip
+    assert "language model is unchanged" in said and "fp32 (the fastest exact choice on a CPU)" in said
+    assert re.search(r"held-out loss real [\d.]+, shuffled [\d.]+, none [\d.]+", said)
+    run = workshop / "runs" / "first"
+    losses = [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+    assert len(losses) == 40 and sum(losses[-8:]) / 8 < sum(losses[:8]) / 8 - 0.2
+    assert (run / "samples.md").read_text().count("## step") == 2
+    looks = [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "scores" in row]
+    assert [row["step"] for row in looks] == [20, 40] and all(0 <= row["scores"]["caption_f1"] <= 1 for row in looks)
+
+    table = script(workshop, "eval.py", "--max-new-tokens", "8")
+    assert re.search(r"caption_f1 +[\d.]+ +[\d.]+ to [\d.]+( +[\d.]+){3} +-?[\d.]+ +\d+", table)
+    assert re.search(r"CIDEr of \d+ items means little; use at least 100", table)
+    result = json.loads((run / "eval.json").read_text())
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert result["version"] == 1 and result["n"] == len(rows) == result["counts"]["caption_f1"] >= 16
+    names = {"caption_f1", "caption_bleu4", "caption_cider", "caption_rouge_l"}
+    for condition in ("real", "shuffled", "blank", "none"):
+        assert set(result[condition]) == set(result["intervals"][condition]) == names
+    low, high = result["intervals"]["real"]["caption_f1"]
+    assert low <= result["real"]["caption_f1"] <= high and set(result["gain"]) == names
+    assert {"id", "media", "prompt", "answer", "reference", "control", "blank", "none", "score"} <= set(rows[0])
+    assert len({row["blank"] for row in rows}) == len({row["none"] for row in rows}) == 1  # there is nothing to see
+    before = (run / "evals" / "1.json").read_text()
+    script(workshop, "eval.py", "--batch", "1", "--max-new-tokens", "8")
+    again = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert again == rows, "answers depend on the batch"
+    assert (run / "evals" / "1.json").read_text() == before and (run / "evals" / "2.json").exists()
+    Image.open(run / "samples.png").verify()
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/jpeg") >= 16 and "held out, shuffled" in page and "a small blue star" in page
+
+
+def test_a_live_picture_answers_as_its_shard_does(workshop):
+    from periscope import inference as live
+    from periscope.shards.read import FeatureSet
+
+    if not (workshop / "runs" / "first").exists():
+        pytest.skip("needs the end-to-end run")
+    features = FeatureSet(workshop / "features" / "photos")
+    here = os.getcwd()
+    os.chdir(workshop)
+    try:
+        eyes = live.load("runs/first")
+        for key in features.keys[:5]:
+            picture = workshop / "photos" / features.info(key)["origin"]
+            stored = features.read(key, "pooled")
+            torch.testing.assert_close(
+                eyes.features(picture), stored, rtol=2e-3, atol=1e-3
+            )  # one ulp: the batch differs
+    finally:
+        os.chdir(here)
+    picture = "photos/003.png"
+    one = script(workshop, "eval.py", "--image", picture, "--prompt", "the dog", "--max-new-tokens", "8")
+    talk = script(workshop, "eval.py", "--image", "photos/001.png", "--max-new-tokens", "8",
+                  input=f"/image no.png\n/image {picture}\nthe dog\n\n/quit\n")  # fmt: skip
+    assert one.splitlines()[0] in talk and "still about photos/001.png" in talk
+    shared = "runs/first/steps/000040/adapter"
+    assert script(workshop, "eval.py", "--run", shared, "--image", picture, "--prompt", "the dog",
+                  "--max-new-tokens", "8").splitlines()[0] == one.splitlines()[0]  # fmt: skip
+    said = script(workshop, "eval.py", "--image", "photos/003.txt", "--prompt", "the dog", fails=True)
+    assert "photos/003.txt" in said
+
+
+def test_killed_runs_resume_to_the_same_bits(workshop):
+    """SIGKILL at three moments, each after a checkpoint; the end is bit-identical to a run left alone."""
+    options = ("--adapter", "mlp3", "--soft-prompt", "2", "--steps", "240", "--save-every", "15", "--eval-every", "60",
+               "--token-noise", "0.2", "--start-words", "red blue", "--warm-start", "4")  # fmt: skip
+    script(workshop, *TRAIN, *options, "--name", "whole")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run, starts = workshop / "runs" / "killed", []
+    arguments = (*TRAIN, *options, "--name", "killed")
+    for least in (15, 60, 150):
+        process = subprocess.Popen(command(*arguments), cwd=workshop, env=environment, stdout=subprocess.PIPE,
+                                   stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not ((run / "last").exists() and int((run / "last").read_text()) >= least):
+            assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+            time.sleep(0.005)
+        time.sleep(0.01 * least % 0.07)
+        os.kill(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        starts += re.findall(r"going on after step (\d+)", output)
+        arguments = ("train.py", "--resume", "runs/killed")
+    starts += re.findall(r"going on after step (\d+)", script(workshop, *arguments))
+    assert len(starts) == 3 and 0 < int(starts[0]) < int(starts[1]) < int(starts[2])
+    whole, pieces = (load_file(workshop / "runs" / name / "steps" / "000240" / "adapter" / "adapter.safetensors")
+                     for name in ("whole", "killed"))  # fmt: skip
+    assert whole.keys() == pieces.keys() and all(torch.equal(whole[key], pieces[key]) for key in whole)
+    logs = [[(row["step"], row.get("loss"), row.get("heldout")) for row in
+             map(json.loads, (workshop / "runs" / name / "metrics.jsonl").read_text().splitlines())]
+            for name in ("whole", "killed")]  # fmt: skip
+    assert logs[0] == logs[1]
+    said = script(workshop, "train.py", "--resume", "runs/killed", fails=True)
+    assert "is finished" in said
+
+
+def test_ctrl_c_saves_and_leaves(workshop):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments = command(*TRAIN, "--adapter", "mlp3", "--steps", "100000", "--name", "stopped")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(arguments, cwd=workshop, env=environment, **pipes)
+    metrics = workshop / "runs" / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 5):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "go on with: python train.py --resume runs/stopped" in output
+    assert (workshop / "runs" / "stopped" / "last").exists()
+
+
+def test_words_are_ranked_written_anew_and_trained_on(mistakes, monkeypatch, capsys):
+    def eval_py(*arguments):
+        return here(
+            mistakes, monkeypatch, capsys, "eval.py", "--run", "runs/taken", "--max-new-tokens", "6", *arguments
+        )
+
+    said = eval_py("--gain", "train", "--drop", "0.25", "--write", "words/good.jsonl")
+    ranked = [json.loads(line) for line in (mistakes / "runs/taken/gain.jsonl").read_text().splitlines()]
+    assert len(ranked) == 64 and [row["gain"] for row in ranked] == sorted(row["gain"] for row in ranked)
+    assert "64 texts, without 16 whose media don't explain them" in said
+    kept = {json.loads(line)["id"] for line in (mistakes / "words/good.jsonl").read_text().splitlines()}
+    assert kept.isdisjoint(row["id"] for row in ranked[:16]) and kept >= {row["id"] for row in ranked[16:]}
+
+    only_words = {"id": "only words", "media": [], "turns": [{"role": "assistant", "content": "Once upon a time."}]}
+    texts = (mistakes / "features/photos/texts.jsonl").read_text()
+    (mistakes / "words/more.jsonl").write_text(texts + json.dumps(only_words) + "\n")
+    said = eval_py("--gain", "heldout", "--text", "words/more.jsonl", "--write", "words/left.jsonl", "--drop", "0.5")
+    left = {json.loads(line)["id"] for line in (mistakes / "words/left.jsonl").read_text().splitlines()}
+    assert "of 16 texts" in said and "only words" in left and len(left) == 81 - 8
+
+    assert "80 captions" in eval_py("--write", "words/set.jsonl")
+    assert "80 captions" in eval_py("--data", "photos", "--write", "words/folder.jsonl")
+    of_set, of_folder = ([json.loads(line) for line in (mistakes / f"words/{name}.jsonl").read_text().splitlines()]
+                         for name in ("set", "folder"))  # fmt: skip
+    assert {row["media"][0] for row in of_folder} == {path.name for path in (mistakes / "photos").glob("*.*g")}
+    from periscope.shards.read import FeatureSet
+
+    features = FeatureSet(mistakes / "features" / "photos")
+    by_origin = {features.info(row["media"][0])["origin"]: row["turns"] for row in of_set}
+    assert sum(by_origin[row["media"][0]] == row["turns"] for row in of_folder) > 70  # rounding may turn one or two
+
+    for words in ("set", "folder"):
+        texts = features.texts(mistakes / f"words/{words}.jsonl")
+        assert len(texts) == 80 and {text.split for text in texts} == {"train", "heldout"}
+    said = here(mistakes, monkeypatch, capsys, *TRAIN, "--adapter", "mlp3", "--steps", "1", "--name", "fewer",
+                "--text", "words/good.jsonl")  # fmt: skip
+    assert "texts: 48 to learn from, 16 held out" in said
+
+
+def test_a_task_from_its_files_to_eval_json(mistakes, monkeypatch, capsys, tmp_path):
+    from data_folders import pope
+
+    from periscope.precompute.cli import main as precompute
+
+    monkeypatch.chdir(mistakes)
+    pope(tmp_path / "pope")
+    precompute(args=["--data", str(tmp_path / "pope"), "--encoder", "clip", "--device", "cpu"])
+    said = here(mistakes, monkeypatch, capsys, "eval.py", "--run", "runs/taken", "--features", "features/pope",
+                "--task", "pope", "--prompt-of", "mamba-vl", "--controls", "blank", "none")  # fmt: skip
+    assert "task: POPE, prompt of mamba-vl 'Answer the question using a single word or phrase" in said
+    result = json.loads((mistakes / "runs/taken/eval.json").read_text())
+    assert result["task"] == "pope" and result["max_new_tokens"] == 10 and result["n"] == 6
+    assert {"qa_accuracy", "pope_f1", "pope_yes", "qa_random"} <= set(result["real"])
+    assert (
+        set(result["intervals"]) == {"real", "blank", "none", "majority"} and result["majority"]["qa_accuracy"] == 0.5
+    )
+    said = here(mistakes, monkeypatch, capsys, "eval.py", "--run", "runs/taken", "--features", "features/pope",
+                "--limit", "4")  # fmt: skip
+    assert json.loads((mistakes / "runs/taken/eval.json").read_text())["warnings"][:2] == [
+        "only the first 4 texts were scored (--limit)",
+        "majority: the commonest answer of each kind of question, from the references scored here, which favours it",
+    ]
+    assert "task: POPE, prompt of own" in said and "no shuffled features" in said
+
+
+MISTAKES = {
+    "unknown adapter": ((*TRAIN, "--adapter", "mpl16"), "or mlp16?"),
+    "unknown flag": (("train.py", "--adaptr", "mlp16"), None),
+    "features without pooled": (
+        ("train.py", "--features", "features/patches-only", "--lm", "lm", "--adapter", "mlp16"), "--kinds pooled"
+    ),
+    "no words": (("train.py", "--features", "features/wordless", "--lm", "lm"), "no words to train on"),
+    "run exists": ((*TRAIN, "--name", "taken"), "never overwritten"),
+    "no language model named": (("train.py", "--features", "features/photos"), "--lm is missing"),
+    "language model that isn't there": (
+        ("train.py", "--features", "features/photos", "--lm", "nowhere"), "neither a folder"
+    ),
+    "no such feature set": (("train.py", "--features", "features/nope", "--lm", "lm"), "features/nope"),
+    "no such run": (("eval.py", "--run", "runs/nope"), "runs/nope is not a run"),
+    "a hub id to be scored": (("eval.py", "--run", "user/name"), "no such folder here (an adapter by itself"),
+    "an adapter folder to be scored": (
+        ("eval.py", "--run", "runs/taken/steps/000003/adapter"), "is not a run but an adapter folder"
+    ),
+    "language model of another width": (("eval.py", "--run", "runs/taken", "--lm", "wide"), "another language model"),
+    "features of another encoder": (
+        ("eval.py", "--run", "runs/taken", "--features", "features/other"), "trained on clip"
+    ),
+    "unknown task": (("eval.py", "--run", "runs/taken", "--task", "vqa2"), "did you mean vqav2"),
+    "a task that these texts aren't of": (("eval.py", "--run", "runs/taken", "--task", "gqa"), "gqa scores questions"),
+    "a share above all": (("eval.py", "--run", "runs/taken", "--gain", "all", "--drop", "2"), "isn't a share"),
+    "gain of a split that isn't there": (
+        ("eval.py", "--run", "runs/taken", "--gain", "trian"), "it has heldout, train, or all"
+    ),
+    "captions over a file that is there": (
+        ("eval.py", "--run", "runs/taken", "--write", "features/photos/texts.jsonl"), "exists and is never overwritten"
+    ),
+    "captions to a folder": (("eval.py", "--run", "runs/taken", "--write", "."), "exists and is never overwritten"),
+    "captions where nothing can be written": (
+        ("eval.py", "--run", "runs/taken", "--write", "lm/config.json/x.jsonl"), "its folder can't be made ("
+    ),
+    "CLIPScore of questions": (
+        ("eval.py", "--run", "runs/taken", "--clip-score", "--text", "words/asked.jsonl"), "these texts are questions"
+    ),
+    "texts for training alone": (
+        ("eval.py", "--run", "runs/taken", "--text", "words/train.jsonl"), "none is held out to score"
+    ),
+    "a prompt that the task lacks": (
+        ("eval.py", "--run", "runs/taken", "--task", "gqa", "--prompt-of", "llava"), "it has cobra, mamba-vl, own"
+    ),
+    "questions without answers": (
+        ("eval.py", "--run", "runs/taken", "--text", "words/unanswered.jsonl"), "questions without answers to compare"
+    ),
+    "prompt without a picture": (("eval.py", "--prompt", "what?"), "--image"),
+    "unknown recipe": (("train.py", "--recipe", "dmo"), "did you mean demo"),
+    "resume with another choice": (("train.py", "--resume", "runs/taken", "--lr", "0.5"), "not 0.5"),
+    "a name that leaves the folder": ((*TRAIN, "--name", "../x"), "plain folder name"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def mistakes(workshop):
+    script(workshop, "precompute.py", "--data", "photos", "--encoder", "clip", "--kinds", "patches",
+           "--out", "features/patches-only")  # fmt: skip
+    script(workshop, "precompute.py", "--data", "photos", "--encoder", "other-clip", "--out", "features/other")
+    (workshop / "wordless").mkdir()
+    Image.new("RGB", (40, 40), "red").save(workshop / "wordless" / "a.png")
+    script(workshop, "precompute.py", "--data", "wordless", "--encoder", "clip")
+    script(workshop, *TRAIN, "--adapter", "mlp3", "--steps", "3", "--name", "taken")
+    asked = {"media": ["001.png"], "split": "test", "turns": [{"role": "user", "content": "What is it?"}]}
+    (workshop / "words").mkdir()
+    (workshop / "words/unanswered.jsonl").write_text(json.dumps(asked) + "\n")
+    asked["turns"].append({"role": "assistant", "content": "a dog"})
+    (workshop / "words/asked.jsonl").write_text(json.dumps(asked) + "\n")
+    (workshop / "words/train.jsonl").write_text(json.dumps(asked | {"split": "train"}) + "\n")
+    return workshop
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_sentence(mistake, mistakes, monkeypatch, capsys):
+    """In this process, as `console.run` runs it: exit with a sentence, no traceback, nothing half-made."""
+    arguments, expected = MISTAKES[mistake]
+    from periscope import eval as eval_script
+    from periscope import train as train_script
+    from periscope.console import run
+
+    main = {"train.py": train_script.main, "eval.py": eval_script.main}[arguments[0]]
+    monkeypatch.chdir(mistakes)
+    monkeypatch.setattr(sys, "argv", [*arguments, "--device", "cpu"])
+    before = sorted(p.name for p in (mistakes / "runs").iterdir())
+    with pytest.raises(SystemExit) as left:
+        run(main)
+    said = str(left.value.code) + capsys.readouterr().err
+    assert left.value.code not in (0, None)
+    assert (expected or "--adapter") in said, said
+    assert sorted(p.name for p in (mistakes / "runs").iterdir()) == before
+
+
+def test_a_gpu_that_torch_cannot_use_is_said(monkeypatch):
+    from periscope import device
+    from periscope.errors import DeviceError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(device, "_gpu_in_machine", lambda: True)
+    for name in ("auto", "cuda"):
+        with pytest.raises(DeviceError, match=r"can't use this machine's GPU.*--device cpu"):
+            device.choose_device(name)
+    assert device.choose_device("cpu") == "cpu"
+    monkeypatch.setattr(device, "_gpu_in_machine", lambda: False)
+    assert device.choose_device("auto") == "cpu"
+    with pytest.raises(DeviceError, match="shows no NVIDIA GPU"):
+        device.choose_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["precompute.py", "train.py", "eval.py"])
+def test_help_is_quick(name):
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, str(ROOT / name), "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "--device" in done.stdout
+    assert time.monotonic() - start < 5, "help must not load torch"
+
+
+def test_the_help_of_eval_begins_with_what_a_beginner_needs():
+    done = subprocess.run([sys.executable, str(ROOT / "eval.py"), "--help"], capture_output=True, text=True, cwd=ROOT)
+    first, *others = re.split(r"^╭─ ", done.stdout, flags=re.M)[1:]
+    assert re.findall(r"│ --([\w-]+)", first) == ["run", "image", "audio", "video", "prompt"] and len(others) == 5
+    assert re.search(r"^ +python eval\.py --compare runs/\*$", done.stdout, re.M) and "None" not in done.stdout

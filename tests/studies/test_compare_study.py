@@ -1,0 +1,39 @@
+"""What is made of a comparison's runs: the table, the picture, and that every variant is one train.py knows."""
+
+import tyro
+
+from periscope.adapters.projectors import find_projector
+from studies import compare
+
+
+def row(variant: str, seed: int, qa: float) -> dict:
+    scores = {"caption_scene": qa / 2, "caption_objects": qa, "qa_accuracy": qa}
+    found = {"real": scores, "shuffled": dict.fromkeys(scores, 0.25)}
+    facts = {"adapter": variant, "tokens": 16, "steps": 100 + seed, "seconds_a_step": 0.5, "seconds": 60.0}
+    return {"variant": variant, "seed": seed, **facts, "scores": {"heldout": found, "newpairs": found}}
+
+
+def test_the_table_has_means_and_spreads_best_first() -> None:
+    rows = [row("linear1", 0, 0.4), row("mlp", 0, 0.8), row("mlp", 1, 0.6)]
+    lines = compare.table(rows).splitlines()
+    assert lines[2] == (
+        "| mlp | 16 | 100 | 0.35 ± 0.05 | 0.25 ± 0.00 | 0.70 ± 0.10 | 0.25 ± 0.00 | 0.35 ± 0.05 | 0.70 ± 0.10 | 2 |"
+    )
+    assert lines[3].startswith("| linear1 | 16 | 100 | 0.20 | 0.25 | 0.40 |") and len(lines) == 4
+
+
+def test_the_picture_shows_a_dot_for_each_run() -> None:
+    blank, shown = compare.picture([row("mlp", 0, 0.25)]), compare.picture([row("mlp", 0, 0.75)])
+    assert blank.size == shown.size
+    filled = (30, 90, 170)
+    places = [x for x in range(shown.width) if shown.getpixel((x, 24 + 12)) == filled]
+    assert places and max(places) > 600 + 370 * 0.7
+    assert max(x for x in range(blank.width) if blank.getpixel((x, 36)) == filled) < 600 + 370 * 0.3
+
+
+def test_every_variant_is_known_to_the_script() -> None:
+    from periscope.training.options import Options
+
+    for adapter, flags in compare.VARIANTS.values():
+        find_projector(adapter)
+        assert tyro.cli(Options, args=["--adapter", adapter, *flags]).adapter == adapter

@@ -1,0 +1,79 @@
+"""What caching buys, on numbers that can be checked by hand; and that precompute notes what the sum needs."""
+
+import math
+
+import pytest
+
+from periscope.shards.read import FeatureSet
+from periscope.shards.texts import Text
+from periscope.shards.timing import Timing, add_timing, load_timing
+from periscope.shards.verify import verify
+from periscope.training.data.dataset import Kept
+from periscope.training.memory.caching import Caching, caching, media_shown
+from periscope.training.settings import DEFAULTS
+
+
+def kept(media: int, captions: int) -> Kept:
+    texts = [Text(f"{m}-{c}", (f"m{m}",), (), "train") for m in range(media) for c in range(captions)]
+    about = [m for m in range(media) for _ in range(captions)]
+    return Kept(texts, [10] * len(texts), [9] * len(texts), about, [1] * len(texts), [False] * len(texts))
+
+
+def test_the_epoch_from_which_it_is_cheaper():
+    """100 media at 0.3 s to decode, 0.5 to encode and 0.2 to write: 100 s once, 80 s an epoch in the loop of which the
+    cache takes 5 to read. After E epochs 100 + 5 E against 80 E: equal at 100 / 75.
+    """
+    found = Caching(once=100, again=80, each=1, device="cpu")
+    assert found.cheaper_from() == 1.25 and found.cheaper_from(5) == pytest.approx(4 / 3)
+    assert found.cheaper_from(80) == math.inf
+    assert "100 s once (1 s a medium on cpu)" in str(found) and "80 s in every epoch" in str(found)
+    assert "cheaper after 1.2 epochs" in str(found)
+    # an epoch of 25 s, 5 of them waiting for features: 20 s of steps and 80 of encoding in the loop
+    assert "an epoch took 25 s and would have taken 100 s with the encoder in the loop, 4 times" in found.measured(
+        25, 5
+    )
+
+
+class Set:
+    def __init__(self, path, views=1):
+        self.path = path
+        self.manifest = {"features": {"pooled": {"views": views}}, "counts": {"media": 120}}
+
+
+def test_it_counts_how_often_a_medium_is_shown(tmp_path):
+    """Five captions of each of 100 media: together each is read once an epoch, apart up to five times."""
+    assert caching(Set(tmp_path), "pooled", kept(100, 5), DEFAULTS) is None
+    add_timing(tmp_path, Timing(100, 30.0, 50.0, 20.0, "cpu"))
+    together = DEFAULTS | {"batch": 20}
+    apart = together | {"texts_per_medium": 1}
+    assert media_shown(kept(100, 5), together) == 100 and 400 < media_shown(kept(100, 5), apart) <= 500
+    found = caching(Set(tmp_path), "pooled", kept(100, 5), together)
+    assert (found.once, found.again, found.each) == (120, 80, 1)  # held-out media are in the set and not in the epoch
+    shared = caching(Set(tmp_path), "pooled", kept(100, 5), together, ranks=4)
+    assert shared.again == 20
+    assert caching(Set(tmp_path), "pooled", kept(100, 5), apart).again > 4 * found.again
+    assert caching(Set(tmp_path, views=5), "pooled", kept(100, 5), together).again == 40  # 30 + 50 / 5
+
+
+def test_what_was_noted_adds_up_on_one_device(tmp_path):
+    assert load_timing(tmp_path) is None
+    for media in (10, 30):
+        add_timing(tmp_path, Timing(media, 1.0, 2.0, 0.5, "cpu"))
+    assert load_timing(tmp_path) == Timing(40, 2.0, 4.0, 1.0, "cpu")
+    add_timing(tmp_path, Timing(5, 1.0, 2.0, 0.5, "cuda"))
+    assert load_timing(tmp_path) == Timing(5, 1.0, 2.0, 0.5, "cuda")
+    for damaged in ("{", '{"media": 3}', '{"media": 0, "decode": 0, "encode": 0, "write": 0, "device": "cpu"}'):
+        (tmp_path / "timing.json").write_text(damaged)
+        assert load_timing(tmp_path) is None
+
+
+def test_precompute_notes_what_it_took(photo_home):
+    features = FeatureSet(photo_home / "features" / "photos")
+    noted = load_timing(features.path)
+    assert noted.media == 80 and noted.device == "cpu" and noted.encode > 0 and noted.seconds < 600
+    before = features.sha256
+    (features.path / "timing.json").rename(features.path / "away.json")
+    try:
+        assert FeatureSet(features.path).sha256 == before and verify(features.path)
+    finally:
+        (features.path / "away.json").rename(features.path / "timing.json")

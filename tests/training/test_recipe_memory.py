@@ -1,0 +1,187 @@
+"""The memory plan: what it counts on shapes alone is what real tensors take."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_language_model
+from transformers import AutoConfig
+
+from periscope.adapters import model as adapters_model
+from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.lm.lora import add_lora, lora_parameters, lora_size
+from periscope.adapters.model import AdaptedModel, Adapter
+from periscope.adapters.projectors import FeatureShape
+from periscope.adapters.prompting.prompt import Prompt, default_template
+from periscope.adapters.shared_prefix import Tree, plant
+from periscope.adapters.splice import length_of
+from periscope.recipes import load_recipe, recipe_names
+from periscope.training.memory import plan as plans
+from periscope.training.memory.model_sizes import skeleton
+from periscope.training.memory.plan import GIB, Plan, kept_bytes, kept_per_token, plan, spare_memory, weight_bytes
+from periscope.training.memory.recipe_table import page
+
+ROOT = Path(__file__).parents[2]
+WORDS = "the quick brown fox jumps over the lazy dog"
+
+
+def some_texts(lm, adapter, count: int = 3):
+    prompt = Prompt(lm.tokenizer, default_template(lm.tokenizer))
+    words = [WORDS] * (count - 1) + [WORDS[:20]]  # one of them is padded
+    texts = [prompt.segments([{"role": "assistant", "content": said}], [f"m{i}"]) for i, said in enumerate(words)]
+    shape = adapter.features
+    features = {f"m{i}": torch.randn(shape.tokens, shape.width) for i in range(count)}
+    return prompt, texts, features
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox", "gptj", "gemma2", "qwen3", "mamba"])
+def test_a_step_keeps_what_the_plan_counts(family, language_model_folder, monkeypatch):
+    """Against what autograd saves in a real step; a model with one layer more or fewer is told from this one."""
+    monkeypatch.setattr(plans, "_estimate", lambda *_: pytest.fail("the family can't be counted"))
+    lm = load_language_model(str(language_model_folder(family)))
+    adapter = Adapter("mlp", FeatureShape("patches", 36, 32, (6, 6)), lm.hidden_size, lm.embedding_rms)
+    prompt, texts, features = some_texts(lm, adapter)
+    model, length = AdaptedModel(lm, adapter, prompt), length_of(texts[0], 36)
+    own = [*lm.model.parameters(), *lm.model.buffers(), *adapter.parameters(), *features.values()]
+    kept = kept_bytes(lambda: model.loss(texts, features)[0], own)
+    needs = plan(lm, adapter, length, shared=False)
+    targets = sum(len(s.ids) for text in texts for s in text if s.target)
+    logits = 4 * targets * lm.model.config.get_text_config().vocab_size  # their gradient, in their place
+    expected = len(texts) * (length * needs.per_token + needs.per_medium) + logits
+    assert kept == pytest.approx(expected, rel=0.05)
+    layer = len(texts) * length * (needs.per_token / lm.depth)
+    assert abs(kept - (expected + layer)) > 0.15 * kept < abs(kept - (expected - layer))
+
+
+@pytest.mark.parametrize(
+    "family, precision", [("llama", "auto"), ("llama", "bf16"), ("gpt2", "auto"), ("mamba", "auto")]
+)
+def test_a_step_with_lora_keeps_what_the_plan_counts(family, precision, language_model_folder, monkeypatch):
+    monkeypatch.setattr(plans, "_estimate", lambda *_: pytest.fail("the family can't be counted"))
+    lm = load_language_model(str(language_model_folder(family)), precision=precision)
+    adapter = Adapter("mlp", FeatureShape("patches", 36, 32, (6, 6)), lm.hidden_size, lm.embedding_rms)
+    prompt, texts, features = some_texts(lm, adapter)
+    length = length_of(texts[0], 36)
+    plain = plan(lm, adapter, length, shared=False)
+    size = lora_size(lm.model, 24)
+    add_lora(lm, 24, 24)
+    model, needs = AdaptedModel(lm, adapter, prompt), plan(lm, adapter, length, shared=False)
+    assert size == sum(p.numel() for p in lora_parameters(lm.model).values())
+    assert (needs.lora, needs.adapter) == (size * 16, plain.adapter + size * 16) and needs.weights == plain.weights
+    assert needs.checkpoint == plain.checkpoint + size * 12 and "and LoRA" in str(needs)
+    own = [*lm.model.parameters(), *lm.model.buffers(), *adapter.parameters(), *features.values()]
+    kept = kept_bytes(lambda: model.loss(texts, features)[0], own)
+    targets = sum(len(s.ids) for text in texts for s in text if s.target)
+    expected = len(texts) * (length * needs.per_token + needs.per_medium)
+    expected += lm.dtype.itemsize * targets * lm.model.config.get_text_config().vocab_size
+    assert kept == pytest.approx(expected, rel=0.1)
+    without = expected - len(texts) * length * (needs.per_token - plain.per_token)
+    assert abs(kept - without) > 0.1 * kept
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "opt", "qwen3"])
+def test_texts_about_one_medium_keep_a_mask_and_the_plan_counts_it(family, language_model_folder, monkeypatch):
+    """And keys and values once for every head, of which these models, but for opt, have fewer."""
+    lm = load_language_model(str(language_model_folder(family)))
+    adapter = Adapter("mlp", FeatureShape("patches", 36, 32, (6, 6)), lm.hidden_size, lm.embedding_rms)
+    prompt, _, features = some_texts(lm, adapter, 1)
+    texts = [prompt.segments([{"role": "assistant", "content": said}], ["m0"]) for said in (WORDS, WORDS[4:])]
+    own = [*lm.model.parameters(), *lm.model.buffers(), *adapter.parameters(), *features.values()]
+    rows: list[int] = []
+
+    def planted(*given: object) -> Tree:
+        tree = plant(*given)
+        rows.append(tree.inputs_embeds[..., 0].numel())
+        return tree
+
+    monkeypatch.setattr(adapters_model, "plant", planted)
+    kept = kept_bytes(lambda: AdaptedModel(lm, adapter, prompt).loss(texts, features)[0], own)
+    (together,) = rows
+    masked, plain = (plan(lm, adapter, together, shared=shared) for shared in (True, False))
+    targets = sum(len(s.ids) for text in texts for s in text if s.target)
+    rest = masked.per_medium + 4 * targets * lm.model.config.get_text_config().vocab_size
+    assert kept == pytest.approx(together * masked.per_token + rest, rel=0.05)
+    assert kept > 1.04 * (together * plain.per_token + rest)
+
+
+def test_the_plan_changes_nothing_of_the_model(language_model_folder):
+    lm = load_language_model(str(language_model_folder("llama")))
+    before = lm.model.config.to_dict(), lm.model.config._attn_implementation
+    kept_per_token(lm.model.config, torch.float16, 40)
+    assert (lm.model.config.to_dict(), lm.model.config._attn_implementation) == before
+
+
+def test_layers_that_run_again_keep_their_input(language_model_folder):
+    config = AutoConfig.from_pretrained(language_model_folder("opt"))
+    config.num_hidden_layers = 14
+    whole, half, all_again = (kept_per_token(config, torch.float32, 50, every) for every in (0, 2, 1))
+    config.num_hidden_layers = 13
+    layer = whole - kept_per_token(config, torch.float32, 50)
+    entered = config.hidden_size * 4
+    assert all_again == pytest.approx(whole - 14 * (layer - entered) + layer, rel=0.01)
+    assert half == pytest.approx(whole - 7 * (layer - entered) + layer, rel=0.01)
+    assert all_again < 0.3 * whole
+
+
+def test_a_family_that_cannot_be_counted_is_estimated(language_model_folder, monkeypatch):
+    config = AutoConfig.from_pretrained(language_model_folder("llama"))
+    counted = kept_per_token(config, torch.float32, 40)
+    monkeypatch.setattr(plans, "_kept", lambda *_: (_ for _ in ()).throw(RuntimeError("it looks at values")))
+    assert kept_per_token(config, torch.float32, 40) == pytest.approx(counted, rel=0.5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "8bit", "4bit"])
+def test_weights_take_what_bitsandbytes_gives_them(precision, tmp_path):
+    folder = save_language_model("llama", tmp_path / "lm", hidden_size=256, head_dim=64)
+    model = load_language_model(str(folder), precision=precision).model
+    found = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    for parameter in model.parameters():
+        if precision == "8bit" and getattr(parameter, "SCB", None) is not None:
+            found += parameter.SCB.numel() * 4
+        if state := getattr(parameter, "quant_state", None):
+            found += state.absmax.numel() * state.absmax.element_size() + state.state2.absmax.numel() * 4
+    bare = skeleton(AutoConfig.from_pretrained(folder))
+    rest = 4  # on a CPU what isn't packed is fp32
+    assert found == pytest.approx(weight_bytes(bare, precision, rest=rest), rel=1e-3)
+    assert found != pytest.approx(weight_bytes(bare, precision, keep=(), rest=rest), rel=1e-3) or precision == "fp32"
+    assert weight_bytes(bare, "fp16") * 2 == weight_bytes(bare, "fp32")
+
+
+def test_the_micro_batch_is_what_fits():
+    needs = Plan(10 * GIB, GIB, 1 << 20, 1 << 20, 1 << 28, 0, 100, 11 * GIB)
+    each = needs.per_text(300)
+    assert each == (300 + 200) * (1 << 20) + (1 << 28)
+    fits = needs.micro_batch(64, 300)
+    assert fits * each <= 0.8 * 10 * GIB < (fits + 1) * each
+    assert needs.micro_batch(4, 300) == 4 and needs.micro_batch(64, 10**6) == 1
+    on_a_cpu = Plan(10 * GIB, GIB, 1 << 20, 1 << 20, 1 << 28, 0, 100, None)
+    assert on_a_cpu.micro_batch(64, 300) == 64 and "GPU" not in str(on_a_cpu)
+
+
+def test_layers_run_again_only_where_no_text_would_fit_and_as_few_as_let_one(capsys):
+    asked = []
+
+    def plan_at(every: int, free: int | None) -> Plan:
+        asked.append(every)
+        kept = {0: 40, 8: 30, 4: 20, 2: 10, 1: 5}[every] << 20
+        return Plan(0, 0, kept, 0, 0, 0, 0, free)
+
+    def spared(free: int | None, rerun: int = 0) -> tuple[int, list[int]]:
+        asked.clear()
+        needs, again = spare_memory(lambda every: plan_at(every, free), rerun, 100)
+        assert needs == plan_at(again, free)
+        return again, asked[:-1]
+
+    room = {kept: round(kept * 100 / 0.8) + 1 << 20 for kept in (40, 20, 4)}
+    assert spared(None) == spared(room[40]) == (0, [0])
+    assert spared(room[20], rerun=2) == (2, [2]) and not capsys.readouterr().out
+    assert spared(room[20]) == (4, [0, 8, 4])
+    assert "--rerun-layers 4" in capsys.readouterr().out
+    assert spared(room[4]) == (1, [0, 8, 4, 2, 1]) and "--rerun-layers 1" in capsys.readouterr().out
+
+
+def test_the_page_of_recipes_is_made_by_its_script():
+    made = page()
+    assert (ROOT / "docs/recipes.md").read_text() == made, "run python -m training > docs/recipes.md"
+    assert all(f"| {name} | " in made for name in recipe_names() if load_recipe(name).full)
+    assert "doesn't fit" not in made

@@ -1,0 +1,1 @@
+"""Which texts make which step, from one feature set or several."""

@@ -1,0 +1,1 @@
+"""How much memory a training needs, counted before it starts."""

@@ -1,0 +1,91 @@
+"""The language models that recipes name, in numbers: what their config.json says, so that what a training needs can be
+counted without downloading anything.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from periscope.errors import RunError
+
+
+@dataclass(frozen=True)
+class Size:
+    """`config` are the numbers of transformers' configuration of this `model_type`; what isn't named is its default.
+    `family` is that of `adapters.tiny` whose tiny models are of the same class, with a tokenizer of the same kind.
+    """
+
+    model_type: str
+    config: dict
+    licence: str
+    family: str = ""
+
+
+def _opt(width: int, layers: int, heads: int, **more: object) -> Size:
+    return Size(
+        "opt",
+        {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "ffn_dim": 4 * width, **more},
+        "OPT, not commercial",
+    )
+
+
+def _mistral(vocabulary: int) -> Size:
+    return Size(
+        "mistral", {"vocab_size": vocabulary, "num_key_value_heads": 8, "intermediate_size": 14336}, "Apache 2.0"
+    )
+
+
+LANGUAGE_MODELS = {
+    "facebook/opt-350m": _opt(1024, 24, 16, word_embed_proj_dim=512, do_layer_norm_before=False),
+    "facebook/opt-2.7b": _opt(2560, 32, 32, word_embed_proj_dim=2560),
+    "facebook/opt-6.7b": _opt(4096, 32, 32, word_embed_proj_dim=4096),
+    "NousResearch/Nous-Hermes-2-Mistral-7B-DPO": _mistral(32002),
+    "mistralai/Mistral-7B-Instruct-v0.2": _mistral(32000),
+    "mistralai/Mistral-7B-Instruct-v0.3": _mistral(32768),
+    "meta-llama/Llama-2-7b-chat-hf": Size("llama", {}, "Llama 2"),
+    "lmsys/vicuna-7b-v1.5": Size("llama", {}, "Llama 2"),
+    "state-spaces/mamba-2.8b-hf": Size(
+        "mamba", {"hidden_size": 2560, "num_hidden_layers": 64, "vocab_size": 50280}, "Apache 2.0"
+    ),
+    "EleutherAI/pythia-2.8b": Size(
+        "gpt_neox",
+        {"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 10240}
+        | {"vocab_size": 50304},
+        "Apache 2.0",
+    ),
+    "EleutherAI/gpt-j-6b": Size("gptj", {}, "Apache 2.0"),
+    "openai-community/gpt2": Size("gpt2", {}, "MIT"),
+    "HuggingFaceTB/SmolLM2-360M": Size(
+        "llama",
+        {"hidden_size": 960, "num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5}
+        | {"intermediate_size": 2560, "vocab_size": 49152, "tie_word_embeddings": True},
+        "Apache 2.0",
+        "smollm",
+    ),
+    "Qwen/Qwen3-4B-Instruct-2507": Size(
+        "qwen3",
+        {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8}
+        | {"intermediate_size": 9728, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True},
+        "Apache 2.0",
+    ),
+}
+
+
+def size_of(name: str) -> Size:
+    """The row of a language model. Raises RunError for one that isn't in the table."""
+    if name not in LANGUAGE_MODELS:
+        raise RunError(f"the size of {name} isn't known here; known: {', '.join(LANGUAGE_MODELS)}")
+    return LANGUAGE_MODELS[name]
+
+
+def full_config(name: str) -> PretrainedConfig:
+    """The configuration of a language model of the table. Raises RunError as `size_of`."""
+    row = size_of(name)
+    return AutoConfig.for_model(row.model_type, **row.config)
+
+
+def skeleton(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model on the meta device: every shape and no weights, frozen and in `eval()`."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False).eval()

@@ -1,0 +1,1 @@
+"""Many trainings against one frozen language model."""
