@@ -23,7 +23,7 @@ from pathlib import Path
 from periscope.console import run
 from periscope.device import choose_device
 from periscope.errors import RunError
-from periscope.evaluation.options import Options, read_options
+from periscope.evaluation.options import EvalConfig, read_options
 
 SHOWN = 6  # of the texts that --gain ranks
 MOST_TOKENS = 64  # of an answer, where no task says otherwise
@@ -57,7 +57,7 @@ def main() -> None:
         act(path, modality, options, device)
 
 
-def score(path: Path, modality: str | None, options: Options, device: str) -> None:
+def score(path: Path, modality: str | None, options: EvalConfig, device: str) -> None:
     """Answer every held-out text with its medium and under each control; write and print the scores."""
     from periscope.evaluation.asking import by_split, choose, predict
     from periscope.evaluation.scored_run import open_scored
@@ -91,7 +91,7 @@ def score(path: Path, modality: str | None, options: Options, device: str) -> No
     print(f"written: {path}/eval.json, predictions.jsonl, samples.png, and report.html to open in a browser")
 
 
-def weigh(path: Path, modality: str | None, options: Options, device: str) -> None:
+def weigh(path: Path, modality: str | None, options: EvalConfig, device: str) -> None:
     """Rank texts by what looking gains on each; with --write, write the set's texts without the worst."""
     from periscope.evaluation.captioning import gain_lines, ranked, shown, without, worst, write_lines
     from periscope.evaluation.scored_run import open_scored
@@ -112,7 +112,7 @@ def weigh(path: Path, modality: str | None, options: Options, device: str) -> No
               f"train on them with --text {words.write}")  # fmt: skip
 
 
-def caption(path: Path, modality: str | None, options: Options, device: str) -> None:
+def caption(path: Path, modality: str | None, options: EvalConfig, device: str) -> None:
     """Write a new caption for each medium of --data, else of the feature set."""
     from periscope.evaluation.captioning import captions_of_folder, captions_of_set, write_lines
     from periscope.evaluation.scored_run import open_scored
@@ -126,7 +126,7 @@ def caption(path: Path, modality: str | None, options: Options, device: str) -> 
     print(f"written: {out}, {write_lines(lines, out)} captions; train on them with --text")
 
 
-def look(paths: dict[str | None, Path], options: Options, device: str) -> None:
+def look(paths: dict[str | None, Path], options: EvalConfig, device: str) -> None:
     """Answer about pictures, sounds and clips; without a prompt, go on answering until the input ends."""
     from periscope.evaluation.chat import chat, refuse_unread, said
 
@@ -139,7 +139,7 @@ def look(paths: dict[str | None, Path], options: Options, device: str) -> None:
         print(said(eyes, options.media, options.prompt, most))
 
 
-def load(paths: dict[str | None, Path], options: Options, device: str):
+def load(paths: dict[str | None, Path], options: EvalConfig, device: str):
     """The adapters with their encoders and language model, as `live.Live`."""
     from periscope import inference as live
     from periscope.evaluation.scored_run import by_modality
@@ -150,9 +150,9 @@ def load(paths: dict[str | None, Path], options: Options, device: str):
     return live.load(paths[None], **how) if None in paths else live.load(**paths, **how)
 
 
-def publish(paths: dict, options: Options, device: str) -> None:
+def publish(paths: dict, options: EvalConfig, device: str) -> None:
     """Push one adapter to the Hub, if the person at the keyboard agrees to what would leave."""
-    from periscope.evaluation.sharing import Share, share
+    from periscope.evaluation.sharing import PushRequest, share
 
     if len(paths) > 1:
         raise RunError("--push shares one adapter at a time: name one --run")
@@ -165,8 +165,10 @@ def publish(paths: dict, options: Options, device: str) -> None:
             return False
 
     ((modality, path),), sharing = paths.items(), options.sharing
-    what = Share(path, sharing.push, modality, options.models.lm or None, sharing.license or None, sharing.dataset,
-                 sharing.private, sharing.public_samples)  # fmt: skip
+    what = PushRequest(
+        *(path, sharing.push, modality, options.models.lm or None, sharing.license or None),
+        *(sharing.dataset, sharing.private, sharing.public_samples),
+    )
     print(share(what, ask, device, options.models.precision))
 
 

@@ -169,7 +169,7 @@ class Reader:
         return found
 
 
-class Live:
+class LoadedModel:
     """Adapters with their encoders on one language model, ready for media. Made by `load`.
 
     Media are a file, a list of files, or modality -> these; a file's bytes and PIL pictures do as well. With adapters
@@ -231,7 +231,7 @@ def load(
     anyway: bool = False,
     encoder: str | Mapping[str, str] | None = None,
     **by_modality: Path | str,
-) -> Live:
+) -> LoadedModel:
     """Load an adapter folder, a run or an adapter of the Hub (owner/name), with the encoder and the language model it
     names; or several on one language model, by modality, as `image="runs/a", audio="runs/b"`. `lm` and `encoder` say
     where these are now if they have moved; of several adapters, `encoder` maps a modality to its encoder.
@@ -260,7 +260,7 @@ def load(
         modality: _reader(config, device, anyway, (encoder or {}).get(modality))
         for modality, (_, config) in loaded.items()
     }
-    return Live(ComposedModel({modality: model for modality, (model, _) in loaded.items()}), readers)
+    return LoadedModel(ComposedModel({modality: model for modality, (model, _) in loaded.items()}), readers)
 
 
 def _reader(config: Mapping, device: str, anyway: bool, moved: str | None) -> Reader:

@@ -31,7 +31,7 @@ from periscope.training.options import Options, given
 
 if TYPE_CHECKING:  # what takes a second to import, --help does without
     from periscope.training.distributed import Ranks
-    from periscope.training.language_model_holder import Frozen
+    from periscope.training.language_model_holder import LanguageModelHolder
     from periscope.training.run import Run
 
 KEEP_CHECKPOINTS = 3
@@ -48,14 +48,14 @@ def main() -> None:
     device = choose_device(options.device)
 
     from periscope.training.distributed import join
-    from periscope.training.language_model_holder import Frozen
+    from periscope.training.language_model_holder import LanguageModelHolder
     from periscope.training.run import Run, refuse_taken
     from periscope.training.settings import new_settings, resumed, run_path
     from periscope.training.sweep.sweep import sweep
 
     # 1. What is to be done, and by how many. A resumed run has its own settings.
     ranks = join(device)
-    frozen = Frozen(ranks.device)
+    frozen = LanguageModelHolder(ranks.device)
 
     def one(settings: dict, path: Path, old: Run | None) -> bool:
         if not old:
@@ -79,7 +79,7 @@ def main() -> None:
 
 def train(
     settings: dict,
-    frozen: "Frozen",
+    frozen: "LanguageModelHolder",
     ranks: "Ranks",
     path: Path,
     old: "Run | None" = None,
@@ -100,7 +100,7 @@ def train(
     from periscope.adapters.lm.lora import add_lora, load_lora, lora_parameters, parse_lora
     from periscope.adapters.lm.merge import merge_lora
     from periscope.evaluation.controls import stand_ins
-    from periscope.evaluation.training_scores import quick_scores
+    from periscope.evaluation.training_scores import training_scores
     from periscope.training.data.dataset import load_steps, medium_contents
     from periscope.training.data.sources import by_modality, identity_of, look, make_steps, open_sets, shown
     from periscope.training.heldout import SAMPLES, peak_memory, sample_answers
@@ -108,7 +108,7 @@ def train(
     from periscope.training.memory.plan import plan, spare_memory, together
     from periscope.training.modality_model import about_part, begin, make_part, note_templates
     from periscope.training.progress import ProgressBar, StopRequest
-    from periscope.training.run import Onlooker, Run, load_optimizer_state, optimizer_state
+    from periscope.training.run import NullRun, Run, load_optimizer_state, optimizer_state
     from periscope.training.settings import refuse_changes, settle_length
     from periscope.training.start import start_folder
     from periscope.training.step import make_optimizer, set_rates, take_step
@@ -118,7 +118,7 @@ def train(
     # 2. The features and their words, and the frozen language model that is to read them.
     sets = open_sets(settings, partial)
     identity = identity_of(sets, settings.get("text")) | {"device": torch.device(device).type}
-    ranks.agree("settings or files", [settings, identity])
+    ranks.check_same("settings or files", [settings, identity])
     if old:
         checkpoint = old.load_state(device)
         facts = checkpoint["facts"]
@@ -165,13 +165,13 @@ def train(
     if not more:
         print(saving or "caching: nothing is noted of what encoding this set took")
     micro = facts["micro_batch"] if old else settings["micro_batch"]
-    micro = micro or int(ranks.least(needs.micro_batch(settings["batch"], longest)))
+    micro = micro or int(ranks.all_min(needs.micro_batch(settings["batch"], longest)))
 
     # 6. A folder of its own, or the old one at its last checkpoint.
     optimizer = make_optimizer(model.trained(), settings)
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=lm.dtype == torch.float16)
     if old:
-        folder, first, best = old if ranks.first else Onlooker(old.path), facts["step"], facts["best"]
+        folder, first, best = old if ranks.first else NullRun(old.path), facts["step"], facts["best"]
         load_optimizer_state(optimizer, checkpoint["tensors"])
         scaler.load_state_dict(facts["scaler"])
         torch.set_rng_state(checkpoint["tensors"]["generator"].cpu())
@@ -182,7 +182,7 @@ def train(
             if one is by_modality(sets)[one.modality]:
                 begin(parts[one.modality], one, its_steps.first_rows())
         note_templates(settings, parts)
-        folder, first, best = Run.create(path, settings) if ranks.first else Onlooker(path), 0, None
+        folder, first, best = Run.create(path, settings) if ranks.first else NullRun(path), 0, None
         print(f"run: {folder.path}")
 
     ranks.start_alike(model.trained().values())
@@ -223,12 +223,12 @@ def train(
         if scaler.is_enabled() and scaler.get_scale() < 1:
             raise RunError("fp16 gradients overflow at every scale; try --precision bf16 or fp32, or a lower --lr")
 
-        last = bool(ranks.most(stop.asked)) or step == settings["steps"]
+        last = bool(ranks.all_max(stop.asked)) or step == settings["steps"]
         is_best = False
         if any(one.heldout for one in sets) and (last or step % settings["eval_every"] == 0):
             losses, ratio, each = look(model, sets, steps.counts(step), micro, ranks)
             answers = [sample_answers(model, one.encoded, one.heldout) for one in sets]
-            scores = quick_scores([row | {"id": (i, row["id"])} for i, rows in enumerate(answers) for row in rows])
+            scores = training_scores([row | {"id": (i, row["id"])} for i, rows in enumerate(answers) for row in rows])
             more = peak_memory(device) | ({"sets": each} if len(sets) > 1 else {})
             folder.log(step=step, heldout=losses, rms_ratio=ratio, scores=scores, **more)
             folder.write_samples(step, [row for rows in answers for row in rows[:SAMPLES]])

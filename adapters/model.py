@@ -11,14 +11,20 @@ from torch.nn import functional
 from transformers import GenerationConfig
 
 from periscope.adapters.lm.cross_entropy import cross_entropy
-from periscope.adapters.lm.injection import Injector, LayerMap, Rows
+from periscope.adapters.lm.injection import InjectedRows, Injector, LayerMap
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import lora_parameters
 from periscope.adapters.projectors import FeatureShape, build_projector, find_projector
 from periscope.adapters.prompting.prompt import SOFT_PROMPT, SOFT_PROMPT_END, Prompt, Segment, soft_slots
-from periscope.adapters.shared_prefix import Tree, can_share, group, plant, saves
+from periscope.adapters.shared_prefix import (
+    SharedPrefixBatch,
+    can_share,
+    group_by_prefix,
+    pack_shared_prefix,
+    sharing_pays,
+)
 from periscope.adapters.soft_prompt import SoftPrompt
-from periscope.adapters.splice import IGNORED, Spliced, positions_of, splice
+from periscope.adapters.splice import IGNORED, SplicedBatch, positions_of, splice
 from periscope.errors import AdapterError
 
 Texts = Sequence[Sequence[Segment]]
@@ -215,9 +221,9 @@ class AdaptedModel(nn.Module):
     ) -> torch.Tensor:
         slots = self.slots(texts, features, noise, draw)
         if self._shares:
-            groups = group(texts)
-            if saves(texts, groups, {name: len(vectors) for name, vectors in slots.items()}):
-                return self._tree_losses(plant(self.lm, texts, groups, slots))
+            groups = group_by_prefix(texts)
+            if sharing_pays(texts, groups, {name: len(vectors) for name, vectors in slots.items()}):
+                return self._tree_losses(pack_shared_prefix(self.lm, texts, groups, slots))
         batch, injected = self._splice(texts, slots)
         labels = functional.pad(batch.labels, (0, 1), value=IGNORED)[:, 1:]
         wanted = labels != IGNORED
@@ -227,17 +233,19 @@ class AdaptedModel(nn.Module):
             logits = self.lm.model(**given, logits_to_keep=wanted, use_cache=False).logits
         return cross_entropy(logits, torch.arange(len(logits), device=logits.device), labels[wanted])
 
-    def _tree_losses(self, tree: Tree) -> torch.Tensor:
+    def _tree_losses(self, tree: SharedPrefixBatch) -> torch.Tensor:
         given = {name: getattr(tree, name) for name in ("inputs_embeds", "attention_mask", "position_ids")}
         logits = self.lm.model(**given, logits_to_keep=tree.keep, use_cache=False).logits
         return cross_entropy(logits, tree.said, tree.labels)
 
-    def _inputs(self, batch: Spliced) -> dict[str, torch.Tensor]:
+    def _inputs(self, batch: SplicedBatch) -> dict[str, torch.Tensor]:
         """What the language model takes of a batch, by its names; one without positions isn't given any."""
         given = {"inputs_embeds": batch.inputs_embeds, "attention_mask": batch.attention_mask}
         return given | ({"position_ids": batch.position_ids} if self._takes_positions else {})
 
-    def _splice(self, texts: Texts, slots: dict[str, torch.Tensor], **how) -> tuple[Spliced, AbstractContextManager]:
+    def _splice(
+        self, texts: Texts, slots: dict[str, torch.Tensor], **how
+    ) -> tuple[SplicedBatch, AbstractContextManager]:
         """The batch, and the context in which the language model must read it: that of the injection, if any.
 
         A medium that is injected takes one position, which no position is counted for and no mask shows; none in a
@@ -268,7 +276,7 @@ class AdaptedModel(nn.Module):
                     counted[row, at : at + len(slots[name])] = 0
             batch.position_ids = positions_of(counted)
             placeless = counted == 0 if compat else None
-        vectors = Rows(torch.stack([media[name] for name in names]).to(self.lm.device), text, place, placeless)
+        vectors = InjectedRows(torch.stack([media[name] for name in names]).to(self.lm.device), text, place, placeless)
         return batch, self._injector.inject(vectors, len(texts), batch.inputs_embeds.shape[1])
 
     @torch.no_grad()

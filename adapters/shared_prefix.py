@@ -22,7 +22,7 @@ WORTH = 0.8  # a tree is used when it takes fewer positions than this share of t
 SHARED_LAYERS = {"full_attention", "sliding_attention"}
 
 
-class Group(NamedTuple):
+class PrefixGroup(NamedTuple):
     """Texts (their numbers) that share `stem`; `rests` are what each has of its own, in the same order."""
 
     texts: list[int]
@@ -31,7 +31,7 @@ class Group(NamedTuple):
 
 
 @dataclass
-class Tree:
+class SharedPrefixBatch:
     """A batch as rows of stems and branches, driven by vectors.
 
     `inputs_embeds` `(rows, length, hidden_size)` in the model's dtype; `attention_mask` `(rows, 1, length, length)`,
@@ -58,7 +58,7 @@ def can_share(lm: LanguageModel) -> bool:
     return bool(lm.quirk.tested) and not lm.quirk.recurrent and plain and kinds <= SHARED_LAYERS
 
 
-def group(texts: Sequence[Sequence[Segment]]) -> list[Group]:
+def group_by_prefix(texts: Sequence[Sequence[Segment]]) -> list[PrefixGroup]:
     """Put together the texts that are alike up to their last medium; what else they have in common after it belongs to
     the stem too. A text without a medium stands alone.
     """
@@ -75,7 +75,7 @@ def group(texts: Sequence[Sequence[Segment]]) -> list[Group]:
             common = _common([segment.ids for segment in first])
             stem += [Segment(ids=common, target=first[0].target)] if common else []
             rests = [[Segment(ids=rest[0].ids[len(common) :], target=rest[0].target), *rest[1:]] for rest in rests]
-        groups.append(Group(numbers, stem, rests))
+        groups.append(PrefixGroup(numbers, stem, rests))
     return groups
 
 
@@ -85,22 +85,22 @@ def _common(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return low[: next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(map(len, rows)))]
 
 
-def saves(texts: Sequence[Sequence[Segment]], groups: Sequence[Group], tokens: Mapping[str, int]) -> bool:
+def sharing_pays(texts: Sequence[Sequence[Segment]], groups: Sequence[PrefixGroup], tokens: Mapping[str, int]) -> bool:
     """Whether the groups take enough fewer positions than `texts` padded to one length; `tokens` of each slot."""
     padded = len(texts) * max(length_of(text, tokens) for text in texts)
     return sum(_length(one, tokens) for one in groups) < WORTH * padded
 
 
-def _length(one: Group, tokens: Mapping[str, int]) -> int:
+def _length(one: PrefixGroup, tokens: Mapping[str, int]) -> int:
     return length_of(one.stem, tokens) + sum(length_of(rest, tokens) for rest in one.rests)
 
 
-def plant(
+def pack_shared_prefix(
     lm: LanguageModel,
     texts: Sequence[Sequence[Segment]],
-    groups: Sequence[Group],
+    groups: Sequence[PrefixGroup],
     slots: Mapping[str, torch.Tensor],
-) -> Tree:
+) -> SharedPrefixBatch:
     """Lay out groups in rows as long as the longest of them. `slots` as in `adapters.splice.splice`.
 
     Raises AdapterError as `splice` does.
@@ -146,7 +146,7 @@ def plant(
     position_ids = there(position, *shape)
     mask = _masks(lm, there(owner, *shape), there(branch, *shape), position_ids)
     embeds = embed_at(lm, pieces, slots, size).view(*shape, -1)
-    return Tree(embeds, mask, position_ids, there(keep, *shape), there(said), there(labels))
+    return SharedPrefixBatch(embeds, mask, position_ids, there(keep, *shape), there(said), there(labels))
 
 
 def _placed(segments: Sequence[Segment], place: int, tokens: Mapping[str, int]) -> list[tuple[Segment, int]]:

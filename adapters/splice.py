@@ -13,7 +13,7 @@ IGNORED = -100
 
 
 @dataclass
-class Spliced:
+class SplicedBatch:
     """A padded batch, driven by vectors.
 
     `inputs_embeds` `(batch, length, hidden_size)` in the model's dtype; `attention_mask`, `position_ids` and `labels`
@@ -47,7 +47,7 @@ def splice(
     *,
     side: str = "right",
     train: bool = True,
-) -> Spliced:
+) -> SplicedBatch:
     """Lay out each text's segments: words through the model's embedding, slots filled by name.
 
     A slot's vectors are `(tokens, hidden_size)`, any dtype; this is the one place where they become the model's dtype.
@@ -84,7 +84,7 @@ def splice(
     mask = steps >= longest - size if side == "left" else steps < size
     shape = (len(texts), longest)
     embeds, labels = flat.view(*shape, -1), labels.view(shape)
-    return Spliced(embeds, mask.long(), positions_of(mask), labels, len(targets), begun)
+    return SplicedBatch(embeds, mask.long(), positions_of(mask), labels, len(targets), begun)
 
 
 def embed_at(

@@ -17,7 +17,7 @@ from periscope.adapters.prompting.prompt import Prompt, Template
 from periscope.shards.features import encode, stored_bytes
 from periscope.shards.read import FeatureSet
 from periscope.shards.write import SetWriter, make_key, samples_per_shard
-from periscope.training.data.dataset import Batch, Encoded, Steps
+from periscope.training.data.dataset import Batch, TextFeatureDataset, TrainingSteps
 
 # LLaVA-CC3M's captions are Conceptual Captions': 10.3 tokens, standard deviation 4.5, median 9 (Sharma et al. 2018,
 # https://aclanthology.org/P18-1238, table 2), as a log-normal; a language model's tokenizer makes about 1.3 of a word.
@@ -98,10 +98,10 @@ def _texts(keys: Sequence[str], captions: Sequence[Sequence[int]], words: Sequen
             yield {"id": f"{i}-{j}", "media": [key], "turns": turns, "split": "train", "meta": {}}
 
 
-def steps_of(model: AdaptedModel, features: FeatureSet, batch: int) -> Steps:
+def steps_of(model: AdaptedModel, features: FeatureSet, batch: int) -> TrainingSteps:
     """What train.py would train on: the steps of `batch` texts each."""
-    encoded = Encoded(features, model.prompt, model.adapter)
-    return Steps(encoded, encoded.keep(features.texts(), model.lm.max_length), batch, seed=0)
+    encoded = TextFeatureDataset(features, model.prompt, model.adapter)
+    return TrainingSteps(encoded, encoded.keep(features.texts(), model.lm.max_length), batch, seed=0)
 
 
 def some_steps(model: AdaptedModel, media: int, captions: int, batch: int, count: int) -> list[Batch]:

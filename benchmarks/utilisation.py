@@ -24,7 +24,7 @@ from benchmarks.published_loop import cut, pairs_of, publish
 from periscope.adapters.lm.language_model import load_language_model
 from periscope.adapters.model import AdaptedModel
 from periscope.adapters.projectors import FeatureShape
-from periscope.training.data.dataset import Batch, Steps, load_steps
+from periscope.training.data.dataset import Batch, TrainingSteps, load_steps
 from periscope.training.memory.plan import GIB, plan
 from periscope.training.step import make_optimizer, take_step
 
@@ -80,7 +80,7 @@ def multiplications(device: str, dtype: torch.dtype) -> float:
     return 2 * SIDE**3 / min(_seconds(lambda: a @ b) for _ in range(10))
 
 
-def train(model: AdaptedModel, steps: Steps, rounds: int) -> dict[str, float]:
+def train(model: AdaptedModel, steps: TrainingSteps, rounds: int) -> dict[str, float]:
     """Steps of a training as train.py takes them, with its loader; the median of `rounds`."""
     lm, adapter = model.lm, model.adapter
     on_gpu = lm.device.type == "cuda"
@@ -111,7 +111,7 @@ def train(model: AdaptedModel, steps: Steps, rounds: int) -> dict[str, float]:
     return row | ({"reserved GiB": torch.cuda.max_memory_reserved(lm.device) / GIB} if on_gpu else {})
 
 
-def without(model: AdaptedModel, steps: Steps, rounds: int, best: float) -> dict[str, dict]:
+def without(model: AdaptedModel, steps: TrainingSteps, rounds: int, best: float) -> dict[str, dict]:
     """Samples per second without a lever, against `best` with all."""
     texts = [i for step in steps.order(0)[:STEPS] for i in step]
     random.Random(0).shuffle(texts)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from periscope.adapters.model import AdaptedModel
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text
-from periscope.training.data.dataset import Batch, Encoded, question_of
+from periscope.training.data.dataset import Batch, TextFeatureDataset, question_of
 
 AVERAGED = 256  # training media in the blank feature
 
@@ -30,7 +30,7 @@ class Condition:
         """Whether the answer depends on the words alone."""
         return self.blank is not None or not self.media
 
-    def batch(self, encoded: Encoded, texts: Sequence[Text], answer: bool) -> Batch:
+    def batch(self, encoded: TextFeatureDataset, texts: Sequence[Text], answer: bool) -> Batch:
         """The texts under this condition, with or without their answers."""
         batch = encoded.batch(texts, answer=answer, media=self.media, instead=self.instead)
         if self.blank is None:
@@ -64,7 +64,7 @@ def blank_feature(features: FeatureSet, kind: str) -> torch.Tensor:
 
 def answer(
     model: AdaptedModel,
-    encoded: Encoded,
+    encoded: TextFeatureDataset,
     texts: Sequence[Text],
     under: Mapping[str, Condition],
     batch: int,

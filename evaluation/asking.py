@@ -11,19 +11,19 @@ from periscope.errors import RunError
 from periscope.evaluation.answer import answer, blank_feature, caption_groups, conditions
 from periscope.evaluation.controls import stand_ins
 from periscope.evaluation.summary import REAL, Prediction
-from periscope.evaluation.tasks.benchmarks import OWN, QUESTION, Benchmark, benchmark_of, find_benchmark
+from periscope.evaluation.tasks.benchmarks import OWN, QUESTION, BenchmarkTask, benchmark_of, find_benchmark
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text
-from periscope.training.data.dataset import Encoded, medium_contents, question_of
+from periscope.training.data.dataset import TextFeatureDataset, medium_contents, question_of
 
 MOST_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class Chosen:
+class AskedTask:
     """How texts are asked and scored: the task, if they belong to one, whose prompt, and the decoding."""
 
-    task: Benchmark | None = None
+    task: BenchmarkTask | None = None
     system: str = OWN
     prompt: str = QUESTION
     max_new_tokens: int = MOST_TOKENS
@@ -49,7 +49,7 @@ class Chosen:
 
 def choose(
     name: str, system: str, texts: Sequence[Text], max_new_tokens: int = 0, beams: int = 0
-) -> tuple[Chosen, list[Text]]:
+) -> tuple[AskedTask, list[Text]]:
     """The task called `name`, with its prompt and decoding, and which of the held-out texts it is about; or, without a
     name, the one that the texts say they are of: then they are scored as it does, and asked as the adapter was trained.
 
@@ -60,7 +60,7 @@ def choose(
         if system and not task:
             raise RunError(f"--prompt-of {system}: these texts don't say which task they are of; name it with --task")
         system, prompt = task.prompt_of(system or OWN) if task else (OWN, QUESTION)
-        return Chosen(task, system, prompt, max_new_tokens or MOST_TOKENS, beams or 1), list(texts)
+        return AskedTask(task, system, prompt, max_new_tokens or MOST_TOKENS, beams or 1), list(texts)
     task = find_benchmark(name)
     system, prompt = task.prompt_of(system)
     marked = [text for text in texts if text.meta.get("task") == name]
@@ -77,7 +77,7 @@ def choose(
     lacking = {"letter": lambda text: "letter" in text.meta, "boxes": lambda text: text.turns[-1].get("boxes")}
     if any(measure in lacking and not all(map(lacking[measure], kept)) for measure in task.measures):
         raise RunError(f"these texts don't hold what {name} is scored by; make the set from {task.files}")
-    chosen = Chosen(task, system, prompt, max_new_tokens or task.max_new_tokens, beams or task.beams)
+    chosen = AskedTask(task, system, prompt, max_new_tokens or task.max_new_tokens, beams or task.beams)
     return chosen, kept
 
 
@@ -87,7 +87,7 @@ def by_split(texts: Sequence[Text], limit: int = 0) -> dict[str, list[Text]]:
     return {split: [text for text in texts if text.split == split][: limit or None] for split in splits}
 
 
-def prompted(model: AdaptedModel, chosen: Chosen) -> Prompt:
+def prompted(model: AdaptedModel, chosen: AskedTask) -> Prompt:
     """The adapter's prompt in the form that the task asks for; with the adapter's own, as it is."""
     template = model.prompt.template
     if chosen.system == OWN:
@@ -103,7 +103,7 @@ def prompted(model: AdaptedModel, chosen: Chosen) -> Prompt:
     return prompt
 
 
-def posed(text: Text, chosen: Chosen, style: str) -> Text:
+def posed(text: Text, chosen: AskedTask, style: str) -> Text:
     """The text as it is asked: with its options, and in a chat within the task's words."""
     turns = chosen.task.posed(text.turns, text.meta, chosen.system) if chosen.task else list(text.turns)
     asked = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
@@ -113,7 +113,7 @@ def posed(text: Text, chosen: Chosen, style: str) -> Text:
     return replace(text, turns=tuple(turns))
 
 
-def prediction(text: Text, alike: Sequence[Text], chosen: Chosen, decimals: int = 2) -> Prediction:
+def prediction(text: Text, alike: Sequence[Text], chosen: AskedTask, decimals: int = 2) -> Prediction:
     """What is right for a text, or for all that are answered alike; not yet answered."""
     said = [in_words(one.turns[-1], decimals) for one in alike]
     references = said
@@ -129,12 +129,12 @@ def predict(
     model: AdaptedModel,
     features: FeatureSet,
     texts: Sequence[Text],
-    chosen: Chosen,
+    chosen: AskedTask,
     controls: Sequence[str],
     batch: int,
 ) -> list[Prediction]:
     """The answers to `texts` with their media and under each control; captions of one medium are one prediction."""
-    encoded = Encoded(features, prompted(model, chosen), model.adapter)
+    encoded = TextFeatureDataset(features, prompted(model, chosen), model.adapter)
     contents = medium_contents(features, texts)
     stand_in = stand_ins(contents) if "shuffled" in controls else {}
     if "shuffled" in controls and not stand_in:

@@ -8,21 +8,21 @@ from tqdm import tqdm
 from periscope.adapters.model import AdaptedModel
 from periscope.errors import PrecomputeError, RunError
 from periscope.evaluation.controls import stand_ins
-from periscope.evaluation.gain import Gain, rank
-from periscope.inference import Live
+from periscope.evaluation.gain import LossDrop, rank
+from periscope.inference import LoadedModel
 from periscope.precompute.media import suits
 from periscope.precompute.remote import collected
 from periscope.shards.atomic import json_line, replace_bytes
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text
-from periscope.training.data.dataset import Encoded, medium_contents, question_of
+from periscope.training.data.dataset import TextFeatureDataset, medium_contents, question_of
 
 
-def ranked(model: AdaptedModel, features: FeatureSet, texts: Sequence[Text], batch: int) -> list[Gain]:
+def ranked(model: AdaptedModel, features: FeatureSet, texts: Sequence[Text], batch: int) -> list[LossDrop]:
     """The texts by what looking gains on each, the worst first; those that can't be learnt from are left out. Raises
     RunError when none is left.
     """
-    encoded = Encoded(features, model.prompt, model.adapter)
+    encoded = TextFeatureDataset(features, model.prompt, model.adapter)
     kept = encoded.keep([text for text in texts if text.media], model.lm.max_length).texts
     if not kept:
         raise RunError(f"{features.path} holds no such text about a medium that could be learnt from")
@@ -30,7 +30,7 @@ def ranked(model: AdaptedModel, features: FeatureSet, texts: Sequence[Text], bat
     return rank(model, encoded, kept, stand_in, batch)
 
 
-def gain_lines(found: Iterable[Gain], features: FeatureSet) -> Iterator[dict]:
+def gain_lines(found: Iterable[LossDrop], features: FeatureSet) -> Iterator[dict]:
     """Lines of gain.jsonl: what looking gains, the losses it comes from, and what the text says."""
     for one in found:
         losses = {name: None if value is None else round(value, 4) for name, value in
@@ -39,14 +39,14 @@ def gain_lines(found: Iterable[Gain], features: FeatureSet) -> Iterator[dict]:
         yield losses | {"id": one.text.id, "split": one.text.split, "origin": origins, "turns": list(one.text.turns)}
 
 
-def shown(one: Gain, features: FeatureSet) -> str:
+def shown(one: LossDrop, features: FeatureSet) -> str:
     """A text in a line: where its medium came from, and its words."""
     asked = question_of(one.text)
     words = f"{asked} {one.text.turns[-1]['content']}" if asked else one.text.turns[-1]["content"]
     return f"{features.info(one.text.media[0])['origin']}  {' '.join(words.split())[:80]}"
 
 
-def worst(found: Sequence[Gain], share: float) -> set[str]:
+def worst(found: Sequence[LossDrop], share: float) -> set[str]:
     """The ids of the texts to leave out: that share of all, the worst first; for 0 those that looking makes dearer."""
     count = round(share * len(found)) if share else sum(one.gain < 0 for one in found)
     return {one.text.id for one in found[:count]}
@@ -64,7 +64,7 @@ def captions_of_set(model: AdaptedModel, features: FeatureSet, batch: int, max_n
     """A new caption for each medium of a feature set, as lines of a texts file; who trains on it is decided by what
     the set holds out.
     """
-    encoded = Encoded(features, model.prompt, model.adapter)
+    encoded = TextFeatureDataset(features, model.prompt, model.adapter)
     keys = features.keys
     for start in tqdm(range(0, len(keys), batch), desc="captioning", unit=" batches"):
         part = keys[start : start + batch]
@@ -73,7 +73,7 @@ def captions_of_set(model: AdaptedModel, features: FeatureSet, batch: int, max_n
             yield _line(f"{key}-said", key, said)
 
 
-def captions_of_folder(eyes: Live, data: Path, batch: int, max_new_tokens: int) -> Iterator[dict]:
+def captions_of_folder(eyes: LoadedModel, data: Path, batch: int, max_new_tokens: int) -> Iterator[dict]:
     """A new caption for each medium below `data`, named by its path there, so that the lines fit a feature set made
     from the same folder. What can't be read is counted and left out. Raises PrecomputeError when nothing can,
     RunError for several adapters at once.

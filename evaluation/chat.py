@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from periscope.errors import AdapterError, PrecomputeError, RunError
-from periscope.inference import Live
+from periscope.inference import LoadedModel
 
 Files = Mapping[str, list[Path]]  # modality -> what the talk is about
 
 
-def chat(eyes: Live, media: Files, max_new_tokens: int) -> None:
+def chat(eyes: LoadedModel, media: Files, max_new_tokens: int) -> None:
     """Answer lines from the keyboard until the input ends or says /quit."""
     turns = " or ".join(f"/{modality}" for modality in eyes.readers)
     print(f"about {listed(media)}; an empty line captions, {turns} FILE ... changes what it is about, /quit ends")
@@ -31,12 +31,12 @@ def chat(eyes: Live, media: Files, max_new_tokens: int) -> None:
             print(error, file=sys.stderr)
 
 
-def said(eyes: Live, media: Files, words: str, max_new_tokens: int) -> str:
+def said(eyes: LoadedModel, media: Files, words: str, max_new_tokens: int) -> str:
     """The answer to a question about media; a caption where there is no question."""
     return eyes.ask(media, words, max_new_tokens) if words else eyes.caption(media, max_new_tokens)
 
 
-def refuse_unread(eyes: Live, media: Files) -> None:
+def refuse_unread(eyes: LoadedModel, media: Files) -> None:
     """Refuse media that no adapter reads, and read the others. Raises RunError, PrecomputeError."""
     for modality, files in media.items():
         if files and modality not in eyes.readers:
@@ -45,7 +45,7 @@ def refuse_unread(eyes: Live, media: Files) -> None:
             eyes.features(file, modality)
 
 
-def changed(eyes: Live, media: Files, line: str) -> Files:
+def changed(eyes: LoadedModel, media: Files, line: str) -> Files:
     """Take up other files, as `/image a.jpg b.jpg` says (none: drop these), or keep the old ones and say why."""
     turn, _, rest = line.partition(" ")
     try:

@@ -13,11 +13,11 @@ from tqdm import tqdm
 from periscope.adapters.model import AdaptedModel
 from periscope.evaluation.answer import Condition
 from periscope.shards.texts import Text
-from periscope.training.data.dataset import Encoded
+from periscope.training.data.dataset import TextFeatureDataset
 
 
 @dataclass(frozen=True)
-class Gain:
+class LossDrop:
     """A text's loss in nats per target token with its own medium's features (`real`), another's (`shuffled`, None where
     none can stand in) and no medium (`none`), and what looking gains.
     """
@@ -33,8 +33,8 @@ class Gain:
 
 
 def rank(
-    model: AdaptedModel, encoded: Encoded, texts: Sequence[Text], stand_in: Mapping[str, str], batch: int
-) -> list[Gain]:
+    model: AdaptedModel, encoded: TextFeatureDataset, texts: Sequence[Text], stand_in: Mapping[str, str], batch: int
+) -> list[LossDrop]:
     """The gains of `texts`, the worst first. stand_in: medium -> the one whose features it borrows; may be empty."""
     under = {"real": Condition(), "none": Condition(media=False)}
     if stand_in:
@@ -50,5 +50,5 @@ def rank(
                 losses[name] |= {i: loss / count for i, (loss, count) in zip(part, rows, strict=True)}
                 bar.update(len(part))
     shuffled = losses.get("shuffled", {})
-    found = [Gain(text, losses["real"][i], shuffled.get(i), losses["none"][i]) for i, text in enumerate(texts)]
+    found = [LossDrop(text, losses["real"][i], shuffled.get(i), losses["none"][i]) for i, text in enumerate(texts)]
     return sorted(found, key=lambda one: (one.gain, one.text.id))

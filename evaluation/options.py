@@ -21,7 +21,7 @@ Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 
 @dataclass
-class Scores:
+class ScoringOptions:
     """What is scored, and beside what. Without any flag: all that the run's feature set holds out."""
 
     task: Name = ""
@@ -48,7 +48,7 @@ class Scores:
 
 
 @dataclass
-class NewWords:
+class CaptionOptions:
     """Texts that their media explain, and new captions: files for train.py --text."""
 
     gain: Annotated[str, tyro.conf.arg(metavar="SPLIT", help_behavior_hint="")] = ""
@@ -61,7 +61,7 @@ class NewWords:
 
 
 @dataclass
-class Comparison:
+class ComparisonOptions:
     """Several runs side by side."""
 
     compare: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...", help_behavior_hint="")] = ()
@@ -71,7 +71,7 @@ class Comparison:
 
 
 @dataclass
-class Sharing:
+class SharingOptions:
     """The adapter on the Hugging Face Hub."""
 
     push: Annotated[str, tyro.conf.arg(metavar="OWNER/NAME", help_behavior_hint="")] = ""
@@ -89,7 +89,7 @@ class Sharing:
 
 
 @dataclass
-class Models:
+class ModelOptions:
     """The frozen models, and how they answer."""
 
     lm: Name = ""
@@ -111,7 +111,7 @@ class Models:
 
 
 @dataclass
-class Options:
+class EvalConfig:
     """A run, and what to ask it about; without media it is scored on what was held out."""
 
     run: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN ...", help_behavior_hint="")] = ()
@@ -126,11 +126,11 @@ class Options:
     prompt: Words = None
     """What to ask about them, <image>, <audio> and <video> saying where the next of each stands; "" for a caption
     (without: a chat)."""
-    scores: Scores = field(default_factory=Scores)
-    words: NewWords = field(default_factory=NewWords)
-    comparison: Comparison = field(default_factory=Comparison)
-    sharing: Sharing = field(default_factory=Sharing)
-    models: Models = field(default_factory=Models)
+    scores: ScoringOptions = field(default_factory=ScoringOptions)
+    words: CaptionOptions = field(default_factory=CaptionOptions)
+    comparison: ComparisonOptions = field(default_factory=ComparisonOptions)
+    sharing: SharingOptions = field(default_factory=SharingOptions)
+    models: ModelOptions = field(default_factory=ModelOptions)
 
     @property
     def media(self) -> dict[str, list[Path]]:
@@ -138,11 +138,11 @@ class Options:
         return {name: list(given) for name in ("image", "audio", "video") if (given := getattr(self, name))}
 
 
-def read_options(about: str) -> Options:
+def read_options(about: str) -> EvalConfig:
     """The flags of the command line; `about` is what --help says first. Raises RunError for numbers that can't be,
     ScoreError for a task or a prompt that there isn't.
     """
-    options = tyro.cli(Options, description=about, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
+    options = tyro.cli(EvalConfig, description=about, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
     models, drop = options.models, options.words.drop
     if models.batch < 1 or min(options.scores.limit, models.max_new_tokens, models.beams) < 0:
         raise RunError("--batch must be at least 1, and --limit, --max-new-tokens and --beams can't be negative")

@@ -8,7 +8,7 @@ from periscope.adapters.io.card import is_hub_id
 from periscope.adapters.io.checkpoint import CONFIG
 from periscope.adapters.model import AdaptedModel
 from periscope.errors import RunError
-from periscope.evaluation.options import Models, Scores
+from periscope.evaluation.options import ModelOptions, ScoringOptions
 from periscope.inference import adapter_folders, load_adapted
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
@@ -67,7 +67,9 @@ class ScoredRun:
         return [words for words, is_so in ((left_out, rejected), (only, limit)) if is_so]
 
 
-def open_scored(path: Path, modality: str | None, scores: Scores, models: Models, device: str) -> ScoredRun:
+def open_scored(
+    path: Path, modality: str | None, scores: ScoringOptions, models: ModelOptions, device: str
+) -> ScoredRun:
     """Load the run at `path` and what it is scored on: `scores.features`, or what it was trained on. Raises RunError
     when they don't fit, and for an adapter that is no run.
     """

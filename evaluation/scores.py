@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from periscope.errors import RunError
-from periscope.evaluation.asking import Chosen
+from periscope.evaluation.asking import AskedTask
 from periscope.evaluation.metrics import captions, clip_score
 from periscope.evaluation.metrics.score import Score, ScoreWarning
 from periscope.evaluation.report.table import as_numbers, table
@@ -59,7 +59,7 @@ def clip_scores(rows: Sequence[Prediction], features: FeatureSet, encoder: Encod
 def all_scores(
     rows: Sequence[Prediction],
     texts: Sequence[Text],
-    chosen: Chosen,
+    chosen: AskedTask,
     more: Mapping[str, Mapping[str, Score]] | None = None,
 ) -> tuple[dict[str, dict[str, Score]], list[str]]:
     """Condition -> name -> score, and what is to be said about them; `more` are further ones. Each prediction gets its

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from periscope.adapters.io.card import is_hub_id
 from periscope.adapters.io.checkpoint import CARD, load_adapter, read_adapter_config
-from periscope.adapters.io.hub import FILES, PICTURE, Standing, check_pushed, push, stage, standing
+from periscope.adapters.io.hub import FILES, PICTURE, HubRepository, check_pushed, push, stage, standing
 from periscope.errors import AdapterError
 from periscope.evaluation.report.runs import RunFolder
 from periscope.evaluation.report.sample_sheet import pick
@@ -16,7 +16,7 @@ from periscope.inference import adapter_folder, load_adapted
 
 
 @dataclass
-class Share:
+class PushRequest:
     """What to share, and how. `to`: owner/name on the Hub · `lm`: the language model's hub id, where the run knew it by
     a folder · `public_samples`: also show held-out prompts, references and pictures.
     """
@@ -31,7 +31,7 @@ class Share:
     public_samples: bool = False
 
 
-def share(what: Share, ask: Callable[[str], bool], device: str = "cpu", precision: str = "auto") -> str:
+def share(what: PushRequest, ask: Callable[[str], bool], device: str = "cpu", precision: str = "auto") -> str:
     """Push an adapter of a run (or an adapter folder) to the Hub, after `ask` was shown all of it and said yes.
 
     Before, what would leave is loaded on its language model; after, it is fetched into a new folder, compared to the
@@ -61,7 +61,12 @@ def share(what: Share, ask: Callable[[str], bool], device: str = "cpu", precisio
 
 
 def shown(
-    what: Share, staged: Path, files: list[Path], samples: list[dict], scored: bool, there: Standing | None = None
+    what: PushRequest,
+    staged: Path,
+    files: list[Path],
+    samples: list[dict],
+    scored: bool,
+    there: HubRepository | None = None,
 ) -> str:
     """Everything that would leave: each file with its size, the card, and each sample's words; and what of `there`,
     which is on the Hub already, would give way. Characters that a terminal acts on are shown as "?".

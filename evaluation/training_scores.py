@@ -7,7 +7,7 @@ from periscope.evaluation.metrics.answers import word_f1
 from periscope.evaluation.summary import Prediction
 
 
-def quick_scores(rows: Sequence[Mapping]) -> dict[str, float]:
+def training_scores(rows: Sequence[Mapping]) -> dict[str, float]:
     """Scores from 0 to 1 by name of answers with id, media, prompt ("" for a caption), answer, reference and meta: of
     captions `caption_f1`, the words shared with the reference, and what the task of their media counts; of questions
     `qa_accuracy`. What needs many answers to mean something (CIDEr) is left to eval.py.

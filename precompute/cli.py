@@ -28,7 +28,7 @@ SUGGESTED = ("clip-l-336", "siglip2-b", "dinov2-b")
 
 
 @dataclass
-class Options:
+class PrecomputeConfig:
     """Fields are the flags; see `EPILOGUE`."""
 
     data: Path | None = None
@@ -96,9 +96,11 @@ def main(args: list[str] | None = None) -> None:
     from periscope.recipes import load_recipe
 
     sys.stdout.reconfigure(errors="backslashreplace")  # file names needn't be Unicode
-    options = tyro.cli(Options, description=" ".join(EPILOGUE.split()), args=args)
+    options = tyro.cli(PrecomputeConfig, description=" ".join(EPILOGUE.split()), args=args)
     if options.recipe:
-        options = tyro.cli(Options, default=_with(options.recipe, load_recipe(options.recipe).precompute), args=args)
+        options = tyro.cli(
+            PrecomputeConfig, default=_with(options.recipe, load_recipe(options.recipe).precompute), args=args
+        )
     if options.limit < 0 or options.batch < 1 or options.workers < 0:
         raise PrecomputeError("--limit and --workers can't be negative, --batch is at least 1")
     if options.views < 1 or options.min_side < 0 or not 0 <= options.similarity < 1:
@@ -108,12 +110,12 @@ def main(args: list[str] | None = None) -> None:
     run(options)
 
 
-def _with(name: str, table: dict) -> Options:
+def _with(name: str, table: dict) -> PrecomputeConfig:
     """The options that a recipe sets. Raises PrecomputeError for what isn't one."""
-    if unknown := sorted(set(table) - {field.name for field in fields(Options)}):
+    if unknown := sorted(set(table) - {field.name for field in fields(PrecomputeConfig)}):
         raise PrecomputeError(f"the recipe {name} sets {', '.join(unknown)}, which precompute.py doesn't know")
     return replace(
-        Options(), **{key: tuple(given) if isinstance(given, list) else given for key, given in table.items()}
+        PrecomputeConfig(), **{key: tuple(given) if isinstance(given, list) else given for key, given in table.items()}
     )
 
 
@@ -126,7 +128,7 @@ def make_demo(modality: str, folder: Path, seed: int) -> Path:
         raise PrecomputeError(str(error)) from error
 
 
-def run(options: Options) -> None:
+def run(options: PrecomputeConfig) -> None:
     """Do what the flags ask."""
     from periscope.device import choose_device
     from periscope.precompute.remote import collected
@@ -144,14 +146,14 @@ def run(options: Options) -> None:
         encode(options, found, out, device)
 
 
-def encode(options: Options, found: "Collection", out: Path, device: str) -> None:
+def encode(options: PrecomputeConfig, found: "Collection", out: Path, device: str) -> None:
     """Load the encoder that was asked for and make the set."""
     import os
 
     import torch
 
     from periscope.precompute.encoders import load_encoder
-    from periscope.precompute.encoders.names import NAMES
+    from periscope.precompute.encoders.names import ENCODERS
     from periscope.precompute.encoders.vectors import encoder_for
     from periscope.precompute.pipeline.allocator import keep_freed_memory
     from periscope.precompute.pipeline.filters import Filters
@@ -182,7 +184,7 @@ def encode(options: Options, found: "Collection", out: Path, device: str) -> Non
         from periscope.paths import tiny_folder
         from periscope.precompute.tiny_encoders import tiny_encoder
 
-        usual = NAMES[name].choices if name in NAMES else {}
+        usual = ENCODERS[name].choices if name in ENCODERS else {}
         name = tiny_encoder(name, tiny_folder())
     choices = {**usual, **{key: choice for key, choice in choices.items() if choice is not None}}
     encoder = load_encoder(name, device, precisions.get(options.precision, auto), kinds, **choices)
@@ -191,7 +193,7 @@ def encode(options: Options, found: "Collection", out: Path, device: str) -> Non
         encoder = encoder.over_frames(FRAMES)
         print(f"the media are clips, and {options.encoder} takes pictures: it looks at {FRAMES} frames of each")
     if options.encoder == "demo" and options.data is not None and encoder.modality == "image":
-        real = "; ".join(f"{name} ({NAMES[name].about}, {NAMES[name].size})" for name in SUGGESTED)
+        real = "; ".join(f"{name} ({ENCODERS[name].about}, {ENCODERS[name].size})" for name in SUGGESTED)
         print(f"note: --encoder demo was trained on drawn scenes only and sees little in photos. Real ones: {real}")
     _take(found, encoder)
     threshold = 0.0 if options.tiny else options.similarity  # random features are like no words

@@ -43,7 +43,7 @@ def alternatives(features: Mapping[str, dict], views: int = 1) -> dict[str, int]
 
 
 @dataclass(frozen=True)
-class Plan:
+class DiskPlan:
     """items: media to encode now · done: already in the set · each: kind -> bytes per medium · free: bytes on the
     disk of `out` · seconds: estimated for all items, from a first few · choices: flags -> bytes per medium with them,
     the largest first, where there still is a choice.

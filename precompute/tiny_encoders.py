@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from periscope.errors import PrecomputeError
 from periscope.precompute.encoders import resolve
-from periscope.precompute.encoders.names import NAMES
+from periscope.precompute.encoders.names import ENCODERS
 
 OPEN_CLIP = {
     "embed_dim": 24,
@@ -281,7 +281,7 @@ def _maker(name: str, family: str, identifier: str) -> tuple:
         return "timm", lambda place: timm_folder(place, identifier.partition("@")[0], img_size=side)
     if name in REAL:
         kind = REAL[name][0]
-        pictures = {"image": SIDE * _TINY["patch"]} if NAMES[name].modality == "image" else {}
+        pictures = {"image": SIDE * _TINY["patch"]} if ENCODERS[name].modality == "image" else {}
         return "transformers", lambda place: tiny_folder(place, kind, **pictures)
-    known = ", ".join(name for name in NAMES if not name.startswith("demo"))
+    known = ", ".join(name for name in ENCODERS if not name.startswith("demo"))
     raise PrecomputeError(f"--tiny has no small model of the class of {name}; it knows {known}")

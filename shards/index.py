@@ -45,7 +45,7 @@ class Sample:
     sha256: str
 
 
-class Rows(Sequence):
+class SampleRows(Sequence):
     """The samples of a shard in little memory, because there may be millions: a tenth of what `Sample`s take, beside
     the keys and origins, of which equal strings in `shared` are used instead where they are given.
 
@@ -163,7 +163,7 @@ class Index:
     hashes: np.ndarray
 
     @classmethod
-    def from_rows(cls, shards: Sequence[Rows], features: Mapping[str, Mapping]) -> "Index":
+    def from_rows(cls, shards: Sequence[SampleRows], features: Mapping[str, Mapping]) -> "Index":
         """Join the samples of the shards, in the manifest's order; `features` is the manifest's.
 
         Raises FeatureSetError on a key that repeats.

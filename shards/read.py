@@ -15,7 +15,7 @@ from safetensors.torch import load as load_tensors
 
 from periscope.errors import FeatureSetError
 from periscope.shards.features import STORED_DTYPES, decode, layout
-from periscope.shards.index import BLOCK, KEY, Index, Rows, load_index, save_index, scan_shard
+from periscope.shards.index import BLOCK, KEY, Index, SampleRows, load_index, save_index, scan_shard
 from periscope.shards.manifest import load_manifest
 from periscope.shards.texts import Texts
 
@@ -52,7 +52,7 @@ class FeatureSet:
 
     def _rebuild(self) -> Index:
         features = self.manifest["features"]
-        samples = [Rows(scan_shard(self.path / shard["name"], features)) for shard in self.manifest["shards"]]
+        samples = [SampleRows(scan_shard(self.path / shard["name"], features)) for shard in self.manifest["shards"]]
         for shard, rows in zip(self.manifest["shards"], samples, strict=True):
             if len(rows) != shard["samples"]:
                 raise FeatureSetError(f"{shard['name']} holds {len(rows)} media, the manifest says {shard['samples']}")

@@ -27,7 +27,7 @@ from periscope.shards import index
 from periscope.shards import manifest as manifests
 from periscope.shards.atomic import TEMPORARY, Draft, json_line, replace_bytes, replacing, sync_folder
 from periscope.shards.features import decode, describe, settle_storage
-from periscope.shards.index import SHARD, Index, Rows, Sample, load_index, save_index, scan_shard, sha256_file
+from periscope.shards.index import SHARD, Index, Sample, SampleRows, load_index, save_index, scan_shard, sha256_file
 from periscope.shards.read import HELDOUT, TEXTS, THUMBNAILS
 
 PROGRESS = "progress.jsonl"
@@ -67,7 +67,7 @@ class SetWriter:
         self.fresh: list[dict] = []  # shards made since
         self.rejected: list[dict] = []  # what the fresh shards had to leave out
         self.settled_rejects: dict[str, str] = {}  # origin -> content hash, within the run being resumed
-        self._samples: dict[str, Rows] = {}
+        self._samples: dict[str, SampleRows] = {}
         self._pool: dict[tuple[str, str], tuple[str, Sample]] = {}
 
     def __enter__(self) -> "SetWriter":
@@ -149,7 +149,7 @@ class SetWriter:
                 try:
                     if path.stat().st_size != shard["bytes"]:
                         raise FeatureSetError(f"{path} isn't {shard['bytes']} bytes long")
-                    self._samples[shard["name"]] = Rows(scan_shard(path, self.features))
+                    self._samples[shard["name"]] = SampleRows(scan_shard(path, self.features))
                 except (OSError, FeatureSetError) as error:
                     print(f"making {shard['name']} again: {error}")
                     shards.remove(shard)
@@ -229,7 +229,7 @@ class SetWriter:
                 )
         if samples:
             self.fresh.append(entry)
-            self._samples[path.name] = Rows(samples, shard.names)
+            self._samples[path.name] = SampleRows(samples, shard.names)
         else:
             path.unlink()
         with open(self.folder / PROGRESS, "ab") as progress:

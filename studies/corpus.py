@@ -20,7 +20,7 @@ from types import ModuleType
 import torch
 
 from periscope.demo import clips, scenes, sounds
-from periscope.evaluation.tasks import TASKS, Task
+from periscope.evaluation.tasks import TASKS, DemoTask
 
 CLOSE = "\n"
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -43,7 +43,7 @@ class Medium:
     opening: str
     draw: Callable[[random.Random, str], list[dict]]
     words: ModuleType
-    task: Task
+    task: DemoTask
     places: tuple[str, ...]
     easy: str
     exists: tuple[str, ...]

@@ -7,7 +7,7 @@ from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt, Template
 from periscope.shards.texts import Text
-from periscope.training.data.dataset import Batch, Encoded
+from periscope.training.data.dataset import Batch, TextFeatureDataset
 
 
 def some_batch(model, n=7):
@@ -49,9 +49,9 @@ def scene_texts(count: int = 64) -> list[Text]:
     return [Text(f"t{i}", (f"m{i}",), ({"role": "assistant", "content": w},), "train") for i, w in enumerate(words)]
 
 
-def prepared(language_model_folder, spec: str = "mlp4", **form) -> tuple[AdaptedModel, Encoded]:
+def prepared(language_model_folder, spec: str = "mlp4", **form) -> tuple[AdaptedModel, TextFeatureDataset]:
     lm = load_language_model(str(language_model_folder("llama")))
     torch.manual_seed(3)
     adapter = Adapter(spec, FeatureShape("pooled", 1, 24), lm.hidden_size, lm.embedding_rms, **form)
     model = AdaptedModel(lm, adapter, Prompt(lm.tokenizer, Template()))
-    return model, Encoded(Scenes(), model.prompt, adapter)
+    return model, TextFeatureDataset(Scenes(), model.prompt, adapter)

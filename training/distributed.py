@@ -22,7 +22,7 @@ PATIENCE = timedelta(minutes=30)  # of one rank for the others
 MEETING = timedelta(minutes=1)  # of one for the others, after a mistake
 
 
-class Left(RunError):
+class RankLeft(RunError):
     """Another process is gone, or stuck."""
 
 
@@ -44,19 +44,19 @@ class Ranks:
         """Each of these numbers added up over the ranks, in float64."""
         return self._reduced(numbers, distributed.ReduceOp.SUM)
 
-    def least(self, number: float) -> float:
+    def all_min(self, number: float) -> float:
         """The smallest of the ranks' numbers."""
         return self._reduced([number], distributed.ReduceOp.MIN)[0]
 
-    def most(self, number: float) -> float:
+    def all_max(self, number: float) -> float:
         """The largest of the ranks' numbers."""
         return self._reduced([number], distributed.ReduceOp.MAX)[0]
 
-    def agree(self, what: str, value: object) -> None:
+    def check_same(self, what: str, value: object) -> None:
         """Raise RunError when `value`, plain JSON, isn't the same on all ranks."""
         digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
         number = int.from_bytes(digest[:6], "little")  # exact in float64
-        if self.least(number) != self.most(number):
+        if self.all_min(number) != self.all_max(number):
             raise RunError(f"the processes of this training have different {what}; they must see the same files")
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ class Ranks:
                 for parameter in parameters:
                     distributed.broadcast(parameter.data, 0)
 
-    def meet(self) -> bool:
+    def barrier(self) -> bool:
         """Whether all ranks call this, within a minute: then they can go on together from here."""
         if self.size == 1:
             return True
@@ -154,7 +154,7 @@ def _together():
     try:
         yield
     except RuntimeError as error:
-        raise Left(
+        raise RankLeft(
             "another process of this training is gone or stuck "
             f"({str(error).splitlines()[0]}); the last checkpoint is whole: go on with train.py --resume"
         ) from error

@@ -8,7 +8,7 @@ from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.prompting.boxes import said as in_words
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
-from periscope.training.data.dataset import Encoded, Kept, question_of
+from periscope.training.data.dataset import TextFeatureDataset, TextIndex, question_of
 from periscope.training.distributed import ALONE, Ranks
 
 MOST = 256  # eval.py looks at all of them
@@ -16,7 +16,7 @@ SAMPLES, SCORED = 8, 32
 BLIND_STEPS, BLIND_GAIN = 500, 0.02
 
 
-def choose_heldout(encoded: Encoded, texts: Texts, learn: Kept, max_length: int) -> list[Text]:
+def choose_heldout(encoded: TextFeatureDataset, texts: Texts, learn: TextIndex, max_length: int) -> list[Text]:
     """Up to 256 held-out texts of the sorts that are trained on (captions only, when only captions are): of the split
     "heldout", else of "val", else of any other that isn't trained on.
     """
@@ -31,7 +31,7 @@ def choose_heldout(encoded: Encoded, texts: Texts, learn: Kept, max_length: int)
 
 def heldout_losses(
     model: AdaptedModel,
-    encoded: Encoded,
+    encoded: TextFeatureDataset,
     texts: Sequence[Text],
     stand_in: Mapping[str, str] | None,
     micro: int,
@@ -81,7 +81,7 @@ def peak_memory(device: str) -> dict[str, int]:
     return {"memory": torch.cuda.max_memory_allocated(device)} if torch.device(device).type == "cuda" else {}
 
 
-def sample_answers(model: AdaptedModel, encoded: Encoded, texts: Sequence[Text]) -> list[dict]:
+def sample_answers(model: AdaptedModel, encoded: TextFeatureDataset, texts: Sequence[Text]) -> list[dict]:
     """What the model says to the same few held-out inputs, 8 to be shown and then others to be scored with these: dicts
     with id, media, prompt, answer, reference, meta.
     """

@@ -10,7 +10,7 @@ from periscope.adapters.lm.lora import remove_lora
 from periscope.errors import RunError
 
 
-class Frozen:
+class LanguageModelHolder:
     """Holds one frozen language model on `device`. `seconds` is what its last loading took, `bytes` what its weights
     take, `loaded` counts the loadings.
     """

@@ -9,14 +9,14 @@ from periscope.adapters.lm.injection import injection_into
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.prompting.prompt import Prompt, Template, default_template
-from periscope.training.data.sources import Source
+from periscope.training.data.sources import TrainingSet
 from periscope.training.run import Run
 from periscope.training.settings import template_fields
 from periscope.training.start import refuse_other_start, start_folder
 from periscope.training.warm_start import warm_start
 
 
-def make_part(source: Source, lm: LanguageModel, device: str, old: Run | None = None) -> AdaptedModel:
+def make_part(source: TrainingSet, lm: LanguageModel, device: str, old: Run | None = None) -> AdaptedModel:
     """The adapter that reads `source`, with the form of its prompts, on `lm`: from the run's last checkpoint (`old`),
     with the template of that; from the adapter that the settings name as `init`; or new, from torch's generator.
     """
@@ -43,7 +43,7 @@ def make_part(source: Source, lm: LanguageModel, device: str, old: Run | None = 
     return AdaptedModel(lm, adapter, prompt, settings["token_noise"], settings["loss_mean"])
 
 
-def new_adapter(source: Source, lm: LanguageModel) -> Adapter:
+def new_adapter(source: TrainingSet, lm: LanguageModel) -> Adapter:
     """An adapter of the form that the settings give, from torch's generator, on the CPU."""
     settings, shape = source.settings, source.shape
     names = ("soft_prompt", "soft_prompt_mlp", "output_norm", "projector_hidden", "projector_layers")
@@ -53,7 +53,7 @@ def new_adapter(source: Source, lm: LanguageModel) -> Adapter:
     return Adapter(settings["adapter"], shape, lm.hidden_size, lm.embedding_rms, **form)
 
 
-def begin(part: AdaptedModel, source: Source, rows: torch.Tensor) -> None:
+def begin(part: AdaptedModel, source: TrainingSet, rows: torch.Tensor) -> None:
     """Bring a new adapter's tokens to the embeddings' scale, to words, or near their captions' words, as the settings
     say, by the features of a first batch, `rows`; print what was done.
     """
@@ -81,7 +81,7 @@ def note_templates(settings: dict, parts: Mapping[str, AdaptedModel]) -> None:
             settings[modality] = settings.get(modality, {}) | found
 
 
-def about_part(part: AdaptedModel, sources: Sequence[Source], step: int, facts: dict) -> dict:
+def about_part(part: AdaptedModel, sources: Sequence[TrainingSet], step: int, facts: dict) -> dict:
     """What an adapter's folder says it was made for, and of its training: see `adapters.checkpoint.save_adapter`."""
     first = sources[0]
     texts = sum(len(one.kept.texts) for one in sources)

@@ -184,7 +184,7 @@ class Run:
             tracker.samples(step, samples)
 
 
-class Onlooker(Run):
+class NullRun(Run):
     """A run that another process writes: here it is only read."""
 
     def save(self, *_, **__) -> None:

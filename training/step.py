@@ -97,7 +97,7 @@ def take_step(
         total, crowded, *held = ranks.sum(float(total), crowded, *(p.grad is not None for p in trained))
         if not crowded:
             break
-        micro = min(micro, int(ranks.most(len(batch))))
+        micro = min(micro, int(ranks.all_max(len(batch))))
         if micro == 1:
             raise RunError("one text alone doesn't fit in the GPU's memory; try --precision 4bit or a smaller --lm")
         micro = -(-micro // 2)

@@ -12,14 +12,16 @@ from torch.nn import functional
 
 from periscope.adapters.model import AdaptedModel
 from periscope.errors import AdapterError
-from periscope.training.data.dataset import Encoded, Kept
+from periscope.training.data.dataset import TextFeatureDataset, TextIndex
 from periscope.training.data.order import epoch_steps, steps_per_epoch
 
 MEDIA = 64  # in a step: each medium's words are told from those of so many
 SHARPNESS = 10.0  # cosines are multiplied by this before the softmax
 
 
-def warm_start(model: AdaptedModel, encoded: Encoded, kept: Kept, steps: int, lr: float, seed: int) -> list[float]:
+def warm_start(
+    model: AdaptedModel, encoded: TextFeatureDataset, kept: TextIndex, steps: int, lr: float, seed: int
+) -> list[float]:
     """Take `steps` steps of AdamW at `lr` on the contrast of tokens and words, and return what it was at each.
 
     The words are those of texts about one medium, of captions where there are any. Draws nothing at random: which texts

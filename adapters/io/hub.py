@@ -119,14 +119,14 @@ def stage(
 
 
 @dataclass(frozen=True)
-class Standing:
+class HubRepository:
     """What a name on the Hub already holds."""
 
     private: bool
     files: tuple[str, ...]
 
 
-def standing(repo: str, private: bool = False) -> Standing | None:
+def standing(repo: str, private: bool = False) -> HubRepository | None:
     """What is on the Hub as `repo`, or None. Raises AdapterError for no name of the Hub's, when the Hub can't be
     reached, and when `private` is wanted of what all can see already: pushing there would make it public.
     """
@@ -143,7 +143,7 @@ def standing(repo: str, private: bool = False) -> Standing | None:
             f"{repo} is on the Hub already, for all to see, and --private doesn't change that: make it private on its "
             "page first, or choose another name"
         )
-    return Standing(bool(found.private), tuple(sorted(one.rfilename for one in found.siblings or ())))
+    return HubRepository(bool(found.private), tuple(sorted(one.rfilename for one in found.siblings or ())))
 
 
 def push(staged: Path, repo: str, private: bool = False) -> str:

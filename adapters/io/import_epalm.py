@@ -35,7 +35,7 @@ NUMBERS = [
 
 
 @dataclass(frozen=True)
-class Released:
+class EpalmCheckpoint:
     """What a checkpoint holds, in fp32: `maps`, pairs of a weight `(layer_size, width)` and a bias `(layer_size)`, and
     `prompt` `(length, embedding width)`, which went through its MLP where it has one, or None.
     """
@@ -53,7 +53,7 @@ class Released:
         return self.maps[0][0].shape[0]
 
 
-def read_released(path: Path) -> Released:
+def read_released(path: Path) -> EpalmCheckpoint:
     """Read a `.pth` of eP-ALM's trainer, or its `model` alone.
 
     Raises AdapterError for a file that isn't there, that isn't such a checkpoint, or that would run code.
@@ -84,7 +84,7 @@ def read_released(path: Path) -> Released:
             bias.shape != weight.shape[:1] for weight, bias in maps
         ):
             raise AdapterError(f"{path} is damaged: its linear maps don't fit each other")
-        return Released(maps, _folded(state, "prompt_module.prefix_embedding"))
+        return EpalmCheckpoint(maps, _folded(state, "prompt_module.prefix_embedding"))
     except (KeyError, RuntimeError) as error:
         raise AdapterError(f"{path} is damaged: {error}") from None
 
@@ -98,7 +98,9 @@ def _folded(state: dict[str, torch.Tensor], name: str) -> torch.Tensor | None:
     return torch.nn.functional.linear(torch.tanh(torch.nn.functional.linear(prompt, *first)), *second)
 
 
-def import_released(released: Released, lm: LanguageModel, bounds: tuple[int, ...] = ()) -> tuple[Adapter, Template]:
+def import_released(
+    released: EpalmCheckpoint, lm: LanguageModel, bounds: tuple[int, ...] = ()
+) -> tuple[Adapter, Template]:
     """The adapter of a checkpoint, in the released code's form (`compat`), and the prompt form it was trained with.
 
     `bounds`: the first injected layer and the first that no longer is, by eP-ALM's rule where there are none.

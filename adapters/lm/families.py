@@ -8,7 +8,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 
 
 @dataclass(frozen=True)
-class Quirk:
+class ModelFamily:
     """What a family of models needs.
 
     `tested` names the class that the tests drive, on tiny random weights; a family without is checked as it is loaded.
@@ -34,53 +34,59 @@ _SCANNED = ("lm_head", "dt_proj", "x_proj", "out_proj")
 _LORA = ("in_proj", "x_proj")
 _OWN_IDS = "its layers look up token ids again, so vectors can't stand in for words; use Gemma 3 (text), Qwen3 or Llama"
 
-QUIRKS: dict[str, Quirk] = {
-    "llama": Quirk("LlamaForCausalLM", "also SmolLM, Vicuna, TinyLlama; the head may be the embeddings"),
-    "mistral": Quirk("MistralForCausalLM", "may look back a window only: the model makes that mask from ours"),
-    "qwen2": Quirk("Qwen2ForCausalLM", "its turns end in `<|im_end|>`, which the template says"),
-    "qwen3": Quirk("Qwen3ForCausalLM", "its template thinks first, unless told not to, as it is here"),
-    "smollm3": Quirk("SmolLM3ForCausalLM", "some layers have no positions"),
-    "olmo2": Quirk("Olmo2ForCausalLM", "norms after its layers instead of before"),
-    "granite": Quirk("GraniteForCausalLM", "multiplies embeddings inside: vectors are matched before that"),
-    "gemma": Quirk("GemmaForCausalLM", "scales embeddings in the module: vectors are matched to what it returns"),
-    "gemma2": Quirk(
+MODEL_FAMILIES: dict[str, ModelFamily] = {
+    "llama": ModelFamily("LlamaForCausalLM", "also SmolLM, Vicuna, TinyLlama; the head may be the embeddings"),
+    "mistral": ModelFamily("MistralForCausalLM", "may look back a window only: the model makes that mask from ours"),
+    "qwen2": ModelFamily("Qwen2ForCausalLM", "its turns end in `<|im_end|>`, which the template says"),
+    "qwen3": ModelFamily("Qwen3ForCausalLM", "its template thinks first, unless told not to, as it is here"),
+    "smollm3": ModelFamily("SmolLM3ForCausalLM", "some layers have no positions"),
+    "olmo2": ModelFamily("Olmo2ForCausalLM", "norms after its layers instead of before"),
+    "granite": ModelFamily("GraniteForCausalLM", "multiplies embeddings inside: vectors are matched before that"),
+    "gemma": ModelFamily("GemmaForCausalLM", "scales embeddings in the module: vectors are matched to what it returns"),
+    "gemma2": ModelFamily(
         "Gemma2ForCausalLM", "as gemma; caps attention and logits: its own head is used; windows", overflows=True
     ),
-    "gemma3_text": Quirk("Gemma3ForCausalLM", "as gemma; windows with rotary positions of their own", overflows=True),
-    "phi": Quirk("PhiForCausalLM", "attention and feed-forward side by side; rotary positions on part of each head"),
-    "phi3": Quirk("Phi3ForCausalLM", "may look back a window only"),
-    "gpt_neox": Quirk(
+    "gemma3_text": ModelFamily(
+        "Gemma3ForCausalLM", "as gemma; windows with rotary positions of their own", overflows=True
+    ),
+    "phi": ModelFamily(
+        "PhiForCausalLM", "attention and feed-forward side by side; rotary positions on part of each head"
+    ),
+    "phi3": ModelFamily("Phi3ForCausalLM", "may look back a window only"),
+    "gpt_neox": ModelFamily(
         "GPTNeoXForCausalLM", "Pythia; side by side, rotary positions on part of each head; no pad token"
     ),
-    "gpt2": Quirk("GPT2LMHeadModel", "learned positions, which are given"),
-    "gptj": Quirk("GPTJForCausalLM", "side by side; rotary positions on part of each head"),
-    "opt": Quirk("OPTForCausalLM", "learned positions, counted from the mask; OPT-350M's words are narrower than it"),
-    "mamba": Quirk(
+    "gpt2": ModelFamily("GPT2LMHeadModel", "learned positions, which are given"),
+    "gptj": ModelFamily("GPTJForCausalLM", "side by side; rotary positions on part of each head"),
+    "opt": ModelFamily(
+        "OPTForCausalLM", "learned positions, counted from the mask; OPT-350M's words are narrower than it"
+    ),
+    "mamba": ModelFamily(
         "MambaForCausalLM",
         "no mask hides a row: padding is emptied before each scan",
         keep=_SCANNED,
         recurrent=True,
         lora=_LORA,
     ),
-    "mamba2": Quirk("Mamba2ForCausalLM", "as mamba", recurrent=True, lora=("in_proj",)),
-    "falcon_mamba": Quirk("FalconMambaForCausalLM", "as mamba", keep=_SCANNED, recurrent=True, lora=_LORA),
-    "rwkv": Quirk(
+    "mamba2": ModelFamily("Mamba2ForCausalLM", "as mamba", recurrent=True, lora=("in_proj",)),
+    "falcon_mamba": ModelFamily("FalconMambaForCausalLM", "as mamba", keep=_SCANNED, recurrent=True, lora=_LORA),
+    "rwkv": ModelFamily(
         refuse="it ignores the attention mask, so texts of different lengths can't share a batch; use Mamba instead"
     ),
-    "gemma3": Quirk(
+    "gemma3": ModelFamily(
         refuse="it is a model with eyes of its own, whose class can't answer from vectors; use Gemma 3's text model "
         "(google/gemma-3-1b-it), Qwen3 or Llama"
     ),
-    "gemma3n": Quirk(refuse=_OWN_IDS),
-    "gemma3n_text": Quirk(refuse=_OWN_IDS),
-    "gemma4": Quirk(refuse=_OWN_IDS),
-    "gemma4_text": Quirk(refuse=_OWN_IDS),
+    "gemma3n": ModelFamily(refuse=_OWN_IDS),
+    "gemma3n_text": ModelFamily(refuse=_OWN_IDS),
+    "gemma4": ModelFamily(refuse=_OWN_IDS),
+    "gemma4_text": ModelFamily(refuse=_OWN_IDS),
 }
 
 
-def quirk_of(config: PretrainedConfig) -> Quirk:
+def quirk_of(config: PretrainedConfig) -> ModelFamily:
     """The row of a config's family, an empty one for a family without."""
-    return QUIRKS.get(config.model_type, Quirk())
+    return MODEL_FAMILIES.get(config.model_type, ModelFamily())
 
 
 def why_refused(config: PretrainedConfig) -> str | None:

@@ -73,7 +73,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 @dataclass(frozen=True)
-class Rows:
+class InjectedRows:
     """What goes in: `vectors` `(media, blocks, layer_size)`, for row `text[i]` of the batch at position `place[i]`.
 
     `placeless` `(batch, length)` marks rows that a table of positions adds nothing to (None: there are none).
@@ -84,13 +84,13 @@ class Rows:
     place: torch.Tensor
     placeless: torch.Tensor | None = None
 
-    def repeated(self, batch: int, of: int) -> "Rows":
+    def repeated(self, batch: int, of: int) -> "InjectedRows":
         """For a batch in which generation has repeated each of `of` texts, one after the other."""
         times = batch // of
         if times == 1:
             return self
         spread = torch.arange(times, device=self.text.device)
-        return Rows(
+        return InjectedRows(
             self.vectors.repeat_interleave(times, 0),
             (self.text[:, None] * times + spread).flatten(),
             self.place.repeat_interleave(times),
@@ -119,7 +119,7 @@ class Injector:
             raise AdapterError(f"injection needs attention by {' or '.join(MASKS)}, and {lm.name} has {attention}")
 
     @contextmanager
-    def inject(self, rows: Rows, texts: int, length: int) -> Iterator[None]:
+    def inject(self, rows: InjectedRows, texts: int, length: int) -> Iterator[None]:
         """While the block runs, forward passes over `texts` sequences of `length` positions are given `rows`, and what
         is generated after them sees them.
         """
@@ -138,7 +138,9 @@ class Injector:
             for handle in handles:
                 handle.remove()
 
-    def _open(self, rows: Rows, texts: int, length: int, number: int, _: nn.Module, given: tuple, named: dict) -> tuple:
+    def _open(
+        self, rows: InjectedRows, texts: int, length: int, number: int, _: nn.Module, given: tuple, named: dict
+    ) -> tuple:
         """Attention: give the row at its layers, and open the mask for it from the first of these on."""
         named = {**dict(zip(self._names[number], given, strict=False)), **named}
         hidden = named.pop("hidden_states")
@@ -169,7 +171,7 @@ class Injector:
         return (hidden,), named
 
     def _insert(
-        self, rows: Rows, texts: int, length: int, number: int, _: nn.Module, given: tuple, named: dict
+        self, rows: InjectedRows, texts: int, length: int, number: int, _: nn.Module, given: tuple, named: dict
     ) -> tuple | None:
         """State space: from the first of its layers on, the sequence is one row longer."""
         hidden = given[0] if given else named["hidden_states"]
@@ -188,13 +190,15 @@ class Injector:
         return ((hidden, *given[1:]), named) if given else (given, {**named, "hidden_states": hidden})
 
     @staticmethod
-    def _unplace(rows: Rows, texts: int, _: nn.Module, given: tuple, out: torch.Tensor) -> torch.Tensor:
+    def _unplace(rows: InjectedRows, texts: int, _: nn.Module, given: tuple, out: torch.Tensor) -> torch.Tensor:
         """Learned positions `(batch, length, width)` without those of `placeless` rows, when the whole is read."""
         placeless = rows.repeated(len(out), texts).placeless
         return out if out.shape[1] != placeless.shape[1] else out.masked_fill(placeless[..., None], 0)
 
     @staticmethod
-    def _remove(rows: Rows, texts: int, length: int, _: nn.Module, given: tuple, out: torch.Tensor) -> torch.Tensor:
+    def _remove(
+        rows: InjectedRows, texts: int, length: int, _: nn.Module, given: tuple, out: torch.Tensor
+    ) -> torch.Tensor:
         if out.shape[1] != length + 1:
             return out
         rows = rows.repeated(len(out), texts)

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from periscope.adapters.lm.families import Quirk, find_fault, quirk_of, why_refused
+from periscope.adapters.lm.families import ModelFamily, find_fault, quirk_of, why_refused
 from periscope.adapters.lm.selective_scan import use_selective_scan
 from periscope.errors import AdapterError
 
@@ -66,7 +66,7 @@ class LanguageModel:
         return self.model.config.get_text_config().num_hidden_layers
 
     @property
-    def quirk(self) -> Quirk:
+    def quirk(self) -> ModelFamily:
         """What its family needs."""
         return quirk_of(self.model.config)
 

@@ -37,7 +37,7 @@ def grid_of(features: FeatureShape, spec: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Row:
+class ProjectorEntry:
     """One line of the table of projectors."""
 
     pattern: str
@@ -45,7 +45,7 @@ class Row:
     module: type[nn.Module]
 
 
-ROWS: dict[str, Row] = {}
+PROJECTORS: dict[str, ProjectorEntry] = {}
 
 
 def projector(pattern: str, reads: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
@@ -59,7 +59,7 @@ def projector(pattern: str, reads: str) -> Callable[[type[nn.Module]], type[nn.M
     """
 
     def register(module: type[nn.Module]) -> type[nn.Module]:
-        ROWS[pattern] = Row(pattern, reads, module)
+        PROJECTORS[pattern] = ProjectorEntry(pattern, reads, module)
         return module
 
     return register
@@ -67,24 +67,24 @@ def projector(pattern: str, reads: str) -> Callable[[type[nn.Module]], type[nn.M
 
 def known_specs() -> list[str]:
     """The specs that exist, the integer shown as a letter: `linear`, `mlpK`, ..."""
-    return sorted(re.sub(r"\{.*\}", "K", pattern) for pattern in ROWS)
+    return sorted(re.sub(r"\{.*\}", "K", pattern) for pattern in PROJECTORS)
 
 
-def find_projector(spec: str) -> tuple[Row, dict[str, int]]:
+def find_projector(spec: str) -> tuple[ProjectorEntry, dict[str, int]]:
     """Look a spec up: its row and the keyword argument its integer stands for.
 
     Raises AdapterError for an unknown name, with the nearest known one.
     """
-    if spec in ROWS:
-        return ROWS[spec], {}
+    if spec in PROJECTORS:
+        return PROJECTORS[spec], {}
     match = re.fullmatch(r"(.*?)(\d+)", spec)
     if match:
-        for pattern, row in ROWS.items():
+        for pattern, row in PROJECTORS.items():
             name, _, integer = pattern.rstrip("}").partition("{")
             if integer and name == match[1] and int(match[2]) > 0:
                 return row, {integer: int(match[2])}
     letters = re.sub(r"\d+$", "", spec)
-    stems = [re.sub(r"\{.*\}", "", pattern) for pattern in ROWS if ("{" in pattern) == (letters != spec)]
+    stems = [re.sub(r"\{.*\}", "", pattern) for pattern in PROJECTORS if ("{" in pattern) == (letters != spec)]
     near = difflib.get_close_matches(letters, stems, n=2, cutoff=0.4)
     hint = f"; did you mean {' or '.join(stem + spec[len(letters) :] for stem in near)}?" if near else ""
     raise AdapterError(

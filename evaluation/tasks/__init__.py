@@ -7,7 +7,7 @@ from periscope.evaluation.tasks import clips, scenes, sounds
 
 
 @dataclass(frozen=True)
-class Task:
+class DemoTask:
     """How texts about one kind of medium are scored.
 
     attributes: what every thing has · answer: (question, things) -> the true answer or None · whole, correct: a
@@ -25,22 +25,22 @@ class Task:
 
 # By the name under which a text's `meta` lists what its medium holds.
 TASKS = {
-    "objects": Task(
+    "objects": DemoTask(
         *(scenes.ATTRIBUTES, scenes.answer),
         *("caption_scene", scenes.scene_correct, "caption_objects", scenes.object_recall),
     ),
-    "events": Task(
+    "events": DemoTask(
         *(sounds.ATTRIBUTES, sounds.answer),
         *("caption_recording", sounds.recording_correct, "caption_events", sounds.event_recall),
     ),
-    "movers": Task(
+    "movers": DemoTask(
         *(clips.ATTRIBUTES, clips.answer),
         *("caption_clip", clips.clip_correct, "caption_movers", clips.mover_recall),
     ),
 }
 
 
-def task_of(meta: Mapping) -> tuple[Task, list[dict]] | None:
+def task_of(meta: Mapping) -> tuple[DemoTask, list[dict]] | None:
     """The task that a text's `meta` belongs to and the things it lists, or None where it lists none that a task knows
     (other people's data may have `objects` of their own)."""
     for name, task in TASKS.items():

@@ -81,7 +81,7 @@ This page is made by `python -m scoring`; a test holds it to that.
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class BenchmarkTask:
     """A task; fields as in benchmarks.toml, which explains them."""
 
     name: str
@@ -139,10 +139,12 @@ class Benchmark:
 
 
 @cache
-def benchmarks() -> dict[str, Benchmark]:
+def benchmarks() -> dict[str, BenchmarkTask]:
     """All tasks by name."""
     return {
-        name: Benchmark(name, **{key: tuple(given) if isinstance(given, list) else given for key, given in row.items()})
+        name: BenchmarkTask(
+            name, **{key: tuple(given) if isinstance(given, list) else given for key, given in row.items()}
+        )
         for name, row in _table()["tasks"].items()
     }
 
@@ -152,7 +154,7 @@ def systems() -> dict[str, dict[str, str]]:
     return _table()["systems"]
 
 
-def find_benchmark(name: str) -> Benchmark:
+def find_benchmark(name: str) -> BenchmarkTask:
     """The task of that name. Raises ScoreError naming the nearest."""
     if name not in benchmarks():
         near = difflib.get_close_matches(name, benchmarks(), 3)
@@ -161,7 +163,7 @@ def find_benchmark(name: str) -> Benchmark:
     return benchmarks()[name]
 
 
-def benchmark_of(metas: Iterable[Mapping]) -> Benchmark | None:
+def benchmark_of(metas: Iterable[Mapping]) -> BenchmarkTask | None:
     """The task that texts with these metas all belong to, as their source says, if it is one of the table."""
     named = {meta.get("task") for meta in metas}
     return benchmarks().get(next(iter(named))) if len(named) == 1 and None not in named else None
@@ -205,7 +207,7 @@ def _anchor(title: str, taken: Sequence[str]) -> str:
     return f"{name}-{taken.count(name)}" if name in taken else name
 
 
-def _sure(task: Benchmark) -> str:
+def _sure(task: BenchmarkTask) -> str:
     return f"Confirmed: {task.checked}." if task.checked else "Not confirmed: size and licence are from memory."
 
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from periscope.errors import MediaError, PrecomputeError
-from periscope.precompute.encoders.names import NAMES
+from periscope.precompute.encoders.names import ENCODERS
 from periscope.precompute.media import decode_image
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -227,7 +227,7 @@ def load_encoder(
     be had.
     """
     family, identifier = resolve(name)
-    usual = NAMES[name].choices if name in NAMES else {}
+    usual = ENCODERS[name].choices if name in ENCODERS else {}
     choices = {**usual, **{name: value for name, value in choices.items() if value is not None}}
     encoder = FAMILIES[family](identifier, device=device, dtype=dtype, **choices)
     encoder.name = name
@@ -280,8 +280,8 @@ def resolve(name: str) -> tuple[str, str]:
     so.
     """
     _import_families()
-    full = NAMES[name].encoder if name in NAMES else name
-    if name.startswith("demo") and name in NAMES and find_folder(full.partition(":")[2]) is None:
+    full = ENCODERS[name].encoder if name in ENCODERS else name
+    if name.startswith("demo") and name in ENCODERS and find_folder(full.partition(":")[2]) is None:
         raise PrecomputeError(
             f"the demo's encoder isn't at {full.partition(':')[2]}: clone the project whole, or name another"
         )
@@ -306,7 +306,7 @@ def resolve(name: str) -> tuple[str, str]:
         return "timm", full.removeprefix("timm/")
     if full.count("/") == 1 and not full.startswith((".", "/", "~")) and all(full.split("/")):
         return "transformers", full
-    known = [*NAMES, *(family for family in FAMILIES if family not in BY_IDENTIFIER)]
+    known = [*ENCODERS, *(family for family in FAMILIES if family not in BY_IDENTIFIER)]
     near = difflib.get_close_matches(name, known, 3, 0.4)
     nearest = f"nearest: {_list(near)}; " if near else ""
     raise PrecomputeError(

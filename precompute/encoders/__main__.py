@@ -1,6 +1,6 @@
 """The table of encoders: python -m precompute.encoders > docs/encoders.md"""
 
-from periscope.precompute.encoders.names import NAMES, Name
+from periscope.precompute.encoders.names import ENCODERS, EncoderEntry
 from periscope.precompute.plan import size
 from periscope.shards.codecs import CODECS
 from periscope.shards.features import settle_storage, stored_bytes
@@ -33,13 +33,13 @@ def table() -> str:
     """The page: for each medium a table with a row for each short name."""
     parts = [HEAD]
     for modality, title in MEDIA.items():
-        rows = [_row(name, row) for name, row in NAMES.items() if row.modality == modality]
+        rows = [_row(name, row) for name, row in ENCODERS.items() if row.modality == modality]
         lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
         parts.append(f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
     return "\n".join(parts)
 
 
-def _row(name: str, row: Name) -> list[str]:
+def _row(name: str, row: EncoderEntry) -> list[str]:
     features = row.features()
     kept = {codec: settle_storage(features, [codec]) for codec in CODECS}
     shape = lambda kind: " x ".join(map(str, features[kind]["shape"])) if kind in features else "-"  # noqa: E731

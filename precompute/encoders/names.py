@@ -7,7 +7,7 @@ NC = "CC BY-NC 4.0"
 
 
 @dataclass(frozen=True)
-class Name:
+class EncoderEntry:
     """encoder: what the short name stands for · size: of the weights, downloaded or read once · about: one line for
     people · licence: of the weights · grid: (rows, columns) of the patches · width: of patches and layers · pooled:
     width of the pooled vector · layers: how many, 0 without a CLS that has a final norm · modality · choices: those
@@ -35,41 +35,41 @@ class Name:
         return found
 
 
-def _clip(arch: str, size: str, about: str, grid: int, width: int, pooled: int) -> Name:
-    return Name(f"open_clip:{arch}", size, about, "MIT", (grid, grid), width, pooled)
+def _clip(arch: str, size: str, about: str, grid: int, width: int, pooled: int) -> EncoderEntry:
+    return EncoderEntry(f"open_clip:{arch}", size, about, "MIT", (grid, grid), width, pooled)
 
 
-def _siglip(repo: str, size: str, about: str, grid: int, width: int) -> Name:
-    return Name(f"transformers:google/{repo}", size, about, "Apache 2.0", (grid, grid), width, width, layers=0)
+def _siglip(repo: str, size: str, about: str, grid: int, width: int) -> EncoderEntry:
+    return EncoderEntry(f"transformers:google/{repo}", size, about, "Apache 2.0", (grid, grid), width, width, layers=0)
 
 
-def _dino(repo: str, size: str, about: str, grid: int, width: int, licence: str = "Apache 2.0") -> Name:
-    return Name(f"transformers:facebook/{repo}", size, about, licence, (grid, grid), width, width)
+def _dino(repo: str, size: str, about: str, grid: int, width: int, licence: str = "Apache 2.0") -> EncoderEntry:
+    return EncoderEntry(f"transformers:facebook/{repo}", size, about, licence, (grid, grid), width, width)
 
 
-def _whisper(form: str, size: str, width: int) -> Name:
+def _whisper(form: str, size: str, width: int) -> EncoderEntry:
     encoder, about = f"transformers:openai/whisper-{form}", f"Whisper {form}'s encoder: speech, 30 s"
-    return Name(encoder, size, about, "Apache 2.0", (1, 1500), width, width, layers=0, modality="audio")
+    return EncoderEntry(encoder, size, about, "Apache 2.0", (1, 1500), width, width, layers=0, modality="audio")
 
 
 DINO_AT_384 = "timm:vit_large_patch14_reg4_dinov2.lvd142m@384"
 SIGLIP_AT_384 = "timm:vit_so400m_patch14_siglip_384.webli"
 
-NAMES = {
-    "demo": Name(
+ENCODERS = {
+    "demo": EncoderEntry(
         *("open_clip:demo/backbones/clip", "a few MB", "the demo's own, trained on drawn scenes only", "MIT"),
         *((6, 6), 192, 288, 0),
     ),
-    "demo-dino": Name(
+    "demo-dino": EncoderEntry(
         *("transformers:demo/backbones/dino", "a few MB", "the demo's own without words, of drawn scenes", "MIT"),
         *((6, 6), 192, 192, 4),
     ),
-    "demo-audio": Name(
+    "demo-audio": EncoderEntry(
         *("transformers:demo/backbones/ast", "a few MB", "the demo's own AST, trained on drawn sounds only", "MIT"),
         *((4, 12), 192, 192, 4),
         modality="audio",
     ),
-    "demo-video": Name(
+    "demo-video": EncoderEntry(
         *("transformers:demo/backbones/timesformer", "a few MB", "the demo's own TimeSformer, of drawn clips", "MIT"),
         *((8 * 4, 4), 144, 144, 4),
         modality="video",
@@ -98,29 +98,29 @@ NAMES = {
     "dinov3-l": _dino(
         "dinov3-vitl16-pretrain-lvd1689m", "1.2 GB", "DINOv3 ViT-L/16, asks for a licence", 14, 1024, "DINOv3"
     ),
-    "vit-b": Name(
+    "vit-b": EncoderEntry(
         *("transformers:google/vit-base-patch16-224-in21k", "0.4 GB", "ViT-B/16 trained on ImageNet-21k labels"),
         *("Apache 2.0", (14, 14), 768, 768),
     ),
-    "vit-b-augreg": Name(
+    "vit-b-augreg": EncoderEntry(
         *("timm:vit_base_patch16_224.augreg_in21k_ft_in1k", "0.4 GB", "ViT-B/16: eP-ALM's, with --normalise clip"),
         *("Apache 2.0", (14, 14), 768, 768),
     ),
-    "vit-l-augreg": Name(
+    "vit-l-augreg": EncoderEntry(
         *("timm:vit_large_patch16_224.augreg_in21k_ft_in1k", "1.2 GB", "ViT-L/16: eP-ALM's, with --normalise clip"),
         *("Apache 2.0", (14, 14), 1024, 1024),
     ),
-    "dinosiglip-384": Name(
+    "dinosiglip-384": EncoderEntry(
         *(f"{DINO_AT_384}+{SIGLIP_AT_384}", "2.9 GB", "DINOv2 ViT-L/14 with registers and SigLIP so400m: Cobra's"),
         *("Apache 2.0", (27, 27), 1024 + 1152, 1024 + 1152, 0),
         choices={"resize": "stretch"},
     ),
-    "ast": Name(
+    "ast": EncoderEntry(
         *("transformers:MIT/ast-finetuned-audioset-10-10-0.4593", "0.3 GB", "AST: sounds, 10 s: eP-ALM's"),
         *("BSD 3-Clause", (12, 101), 768, 768),
         modality="audio",
     ),
-    "clap": Name(
+    "clap": EncoderEntry(
         *("transformers:laion/clap-htsat-unfused", "0.6 GB", "CLAP: sounds, 10 s, in one space with words"),
         *("Apache 2.0", (2, 32), 768, 512, 0),
         modality="audio",
@@ -129,22 +129,22 @@ NAMES = {
     "whisper-small": _whisper("small", "1.0 GB", 768),
     "whisper-medium": _whisper("medium", "3.1 GB", 1024),
     "whisper-large-v3": _whisper("large-v3", "6.2 GB", 1280),
-    "timesformer": Name(
+    "timesformer": EncoderEntry(
         *("transformers:facebook/timesformer-base-finetuned-k600", "0.5 GB", "TimeSformer: 8 frames: eP-ALM's", NC),
         *((8 * 14, 14), 768, 768),
         modality="video",
     ),
-    "videomae": Name(
+    "videomae": EncoderEntry(
         *("transformers:MCG-NJU/videomae-base", "0.4 GB", "VideoMAE ViT-B/16: 16 frames, by two", NC),
         *((8 * 14, 14), 768, 768, 0),
         modality="video",
     ),
-    "vivit": Name(
+    "vivit": EncoderEntry(
         *("transformers:google/vivit-b-16x2-kinetics400", "0.4 GB", "ViViT-B/16x2: 32 frames, by two", "MIT"),
         *((16 * 14, 14), 768, 768),
         modality="video",
     ),
-    "vjepa2-l": Name(
+    "vjepa2-l": EncoderEntry(
         *("transformers:facebook/vjepa2-vitl-fpc64-256", "1.5 GB", "V-JEPA 2 ViT-L/16: 64 frames, by two", "MIT"),
         *((32 * 16, 16), 1024, 1024, 0),
         modality="video",

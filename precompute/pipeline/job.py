@@ -19,10 +19,10 @@ from periscope.precompute.pipeline import augment as augmentation
 from periscope.precompute.pipeline.filters import DUPLICATE, REASONS, Filters
 from periscope.precompute.pipeline.ray_encode import encode_on_ray
 from periscope.precompute.pipeline.similarity import Similarity
-from periscope.precompute.pipeline.task import Task, forward, inputs_of, store
-from periscope.precompute.plan import Plan, alternatives, bytes_each, free_bytes
+from periscope.precompute.pipeline.task import EncodingTask, forward, inputs_of, store
+from periscope.precompute.plan import DiskPlan, alternatives, bytes_each, free_bytes
 from periscope.precompute.sources import Collection, Medium, Words
-from periscope.precompute.sources.disk_list import Spool
+from periscope.precompute.sources.disk_list import DiskList
 from periscope.shards.features import settle_storage
 from periscope.shards.split import resolve_splits
 from periscope.shards.timing import Timing, add_timing
@@ -105,7 +105,7 @@ def precompute(
         raise PrecomputeError(f"--views augments pictures, and {encoder.name} takes {encoder.modality} media")
     raw = encoder.features(kinds)
     features = _with_views(settle_storage(raw, store, pool), views)
-    task = Task(encoder, tuple(kinds), features, views, filters or Filters())
+    task = EncodingTask(encoder, tuple(kinds), features, views, filters or Filters())
     batch = min(batch, max(1, BATCH_BYTES // encoder.preprocess(encoder.example()).nbytes))
     if task.filters.similarity and "pooled" not in kinds:
         raise PrecomputeError("--similarity compares words with pooled features: add pooled to --kinds")
@@ -121,7 +121,7 @@ def precompute(
             done, each = sum(1 for _ in writer.samples()), bytes_each(task.features)
             choices = {} if writer.manifest or done else alternatives(raw, views)
             seconds = _estimate(todo, task, batch, workers)
-            plan = Plan(len(todo), done, each, out, free_bytes(out), seconds, choices)
+            plan = DiskPlan(len(todo), done, each, out, free_bytes(out), seconds, choices)
             print(plan)
             plan.check()
             per_shard = samples_per_shard(sum(each.values()))
@@ -190,7 +190,7 @@ def _check_gone(writer: SetWriter, keys: dict[str, Medium], pool: ThreadPoolExec
     print(f"{len(gone)} media have other names now and are encoded under these ({min(gone)})")
 
 
-def _estimate(todo: dict[str, Medium], task: Task, batch: int, workers: int) -> float:
+def _estimate(todo: dict[str, Medium], task: EncodingTask, batch: int, workers: int) -> float:
     """Seconds for all of `todo`, from encoding a first few on their own."""
     began, inputs = time.perf_counter(), []
     for key, medium in list(todo.items())[: max(1, min(batch, TRIED) // task.views)]:
@@ -206,7 +206,7 @@ def _estimate(todo: dict[str, Medium], task: Task, batch: int, workers: int) -> 
     return len(todo) * max(decode, (time.perf_counter() - began) / len(inputs))
 
 
-def _decode(key: str, medium: Medium, task: Task, writer: SetWriter) -> Decoded:
+def _decode(key: str, medium: Medium, task: EncodingTask, writer: SetWriter) -> Decoded:
     try:
         data = medium.read()
     except MediaError as error:
@@ -233,7 +233,7 @@ def _batches(rows: list[tuple[str, Medium]], size: int, decode: object, pool: Th
 
 def _encode(
     todo: dict[str, Medium],
-    task: Task,
+    task: EncodingTask,
     writer: SetWriter,
     threads: ThreadPoolExecutor,
     workers: int,
@@ -266,7 +266,7 @@ def _encode(
 
 
 def _encode_batch(
-    part: list, task: Task, contents: dict[str, str], coders: ThreadPoolExecutor, clock: Clock
+    part: list, task: EncodingTask, contents: dict[str, str], coders: ThreadPoolExecutor, clock: Clock
 ) -> list[tuple[str, Medium, Decoded, Future | None]]:
     """Run the encoder over a batch of (key, medium, future Decoded); what is to be stored is still being coded.
 
@@ -298,7 +298,7 @@ def _encode_batch(
     return encoded
 
 
-def _write_batch(encoded: list, task: Task, shard: ShardWriter, clock: Clock) -> None:
+def _write_batch(encoded: list, task: EncodingTask, shard: ShardWriter, clock: Clock) -> None:
     began = time.perf_counter()
     for key, medium, row, future in encoded:
         try:
@@ -314,7 +314,7 @@ def _write_batch(encoded: list, task: Task, shard: ShardWriter, clock: Clock) ->
     clock.write += time.perf_counter() - began
 
 
-def _finish(found: Collection, keys: dict[str, Medium], writer: SetWriter, task: Task) -> bool:
+def _finish(found: Collection, keys: dict[str, Medium], writer: SetWriter, task: EncodingTask) -> bool:
     hashes = {sample.key: sample.sha256 for sample in writer.samples()}
     latest = {row["origin"]: row for row in writer.rejected if make_key(row["origin"]) not in hashes}
     rows = [{name: row[name] for name in ("origin", "reason", "detail")} for row in latest.values()]
@@ -349,11 +349,11 @@ def _compare_stored(similarity: Similarity, writer: SetWriter, key_of: dict[str,
         similarity.compare(same, pooled.expand(len(same), -1))
 
 
-def _texts(all_words: Iterable[Words], shown: dict[str, str], hashes: dict[str, str]) -> tuple[Spool[dict], int]:
+def _texts(all_words: Iterable[Words], shown: dict[str, str], hashes: dict[str, str]) -> tuple[DiskList[dict], int]:
     """Lines of texts.jsonl for the media that were encoded, and how many texts lost a medium. `shown`: origin of a
     dropped duplicate -> key of the medium that is kept.
     """
-    texts, dropped, counts, used = Spool(), 0, Counter(), set()
+    texts, dropped, counts, used = DiskList(), 0, Counter(), set()
     for words in all_words:
         media = [shown.get(origin) or make_key(origin) for origin in words.media]
         if any(key not in hashes for key in media):

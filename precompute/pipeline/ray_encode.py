@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 from tqdm import tqdm
 
 from periscope.errors import MediaError, PrecomputeError
-from periscope.precompute.pipeline.task import Task, forward, inputs_of, store
+from periscope.precompute.pipeline.task import EncodingTask, forward, inputs_of, store
 from periscope.precompute.sources import Medium
 from periscope.shards.write import SetWriter
 
@@ -28,7 +28,7 @@ BLOCK = 256  # media that Ray hands out, and repeats when a worker dies, at once
 
 
 def encode_on_ray(
-    todo: dict[str, Medium], task: Task, writer: SetWriter, address: str, batch: int, per_shard: int
+    todo: dict[str, Medium], task: EncodingTask, writer: SetWriter, address: str, batch: int, per_shard: int
 ) -> None:
     """Encode media on a Ray cluster into the shards of `writer`, in whatever order they get done.
 
@@ -53,7 +53,7 @@ def encode_on_ray(
                     bar.update()
 
 
-def _results(todo: dict[str, Medium], task: Task, address: str, batch: int) -> Iterator[dict]:
+def _results(todo: dict[str, Medium], task: EncodingTask, address: str, batch: int) -> Iterator[dict]:
     """One row for each medium, once: its key, its content hash, what is to be stored or the reason why nothing is."""
     ray = _connect(address)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -114,7 +114,7 @@ def _connect(address: str) -> object:
 
 
 @lru_cache(maxsize=1)
-def _fetched(reference: object) -> Task:
+def _fetched(reference: object) -> EncodingTask:
     import ray
 
     return ray.get(reference)
@@ -127,7 +127,7 @@ def _decode(batch: dict, shared: list) -> dict:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _decode_one(task: Task, key: str, medium: Medium) -> dict:
+def _decode_one(task: EncodingTask, key: str, medium: Medium) -> dict:
     row = {"key": str(key), "digest": "", "data": b"", "reason": "", "detail": ""}
     try:
         data = medium.read()

@@ -13,7 +13,7 @@ from periscope.shards.features import encode as code
 
 
 @dataclass(frozen=True)
-class Task:
+class EncodingTask:
     """What is to be made of each medium, and what is left out.
 
     encoder, kinds: as everywhere · features: kind -> entry, how they are stored · views: of each medium · filters: see
@@ -27,7 +27,7 @@ class Task:
     filters: Filters
 
 
-def inputs_of(data: bytes, key: str, task: Task) -> list[torch.Tensor]:
+def inputs_of(data: bytes, key: str, task: EncodingTask) -> list[torch.Tensor]:
     """What the encoder takes of each view of a medium, the plain one first."""
     encoder = task.encoder
     medium = encoder.decode(data)

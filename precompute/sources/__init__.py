@@ -1,8 +1,8 @@
 """What lies on disk -> media and words. One module per layout, one generator function in each.
 
-A generator takes the `Tree` of the path given as --data and yields `Medium`, `Words` and `Problem` in any order. Of the
-layouts whose `detect` says why it fits, the first in `order` is used: the most specific. To add a layout, drop a module
-here whose generator carries the decorator `source`; docs/new_source.md shows one.
+A generator takes the `DataFolder` of the path given as --data and yields `Medium`, `Words` and `Problem` in any order.
+Of the layouts whose `detect` says why it fits, the first in `order` is used: the most specific. To add a layout, drop a
+module here whose generator carries the decorator `source`; docs/new_source.md shows one.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from periscope.errors import PrecomputeError
 from periscope.precompute.media import read_file
-from periscope.precompute.sources.disk_list import Spool
+from periscope.precompute.sources.disk_list import DiskList
 
 if TYPE_CHECKING:
-    from periscope.precompute.sources.data_folder import Tree
+    from periscope.precompute.sources.data_folder import DataFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,8 @@ class Layout:
 
     name: str
     looks: str
-    detect: Callable[[Tree], str]
-    read: Callable[[Tree], Iterator[Record]]
+    detect: Callable[[DataFolder], str]
+    read: Callable[[DataFolder], Iterator[Record]]
     order: int
 
 
@@ -96,10 +96,10 @@ LAYOUTS: dict[str, Layout] = {}
 GENERAL = 90  # layouts from this order on fit nearly anything, and aren't named as the other choice
 
 
-def source(name: str, looks: str, detect: Callable[[Tree], str], order: int = 50) -> Callable:
+def source(name: str, looks: str, detect: Callable[[DataFolder], str], order: int = 50) -> Callable:
     """Decorator: register a generator function `read(tree) -> Iterator[Medium | Words | Problem]` as a layout."""
 
-    def register(read: Callable[[Tree], Iterator[Record]]) -> Callable[[Tree], Iterator[Record]]:
+    def register(read: Callable[[DataFolder], Iterator[Record]]) -> Callable[[DataFolder], Iterator[Record]]:
         LAYOUTS[name] = Layout(name, looks, detect, read, order)
         return read
 
@@ -112,7 +112,7 @@ class Collection:
 
     layout: str
     media: dict[str, Medium]
-    words: Spool  # of Words
+    words: DiskList  # of Words
     problems: list[Problem]
 
 
@@ -122,10 +122,10 @@ def collect(path: Path | str) -> Collection:
     """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    from periscope.precompute.sources.data_folder import Tree
+    from periscope.precompute.sources.data_folder import DataFolder
     from periscope.precompute.sources.fetched import fetched
 
-    tree = Tree(fetched(path))
+    tree = DataFolder(fetched(path))
     layouts = sorted(LAYOUTS.values(), key=lambda layout: layout.order)
     fitting = [(layout, why) for layout in layouts if (why := layout.detect(tree))]
     if not fitting:
@@ -134,7 +134,7 @@ def collect(path: Path | str) -> Collection:
     others = [other.name for other, _ in fitting[1:] if other.order < GENERAL]
     also = f" (it could also be read as {', '.join(others)}; this one is the most specific)" if others else ""
     print(f"--data is read as {layout.name}: {why}{also}")
-    found = Collection(layout.name, {}, Spool(pack=_packed, unpack=_unpacked), [])
+    found = Collection(layout.name, {}, DiskList(pack=_packed, unpack=_unpacked), [])
     for record in layout.read(tree):
         if isinstance(record, Medium):
             found.media.setdefault(record.origin, record)

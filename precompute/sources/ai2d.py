@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.turns import question
 
@@ -18,18 +18,18 @@ TEST = "ai2d_test_ids.csv"
 LETTERS = "ABCDEFGHIJ"
 
 
-def _files(tree: Tree) -> list[str]:
+def _files(tree: DataFolder) -> list[str]:
     names = (name for name in tree.given or tree.names() if name.lower().endswith(".png.json"))
     return [name for name in names if os.path.basename(os.path.dirname(name)) == "questions"]
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     first = next(iter(_files(tree)), "")
     return f"{first} has questions by imageName" if first and {"imageName"} <= tree.sample(first).keys() else ""
 
 
 @source("AI2D", "AI2D's questions/ with its images/", _detect, 19)
-def ai2d(tree: Tree) -> Iterator[Record]:
+def ai2d(tree: DataFolder) -> Iterator[Record]:
     """The diagrams that are asked about, and the questions with their choices."""
     lists = [name for name in tree.names() if os.path.basename(name) == TEST]
     test = {line.strip() for name in lists for line in tree.lines(name) if line.strip().isdecimal()}
@@ -39,7 +39,7 @@ def ai2d(tree: Tree) -> Iterator[Record]:
         yield from whole(name, _file(tree, name, split))
 
 
-def _file(tree: Tree, name: str, split: str | None) -> Iterator[Record]:
+def _file(tree: DataFolder, name: str, split: str | None) -> Iterator[Record]:
     with tree.open(name) as stream:
         found = dict(elements(stream))
     asked = found.get("questions")

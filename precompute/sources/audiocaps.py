@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.splits import split_in
 from periscope.precompute.sources.tables import columns, rows
 from periscope.precompute.sources.turns import caption
@@ -20,17 +20,17 @@ SECONDS = 10
 COLUMNS = {"audiocap_id", "youtube_id", "start_time", "caption"}
 
 
-def _files(tree: Tree) -> list[str]:
+def _files(tree: DataFolder) -> list[str]:
     return [name for name in tree.word_files(".csv") if set(columns(tree, name)) >= COLUMNS]
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     files = _files(tree)
     return f"{files[0]} has its columns" if files else ""
 
 
 @source("AudioCaps", "AudioCaps' train.csv, val.csv, test.csv with its sounds", _detect, 34)
-def audiocaps(tree: Tree) -> Iterator[Record]:
+def audiocaps(tree: DataFolder) -> Iterator[Record]:
     """The sounds that the files list and that are there, and their captions."""
     for name in _files(tree):
         split = split_in(os.path.basename(name))
@@ -38,7 +38,7 @@ def audiocaps(tree: Tree) -> Iterator[Record]:
         yield from whole(name, chain.from_iterable(records))
 
 
-def _row(tree: Tree, where: str, row: dict | None, split: str | None) -> Iterator[Record]:
+def _row(tree: DataFolder, where: str, row: dict | None, split: str | None) -> Iterator[Record]:
     cells = {column: row[column].strip() for column in COLUMNS if isinstance(row.get(column), str)} if row else {}
     clip, start = cells.get("youtube_id"), cells.get("start_time", "")
     if not clip or not cells.get("caption"):

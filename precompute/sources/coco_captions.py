@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from periscope.precompute.sources import Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.splits import split_in
 from periscope.precompute.sources.turns import caption
@@ -21,17 +21,17 @@ SPLIT_FOLDER = re.compile(r"(train|val|test)\d{4}")
 Described = dict[int | str, tuple[tuple[str, ...], dict]]  # id -> origin and meta, which all its captions share
 
 
-def _files(tree: Tree) -> list[str]:
+def _files(tree: DataFolder) -> list[str]:
     return [name for name in tree.holding("annotations", "image_id", "caption") if "images" in tree.sample(name)]
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     files = _files(tree)
     return f"{files[0]} has images and annotations with captions" if files else ""
 
 
 @source("COCO captions", "COCO's captions_*.json with its images", _detect, 30)
-def coco_captions(tree: Tree) -> Iterator[Record]:
+def coco_captions(tree: DataFolder) -> Iterator[Record]:
     """The images that the files list, and their captions."""
     for name in _files(tree):
         media: Described = {}
@@ -39,7 +39,7 @@ def coco_captions(tree: Tree) -> Iterator[Record]:
         yield from whole(name, _captions(tree, name, media))
 
 
-def _images(tree: Tree, name: str, media: Described) -> Iterator[Record]:
+def _images(tree: DataFolder, name: str, media: Described) -> Iterator[Record]:
     match = SPLIT_FOLDER.search(os.path.basename(name))
     with tree.open(name) as stream:
         for key, image in elements(stream):
@@ -62,7 +62,7 @@ def _task(name: str, image: dict) -> dict[str, str]:
     return {"task": "coco"} if COCO.search(os.path.basename(name)) else {}
 
 
-def _captions(tree: Tree, name: str, media: Described) -> Iterator[Record]:
+def _captions(tree: DataFolder, name: str, media: Described) -> Iterator[Record]:
     split = split_in(os.path.basename(name))
     with tree.open(name) as stream:
         for key, row in elements(stream):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from periscope.errors import FeatureSetError
 from periscope.precompute.sources import Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, first_row, whole
+from periscope.precompute.sources.data_folder import DataFolder, first_row, whole
 from periscope.precompute.sources.text_file import stream_lines
 from periscope.precompute.sources.vectors import row_at, vectors_below
 from periscope.shards.texts import parse_text
@@ -19,7 +19,7 @@ from periscope.shards.texts import parse_text
 TEXTS = "texts.jsonl"
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     if tree.given:
         lines = tree.given[0].lower().endswith(".jsonl")
         others = {"conversations", "messages", "file_name"} & first_row(tree, tree.given[0]).keys() if lines else ()
@@ -28,7 +28,7 @@ def _detect(tree: Tree) -> str:
 
 
 @source("conversations", "a .jsonl of conversations, or a folder with texts.jsonl and its media", _detect, 10)
-def conversations(tree: Tree) -> Iterator[Record]:
+def conversations(tree: DataFolder) -> Iterator[Record]:
     """The media and texts of a conversation file in its order, then the folder's media that it doesn't name."""
     file = tree.given[0] if tree.given else TEXTS
     yield from whole(file, _file(tree, file))
@@ -37,14 +37,14 @@ def conversations(tree: Tree) -> Iterator[Record]:
         yield from map(tree.medium, media) if media else vectors_below(tree)
 
 
-def _file(tree: Tree, file: str) -> Iterator[Record]:
+def _file(tree: DataFolder, file: str) -> Iterator[Record]:
     with tree.open(file) as stream:
         for number, line in enumerate(stream_lines(stream), 1):
             if line.strip():
                 yield from _text(tree, file, number, line)
 
 
-def _text(tree: Tree, file: str, number: int, line: str) -> Iterator[Record]:
+def _text(tree: DataFolder, file: str, number: int, line: str) -> Iterator[Record]:
     try:
         text = parse_text(line, f"line {number}", default_id="")
     except FeatureSetError as error:

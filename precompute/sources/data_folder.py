@@ -17,7 +17,7 @@ from periscope.precompute.media import modality_of
 from periscope.precompute.sources import Medium, Problem, Record
 from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.text_file import decode_text
-from periscope.precompute.sources.zip_archive import Span, members, read_member
+from periscope.precompute.sources.zip_archive import ByteSpan, members, read_member
 
 BESIDE = ("annotations", "annotation", "questions", "captions")  # folders of words whose media lie next to the folder
 HEAD = 1 << 16  # bytes of a file that are looked at to tell what it is
@@ -26,7 +26,7 @@ FEW = 200  # files of words that are looked at for the same
 TELLING = frozenset({"annotations", "questions", "sentences"})
 
 
-class Tree:
+class DataFolder:
     """What --data names: a folder, or one or more files of it.
 
     path: as it was given · root: the folder that origins are relative to · given: the names of the files that were
@@ -42,7 +42,7 @@ class Tree:
         self._loose: list[str] | None = None
         self._sorted: tuple[list[str], list[str]] | None = None
         self._words: list[str] | None = None
-        self._members: dict[str, tuple[str, Span]] | None = None
+        self._members: dict[str, tuple[str, ByteSpan]] | None = None
         self._indexes: dict[int, dict[str, list[str]]] = {}
         self._samples: dict[str, dict] = {}
         if self.path.is_dir():
@@ -65,7 +65,7 @@ class Tree:
             self._loose = [os.path.relpath(path, self.root).replace(os.sep, "/") for path in _walk(self.root)]
         return self._loose
 
-    def members(self) -> dict[str, tuple[str, Span]]:
+    def members(self) -> dict[str, tuple[str, ByteSpan]]:
         """The files in the zip archives below `root`: name -> (the archive's name, where in it)."""
         if self._members is None:
             self._members = {}
@@ -78,7 +78,7 @@ class Tree:
                     self.problems.append(Problem(archive, "damaged archive", str(error)))
         return self._members
 
-    def _add_member(self, archive: str, name: str, span: Span) -> None:
+    def _add_member(self, archive: str, name: str, span: ByteSpan) -> None:
         inside = os.path.normpath(name)
         if inside.startswith((".." + os.sep, "/")) or inside == "..":
             self.problems.append(Problem(archive, "outside the data folder", name))
@@ -247,7 +247,7 @@ def whole(name: str, records: Iterator[Record]) -> Iterator[Record]:
         yield Problem(name, "words can't be read", str(error))
 
 
-def first_row(tree: Tree, name: str) -> dict:
+def first_row(tree: DataFolder, name: str) -> dict:
     """The first element of a .json array, or the first line of a .jsonl, when it is an object; else {}."""
     if name.lower().endswith(".jsonl"):
         try:

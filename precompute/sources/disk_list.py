@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 
 
-class Spool(Sequence):
+class DiskList(Sequence):
     """Records in the order in which they were appended; 8 bytes of memory for each.
 
     pack: a record -> what JSON holds · unpack: the way back. The file has no name and vanishes with the process.
@@ -34,9 +34,9 @@ class Spool(Sequence):
     def __iter__(self) -> Iterator[object]:
         return (self[number] for number in range(len(self)))
 
-    def only(self, keep: Callable[[object], bool]) -> "Spool":
+    def only(self, keep: Callable[[object], bool]) -> "DiskList":
         """A new one with the records that `keep` says yes to."""
-        chosen = Spool(self._pack, self._unpack)
+        chosen = DiskList(self._pack, self._unpack)
         for record in self:
             if keep(record):
                 chosen.append(record)

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.splits import split_named
 from periscope.precompute.sources.tables import columns, rows
 from periscope.precompute.sources.text_file import stream_lines
@@ -28,7 +28,7 @@ BARRED = re.compile(r"(\S[^|]*?)\s*\|\s*\d+\s*\|?\s*(.*)")
 COMMA = re.compile(r"([^,]+\.(?:jpe?g|png)),(?:\d+,)?(.+)", re.IGNORECASE)
 
 
-def _form(tree: Tree, name: str) -> str:
+def _form(tree: DataFolder, name: str) -> str:
     """Which of the four forms a file has, or ""."""
     base, head = name.rsplit("/", 1)[-1].lower(), tree.first_line(name)
     if base.endswith((".token", ".token.txt")) and TOKEN.match(head):
@@ -40,24 +40,24 @@ def _form(tree: Tree, name: str) -> str:
     return "hub" if base.endswith(".csv") and {"raw", "filename"} <= set(columns(tree, name)) else ""
 
 
-def _files(tree: Tree) -> list[tuple[str, str]]:
+def _files(tree: DataFolder) -> list[tuple[str, str]]:
     named = [name for name in tree.word_files(".token", ".token.txt", ".csv", "captions.txt")]
     return [(name, form) for name in named if (form := _form(tree, name))]
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     files = _files(tree)
     return f"{files[0][0]} has its form" if files else ""
 
 
 @source("Flickr30k", "Flickr30k's or Flickr8k's .token, results.csv or annotations .csv with its images", _detect, 36)
-def flickr30k(tree: Tree) -> Iterator[Record]:
+def flickr30k(tree: DataFolder) -> Iterator[Record]:
     """The images that the files name, and their captions."""
     for name, form in _files(tree):
         yield from whole(name, _hub(tree, name) if form == "hub" else _lines(tree, name, form))
 
 
-def _lines(tree: Tree, name: str, form: str) -> Iterator[Record]:
+def _lines(tree: DataFolder, name: str, form: str) -> Iterator[Record]:
     pattern = {"token": TOKEN, "barred": BARRED, "comma": COMMA}[form]
     with tree.open(name) as stream:
         for number, line in enumerate(stream_lines(stream), 1):
@@ -77,7 +77,7 @@ def _lines(tree: Tree, name: str, form: str) -> Iterator[Record]:
                 yield Words((medium.origin,), caption(words))
 
 
-def _hub(tree: Tree, name: str) -> Iterator[Record]:
+def _hub(tree: DataFolder, name: str) -> Iterator[Record]:
     for number, row in rows(tree, name):
         where = f"{name}, line {number}"
         file = row.get("filename") if row else None

@@ -10,13 +10,13 @@ import os
 from collections.abc import Iterator
 
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.splits import split_in
 from periscope.precompute.sources.turns import question
 
 
-def _files(tree: Tree) -> list[str]:
+def _files(tree: DataFolder) -> list[str]:
     found = []
     for name in tree.word_files(".json"):
         first = next((row for row in tree.sample(name).values() if isinstance(row, dict)), {})
@@ -26,20 +26,20 @@ def _files(tree: Tree) -> list[str]:
     return found if tree.given else balanced or found
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     files = _files(tree)
     return f"{files[0]} has questions with imageId" if files else ""
 
 
 @source("GQA", "GQA's *_questions.json with its images", _detect, 24)
-def gqa(tree: Tree) -> Iterator[Record]:
+def gqa(tree: DataFolder) -> Iterator[Record]:
     """The images that are asked about, and the questions with their answers."""
     for name in _files(tree):
         split = split_in(os.path.basename(name)) or split_in(os.path.dirname(name))
         yield from whole(name, _file(tree, name, split))
 
 
-def _file(tree: Tree, name: str, split: str | None) -> Iterator[Record]:
+def _file(tree: DataFolder, name: str, split: str | None) -> Iterator[Record]:
     media: dict[str, Medium | Problem] = {}
     with tree.open(name) as stream:
         for identity, row in elements(stream):
@@ -47,7 +47,7 @@ def _file(tree: Tree, name: str, split: str | None) -> Iterator[Record]:
 
 
 def _question(
-    tree: Tree, name: str, identity: str, row: object, split: str | None, media: dict[str, Medium | Problem]
+    tree: DataFolder, name: str, identity: str, row: object, split: str | None, media: dict[str, Medium | Problem]
 ) -> Iterator[Record]:
     image, asked = (row.get("imageId"), row.get("question")) if isinstance(row, dict) else (None, None)
     if not isinstance(image, int | str) or not isinstance(asked, str) or not asked.strip():

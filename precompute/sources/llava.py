@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, first_row, whole
+from periscope.precompute.sources.data_folder import DataFolder, first_row, whole
 from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.splits import split_in
 from periscope.precompute.sources.tables import rows
@@ -26,7 +26,7 @@ MEDIA = {
 }
 
 
-def _files(tree: Tree) -> list[str]:
+def _files(tree: DataFolder) -> list[str]:
     return [name for name in tree.word_files(".json", ".jsonl") if _spoken(first_row(tree, name)) is not None]
 
 
@@ -35,25 +35,25 @@ def _spoken(row: dict) -> list | None:
     return spoken if spoken and isinstance(spoken[0], dict) else None
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     files = _files(tree)
     return f"{files[0]} is a list with conversations" if files else ""
 
 
 @source("LLaVA conversations", "LLaVA's .json of conversations with its images", _detect, 12)
-def llava(tree: Tree) -> Iterator[Record]:
+def llava(tree: DataFolder) -> Iterator[Record]:
     """The media and conversations of all such files below --data, in their order."""
     for name in _files(tree):
         yield from whole(name, _file(tree, name))
 
 
-def _file(tree: Tree, name: str) -> Iterator[Record]:
+def _file(tree: DataFolder, name: str) -> Iterator[Record]:
     split = split_in(os.path.basename(name))
     for number, row in _rows(tree, name):
         yield from _conversation(tree, name, f"{name}, entry {number}", row, split)
 
 
-def _rows(tree: Tree, name: str) -> Iterator[tuple[int, object]]:
+def _rows(tree: DataFolder, name: str) -> Iterator[tuple[int, object]]:
     if name.lower().endswith(".jsonl"):
         yield from rows(tree, name)
         return
@@ -61,7 +61,7 @@ def _rows(tree: Tree, name: str) -> Iterator[tuple[int, object]]:
         yield from enumerate((row for _, row in elements(stream)), 1)
 
 
-def _conversation(tree: Tree, name: str, where: str, row: object, split: str | None) -> Iterator[Record]:
+def _conversation(tree: DataFolder, name: str, where: str, row: object, split: str | None) -> Iterator[Record]:
     spoken = _spoken(row) if isinstance(row, dict) else None
     if spoken is None:
         yield Problem(name, "bad conversation", f"{where} has none")
@@ -90,7 +90,7 @@ def _conversation(tree: Tree, name: str, where: str, row: object, split: str | N
     yield Words(tuple(medium.origin for medium in media), turns, split, identity)
 
 
-def _medium(tree: Tree, wanted: str, folder: str, where: str, kind: str) -> Medium | Problem:
+def _medium(tree: DataFolder, wanted: str, folder: str, where: str, kind: str) -> Medium | Problem:
     found = tree.at(wanted, folder, where)
     if isinstance(found, Medium) or found.reason == "outside the data folder":
         return found

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from periscope.precompute.sources import Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.tables import rows
 from periscope.precompute.sources.text_file import captions_in
 from periscope.precompute.sources.turns import caption, words_of
@@ -23,7 +23,7 @@ NAMED = re.compile(r"(\w+_)?file_name")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     if not tree.given:
         return "it is a folder"
     if tree.given[0].lower().endswith(".zip"):
@@ -37,7 +37,7 @@ def _detect(tree: Tree) -> str:
     _detect,
     90,
 )
-def media_folder(tree: Tree) -> Iterator[Record]:
+def media_folder(tree: DataFolder) -> Iterator[Record]:
     """All media below the folder, and their words: captions as single assistant turns. Given a metadata file, only
     the media it names.
     """
@@ -56,7 +56,7 @@ def media_folder(tree: Tree) -> Iterator[Record]:
             yield from sidecar(tree, name, names)
 
 
-def sidecar(tree: Tree, name: str, names: set[str]) -> Iterator[Words | Problem]:
+def sidecar(tree: DataFolder, name: str, names: set[str]) -> Iterator[Words | Problem]:
     """The captions in the `.txt` beside a medium, if it is among `names`."""
     stem = os.path.splitext(name)[0]
     beside = next((stem + end for end in (".txt", ".TXT") if stem + end in names), None)
@@ -69,7 +69,7 @@ def sidecar(tree: Tree, name: str, names: set[str]) -> Iterator[Words | Problem]
         yield Problem(name, "words can't be read", str(error))
 
 
-def _metadata(tree: Tree, name: str) -> Iterator[Record]:
+def _metadata(tree: DataFolder, name: str) -> Iterator[Record]:
     folder = os.path.dirname(name)
     for number, row in rows(tree, name):
         where = f"{name}, line {number}"

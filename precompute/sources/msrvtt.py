@@ -10,23 +10,23 @@ import os
 from collections.abc import Iterator
 
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.splits import split_in, split_named
 from periscope.precompute.sources.turns import caption
 
 
-def _files(tree: Tree) -> list[str]:
+def _files(tree: DataFolder) -> list[str]:
     return tree.holding("sentences", "video_id", "caption")
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     files = _files(tree)
     return f"{files[0]} has sentences with video_id" if files else ""
 
 
 @source("MSR-VTT", "MSR-VTT's *_videodatainfo.json with its clips", _detect, 32)
-def msrvtt(tree: Tree) -> Iterator[Record]:
+def msrvtt(tree: DataFolder) -> Iterator[Record]:
     """The clips that are there, and their captions."""
     media: dict[str, Medium | Problem] = {}
     for name in _files(tree):
@@ -35,7 +35,7 @@ def msrvtt(tree: Tree) -> Iterator[Record]:
         yield from whole(name, _sentences(tree, name, splits, media))
 
 
-def _videos(tree: Tree, name: str, splits: dict[str, str | None]) -> Iterator[Problem]:
+def _videos(tree: DataFolder, name: str, splits: dict[str, str | None]) -> Iterator[Problem]:
     with tree.open(name) as stream:
         for key, video in elements(stream):
             if key != "videos":
@@ -47,7 +47,7 @@ def _videos(tree: Tree, name: str, splits: dict[str, str | None]) -> Iterator[Pr
 
 
 def _sentences(
-    tree: Tree, name: str, splits: dict[str, str | None], media: dict[str, Medium | Problem]
+    tree: DataFolder, name: str, splits: dict[str, str | None], media: dict[str, Medium | Problem]
 ) -> Iterator[Record]:
     with tree.open(name) as stream:
         for key, row in elements(stream):
@@ -56,7 +56,7 @@ def _sentences(
 
 
 def _sentence(
-    tree: Tree, name: str, row: object, splits: dict[str, str | None], media: dict[str, Medium | Problem]
+    tree: DataFolder, name: str, row: object, splits: dict[str, str | None], media: dict[str, Medium | Problem]
 ) -> Iterator[Record]:
     clip, words = (row.get("video_id"), row.get("caption")) if isinstance(row, dict) else (None, None)
     if not isinstance(clip, str) or not isinstance(words, str) or not words.strip():

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.splits import split_in
 from periscope.precompute.sources.tables import columns, rows
@@ -24,7 +24,7 @@ COLUMNS = {"VideoID", "Start", "End", "Language", "Description"}
 DESCRIPTIONS = "allvideodescriptions.txt"
 
 
-def _files(tree: Tree) -> list[str]:
+def _files(tree: DataFolder) -> list[str]:
     found = []
     for name in tree.word_files(".json", ".csv", DESCRIPTIONS):
         if name.lower().endswith(".json"):
@@ -37,13 +37,13 @@ def _files(tree: Tree) -> list[str]:
     return found
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     files = _files(tree)
     return f"{files[0]} has its form" if files else ""
 
 
 @source("MSVD", "MSVD's video_corpus.csv, AllVideoDescriptions.txt or .json with its clips", _detect, 33)
-def msvd(tree: Tree) -> Iterator[Record]:
+def msvd(tree: DataFolder) -> Iterator[Record]:
     """The clips that are there, and their English descriptions."""
     media: dict[str, Medium | Problem] = {}
     splits = _splits(tree)
@@ -51,7 +51,7 @@ def msvd(tree: Tree) -> Iterator[Record]:
         yield from whole(name, _file(tree, name, splits, media))
 
 
-def _file(tree: Tree, name: str, splits: dict[str, str], media: dict[str, Medium | Problem]) -> Iterator[Record]:
+def _file(tree: DataFolder, name: str, splits: dict[str, str], media: dict[str, Medium | Problem]) -> Iterator[Record]:
     for clip, words, split in _described(tree, name):
         if not clip:
             yield Problem(name, "bad line", words)
@@ -64,7 +64,7 @@ def _file(tree: Tree, name: str, splits: dict[str, str], media: dict[str, Medium
             yield Words((media[clip].origin,), caption(words), split or splits.get(stem), None, {"video_id": stem})
 
 
-def _described(tree: Tree, name: str) -> Iterator[tuple[str, str, str | None]]:
+def _described(tree: DataFolder, name: str) -> Iterator[tuple[str, str, str | None]]:
     """(clip, description, split) of each text; ("", what is wrong, None) for what isn't one."""
     if name.lower().endswith(".csv"):
         for number, row in rows(tree, name):
@@ -94,7 +94,7 @@ def _described(tree: Tree, name: str) -> Iterator[tuple[str, str, str | None]]:
                     yield (clip, words, None) if words.strip() else ("", f"line {number}: {line[:80]}", None)
 
 
-def _splits(tree: Tree) -> dict[str, str]:
+def _splits(tree: DataFolder) -> dict[str, str]:
     """Clip -> split, from the lists of names."""
     found = {}
     for name in tree.names():

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.sources import Problem, Record, source
 from periscope.precompute.sources.arrow_media import cell_bytes, is_list, media_columns, records_of
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.media_folder import METADATA
 from periscope.precompute.sources.splits import split_in
 from periscope.precompute.sources.tables import ROWS, pyarrow
@@ -42,7 +42,7 @@ def _column(path: Path, _: int, group: int, column: str) -> object:
     return pyarrow(path.name).parquet.ParquetFile(path).read_row_group(group, columns=[column]).column(column)
 
 
-def _files(tree: Tree) -> dict[str, dict[str, str]]:
+def _files(tree: DataFolder) -> dict[str, dict[str, str]]:
     """Parquet file -> its columns with media."""
     found = {}
     for name in tree.listed(".parquet"):
@@ -60,7 +60,7 @@ def _files(tree: Tree) -> dict[str, dict[str, str]]:
     return found
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     if not tree.listed(".parquet") or not (tree.given or not tree.media()):
         return ""
     files = _files(tree)
@@ -69,14 +69,14 @@ def _detect(tree: Tree) -> str:
 
 
 @source("parquet", "parquet files with pictures, sounds, clips or vectors in a column", _detect, 70)
-def parquet_table(tree: Tree) -> Iterator[Record]:
+def parquet_table(tree: DataFolder) -> Iterator[Record]:
     """The media in the rows of all files, and their words."""
     for name, columns in _files(tree).items():
         column, modality = next(iter(columns.items()))
         yield from whole(name, _rows(tree, name, column, modality))
 
 
-def _rows(tree: Tree, name: str, column: str, modality: str) -> Iterator[Record]:
+def _rows(tree: DataFolder, name: str, column: str, modality: str) -> Iterator[Record]:
     path, split, number = tree.root / name, split_in(os.path.basename(name)), 0
     file = pyarrow(name).parquet.ParquetFile(path)
     several = is_list(file.schema_arrow.field(column).type) and modality != "vector"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.text_file import stream_lines
 from periscope.precompute.sources.turns import question
 
@@ -19,7 +19,7 @@ FIELDS = {"question_id", "image", "text", "label"}
 CATEGORY = re.compile("random|popular|adversarial")
 
 
-def _files(tree: Tree) -> list[str]:
+def _files(tree: DataFolder) -> list[str]:
     return [name for name in tree.word_files(".json", ".jsonl") if _object(tree.first_line(name)).keys() >= FIELDS]
 
 
@@ -31,19 +31,19 @@ def _object(line: str) -> dict:
     return row if isinstance(row, dict) else {}
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     files = _files(tree)
     return f"{files[0]} has its questions" if files else ""
 
 
 @source("POPE", "POPE's coco_pope_*.json with COCO's images", _detect, 9)
-def pope(tree: Tree) -> Iterator[Record]:
+def pope(tree: DataFolder) -> Iterator[Record]:
     """The images, and the questions whether something is there."""
     for name in _files(tree):
         yield from whole(name, _file(tree, name))
 
 
-def _file(tree: Tree, name: str) -> Iterator[Record]:
+def _file(tree: DataFolder, name: str) -> Iterator[Record]:
     match = CATEGORY.search(os.path.basename(name).lower())
     category = match[0] if match else os.path.splitext(os.path.basename(name))[0]
     with tree.open(name) as stream:

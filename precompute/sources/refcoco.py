@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.splits import split_named
 from periscope.precompute.sources.turns import question
@@ -21,18 +21,18 @@ SPLIT = re.compile(r"_(train|val|testA|testB|test)(?![a-z])")
 NAMES = ("refcoco", "refcoco+", "refcocog")
 
 
-def _files(tree: Tree) -> list[str]:
+def _files(tree: DataFolder) -> list[str]:
     found = tree.holding("images", "caption", "file_name", "dataset_name")
     return [name for name in found if tree.sample(name)["images"]["dataset_name"] in NAMES]
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     files = _files(tree)
     return f"{files[0]} has images with a caption and a dataset_name" if files else ""
 
 
 @source("RefCOCO", "MDETR's finetune_refcoco*.json with COCO's images", _detect, 25)
-def refcoco(tree: Tree) -> Iterator[Record]:
+def refcoco(tree: DataFolder) -> Iterator[Record]:
     """The images, and the expressions with their boxes."""
     for name in _files(tree):
         boxes: dict[object, list] = {}
@@ -40,7 +40,7 @@ def refcoco(tree: Tree) -> Iterator[Record]:
         yield from whole(name, _file(tree, name, boxes))
 
 
-def _boxes(tree: Tree, name: str, boxes: dict[object, list]) -> Iterator[Problem]:
+def _boxes(tree: DataFolder, name: str, boxes: dict[object, list]) -> Iterator[Problem]:
     with tree.open(name) as stream:
         for key, row in elements(stream):
             box = row.get("bbox") if key == "annotations" and isinstance(row, dict) else None
@@ -50,7 +50,7 @@ def _boxes(tree: Tree, name: str, boxes: dict[object, list]) -> Iterator[Problem
                 yield Problem(name, "bad entry", f"an annotation without bbox: {str(row)[:80]}")
 
 
-def _file(tree: Tree, name: str, boxes: dict[object, list]) -> Iterator[Record]:
+def _file(tree: DataFolder, name: str, boxes: dict[object, list]) -> Iterator[Record]:
     match = SPLIT.search(os.path.basename(name))
     split = split_named(match[1]) if match else None
     with tree.open(name) as stream:
@@ -59,7 +59,9 @@ def _file(tree: Tree, name: str, boxes: dict[object, list]) -> Iterator[Record]:
                 yield from _expression(tree, name, image, boxes, split)
 
 
-def _expression(tree: Tree, name: str, image: object, boxes: dict[object, list], split: str | None) -> Iterator[Record]:
+def _expression(
+    tree: DataFolder, name: str, image: object, boxes: dict[object, list], split: str | None
+) -> Iterator[Record]:
     file, words = (image.get("file_name"), image.get("caption")) if isinstance(image, dict) else (None, None)
     sides = [image.get(side) for side in ("width", "height")] if isinstance(image, dict) else []
     whole = all(isinstance(side, int) and side > 0 for side in sides) and image.get("id") in boxes

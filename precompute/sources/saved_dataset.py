@@ -12,7 +12,7 @@ from pathlib import Path
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.sources import Record, source
 from periscope.precompute.sources.arrow_media import cell_bytes, is_list, media_columns, records_of
-from periscope.precompute.sources.data_folder import Tree
+from periscope.precompute.sources.data_folder import DataFolder
 from periscope.precompute.sources.parquet_table import FEW_ROWS
 from periscope.precompute.sources.splits import split_named
 from periscope.precompute.sources.tables import ROWS
@@ -46,7 +46,7 @@ def _open(path: Path) -> dict:
     return {name: rows.with_format("arrow") for name, rows in splits.items()}
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     if tree.given:
         return ""
     if (tree.root / "dataset_dict.json").is_file():
@@ -56,7 +56,7 @@ def _detect(tree: Tree) -> str:
 
 
 @source("saved dataset", "a Hugging Face dataset saved to disk, or hf:owner/name", _detect, 14)
-def saved_dataset(tree: Tree) -> Iterator[Record]:
+def saved_dataset(tree: DataFolder) -> Iterator[Record]:
     """The media in the rows of all splits, and their words."""
     for name, table in _open(tree.root).items():
         columns = media_columns(table.features.arrow_schema)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.sources.data_folder import Tree
+from periscope.precompute.sources.data_folder import DataFolder
 from periscope.precompute.sources.text_file import stream_lines
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -14,7 +14,7 @@ ROWS = 1000  # of a parquet file that are held at once
 csv.field_size_limit(1 << 24)
 
 
-def rows(tree: Tree, name: str, only: Sequence[str] | None = None) -> Iterator[tuple[int, dict | None]]:
+def rows(tree: DataFolder, name: str, only: Sequence[str] | None = None) -> Iterator[tuple[int, dict | None]]:
     """(line, row) of a table, counted as an editor does; None for a line that can't be read.
 
     only: the columns that are wanted of a .parquet. Raises OSError, and PrecomputeError when a .parquet can't be read
@@ -44,7 +44,7 @@ def delimiter_of(head: str) -> str:
     return max(",;\t|", key=head.count)
 
 
-def columns(tree: Tree, name: str) -> list[str]:
+def columns(tree: DataFolder, name: str) -> list[str]:
     """The names of a .csv's columns."""
     head = tree.first_line(name)
     try:
@@ -70,7 +70,7 @@ def _object(line: str) -> dict | None:
     return row if isinstance(row, dict) else None
 
 
-def _parquet(tree: Tree, name: str, only: Sequence[str] | None) -> Iterator[tuple[int, dict | None]]:
+def _parquet(tree: DataFolder, name: str, only: Sequence[str] | None) -> Iterator[tuple[int, dict | None]]:
     library = pyarrow(name)
     number = 0
     try:

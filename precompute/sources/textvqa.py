@@ -10,31 +10,31 @@ import os
 from collections.abc import Iterator
 
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.splits import split_in
 from periscope.precompute.sources.turns import caption, most_common, people, question
 
 
-def _files(tree: Tree) -> list[str]:
+def _files(tree: DataFolder) -> list[str]:
     found = tree.holding("data", "image_id", "set_name")
     return [name for name in found if {"question", "caption_str", "image_name"} & tree.sample(name)["data"].keys()]
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     files = _files(tree)
     return f"{files[0]} has its data" if files else ""
 
 
 @source("TextVQA", "TextVQA's or TextCaps' .json with its images", _detect, 20)
-def textvqa(tree: Tree) -> Iterator[Record]:
+def textvqa(tree: DataFolder) -> Iterator[Record]:
     """The images that the files list, and their questions or captions."""
     media: dict[str, Medium | Problem] = {}
     for name in _files(tree):
         yield from whole(name, _file(tree, name, media))
 
 
-def _file(tree: Tree, name: str, media: dict[str, Medium | Problem]) -> Iterator[Record]:
+def _file(tree: DataFolder, name: str, media: dict[str, Medium | Problem]) -> Iterator[Record]:
     split = split_in(os.path.basename(name))
     with tree.open(name) as stream:
         for key, row in elements(stream):
@@ -42,7 +42,9 @@ def _file(tree: Tree, name: str, media: dict[str, Medium | Problem]) -> Iterator
                 yield from _row(tree, name, row, split, media)
 
 
-def _row(tree: Tree, name: str, row: object, split: str | None, media: dict[str, Medium | Problem]) -> Iterator[Record]:
+def _row(
+    tree: DataFolder, name: str, row: object, split: str | None, media: dict[str, Medium | Problem]
+) -> Iterator[Record]:
     image = row.get("image_id") if isinstance(row, dict) else None
     if not isinstance(image, str):
         yield Problem(name, "bad entry", f"an entry without image_id: {str(row)[:80]}")

@@ -17,7 +17,7 @@ import numpy as np
 
 from periscope.errors import MediaError
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree
+from periscope.precompute.sources.data_folder import DataFolder
 from periscope.precompute.sources.media_folder import sidecar
 from periscope.precompute.sources.turns import caption
 
@@ -72,7 +72,7 @@ def shapes(path: Path) -> dict[str, list[int]]:
         raise MediaError("can't be opened", str(error)) from error
 
 
-def row_at(tree: Tree, origin: str) -> Medium | None:
+def row_at(tree: DataFolder, origin: str) -> Medium | None:
     """The medium that an origin as above names; None when it isn't of that form."""
     name = next((origin[: at + len(end)] for end in SUFFIXES if (at := origin.lower().find(end)) >= 0), None)
     path = tree.root / name if name else None
@@ -95,7 +95,7 @@ def row_at(tree: Tree, origin: str) -> Medium | None:
     return None
 
 
-def vectors_below(tree: Tree) -> Iterator[Medium | Problem]:
+def vectors_below(tree: DataFolder) -> Iterator[Medium | Problem]:
     """All media of this form that were given, or that lie in the folder."""
     files = tree.listed(*SUFFIXES)
     for name in files:
@@ -117,7 +117,7 @@ def vectors_below(tree: Tree) -> Iterator[Medium | Problem]:
                 yield Medium(path, name, "vector", partial(read_array, inside, None))
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     files = tree.listed(*SUFFIXES)
     if not files or (not tree.given and tree.media()):
         return ""
@@ -125,7 +125,7 @@ def _detect(tree: Tree) -> str:
 
 
 @source("vectors", "a .npy or .safetensors of ready-made vectors, or a folder of them", _detect, 75)
-def vectors(tree: Tree) -> Iterator[Record]:
+def vectors(tree: DataFolder) -> Iterator[Record]:
     """All vectors; the captions of rows from the lines of the file's `.txt`, those of files from theirs."""
     names, rows = set(tree.names()), {}
     for medium in vectors_below(tree):
@@ -141,7 +141,7 @@ def vectors(tree: Tree) -> Iterator[Record]:
         yield from _lines(tree, name, origins, names)
 
 
-def _lines(tree: Tree, name: str, origins: list[str], names: set[str]) -> Iterator[Words | Problem]:
+def _lines(tree: DataFolder, name: str, origins: list[str], names: set[str]) -> Iterator[Words | Problem]:
     beside = str(Path(name).with_suffix(".txt"))
     if beside not in names:
         return

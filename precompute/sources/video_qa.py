@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.splits import split_in
 from periscope.precompute.sources.turns import question
@@ -17,31 +17,31 @@ from periscope.precompute.sources.turns import question
 MAPPING = "youtube_mapping.txt"
 
 
-def _files(tree: Tree) -> list[str]:
+def _files(tree: DataFolder) -> list[str]:
     return tree.holding("", "question", "answer", "video_id")
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     files = _files(tree)
     return f"{files[0]} has questions with video_id" if files else ""
 
 
 @source("video questions", "MSRVTT-QA's or MSVD-QA's *_qa.json with the clips", _detect, 31)
-def video_qa(tree: Tree) -> Iterator[Record]:
+def video_qa(tree: DataFolder) -> Iterator[Record]:
     """The clips that are there, and the questions with their answers."""
     mapping, media = _mapping(tree), {}
     for name in _files(tree):
         yield from whole(name, _file(tree, name, mapping, media))
 
 
-def _file(tree: Tree, name: str, mapping: dict[str, str], media: dict[str, Medium | Problem]) -> Iterator[Record]:
+def _file(tree: DataFolder, name: str, mapping: dict[str, str], media: dict[str, Medium | Problem]) -> Iterator[Record]:
     split = split_in(os.path.basename(name))
     with tree.open(name) as stream:
         for _, row in elements(stream):
             yield from _question(tree, name, row, split, mapping, media)
 
 
-def _mapping(tree: Tree) -> dict[str, str]:
+def _mapping(tree: DataFolder) -> dict[str, str]:
     """ "vid12" -> the clip's name."""
     found = {}
     for name in tree.names():
@@ -52,7 +52,7 @@ def _mapping(tree: Tree) -> dict[str, str]:
 
 
 def _question(
-    tree: Tree, name: str, row: object, split: str | None, mapping: dict[str, str], media: dict
+    tree: DataFolder, name: str, row: object, split: str | None, mapping: dict[str, str], media: dict
 ) -> Iterator[Record]:
     fields = [row.get(field) for field in ("video_id", "question", "answer")] if isinstance(row, dict) else []
     if not fields or not isinstance(fields[0], int | str) or not all(isinstance(words, str) for words in fields[1:]):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from periscope.errors import MediaError
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.splits import split_named
 from periscope.precompute.sources.turns import question
@@ -21,17 +21,17 @@ from periscope.precompute.sources.turns import question
 LETTERS = "ABCD"
 
 
-def _files(tree: Tree) -> list[str]:
+def _files(tree: DataFolder) -> list[str]:
     return list(dict.fromkeys(tree.holding("images", "qa_pairs", "filename") + tree.holding("boxes", "box_id", "x")))
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     files = _files(tree)
     return f"{files[0]} has images with their qa_pairs" if files else ""
 
 
 @source("Visual7W", "Visual7W's dataset_v7w_telling.json or dataset_v7w_pointing.json with its images", _detect, 23)
-def visual7w(tree: Tree) -> Iterator[Record]:
+def visual7w(tree: DataFolder) -> Iterator[Record]:
     """The images, and the questions with their answers: words, or a box."""
     for name in _files(tree):
         boxes: dict[object, dict] = {}
@@ -39,7 +39,7 @@ def visual7w(tree: Tree) -> Iterator[Record]:
         yield from whole(name, _file(tree, name, boxes))
 
 
-def _boxes(tree: Tree, name: str, boxes: dict[object, dict]) -> Iterator[Problem]:
+def _boxes(tree: DataFolder, name: str, boxes: dict[object, dict]) -> Iterator[Problem]:
     with tree.open(name) as stream:
         for key, row in elements(stream):
             if key == "boxes" and isinstance(row, dict):
@@ -48,14 +48,14 @@ def _boxes(tree: Tree, name: str, boxes: dict[object, dict]) -> Iterator[Problem
                 yield Problem(name, "bad entry", f"a box that isn't one: {str(row)[:80]}")
 
 
-def _file(tree: Tree, name: str, boxes: dict[object, dict]) -> Iterator[Record]:
+def _file(tree: DataFolder, name: str, boxes: dict[object, dict]) -> Iterator[Record]:
     with tree.open(name) as stream:
         for key, image in elements(stream):
             if key == "images":
                 yield from _image(tree, name, image, boxes)
 
 
-def _image(tree: Tree, name: str, image: object, boxes: dict[object, dict]) -> Iterator[Record]:
+def _image(tree: DataFolder, name: str, image: object, boxes: dict[object, dict]) -> Iterator[Record]:
     file, pairs = (image.get("filename"), image.get("qa_pairs")) if isinstance(image, dict) else (None, None)
     if not isinstance(file, str) or not isinstance(pairs, list):
         yield Problem(name, "bad entry", f"an image without filename or qa_pairs: {str(image)[:80]}")

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, first_row, whole
+from periscope.precompute.sources.data_folder import DataFolder, first_row, whole
 from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.splits import split_in
 from periscope.precompute.sources.turns import most_common, people, question
@@ -18,24 +18,24 @@ from periscope.precompute.sources.turns import most_common, people, question
 PREFIX = "VizWiz_"
 
 
-def _files(tree: Tree) -> list[str]:
+def _files(tree: DataFolder) -> list[str]:
     found = tree.holding("", "image", "question")
     return [name for name in found if str(first_row(tree, name)["image"]).startswith(PREFIX)]
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     files = _files(tree)
     return f"{files[0]} has questions about VizWiz_*.jpg" if files else ""
 
 
 @source("VizWiz", "VizWiz' train.json, val.json, test.json with its images", _detect, 21)
-def vizwiz(tree: Tree) -> Iterator[Record]:
+def vizwiz(tree: DataFolder) -> Iterator[Record]:
     """The images that are asked about, and the questions with their answers."""
     for name in _files(tree):
         yield from whole(name, _file(tree, name, split_in(os.path.basename(name))))
 
 
-def _file(tree: Tree, name: str, split: str | None) -> Iterator[Record]:
+def _file(tree: DataFolder, name: str, split: str | None) -> Iterator[Record]:
     with tree.open(name) as stream:
         for _, row in elements(stream):
             image, asked = (row.get("image"), row.get("question")) if isinstance(row, dict) else (None, None)

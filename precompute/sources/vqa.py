@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.splits import split_in
 from periscope.precompute.sources.turns import most_common, people, question
@@ -18,17 +18,17 @@ from periscope.precompute.sources.turns import most_common, people, question
 SUBTYPE = re.compile(r"(train|val|test)(?:-?dev)?(\d{4})")
 
 
-def _questions(tree: Tree) -> list[str]:
+def _questions(tree: DataFolder) -> list[str]:
     return tree.holding("questions", "question_id", "image_id", "question")
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     files = _questions(tree)
     return f"{files[0]} has questions with image_id" if files else ""
 
 
 @source("VQAv2", "VQAv2's questions .json with its annotations and COCO's images", _detect, 22)
-def vqa(tree: Tree) -> Iterator[Record]:
+def vqa(tree: DataFolder) -> Iterator[Record]:
     """The images that are asked about, and the questions with their answers."""
     answers: dict[object, tuple[str | None, dict]] = {}
     for name in _annotations(tree):
@@ -37,15 +37,15 @@ def vqa(tree: Tree) -> Iterator[Record]:
         yield from whole(name, _file(tree, name, answers))
 
 
-def _annotations(tree: Tree) -> list[str]:
+def _annotations(tree: DataFolder) -> list[str]:
     """Those among the given files, or beside them."""
-    beside = Tree(tree.root) if tree.given else tree
+    beside = DataFolder(tree.root) if tree.given else tree
     folders = {os.path.dirname(name) for name in tree.given}
     found = beside.holding("annotations", "question_id", "answers")
     return [name for name in found if not folders or os.path.dirname(name) in folders]
 
 
-def _answers(tree: Tree, name: str, answers: dict[object, tuple[str | None, dict]]) -> Iterator[Record]:
+def _answers(tree: DataFolder, name: str, answers: dict[object, tuple[str | None, dict]]) -> Iterator[Record]:
     with tree.open(name) as stream:
         for key, row in elements(stream):
             if key != "annotations":
@@ -63,7 +63,7 @@ def _answer(row: dict) -> tuple[str | None, dict]:
     return given if isinstance(given, str) else most_common(every), {"answers": every, **kept}
 
 
-def _file(tree: Tree, name: str, answers: dict[object, tuple[str | None, dict]]) -> Iterator[Record]:
+def _file(tree: DataFolder, name: str, answers: dict[object, tuple[str | None, dict]]) -> Iterator[Record]:
     subtype = tree.sample(name).get("data_subtype")
     match = SUBTYPE.search(subtype if isinstance(subtype, str) else os.path.basename(name))
     folder = "".join(match.groups()) if match else ""

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from periscope.errors import MediaError
 from periscope.precompute.media import modality_of
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import Tree, whole
+from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.splits import split_in
 from periscope.precompute.sources.tables import rows
 from periscope.precompute.sources.text_file import decode_text
@@ -45,7 +45,7 @@ def read_span(offset: int, size: int, path: Path) -> bytes:
     return data
 
 
-def _detect(tree: Tree) -> str:
+def _detect(tree: DataFolder) -> str:
     tars = tree.listed(".tar")
     return f"{tars[0]} is a tar" if tars and (tree.given or not tree.media()) else ""
 
@@ -53,7 +53,7 @@ def _detect(tree: Tree) -> str:
 @source(
     "webdataset tars", "webdataset .tar files (a folder of them, or a pattern like {00000..00003}.tar)", _detect, 60
 )
-def webdataset_tars(tree: Tree) -> Iterator[Record]:
+def webdataset_tars(tree: DataFolder) -> Iterator[Record]:
     """The media in the tars, in their order, with their words, and what img2dataset failed to fetch."""
     yield from (Problem(name, "compressed archive", "unpack it to a plain .tar") for name in tree.listed(*PACKED))
     for name in tree.listed(".tar"):
@@ -108,7 +108,7 @@ def _object(text: str) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def _failures(tree: Tree, table: str, tar: str) -> Iterator[Problem]:
+def _failures(tree: DataFolder, table: str, tar: str) -> Iterator[Problem]:
     for number, row in rows(tree, table, ("key", "url", "status", "error_message")):
         status = row.get("status") if row else None
         if isinstance(status, str) and status != "success":

@@ -13,7 +13,7 @@ LOCAL_HEADER = 30
 FIELDS = ("header_offset", "compress_size", "file_size", "compress_type", "CRC", "flag_bits")
 
 
-class Span(NamedTuple):
+class ByteSpan(NamedTuple):
     """Where a member lies: offset of its header, bytes stored and unpacked, method of compression, checksum, flags."""
 
     offset: int
@@ -24,16 +24,16 @@ class Span(NamedTuple):
     flags: int
 
 
-def members(path: Path) -> Iterator[tuple[str, Span]]:
+def members(path: Path) -> Iterator[tuple[str, ByteSpan]]:
     """(name, span) of each file in an archive. Raises OSError or zipfile.BadZipFile when it can't be read."""
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if not info.is_dir():
                 name = info.filename.replace("\\", "/")
-                yield name, Span(*(getattr(info, field) for field in FIELDS))
+                yield name, ByteSpan(*(getattr(info, field) for field in FIELDS))
 
 
-def read_member(span: Span, path: Path) -> bytes:
+def read_member(span: ByteSpan, path: Path) -> bytes:
     """The bytes of one member, its checksum checked. Raises MediaError when they can't be had."""
     if span.flags & 1:
         raise MediaError("encrypted in the archive", path.name)

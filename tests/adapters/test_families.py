@@ -29,7 +29,7 @@ from transformers import (
     WhisperConfig,
 )
 
-from periscope.adapters.lm.families import QUIRKS, find_fault
+from periscope.adapters.lm.families import MODEL_FAMILIES, find_fault
 from periscope.adapters.lm.language_model import load_language_model
 from periscope.adapters.lm.selective_scan import SCANS
 from periscope.errors import AdapterError
@@ -181,11 +181,11 @@ def test_weights_that_are_not_there_are_not_made_up(tmp_path):
 def test_the_page_is_the_table():
     rows = [
         f"| `{name}` | `{quirk.tested}` | {quirk.trait} | {'all but fp16' if quirk.overflows else 'all'} |"
-        for name, quirk in QUIRKS.items()
+        for name, quirk in MODEL_FAMILIES.items()
         if quirk.tested
     ]
-    refused = [f"| `{name}` | {quirk.refuse} |" for name, quirk in QUIRKS.items() if quirk.refuse]
+    refused = [f"| `{name}` | {quirk.refuse} |" for name, quirk in MODEL_FAMILIES.items() if quirk.refuse]
     found = [line for line in DOC.read_text().splitlines() if line.startswith("| `")]
     assert found == rows + refused
-    tested = {AutoConfig.for_model(name).model_type for name in QUIRKS}
-    assert tested == set(QUIRKS)
+    tested = {AutoConfig.for_model(name).model_type for name in MODEL_FAMILIES}
+    assert tested == set(MODEL_FAMILIES)

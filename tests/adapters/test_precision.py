@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from periscope.adapters.lm.families import QUIRKS
+from periscope.adapters.lm.families import MODEL_FAMILIES
 from periscope.adapters.lm.language_model import (
     choose_precision,
     load_language_model,
@@ -110,7 +110,7 @@ def test_mambas_scan_needs_some_layers_whole(folder, monkeypatch):
     lm = load_language_model(folder("mamba"), precision="4bit")
     packed = {name.rpartition(".")[2] for name, part in lm.model.named_modules() if type(part).__name__ == "Linear4bit"}
     assert packed == {"in_proj"}
-    monkeypatch.setitem(QUIRKS, "mamba", replace(QUIRKS["mamba"], keep=()))
+    monkeypatch.setitem(MODEL_FAMILIES, "mamba", replace(MODEL_FAMILIES["mamba"], keep=()))
     with pytest.raises(RuntimeError):
         loss_of(adapted(load_language_model(folder("mamba"), precision="4bit"), adapter_for(lm)))
 

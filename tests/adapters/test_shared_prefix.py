@@ -9,7 +9,7 @@ from periscope.adapters.lm.language_model import load_language_model
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt, Segment, default_template
-from periscope.adapters.shared_prefix import can_share, group, plant, saves
+from periscope.adapters.shared_prefix import can_share, group_by_prefix, pack_shared_prefix, sharing_pays
 
 WIDTH, PATCHES = 12, 9
 WORDS = ["a red circle", "a small blue star and a lazy dog", "the quick brown fox", "the lazy dog"]
@@ -49,7 +49,9 @@ def losses_and_gradients(model, texts, features):
 @pytest.mark.parametrize("family", list(tiny.FAMILIES))
 def test_losses_and_gradients_are_those_of_separate_rows(family, language_model_folder, monkeypatch):
     model, planted = adapted(language_model_folder(family)), []
-    monkeypatch.setattr(adapters_model, "plant", lambda *given: planted.append(plant(*given)) or planted[-1])
+    monkeypatch.setattr(
+        adapters_model, "pack_shared_prefix", lambda *given: planted.append(pack_shared_prefix(*given)) or planted[-1]
+    )
     texts, features = batch(model)
     shared, each = losses_and_gradients(model, texts, features), model.text_losses(texts, features)
     assert len(planted) == (2 if can_share(model.lm) else 0)
@@ -82,7 +84,7 @@ def test_branches_and_stems_see_none_but_their_own(language_model_folder):
     texts, features = batch(model)
     with torch.no_grad():
         slots = model.slots(texts, features)
-        tree = plant(model.lm, texts, group(texts), slots)
+        tree = pack_shared_prefix(model.lm, texts, group_by_prefix(texts), slots)
         right = model._tree_losses(tree)
         row_wise = torch.ones(tree.keep.shape[1], tree.keep.shape[1], dtype=torch.bool).tril()
         causal = torch.zeros(row_wise.shape).masked_fill(~row_wise, torch.finfo(torch.float32).min)
@@ -98,11 +100,11 @@ def test_a_picture_is_laid_out_once_however_many_texts_it_has(language_model_fol
     model = adapted(language_model_folder("llama"))
     texts, features = batch(model)
     captions = texts[:5]
-    (one,) = group(captions)
+    (one,) = group_by_prefix(captions)
     assert sum(segment.slot == "one" for segment in one.stem) == 1 and not any(s.slot for r in one.rests for s in r)
     tokens = {name: len(vectors) for name, vectors in model.slots(texts, features).items()}
-    assert saves(captions, [one], tokens) and not saves(texts[:1], group(texts[:1]), tokens)
-    questions = group(texts[5:8])[0]
+    assert sharing_pays(captions, [one], tokens) and not sharing_pays(texts[:1], group_by_prefix(texts[:1]), tokens)
+    questions = group_by_prefix(texts[5:8])[0]
     said = model.lm.tokenizer.decode(questions.stem[-1].ids)
     assert said.endswith(" What") or "What" in said
 
@@ -112,7 +114,7 @@ def test_the_question_before_the_picture_shares_nothing_and_costs_nothing(langua
     ask = lambda q, a: [{"role": "user", "content": q}, {"role": "assistant", "content": a}]  # noqa: E731
     texts = [model.prompt.segments(ask(*pair), ["one"], soft_prompt=True) for pair in QUESTIONS]
     features = {"one": torch.randn(PATCHES, WIDTH)}
-    assert len(group(texts)) == 3
+    assert len(group_by_prefix(texts)) == 3
     shared = model.text_losses(texts, features)
     alone = separate(model).text_losses(texts, features)
     assert [n for _, n in shared] == [n for _, n in alone]
@@ -123,5 +125,5 @@ def test_equal_texts_and_no_text_of_its_own():
     """A text that is wholly in the stem of another still counts, as often as it stands there."""
     head = [Segment(ids=(1,)), Segment(slot="m")]
     texts = [[*head, Segment(ids=(5, 6), target=True)], [*head, Segment(ids=(5, 6, 7), target=True)]]
-    (one,) = group([*texts, texts[0]])
+    (one,) = group_by_prefix([*texts, texts[0]])
     assert one.stem[-1].ids == (5, 6) and [rest[0].ids for rest in one.rests] == [(), (7,), ()]

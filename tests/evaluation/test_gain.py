@@ -10,9 +10,9 @@ from toy_scenes import prepared, scene_texts
 
 from periscope.errors import RunError
 from periscope.evaluation.captioning import captions_of_set, gain_lines, ranked, without, worst, write_lines
-from periscope.evaluation.gain import Gain
+from periscope.evaluation.gain import LossDrop
 from periscope.shards.texts import Text
-from periscope.training.data.dataset import Steps
+from periscope.training.data.dataset import TrainingSteps
 
 PLANTED = 6
 
@@ -45,7 +45,7 @@ def trained(language_model_folder):
     said = {i: texts[(i + 5) % 64].turns for i in bad}  # another colour and another shape
     texts = [replace(text, turns=said.get(i, text.turns)) for i, text in enumerate(texts)]
     model, encoded = prepared(language_model_folder)
-    steps = Steps(encoded, encoded.keep(texts, 256), 16, seed=0)
+    steps = TrainingSteps(encoded, encoded.keep(texts, 256), 16, seed=0)
     model.adapter.match_scale(steps[0].rows)
     optimizer = torch.optim.AdamW(model.adapter.parameters(), lr=3e-3)
     for step in range(120):
@@ -96,7 +96,7 @@ def test_new_captions_are_what_the_model_says_of_each_medium(trained):
 
 
 def test_gains_without_a_stand_in_and_of_nothing(trained):
-    one = Gain(Text("a", ("m1",), (), "train"), 1.0, None, 1.5)
+    one = LossDrop(Text("a", ("m1",), (), "train"), 1.0, None, 1.5)
     assert one.gain == 0.5
     model, features, texts, _ = trained
     with pytest.raises(RunError, match="holds no such text about a medium that could be learnt from"):

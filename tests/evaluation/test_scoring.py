@@ -10,7 +10,7 @@ from PIL import Image
 from periscope.errors import RunError
 from periscope.evaluation import summary
 from periscope.evaluation.answer import Condition, answer, caption_groups, conditions
-from periscope.evaluation.asking import Chosen
+from periscope.evaluation.asking import AskedTask
 from periscope.evaluation.controls import gain, gain_of
 from periscope.evaluation.measures import MEASURES
 from periscope.evaluation.metrics.answers import same_answer, word_f1, words
@@ -206,7 +206,7 @@ def test_clip_score_reads_captions_with_the_encoders_text_tower():
     found = clip_scores([*rows, Prediction("q", "0", "What?", "x", "x")], Features(), encoder)
     assert found["real"]["caption_clip"].value == pytest.approx(2.5, abs=1e-3) and found["real"]["caption_clip"].n == 3
     assert found["shuffled"]["caption_clip"].value < 2 and set(found) == {"real", "shuffled"}
-    shown, _ = all_scores(rows, [], Chosen(), found)
+    shown, _ = all_scores(rows, [], AskedTask(), found)
     assert shown["real"]["caption_clip"].n == 3 and rows[0].score["caption_clip"] == pytest.approx(2.5, abs=1e-3)
     assert clip_scores([Prediction("q", "0", "What?", "x", "x")], Features(), encoder) == {}
     said = {"role": "assistant", "content": "x"}
@@ -226,7 +226,7 @@ def test_only_what_scores_warn_of_is_said(monkeypatch):
         return {"caption_f1": mean({key: 1.0 for key in said})}
 
     monkeypatch.setitem(MEASURES, "captions", noisy)
-    _, said = all_scores([Prediction("1", "m", "", "a", "a")], [], Chosen())
+    _, said = all_scores([Prediction("1", "m", "", "a", "a")], [], AskedTask())
     assert said == ["means little"]
 
 

@@ -105,7 +105,6 @@ def pushed(home):
         environment = os.environ | {
             "HF_ENDPOINT": address, "HF_TOKEN": hub.TOKEN, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home / "cache"),
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         adapter = home / "run" / "steps" / "000020" / "adapter"
         own = {name: (adapter / name).read_bytes() for name in ("adapter.json", "adapter.safetensors", "README.md")}

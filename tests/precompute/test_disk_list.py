@@ -5,11 +5,11 @@ import tracemalloc
 import pytest
 
 from periscope.precompute.sources import Words
-from periscope.precompute.sources.disk_list import Spool
+from periscope.precompute.sources.disk_list import DiskList
 
 
 def test_records_come_back_as_they_were_whatever_was_read_between() -> None:
-    spool = Spool()
+    spool = DiskList()
     for n in range(5):
         spool.append({"n": n, "text": "a\nb\udcff\u00e9"})
         assert spool[0]["n"] == 0 and len(spool) == n + 1
@@ -20,14 +20,14 @@ def test_records_come_back_as_they_were_whatever_was_read_between() -> None:
     assert [record["n"] for record in spool.only(lambda record: record["n"] % 2)] == [1, 3]
     with pytest.raises(IndexError):
         spool[5]
-    assert list(Spool()) == []
+    assert list(DiskList()) == []
 
 
 def test_words_keep_their_types_and_take_8_bytes_each() -> None:
     from periscope.precompute.sources import _packed, _unpacked
 
     words = Words(("a.jpg", "b.jpg"), ({"role": "assistant", "content": "x" * 500},), "val", None, {"answers": ["y"]})
-    spool = Spool(_packed, _unpacked)
+    spool = DiskList(_packed, _unpacked)
     tracemalloc.start()
     for _ in range(10_000):
         spool.append(words)

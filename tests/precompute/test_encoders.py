@@ -13,7 +13,7 @@ from PIL import Image
 
 from periscope.errors import PrecomputeError
 from periscope.precompute.encoders import BY_IDENTIFIER, PROJECT, load_encoder, load_encoder_like, resolve
-from periscope.precompute.encoders.names import NAMES
+from periscope.precompute.encoders.names import ENCODERS
 from periscope.precompute.tiny_encoders import (
     OPEN_CLIP,
     OPEN_CLIP_PREPROCESSING,
@@ -328,7 +328,7 @@ def test_names_resolve(tmp_path: Path) -> None:
     assert resolve("dinov2-b") == ("transformers", "facebook/dinov2-base")
     assert resolve("google/siglip2-base-patch16-224") == ("transformers", "google/siglip2-base-patch16-224")
     assert resolve("clip-l-336") == ("open_clip", "ViT-L-14-336-quickgelu/openai")
-    assert all(resolve(name)[0] in BY_IDENTIFIER for name in NAMES if not name.startswith("demo"))
+    assert all(resolve(name)[0] in BY_IDENTIFIER for name in ENCODERS if not name.startswith("demo"))
     with pytest.raises(PrecomputeError, match="neither open_clip_config"):
         resolve(str(tmp_path))
 
@@ -336,7 +336,7 @@ def test_names_resolve(tmp_path: Path) -> None:
 def test_short_names_are_what_open_clip_knows() -> None:
     import open_clip
 
-    for name, row in NAMES.items():
+    for name, row in ENCODERS.items():
         if row.encoder.startswith("open_clip:") and name != "demo":
             arch, tag = row.encoder.removeprefix("open_clip:").split("/")
             assert bool(open_clip.get_pretrained_cfg(arch, tag).get("quick_gelu")) is arch.endswith("-quickgelu")
@@ -517,7 +517,7 @@ def check_transformers(name: str, stored: dict, folder: Path, medium: object) ->
     extra = {"add_pooling_layer": False} if kind in ("vit", "vivit") else {}
     model = getattr(transformers, loader).from_pretrained(folder, **extra).eval()
     model = model.get_encoder() if kind == "whisper" else model
-    if NAMES[name].modality == "audio":
+    if ENCODERS[name].modality == "audio":
         extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
         inputs = extractor(medium, sampling_rate=16000, return_tensors="pt")
         inputs = {key: value for key, value in inputs.items() if key == model.main_input_name}
@@ -609,7 +609,7 @@ def check_timm(stored: dict, folder: Path, pixels: torch.Tensor, **size: int) ->
     assert_blocks(stored, states, model.norm, model.num_prefix_tokens)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("demo")])
+@pytest.mark.parametrize("name", [name for name in ENCODERS if not name.startswith("demo")])
 def test_every_short_name_at_tiny_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The short name finds a tiny model of its own class where it would find the true one; what is stored is what the
     library gives.
@@ -625,8 +625,8 @@ def test_every_short_name_at_tiny_size(name: str, tmp_path: Path, monkeypatch: p
     else:
         model = tiny_open_clip(tmp_path / identifier, identifier.partition("/")[0], monkeypatch)
     encoder = load_encoder(name)
-    assert encoder.modality == NAMES[name].modality
-    assert encoder.kinds == set(NAMES[name].features())
+    assert encoder.modality == ENCODERS[name].modality
+    assert encoder.kinds == set(ENCODERS[name].features())
     samples = encoder.samples() if encoder.modality == "audio" else 0
     medium = medium_for(encoder.modality, samples, getattr(encoder, "frames", 0))
     inputs = encoder.preprocess(medium)[None]
@@ -659,7 +659,7 @@ def weightless(monkeypatch: pytest.MonkeyPatch) -> None:
     from periscope.precompute.encoders import transformers_video as video
 
     def find(identifier: str) -> loading.Place:
-        kind, sizes = next(REAL[n] for n, row in NAMES.items() if row.encoder == f"transformers:{identifier}")
+        kind, sizes = next(REAL[n] for n, row in ENCODERS.items() if row.encoder == f"transformers:{identifier}")
         return loading.Place(kind, sizes, {}, None, build(kind, sizes)[1])
 
     def load(place: loading.Place, loader: str, config: object = None, **extra: object) -> torch.nn.Module:
@@ -692,23 +692,23 @@ def weightless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("demo")])
+@pytest.mark.parametrize("name", [name for name in ENCODERS if not name.startswith("demo")])
 def test_the_tables_shapes_are_the_libraries(name: str, weightless: None) -> None:
     encoder = load_encoder(name, "meta")
     kinds = sorted(encoder.kinds)
     given = encoder.forward(encoder.preprocess(encoder.example())[None].to("meta"), kinds)
     found = {kind: {"shape": list(given[kind].shape[1:]), "dtype": "float16"} for kind in kinds}
     found["patches"]["grid"] = list(encoder.grid)
-    assert found == NAMES[name].features()
-    assert encoder.width == NAMES[name].width
+    assert found == ENCODERS[name].features()
+    assert encoder.width == ENCODERS[name].width
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("demo")])
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name.startswith("demo")])
 def test_the_demos_rows_are_its_encoders(name: str) -> None:
-    if not (PROJECT / NAMES[name].encoder.partition(":")[2] / "config.json").is_file() and name != "demo":
+    if not (PROJECT / ENCODERS[name].encoder.partition(":")[2] / "config.json").is_file() and name != "demo":
         pytest.skip("not pretrained yet")
     encoder = load_encoder(name)
-    assert encoder.features(sorted(encoder.kinds)) == NAMES[name].features()
+    assert encoder.features(sorted(encoder.kinds)) == ENCODERS[name].features()
 
 
 def test_the_page_of_encoders_is_made_by_its_script() -> None:

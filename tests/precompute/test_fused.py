@@ -11,7 +11,7 @@ from PIL import Image
 from periscope.errors import PrecomputeError
 from periscope.precompute.encoders import load_encoder, load_encoder_like, resolve
 from periscope.precompute.encoders.framing import NORMALS, Framing
-from periscope.precompute.encoders.names import DINO_AT_384, NAMES, SIGLIP_AT_384
+from periscope.precompute.encoders.names import DINO_AT_384, ENCODERS, SIGLIP_AT_384
 from periscope.precompute.tiny_encoders import (
     OPEN_CLIP_PREPROCESSING,
     open_clip_folder,
@@ -113,7 +113,7 @@ def test_names_with_plus_resolve() -> None:
     assert resolve("dinosiglip-384") == ("fused", f"{DINO_AT_384}+{SIGLIP_AT_384}")
     assert resolve("dinov2-l+clip-l") == ("fused", "dinov2-l+clip-l")
     assert resolve("frames:8/dinov2-l+clip-l") == ("frames", "8/dinov2-l+clip-l")
-    assert NAMES["dinosiglip-384"].features()["patches"]["shape"] == [729, 2176]
+    assert ENCODERS["dinosiglip-384"].features()["patches"]["shape"] == [729, 2176]
 
 
 @torch.inference_mode()

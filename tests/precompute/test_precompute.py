@@ -391,7 +391,7 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(tmp_path: Path)
     (data / "013.png").write_text("no picture")
     args = ["--data", str(data), "--encoder", "small", "--kinds", "pooled", "--device", "cpu", "--batch", "3"]
     job_command = [sys.executable, "-c", SLOW, *args, "--out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     options = {"cwd": tmp_path, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run([*job_command, "whole/set"], check=True, **options)
     wanted = contents(tmp_path / "whole/set")
@@ -519,9 +519,9 @@ def test_without_words_and_without_an_encoder(
     tmp_path: Path, encoder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from periscope.precompute import encoders
-    from periscope.precompute.encoders.names import NAMES, Name
+    from periscope.precompute.encoders.names import ENCODERS, EncoderEntry
 
-    monkeypatch.setitem(NAMES, "demo", Name(f"open_clip:{encoder}", "", "", "", (4, 4), 32, 24))
+    monkeypatch.setitem(ENCODERS, "demo", EncoderEntry(f"open_clip:{encoder}", "", "", "", (4, 4), 32, 24))
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "holiday", 6, words=False)
     main(args=["--data", "holiday", "--device", "cpu"])

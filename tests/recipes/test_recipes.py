@@ -26,7 +26,7 @@ from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.errors import AdapterError, PrecomputeError, RunError
 from periscope.precompute.cli import main as precompute
-from periscope.precompute.encoders.names import NAMES
+from periscope.precompute.encoders.names import ENCODERS
 from periscope.precompute.tiny_encoders import tiny_encoder
 from periscope.recipes import load_recipe, recipe_names
 from periscope.shards.read import FeatureSet
@@ -272,7 +272,7 @@ def test_a_recipe_in_miniature_from_media_to_answers(name, media, features, in_w
 def test_a_recipe_in_full_size(name):
     """Parameters and tokens, counted on the meta device; the shapes that a recipe states are its encoder's."""
     recipe, expected = load_recipe(name), EXPECTED[name]
-    row, full = NAMES[recipe.precompute["encoder"]], recipe.full
+    row, full = ENCODERS[recipe.precompute["encoder"]], recipe.full
     shape = row.features()[expected.kind]["shape"]
     frames = recipe.precompute.get("frames", 1) if row.modality == "image" else 1
     grid = row.grid if expected.kind == "patches" else None

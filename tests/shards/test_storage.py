@@ -29,7 +29,7 @@ from periscope.shards.index import NAME as INDEX
 from periscope.shards.read import FeatureSet
 from periscope.shards.verify import verify
 from periscope.shards.write import SetWriter, make_key
-from periscope.training.data.dataset import Encoded, Kept, Steps, choose_view
+from periscope.training.data.dataset import TextFeatureDataset, TextIndex, TrainingSteps, choose_view
 
 ENCODER = {"name": "test", "library": "test", "id": "", "class": "Test", "fingerprint": "f" * 64}
 OUTLIERS = (100.0, 200.0, 300.0)
@@ -351,9 +351,9 @@ def test_training_takes_turns_with_views(tmp_path: Path) -> None:
     shape = FeatureShape("pooled", 1, 8)
     adapter = SimpleNamespace(features=shape, tokens=1, soft_tokens=0)
     prompt = SimpleNamespace(segments=lambda *_, **__: [])
-    encoded = Encoded(features, prompt, adapter)
+    encoded = TextFeatureDataset(features, prompt, adapter)
     texts = [SimpleNamespace(media=(key,), turns=(), id=key) for key in features.keys]
-    steps = Steps(encoded, Kept(texts, [3] * 12, [2] * 12, range(12), [1] * 12, [False] * 12), 4, seed=7)
+    steps = TrainingSteps(encoded, TextIndex(texts, [3] * 12, [2] * 12, range(12), [1] * 12, [False] * 12), 4, seed=7)
     seen = {key: set() for key in features.keys}
     for step in range(3 * 40):
         batch = steps[step]
@@ -362,7 +362,7 @@ def test_training_takes_turns_with_views(tmp_path: Path) -> None:
             assert torch.equal(row, features.read(key, "pooled", view))
             seen[key].add(view)
     assert all(views == {0, 1, 2, 3} for views in seen.values())
-    resumed = Steps(encoded, Kept(texts, [3] * 12, [2] * 12, range(12), [1] * 12, [False] * 12), 4, seed=7)
+    resumed = TrainingSteps(encoded, TextIndex(texts, [3] * 12, [2] * 12, range(12), [1] * 12, [False] * 12), 4, seed=7)
     assert torch.equal(resumed[100].rows, steps[100].rows)
     counts = np.bincount([choose_view(0, epoch, "key", 4) for epoch in range(4000)])
     assert counts.min() > 900

@@ -19,7 +19,6 @@ from periscope import console
 from periscope.errors import FeatureSetError
 from periscope.precompute import __main__
 from periscope.precompute.contact_sheet import contact_sheet
-from periscope.precompute.encoders import PROJECT
 from periscope.shards import derive as deriving
 from periscope.shards.derive import merge, recode
 from periscope.shards.features import encode, round_trip, settle_storage
@@ -383,7 +382,7 @@ def test_a_large_set_killed_at_random_moments(tmp_path: Path, count: int, shard:
     arguments = ["--encoder", "bytes", "--kinds", "pooled", "--device", "cpu", "--batch", "64"]
     command = [sys.executable, "-c", script, *arguments, "--workers", "2"]
     ours = [*command, "--data", str(data), "--out"]
-    options = {"env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}, "cwd": tmp_path}
+    options = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "cwd": tmp_path}
 
     def go(out: str, data: Path = data) -> str:
         done = subprocess.run([*command, "--data", str(data), "--out", out], capture_output=True, text=True, **options)

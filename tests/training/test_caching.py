@@ -8,15 +8,15 @@ from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text
 from periscope.shards.timing import Timing, add_timing, load_timing
 from periscope.shards.verify import verify
-from periscope.training.data.dataset import Kept
+from periscope.training.data.dataset import TextIndex
 from periscope.training.memory.caching import Caching, caching, media_shown
 from periscope.training.settings import DEFAULTS
 
 
-def kept(media: int, captions: int) -> Kept:
+def kept(media: int, captions: int) -> TextIndex:
     texts = [Text(f"{m}-{c}", (f"m{m}",), (), "train") for m in range(media) for c in range(captions)]
     about = [m for m in range(media) for _ in range(captions)]
-    return Kept(texts, [10] * len(texts), [9] * len(texts), about, [1] * len(texts), [False] * len(texts))
+    return TextIndex(texts, [10] * len(texts), [9] * len(texts), about, [1] * len(texts), [False] * len(texts))
 
 
 def test_the_epoch_from_which_it_is_cheaper():

@@ -24,8 +24,8 @@ from periscope.errors import AdapterError, RunError
 from periscope.shards.features import encode_fp16
 from periscope.shards.texts import Text
 from periscope.shards.write import SetWriter, make_key
-from periscope.training.data.dataset import Encoded
-from periscope.training.data.mix import Mix, Quotas, named_sets
+from periscope.training.data.dataset import TextFeatureDataset
+from periscope.training.data.mix import MixedSteps, Quotas, named_sets
 from periscope.training.step import take_step
 
 
@@ -73,8 +73,8 @@ def lm(language_model_folder):
 
 def mixed(model, sets, sizes, weights=None, batch=8, seed=0, **how):
     """A mix of sets of one modality."""
-    encoded = [Encoded(s, model.prompt, model.adapter, f"{i}/") for i, s in enumerate(sets)]
-    return Mix(
+    encoded = [TextFeatureDataset(s, model.prompt, model.adapter, f"{i}/") for i, s in enumerate(sets)]
+    return MixedSteps(
         [(one, one.keep(texts(n), 256)) for one, n in zip(encoded, sizes, strict=True)], weights, batch, seed, **how
     )
 
@@ -154,10 +154,12 @@ def test_two_modalities_are_trained_at_once_each_by_its_own_texts(lm):
     parts = {"image": part(lm, 6, "image", soft=2), "audio": part(lm, 5, "audio")}
     model = ComposedModel(parts)
     sets = {"image": Set(0, 6), "audio": Set(1, 5)}
-    encoded = {m: Encoded(sets[m], one.prompt, one.adapter, f"{i}/", m) for i, (m, one) in enumerate(parts.items())}
+    encoded = {
+        m: TextFeatureDataset(sets[m], one.prompt, one.adapter, f"{i}/", m) for i, (m, one) in enumerate(parts.items())
+    }
     kept = [(encoded["image"], encoded["image"].keep(texts(20, alone=4), 256)),
             (encoded["audio"], encoded["audio"].keep(texts(12), 256))]  # fmt: skip
-    batch = Mix(kept, [1, 1], 16, 0)[1]
+    batch = MixedSteps(kept, [1, 1], 16, 0)[1]
     optimizer = torch.optim.SGD(model.trained().values(), lr=0.0)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     for micro in (16, 3):
@@ -428,7 +430,7 @@ def test_llavas_conversations_are_mixed_with_captions_from_file_to_step(photo_ho
     sets = [FeatureSet(photo_home / "features" / name) for name in ("photos", "llava")]
     width = sets[0].manifest["features"]["pooled"]["shape"][0]
     model = part(lm, width, soft=2)
-    encoded = [Encoded(one, model.prompt, model.adapter, f"{i}/") for i, one in enumerate(sets)]
+    encoded = [TextFeatureDataset(one, model.prompt, model.adapter, f"{i}/") for i, one in enumerate(sets)]
     kept = [one.keep([t for t in one.features.texts() if t.split == "train"], 256) for one in encoded]
     assert not kept[1].dropped and sum(not text.media for text in kept[1].texts) == 4
     told = {text.id: encoded[1].segments(text) for text in kept[1].texts}

@@ -197,9 +197,9 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(language_model_folder, tm
 def test_ranks_that_see_different_files_are_refused(tmp_path):
     def differ(rank: int) -> None:
         ranks = join("cpu")
-        ranks.agree("settings", {"lr": 0.1})
+        ranks.check_same("settings", {"lr": 0.1})
         try:
-            ranks.agree("settings", {"lr": rank})
+            ranks.check_same("settings", {"lr": rank})
         except RunError as error:
             (tmp_path / str(rank)).write_text(str(error))
 
@@ -256,8 +256,8 @@ def test_a_step_is_cut_evenly():
 
 def test_alone_nothing_is_sent():
     alone = Ranks()
-    assert alone.first and alone.sum(1, True) == [1, True] and alone.least(3) == alone.most(3) == 3
-    alone.agree("settings", {})
+    assert alone.first and alone.sum(1, True) == [1, True] and alone.all_min(3) == alone.all_max(3) == 3
+    alone.check_same("settings", {})
     alone.leave()
 
 

@@ -13,8 +13,8 @@ from periscope.adapters.projectors import FeatureShape
 from periscope.shards.features import encode_fp16
 from periscope.shards.read import FeatureSet
 from periscope.shards.write import SetWriter, make_key
-from periscope.training.data.dataset import Encoded, Kept, Steps
-from periscope.training.data.mix import Mix
+from periscope.training.data.dataset import TextFeatureDataset, TextIndex, TrainingSteps
+from periscope.training.data.mix import MixedSteps
 from periscope.training.data.read_ahead import ReadAhead
 from periscope.training.data.sources import media_in
 
@@ -37,12 +37,12 @@ def features(tmp_path) -> FeatureSet:
     return FeatureSet(tmp_path / "set")
 
 
-def steps_of(features, batch=4, run=10, kind=Steps, **more):
+def steps_of(features, batch=4, run=10, kind=TrainingSteps, **more):
     adapter = SimpleNamespace(features=FeatureShape("pooled", 1, 8), tokens=1, soft_tokens=0)
-    encoded = Encoded(features, SimpleNamespace(segments=lambda *_, **__: []), adapter)
+    encoded = TextFeatureDataset(features, SimpleNamespace(segments=lambda *_, **__: []), adapter)
     texts = [SimpleNamespace(media=(key,), turns=(), id=key) for key in features.keys]
-    kept = Kept(texts, [3] * MEDIA, [2] * MEDIA, range(MEDIA), [1] * MEDIA, [False] * MEDIA)
-    return encoded, kept, Steps(encoded, kept, batch, seed=1, run=run, **more)
+    kept = TextIndex(texts, [3] * MEDIA, [2] * MEDIA, range(MEDIA), [1] * MEDIA, [False] * MEDIA)
+    return encoded, kept, TrainingSteps(encoded, kept, batch, seed=1, run=run, **more)
 
 
 def test_a_part_is_read_once_from_its_first_byte_to_its_last(features, monkeypatch):
@@ -97,7 +97,7 @@ def test_without_it_nothing_is_read_ahead_and_the_order_is_any(features):
 
 def test_a_mix_reads_each_set_ahead(features):
     encoded, kept, _ = steps_of(features)
-    mix = Mix([(encoded, kept), (encoded, kept)], [3.0, 1.0], 4, 0, runs=[10, 20])
+    mix = MixedSteps([(encoded, kept), (encoded, kept)], [3.0, 1.0], 4, 0, runs=[10, 20])
     asked = []
     for number, part in enumerate(mix.parts):
         part._ahead = SimpleNamespace(ask=lambda *what, number=number: asked.append((number, *what)))

@@ -13,12 +13,12 @@ from periscope.adapters.lm.lora import add_lora, lora_parameters, lora_size
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt, default_template
-from periscope.adapters.shared_prefix import Tree, plant
+from periscope.adapters.shared_prefix import SharedPrefixBatch, pack_shared_prefix
 from periscope.adapters.splice import length_of
 from periscope.recipes import load_recipe, recipe_names
 from periscope.training.memory import plan as plans
 from periscope.training.memory.model_sizes import skeleton
-from periscope.training.memory.plan import GIB, Plan, kept_bytes, kept_per_token, plan, spare_memory, weight_bytes
+from periscope.training.memory.plan import GIB, MemoryPlan, kept_bytes, kept_per_token, plan, spare_memory, weight_bytes
 from periscope.training.memory.recipe_table import page
 
 ROOT = Path(__file__).parents[2]
@@ -89,12 +89,12 @@ def test_texts_about_one_medium_keep_a_mask_and_the_plan_counts_it(family, langu
     own = [*lm.model.parameters(), *lm.model.buffers(), *adapter.parameters(), *features.values()]
     rows: list[int] = []
 
-    def planted(*given: object) -> Tree:
-        tree = plant(*given)
+    def planted(*given: object) -> SharedPrefixBatch:
+        tree = pack_shared_prefix(*given)
         rows.append(tree.inputs_embeds[..., 0].numel())
         return tree
 
-    monkeypatch.setattr(adapters_model, "plant", planted)
+    monkeypatch.setattr(adapters_model, "pack_shared_prefix", planted)
     kept = kept_bytes(lambda: AdaptedModel(lm, adapter, prompt).loss(texts, features)[0], own)
     (together,) = rows
     masked, plain = (plan(lm, adapter, together, shared=shared) for shared in (True, False))
@@ -148,23 +148,23 @@ def test_weights_take_what_bitsandbytes_gives_them(precision, tmp_path):
 
 
 def test_the_micro_batch_is_what_fits():
-    needs = Plan(10 * GIB, GIB, 1 << 20, 1 << 20, 1 << 28, 0, 100, 11 * GIB)
+    needs = MemoryPlan(10 * GIB, GIB, 1 << 20, 1 << 20, 1 << 28, 0, 100, 11 * GIB)
     each = needs.per_text(300)
     assert each == (300 + 200) * (1 << 20) + (1 << 28)
     fits = needs.micro_batch(64, 300)
     assert fits * each <= 0.8 * 10 * GIB < (fits + 1) * each
     assert needs.micro_batch(4, 300) == 4 and needs.micro_batch(64, 10**6) == 1
-    on_a_cpu = Plan(10 * GIB, GIB, 1 << 20, 1 << 20, 1 << 28, 0, 100, None)
+    on_a_cpu = MemoryPlan(10 * GIB, GIB, 1 << 20, 1 << 20, 1 << 28, 0, 100, None)
     assert on_a_cpu.micro_batch(64, 300) == 64 and "GPU" not in str(on_a_cpu)
 
 
 def test_layers_run_again_only_where_no_text_would_fit_and_as_few_as_let_one(capsys):
     asked = []
 
-    def plan_at(every: int, free: int | None) -> Plan:
+    def plan_at(every: int, free: int | None) -> MemoryPlan:
         asked.append(every)
         kept = {0: 40, 8: 30, 4: 20, 2: 10, 1: 5}[every] << 20
-        return Plan(0, 0, kept, 0, 0, 0, 0, free)
+        return MemoryPlan(0, 0, kept, 0, 0, 0, 0, free)
 
     def spared(free: int | None, rerun: int = 0) -> tuple[int, list[int]]:
         asked.clear()

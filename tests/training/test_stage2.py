@@ -24,7 +24,7 @@ from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt, Template, default_template
 from periscope.errors import AdapterError, RunError
 from periscope.precompute.cli import main as precompute
-from periscope.training.language_model_holder import Frozen
+from periscope.training.language_model_holder import LanguageModelHolder
 from periscope.training.run import Run
 from periscope.training.settings import DEFAULTS
 from periscope.training.step import make_optimizer, set_rates
@@ -136,8 +136,8 @@ def test_stage_2_goes_on_from_stage_1_and_its_lora_is_pefts(home, call, first, s
 
 
 def test_the_frozen_model_is_untouched_by_both_stages(call, first, monkeypatch):
-    held = Frozen("cpu")
-    monkeypatch.setattr("periscope.training.language_model_holder.Frozen", lambda device: held)
+    held = LanguageModelHolder("cpu")
+    monkeypatch.setattr("periscope.training.language_model_holder.LanguageModelHolder", lambda device: held)
     fresh = weights_sha256(load_language_model("lm").model)
     model = ("--features", "features-v", "--lm", "lm", "--adapter", "mlp3", *SHORT, "--steps", "2")
     call(train_script, *model, "--name", "kept-1")
@@ -350,7 +350,7 @@ def test_layers_that_run_again_give_lora_the_same_gradient(family, language_mode
 
 
 def test_one_run_after_another_finds_the_model_without_lora(home):
-    frozen = Frozen("cpu")
+    frozen = LanguageModelHolder("cpu")
     lm = frozen.load(str(home / "lm"), "auto")
     before = weights_sha256(lm.model)
     add_lora(lm, 2, 2)

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from periscope.errors import RunError
-from periscope.evaluation.training_scores import quick_scores
+from periscope.evaluation.training_scores import training_scores
 from periscope.training import trackers
 from periscope.training.run import Run
 from periscope.training.settings import resumed, settle
@@ -144,5 +144,5 @@ def test_quick_scores_by_hand():
         {"id": "b", "media": "m", "prompt": "What colour?", "answer": "Black.", "reference": "black", "meta": {}},
         {"id": "c", "media": "m", "prompt": "How many?", "answer": "two", "reference": "one", "meta": {}},
     ]
-    assert quick_scores(rows) == {"caption_f1": 0.6667, "qa_accuracy": 0.5}
-    assert quick_scores(rows[:1]) == {"caption_f1": 0.6667} and quick_scores([]) == {}
+    assert training_scores(rows) == {"caption_f1": 0.6667, "qa_accuracy": 0.5}
+    assert training_scores(rows[:1]) == {"caption_f1": 0.6667} and training_scores([]) == {}

@@ -19,7 +19,7 @@ from periscope.evaluation.controls import derangement
 from periscope.recipes import load_recipe
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text
-from periscope.training.data.dataset import Encoded
+from periscope.training.data.dataset import TextFeatureDataset
 from periscope.training.data.order import epoch_runs, epoch_steps, steps_per_epoch
 from periscope.training.heldout import heldout_losses
 from periscope.training.run import Run, load_optimizer_state, newest_run, optimizer_state
@@ -177,7 +177,7 @@ class FakeFeatures:
 
 
 def test_controls_swap_features_and_drop_media(model):
-    encoded = Encoded(FakeFeatures(), model.prompt, model.adapter)
+    encoded = TextFeatureDataset(FakeFeatures(), model.prompt, model.adapter)
     texts = [
         Text(f"t{i}", (f"m{i}",), ({"role": "assistant", "content": "a red circle"},), "heldout") for i in range(10)
     ]
@@ -195,7 +195,7 @@ def test_controls_swap_features_and_drop_media(model):
 
 
 def test_many_texts_are_measured_by_several_processes_to_the_same_end(model, monkeypatch, tmp_path):
-    encoded = Encoded(FakeFeatures(), model.prompt, model.adapter)
+    encoded = TextFeatureDataset(FakeFeatures(), model.prompt, model.adapter)
     said = ["a red circle", "blue", "", "the quick brown fox " * 90]
     media = [("m3",), ("m1",), (), ("m1", "m2")]
     texts = [
@@ -222,7 +222,7 @@ def test_many_texts_are_measured_by_several_processes_to_the_same_end(model, mon
 
 
 def test_texts_that_cannot_be_learnt_are_counted_not_cut(model):
-    encoded = Encoded(FakeFeatures(), model.prompt, model.adapter)
+    encoded = TextFeatureDataset(FakeFeatures(), model.prompt, model.adapter)
     turns = lambda words: ({"role": "assistant", "content": words},)  # noqa: E731
     texts = [
         Text("good", ("m1",), turns("a red circle"), "train"),

@@ -18,7 +18,7 @@ from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt, Template
 from periscope.errors import AdapterError, RunError
 from periscope.shards.texts import Text
-from periscope.training.data.dataset import Encoded, Steps
+from periscope.training.data.dataset import TextFeatureDataset, TrainingSteps
 from periscope.training.settings import settle
 from periscope.training.step import take_step
 from periscope.training.warm_start import contrast, warm_start
@@ -171,10 +171,10 @@ def test_a_projector_that_never_takes_off_does_with_a_warm_start():
             torch.manual_seed(seed)
             adapter = Adapter("mlp", FeatureShape("patches", PLACES, CODE), lm.hidden_size, lm.embedding_rms)
             model = AdaptedModel(lm, adapter, prompt)
-            encoded = Encoded(features, prompt, adapter)
+            encoded = TextFeatureDataset(features, prompt, adapter)
             captions, questions = (encoded.keep(texts[2 * HELD + i :: 2], 64) for i in (0, 1))
             warm_start(model, encoded, captions, warm, 1e-3, seed)
-            batches = Steps(encoded, questions, 64, seed)
+            batches = TrainingSteps(encoded, questions, 64, seed)
             optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3, weight_decay=0.0)
             for step in range(steps):
                 take_step(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), batches[step], 64, 1.0)

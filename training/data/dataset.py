@@ -80,7 +80,7 @@ class Batch:
 
 
 @dataclass
-class Kept:
+class TextIndex:
     """The texts that can be used, and of each its length and how much of this is target, in tokens; what it is `about`,
     the same number for the same media and neighbours for media that are stored side by side; how many `media` these
     are; whether it `asks` something. `dropped` counts the other texts by reason.
@@ -114,7 +114,7 @@ def feature_shape(features: FeatureSet, kind: str) -> FeatureShape:
     return FeatureShape(kind, tokens, width, tuple(grid) if grid else None)
 
 
-class Encoded:
+class TextFeatureDataset:
     """A feature set's texts as segments, with their features: the bridge from `shards` to `adapters`.
 
     Among several sets, `within` stands before the names of its media; where several adapters are trained, `owner` is
@@ -161,13 +161,13 @@ class Encoded:
 
     def keep(
         self, texts: Sequence[Text], max_length: int, desc: str = "reading texts", words_alone: bool = True
-    ) -> Kept:
+    ) -> TextIndex:
         """Leave out texts that can't be trained on: no answer, or longer than `max_length` tokens (never cut short);
         without `words_alone` also texts without a medium, where nothing that is trained has a part in them.
         """
-        kept, positions = Kept([], *(array(code) for code in "IIIHB")), array("I")
+        kept, positions = TextIndex([], *(array(code) for code in "IIIHB")), array("I")
         several: dict[str, int] = {}  # media that texts are about together, and texts about none
-        found = _measured_in_order(Measured(self, texts, max_length, words_alone))
+        found = _measured_in_order(TextLengths(self, texts, max_length, words_alone))
         bar = tqdm(found, desc, len(texts), leave=False, unit=" texts", disable=len(texts) < MANY)
         for place, one in enumerate(bar):
             if isinstance(one, str):
@@ -182,12 +182,13 @@ class Encoded:
         return kept
 
 
-class Measured(Dataset):
-    """What `Encoded.keep` asks of each text: its length, its targets, how many media it is about, whether it asks
-    something, and what it is about (one medium's row; else the names of several, or its own); or why it can't be used.
+class TextLengths(Dataset):
+    """What `TextFeatureDataset.keep` asks of each text: its length, its targets, how many media it is about, whether it
+    asks something, and what it is about (one medium's row; else the names of several, or its own); or why it can't be
+    used.
     """
 
-    def __init__(self, encoded: Encoded, texts: Sequence[Text], max_length: int, words_alone: bool):
+    def __init__(self, encoded: TextFeatureDataset, texts: Sequence[Text], max_length: int, words_alone: bool):
         self.encoded, self.texts, self.max_length, self.words_alone = encoded, texts, max_length, words_alone
         soft = soft_slots(encoded.soft_tokens, encoded.prompt.template)
         self.soft = {f"{encoded.owner}:{name}" if encoded.owner else name: count for name, count in soft.items()}
@@ -214,7 +215,7 @@ class Measured(Dataset):
         return length, _targets([segments]), len(text.media), question_of(text) is not None, about
 
 
-class Steps(Dataset):
+class TrainingSteps(Dataset):
     """The whole training as one sequence of steps: item i is the batch of step i, whatever was asked before it; of
     `ranks` processes that share each step, what falls to `rank`.
 
@@ -224,8 +225,8 @@ class Steps(Dataset):
 
     def __init__(
         self,
-        encoded: Encoded,
-        kept: Kept,
+        encoded: TextFeatureDataset,
+        kept: TextIndex,
         batch: int,
         seed: int,
         texts_per_medium: int = 0,
@@ -240,7 +241,7 @@ class Steps(Dataset):
         self._ahead = ReadAhead(encoded.features.read_through) if run else None
 
     @property
-    def parts(self) -> list["Steps"]:
+    def parts(self) -> list["TrainingSteps"]:
         """The steps of each feature set."""
         return [self]
 
@@ -306,7 +307,7 @@ def choose_view(seed: int, epoch: int, key: str, views: int) -> int:
     return int.from_bytes(digest[:8], "little") % views
 
 
-def load_steps(steps: Steps, first: int, last: int, workers: int, pin: bool) -> DataLoader:
+def load_steps(steps: TrainingSteps, first: int, last: int, workers: int, pin: bool) -> DataLoader:
     """Yield the batches of steps `first` to `last - 1`, made ahead by `workers` processes (0: in this one).
 
     It has a generator of its own: a loader draws a seed when it starts, and a resumed run starts one more.
@@ -324,7 +325,7 @@ def load_steps(steps: Steps, first: int, last: int, workers: int, pin: bool) -> 
     )
 
 
-def _measured_in_order(measured: Measured) -> Iterator:
+def _measured_in_order(measured: TextLengths) -> Iterator:
     """All items; of many, each processor of the machine makes some. Draws nothing at random."""
     workers = min(8, os.cpu_count() or 1) if len(measured) >= MANY else 0
     if workers < 2:

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from periscope.errors import RunError
-from periscope.training.data.dataset import Batch, Encoded, Kept, Steps
+from periscope.training.data.dataset import Batch, TextFeatureDataset, TextIndex, TrainingSteps
 from periscope.training.data.order import split_evenly, steps_per_epoch
 
 
@@ -67,12 +67,12 @@ class Quotas:
         return list(self._counts)
 
 
-class Mix(Dataset):
+class MixedSteps(Dataset):
     """As `training.data.Steps`, of several sets with a weight each (None: their numbers of texts)."""
 
     def __init__(
         self,
-        sets: Sequence[tuple[Encoded, Kept]],
+        sets: Sequence[tuple[TextFeatureDataset, TextIndex]],
         weights: Sequence[float] | None,
         batch: int,
         seed: int,
@@ -87,7 +87,8 @@ class Mix(Dataset):
         sizes = [max(1, round(share * batch)) for share in self.shares]
         runs = runs or [0] * len(sets)
         self.parts = [
-            Steps(*one, size, seed, texts_per_medium, run=run) for one, size, run in zip(sets, sizes, runs, strict=True)
+            TrainingSteps(*one, size, seed, texts_per_medium, run=run)
+            for one, size, run in zip(sets, sizes, runs, strict=True)
         ]
         self._quotas = Quotas(self.shares, batch)
         self._flat: list[tuple[int, array]] = [(-1, array("I"))] * len(sets)

@@ -16,7 +16,7 @@ import numpy as np
 WINDOW = 64
 
 
-class Run(NamedTuple):
+class ReadSpan(NamedTuple):
     """Steps that are taken one after the other, and the first and the last of what their texts are about."""
 
     steps: list[Sequence[int]]
@@ -44,7 +44,7 @@ def epoch_runs(
     epoch: int,
     texts_per_medium: int = 0,
     run: int = 0,
-) -> list[Run]:
+) -> list[ReadSpan]:
     """As `epoch_steps`, run by run: in each so many media with neighbouring numbers (0: all media in one run). Texts
     that don't fill a step are among the next run's.
     """
@@ -78,7 +78,7 @@ def epoch_runs(
         order = order[whole:]
         chance.shuffle(its_steps)
         numbers = about[texts[bounds[span[0]] : bounds[span[1]]]]
-        found.append(Run(its_steps, int(numbers.min()), int(numbers.max())))
+        found.append(ReadSpan(its_steps, int(numbers.min()), int(numbers.max())))
     return found
 
 

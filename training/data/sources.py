@@ -10,8 +10,8 @@ from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.errors import RunError
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
-from periscope.training.data.dataset import Encoded, Kept, Steps, feature_shape
-from periscope.training.data.mix import Mix, named_sets
+from periscope.training.data.dataset import TextFeatureDataset, TextIndex, TrainingSteps, feature_shape
+from periscope.training.data.mix import MixedSteps, named_sets
 from periscope.training.distributed import ALONE, Ranks
 from periscope.training.heldout import choose_heldout, heldout_losses, scale_ratio, still_blind
 
@@ -27,7 +27,7 @@ RUN = 1 << 30  # bytes of features that lie side by side; two such are in the sy
 
 
 @dataclass(eq=False)
-class Source:
+class TrainingSet:
     """One feature set with its `texts` and what its modality is set to; `weight` in the mix, None: its size. `name`
     stands before its media's names where there are several.
 
@@ -42,8 +42,8 @@ class Source:
     weight: float | None = None
     name: str = ""
     owner: str = ""
-    encoded: Encoded | None = None
-    kept: Kept | None = None
+    encoded: TextFeatureDataset | None = None
+    kept: TextIndex | None = None
     heldout: list[Text] = field(default_factory=list)
     stand_in: Mapping[str, str] = field(default_factory=dict)
 
@@ -55,7 +55,7 @@ class Source:
         """Fill in what is learnt from and what is held out, and print how many. Raises RunError where there is
         nothing.
         """
-        self.encoded = Encoded(self.features, model.prompt, model.adapter, self.name, self.owner)
+        self.encoded = TextFeatureDataset(self.features, model.prompt, model.adapter, self.name, self.owner)
         learn = self.texts.of_split("train")[: limit or None]
         longest = model.lm.max_length
         self.kept = self.encoded.keep(learn, longest, words_alone=words_alone)
@@ -75,7 +75,7 @@ def of_modality(settings: dict, modality: str) -> dict:
     return settings | settings.get(modality, {})
 
 
-def open_sets(settings: dict, partial: bool = False) -> list[Source]:
+def open_sets(settings: dict, partial: bool = False) -> list[TrainingSet]:
     """Open what --features names, with the texts.
 
     Raises RunError for sets of one modality that no projector could share, and for what goes with one adapter only.
@@ -83,13 +83,13 @@ def open_sets(settings: dict, partial: bool = False) -> list[Source]:
     named = named_sets(settings["features"])
     if len(named) > 1 and settings.get("text"):
         raise RunError("--text goes with one feature set; with several, each has its own texts")
-    sets: list[Source] = []
+    sets: list[TrainingSet] = []
     for number, (path, weight) in enumerate(named.items()):
         features = FeatureSet(path)
         own = of_modality(settings, features.manifest["modality"])
         shape = feature_shape(features, find_projector(own["adapter"])[0].kind)
         texts = features.texts(settings.get("text"), partial=partial)
-        sets.append(Source(features, texts, own, shape, weight, f"{number}/" if len(named) > 1 else ""))
+        sets.append(TrainingSet(features, texts, own, shape, weight, f"{number}/" if len(named) > 1 else ""))
     first = by_modality(sets)
     for one in sets:
         other = first[one.modality]
@@ -115,15 +115,15 @@ def open_sets(settings: dict, partial: bool = False) -> list[Source]:
     return sets
 
 
-def by_modality(sets: list[Source]) -> dict[str, Source]:
+def by_modality(sets: list[TrainingSet]) -> dict[str, TrainingSet]:
     """The first set of each modality."""
-    first: dict[str, Source] = {}
+    first: dict[str, TrainingSet] = {}
     for one in sets:
         first.setdefault(one.modality, one)
     return first
 
 
-def identity_of(sets: list[Source], text: str | None = None) -> dict[str, str]:
+def identity_of(sets: list[TrainingSet], text: str | None = None) -> dict[str, str]:
     """Hashes of the features and of the texts, by which a resumed run knows them again."""
     features = [one.features.sha256 for one in sets]
     texts = [hashlib.sha256(Path(text).read_bytes()).hexdigest()] if text else [s.features.texts_sha256 for s in sets]
@@ -134,15 +134,15 @@ def identity_of(sets: list[Source], text: str | None = None) -> dict[str, str]:
     }
 
 
-def make_steps(sets: list[Source], settings: dict, rank: int = 0, ranks: int = 1) -> Steps | Mix:
+def make_steps(sets: list[TrainingSet], settings: dict, rank: int = 0, ranks: int = 1) -> TrainingSteps | MixedSteps:
     """All steps of a training, and print how several sets are mixed."""
     sizes = [settings[name] for name in ("batch", "seed", "texts_per_medium")]
     runs = [media_in(RUN, one.features) if settings["disk"] == "hdd" else 0 for one in sets]
     if len(sets) == 1:
-        return Steps(sets[0].encoded, sets[0].kept, *sizes, rank, ranks, *runs)
+        return TrainingSteps(sets[0].encoded, sets[0].kept, *sizes, rank, ranks, *runs)
     weights = [one.weight for one in sets]
     pairs = [(one.encoded, one.kept) for one in sets]
-    mix = Mix(pairs, None if None in weights else weights, *sizes, rank, ranks, runs)
+    mix = MixedSteps(pairs, None if None in weights else weights, *sizes, rank, ranks, runs)
     shares = ", ".join(f"{one.features.path} {share:.3f}" for one, share in zip(sets, mix.shares, strict=True))
     print(f"mix: {shares}, an epoch of {mix.per_epoch} steps")
     return mix
@@ -155,7 +155,7 @@ def media_in(size: int, features: FeatureSet) -> int:
 
 
 def look(
-    model: AdaptedModel, sets: list[Source], seen: Sequence[int], micro: int, ranks: Ranks = ALONE
+    model: AdaptedModel, sets: list[TrainingSet], seen: Sequence[int], micro: int, ranks: Ranks = ALONE
 ) -> tuple[dict[str, float], float, dict[str, dict]]:
     """The held-out losses and the tokens' scale, over the sets with held-out texts by their share of the `seen` texts;
     and for each such set these two and how many of its texts were learnt from, by its path.

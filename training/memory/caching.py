@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from periscope.shards.read import FeatureSet
 from periscope.shards.timing import load_timing
-from periscope.training.data.dataset import Kept
+from periscope.training.data.dataset import TextIndex
 from periscope.training.data.order import epoch_steps
 
 
@@ -42,7 +42,7 @@ class Caching:
         )
 
 
-def caching(features: FeatureSet, kind: str, kept: Kept, settings: dict, ranks: int = 1) -> Caching | None:
+def caching(features: FeatureSet, kind: str, kept: TextIndex, settings: dict, ranks: int = 1) -> Caching | None:
     """What caching this set buys a training on the texts that were `kept`, where `ranks` processes would share the
     encoding in the loop, of one view of each medium. None when nothing is noted of how the set was made.
     """
@@ -55,7 +55,7 @@ def caching(features: FeatureSet, kind: str, kept: Kept, settings: dict, ranks: 
     return Caching(each * features.manifest["counts"]["media"], again, each, timing.device)
 
 
-def media_shown(kept: Kept, settings: dict) -> int:
+def media_shown(kept: TextIndex, settings: dict) -> int:
     """How many media an epoch's steps read; one counts as often as a step has it."""
     sizes = (settings[name] for name in ("batch", "seed"))
     steps = epoch_steps(kept.about, kept.lengths, *sizes, epoch=0, texts_per_medium=settings["texts_per_medium"])

@@ -11,7 +11,7 @@ from periscope.errors import RunError
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """`config` are the numbers of transformers' configuration of this `model_type`; what isn't named is its default.
     `family` is that of `adapters.tiny` whose tiny models are of the same class, with a tokenizer of the same kind.
     """
@@ -22,16 +22,16 @@ class Size:
     family: str = ""
 
 
-def _opt(width: int, layers: int, heads: int, **more: object) -> Size:
-    return Size(
+def _opt(width: int, layers: int, heads: int, **more: object) -> ModelSize:
+    return ModelSize(
         "opt",
         {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "ffn_dim": 4 * width, **more},
         "OPT, not commercial",
     )
 
 
-def _mistral(vocabulary: int) -> Size:
-    return Size(
+def _mistral(vocabulary: int) -> ModelSize:
+    return ModelSize(
         "mistral", {"vocab_size": vocabulary, "num_key_value_heads": 8, "intermediate_size": 14336}, "Apache 2.0"
     )
 
@@ -43,27 +43,27 @@ LANGUAGE_MODELS = {
     "NousResearch/Nous-Hermes-2-Mistral-7B-DPO": _mistral(32002),
     "mistralai/Mistral-7B-Instruct-v0.2": _mistral(32000),
     "mistralai/Mistral-7B-Instruct-v0.3": _mistral(32768),
-    "meta-llama/Llama-2-7b-chat-hf": Size("llama", {}, "Llama 2"),
-    "lmsys/vicuna-7b-v1.5": Size("llama", {}, "Llama 2"),
-    "state-spaces/mamba-2.8b-hf": Size(
+    "meta-llama/Llama-2-7b-chat-hf": ModelSize("llama", {}, "Llama 2"),
+    "lmsys/vicuna-7b-v1.5": ModelSize("llama", {}, "Llama 2"),
+    "state-spaces/mamba-2.8b-hf": ModelSize(
         "mamba", {"hidden_size": 2560, "num_hidden_layers": 64, "vocab_size": 50280}, "Apache 2.0"
     ),
-    "EleutherAI/pythia-2.8b": Size(
+    "EleutherAI/pythia-2.8b": ModelSize(
         "gpt_neox",
         {"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 10240}
         | {"vocab_size": 50304},
         "Apache 2.0",
     ),
-    "EleutherAI/gpt-j-6b": Size("gptj", {}, "Apache 2.0"),
-    "openai-community/gpt2": Size("gpt2", {}, "MIT"),
-    "HuggingFaceTB/SmolLM2-360M": Size(
+    "EleutherAI/gpt-j-6b": ModelSize("gptj", {}, "Apache 2.0"),
+    "openai-community/gpt2": ModelSize("gpt2", {}, "MIT"),
+    "HuggingFaceTB/SmolLM2-360M": ModelSize(
         "llama",
         {"hidden_size": 960, "num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5}
         | {"intermediate_size": 2560, "vocab_size": 49152, "tie_word_embeddings": True},
         "Apache 2.0",
         "smollm",
     ),
-    "Qwen/Qwen3-4B-Instruct-2507": Size(
+    "Qwen/Qwen3-4B-Instruct-2507": ModelSize(
         "qwen3",
         {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8}
         | {"intermediate_size": 9728, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True},
@@ -72,7 +72,7 @@ LANGUAGE_MODELS = {
 }
 
 
-def size_of(name: str) -> Size:
+def size_of(name: str) -> ModelSize:
     """The row of a language model. Raises RunError for one that isn't in the table."""
     if name not in LANGUAGE_MODELS:
         raise RunError(f"the size of {name} isn't known here; known: {', '.join(LANGUAGE_MODELS)}")

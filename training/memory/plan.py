@@ -29,7 +29,7 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Bytes by part: the frozen `weights`; what is trained, the `adapter`, with its gradient and AdamW's moments, and
     how much of that is LoRA's; what a backward pass needs for each token of a text, each target and each medium; a
     `checkpoint`; what is `free` beside the weights, None on a CPU. `tokens` of a text are its medium's.
@@ -73,7 +73,7 @@ class Plan:
         )
 
 
-def plan(lm: LanguageModel, adapter: Adapter, longest: int, rerun: int = 0, shared: bool = True) -> Plan:
+def plan(lm: LanguageModel, adapter: Adapter, longest: int, rerun: int = 0, shared: bool = True) -> MemoryPlan:
     """The plan of a loaded model for texts of up to `longest` tokens, each `rerun`-th layer computed again; `shared`
     when some are about the same media, so that they need a mask.
     """
@@ -95,7 +95,7 @@ def plan_of(
     rerun: int = 0,
     rank: int = 0,
     shared: bool = True,
-) -> Plan:
+) -> MemoryPlan:
     """The plan of a language model of this configuration whose arithmetic is in `dtype` and whose `weights` take so
     many bytes, with a LoRA of this `rank` (0: none); the adapter may be on the meta device. `shared`: as in `plan`.
     """
@@ -103,7 +103,7 @@ def plan_of(
     trained = sum(parameter.numel() for parameter in adapter.parameters()) + maps
     # logits, whose gradient takes their place (adapters.cross_entropy), and what a family's scale or cap makes of them
     per_logit = 2 * dtype.itemsize
-    return Plan(
+    return MemoryPlan(
         weights=weights,
         adapter=trained * ADAM_BYTES,
         per_token=kept_per_token(config, dtype, longest, rerun, rank, shared or adapter.injects),
@@ -116,7 +116,7 @@ def plan_of(
     )
 
 
-def spare_memory(plan_at: Callable[[int], Plan], rerun: int, longest: int) -> tuple[Plan, int]:
+def spare_memory(plan_at: Callable[[int], MemoryPlan], rerun: int, longest: int) -> tuple[MemoryPlan, int]:
     """The plan, and how many layers are computed again: each `rerun`-th as was asked for, or where that is 0 and not
     one text of `longest` tokens would fit, as few as let one. `plan_at(n)` is the plan with each n-th.
     """
@@ -130,7 +130,7 @@ def spare_memory(plan_at: Callable[[int], Plan], rerun: int, longest: int) -> tu
     return needs, rerun
 
 
-def together(plans: Sequence[Plan]) -> Plan:
+def together(plans: Sequence[MemoryPlan]) -> MemoryPlan:
     """The plan of several adapters on one language model: all are held, and a text is of the one that keeps most."""
     adapter, checkpoint = (sum(getattr(plan, name) for plan in plans) for name in ("adapter", "checkpoint"))
     per_medium, tokens = max(plan.per_medium for plan in plans), min(plan.tokens for plan in plans)

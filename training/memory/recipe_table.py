@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import torch
 
-from periscope.adapters.lm.families import QUIRKS, Quirk
+from periscope.adapters.lm.families import MODEL_FAMILIES, ModelFamily
 from periscope.adapters.lm.injection import map_layers
 from periscope.adapters.lm.lora import lora_size, parse_lora
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.recipes import Recipe, load_recipe, recipe_names
 from periscope.training.memory.model_sizes import full_config, size_of, skeleton
-from periscope.training.memory.plan import GIB, SHARE, Plan, plan_of, size, weight_bytes
+from periscope.training.memory.plan import GIB, SHARE, MemoryPlan, plan_of, size, weight_bytes
 from periscope.training.settings import DEFAULTS
 
 GPU = 22 * GIB  # of a 24 GB card, what a desktop and CUDA itself leave
@@ -63,7 +63,7 @@ This page is made by `python -m training`; a test holds it to that.
 
 
 @dataclass(frozen=True)
-class Row:
+class RecipeRow:
     """A recipe in full size. `tokens` of a sample: the medium's, the soft prompt's and the row separators' (one
     each).
     """
@@ -72,11 +72,11 @@ class Row:
     parameters: int
     tokens: int
     precision: str
-    needs: Plan
+    needs: MemoryPlan
     micro_batch: int
 
 
-def count(recipe: Recipe) -> Row:
+def count(recipe: Recipe) -> RecipeRow:
     """Count a recipe that has a `[full]` table. Raises RunError for a language model that isn't known."""
     settings = DEFAULTS | recipe.train
     config = full_config(settings["lm"])
@@ -85,7 +85,7 @@ def count(recipe: Recipe) -> Row:
     rows = recipe.full["grid"][0] if settings["row_separator"] else 1
     tokens = adapter.tokens + adapter.soft_tokens + rows - 1
     asked = "fp16" if settings["precision"] == "auto" else settings["precision"]
-    quirk = QUIRKS.get(config.model_type, Quirk())
+    quirk = MODEL_FAMILIES.get(config.model_type, ModelFamily())
     for precision in (asked, *(SMALLER[SMALLER.index(asked) + 1 :] if asked in SMALLER else SMALLER[1:])):
         weights = weight_bytes(model, precision, quirk.keep or ("lm_head",))
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
@@ -94,7 +94,7 @@ def count(recipe: Recipe) -> Row:
         if SHARE * (needs.free - needs.adapter) >= needs.per_text(tokens + WORDS):
             break
     micro = needs.micro_batch(settings["batch"], tokens + WORDS)
-    return Row(recipe, trained_size(recipe, adapter, model), tokens, precision, needs, micro)
+    return RecipeRow(recipe, trained_size(recipe, adapter, model), tokens, precision, needs, micro)
 
 
 def lora_rank(recipe: Recipe) -> int:

@@ -21,8 +21,8 @@ from safetensors import safe_open
 from periscope.adapters.lm.lora import parse_lora
 from periscope.errors import AdapterError, FeatureSetError, RunError
 from periscope.shards.atomic import replace_bytes, replacing
-from periscope.training.distributed import Left, Ranks
-from periscope.training.language_model_holder import Frozen
+from periscope.training.distributed import RankLeft, Ranks
+from periscope.training.language_model_holder import LanguageModelHolder
 from periscope.training.memory.plan import size
 from periscope.training.options import ABOUT_THE_CALL, Options, given
 from periscope.training.progress import default_signals
@@ -83,7 +83,7 @@ def combinations(options: Options) -> list[Combination]:
 def sweep(
     options: Options,
     tiny_folder: Path,
-    frozen: Frozen,
+    frozen: LanguageModelHolder,
     ranks: Ranks,
     train: Callable[[dict, Path, Run | None], bool],
 ) -> None:
@@ -116,7 +116,7 @@ def sweep(
             else:
                 stopped = not train(new_settings(one.options, tiny_folder), path, None)
         except MISTAKES as error:
-            if isinstance(error, Left) or not ranks.meet():
+            if isinstance(error, RankLeft) or not ranks.barrier():
                 raise
             why = (str(error) or type(error).__name__).splitlines()[0]
             print(f"failed: {one.name}: {why}")
@@ -202,7 +202,7 @@ def table(rows: Sequence[dict]) -> str:
 _KINDS = ("real", "shuffled", "none")
 
 
-def _saved(frozen: Frozen, runs: int) -> str:
+def _saved(frozen: LanguageModelHolder, runs: int) -> str:
     """What one copy of the language model was good for."""
     if not frozen.loaded:
         return "nothing was left to train"
@@ -212,7 +212,7 @@ def _saved(frozen: Frozen, runs: int) -> str:
     )
 
 
-def _write(home: Path, rows: Sequence[dict], frozen: Frozen, trained: int) -> None:
+def _write(home: Path, rows: Sequence[dict], frozen: LanguageModelHolder, trained: int) -> None:
     told = {"runs": list(rows), "language_model": {"bytes": frozen.bytes, "loaded": frozen.loaded}}
     replace_bytes(home / "sweep.json", (json.dumps(told, indent=1) + "\n").encode())
     page = f"# {home.name}\n\n{table(rows)}\n\n![held-out loss](sweep.png)\n\n{_saved(frozen, trained)}.\n"
