@@ -2,11 +2,11 @@
 
 import difflib
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from periscope.errors import RunError
+from periscope.errors import RecipeError
 
 FOLDER = Path(__file__).resolve().parent
 TABLES = {"about", "precompute", "train", "adapter", "modality", "full"}
@@ -32,24 +32,30 @@ class Recipe:
     def name(self) -> str:
         return self.path.stem
 
-    def settings(self, allowed: set[str], adapter: str) -> dict:
-        """The `[train]` table with what `[adapter.SPEC]` adds for `adapter` (unless the recipe has its own).
+    def train_options(self, allowed: Collection[str], adapter: str, renamed: Mapping[str, str]) -> dict:
+        """The `[train]` table with what `[adapter.SPEC]` adds for `adapter` (unless the recipe has its own). `renamed`:
+        older name of an option -> its name now.
 
-        Raises RunError for a field that isn't in `allowed`.
+        Raises RecipeError for an option that isn't in `allowed`.
         """
-        table = self.train | self.adapter.get(adapter, {})
-        if unknown := sorted(set(table) - allowed):
-            raise RunError(f"{self.path} sets {', '.join(unknown)}, which train.py doesn't know")
+        table = _renamed(self.train | self.adapter.get(adapter, {}), renamed)
+        if unknown := sorted(set(table) - set(allowed)):
+            raise RecipeError(f"{self.path} sets {', '.join(unknown)}, which train.py doesn't know")
         return table
 
-    def forms(self, allowed: Collection[str]) -> dict[str, dict]:
-        """The `[modality.*]` tables. Raises RunError for a field that isn't in `allowed`."""
-        for modality, table in self.modality.items():
+    def modality_options(self, allowed: Collection[str], renamed: Mapping[str, str]) -> dict[str, dict]:
+        """The `[modality.*]` tables. Raises RecipeError for an option that isn't in `allowed`."""
+        tables = {modality: _renamed(table, renamed) for modality, table in self.modality.items()}
+        for modality, table in tables.items():
             if unknown := sorted(set(table) - set(allowed)):
-                raise RunError(
+                raise RecipeError(
                     f"{self.path} sets {', '.join(unknown)} for {modality}, which can't be set for one modality"
                 )
-        return self.modality
+        return tables
+
+
+def _renamed(table: Mapping, renamed: Mapping[str, str]) -> dict:
+    return {renamed.get(name, name): value for name, value in table.items()}
 
 
 def recipe_names() -> list[str]:
@@ -60,17 +66,17 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str) -> Recipe:
     """Read the recipe `name`, or the TOML file of that name.
 
-    Raises RunError for an unknown recipe, with the nearest known name, and for a file that isn't one.
+    Raises RecipeError for an unknown recipe, with the nearest known name, and for a file that isn't one.
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
         near = difflib.get_close_matches(name, recipe_names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise RunError(f"unknown recipe {name!r}{hint} (known: {', '.join(recipe_names())})")
+        raise RecipeError(f"unknown recipe {name!r}{hint} (known: {', '.join(recipe_names())})")
     try:
         whole = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise RunError(f"{path} is not TOML: {error}") from None
+        raise RecipeError(f"{path} is not TOML: {error}") from None
     if strange := sorted(set(whole) - TABLES):
-        raise RunError(f"{path} has a table {strange[0]}, and a recipe's are {', '.join(sorted(TABLES))}")
+        raise RecipeError(f"{path} has a table {strange[0]}, and a recipe's are {', '.join(sorted(TABLES))}")
     return Recipe(path, **{table: whole.get(table, {}) for table in TABLES})

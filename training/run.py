@@ -17,8 +17,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from periscope.adapters.io.checkpoint import CONFIG
 from periscope.errors import RunError
 from periscope.shards.atomic import replace_bytes, sync_folder
+from periscope.training.config import TrainConfig, config_from
 from periscope.training.trackers import Tracker, numbers, open_trackers
 
 PACKAGES = ("torch", "transformers", "open_clip_torch", "bitsandbytes", "peft", "webdataset", "numpy")
@@ -33,14 +35,14 @@ class Run:
         self.trackers: list[Tracker] = []
 
     @classmethod
-    def create(cls, path: Path, config: dict) -> "Run":
+    def create(cls, path: Path, config: TrainConfig) -> "Run":
         """Make the folder with its config and environment. Raises RunError when something is there already."""
         path = Path(path)
         refuse_taken(path)
         temporary = path.with_name(f"{path.name}.partial")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        (temporary / "config.toml").write_text(_toml(config), encoding="utf-8")
+        (temporary / "config.toml").write_text(_toml(config.to_flat()), encoding="utf-8")
         environment = {
             "python": platform.python_version(),
             "platform": platform.platform(),
@@ -68,11 +70,14 @@ class Run:
         shutil.rmtree(self.path)
 
     @property
-    def config(self) -> dict:
+    def config(self) -> TrainConfig:
+        """The configuration in config.toml. Raises RunError for a damaged file."""
+        path = self.path / "config.toml"
         try:
-            return tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise RunError(f"{self.path / 'config.toml'} is damaged: {error}") from None
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"{path} is damaged: {error}") from None
+        return config_from(table, str(path))
 
     def step_folder(self, which: str = "last") -> Path:
         """The folder of the `last` or `best` checkpoint. Raises RunError when there is none yet."""
@@ -142,7 +147,7 @@ class Run:
 
     def track(self, names: Sequence[str], first: int) -> None:
         """Show what is logged from now on, after step `first`, elsewhere too. Raises RunError as `open_trackers`."""
-        self.trackers = open_trackers(names, self.path, self.config, first)
+        self.trackers = open_trackers(names, self.path, self.config.to_flat(), first)
 
     def close(self) -> None:
         """Nothing more will be logged."""
@@ -220,6 +225,21 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, to
             i, _, field = rest.partition(".")
             state.setdefault(int(i), {})[field] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def adapter_folder(path: Path, modality: str = "") -> Path:
+    """The adapter folder at `path`: itself, or that of a run's last checkpoint; of several, that of `modality`.
+
+    Raises RunError for a run without a checkpoint, and for one of several adapters where no modality is named.
+    """
+    if (path / CONFIG).is_file():
+        return path
+    if modality:
+        return Run.open(path).step_folder() / f"adapter-{modality}"
+    first, *others = Run.open(path).adapter_folders()
+    if others:
+        raise RunError(f"{path} holds {1 + len(others)} adapters; name the folder of one, as {first}")
+    return first
 
 
 def newest_run(root: Path) -> Path:

@@ -9,6 +9,7 @@ from torch import nn
 
 from periscope.adapters.model import AdaptedModel
 from periscope.errors import RunError
+from periscope.training.config import TrainConfig
 from periscope.training.data.dataset import Batch
 from periscope.training.distributed import ALONE, Ranks
 
@@ -31,23 +32,23 @@ def learning_rate(
     return least + (peak - least) * FALL[schedule]((step - warm) / max(1, steps - warm))
 
 
-def make_optimizer(trained: Mapping[str, nn.Parameter], settings: dict) -> torch.optim.AdamW:
+def make_optimizer(trained: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over what is trained (`AdaptedModel.trained`), in groups: matrices have `weight_decay`, biases, norms and
     the gain none; a soft prompt with a learning rate of its own is a group named so, and so is a LoRA.
     """
     groups: dict[tuple, list] = {}
     for name, parameter in trained.items():
         part = "lora" if name.startswith("lora.") else "projector"
-        if settings["soft_prompt_lr"] and "soft_prompt" in name.split("."):
+        if config.optim.soft_prompt_lr and "soft_prompt" in name.split("."):
             part = "soft prompt"
-        decay = settings["weight_decay"] if parameter.ndim > 1 else 0.0
+        decay = config.optim.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((part, decay), []).append(parameter)
     named = [{"params": found, "name": name, "weight_decay": decay} for (name, decay), found in groups.items()]
     fused = all(parameter.is_cuda for parameter in trained.values())  # one kernel for all, where it is well tried
-    return torch.optim.AdamW(named, lr=settings["lr"], fused=fused or None)
+    return torch.optim.AdamW(named, lr=config.lr, fused=fused or None)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, step: int, settings: dict) -> float:
+def set_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
     """Give each group its learning rate at `step`; return that of the projector. A soft prompt's own is constant, as in
     eP-ALM (https://github.com/mshukor/eP-ALM); a LoRA's goes the projector's way, to the same share of its peak.
 
@@ -55,15 +56,20 @@ def set_rates(optimizer: torch.optim.Optimizer, step: int, settings: dict) -> fl
     AdamW's moments.
     """
 
-    def rate_of(peak: float, least: float) -> float:
-        return learning_rate(step, settings["steps"], peak, settings["warmup"], settings["schedule"], least)
+    optim = config.optim
 
-    rate, share = rate_of(settings["lr"], settings["min_lr"]), settings["min_lr"] / (settings["lr"] or 1)
-    own = {"soft prompt": settings["soft_prompt_lr"], "lora": rate_of(settings["lora_lr"], share * settings["lora_lr"])}
+    def rate_of(peak: float, least: float) -> float:
+        return learning_rate(step, config.steps, peak, optim.warmup, optim.schedule, least)
+
+    rate, share = rate_of(config.lr, optim.min_lr), optim.min_lr / (config.lr or 1)
+    own = {
+        "soft prompt": optim.soft_prompt_lr,
+        "lora": rate_of(config.lora.lora_lr, share * config.lora.lora_lr),
+    }
     for group in optimizer.param_groups:
         group["lr"] = own.get(group["name"], rate)
         for parameter in group["params"]:
-            parameter.requires_grad_(group["name"] == "lora" or step > settings["freeze_projector"])
+            parameter.requires_grad_(group["name"] == "lora" or step > config.lora.freeze_projector)
     return rate
 
 

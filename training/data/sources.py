@@ -10,18 +10,11 @@ from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.errors import RunError
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
+from periscope.training.config import TrainConfig
 from periscope.training.data.dataset import TextFeatureDataset, TextIndex, TrainingSteps, feature_shape
 from periscope.training.data.mix import MixedSteps, named_sets
 from periscope.training.distributed import ALONE, Ranks
 from periscope.training.heldout import choose_heldout, heldout_losses, scale_ratio, still_blind
-
-# What may differ from modality to modality in one training: the adapter's form, its start, and that of its prompts.
-FORM = (
-    *("adapter", "soft_prompt", "soft_prompt_place", "soft_prompt_mlp", "output_norm", "projector_hidden"),
-    *("projector_layers", "start_words", "warm_start", "token_noise", "template", "delimiters", "caption_prompt"),
-    *("question", "media_place", "row_separator", "box_decimals", "eos", "loss_on"),
-)
-
 
 RUN = 1 << 30  # bytes of features that lie side by side; two such are in the system's cache
 
@@ -37,7 +30,7 @@ class TrainingSet:
 
     features: FeatureSet
     texts: Texts
-    settings: dict
+    config: TrainConfig
     shape: FeatureShape
     weight: float | None = None
     name: str = ""
@@ -70,25 +63,20 @@ class TrainingSet:
         print(f"{where}: {len(self.kept.texts):,} to learn from, {len(self.heldout)} held out for the loss{left_out}")
 
 
-def of_modality(settings: dict, modality: str) -> dict:
-    """The settings with what is set for one modality."""
-    return settings | settings.get(modality, {})
-
-
-def open_sets(settings: dict, partial: bool = False) -> list[TrainingSet]:
+def open_sets(config: TrainConfig, partial: bool = False) -> list[TrainingSet]:
     """Open what --features names, with the texts.
 
     Raises RunError for sets of one modality that no projector could share, and for what goes with one adapter only.
     """
-    named = named_sets(settings["features"])
-    if len(named) > 1 and settings.get("text"):
+    named = named_sets(config.features)
+    if len(named) > 1 and config.data.text:
         raise RunError("--text goes with one feature set; with several, each has its own texts")
     sets: list[TrainingSet] = []
     for number, (path, weight) in enumerate(named.items()):
         features = FeatureSet(path)
-        own = of_modality(settings, features.manifest["modality"])
-        shape = feature_shape(features, find_projector(own["adapter"])[0].kind)
-        texts = features.texts(settings.get("text"), partial=partial)
+        own = config.of_modality(features.manifest["modality"])
+        shape = feature_shape(features, find_projector(own.adapter)[0].kind)
+        texts = features.texts(config.data.text, partial=partial)
         sets.append(TrainingSet(features, texts, own, shape, weight, f"{number}/" if len(named) > 1 else ""))
     first = by_modality(sets)
     for one in sets:
@@ -106,11 +94,11 @@ def open_sets(settings: dict, partial: bool = False) -> list[TrainingSet]:
                 "projector reads both; encode them alike (or: python -m precompute recode)"
             )
         one.owner = one.modality if len(first) > 1 else ""
-    for name in ("init", "lora"):
-        if len(first) > 1 and settings[name]:
+    for name, value in (("init", config.init), ("lora", config.lora.lora)):
+        if len(first) > 1 and value:
             raise RunError(
                 f"--{name} goes with one adapter, and these features are of {' and '.join(first)}; train each alone"
-                " (live.load and eval.py --run put adapters without LoRA together afterwards)"
+                " (periscope.load and eval.py --run put adapters without LoRA together afterwards)"
             )
     return sets
 
@@ -134,10 +122,12 @@ def identity_of(sets: list[TrainingSet], text: str | None = None) -> dict[str, s
     }
 
 
-def make_steps(sets: list[TrainingSet], settings: dict, rank: int = 0, ranks: int = 1) -> TrainingSteps | MixedSteps:
+def make_steps(
+    sets: list[TrainingSet], config: TrainConfig, rank: int = 0, ranks: int = 1
+) -> TrainingSteps | MixedSteps:
     """All steps of a training, and print how several sets are mixed."""
-    sizes = [settings[name] for name in ("batch", "seed", "texts_per_medium")]
-    runs = [media_in(RUN, one.features) if settings["disk"] == "hdd" else 0 for one in sets]
+    sizes = [config.batch, config.seed, config.data.texts_per_medium]
+    runs = [media_in(RUN, one.features) if config.data.disk == "hdd" else 0 for one in sets]
     if len(sets) == 1:
         return TrainingSteps(sets[0].encoded, sets[0].kept, *sizes, rank, ranks, *runs)
     weights = [one.weight for one in sets]

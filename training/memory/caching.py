@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from periscope.shards.read import FeatureSet
 from periscope.shards.timing import load_timing
+from periscope.training.config import TrainConfig
 from periscope.training.data.dataset import TextIndex
 from periscope.training.data.order import epoch_steps
 
@@ -42,11 +43,11 @@ class Caching:
         )
 
 
-def caching(features: FeatureSet, kind: str, kept: TextIndex, settings: dict, ranks: int = 1) -> Caching | None:
+def caching(features: FeatureSet, kind: str, kept: TextIndex, config: TrainConfig, ranks: int = 1) -> Caching | None:
     """What caching this set buys a training on the texts that were `kept`, where `ranks` processes would share the
     encoding in the loop, of one view of each medium. None when nothing is noted of how the set was made.
     """
-    timing, shown = load_timing(features.path), media_shown(kept, settings)
+    timing, shown = load_timing(features.path), media_shown(kept, config)
     if timing is None or not shown:
         return None
     each = timing.seconds / timing.media
@@ -55,10 +56,10 @@ def caching(features: FeatureSet, kind: str, kept: TextIndex, settings: dict, ra
     return Caching(each * features.manifest["counts"]["media"], again, each, timing.device)
 
 
-def media_shown(kept: TextIndex, settings: dict) -> int:
+def media_shown(kept: TextIndex, config: TrainConfig) -> int:
     """How many media an epoch's steps read; one counts as often as a step has it."""
-    sizes = (settings[name] for name in ("batch", "seed"))
-    steps = epoch_steps(kept.about, kept.lengths, *sizes, epoch=0, texts_per_medium=settings["texts_per_medium"])
+    shared = config.data.texts_per_medium
+    steps = epoch_steps(kept.about, kept.lengths, config.batch, config.seed, epoch=0, texts_per_medium=shared)
     return sum(sum({kept.about[i]: kept.media[i] for i in step}.values()) for step in steps)
 
 

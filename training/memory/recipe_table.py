@@ -10,9 +10,10 @@ from periscope.adapters.lm.lora import lora_size, parse_lora
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.recipes import Recipe, load_recipe, recipe_names
+from periscope.training.config import TrainConfig, config_from
 from periscope.training.memory.model_sizes import full_config, size_of, skeleton
 from periscope.training.memory.plan import GIB, SHARE, MemoryPlan, plan_of, size, weight_bytes
-from periscope.training.settings import DEFAULTS
+from periscope.training.modality_model import build_adapter
 
 GPU = 22 * GIB  # of a 24 GB card, what a desktop and CUDA itself leave
 WORDS = 64  # tokens of words in a text
@@ -78,23 +79,28 @@ class RecipeRow:
 
 def count(recipe: Recipe) -> RecipeRow:
     """Count a recipe that has a `[full]` table. Raises RunError for a language model that isn't known."""
-    settings = DEFAULTS | recipe.train
-    config = full_config(settings["lm"])
+    training = config_of(recipe)
+    config = full_config(training.lm)
     model = skeleton(config)
     adapter = full_adapter(recipe, model)
-    rows = recipe.full["grid"][0] if settings["row_separator"] else 1
+    rows = recipe.full["grid"][0] if training.prompt.row_separator else 1
     tokens = adapter.tokens + adapter.soft_tokens + rows - 1
-    asked = "fp16" if settings["precision"] == "auto" else settings["precision"]
+    asked = "fp16" if training.model.precision == "auto" else training.model.precision
     quirk = MODEL_FAMILIES.get(config.model_type, ModelFamily())
     for precision in (asked, *(SMALLER[SMALLER.index(asked) + 1 :] if asked in SMALLER else SMALLER[1:])):
         weights = weight_bytes(model, precision, quirk.keep or ("lm_head",))
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-        rerun, free = settings["rerun_layers"], GPU - weights
-        needs = plan_of(config, dtype, weights, adapter, tokens + WORDS, free, rerun, lora_rank(recipe))
+        every, free = training.model.gradient_checkpointing, GPU - weights
+        needs = plan_of(config, dtype, weights, adapter, tokens + WORDS, free, every, lora_rank(recipe))
         if SHARE * (needs.free - needs.adapter) >= needs.per_text(tokens + WORDS):
             break
-    micro = needs.micro_batch(settings["batch"], tokens + WORDS)
+    micro = needs.micro_batch(training.batch, tokens + WORDS)
     return RecipeRow(recipe, trained_size(recipe, adapter, model), tokens, precision, needs, micro)
+
+
+def config_of(recipe: Recipe) -> TrainConfig:
+    """The training that a recipe describes."""
+    return config_from(recipe.train, str(recipe.path))
 
 
 def lora_rank(recipe: Recipe) -> int:
@@ -110,24 +116,16 @@ def trained_size(recipe: Recipe, adapter: Adapter, model: torch.nn.Module) -> in
 
 def full_adapter(recipe: Recipe, model: torch.nn.Module) -> Adapter:
     """A recipe's adapter in full size on the meta device, for its language model's skeleton."""
-    settings, full = DEFAULTS | recipe.train, recipe.full
-    kind = find_projector(settings["adapter"])[0].kind
+    training, full = config_of(recipe), recipe.full
+    kind = find_projector(training.adapter)[0].kind
     shape = FeatureShape(kind, full["tokens"], full["width"], tuple(full["grid"]) if kind == "patches" else None)
     injection = None
     if kind == "layers":
-        layers = map_layers(model.config.num_hidden_layers, shape.tokens, *settings["inject_layers"])
-        where = {"start": layers.start, "end": layers.end, "compat": settings["epalm_compat"]}
+        layers = map_layers(model.config.num_hidden_layers, shape.tokens, *training.injection.inject_layers)
+        where = {"start": layers.start, "end": layers.end, "compat": training.injection.epalm_compat}
         injection = {"layer_size": model.config.hidden_size, **where}
-    names = ("soft_prompt", "soft_prompt_mlp", "output_norm", "projector_hidden", "projector_layers")
     with torch.device("meta"):
-        return Adapter(
-            settings["adapter"],
-            shape,
-            model.get_input_embeddings().weight.shape[1],
-            0.01,
-            injection=injection,
-            **{name: settings[name] for name in names},
-        )
+        return build_adapter(training, shape, model.get_input_embeddings().weight.shape[1], 0.01, injection)
 
 
 def page() -> str:
@@ -176,10 +174,10 @@ def listing() -> str:
     blocks = []
     for name in recipe_names():
         recipe = load_recipe(name)
-        settings = DEFAULTS | recipe.train
-        made = [recipe.precompute.get("encoder", "demo"), settings["lm"], settings["adapter"]]
+        training = config_of(recipe)
+        made = [recipe.precompute.get("encoder", "demo"), training.lm, training.adapter]
         if recipe.full:
-            model = skeleton(full_config(settings["lm"]))
+            model = skeleton(full_config(training.lm))
             made.append(f"{trained_size(recipe, full_adapter(recipe, model), model):,} trained")
         about = recipe.about.get("title", "the demo's own")
         blocks.append(f"{name:<18} {about}\n{'':<18} {', '.join(made)}")

@@ -9,25 +9,24 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 import torch
-import tyro
 from safetensors import safe_open
 
 from periscope.adapters.lm.lora import parse_lora
 from periscope.errors import AdapterError, FeatureSetError, RunError
 from periscope.shards.atomic import replace_bytes, replacing
+from periscope.training.config import RENAMED, Request, TrainConfig, option_names, parse_request
 from periscope.training.distributed import RankLeft, Ranks
 from periscope.training.language_model_holder import LanguageModelHolder
 from periscope.training.memory.plan import size
-from periscope.training.options import ABOUT_THE_CALL, Options, given
 from periscope.training.progress import default_signals
+from periscope.training.resolve import resolve, resumed, run_path
 from periscope.training.run import Run
-from periscope.training.settings import new_settings, resumed, run_path
 from periscope.training.sweep.picture import picture
 
 MISTAKES = (RunError, AdapterError, FeatureSetError, torch.OutOfMemoryError)
@@ -36,69 +35,73 @@ NEW, BEGUN, FINISHED = range(3)
 
 @dataclass(frozen=True)
 class Combination:
-    """One of a sweep's runs: its folder's name, the flags it has, and those of them that are swept."""
+    """One of a sweep's runs: its folder's name, the request it amounts to, and the options of it that are swept."""
 
     name: str
-    options: Options
+    request: Request
     choice: dict
 
 
-def combinations(options: Options) -> list[Combination]:
+def combinations(request: Request) -> list[Combination]:
     """Every combination of the values in `--sweep`, those with one language model and precision next to one another.
 
-    Values stand between commas; those of `lora` hold some, and each begins with its r, as in lora=r=8,alpha=16,r=64.
-    Raises RunError for a flag that train.py doesn't know or that can't be swept, and for one that is given as well,
-    AdapterError for a LoRA of no such form. A value that its flag doesn't take ends the program as it would for the
-    flag itself.
+    Values are separated by commas; those of `lora` contain some, and each begins with its r, as in
+    lora=r=8,alpha=16,r=64. Raises RunError for an option that train.py doesn't know or that can't be swept, and for one
+    that is given as well, AdapterError for a malformed LoRA. A value that its option doesn't take ends the program as
+    it would for the flag itself.
     """
-    allowed = [field.name for field in fields(Options) if field.name not in ABOUT_THE_CALL]
     axes: dict[str, list] = {}
-    for part in options.sweep:
-        flag, _, values = part.partition("=")
-        name = flag.strip("-").replace("-", "_")
-        if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, n=1)
-            raise RunError(f"--sweep knows no flag {flag!r}" + (f"; did you mean {near[0]}?" if near else ""))
-        if not values or name in axes:
-            raise RunError(
-                f"--sweep {part} must be one flag and its values, as in --sweep adapter=mlp8,mlp16 lr=1e-3,3e-4"
-            )
-        if getattr(options, name) is not None:
-            raise RunError(f"--{_flag(name)} is given and swept; leave one of them out")
-        words = list(dict.fromkeys(re.split(r",(?=\s*r=)" if name == "lora" else ",", values)))
-        for word in words if name == "lora" else ():
-            parse_lora(word)
-        axes[name] = [getattr(tyro.cli(Options, args=[f"--{_flag(name)}", word]), name) for word in words]
-    held = sorted(axes, key=lambda name: name not in ("lm", "precision"))  # these vary slowest
+    for axis in request.sweep:
+        name, values = _axis(axis, request, axes)
+        axes[name] = [parse_request([f"--{_flag(name)}", value]).given[name] for value in values]
+    slowest_first = sorted(axes, key=lambda name: name not in ("lm", "precision"))
     found: dict[str, Combination] = {}
-    for values in itertools.product(*(axes[name] for name in held)):
-        own = replace(options, **dict(zip(held, values, strict=True)))
-        choice = {name: given(own)[name] for name in axes}
-        name = _folder(choice)
-        name = name if name not in found else f"{name}-{len(found)}"
-        found[name] = Combination(name, own, choice)
+    for values in itertools.product(*(axes[name] for name in slowest_first)):
+        choice = {name: value for name, value in zip(slowest_first, values, strict=True)}
+        choice = {name: choice[name] for name in axes}
+        folder = _folder(choice)
+        folder = folder if folder not in found else f"{folder}-{len(found)}"
+        found[folder] = Combination(folder, replace(request, given={**request.given, **choice}), choice)
     return list(found.values())
 
 
+def _axis(axis: str, request: Request, axes: Mapping[str, list]) -> tuple[str, list[str]]:
+    """The option and the values of one argument of --sweep."""
+    flag, _, values = axis.partition("=")
+    name = flag.strip("-").replace("-", "_")
+    name = RENAMED.get(name, name)
+    if name not in option_names():
+        near = difflib.get_close_matches(name, option_names(), n=1)
+        raise RunError(f"--sweep knows no flag {flag!r}" + (f"; did you mean {near[0]}?" if near else ""))
+    if not values or name in axes:
+        raise RunError(f"--sweep {axis} must be one flag and its values, as in --sweep adapter=mlp8,mlp16 lr=1e-3,3e-4")
+    if name in request.given:
+        raise RunError(f"--{_flag(name)} is given and swept; leave one of them out")
+    words = list(dict.fromkeys(re.split(r",(?=\s*r=)" if name == "lora" else ",", values)))
+    for word in words if name == "lora" else ():
+        parse_lora(word)
+    return name, words
+
+
 def sweep(
-    options: Options,
+    request: Request,
     tiny_folder: Path,
     frozen: LanguageModelHolder,
     ranks: Ranks,
-    train: Callable[[dict, Path, Run | None], bool],
+    train: Callable[[TrainConfig, Path, Run | None], bool],
 ) -> None:
     """Train every combination that isn't finished, new or from its last checkpoint, and compare them all.
 
-    `train(settings, path, old)` is one training, which returns False when it was stopped; so is the sweep then. A
+    `train(config, path, old)` is one training, which returns False when it was stopped; so is the sweep then. A
     combination that fails is reported and the others go on; RunError at the end. One that fails on some ranks alone
     ends the sweep: the others wait for these in the middle of it.
     """
-    home, rows, trained, threads = run_path(options.name, "sweep"), [], 0, torch.get_num_threads()
-    chosen, stopped = combinations(options), False
-    if options.merge_lora:
+    home, rows, trained, threads = run_path(request.name, "sweep"), [], 0, torch.get_num_threads()
+    chosen, stopped = combinations(request), False
+    if request.merge_lora:
         raise RunError("--merge-lora writes one model; leave it out and merge the run you choose: python -m adapters")
-    if options.resume or (home / "config.toml").is_file():
-        raise RunError(f"a sweep goes on by its own command with its --name; {options.resume or home} is one run")
+    if request.resume or (home / "config.toml").is_file():
+        raise RunError(f"a sweep goes on by its own command with its --name; {request.resume or home} is one run")
     for number, one in enumerate(chosen, 1):
         path = home / one.name
         print(f"\nsweep: {number} of {len(chosen)}, {one.name}")
@@ -109,12 +112,12 @@ def sweep(
         try:
             state = int(ranks.sum(_state(path) if ranks.first else 0)[0])
             if state == FINISHED:
-                resumed(Run.open(path), given(one.options), finished=True)
+                resumed(Run.open(path), one.request.given, finished=True)
                 print(f"{path} is finished already")
             elif state == BEGUN:
-                stopped = not train(resumed(Run.open(path), given(one.options)), path, Run.open(path))
+                stopped = not train(resumed(Run.open(path), one.request.given), path, Run.open(path))
             else:
-                stopped = not train(new_settings(one.options, tiny_folder), path, None)
+                stopped = not train(resolve(one.request, tiny_folder), path, None)
         except MISTAKES as error:
             if isinstance(error, RankLeft) or not ranks.barrier():
                 raise
@@ -142,7 +145,7 @@ def _state(path: Path) -> int:
     if not (path / "last").is_file():
         run.remove()
         return NEW
-    return FINISHED if int(run.step_folder().name) >= run.config["steps"] else BEGUN
+    return FINISHED if int(run.step_folder().name) >= run.config.steps else BEGUN
 
 
 def outcome(path: Path, choice: dict, failed: str = "") -> dict:
@@ -156,7 +159,7 @@ def outcome(path: Path, choice: dict, failed: str = "") -> dict:
     rows = run.metrics()
     seconds = [found["seconds"] for found in rows if "seconds" in found]
     looks = [found for found in rows if "heldout" in found]
-    row |= {"steps": max((found["step"] for found in rows), default=0), "of": run.config["steps"]}
+    row |= {"steps": max((found["step"] for found in rows), default=0), "of": run.config.steps}
     row |= {"seconds": round(sum(seconds), 2), "seconds_a_step": statistics.median(seconds) if seconds else None}
     row["curve"] = [[found["step"], found["heldout"]["real"]] for found in looks]
     if looks:
