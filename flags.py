@@ -147,7 +147,7 @@ def from_flat(cls: type[Config], table: Mapping[str, Any], source: object, error
         except msgspec.ValidationError as reason:
             raise error(f"{source} sets {name} to {value!r}: {str(reason).replace('`', '')}") from None
         if trouble := _outside(values[name], fields[name].type):
-            raise error(f"{source}: {name} {trouble}")
+            raise error(f"{source}: --{_flag(name)} {trouble}")
     return _build(cls, values)
 
 

@@ -79,7 +79,7 @@ def open_scored(
     if not path.exists() and is_hub_id(str(path)):
         raise RunError(f"{path} is not a run: there is no such folder here ({alone})")
     folder = Run.open(path)
-    settings = folder.config
+    settings = folder.config.to_flat()
     features = FeatureSet(scores.features or scored_set(settings["features"], modality))
     if modality is None and len(adapter_folders(path)) > 1:
         modality = features.manifest["modality"]

@@ -58,7 +58,7 @@ class Set:
     that shows something else (`instead`)."""
 
     def __init__(self, run: Path, kind: str, things: str):
-        self.features = FeatureSet(ROOT / Run.open(run).config["features"])
+        self.features = FeatureSet(ROOT / Run.open(run).config.features[0])
         self.kind, self.things = kind, things
         texts = [text for text in self.features.texts() if text.split == "heldout"]
         self.questions = [text for text in texts if question_of(text)]

@@ -125,7 +125,7 @@ def test_a_config_survives_as_a_table():
     [
         ({"grad_clp": 1.0}, "config.toml sets grad_clp, which is no option; did you mean grad_clip?"),
         ({"steps": "many"}, "config.toml sets steps to 'many': Expected int | null, got str"),
-        ({"steps": 0}, "config.toml: steps is 0; it must be at least 1"),
+        ({"steps": 0}, "config.toml: --steps is 0; it must be at least 1"),
         ({"data": 3}, "config.toml sets data to 3: Expected"),
         ({"kinds": ["pixels"]}, "config.toml sets kinds to ['pixels']: Invalid enum value 'pixels'"),
         ({"eos": "yes"}, "config.toml sets eos to 'yes': Expected bool, got str"),

@@ -79,6 +79,10 @@ class Run:
             raise RunError(f"{path} is damaged: {error}") from None
         return config_from(table, str(path))
 
+    def config_table(self) -> dict:
+        """What config.toml says, flat: the options that have a value."""
+        return {name: value for name, value in self.config.to_flat().items() if value is not None}
+
     def step_folder(self, which: str = "last") -> Path:
         """The folder of the `last` or `best` checkpoint. Raises RunError when there is none yet."""
         pointer = self.path / which
@@ -147,7 +151,7 @@ class Run:
 
     def track(self, names: Sequence[str], first: int) -> None:
         """Show what is logged from now on, after step `first`, elsewhere too. Raises RunError as `open_trackers`."""
-        self.trackers = open_trackers(names, self.path, self.config.to_flat(), first)
+        self.trackers = open_trackers(names, self.path, self.config_table(), first)
 
     def close(self) -> None:
         """Nothing more will be logged."""

@@ -315,7 +315,7 @@ def both_right(image_run, audio_run, home, pairs=20):
     eyes = live.load(image=image_run, audio=audio_run)
     asked = {}
     for modality, run, data in (("image", image_run, "seed-0"), ("audio", audio_run, "seed-0-audio")):
-        features = FeatureSet(home / Run.open(run).config["features"])
+        features = FeatureSet(home / Run.open(run).config.features[0])
         texts = [t for t in features.texts() if t.split == "heldout" and len(t.turns) == 2]
         chosen = {t.media[0]: t for t in texts}  # one of each medium
         folder = home / "demo" / "media" / data

@@ -9,8 +9,8 @@ from periscope.adapters.lm.language_model import freeze
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt, Template
+from periscope.training.config import TrainConfig
 from periscope.training.data.dataset import Batch
-from periscope.training.settings import DEFAULTS
 from periscope.training.step import take_step
 
 WIDTH, RMS = 4096, 0.003  # a 7B model's, and the smallest embeddings of real models
@@ -51,11 +51,13 @@ def ratios(lm, spec: str, steps: int, output_norm: bool = True) -> list[float]:
     rows = torch.randn(len(texts), *((features.tokens,) if features.kind == "patches" else ()), features.width)
     batch = Batch(texts, [str(i) for i in range(len(texts))], rows, targets)
     adapter.match_scale(rows)
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=DEFAULTS["lr"], weight_decay=DEFAULTS["weight_decay"])
+    optimizer = torch.optim.AdamW(
+        adapter.parameters(), lr=TrainConfig().lr, weight_decay=TrainConfig().optim.weight_decay
+    )
     scaler, found = torch.amp.GradScaler("cpu", enabled=False), []
     for step in range(steps + 1):
         if step:
-            take_step(model, optimizer, scaler, batch, len(texts), DEFAULTS["clip"])
+            take_step(model, optimizer, scaler, batch, len(texts), TrainConfig().optim.grad_clip)
         with torch.no_grad():
             found.append((adapter(rows).pow(2).mean(-1).sqrt().median() / lm.embedding_rms).item())
     return found

@@ -30,10 +30,10 @@ from periscope.precompute.encoders.names import ENCODERS
 from periscope.precompute.tiny_encoders import tiny_encoder
 from periscope.recipes import load_recipe, recipe_names
 from periscope.shards.read import FeatureSet
+from periscope.training.config import config_from
 from periscope.training.memory.model_sizes import LANGUAGE_MODELS, full_config, skeleton
 from periscope.training.memory.recipe_table import trained_size
 from periscope.training.run import Run
-from periscope.training.settings import DEFAULTS
 from periscope.training.step import make_optimizer
 
 ROOT = Path(__file__).parents[2]
@@ -262,7 +262,7 @@ def test_a_recipe_in_miniature_from_media_to_answers(name, media, features, in_w
     assert sorted((group["name"], group["weight_decay"]) for group in groups) == sorted(expected.groups)
     assert model.adapter.output_norm == (name in ("first", "modern"))
     assert model.loss_mean == "token"  # how to train, which answering needn't know
-    assert run.config["loss_mean"] == ("sample" if name in ("pythia-vl", "mamba-vl") else "token")
+    assert run.config.optim.loss_mean == ("sample" if name in ("pythia-vl", "mamba-vl") else "token")
     if expected.kind == "layers":
         assert (model.adapter.injection["start"], model.adapter.injection["end"]) == (1, 13)
         assert model.adapter.soft_tokens == 10
@@ -281,7 +281,7 @@ def test_a_recipe_in_full_size(name):
     assert recipe.precompute["kinds"][0] == expected.kind == find_projector(recipe.train["adapter"])[0].kind
     lm = skeleton(full_config(recipe.train["lm"]))
     assert type(lm).__name__ == expected.lm
-    settings = DEFAULTS | recipe.train
+    config = config_from(recipe.train, name)
     shape = FeatureShape(expected.kind, full["tokens"], full["width"], tuple(full["grid"]) if grid else None)
     injection = None
     if expected.kind == "layers":
@@ -289,15 +289,16 @@ def test_a_recipe_in_full_size(name):
         assert (layers.start, layers.end) == (19, 31)
         assert [layers.block_of(layer) for layer in (18, 19, 20, 29, 30, 31)] == [None, 0, 0, 5, 5, None]
         injection = {"layer_size": lm.config.hidden_size, "start": layers.start, "end": layers.end, "compat": False}
-    form = {key: settings[key] for key in ("soft_prompt", "soft_prompt_mlp", "output_norm", "projector_hidden")}
+    form = {key: getattr(config.projector, key)
+            for key in ("soft_prompt", "soft_prompt_mlp", "output_norm", "projector_hidden")}  # fmt: skip
     with torch.device("meta"):
         adapter = Adapter(
-            settings["adapter"],
+            config.adapter,
             shape,
             lm.get_input_embeddings().weight.shape[1],
             0.01,
             **form,
-            projector_layers=settings["projector_layers"],
+            projector_layers=config.projector.projector_layers,
             injection=injection,
         )
     assert sum(parameter.numel() for parameter in adapter.parameters()) == expected.parameters
@@ -351,9 +352,9 @@ def test_flags_override_a_recipe_and_a_wrong_field_is_named(tmp_path, media, in_
         *("--steps", "1", "--adapter", "window3", "--delimiters", "a", "b", "--eos", "False"),
     )
     config = Run.open(Path("runs/mine")).config
-    assert (config["adapter"], config["delimiters"], config["eos"], config["lr"]) == (
+    assert (config.adapter, config.prompt.delimiters, config.prompt.eos, config.lr) == (
         "window3",
-        ["a", "b"],
+        ("a", "b"),
         False,
         1e-3,
     )
@@ -397,7 +398,7 @@ def test_without_data_a_recipe_encodes_the_demos_media_of_its_kind(media, in_wor
     assert found["encoder"]["name"] == "tiny ast" and list(found["features"]) == ["layers"]
     # train finds that set by the encoder that the recipe names, and no other
     in_workshop(train_script, "--recipe", "epalm-audio", "--tiny", "--steps", "1", "--name", "found")
-    assert Run.open(Path("runs/found")).config["features"] == "features/epalm-audio-tiny"
+    assert Run.open(Path("runs/found")).config.features[0] == "features/epalm-audio-tiny"
     with pytest.raises(RunError, match="was made by ast, which this recipe reads"):
         in_workshop(train_script, "--recipe", "epalm-audio", "--name", "nothing")
     with pytest.raises(RunError, match="was made by a tiny clip-b-32"):

@@ -1,7 +1,5 @@
 """What is made of a comparison's runs: the table, the picture, and that every variant is one train.py knows."""
 
-import tyro
-
 from periscope.adapters.projectors import find_projector
 from studies import compare
 
@@ -32,8 +30,8 @@ def test_the_picture_shows_a_dot_for_each_run() -> None:
 
 
 def test_every_variant_is_known_to_the_script() -> None:
-    from periscope.training.options import Options
+    from periscope.training.config import parse_request
 
     for adapter, flags in compare.VARIANTS.values():
         find_projector(adapter)
-        assert tyro.cli(Options, args=["--adapter", adapter, *flags]).adapter == adapter
+        assert parse_request(["--adapter", adapter, *flags]).given["adapter"] == adapter

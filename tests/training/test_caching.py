@@ -8,9 +8,9 @@ from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text
 from periscope.shards.timing import Timing, add_timing, load_timing
 from periscope.shards.verify import verify
+from periscope.training.config import DataOptions, TrainConfig
 from periscope.training.data.dataset import TextIndex
 from periscope.training.memory.caching import Caching, caching, media_shown
-from periscope.training.settings import DEFAULTS
 
 
 def kept(media: int, captions: int) -> TextIndex:
@@ -42,10 +42,10 @@ class Set:
 
 def test_it_counts_how_often_a_medium_is_shown(tmp_path):
     """Five captions of each of 100 media: together each is read once an epoch, apart up to five times."""
-    assert caching(Set(tmp_path), "pooled", kept(100, 5), DEFAULTS) is None
+    assert caching(Set(tmp_path), "pooled", kept(100, 5), TrainConfig()) is None
     add_timing(tmp_path, Timing(100, 30.0, 50.0, 20.0, "cpu"))
-    together = DEFAULTS | {"batch": 20}
-    apart = together | {"texts_per_medium": 1}
+    together = TrainConfig(batch=20)
+    apart = TrainConfig(batch=20, data=DataOptions(texts_per_medium=1))
     assert media_shown(kept(100, 5), together) == 100 and 400 < media_shown(kept(100, 5), apart) <= 500
     found = caching(Set(tmp_path), "pooled", kept(100, 5), together)
     assert (found.once, found.again, found.each) == (120, 80, 1)  # held-out media are in the set and not in the epoch

@@ -24,9 +24,9 @@ from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt, Template, default_template
 from periscope.errors import AdapterError, RunError
 from periscope.precompute.cli import main as precompute
+from periscope.training.config import config_from
 from periscope.training.language_model_holder import LanguageModelHolder
 from periscope.training.run import Run
-from periscope.training.settings import DEFAULTS
 from periscope.training.step import make_optimizer, set_rates
 
 COLOURS = ("red", "blue", "green", "small")
@@ -186,7 +186,7 @@ def test_init_without_lora_is_stage_1_gone_on_and_lora_goes_on_too(call, first, 
     call(train_script, "--init", second, *still, "--name", "tuned-still")
     before, after = trained("runs/second/steps/000012"), trained("runs/tuned-still/steps/000001")
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    assert Run.open(Path("runs/tuned-still")).config["lora"] == "r=4,alpha=8"
+    assert Run.open(Path("runs/tuned-still")).config.lora.lora == "r=4,alpha=8"
     with pytest.raises(RunError, match="has --lora r=4,alpha=8, not r=8"):
         call(train_script, "--init", second, "--lora", "r=8", "--name", "never")
 
@@ -220,7 +220,7 @@ def test_a_recipes_second_stage_stays_on_the_first_ones_model(home, call, first,
         (home / f"{adapter}.toml").write_text(fields.format(adapter))
     more = ("--init", first, "--text", "questions.jsonl", *SHORT, "--steps", "1")
     call(train_script, *more, "--recipe", "mlp3.toml", "--name", "by-recipe")
-    assert Run.open(Path("runs/by-recipe")).config["lm"] == "lm"
+    assert Run.open(Path("runs/by-recipe")).config.lm == "lm"
     said = "note: mlp3.toml is meant for owner/seven-billion, and runs/first was trained with lm"
     assert said in capsys.readouterr().out
     with pytest.raises(RunError, match=r"has --adapter mlp3, and the recipe wants mlp4; .*pass --adapter mlp3"):
@@ -313,15 +313,15 @@ def prepared(language_model_folder, family="llama") -> AdaptedModel:
 def test_groups_rates_and_the_frozen_projector(language_model_folder):
     model = prepared(language_model_folder)
     add_lora(model.lm, 2, 2)
-    settings = DEFAULTS | {"steps": 10, "lr": 2e-5, "lora_lr": 2e-4, "min_lr": 2e-6, "warmup": 0.1, "weight_decay": 0.1}
-    settings |= {"soft_prompt_lr": 1e-5, "freeze_projector": 2}
-    optimizer = make_optimizer(model.trained(), settings)
+    options = {"steps": 10, "lr": 2e-5, "lora_lr": 2e-4, "min_lr": 2e-6, "warmup": 0.1, "weight_decay": 0.1}
+    config = config_from({**options, "soft_prompt_lr": 1e-5, "freeze_projector": 2}, "the test")
+    optimizer = make_optimizer(model.trained(), config)
     names = sorted((group["name"], group["weight_decay"]) for group in optimizer.param_groups)
     assert names == [("lora", 0.1), ("projector", 0.0), ("projector", 0.1), ("soft prompt", 0.1)]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert len(parameters) == len(model.trained()) == len(list(model.adapter.parameters())) + 28
     for step, projector, maps, learns in ((1, 2e-5, 2e-4, False), (3, None, None, True), (10, 2e-6, 2e-5, True)):
-        rate = set_rates(optimizer, step, settings)
+        rate = set_rates(optimizer, step, config)
         rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
         assert rates["soft prompt"] == 1e-5 and rates["lora"] == pytest.approx(10 * rate)
         if projector:

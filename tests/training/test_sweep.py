@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import time
-from dataclasses import fields
 from datetime import timedelta
 
 import pytest
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 
 from periscope import train as train_script
 from periscope.errors import AdapterError, RunError
-from periscope.training.options import Options
+from periscope.training.config import Request
 from periscope.training.sweep.sweep import combinations, outcome, picture, ranked, table
 
 BASE = (
@@ -120,10 +119,10 @@ def test_a_combination_that_fails_on_one_rank_alone_ends_the_sweep(home, monkeyp
     def one_fails(rank: int) -> None:
         whole = train_script.train
 
-        def fails(settings, *rest):
-            if rank == 1 and settings["adapter"] == "linear3":
+        def fails(config, *rest):
+            if rank == 1 and config.adapter == "linear3":
                 raise RunError("only here")
-            return whole(settings, *rest)
+            return whole(config, *rest)
 
         train_script.train = fails
         train(*command)
@@ -138,30 +137,30 @@ def test_a_combination_that_fails_on_one_rank_alone_ends_the_sweep(home, monkeyp
 
 
 def test_values_are_typed_as_the_flags_are():
-    found = combinations(Options(sweep=("batch=8,16", "eos=True,False", "lm=a/b,c", "adapter=mlp8")))
+    found = combinations(Request(sweep=("batch=8,16", "eos=True,False", "lm=a/b,c", "adapter=mlp8")))
     assert len(found) == 8 and len({one.name for one in found}) == 8
     assert [one.choice["lm"] for one in found] == ["a/b"] * 4 + ["c"] * 4, "one language model at a time"
-    assert found[0].options.batch == 8 and found[0].options.eos is True and found[1].options.eos is False
+    first, second, *_ = (one.request.given for one in found)
+    assert first["batch"] == 8 and first["eos"] is True and second["eos"] is False
     assert found[0].name == "batch8-eosTrue-lma_b-mlp8"
-    assert set(Options.__dataclass_fields__) == {field.name for field in fields(found[0].options)}
 
 
 def test_values_of_lora_have_commas_of_their_own():
-    found = combinations(Options(sweep=("lora=r=8,alpha=16,r=64, r=4,alpha=4", "lr=1e-3")))
-    assert [one.options.lora for one in found] == ["r=8,alpha=16", "r=64", " r=4,alpha=4"]
+    found = combinations(Request(sweep=("lora=r=8,alpha=16,r=64, r=4,alpha=4", "lr=1e-3")))
+    assert [one.request.given["lora"] for one in found] == ["r=8,alpha=16", "r=64", " r=4,alpha=4"]
     assert [one.name for one in found] == ["r8_alpha16-lr0.001", "r64-lr0.001", "r4_alpha4-lr0.001"]
     with pytest.raises(AdapterError, match=r"--lora '8,16' isn't of the form"):
-        combinations(Options(sweep=("lora=8,16",)))
+        combinations(Request(sweep=("lora=8,16",)))
 
 
 @pytest.mark.parametrize(
     "given, said",
     [
-        (Options(sweep=("adaptr=mlp8",)), "no flag 'adaptr'; did you mean adapter"),
-        (Options(sweep=("name=a,b",)), "no flag 'name'"),
-        (Options(sweep=("lr",)), "must be one flag and its values"),
-        (Options(sweep=("lr=1", "lr=2")), "must be one flag and its values"),
-        (Options(sweep=("token-noise=0.1,0.2",), token_noise=0.3), "--token-noise is given and swept"),
+        (Request(sweep=("adaptr=mlp8",)), "no flag 'adaptr'; did you mean adapter"),
+        (Request(sweep=("name=a,b",)), "no flag 'name'"),
+        (Request(sweep=("lr",)), "must be one flag and its values"),
+        (Request(sweep=("lr=1", "lr=2")), "must be one flag and its values"),
+        (Request({"token_noise": 0.3}, sweep=("token-noise=0.1,0.2",)), "--token-noise is given and swept"),
     ],
 )
 def test_a_mistake_gets_one_sentence(given, said):
@@ -172,7 +171,7 @@ def test_a_mistake_gets_one_sentence(given, said):
 def test_a_value_of_the_wrong_type_ends_as_the_flag_itself_does(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit):
-        combinations(Options(sweep=("lr=1e-3,fast",)))
+        combinations(Request(sweep=("lr=1e-3,fast",)))
     assert "--lr" in capsys.readouterr().err
 
 

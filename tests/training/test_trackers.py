@@ -9,8 +9,9 @@ import pytest
 from periscope.errors import RunError
 from periscope.evaluation.training_scores import training_scores
 from periscope.training import trackers
+from periscope.training.config import config_from
+from periscope.training.resolve import resumed, settle
 from periscope.training.run import Run
-from periscope.training.settings import resumed, settle
 
 SAMPLES = [{"media": "key", "prompt": "", "answer": "<b>a cat</b>", "reference": "a dog"}]
 TWO_LINES = [{"media": "key", "prompt": "", "answer": "# a\n<b>cat</b>", "reference": "a dog"}]
@@ -37,7 +38,7 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = Run.create(tmp_path / "run", {"lr": 0.001, "text": None})
+    run = Run.create(tmp_path / "run", config_from({"lr": 0.001, "text": None}, "the test"))
     run.track(["tensorboard"], 0)
     logged(run, 0, 4)
     again = Run.open(tmp_path / "run")  # killed, and gone on from step 2
@@ -81,16 +82,16 @@ class StandIn(types.ModuleType):
 def test_wandb_is_told_the_same_and_knows_a_resumed_run_again(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", told := StandIn())
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
-    run = Run.create(tmp_path / "run", {"lr": 0.001})
+    run = Run.create(tmp_path / "run", config_from({"lr": 0.001}, "the test"))
     run.track(["wandb"], 0)
     logged(run, 0, 1)
     again = Run.open(tmp_path / "run")
     again.track(["wandb"], 1)
-    other = Run.create(tmp_path / "other", {"lr": 0.001})
+    other = Run.create(tmp_path / "other", config_from({"lr": 0.001}, "the test"))
     other.track(["wandb"], 0)
     one, two, three = told.begun
     assert one["id"] == two["id"] != three["id"] and one["resume"] == "allow"
-    assert one["project"] == "periscope" and one["name"] == "run" and one["config"] == {"lr": 0.001}
+    assert one["project"] == "periscope" and one["name"] == "run" and one["config"] == run.config_table()
     assert told.metrics[0] == (("*",), "step")
     assert told.lines == [
         {"step": 1, "loss": 1.0, "lr": 0.001},
@@ -102,7 +103,7 @@ def test_wandb_is_told_the_same_and_knows_a_resumed_run_again(tmp_path, monkeypa
 
 def test_a_tracker_that_fails_ends_itself_and_not_the_training(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", told := StandIn())
-    run = Run.create(tmp_path / "run", {"lr": 0.001})
+    run = Run.create(tmp_path / "run", config_from({"lr": 0.001}, "the test"))
     run.track(["wandb"], 0)
 
     def broken(values: dict) -> None:
@@ -122,7 +123,7 @@ def test_a_tracker_that_fails_ends_itself_and_not_the_training(tmp_path, monkeyp
 def test_wandb_itself_takes_it_without_a_network(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run = Run.create(tmp_path / "run", {"lr": 0.001})
+    run = Run.create(tmp_path / "run", config_from({"lr": 0.001}, "the test"))
     run.track(["wandb"], 0)
     logged(run, 0, 3)
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
@@ -130,9 +131,9 @@ def test_wandb_itself_takes_it_without_a_network(tmp_path, monkeypatch):
 
 
 def test_a_tracker_is_never_required(tmp_path, monkeypatch):
-    run = Run.create(tmp_path / "run", {"steps": 5, "adapter": "mlp3", "track": ["wandb"]})
-    assert run.trackers == [] and settle({}, {})["track"] == []
-    assert resumed(run, {"track": []})["track"] == [], "a resumed run need not go on tracking"
+    run = Run.create(tmp_path / "run", config_from({"steps": 5, "adapter": "mlp3", "track": ["wandb"]}, "the test"))
+    assert run.trackers == [] and settle({}, {}).logging.track == ()
+    assert resumed(run, {"track": []}).logging.track == (), "a resumed run need not go on tracking"
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(RunError, match=r"--track wandb needs wandb: pip install -e '\.\[wandb\]'"):
         settle({"track": ["wandb"]}, {})

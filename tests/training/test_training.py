@@ -14,16 +14,17 @@ from periscope.adapters.lm.language_model import load_language_model
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt, default_template
-from periscope.errors import RunError
+from periscope.errors import RecipeError, RunError
 from periscope.evaluation.controls import derangement
 from periscope.recipes import load_recipe
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text
+from periscope.training.config import RENAMED, TrainConfig, config_from, option_names
 from periscope.training.data.dataset import TextFeatureDataset
 from periscope.training.data.order import epoch_runs, epoch_steps, steps_per_epoch
 from periscope.training.heldout import heldout_losses
+from periscope.training.resolve import refuse_changes, resumed, settle, settle_length
 from periscope.training.run import Run, load_optimizer_state, newest_run, optimizer_state
-from periscope.training.settings import DEFAULTS, refuse_changes, resumed, settle, settle_length
 from periscope.training.step import learning_rate, make_optimizer, set_rates, take_step
 
 
@@ -244,7 +245,7 @@ def test_a_derangement_never_gives_the_same_content():
 
 
 def run_at(path):
-    return Run.create(path, DEFAULTS | {"steps": 100, "delimiters": ["Scene:", "\n"], "lm": 'a"b\\c', "none": None})
+    return Run.create(path, config_from({"steps": 100, "delimiters": ["Scene:", "\n"], "lm": 'a"b\\c'}, "the test"))
 
 
 def save(run, step, best=False, keep=2):
@@ -257,7 +258,8 @@ def save(run, step, best=False, keep=2):
 
 def test_a_run_is_never_overwritten_and_describes_itself(tmp_path, monkeypatch):
     run = run_at(tmp_path / "r")
-    assert run.config["delimiters"] == ["Scene:", "\n"] and run.config["lm"] == 'a"b\\c' and "none" not in run.config
+    assert run.config.prompt.delimiters == ("Scene:", "\n") and run.config.lm == 'a"b\\c'
+    assert "epochs" not in (run.path / "config.toml").read_text()
     assert (
         json.loads((run.path / "environment.json").read_text())["packages"]["torch"] == torch.__version__.split("+")[0]
     )
@@ -328,14 +330,14 @@ def test_optimizer_state_round_trip():
 
 
 def test_settings_merge_and_refuse(tmp_path):
-    assert settle({"lr": 0.5}, {"lr": 0.1, "batch": 4})["lr"] == 0.5
-    assert settle({}, {"batch": 4})["batch"] == 4
+    assert settle({"lr": 0.5}, {"lr": 0.1, "batch": 4}).lr == 0.5
+    assert settle({}, {"batch": 4}).batch == 4
     with pytest.raises(RunError, match=r"--batch is 0"):
         settle({"batch": 0}, {})
     run = run_at(tmp_path / "r")
     with pytest.raises(RunError, match=r"started with lr 0.001, not 0.5"):
         resumed(run, {"lr": 0.5})
-    assert resumed(run, {"lr": 0.001})["steps"] == 100
+    assert resumed(run, {"lr": 0.001}).steps == 100
     save(run, 100)
     with pytest.raises(RunError, match="is finished"):
         resumed(run, {})
@@ -344,20 +346,20 @@ def test_settings_merge_and_refuse(tmp_path):
 
 
 def test_recipes_name_the_nearest_and_refuse_what_they_cannot_set(tmp_path):
-    demo = load_recipe("demo").settings(set(DEFAULTS) | {"lm", "template", "delimiters", "steps"}, "mlp16")
+    demo = load_recipe("demo").train_options(option_names(), "mlp16", RENAMED)
     assert demo["lm"] == "demo/backbones/lm"
     own = tmp_path / "own.toml"
     own.write_text("[train]\nlr = 0.5\nbatch = 4\n[adapter.mlp16]\nlr = 0.25\n[adapter.linear16]\nbatch = 8\n")
     for spec, found in (("mlp16", (0.25, 4)), ("linear16", (0.5, 8)), ("mlp", (0.5, 4))):
-        recipe = load_recipe(str(own)).settings({"lr", "batch"}, spec)
+        recipe = load_recipe(str(own)).train_options({"lr", "batch"}, spec, {})
         assert (recipe["lr"], recipe["batch"]) == found, spec
-    with pytest.raises(RunError, match="did you mean demo"):
+    with pytest.raises(RecipeError, match="did you mean demo"):
         load_recipe("dmo")
     bad = tmp_path / "r.toml"
     for text, said in (("[train]\nlearning = 3\n", "sets learning"), ("[train", "not TOML"), ("[trian]\n", "trian")):
         bad.write_text(text)
-        with pytest.raises(RunError, match=said):
-            load_recipe(str(bad)).settings({"lr"}, "mlp16")
+        with pytest.raises(RecipeError, match=said):
+            load_recipe(str(bad)).train_options({"lr"}, "mlp16", {})
 
 
 def test_a_missing_feature_set_is_a_sentence(tmp_path):
@@ -396,26 +398,27 @@ def test_the_schedules_end_where_they_should():
 
 
 def test_a_soft_prompt_may_have_a_constant_rate_and_vectors_have_no_decay(model):
-    settings = DEFAULTS | {"steps": 10, "weight_decay": 0.02, "soft_prompt_lr": 1e-5, "lr": 2e-5, "warmup": 0.1}
-    optimizer = make_optimizer(model.trained(), settings)
+    options = {"steps": 10, "weight_decay": 0.02, "soft_prompt_lr": 1e-5, "lr": 2e-5, "warmup": 0.1}
+    config = config_from(options, "the test")
+    optimizer = make_optimizer(model.trained(), config)
     found = {(g["name"], g["weight_decay"]): sum(p.numel() for p in g["params"]) for g in optimizer.param_groups}
     projector, width = model.adapter.projector, model.lm.hidden_size
     matrices = sum(p.numel() for p in projector.parameters() if p.ndim > 1)
     vectors = sum(p.numel() for p in projector.parameters() if p.ndim < 2) + 1  # and the gain
     assert found == {("projector", 0.02): matrices, ("projector", 0.0): vectors, ("soft prompt", 0.02): 2 * width}
     for step, rate in ((1, 2e-5), (10, 0.0)):
-        assert set_rates(optimizer, step, settings) == pytest.approx(rate)
+        assert set_rates(optimizer, step, config) == pytest.approx(rate)
         assert [g["lr"] for g in optimizer.param_groups] == [
             pytest.approx(1e-5 if g["name"] == "soft prompt" else rate) for g in optimizer.param_groups
         ]
-    plain = make_optimizer(model.trained(), DEFAULTS)
+    plain = make_optimizer(model.trained(), TrainConfig())
     assert [p for g in plain.param_groups for p in g["params"]] == list(model.adapter.parameters())
 
 
 def test_epochs_settle_the_steps(capsys):
-    settings = {"epochs": 1.5}
-    settle_length(settings, 101)
-    assert settings["steps"] == 152 and "1.5 epochs of 101" in capsys.readouterr().out
-    for given, steps in (({}, 500), ({"steps": 7, "epochs": 3.0}, 7)):
-        settle_length(given, 101)
-        assert given["steps"] == steps
+    config = TrainConfig(epochs=1.5)
+    settle_length(config, 101)
+    assert config.steps == 152 and "1.5 epochs of 101" in capsys.readouterr().out
+    for config, steps in ((TrainConfig(), 500), (TrainConfig(steps=7, epochs=3.0), 7)):
+        settle_length(config, 101)
+        assert config.steps == steps

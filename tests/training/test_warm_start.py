@@ -19,7 +19,7 @@ from periscope.adapters.prompting.prompt import Prompt, Template
 from periscope.errors import AdapterError, RunError
 from periscope.shards.texts import Text
 from periscope.training.data.dataset import TextFeatureDataset, TrainingSteps
-from periscope.training.settings import settle
+from periscope.training.resolve import settle
 from periscope.training.step import take_step
 from periscope.training.warm_start import contrast, warm_start
 

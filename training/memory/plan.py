@@ -126,7 +126,7 @@ def spare_memory(plan_at: Callable[[int], MemoryPlan], rerun: int, longest: int)
             break
         needs, rerun = plan_at(every), every
         if needs.fits(longest) or every == 1:
-            print(f"memory: to fit one text, layers are computed again in the backward pass (--rerun-layers {every})")
+            print(f"memory: to fit one text, layers are recomputed (--gradient-checkpointing {every})")
     return needs, rerun
 
 
