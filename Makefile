@@ -30,7 +30,7 @@ types: $(TEST_STAMP)
 	mkdir -p build/types
 	ln -sfn ../.. build/types/periscope
 	$(PYTHON) -m mypy -p periscope
-	$(PYTHON) -m mypy --exclude '^$$' -p studies -p benchmarks
+	$(PYTHON) -m mypy --exclude '^$$' --follow-imports silent -p studies -p benchmarks
 
 format: $(TEST_STAMP)
 	$(PYTHON) -m ruff check --fix .

@@ -10,16 +10,19 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+Name = TypeVar("Name", str, int)
 
 
 def side_by_side(
-    ways: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, float]:
+    ways: Mapping[Name, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[Name, float]:
     """Median seconds of each way, the ways taking turns for `rounds` rounds after one round that isn't counted.
 
     With time.process_time as the `clock` they are the processor's, which other programs disturb less.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[Name, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
             began = clock()

@@ -40,4 +40,6 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 
 def _resident(name: str) -> int:
-    return 1024 * int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    found = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found, f"/proc/self/status has no {name}"
+    return 1024 * int(found[1])

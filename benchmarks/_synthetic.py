@@ -4,6 +4,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -71,13 +72,13 @@ def feature_set(
     codec: str = "fp16",
 ) -> FeatureSet:
     """A set of random features in which medium i has captions of `captions[i % len(captions)]` of the `words`."""
-    entry = {"shape": [shape.width] if shape.kind == "pooled" else [shape.tokens, shape.width], "dtype": "float16"}
-    entry["codec"] = codec
+    sizes = [shape.width] if shape.kind == "pooled" else [shape.tokens, shape.width]
+    entry: dict[str, Any] = {"shape": sizes, "dtype": "float16", "codec": codec}
     if shape.grid:
         entry["grid"] = list(shape.grid)
     encoder = {"name": "random", "library": "none", "id": "", "class": "None", "fingerprint": "0" * 64}
     generator = torch.Generator().manual_seed(0)
-    drawn = [encode(shape.kind, torch.randn(entry["shape"], generator=generator), entry) for _ in range(64)]
+    drawn = [encode(shape.kind, torch.randn(sizes, generator=generator), entry) for _ in range(64)]
     keys = [make_key(f"{number:07d}.jpg") for number in range(media)]
     some = samples_per_shard(stored_bytes(entry))
     with SetWriter(folder, "image", encoder, {shape.kind: entry}) as writer:
@@ -109,9 +110,9 @@ def some_steps(model: AdaptedModel, media: int, captions: int, batch: int, count
     of random features, with captions each whose lengths are spread like LLaVA's.
     """
     lengths = iter(caption_lengths(media * captions))
-    captions = [[next(lengths) for _ in range(captions)] for _ in range(media)]
+    words = [[next(lengths) for _ in range(captions)] for _ in range(media)]
     with tempfile.TemporaryDirectory() as folder:
-        features = feature_set(Path(folder), model.adapter.features, media, captions, WORDS)
+        features = feature_set(Path(folder), model.adapter.features, media, words, WORDS)
         steps = steps_of(model, features, batch)
         every = sorted((steps[n] for n in range(steps.per_epoch)), key=lambda step: step.targets / len(step))
     return evenly(every, count)

@@ -5,6 +5,7 @@ its shape, in front of a language model in SmolLM2-135M's, both random, and the 
 which those do in every epoch too, is left out. The rest of the step is the same.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -37,9 +38,12 @@ def measure(rounds: int) -> dict[str, dict]:
     """
     lm = language_model(**MODEL)
     with torch.device(DEVICE):
-        encoder = CLIPVisionModel(ENCODER).to(lm.dtype).eval()
-    side = ENCODER.image_size // ENCODER.patch_size
-    pixels = torch.randn(BATCH, 3, ENCODER.image_size, ENCODER.image_size, device=DEVICE, dtype=lm.dtype)
+        encoder = CLIPVisionModel(ENCODER).eval()
+    encoder.to(dtype=lm.dtype)
+    image, patch = ENCODER.image_size, ENCODER.patch_size
+    assert isinstance(image, int) and isinstance(patch, int)
+    side = image // patch
+    pixels = torch.randn(BATCH, 3, image, image, device=DEVICE, dtype=lm.dtype)
     found = {}
     for spec, shape in {
         "mlp16": FeatureShape("pooled", 1, ENCODER.hidden_size),
@@ -49,7 +53,7 @@ def measure(rounds: int) -> dict[str, dict]:
         (batch,) = some_steps(model, BATCH, 1, BATCH, 1)
         encode = partial(_encode, encoder, pixels, shape.kind)
         optimizer = make_optimizer(model.trained(), SETTINGS)
-        ways = {
+        ways: dict[str, Callable[[], object]] = {
             "encode": encode,
             "cached": partial(_train, model, optimizer, batch),
             "in every step": lambda: _train(model, optimizer, replace(batch, rows=encode())),  # noqa: B023

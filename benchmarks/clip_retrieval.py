@@ -10,7 +10,8 @@ changes how its process treats freed memory.
 import contextlib
 import os
 import tempfile
-from functools import cache
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 
@@ -55,17 +56,22 @@ def measure(rounds: int) -> dict[str, dict]:
         def ours() -> None:
             own.submit(stored, root, f"set-{next(sets)}").result()
 
-        theirs = {workers: lambda n=workers: its.submit(partition, root, n).result() for workers in WORKERS}
+        theirs = {n: partial(_result, its, root, n) for n in WORKERS}
         took = side_by_side(theirs, 1)
-        best = min(took, key=took.get)
-        took = side_by_side({"ours": ours, "theirs": theirs[best]}, rounds)
+        best = min(took, key=took.__getitem__)
+        both = side_by_side({"ours": ours, "theirs": theirs[best]}, rounds)
     return {
         "precompute against clip-retrieval's way": {
-            "ratio": took["theirs"] / took["ours"],
-            "samples/s": PICTURES / took["ours"],
+            "ratio": both["theirs"] / both["ours"],
+            "samples/s": PICTURES / both["ours"],
             "its workers": best,
         }
     }
+
+
+def _result(process: ProcessPoolExecutor, root: Path, workers: int) -> Path:
+    """What `partition` gives in that process."""
+    return process.submit(partition, root, workers).result()
 
 
 def prepare(root: Path, config: ViTConfig, pictures: int) -> None:

@@ -51,7 +51,8 @@ def _reads(features: FeatureSet) -> tuple[float, float]:
     keys = random.Random(0).choices(features.keys, k=READS)
     before = _counters()
     features.read_many(keys, SHAPE.kind)
-    return tuple((after - then) / READS for after, then in zip(_counters(), before, strict=True))
+    after = _counters()
+    return (after[0] - before[0]) / READS, (after[1] - before[1]) / READS
 
 
 def _counters() -> tuple[int, int]:

@@ -8,6 +8,7 @@ same batches both have the same loss.
 """
 
 import random
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -90,20 +91,20 @@ def publish(model: AdaptedModel, batches: list[list]) -> float:
         features, captions = zip(*batch, strict=True)
         pictures = projector(torch.stack(features).to(device)).to(model.lm.dtype)
         rows, labels = [], []
-        for picture, ids in zip(pictures, captions, strict=True):
-            ids = torch.tensor(ids, device=device)
+        for picture, caption in zip(pictures, captions, strict=True):
+            ids = torch.tensor(caption, device=device)
             rows.append(torch.cat([picture, *(embed(one[None]) for one in ids)]))
             labels.append(torch.cat([ids.new_full((len(picture),), IGNORED), ids]))
-        labels = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+        targets = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
         mask = pad_sequence([row.new_ones(len(row)) for row in rows], batch_first=True)
         embeds = pad_sequence(rows, batch_first=True)
-        loss = lm(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False).loss
+        loss = lm(inputs_embeds=embeds, attention_mask=mask, labels=targets, use_cache=False).loss
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-        targets = sum(map(len, captions))
-        total, count = total + loss.item() * targets, count + targets
+        told = sum(map(len, captions))
+        total, count = total + loss.item() * told, count + told
     return total / count
 
 
@@ -114,6 +115,6 @@ def pairs_of(batch: Batch) -> list[tuple[torch.Tensor, list[int]]]:
     return [(batch.features[slot], ids) for slot, ids in zip(slots, told, strict=True)]
 
 
-def _quickest(ways: dict) -> int:
+def _quickest(ways: Mapping[int, Callable[[], object]]) -> int:
     took = side_by_side(ways, 1, seconds)
-    return min(took, key=took.get)
+    return min(took, key=took.__getitem__)

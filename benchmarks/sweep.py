@@ -58,7 +58,7 @@ def _run(home: Path, script: str, *arguments: str) -> tuple[float, int]:
     with subprocess.Popen(
         call, cwd=home, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
-        said = process.stderr.read()
+        said = process.stderr.read() if process.stderr else ""
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

@@ -118,7 +118,7 @@ def without(model: AdaptedModel, steps: TrainingSteps, rounds: int, best: float)
     at_random = [steps.encoded.batch([steps.kept.texts[i] for i in texts[n : n + BATCH]])
                  for n in range(0, len(texts), BATCH)]  # fmt: skip
     drawn = [pair for batch in at_random for pair in pairs_of(batch)]
-    ways = {
+    ways: dict[str, Callable[[], object]] = {
         "batches of like length": partial(_take, model, at_random),
         "these, logits at labels alone, splicing at once (the published loop)": partial(
             publish, model, cut(drawn, THEIRS)

@@ -77,8 +77,8 @@ class Told(ComposedModel):
     def slots(self, texts, features, *_) -> dict[str, torch.Tensor]:
         return dict(features)
 
-    def generate(self, *given) -> list[str]:
-        return AdaptedModel.generate(self, *given)
+    def generate(self, *given, **decoding) -> list[str]:
+        return AdaptedModel.generate(self, *given, **decoding)
 
 
 class Words(Set):
@@ -97,7 +97,7 @@ class Words(Set):
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(1)
-    paths = {"image": options.image, "audio": options.audio}
+    paths: dict[str | None, Path] = {"image": options.image, "audio": options.audio}
     loaded = live.load_several(paths)
     parts = {modality: part for modality, (part, _) in loaded.items()}
     kinds = {m: config["features"]["kind"] for m, (_, config) in loaded.items()}
@@ -154,7 +154,7 @@ def ask(
         for text, key in zip(texts, keys, strict=True)
     ]
     valid = [i for i in range(n) if truth[i] is not None]
-    found["exchanged, by the other's truth"] = share(same_answer(said["exchanged"][i], truth[i]) for i in valid)
+    found["exchanged, by the other's truth"] = share(same_answer(said["exchanged"][i], truth[i] or "") for i in valid)
     found["unchanged beside another"] = share(map(same_answer, said["own first"], said["beside another"]))
     return found
 
@@ -185,7 +185,8 @@ def answers(
     """Answers to questions (None: captions), each about a list of (modality, key)."""
     said = []
     for start in range(0, len(media), batch):
-        texts, features = [], {}
+        texts = []
+        features: dict[str, torch.Tensor] = {}
         for shown, question in zip(media[start : start + batch], asked[start : start + batch], strict=True):
             turns = [{"role": "user", "content": question}] if question else []
             names = [f"{modality}:{key}" for modality, key in shown]

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -42,7 +42,7 @@ class Medium:
 
     opening: str
     draw: Callable[[random.Random, str], list[dict]]
-    words: ModuleType
+    words: Any  # a module of periscope.demo, or what stands in for one
     task: DemoTask
     places: tuple[str, ...]
     easy: str
@@ -104,7 +104,9 @@ def existence(medium: Medium, things: list[dict], rng: random.Random) -> tuple[s
     and has one word to learn it from, so each document asks it once more.
     """
     ask = medium.words.draw_ask(medium.exists, things, rng)
-    return prompt_of(medium.words.question(ask, rng)), " " + medium.task.answer(ask, things)
+    answer = medium.task.answer(ask, things)
+    assert answer, "whether something is there has an answer in every scene"
+    return prompt_of(medium.words.question(ask, rng)), " " + answer
 
 
 def listing(medium: Medium, things: list[dict], rng: random.Random) -> tuple[str, str]:
@@ -343,8 +345,8 @@ class Corpus:
                 for name in medium.task.attributes
             ]
             if max(share[at] for share in shares) < 0.7 and rng.random() < 0.3:
-                word = " " + rng.choice((*medium.places, *SEPARATORS)).strip()
-                held.append((self.encode(word)[0], rng.uniform(0.1, 0.8)))
+                filler = " " + rng.choice((*medium.places, *SEPARATORS)).strip()
+                held.append((self.encode(filler)[0], rng.uniform(0.1, 0.8)))
             norm = math.hypot(*(weight for _, weight in held))
             full = rng.random() < 0.7
             for word, weight in held:

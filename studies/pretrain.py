@@ -176,7 +176,7 @@ def cell_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of logits (n, cells, classes of all heads) against labels (n, heads, cells); an empty cell counts
     0.3."""
     sizes = [1 + len(values) for _, values in HEADS]
-    loss = 0.0
+    loss = torch.zeros(())
     for head, part in enumerate(logits.float().split(sizes, dim=-1)):
         truth = labels[:, head].flatten()
         weight = torch.where(truth > 0, 1.0, 0.3)
@@ -333,7 +333,7 @@ def pretrain_lm(args) -> None:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="eager",
+        attn_implementation="eager",  # type: ignore[call-arg] # every config of transformers takes it
     )
     model = LlamaForCausalLM(config)
     balance(model)
@@ -353,7 +353,7 @@ def pretrain_lm(args) -> None:
         batch = corpus.batch(rows)
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 50, max(0.02, 2.5 * (1 - step / steps)))
-        embeds = batch.embed(model.get_input_embeddings().weight)
+        embeds = batch.embed(model.get_input_embeddings().get_parameter("weight"))
         hidden_mask = torch.zeros(batch.mask.shape).masked_fill_(~batch.mask, torch.finfo(torch.bfloat16).min)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(

@@ -102,7 +102,7 @@ def view_of(pixels: torch.Tensor) -> torch.Tensor:
         [turn.cos() * wide, -turn.sin() * high, torch.zeros(n), turn.sin() * wide, turn.cos() * high, torch.zeros(n)], 1
     ).view(n, 2, 3)
     theta[:, :, 2] = torch.empty(n, 2).uniform_(-1 / 12, 1 / 12)
-    grid = F.affine_grid(theta, (n, 3, IMAGE, IMAGE), align_corners=False)
+    grid = F.affine_grid(theta, [n, 3, IMAGE, IMAGE], align_corners=False)
     found = F.grid_sample(pixels.float() / 255, grid, mode="bilinear", padding_mode="border", align_corners=False)
     found = found * torch.empty(n, 3, 1, 1).uniform_(0.82, 1.0) + 0.04 * torch.randn(n, 1, 1, 1)
     found = (found + 0.02 * torch.rand(n, 1, 1, 1) * torch.randn_like(found)).clamp(0, 1)
@@ -189,7 +189,7 @@ def pretrain(args) -> None:
                 earlier = torch.cat([unmixed(teacher(theirs)[0], their_sources), earlier])[:REMEMBERED]
             parts, whole = (unmixed(codes, our_sources) for codes in student(ours))
         found = {"parts": contrast(parts, earlier), "whole": contrast(whole, earlier)}
-        loss = sum(one for one, _ in found.values())
+        loss = torch.stack([one for one, _ in found.values()]).sum()
         student.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)

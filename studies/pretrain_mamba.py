@@ -19,7 +19,7 @@ from studies.corpus import ANSWER, Corpus, Row, build_tokenizer
 from studies.pretrain import HERE, READY, begin_with, log
 from studies.probe import MEDIA, answer_scores, caption_scores
 
-SCENES = {("image",): 1.0}
+SCENES: dict[tuple[str, ...], float] = {("image",): 1.0}
 LISTS = ("ids", "weights", "segments", "words", "noise")
 
 
@@ -42,7 +42,7 @@ def in_turn(row: Row, rng: random.Random) -> Row:
 
 def scores_of(model: MambaForCausalLM, tokenizer, n: int) -> dict[str, float]:
     """Questions and captions from textual descriptions of new scenes and new pairs, as `demo.probe` has them."""
-    found = {}
+    found: dict[str, float] = {}
     for split, before in (("heldout", ""), ("new_pairs", "new_pairs_")):
         rng = random.Random(f"probe/image/0/{split}")
         drawn = [MEDIA["image"].draw(rng, split) for _ in range(n)]

@@ -10,10 +10,12 @@ import platform
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
 
 from periscope.demo import sounds
 from studies.pretrain import log, optimizer_for, save, schedule
@@ -25,21 +27,25 @@ MEAN, STD = [0.88] * 3, [0.2] * 3
 TOLD = {"audio": ("sounds", "recordings"), "video": ("clips", "clips")}
 
 
-def build(task: Task):
+def build(task: Task) -> PreTrainedModel:
     """The encoder with random weights."""
     from transformers import ASTConfig, ASTModel, TimesformerConfig, TimesformerModel
 
-    common = {"num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": PATCH, "initializer_range": 0.05}
+    common: dict[str, Any] = {
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "patch_size": PATCH,
+        "initializer_range": 0.05,
+    }
     if task is AUDIO:
-        shape = {"num_mel_bins": MELS * PATCH, "max_length": TIMES * PATCH}
-        strides = {"frequency_stride": PATCH, "time_stride": PATCH}
-        model = ASTModel(ASTConfig(hidden_size=192, intermediate_size=384, **shape, **strides, **common))
-        torch.nn.init.normal_(model.embeddings.position_embeddings, std=0.3)
+        common |= {"num_mel_bins": MELS * PATCH, "max_length": TIMES * PATCH}
+        common |= {"frequency_stride": PATCH, "time_stride": PATCH}
+        model: PreTrainedModel = ASTModel(ASTConfig(hidden_size=192, intermediate_size=384, **common))
     else:
-        shape = {"image_size": SIDE * PATCH, "num_frames": FRAMES}
-        model = TimesformerModel(TimesformerConfig(hidden_size=144, intermediate_size=432, **shape, **common))
-        torch.nn.init.normal_(model.embeddings.position_embeddings, std=0.3)
-        torch.nn.init.normal_(model.embeddings.time_embeddings, std=0.3)
+        common |= {"image_size": SIDE * PATCH, "num_frames": FRAMES}
+        model = TimesformerModel(TimesformerConfig(hidden_size=144, intermediate_size=432, **common))
+    for name in ("position_embeddings",) if task is AUDIO else ("position_embeddings", "time_embeddings"):
+        torch.nn.init.normal_(model.get_parameter(f"embeddings.{name}"), std=0.3)
     return model
 
 
@@ -117,7 +123,7 @@ def augment_clips(frames: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
 def place_loss(logits: torch.Tensor, labels: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     """Cross-entropy of logits (n, places or patches, classes of all heads) against labels (n, heads, the same); where
     nothing is counts 0.3."""
-    loss = 0.0
+    loss = torch.zeros(())
     for head, part in enumerate(logits.float().split(sizes, dim=-1)):
         truth = labels[:, head].flatten()
         weight = torch.where(truth > 0, 1.0, 0.3)
@@ -140,7 +146,7 @@ class Heads(torch.nn.Module):
         self.register_buffer("slots", torch.tensor(task.slots))
 
     def forward(self, vectors, before, last, labels) -> dict[str, torch.Tensor]:
-        task, places, pooled = self.task, len(self.task.places), 0.0
+        task, places, pooled = self.task, len(self.task.places), torch.zeros(())
         for head, vector in zip(self.vectors, vectors, strict=True):
             noise = VECTOR_NOISE * vector.detach().square().mean().sqrt() * torch.randn_like(vector)
             read = head(vector + noise).unflatten(1, (places, -1))
@@ -177,10 +183,8 @@ def pretrain(name: str, args) -> None:
     count = args.media or {"audio": 12000, "video": 12000}[name]
     pool, media = draw_pool(task, args.seed + 1, count)
     labels = task.labels(media)
-    mean, std = (
-        (round(pool.float().mean().item(), 3), round(pool.float().std().item(), 3)) if task is AUDIO else (None,) * 2
-    )
-    processor = processor_for(task, mean, std)
+    mean, std = round(pool.float().mean().item(), 3), round(pool.float().std().item(), 3)
+    processor = processor_for(task, mean, std) if task is AUDIO else processor_for(task)
     processor.save_pretrained(folder)
     log(record, media=count, seconds=time.time() - began)
     model = build(task)

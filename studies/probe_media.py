@@ -191,7 +191,8 @@ def media_scores(model, processor, task: Task, seed: int = 0, train: int = 3000,
 
 def main() -> None:
     for name, task in TASKS.items():
-        scores = media_scores(*load(task), task)
+        model, processor = load(task)
+        scores = media_scores(model, processor, task)
         print(name, json.dumps({kind: round(value, 4) for kind, value in scores.items()}))
 
 

@@ -13,6 +13,7 @@ each place) and docs/retrieval.png. It says nothing of models of another size.
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, MambaConfig, PreTr
 from periscope.adapters.lm.selective_scan import use_selective_scan
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+Embed = Callable[[torch.Tensor], torch.Tensor]
 WIDTH, CODE, NOISE = 64, 48, 0.1
 GOOD = 0.95
 COLOURS = {"gpt_neox": (30, 90, 170), "mamba": (200, 90, 20)}
@@ -78,7 +80,7 @@ def answers(model: PreTrainedModel, embeds: torch.Tensor, length: int) -> torch.
 
 
 @torch.no_grad()
-def accuracy(model: PreTrainedModel, embed, length: int, seed: int) -> list[float]:
+def accuracy(model: PreTrainedModel, embed: Embed, length: int, seed: int) -> list[float]:
     """Share of right answers for each place, on 2,048 rows that no training drew."""
     ids, places = rows_of(torch.Generator().manual_seed(10_000 + seed), 2048, length)
     right = torch.cat([answers(model, embed(part), length).argmax(1) for part in ids.split(256)]) == places
@@ -105,18 +107,19 @@ def learn(model: PreTrainedModel, embed, trained: list, length: int, steps: int,
     return found | {"accuracy": round(sum(each) / length, 4), "places": each}
 
 
-def projector_for(model: PreTrainedModel, length: int, seed: int) -> tuple[nn.Module, object]:
+def projector_for(model: PreTrainedModel, length: int, seed: int) -> tuple[nn.Module, Embed]:
     """A two-layer MLP over noisy codes of the symbols, and the embedding of a row through it: symbols by the projector,
     QUERY by the model's own word.
     """
     draws = torch.Generator().manual_seed(seed)
     codes = torch.randn(length, CODE, generator=draws)
-    projector = nn.Sequential(nn.Linear(CODE, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
-    table = model.get_input_embeddings().weight.detach()
+    last = nn.Linear(4 * WIDTH, WIDTH)
+    projector = nn.Sequential(nn.Linear(CODE, 4 * WIDTH), nn.GELU(), last)
+    table = model.get_input_embeddings().get_parameter("weight").detach()
     with torch.no_grad():
         scale = table.square().mean().sqrt() / projector(codes).square().mean().sqrt()
-        projector[-1].weight.mul_(scale)
-        projector[-1].bias.mul_(scale)
+        last.weight.mul_(scale)
+        last.bias.mul_(scale)
 
     def embed(ids: torch.Tensor) -> torch.Tensor:
         seen = codes[ids.clamp(max=length - 1)]
@@ -126,10 +129,10 @@ def projector_for(model: PreTrainedModel, length: int, seed: int) -> tuple[nn.Mo
     return projector, embed
 
 
-def warm(model: PreTrainedModel, projector: nn.Module, embed, length: int, steps: int, seed: int) -> None:
+def warm(model: PreTrainedModel, projector: nn.Module, embed: Embed, length: int, steps: int, seed: int) -> None:
     """Pull the projector's output toward the symbols' embeddings by the mean squared error."""
     draws = torch.Generator().manual_seed(seed + 1)
-    table = model.get_input_embeddings().weight.detach()
+    table = model.get_input_embeddings().get_parameter("weight").detach()
     optimizer = torch.optim.AdamW(projector.parameters(), lr=1e-3, weight_decay=0.0)
     for _ in range(steps):
         ids, _ = rows_of(draws, 64, length)

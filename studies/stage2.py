@@ -170,7 +170,10 @@ def write_texts(folder: Path, options: Options) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in (options.features / "texts.jsonl").read_text().splitlines()]
     rng, taught = random.Random("stage2"), Worded("taught")
-    pictures, alone, asked, scenes = [], [], [], []
+    pictures: list[dict] = []
+    alone: list[dict] = []
+    asked: list[dict] = []
+    scenes: list[list[str]] = []
     for line in lines:
         things = line["meta"]["objects"]
         if line["split"] == "train" and len(pictures) < 8000:
