@@ -132,8 +132,18 @@ def test_the_wheel_works_from_an_empty_folder(wheel: Path, tmp_path: Path) -> No
     assert "features/demo is ready" in periscope("precompute", "--limit", "48", "--device", "cpu")
     flags = ("--adapter", "mlp16", "--steps", "5", "--batch", "8", "--eval-every", "5", "--name", "a")
     assert "language model is unchanged" in periscope("train", *flags, "--device", "cpu")
-    periscope("eval", "--limit", "4", "--max-new-tokens", "8", "--device", "cpu")
-    assert (home / "runs/a/eval.json").is_file() and (home / "runs/a/report.html").is_file()
+    picture, *_ = pictures = sorted((home / "demo/media").rglob("*.jpg"))
+    answer = periscope("eval", "--image", str(picture), "--prompt", "How many objects are there?", "--device", "cpu")
+    assert answer.strip()
+
+    (home / "photos").mkdir()
+    for number, file in enumerate(pictures[:40]):
+        shutil.copy(file, home / "photos" / f"{number}.jpg")
+        (home / "photos" / f"{number}.txt").write_text(f"picture number {number}\n")
+    periscope("precompute", "--data", "photos", "--encoder", "demo", "--device", "cpu")
+    periscope("train", *flags[:-1], "b", "--features", "features/photos", "--device", "cpu")
+    periscope("eval", "--max-new-tokens", "8", "--device", "cpu")
+    assert (home / "runs/b/eval.json").is_file() and (home / "runs/b/report.html").is_file()
     assert not (home / "periscope").exists()
 
 
