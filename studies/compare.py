@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parent.parent
 FOUND = ROOT / "docs" / "comparison.json"
 PAGE = ROOT / "docs" / "comparison.md"
-BEGIN, END = "<!-- made by demo.compare -->", "<!-- end -->"
+BEGIN, END = "<!-- made by studies.compare -->", "<!-- end -->"
 SCORES = ("caption_scene", "caption_objects", "qa_accuracy")
 PILOT = 30
 PLAIN = ["--projector-hidden", "0", "--start-words", "", "--token-noise", "0.0"]  # without the demo's recipe

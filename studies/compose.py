@@ -31,7 +31,7 @@ from studies.corpus import MEDIA, describe
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUND, PAGE = ROOT / "docs" / "composition.json", ROOT / "docs" / "composition.md"
-BEGIN, END = "<!-- made by demo.compose -->", "<!-- end -->"
+BEGIN, END = "<!-- made by studies.compose -->", "<!-- end -->"
 NAMES = {"image": "picture", "audio": "sound"}
 THINGS = {"image": "objects", "audio": "events"}
 TOKENS, WORDS = "adapters' tokens", "words"

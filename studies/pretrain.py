@@ -451,7 +451,7 @@ def encoder_table(scores: dict[str, float]) -> list[str]:
 
 
 def language_table(scores: dict[str, dict[str, dict[str, float]]]) -> list[str]:
-    """What demo.probe.language_scores gives, as a Markdown table: a column for each split."""
+    """What studies.probe.language_scores gives, as a Markdown table: a column for each split."""
     lines = ["| | | heldout | new_pairs |", "| --- | --- | --- | --- |"]
     for medium, splits in scores.items():
         for name, value in splits["heldout"].items():

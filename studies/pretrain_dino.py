@@ -230,7 +230,7 @@ def write_card(folder: Path, args, step: int, seconds: float, scores: dict, rand
         "  pictures, from its patches and from its CLS token; a view's parts come from different pictures",
         f"- {seconds / 60:.0f} minutes on {args.threads} thread(s), {platform.machine()}, torch {torch.__version__}",
         "",
-        "Probe scores (`demo.probe.encoder_scores`), linear, on scenes that no training shows: the share of",
+        "Probe scores (`studies.probe.encoder_scores`), linear, on scenes that no training shows: the share of",
         "scenes in which colour and shape (`_all`: size too) of every object are read at its place, and of",
         "objects so read (`_objects`); beside them those of the same network with random weights.",
         "",

@@ -41,7 +41,7 @@ def in_turn(row: Row, rng: random.Random) -> Row:
 
 
 def scores_of(model: MambaForCausalLM, tokenizer, n: int) -> dict[str, float]:
-    """Questions and captions from textual descriptions of new scenes and new pairs, as `demo.probe` has them."""
+    """Questions and captions from textual descriptions of new scenes and new pairs, as `studies.probe` has them."""
     found: dict[str, float] = {}
     for split, before in (("heldout", ""), ("new_pairs", "new_pairs_")):
         rng = random.Random(f"probe/image/0/{split}")

@@ -133,7 +133,7 @@ def place_loss(logits: torch.Tensor, labels: torch.Tensor, sizes: list[int]) -> 
 
 class Heads(torch.nn.Module):
     """Linear readings of what is at each place: off each vector, off each patch of the last block but one and of the
-    last, and off the mean of the last but one's patches. Vectors are read under noise; see demo.pretrain.Heads."""
+    last, and off the mean of the last but one's patches. Vectors are read under noise; see studies.pretrain.Heads."""
 
     def __init__(self, task: Task, width: int, vectors: int):
         super().__init__()

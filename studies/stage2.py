@@ -28,7 +28,7 @@ from studies.probe import answer_scores, caption_scores
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUND, PAGE = ROOT / "docs" / "stage2.json", ROOT / "docs" / "stage2.md"
-BEGIN, END = "<!-- made by demo.stage2 -->", "<!-- end -->"
+BEGIN, END = "<!-- made by studies.stage2 -->", "<!-- end -->"
 LEFT_OUT = "relation"  # a kind of question that is never in stage 2
 
 TAUGHT = {
