@@ -1,4 +1,4 @@
-"""What two processes tell one another in a step: `Ranks` over gloo on this machine, against AdamW's own step."""
+"""What does communication cost per step? An all-reduce between two processes with gloo, against AdamW's own step."""
 
 import contextlib
 import multiprocessing
@@ -19,7 +19,7 @@ NUMBERS = 12  # loss, memory, and which parameters have a gradient
 
 
 def measure(rounds: int) -> dict[str, dict]:
-    """{"adding up SIZE gradients on two processes": {"ratio": its seconds over AdamW's, ...}, ...}."""
+    """{"adding up SIZE gradients on two processes": {"ratio": of its seconds to AdamW's, ...}, ...}."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])

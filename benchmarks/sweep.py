@@ -1,4 +1,4 @@
-"""What one sweep saves against as many programs: the language model is loaded, checked and held once, and Python starts
+"""What does a sweep save against separate programs? It starts Python, and loads, checks and holds the language model,
 once.
 """
 
@@ -19,8 +19,8 @@ SHORT = ("--adapter", "linear4", "--batch", "4", "--steps", "2", "--eval-every",
 
 
 def measure(rounds: int) -> dict[str, dict]:
-    """{"four runs as one sweep": {"ratio": processor time of four programs over the sweep's, ...}}, for runs of 2 steps
-    against a random Llama in fp32. The peak is that of one process: programs that run at the same time each take it.
+    """{"four runs as one sweep": {"ratio": of four programs' CPU time to the sweep's, ...}}, for runs of 2 steps
+    against a random Llama in fp32. The peak is that of one process; programs that run at the same time take it each.
     """
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -52,7 +52,7 @@ def measure(rounds: int) -> dict[str, dict]:
 
 
 def _run(home: Path, script: str, *arguments: str) -> tuple[float, int]:
-    """Run a script on one thread; its processor seconds and its peak of resident memory in bytes."""
+    """Run a script on one thread; returns its CPU seconds and its peak resident memory in bytes."""
     call = [sys.executable, str(ROOT / script), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(

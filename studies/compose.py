@@ -1,9 +1,9 @@
-"""A picture and a sound in one prompt, through two adapters that never met: `python -m studies.compose`.
+"""Ask about a picture and a sound in one prompt, through two separately trained adapters: `python -m studies.compose`.
 
-The adapters are the demo's own, trained apart on captions alone. Held-out questions are asked with their medium alone,
-with one of the other modality beside it, first and second, and with their own medium exchanged for another; and all
-this once more with descriptions in words where the adapters' tokens would stand, which says what the language model
-alone makes of two media. What is found goes to docs/composition.json, and as tables into docs/composition.md.
+The adapters are the demo's, trained on captions alone. Held-out questions are asked with their medium alone, with a
+medium of the other modality before or after it, and with their own medium exchanged for another. The same is repeated
+with descriptions in words in place of the adapters' tokens, which shows what the language model itself makes of two
+media. Results go to docs/composition.json, and as tables to docs/composition.md.
 """
 
 import json
@@ -39,7 +39,7 @@ TOKENS, WORDS = "adapters' tokens", "words"
 
 @dataclass
 class Options:
-    """What to compose and how much to ask."""
+    """Which adapters, and how many questions."""
 
     image: Path = ROOT / "runs" / "eyes"
     """A run on the demo's pictures: python train.py --adapter mlp16 --features features/demo --name eyes"""
@@ -54,8 +54,9 @@ class Options:
 
 
 class Set:
-    """The held-out media of a run's feature set: `questions` and `captions`, features by key, and for each medium one
-    that shows something else (`instead`)."""
+    """The held-out media of a run's feature set: `questions`, `captions`, features by key, and for each medium one with
+    other content (`instead`).
+    """
 
     def __init__(self, run: Path, kind: str, things: str):
         self.features = FeatureSet(ROOT / Run.open(run).config["features"])
@@ -72,7 +73,7 @@ class Set:
 
 
 class Told(ComposedModel):
-    """Takes vectors for what the adapters would make of features."""
+    """Takes vectors in place of what the adapters would make of features."""
 
     def slots(self, texts, features, *_) -> dict[str, torch.Tensor]:
         return dict(features)
@@ -82,7 +83,7 @@ class Told(ComposedModel):
 
 
 class Words(Set):
-    """As a Set, with the word embeddings of a description for features."""
+    """Like Set, with the word embeddings of a description as features."""
 
     def __init__(self, run: Path, kind: str, things: str, lm: LanguageModel):
         super().__init__(run, kind, things)
@@ -120,7 +121,7 @@ def main() -> None:
 
 
 def about(path: Path, config: dict) -> dict:
-    """What was composed, for the record."""
+    """Facts about the composed adapters, for the record."""
     return {"adapter": config["adapter"]} | {key: config["training"][key] for key in ("texts", "step", "seed")}
 
 
@@ -133,8 +134,7 @@ def ask(
     beside: Sequence[str],
     batch: int,
 ) -> dict:
-    """The share of questions about one modality's media answered right under each condition: name -> value, low, high,
-    n."""
+    """Accuracy on questions about one modality's media under each condition: name -> value, low, high, n."""
     own, n = sets[modality], len(texts)
     keys = [text.media[0] for text in texts]
     conditions = {
@@ -160,7 +160,7 @@ def ask(
 
 
 def caption(model: ComposedModel, sets: Mapping[str, Set], n: int, batch: int) -> dict:
-    """How often a caption of a picture and a sound together is right about each, and that of each alone."""
+    """Accuracy of captions of a picture and a sound together, about each, and of captions of each alone."""
     chosen = {m: random.Random(2).sample([text.media[0] for text in part.captions], n) for m, part in sets.items()}
     pairs = [[(m, chosen[m][i]) for m in sets] for i in range(n)]
     together = answers(model, sets, pairs, [None] * n, batch)
@@ -197,13 +197,13 @@ def answers(
 
 
 def share(right) -> dict:
-    """A share with its 95% interval."""
+    """A proportion with its 95% interval."""
     score = mean(dict(enumerate(map(float, right))))
     return {"value": round(score.value, 4), "low": round(score.low, 4), "high": round(score.high, 4), "n": score.n}
 
 
 def table(found: dict) -> str:
-    """Markdown: a line for each condition, a column for each modality."""
+    """A Markdown table: one row per condition, one column per modality."""
 
     def cell(part: dict) -> str:
         return f"{part['value']:.3f} ({part['low']:.3f} to {part['high']:.3f})"

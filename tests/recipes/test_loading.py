@@ -13,7 +13,7 @@ def test_every_recipe_loads_by_its_name() -> None:
 
 
 def test_a_misspelt_name_gets_the_nearest() -> None:
-    with pytest.raises(RecipeError, match="unknown recipe 'lava-1.5'; did you mean llava-1.5"):
+    with pytest.raises(RecipeError, match=r"unknown recipe 'lava-1\.5'; did you mean llava-1\.5"):
         load_recipe("lava-1.5")
 
 
@@ -41,5 +41,5 @@ def test_a_table_of_an_adapter_applies_to_that_adapter_alone(tmp_path) -> None:
     recipe = load_recipe(str(path))
     assert recipe.settings({"lr", "steps"}, "mlp16") == {"lr": 3.0, "steps": 2}
     assert recipe.settings({"lr", "steps"}, "mlp8") == {"lr": 1.0, "steps": 2}
-    with pytest.raises(RecipeError, match="sets steps, which train.py doesn't know"):
+    with pytest.raises(RecipeError, match=r"sets steps, which train\.py doesn't know"):
         recipe.settings({"lr"}, "mlp8")
