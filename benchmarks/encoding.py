@@ -1,4 +1,4 @@
-"""Is encoding limited by the encoder? `precompute` on files, against a bare loop of the encoder over tensors in memory."""
+"""Is encoding limited by the encoder? `precompute` on files, against the bare encoder on tensors in memory."""
 
 import tempfile
 from itertools import count

@@ -1,5 +1,6 @@
-"""What does a sweep save against separate programs? It starts Python, and loads, checks and holds the language model,
-once.
+"""What does a sweep save against separate programs?
+
+It starts Python once, and loads, checks and holds the language model once.
 """
 
 import os

@@ -162,7 +162,7 @@ def hard_negative(objects: list[dict], rng: random.Random) -> list[dict]:
 
 
 def augment(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels to normalised floats, each picture shifted by up to 3 pixels, with varied brightness and contrast."""
+    """uint8 pixels to normalised floats, each shifted by up to 3 pixels, with varied brightness and contrast."""
     n = len(pixels)
     padded = F.pad(pixels.float() / 255, (3, 3, 3, 3), mode="replicate")
     shifts = torch.randint(0, 7, (n, 2)).tolist()
@@ -174,7 +174,7 @@ def augment(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def cell_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of logits (n, cells, classes of all heads) against labels (n, heads, cells); empty cells weigh 0.3."""
+    """Cross-entropy of logits (n, cells, all heads' classes) against labels (n, heads, cells); empty cells weigh 0.3."""
     sizes = [1 + len(values) for _, values in HEADS]
     loss = torch.zeros(())
     for head, part in enumerate(logits.float().split(sizes, dim=-1)):
