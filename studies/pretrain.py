@@ -174,7 +174,7 @@ def augment(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def cell_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of logits (n, cells, all heads' classes) against labels (n, heads, cells); empty cells weigh 0.3."""
+    """Cross-entropy of logits (n, cells, all classes) against labels (n, heads, cells); empty cells weigh 0.3."""
     sizes = [1 + len(values) for _, values in HEADS]
     loss = torch.zeros(())
     for head, part in enumerate(logits.float().split(sizes, dim=-1)):
