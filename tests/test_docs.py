@@ -1,7 +1,10 @@
 """The documentation: links resolve, the README is short, and quoted errors are the program's."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,6 +14,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 APART = {"tests", "studies", "benchmarks"}
+TOOLS = [
+    *(["-m", "precompute", tool] for tool in ("verify", "inspect", "merge", "recode")),
+    *(["-m", "adapters", tool] for tool in ("import-epalm", "export-prompt", "merge-lora")),
+]
 
 
 def anchors(page: Path) -> set[str]:
@@ -96,3 +103,30 @@ def test_a_quoted_error_is_one_of_the_program(error: str) -> None:
 
 def test_twenty_errors_are_explained() -> None:
     assert len(set(quoted_errors())) >= 20
+
+
+# Flags of other programs that the pages call.
+OTHERS = {
+    *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"),  # torchrun
+    *("--local-dir", "--repo-type"),  # hf download
+    *("--logdir",),  # tensorboard
+}
+
+
+def test_every_flag_in_the_pages_is_one_of_the_program() -> None:
+    """Of the scripts and tools by their --help, of studies and benchmarks by their names in the source."""
+    known = set(OTHERS)
+    for call in (["precompute.py"], ["train.py"], ["eval.py"], *TOOLS):
+        command = [sys.executable, *call, "--help"]
+        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
+        assert shown.returncode == 0, shown.stderr
+        known |= set(re.findall(r"--[a-z][a-z0-9-]*", shown.stdout))
+    apart = "".join(path.read_text() for name in ("studies", "benchmarks") for path in (ROOT / name).glob("*.py"))
+    known |= {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): .* = ", apart, re.M)}
+    known |= set(re.findall(r"--[a-z][a-z0-9-]*", apart))
+    unknown = {}
+    for page in set(PAGES) - {ROOT / "CHANGELOG.md"}:
+        said = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", page.read_text(encoding="utf-8")))
+        if said - known:
+            unknown[page.name] = sorted(said - known)
+    assert unknown == {}
