@@ -1,22 +1,51 @@
-# Uses the active virtual environment, or makes .venv when there is none.
+# Uses the active virtual environment; creates .venv if there is none.
 VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 PYTHON := $(VENV)/bin/python
+RUN_STAMP := $(VENV)/.periscope-installed
+TEST_STAMP := $(VENV)/.periscope-test-installed
 
-.PHONY: demo test lint install
+.PHONY: help demo test lint types format install install-test
 
-demo: install
+help:
+	@echo "make demo     install, then encode, train and evaluate the demo (no GPU, no downloads after the installation)"
+	@echo "make test     install the test extra, then run ruff, mypy and the default tests"
+	@echo "make lint     ruff check and ruff format --check"
+	@echo "make types    mypy"
+	@echo "make format   let ruff rewrite the files"
+
+demo: $(RUN_STAMP)
 	$(PYTHON) precompute.py
 	$(PYTHON) train.py --adapter mlp16
 	$(PYTHON) eval.py
 
-test: install
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
+test: lint types
 	$(PYTHON) -m pytest -n 2
 
-install: $(VENV)/.periscope-installed
+lint: $(TEST_STAMP)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
 
-$(VENV)/.periscope-installed: pyproject.toml
+# The package's folder is the repository root; mypy finds it under its name through a link.
+types: $(TEST_STAMP)
+	mkdir -p build/types
+	ln -sfn ../.. build/types/periscope
+	$(PYTHON) -m mypy -p periscope
+	$(PYTHON) -m mypy --exclude '^$$' --follow-imports silent -p studies -p benchmarks
+
+format: $(TEST_STAMP)
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+install: $(RUN_STAMP)
+
+install-test: $(TEST_STAMP)
+
+$(RUN_STAMP): pyproject.toml
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet -e .
+	touch $@
+
+$(TEST_STAMP): pyproject.toml
 	test -x $(PYTHON) || python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet -e ".[test]"
-	touch $@
+	touch $@ $(RUN_STAMP)

@@ -1,7 +1,7 @@
-"""What Periscope costs, as ratios of two ways measured side by side in one run: `python -m benchmarks`.
+"""Benchmarks: each number is the ratio of two variants, measured in turns in one run: `python -m benchmarks`.
 
-One module per question. Each has a `measure(rounds) -> {name: {"ratio": float, ...}}` and prints nothing; `__main__`
-finds them, prints a table and writes `--json FILE`.
+One module per question, with `measure(rounds) -> {name: {"ratio": float, ...}}`, which prints nothing. `__main__` finds
+the modules, prints a table and writes `--json FILE`. Run them from a clone; they are not installed.
 """
 
 import importlib
@@ -10,16 +10,19 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+Name = TypeVar("Name", str, int)
 
 
 def side_by_side(
-    ways: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, float]:
-    """Median seconds of each way, the ways taking turns for `rounds` rounds after one round that isn't counted.
+    ways: Mapping[Name, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[Name, float]:
+    """Median seconds of each variant over `rounds` rounds, in turns, after one warm-up round.
 
-    With time.process_time as the `clock` they are the processor's, which other programs disturb less.
+    With `clock=time.process_time` the seconds are CPU time, which other programs disturb less.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[Name, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
             began = clock()
@@ -30,8 +33,8 @@ def side_by_side(
 
 
 def process_of_its_own(begin: Callable[[], object] | None = None) -> ProcessPoolExecutor:
-    """A fresh process to submit work to, which calls `begin` first. What it starts it starts as a script does: without
-    that a loader's workers would be spawned too, which takes seconds.
+    """A fresh process to submit work to, which first calls `begin`. It starts its own children by the default method,
+    as a script does; spawning a data loader's workers would take seconds.
     """
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (begin,))
 
@@ -43,5 +46,5 @@ def _begin(begin: Callable[[], object] | None) -> None:
 
 
 def measure(name: str, rounds: int) -> dict[str, dict]:
-    """What the benchmark of that name finds."""
+    """Run the benchmark called `name`."""
     return importlib.import_module(f"benchmarks.{name}").measure(rounds)

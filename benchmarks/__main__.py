@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...] [--rounds 5] [--json FILE]`: run them all, or those named."""
+"""Run all benchmarks, or the named ones: `python -m benchmarks [NAME ...] [--rounds 5] [--json FILE]`."""
 
 import json
 import pkgutil
@@ -18,12 +18,12 @@ def main(
     rounds: int = 5,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
-    """Measure each question, in a process of its own, and print one line for each ratio.
+    """Run each benchmark in a process of its own and print one line per ratio.
 
     Args:
-        names: which; all when there are none.
-        rounds: turns of each way; the median counts.
-        json_file: where to write what was measured; none: nowhere.
+        names: Benchmarks to run; all if none is named.
+        rounds: Rounds of each variant; the median counts.
+        json_file: Also write the results to this file.
     """
     known = [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if not module.name.startswith("_")]
     if wrong := sorted(set(names) - set(known)):

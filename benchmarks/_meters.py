@@ -1,4 +1,4 @@
-"""What the benchmarks read off: the time that work takes, the memory."""
+"""Meters of the benchmarks: time and peak memory."""
 
 import ctypes
 import gc
@@ -13,7 +13,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def seconds() -> float:
-    """The clock for work: processor time on a CPU, where other programs may run; on a GPU time, once it is idle."""
+    """Clock for work: CPU time on a CPU, where other programs may run; wall time on a GPU, after it is idle."""
     if DEVICE == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
@@ -21,10 +21,10 @@ def seconds() -> float:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """How far memory rises above where it was while `work` runs: a GPU's by its allocator, else what is resident.
+    """Bytes that memory rises above its level before `work`: by the allocator on a GPU, else resident memory.
 
-    Linux keeps the highest resident size of a process, and forgets it when 5 is written to clear_refs (proc(5)); glibc
-    is asked first to give back what it holds.
+    Linux records a process's peak resident size and resets it when 5 is written to clear_refs (proc(5)). glibc is asked
+    first to return what it holds.
     """
     gc.collect()
     if DEVICE == "cuda":
@@ -40,4 +40,6 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 
 def _resident(name: str) -> int:
-    return 1024 * int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    found = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found, f"/proc/self/status has no {name}"
+    return 1024 * int(found[1])

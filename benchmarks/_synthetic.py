@@ -1,9 +1,10 @@
-"""Random models and feature sets of the sizes that the benchmarks ask about."""
+"""Random models and feature sets for the benchmarks."""
 
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -27,7 +28,7 @@ WORDS = [f"w{number}" for number in range(1000)]
 
 
 def caption_lengths(count: int, seed: int = 0) -> list[int]:
-    """Lengths in tokens, spread like those of LLaVA's captions."""
+    """Lengths in tokens, distributed like those of LLaVA's captions."""
     spread = math.sqrt(math.log(1 + (DEVIATION / MEAN) ** 2))
     drawn = torch.randn(count, generator=torch.Generator().manual_seed(seed)) * spread
     words = MEAN * (drawn - spread**2 / 2).exp()
@@ -35,7 +36,7 @@ def caption_lengths(count: int, seed: int = 0) -> list[int]:
 
 
 def language_model(layers: int = 8, width: int = 512, inner: int = 1408, vocab: int = 32_000) -> LanguageModel:
-    """A random Llama, fp32 on a CPU and fp16 on a GPU; each word `w0`, `w1` ... is a token."""
+    """A random Llama, fp32 on a CPU and fp16 on a GPU; each word `w0`, `w1`, ... is one token."""
     config = LlamaConfig(
         vocab_size=vocab,
         hidden_size=width,
@@ -56,7 +57,7 @@ def language_model(layers: int = 8, width: int = 512, inner: int = 1408, vocab: 
 
 
 def adapted(lm: LanguageModel, spec: str, shape: FeatureShape, **form) -> AdaptedModel:
-    """The language model with a new adapter, its prompt in the plain form without delimiters. `form`: as Adapter's."""
+    """The language model with a new adapter and a plain prompt without delimiters. `form` goes to Adapter."""
     torch.manual_seed(0)
     adapter = Adapter(spec, shape, lm.hidden_size, lm.embedding_rms, **form).to(lm.device)
     return AdaptedModel(lm, adapter, Prompt(lm.tokenizer, Template(delimiters=("", ""))))
@@ -70,14 +71,14 @@ def feature_set(
     words: Sequence[str],
     codec: str = "fp16",
 ) -> FeatureSet:
-    """A set of random features in which medium i has captions of `captions[i % len(captions)]` of the `words`."""
-    entry = {"shape": [shape.width] if shape.kind == "pooled" else [shape.tokens, shape.width], "dtype": "float16"}
-    entry["codec"] = codec
+    """A set of random features in which medium i has captions of `captions[i % len(captions)]` words from `words`."""
+    sizes = [shape.width] if shape.kind == "pooled" else [shape.tokens, shape.width]
+    entry: dict[str, Any] = {"shape": sizes, "dtype": "float16", "codec": codec}
     if shape.grid:
         entry["grid"] = list(shape.grid)
     encoder = {"name": "random", "library": "none", "id": "", "class": "None", "fingerprint": "0" * 64}
     generator = torch.Generator().manual_seed(0)
-    drawn = [encode(shape.kind, torch.randn(entry["shape"], generator=generator), entry) for _ in range(64)]
+    drawn = [encode(shape.kind, torch.randn(sizes, generator=generator), entry) for _ in range(64)]
     keys = [make_key(f"{number:07d}.jpg") for number in range(media)]
     some = samples_per_shard(stored_bytes(entry))
     with SetWriter(folder, "image", encoder, {shape.kind: entry}) as writer:
@@ -99,24 +100,24 @@ def _texts(keys: Sequence[str], captions: Sequence[Sequence[int]], words: Sequen
 
 
 def steps_of(model: AdaptedModel, features: FeatureSet, batch: int) -> TrainingSteps:
-    """What train.py would train on: the steps of `batch` texts each."""
+    """The training steps of `batch` texts each, as train.py makes them."""
     encoded = TextFeatureDataset(features, model.prompt, model.adapter)
     return TrainingSteps(encoded, encoded.keep(features.texts(), model.lm.max_length), batch, seed=0)
 
 
 def some_steps(model: AdaptedModel, media: int, captions: int, batch: int, count: int) -> list[Batch]:
-    """`count` steps of a training on a set of its own, evenly from the shortest texts to the longest: `media`
-    of random features, with captions each whose lengths are spread like LLaVA's.
+    """`count` steps from a training set of its own, evenly spaced from the shortest texts to the longest. The set has
+    `media` random media with `captions` captions each, whose lengths are distributed like LLaVA's.
     """
     lengths = iter(caption_lengths(media * captions))
-    captions = [[next(lengths) for _ in range(captions)] for _ in range(media)]
+    words = [[next(lengths) for _ in range(captions)] for _ in range(media)]
     with tempfile.TemporaryDirectory() as folder:
-        features = feature_set(Path(folder), model.adapter.features, media, captions, WORDS)
+        features = feature_set(Path(folder), model.adapter.features, media, words, WORDS)
         steps = steps_of(model, features, batch)
         every = sorted((steps[n] for n in range(steps.per_epoch)), key=lambda step: step.targets / len(step))
     return evenly(every, count)
 
 
 def evenly(batches: list, count: int) -> list:
-    """`count` of the batches, the middles of as many parts of the list."""
+    """`count` of the batches: the middles of that many parts of the list."""
     return [batches[int((number + 0.5) * len(batches) / count)] for number in range(count)]

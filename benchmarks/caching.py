@@ -1,10 +1,11 @@
-"""What do cached features give? A step that reads them, against one that encodes its pictures as LLaVA's does.
+"""What does caching features gain? A step that reads them, against one that runs the encoder, as LLaVA's does.
 
-LLaVA, multi_token and nanoVLM run the frozen encoder in every step, without gradients. Here that is a CLIP L/14-336 in
-its shape, in front of a language model in SmolLM2-135M's, both random, and the pixels are ready in memory: decoding,
-which those do in every epoch too, is left out. The rest of the step is the same.
+LLaVA, multi_token and nanoVLM run the frozen encoder in every step, without gradients. Here it has the shape of CLIP
+L/14-336 and the language model that of SmolLM2-135M, both random. The pixels are ready in memory: decoding, which those
+projects also repeat in every epoch, is left out. The rest of the step is the same.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -32,14 +33,17 @@ BATCH = 2 if DEVICE == "cpu" else 32
 
 
 def measure(rounds: int) -> dict[str, dict]:
-    """{"cached features against encoding in every step, ADAPTER": {"ratio": of the samples per second of an epoch after
-    the first, "samples/s", "break-even": the epochs after which having encoded once is the quicker way}}.
+    """{"cached features against encoding in every step, ADAPTER": {"ratio": of samples per second after the first
+    epoch, "samples/s", "break-even": epochs after which encoding once is faster}}.
     """
     lm = language_model(**MODEL)
     with torch.device(DEVICE):
-        encoder = CLIPVisionModel(ENCODER).to(lm.dtype).eval()
-    side = ENCODER.image_size // ENCODER.patch_size
-    pixels = torch.randn(BATCH, 3, ENCODER.image_size, ENCODER.image_size, device=DEVICE, dtype=lm.dtype)
+        encoder = CLIPVisionModel(ENCODER).eval()
+    encoder.to(dtype=lm.dtype)
+    image, patch = ENCODER.image_size, ENCODER.patch_size
+    assert isinstance(image, int) and isinstance(patch, int)
+    side = image // patch
+    pixels = torch.randn(BATCH, 3, image, image, device=DEVICE, dtype=lm.dtype)
     found = {}
     for spec, shape in {
         "mlp16": FeatureShape("pooled", 1, ENCODER.hidden_size),
@@ -49,7 +53,7 @@ def measure(rounds: int) -> dict[str, dict]:
         (batch,) = some_steps(model, BATCH, 1, BATCH, 1)
         encode = partial(_encode, encoder, pixels, shape.kind)
         optimizer = make_optimizer(model.trained(), SETTINGS)
-        ways = {
+        ways: dict[str, Callable[[], object]] = {
             "encode": encode,
             "cached": partial(_train, model, optimizer, batch),
             "in every step": lambda: _train(model, optimizer, replace(batch, rows=encode())),  # noqa: B023
@@ -65,7 +69,7 @@ def measure(rounds: int) -> dict[str, dict]:
 
 @torch.no_grad()
 def _encode(encoder: CLIPVisionModel, pixels: torch.Tensor, kind: str) -> torch.Tensor:
-    """As LLaVA reads it: the patches of the last layer but one; or the pooled vector."""
+    """What LLaVA reads: the patches of the last layer but one; or the pooled vector."""
     if kind == "pooled":
         return encoder(pixel_values=pixels).pooler_output
     return encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]

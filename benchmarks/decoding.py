@@ -1,4 +1,4 @@
-"""Does decoding keep up? Decode and preprocess alone, on one thread and on two; images per second of one thread."""
+"""Does decoding keep up? Decoding and preprocessing alone, on one thread and on two."""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ SIZES = {"500x333": ((500, 333), 400), "12 megapixels": ((4000, 3000), 12)}
 
 
 def measure(rounds: int) -> dict[str, dict]:
-    """{"decode on two threads, SIZE": {"ratio": times one thread's rate, "images/s on one": ...}}."""
+    """{"decode on two threads, SIZE": {"ratio": to one thread's rate, "images/s on one"}}."""
     keep_freed_memory()
     threads, found = torch.get_num_threads(), {}
     torch.set_num_threads(1)

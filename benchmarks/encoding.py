@@ -1,4 +1,4 @@
-"""Is encoding time the encoder's? `precompute` on files against a bare loop of the same encoder over ready tensors."""
+"""Is encoding limited by the encoder? `precompute` on files, against the bare encoder on tensors in memory."""
 
 import tempfile
 from itertools import count
@@ -15,8 +15,8 @@ PICTURES = 96
 
 
 def measure(rounds: int) -> dict[str, dict]:
-    """{"precompute against the bare encoder": {"ratio": of their samples per second, ...}}, for a ViT-B/16 of random
-    weights and photos of 500 x 333, both in a process that keeps its memory.
+    """{"precompute against the bare encoder": {"ratio": of samples per second, ...}}, for a ViT-B/16 with random
+    weights and photos of 500 x 333, both in a process that keeps freed memory.
     """
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:

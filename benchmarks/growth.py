@@ -1,4 +1,4 @@
-"""Does a large set cost more for each sample? Bytes and system calls of a random read, and the memory of each text."""
+"""Does a sample cost more in a large set? Bytes and system calls per random read, and memory per text."""
 
 import random
 import tempfile
@@ -19,7 +19,7 @@ def measure(rounds: int) -> dict[str, dict]:
     """{"bytes of a random read, a large set against a small one": {"ratio", "bytes"}, "system calls of a random read,
     ...": {"ratio", "calls"}, "memory of a text, against 64 bytes": {"ratio", "bytes", "media's bytes"}}.
 
-    Counted by the system and by tracemalloc, so one round is enough, whatever `rounds` says.
+    The system and tracemalloc count these, so one round is enough, whatever `rounds` says.
     """
     with tempfile.TemporaryDirectory() as folder:
         captions = [[length] for length in caption_lengths(512)]
@@ -46,22 +46,25 @@ def measure(rounds: int) -> dict[str, dict]:
 
 
 def _reads(features: FeatureSet) -> tuple[float, float]:
-    """Bytes and read calls of one of READS random reads, the first of each shard left out: it opens the file."""
+    """Bytes and read calls per random read, over READS reads; the first of each shard, which opens the file, is left
+    out.
+    """
     features.read_many(features.keys[:: max(1, len(features) // 512)], SHAPE.kind)
     keys = random.Random(0).choices(features.keys, k=READS)
     before = _counters()
     features.read_many(keys, SHAPE.kind)
-    return tuple((after - then) / READS for after, then in zip(_counters(), before, strict=True))
+    after = _counters()
+    return (after[0] - before[0]) / READS, (after[1] - before[1]) / READS
 
 
 def _counters() -> tuple[int, int]:
-    """Bytes and calls of all reads of this process so far (proc(5), Linux alone)."""
+    """Bytes and calls of all reads of this process so far (proc(5), Linux only)."""
     lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(lines["rchar"]), int(lines["syscr"])
 
 
 def _memory(path: Path) -> tuple[int, int]:
-    """Bytes that an open set holds, and that its texts hold with the steps of an epoch."""
+    """Bytes that an open set holds, and that its texts hold together with the steps of an epoch."""
     model = adapted(language_model(layers=1, width=64, inner=64, vocab=2000), "mlp2", SHAPE)
     tracemalloc.start()
     features = FeatureSet(path)

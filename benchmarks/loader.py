@@ -1,7 +1,7 @@
-"""Is the loader ever what training waits for? Samples per second of the loader alone, and its share of a step.
+"""Does training ever wait for the loader? Samples per second of the loader alone, and its share of a step.
 
-Features are read at random places by the index, warm in the page cache, and texts are read and tokenised anew: in one
-process and one thread, and then by the two workers that training on a GPU has.
+Features are read at random through the index, warm in the page cache, and texts are read and tokenised each time: in
+one process and one thread, and by the two workers that training on a GPU has.
 """
 
 import random
@@ -34,8 +34,7 @@ PHRASES = ["a", "large", "red", "circle", "in", "the", "centre", "small", "blue"
 def measure(rounds: int) -> dict[str, dict]:
     """{"pooled features by the index, against webdataset's stream": {"ratio", "samples/s"}, "... with their texts
     tokenised, against without": ..., "texts and features by two workers, against one process": ..., "729 x 1152 patches
-    by the index, against plain reads in order": ..., "the loader's share of a step, WHERE": {"ratio": of processor
-    time}}.
+    by the index, against plain reads in order": ..., "the loader's share of a step, WHERE": {"ratio": of CPU time}}.
     """
     found = {}
     demo = load_language_model("demo/backbones/lm", DEVICE)
@@ -110,7 +109,7 @@ def _load_ahead(steps: TrainingSteps, count: int) -> None:
 
 
 def _share(lm: LanguageModel, features: FeatureSet, rounds: int) -> float:
-    """The loader's part of the processor's work for one step (on a GPU of the time, were it not done ahead)."""
+    """The loader's share of a step's CPU time (on a GPU, of the wall time if it didn't work ahead)."""
     model = adapted(lm, "mlp16", POOLED)
     steps = steps_of(model, features, BATCH)
     optimizer = make_optimizer(model.trained(), SETTINGS)

@@ -1,7 +1,7 @@
-"""Does a 7B model train on a 24 GB card? Peak memory and speed against the plan's prediction, in 22 GiB of a GPU.
+"""Does a 7B model train on a 24 GB card? Peak memory against the plan, and speed, within 22 GiB of a GPU.
 
-24 GB less what a desktop takes. The weights are random: they take what real ones take, in Mistral-7B's shape. They are
-written to a temporary folder (15 GB of disk) and loaded as any model is.
+22 GiB is what a desktop leaves of 24 GB. The weights are random, in Mistral-7B's shape. They are written to a temporary
+folder (15 GB of disk) and loaded like any model.
 """
 
 import gc
@@ -47,8 +47,8 @@ SETTINGS = {"lr": 1e-3, "weight_decay": 0.0, "soft_prompt_lr": 0.0}
 
 
 def measure(rounds: int) -> dict[str, dict]:
-    """{"ADAPTER on 7B in PRECISION": {"ratio": peak memory over the plan's, "GiB", "reserved GiB", "planned GiB",
-    "samples/s", "micro-batch"}}; nothing without a GPU. Raises RunError when one text alone doesn't fit.
+    """{"ADAPTER on 7B in PRECISION": {"ratio": of peak memory to the plan, "GiB", "reserved GiB", "planned GiB",
+    "samples/s", "micro-batch"}}; empty without a GPU. Raises RunError if one text alone doesn't fit.
     """
     if not torch.cuda.is_available():
         return {}
@@ -63,7 +63,7 @@ def measure(rounds: int) -> dict[str, dict]:
 def measure_on(
     device: str, config: PretrainedConfig, precisions: tuple[str, ...], adapters: dict[str, FeatureShape], rounds: int
 ) -> dict[str, dict]:
-    """As `measure`, for a model of any configuration; on a CPU without what is measured of memory, and no ratio."""
+    """Like `measure`, for a model of any configuration; on a CPU without memory and ratio."""
     found = {}
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ def measure_on(
 
 
 def save_random(config: PretrainedConfig, device: str, folder: Path) -> None:
-    """Write a model of random fp16 weights, made on `device`, with a tokenizer that has some of its words."""
+    """Write a model of random fp16 weights, made on `device`, and a tokenizer with some of its words."""
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
@@ -90,7 +90,7 @@ def save_random(config: PretrainedConfig, device: str, folder: Path) -> None:
 
 
 def train(lm: LanguageModel, spec: str, shape: FeatureShape, rounds: int) -> dict[str, float]:
-    """Train an adapter for one step that isn't counted and `rounds` that are, as train.py would in LIMIT."""
+    """Train an adapter for one warm-up step and `rounds` measured ones, as train.py would within LIMIT."""
     on_gpu = lm.device.type == "cuda"
     free = LIMIT - torch.cuda.memory_reserved(lm.device) if on_gpu else None
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ def train(lm: LanguageModel, spec: str, shape: FeatureShape, rounds: int) -> dic
 
 
 def random_batch(lm: LanguageModel, shape: FeatureShape) -> Batch:
-    """BATCH texts: `<s>`, a medium of its own, and WORDS words to learn."""
+    """BATCH texts: `<s>`, a medium of its own, and WORDS target words."""
     size = (shape.width,) if shape.kind == "pooled" else (shape.tokens, shape.width)
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(3, len(lm.tokenizer), (BATCH, WORDS), generator=generator).tolist()

@@ -1,4 +1,4 @@
-"""How much of a step is padding? Of batches by length, against batches at random, with lengths spread like LLaVA's."""
+"""How much of a step is padding? Batches by length, against random batches, with lengths like LLaVA's."""
 
 from benchmarks._synthetic import caption_lengths
 from periscope.training.data.order import epoch_steps

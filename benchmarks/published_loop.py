@@ -1,13 +1,14 @@
 """How does training compare with the loop that doubutsu's author describes? Samples per second, and memory.
 
-His loop, made again from the description: batches drawn at random and padded, each text's vectors put together token by
-token, logits over the whole vocabulary at all positions (as `labels` make transformers compute them), an optimizer step
-a batch. Both train the same projector on a set of texts whose lengths are spread like LLaVA's, each at the best of
-three sizes of batch. Some batches of each are timed, evenly from those of short texts to those with the longest. On the
-same batches both have the same loss.
+The loop is rebuilt from the description: random batches, padded, each text's vectors assembled token by token, logits
+over the whole vocabulary at all positions (as transformers computes them from `labels`), one optimizer step per batch.
+Both variants train the same projector on texts with lengths like LLaVA's, each at the best of three batch sizes. Some
+batches of each are timed, evenly spaced from the shortest texts to the longest. On the same batches both give the same
+loss.
 """
 
 import random
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -34,9 +35,9 @@ CASES = {
 
 
 def measure(rounds: int) -> dict[str, dict]:
-    """{"against the published loop, CASE": {"ratio": of the samples per second, "samples/s", "our batch" and "its
-    batch": the best sizes, "losses apart"}, "memory of it, CASE": {"ratio": of the peaks above the weights at the
-    largest batch, "GiB", "its GiB"}}.
+    """{"against the published loop, CASE": {"ratio": of samples per second, "samples/s", "our batch", "its batch",
+    "losses apart"}, "memory of it, CASE": {"ratio": of the peaks above the weights at the largest batch, "GiB", "its
+    GiB"}}.
     """
     found = {}
     for name, (spec, shape, vocab, texts, timed, sizes) in CASES.items():
@@ -66,12 +67,12 @@ def measure(rounds: int) -> dict[str, dict]:
 
 
 def cut(pairs: list, size: int) -> list[list]:
-    """Pairs of features and captions as batches."""
+    """Batches of pairs of features and captions."""
     return [pairs[first : first + size] for first in range(0, len(pairs), size)]
 
 
 def train(model: AdaptedModel, batches: list[Batch]) -> float:
-    """Our steps. Returns the mean loss per target token."""
+    """Periscope's steps; returns the mean loss per target token."""
     optimizer = make_optimizer(model.trained(), SETTINGS)
     scaler = torch.amp.GradScaler(model.lm.device.type, enabled=model.lm.dtype == torch.float16)
     losses = [take_step(model, optimizer, scaler, batch, len(batch), clip=1.0)[0] for batch in batches]
@@ -80,7 +81,7 @@ def train(model: AdaptedModel, batches: list[Batch]) -> float:
 
 
 def publish(model: AdaptedModel, batches: list[list]) -> float:
-    """His steps, one for each batch of features and captions. Returns the mean loss per target token."""
+    """The published loop's steps, one per batch of features and captions; returns the mean loss per target token."""
     lm, projector = model.lm.model, model.adapter
     embed, device = lm.get_input_embeddings(), model.lm.device
     optimizer = torch.optim.AdamW(projector.parameters(), lr=0.0)
@@ -90,30 +91,30 @@ def publish(model: AdaptedModel, batches: list[list]) -> float:
         features, captions = zip(*batch, strict=True)
         pictures = projector(torch.stack(features).to(device)).to(model.lm.dtype)
         rows, labels = [], []
-        for picture, ids in zip(pictures, captions, strict=True):
-            ids = torch.tensor(ids, device=device)
+        for picture, caption in zip(pictures, captions, strict=True):
+            ids = torch.tensor(caption, device=device)
             rows.append(torch.cat([picture, *(embed(one[None]) for one in ids)]))
             labels.append(torch.cat([ids.new_full((len(picture),), IGNORED), ids]))
-        labels = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+        targets = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
         mask = pad_sequence([row.new_ones(len(row)) for row in rows], batch_first=True)
         embeds = pad_sequence(rows, batch_first=True)
-        loss = lm(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False).loss
+        loss = lm(inputs_embeds=embeds, attention_mask=mask, labels=targets, use_cache=False).loss
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-        targets = sum(map(len, captions))
-        total, count = total + loss.item() * targets, count + targets
+        told = sum(map(len, captions))
+        total, count = total + loss.item() * told, count + told
     return total / count
 
 
 def pairs_of(batch: Batch) -> list[tuple[torch.Tensor, list[int]]]:
-    """Each text's features and the ids that are to be said."""
+    """Each text's features and target ids."""
     told = [[token for segment in text if segment.target for token in segment.ids] for text in batch.texts]
     slots = [next(segment.slot for segment in text if segment.slot) for text in batch.texts]
     return [(batch.features[slot], ids) for slot, ids in zip(slots, told, strict=True)]
 
 
-def _quickest(ways: dict) -> int:
+def _quickest(ways: Mapping[int, Callable[[], object]]) -> int:
     took = side_by_side(ways, 1, seconds)
-    return min(took, key=took.get)
+    return min(took, key=took.__getitem__)

@@ -1,4 +1,4 @@
-"""What two processes tell one another in a step: `Ranks` over gloo on this machine, against AdamW's own step."""
+"""What does communication cost per step? An all-reduce between two processes with gloo, against AdamW's own step."""
 
 import contextlib
 import multiprocessing
@@ -6,6 +6,9 @@ import os
 import socket
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.queues import SimpleQueue
 
 import torch
 
@@ -16,7 +19,7 @@ NUMBERS = 12  # loss, memory, and which parameters have a gradient
 
 
 def measure(rounds: int) -> dict[str, dict]:
-    """{"adding up SIZE gradients on two processes": {"ratio": its seconds over AdamW's, ...}, ...}."""
+    """{"adding up SIZE gradients on two processes": {"ratio": of its seconds to AdamW's, ...}, ...}."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
@@ -31,7 +34,7 @@ def measure(rounds: int) -> dict[str, dict]:
     return measured
 
 
-def _rank(rank: int, port: str, sizes: dict[str, int], rounds: int, results: object) -> None:
+def _rank(rank: int, port: str, sizes: dict[str, int], rounds: int, results: SimpleQueue) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     torch.set_num_threads(1)
@@ -45,10 +48,11 @@ def _rank(rank: int, port: str, sizes: dict[str, int], rounds: int, results: obj
             parameter.grad = torch.ones_like(parameter)
         sums, steps = [], []
         for number in range(rounds + 1):
-            sums.append(_seconds(lambda parameters=parameters: ranks.sum_gradients(parameters)))
+            sums.append(_seconds(partial(ranks.sum_gradients, parameters)))
             steps.append(_seconds(optimizer.step))
             if not number:
-                sums.clear(), steps.clear()
+                sums.clear()
+                steps.clear()
         adding, step = statistics.median(sums), statistics.median(steps)
         measured[f"adding up {name} gradients on two processes"] = {
             "ratio": adding / step,
@@ -62,11 +66,11 @@ def _rank(rank: int, port: str, sizes: dict[str, int], rounds: int, results: obj
         results.put(measured)
 
 
-def _median(way: object, times: int) -> float:
+def _median(way: Callable[[], object], times: int) -> float:
     return statistics.median(_seconds(way) for _ in range(times))
 
 
-def _seconds(way: object) -> float:
+def _seconds(way: Callable[[], object]) -> float:
     began = time.perf_counter()
     way()
     return time.perf_counter() - began

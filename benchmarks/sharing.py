@@ -1,4 +1,4 @@
-"""What does sharing a picture among its captions give? Five captions of 576 patch tokens, against a row for each."""
+"""What does sharing a picture among its captions gain? Five captions of 576 patch tokens, against one row for each."""
 
 from functools import partial
 
@@ -15,8 +15,8 @@ MEDIA, CAPTIONS = 2, 5  # COCO's and Flickr30k's number of captions
 
 
 def measure(rounds: int) -> dict[str, dict]:
-    """{"a pass shared by five captions, against a row for each": {"ratio": of their samples per second, "samples/s",
-    "losses apart"}}, forward and backward of a step.
+    """{"a pass shared by five captions, against a row for each": {"ratio": of samples per second, "samples/s", "losses
+    apart"}}, for forward and backward of a step.
     """
     model = adapted(language_model(**MODEL), "linear", SHAPE)
     (batch,) = some_steps(model, MEDIA, CAPTIONS, MEDIA * CAPTIONS, 1)
@@ -32,7 +32,7 @@ def measure(rounds: int) -> dict[str, dict]:
 
 
 def backward(model: AdaptedModel, batch: Batch, shares: bool) -> float:
-    """The step's loss per target token, after its backward pass, with texts in rows of their own unless it `shares`."""
+    """The step's loss per target token after its backward pass; one row per text unless it `shares`."""
     model._shares = shares
     model.adapter.zero_grad()
     loss, count = model.loss(batch.texts, batch.features)

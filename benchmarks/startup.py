@@ -1,6 +1,6 @@
-"""How long until something happens? `train.py --help`, and a whole run of one step on as many words as the demo has.
+"""How long until something happens? `train.py --help`, and a run of one step on as many texts as the demo has.
 
-Processor time of programs of their own, beside one that only imports torch and transformers.
+CPU time of separate programs, compared with one that only imports torch and transformers.
 """
 
 import resource
@@ -21,9 +21,9 @@ FLAGS = ("--recipe", "demo", "--features", "set", "--lm", "demo/backbones/lm", "
 
 
 def measure(rounds: int) -> dict[str, dict]:
-    """{"train.py --help, against importing torch and transformers": {"ratio": of the times, "seconds"}, "the first
-    step of the demo beyond those imports": {"ratio", "seconds", "beyond the model's class": seconds beyond importing
-    that, which transformers puts off until it is named}}.
+    """{"train.py --help, against importing torch and transformers": {"ratio", "seconds"}, "the first step of the demo
+    beyond those imports": {"ratio", "seconds", "beyond the model's class": seconds beyond importing that class, which
+    transformers defers until it is named}}.
     """
     names = count()
     with tempfile.TemporaryDirectory() as folder:
@@ -53,6 +53,6 @@ def measure(rounds: int) -> dict[str, dict]:
 
 
 def _children() -> float:
-    """Processor seconds of all programs that were started and are done."""
+    """CPU seconds of all child programs that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

@@ -1,7 +1,7 @@
-"""What does a training step cost beside the frozen model? `take_step` against the model's own forward and backward.
+"""What does a training step cost beyond the frozen model? `take_step` against the model's own forward and backward.
 
-The model alone is given the very rows, masks and label positions that the step gave it, and takes the gradient as far
-as the vectors: the least that any training of an adapter can do. A ratio above 1.02 would mean a wrong measurement.
+The bare model gets the same rows, masks and label positions as in the step, and computes the gradient down to its input
+vectors: the minimum for training any adapter. A ratio above 1.02 would mean a measuring error.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ MODEL = {"layers": 8, "width": 512, "inner": 1408, "vocab": 32_000}
 
 @dataclass(frozen=True)
 class Case:
-    """An adapter of at most 2% of the model's size, what it reads, and the steps that are timed."""
+    """An adapter of at most 2% of the model's size, what it reads, and the timed steps."""
 
     spec: str
     shape: FeatureShape
@@ -42,8 +42,8 @@ CASES = {
 
 
 def measure(rounds: int) -> dict[str, dict]:
-    """{"a training step against the bare model, CASE": {"ratio": of their samples per second, "samples/s",
-    "adapter/model": of their sizes}}.
+    """{"a training step against the bare model, CASE": {"ratio": of samples per second, "samples/s", "adapter/model":
+    of their sizes}}.
     """
     found = {}
     lm = language_model(**MODEL)
@@ -70,7 +70,7 @@ def _train(model: AdaptedModel, optimizer, scaler, batches: list[Batch]) -> None
 
 
 def calls_of(lm: LanguageModel, work) -> list[dict]:
-    """What `work` gives the language model in each of its calls, with vectors that lead nowhere."""
+    """The arguments of each call of the language model by `work`, with vectors detached from the graph."""
     calls, forward = [], lm.model.forward
 
     def noting(**given):

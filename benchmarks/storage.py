@@ -1,6 +1,6 @@
-"""Is unpacking int8 or int4 ever what training waits for? Patches read at random, on one thread, as a worker does it.
+"""Does training ever wait for unpacking int8 or int4? Patches read at random on one thread, as a worker does.
 
-What is read lies in the page cache, so that only the reader's own work counts: from a disk fewer bytes come sooner.
+The data lie in the page cache, so that only the reader's own work counts; from a disk, fewer bytes arrive sooner.
 """
 
 import random

@@ -1,5 +1,6 @@
-"""What one sweep saves against as many programs: the language model is loaded, checked and held once, and Python starts
-once.
+"""What does a sweep save against separate programs?
+
+It starts Python once, and loads, checks and holds the language model once.
 """
 
 import os
@@ -19,8 +20,8 @@ SHORT = ("--adapter", "linear4", "--batch", "4", "--steps", "2", "--eval-every",
 
 
 def measure(rounds: int) -> dict[str, dict]:
-    """{"four runs as one sweep": {"ratio": processor time of four programs over the sweep's, ...}}, for runs of 2 steps
-    against a random Llama in fp32. The peak is that of one process: programs that run at the same time each take it.
+    """{"four runs as one sweep": {"ratio": of four programs' CPU time to the sweep's, ...}}, for runs of 2 steps
+    against a random Llama in fp32. The peak is that of one process; programs that run at the same time take it each.
     """
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -52,13 +53,13 @@ def measure(rounds: int) -> dict[str, dict]:
 
 
 def _run(home: Path, script: str, *arguments: str) -> tuple[float, int]:
-    """Run a script on one thread; its processor seconds and its peak of resident memory in bytes."""
+    """Run a script on one thread; returns its CPU seconds and its peak resident memory in bytes."""
     call = [sys.executable, str(ROOT / script), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         call, cwd=home, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
-        said = process.stderr.read()
+        said = process.stderr.read() if process.stderr else ""
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

@@ -1,8 +1,8 @@
-"""How much of a card does training an adapter on a 7B model use? Of the card's own rate of multiplying, in 22 GiB.
+"""How much of a GPU's peak throughput does training an adapter on a 7B model reach, within 22 GiB?
 
-A step needs 4 operations for each parameter and real token: forward, and backward toward the inputs; frozen weights get
-no gradient. The rate is that of one large product of matrices of the model's type. Beside it stands what training would
-be without each lever: batches of texts of like length, and logits at the labels alone (the published loop has neither).
+A step needs 4 operations per parameter and real token: forward, and backward to the inputs; frozen weights get no
+gradient. The peak is that of one large matrix product in the model's dtype. Beside it stands training without each
+optimisation: batches of similar length, and logits at the labels only (the published loop has neither).
 """
 
 import gc
@@ -36,8 +36,8 @@ SIDE = 8192  # of the matrices whose product gives the rate
 
 def measure(rounds: int) -> dict[str, dict]:
     """{"share of the card's rate, mlp16 on 7B in PRECISION": {"ratio", "samples/s", "micro-batch", "reserved GiB",
-    "waiting": share of the time spent waiting for data}, "without LEVER": {"ratio": of the samples per second with all
-    levers, "samples/s"}}; nothing without a GPU.
+    "waiting": share of the time spent waiting for data}, "without LEVER": {"ratio": to samples per second with all
+    optimisations, "samples/s"}}; empty without a GPU.
     """
     if not torch.cuda.is_available():
         return {}
@@ -50,7 +50,7 @@ def measure(rounds: int) -> dict[str, dict]:
 
 
 def measure_on(device: str, config: PretrainedConfig, precisions: tuple[str, ...], rounds: int) -> dict[str, dict]:
-    """As `measure`, for a model of any configuration; on a CPU without the memory."""
+    """Like `measure`, for a model of any configuration; on a CPU without memory."""
     found = {}
     logging.disable_progress_bar()
     with torch.device("meta"):
@@ -75,13 +75,13 @@ def measure_on(device: str, config: PretrainedConfig, precisions: tuple[str, ...
 
 
 def multiplications(device: str, dtype: torch.dtype) -> float:
-    """Operations a second of one product of two SIDE x SIDE matrices, the best of ten."""
+    """Operations per second of a product of two SIDE x SIDE matrices, the best of ten."""
     a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
     return 2 * SIDE**3 / min(_seconds(lambda: a @ b) for _ in range(10))
 
 
 def train(model: AdaptedModel, steps: TrainingSteps, rounds: int) -> dict[str, float]:
-    """Steps of a training as train.py takes them, with its loader; the median of `rounds`."""
+    """Training steps as train.py takes them, with its loader; the median of `rounds`."""
     lm, adapter = model.lm, model.adapter
     on_gpu = lm.device.type == "cuda"
     longest = max(steps.kept.lengths)
@@ -112,13 +112,13 @@ def train(model: AdaptedModel, steps: TrainingSteps, rounds: int) -> dict[str, f
 
 
 def without(model: AdaptedModel, steps: TrainingSteps, rounds: int, best: float) -> dict[str, dict]:
-    """Samples per second without a lever, against `best` with all."""
+    """Samples per second without one optimisation, relative to `best` with all of them."""
     texts = [i for step in steps.order(0)[:STEPS] for i in step]
     random.Random(0).shuffle(texts)
     at_random = [steps.encoded.batch([steps.kept.texts[i] for i in texts[n : n + BATCH]])
                  for n in range(0, len(texts), BATCH)]  # fmt: skip
     drawn = [pair for batch in at_random for pair in pairs_of(batch)]
-    ways = {
+    ways: dict[str, Callable[[], object]] = {
         "batches of like length": partial(_take, model, at_random),
         "these, logits at labels alone, splicing at once (the published loop)": partial(
             publish, model, cut(drawn, THEIRS)

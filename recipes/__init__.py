@@ -1,4 +1,4 @@
-"""Recipes: what a published system (or the demo) fixes, as TOML data. Flags override them."""
+"""Recipes: the settings of a published system or of the demo, as TOML files. Flags override them."""
 
 import difflib
 import tomllib
@@ -9,15 +9,19 @@ from pathlib import Path
 from periscope.errors import RecipeError
 
 FOLDER = Path(__file__).resolve().parent
+NESTED = {"adapter", "modality"}
 TABLES = {"about", "precompute", "train", "adapter", "modality", "full"}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One file of recipes/. `about`: paper, data, scores, what is doubtful · `precompute` and `train`: fields of those
-    scripts' flags · `adapter`: SPEC -> fields that go with this adapter · `modality`: "audio" -> fields that go with
-    this modality's adapter, where several are trained at once · `full`: the encoder's true shape, so that what a
-    training needs can be counted without it.
+    """One TOML file, its tables as dicts.
+
+    - `about`: title, paper, data, scores of the paper, and what in the recipe is doubtful.
+    - `precompute`, `train`: settings of these scripts, by the names of their flags.
+    - `adapter`: adapter spec -> settings that apply with this adapter only.
+    - `modality`: "audio" -> settings of this modality's adapter, where several are trained at once.
+    - `full`: the shape of the encoder's features (tokens, width, grid), to compute sizes without loading the encoder.
     """
 
     path: Path
@@ -59,14 +63,14 @@ def _renamed(table: Mapping, renamed: Mapping[str, str]) -> dict:
 
 
 def recipe_names() -> list[str]:
-    """The recipes there are."""
+    """Names of the recipes that come with Periscope, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load_recipe(name: str) -> Recipe:
-    """Read the recipe `name`, or the TOML file of that name.
+    """Read the recipe called `name`, or the file `name` if it ends in .toml.
 
-    Raises RecipeError for an unknown recipe, with the nearest known name, and for a file that isn't one.
+    Raises RecipeError for an unknown recipe (naming the nearest known one), and for a file that isn't a recipe.
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
@@ -75,8 +79,13 @@ def load_recipe(name: str) -> Recipe:
         raise RecipeError(f"unknown recipe {name!r}{hint} (known: {', '.join(recipe_names())})")
     try:
         whole = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
     if strange := sorted(set(whole) - TABLES):
         raise RecipeError(f"{path} has a table {strange[0]}, and a recipe's are {', '.join(sorted(TABLES))}")
+    for table, found in whole.items():
+        nested = found.values() if table in NESTED and isinstance(found, dict) else ()
+        if not isinstance(found, dict) or not all(isinstance(part, dict) for part in nested):
+            form = f"[{table}.NAME]" if table in NESTED else f"[{table}]"
+            raise RecipeError(f"{path} sets {table} to a value; write it as a table, {form}")
     return Recipe(path, **{table: whole.get(table, {}) for table in TABLES})

@@ -1,8 +1,8 @@
-"""Every projector on the demo for the same training time: `python -m studies.compare`.
+"""Compare all projectors on the demo for the same training time: `python -m studies.compare`.
 
-Runs the three scripts as a user would, each variant and seed as a run of its own in runs/compare/, one thread each. How
-many steps fit into the time is found by a short run before. What is found is added to docs/comparison.json after every
-run, so that an interrupted comparison goes on where it was; then docs/comparison.md and .png are made from it.
+Runs the three scripts as a user would: each variant and seed is a run of its own in runs/compare/, on one thread. A
+short pilot run determines how many steps fit into the time. After every run the results are added to
+docs/comparison.json, so that an interrupted comparison continues; docs/comparison.md and .png are made from that file.
 """
 
 import json
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parent.parent
 FOUND = ROOT / "docs" / "comparison.json"
 PAGE = ROOT / "docs" / "comparison.md"
-BEGIN, END = "<!-- made by demo.compare -->", "<!-- end -->"
+BEGIN, END = "<!-- made by studies.compare -->", "<!-- end -->"
 SCORES = ("caption_scene", "caption_objects", "qa_accuracy")
 PILOT = 30
 PLAIN = ["--projector-hidden", "0", "--start-words", "", "--token-noise", "0.0"]  # without the demo's recipe
@@ -83,12 +83,12 @@ def main() -> None:
 
 
 def known() -> list[dict]:
-    """What was found so far, one row for each run."""
+    """Results so far, one row per run."""
     return json.loads(FOUND.read_text()) if FOUND.is_file() else []
 
 
 def measure(name: str, seed: int, features: Path, options: Options) -> None:
-    """Train and score one variant with one seed, and add what was found to docs/comparison.json."""
+    """Train and score one variant with one seed, and add the result to docs/comparison.json."""
     adapter, flags = VARIANTS[name]
     stem = "-".join(re.findall(r"\w+", name))
     common = ["--adapter", adapter, "--features", str(features), *flags, "--device", "cpu"]
@@ -117,12 +117,12 @@ def measure(name: str, seed: int, features: Path, options: Options) -> None:
 
 
 def part_of(found: dict) -> dict:
-    """The scores that are compared, real and shuffled."""
+    """The scores to compare, real and shuffled."""
     return {kind: {name: round(found[kind][name], 4) for name in SCORES} for kind in ("real", "shuffled")}
 
 
 def pilot(flags: list[str]) -> float:
-    """Median seconds of a step."""
+    """Median seconds per step."""
     name = flags[-1]
     if not (ROOT / "runs" / name).exists():
         script("train.py", *flags, "--steps", str(PILOT), "--eval-every", str(PILOT))
@@ -135,7 +135,7 @@ def metrics(run: str) -> list[dict]:
 
 
 def script(*command: str) -> None:
-    """Run one of the three scripts on one thread; its words go into runs/compare.log."""
+    """Run one of the three scripts on one thread; its output goes to runs/compare.log."""
     (ROOT / "runs").mkdir(exist_ok=True)
     with open(ROOT / "runs" / "compare.log", "a") as log:
         print("$ python", *command, file=log, flush=True)
@@ -146,14 +146,14 @@ def script(*command: str) -> None:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and half the distance from the lowest to the highest; of one value, that."""
+    """Mean ± half the range; a single value as it is."""
     if len(values) == 1:
         return f"{values[0]:.2f}"
     return f"{statistics.mean(values):.2f} ± {(max(values) - min(values)) / 2:.2f}"
 
 
 def table(rows: list[dict]) -> str:
-    """A Markdown table, a line for each variant: means over the seeds, and half the way from lowest to highest."""
+    """A Markdown table with one row per variant: mean over seeds ± half the range."""
     lines = [
         "| projector | tokens | steps | scenes named | shuffled | questions | shuffled | named, new pairs "
         "| questions, new pairs | seeds |",
@@ -180,7 +180,7 @@ def table(rows: list[dict]) -> str:
 
 
 def by_variant(rows: list[dict]) -> dict[str, list[dict]]:
-    """The rows of each variant, best question accuracy first."""
+    """Rows by variant, highest question accuracy first."""
     groups: dict[str, list[dict]] = {}
     for row in rows:
         groups.setdefault(row["variant"], []).append(row)
@@ -192,7 +192,7 @@ def by_variant(rows: list[dict]) -> dict[str, list[dict]]:
 
 
 def picture(rows: list[dict]) -> Image.Image:
-    """A dot for every run: questions answered and scenes named, the controls hollow."""
+    """A chart with one dot per run: questions answered and scenes named, with hollow dots for the controls."""
     groups, font = by_variant(rows), ImageFont.load_default(14)
     left, line, width, panel = 200, 24, 1000, 370
     sheet = Image.new("RGB", (width, line * (len(groups) + 3)), "white")

@@ -1,9 +1,9 @@
-"""A picture and a sound in one prompt, through two adapters that never met: `python -m studies.compose`.
+"""Ask about a picture and a sound in one prompt, through two separately trained adapters: `python -m studies.compose`.
 
-The adapters are the demo's own, trained apart on captions alone. Held-out questions are asked with their medium alone,
-with one of the other modality beside it, first and second, and with their own medium exchanged for another; and all
-this once more with descriptions in words where the adapters' tokens would stand, which says what the language model
-alone makes of two media. What is found goes to docs/composition.json, and as tables into docs/composition.md.
+The adapters are the demo's, trained on captions alone. Held-out questions are asked with their medium alone, with a
+medium of the other modality before or after it, and with their own medium exchanged for another. The same is repeated
+with descriptions in words in place of the adapters' tokens, which shows what the language model itself makes of two
+media. Results go to docs/composition.json, and as tables to docs/composition.md.
 """
 
 import json
@@ -31,7 +31,7 @@ from studies.corpus import MEDIA, describe
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUND, PAGE = ROOT / "docs" / "composition.json", ROOT / "docs" / "composition.md"
-BEGIN, END = "<!-- made by demo.compose -->", "<!-- end -->"
+BEGIN, END = "<!-- made by studies.compose -->", "<!-- end -->"
 NAMES = {"image": "picture", "audio": "sound"}
 THINGS = {"image": "objects", "audio": "events"}
 TOKENS, WORDS = "adapters' tokens", "words"
@@ -39,7 +39,7 @@ TOKENS, WORDS = "adapters' tokens", "words"
 
 @dataclass
 class Options:
-    """What to compose and how much to ask."""
+    """Which adapters, and how many questions."""
 
     image: Path = ROOT / "runs" / "eyes"
     """A run on the demo's pictures: python train.py --adapter mlp16 --features features/demo --name eyes"""
@@ -54,8 +54,9 @@ class Options:
 
 
 class Set:
-    """The held-out media of a run's feature set: `questions` and `captions`, features by key, and for each medium one
-    that shows something else (`instead`)."""
+    """The held-out media of a run's feature set: `questions`, `captions`, features by key, and for each medium one with
+    other content (`instead`).
+    """
 
     def __init__(self, run: Path, kind: str, things: str):
         self.features = FeatureSet(ROOT / Run.open(run).config.features[0])
@@ -72,17 +73,17 @@ class Set:
 
 
 class Told(ComposedModel):
-    """Takes vectors for what the adapters would make of features."""
+    """Takes vectors in place of what the adapters would make of features."""
 
     def slots(self, texts, features, *_) -> dict[str, torch.Tensor]:
         return dict(features)
 
-    def generate(self, *given) -> list[str]:
-        return AdaptedModel.generate(self, *given)
+    def generate(self, *given, **decoding) -> list[str]:
+        return AdaptedModel.generate(self, *given, **decoding)
 
 
 class Words(Set):
-    """As a Set, with the word embeddings of a description for features."""
+    """Like Set, with the word embeddings of a description as features."""
 
     def __init__(self, run: Path, kind: str, things: str, lm: LanguageModel):
         super().__init__(run, kind, things)
@@ -97,7 +98,7 @@ class Words(Set):
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(1)
-    paths = {"image": options.image, "audio": options.audio}
+    paths: dict[str | None, Path] = {"image": options.image, "audio": options.audio}
     loaded = live.load_several(paths)
     parts = {modality: part for modality, (part, _) in loaded.items()}
     kinds = {m: config["features"]["kind"] for m, (_, config) in loaded.items()}
@@ -120,7 +121,7 @@ def main() -> None:
 
 
 def about(path: Path, config: dict) -> dict:
-    """What was composed, for the record."""
+    """Facts about the composed adapters, for the record."""
     return {"adapter": config["adapter"]} | {key: config["training"][key] for key in ("texts", "step", "seed")}
 
 
@@ -133,8 +134,7 @@ def ask(
     beside: Sequence[str],
     batch: int,
 ) -> dict:
-    """The share of questions about one modality's media answered right under each condition: name -> value, low, high,
-    n."""
+    """Accuracy on questions about one modality's media under each condition: name -> value, low, high, n."""
     own, n = sets[modality], len(texts)
     keys = [text.media[0] for text in texts]
     conditions = {
@@ -154,13 +154,13 @@ def ask(
         for text, key in zip(texts, keys, strict=True)
     ]
     valid = [i for i in range(n) if truth[i] is not None]
-    found["exchanged, by the other's truth"] = share(same_answer(said["exchanged"][i], truth[i]) for i in valid)
+    found["exchanged, by the other's truth"] = share(same_answer(said["exchanged"][i], truth[i] or "") for i in valid)
     found["unchanged beside another"] = share(map(same_answer, said["own first"], said["beside another"]))
     return found
 
 
 def caption(model: ComposedModel, sets: Mapping[str, Set], n: int, batch: int) -> dict:
-    """How often a caption of a picture and a sound together is right about each, and that of each alone."""
+    """Accuracy of captions of a picture and a sound together, about each, and of captions of each alone."""
     chosen = {m: random.Random(2).sample([text.media[0] for text in part.captions], n) for m, part in sets.items()}
     pairs = [[(m, chosen[m][i]) for m in sets] for i in range(n)]
     together = answers(model, sets, pairs, [None] * n, batch)
@@ -185,7 +185,8 @@ def answers(
     """Answers to questions (None: captions), each about a list of (modality, key)."""
     said = []
     for start in range(0, len(media), batch):
-        texts, features = [], {}
+        texts = []
+        features: dict[str, torch.Tensor] = {}
         for shown, question in zip(media[start : start + batch], asked[start : start + batch], strict=True):
             turns = [{"role": "user", "content": question}] if question else []
             names = [f"{modality}:{key}" for modality, key in shown]
@@ -196,13 +197,13 @@ def answers(
 
 
 def share(right) -> dict:
-    """A share with its 95% interval."""
+    """A proportion with its 95% interval."""
     score = mean(dict(enumerate(map(float, right))))
     return {"value": round(score.value, 4), "low": round(score.low, 4), "high": round(score.high, 4), "n": score.n}
 
 
 def table(found: dict) -> str:
-    """Markdown: a line for each condition, a column for each modality."""
+    """A Markdown table: one row per condition, one column per modality."""
 
     def cell(part: dict) -> str:
         return f"{part['value']:.3f} ({part['low']:.3f} to {part['high']:.3f})"

@@ -1,11 +1,11 @@
-"""The demo language model's corpus: documents that begin with a description and go on with what follows from it.
+"""The corpus of the demo's language models: descriptions, each with texts that follow from it.
 
-A document reads `<s>Scene: {description}\\n`, then a caption or `Question: {question} Answer: {answer}`, then `</s>`;
-with `Sound:` or `Clip:` it is about one of these, and some are about a scene and a sound, in either order. The
-description names every object in telegraphic form, objects and attributes in any order, because an adapter's tokens
-will stand in its place and come in an order of their own. For the same reason many descriptions are given not as words
-but as blends: positions that hold a weighted sum of several words' embeddings, with noise. A model trained so reads
-meanings in its context rather than exact words.
+A document is `<s>Scene: {description}\\n`, then a caption or `Question: {question} Answer: {answer}`, then `</s>`. With
+`Sound:` or `Clip:` it is about one of these; some documents are about a scene and a sound, in either order. The
+description names every object in telegraphic form, with objects and attributes in any order, because an adapter's
+tokens will take its place and have an order of their own. For the same reason many descriptions are not words but
+blends: positions that hold a weighted sum of several word embeddings, with noise. A model trained on these reads
+meanings in its context, not exact words.
 """
 
 import json
@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -34,15 +34,19 @@ SLOTS = 16
 class Medium:
     """What documents about one kind of medium are made of.
 
-    opening: what stands before a description · draw: (generator, split) -> what one medium holds · words: the module
-    that captions it and asks about it · task: its truth · places: where things are · easy: a description of one thing
-    with its attributes in a fixed order · exists: the form of the question whether something is there · listings:
-    questions for everything.
+    - `opening`: text before a description.
+    - `draw`: (generator, split) -> the content of one medium.
+    - `words`: the module that captions it and asks about it.
+    - `task`: its correct answers.
+    - `places`: the places where objects are.
+    - `easy`: a description of one object with its attributes in a fixed order.
+    - `exists`: the form of the question whether something is there.
+    - `listings`: questions that ask for everything.
     """
 
     opening: str
     draw: Callable[[random.Random, str], list[dict]]
-    words: ModuleType
+    words: Any  # a module of periscope.demo, or what stands in for one
     task: DemoTask
     places: tuple[str, ...]
     easy: str
@@ -71,13 +75,14 @@ SHARES = {("image",): 8, ("audio",): 8, ("video",): 4, ("image", "audio"): 1, ("
 
 
 def prompt_of(question: str) -> str:
-    """The text that stands before a question's answer."""
+    """The text before a question's answer."""
     return f"Question: {question} Answer:"
 
 
 def describe(medium: Medium, things: list[dict], rng: random.Random, easy: bool = False) -> str:
-    """A telegraphic description with a leading space: things and attributes shuffled, separators of one kind, mixed or
-    dropped; an easy one keeps the attributes in one order and a comma between things."""
+    """A telegraphic description with a leading space: objects and attributes shuffled, separators of one kind, mixed or
+    omitted. An easy one keeps the attributes in one order and puts a comma between objects.
+    """
     if easy:
         return ",".join(medium.easy.format(**thing) for thing in rng.sample(things, len(things)))
     attributes = medium.task.attributes
@@ -100,18 +105,20 @@ def asked(medium: Medium, things: list[dict], rng: random.Random, questions: int
 
 
 def existence(medium: Medium, things: list[dict], rng: random.Random) -> tuple[str, str]:
-    """A question whether something is there, and its answer: the one kind that must tie two attributes to one object
-    and has one word to learn it from, so each document asks it once more.
+    """A question whether something is there, and its answer. It is the one kind that must bind two attributes to one
+    object with a single word to learn it from, so each document asks it once more.
     """
     ask = medium.words.draw_ask(medium.exists, things, rng)
-    return prompt_of(medium.words.question(ask, rng)), " " + medium.task.answer(ask, things)
+    answer = medium.task.answer(ask, things)
+    assert answer, "whether something is there has an answer in every scene"
+    return prompt_of(medium.words.question(ask, rng)), " " + answer
 
 
 def listing(medium: Medium, things: list[dict], rng: random.Random) -> tuple[str, str]:
-    """A question for everything, and as its answer all things again, in another order.
+    """A question for everything; the answer is all objects again, in another order.
 
-    After a thing's first attribute the others can only be found by looking that one up in the description, which
-    teaches looking up in a fraction of the steps that questions alone need.
+    After an object's first attribute, the others can only be found by looking that one up in the description. This
+    teaches look-up in a fraction of the steps that questions alone need.
     """
     names = medium.task.attributes
     told = rng.sample(things, len(things))
@@ -120,7 +127,7 @@ def listing(medium: Medium, things: list[dict], rng: random.Random) -> tuple[str
 
 
 def sample_texts(medium: Medium, rng: random.Random, n: int) -> list[str]:
-    """Descriptions, captions and questions with their answers, of `n` media."""
+    """Descriptions, captions and questions with answers, of `n` media."""
     texts = []
     for _ in range(n):
         things = medium.draw(rng, "train")
@@ -130,11 +137,10 @@ def sample_texts(medium: Medium, rng: random.Random, n: int) -> list[str]:
 
 
 def build_tokenizer():
-    """A byte-level BPE tokenizer (PreTrainedTokenizerFast) trained on the corpus's own words, each of them one token.
+    """A byte-level BPE tokenizer (PreTrainedTokenizerFast) trained on the corpus's words; each of them is one token.
 
-    It adds `<s>` in front. Any text can be encoded; a piece never crosses a word's border, so segments encoded one by
-    one give the ids of the whole. The words of sounds and clips come behind those of scenes, whose ids were there
-    first.
+    It prepends `<s>`. Any text can be encoded; a piece never crosses a word boundary, so segments encoded one by one
+    give the ids of the whole. The words of sounds and clips come after those of scenes, whose ids existed first.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -169,10 +175,10 @@ def build_tokenizer():
 
 
 def with_words(tokenizer, pieces: set[str]):
-    """The tokenizers.Tokenizer `tokenizer` with each of `pieces` as one token; the ids it has stay what they are.
+    """The tokenizers.Tokenizer `tokenizer` with each of `pieces` as one token; existing ids don't change.
 
-    Where a piece is several tokens, these are merged one after the other. New merges rank behind all that there are,
-    so that a piece that was one token stays one.
+    If a piece is several tokens, these are merged one after the other. New merges rank behind all existing ones, so
+    that a piece that was one token stays one.
     """
     from tokenizers import Tokenizer
 
@@ -251,10 +257,9 @@ class Row:
 class Corpus:
     """Draws batches of documents about media of the "train" splits.
 
-    `shares` says how many documents are about which media, among one another.
-
-    `hardness`, from 0 to 1, is the share of documents whose descriptions are as hard as they come. The others keep what
-    belongs to one object close together: without such a start, which word goes with which object is learnt late.
+    `shares` are the relative frequencies of documents by the media they are about. `hardness`, from 0 to 1, is the
+    share of documents whose descriptions are of full difficulty. The others keep what belongs to one object close
+    together; without such a start, which word belongs to which object is learnt late.
     """
 
     def __init__(self, tokenizer, seed: int, shares: Mapping[tuple[str, ...], float] = SHARES):
@@ -343,8 +348,8 @@ class Corpus:
                 for name in medium.task.attributes
             ]
             if max(share[at] for share in shares) < 0.7 and rng.random() < 0.3:
-                word = " " + rng.choice((*medium.places, *SEPARATORS)).strip()
-                held.append((self.encode(word)[0], rng.uniform(0.1, 0.8)))
+                filler = " " + rng.choice((*medium.places, *SEPARATORS)).strip()
+                held.append((self.encode(filler)[0], rng.uniform(0.1, 0.8)))
             norm = math.hypot(*(weight for _, weight in held))
             full = rng.random() < 0.7
             for word, weight in held:

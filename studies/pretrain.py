@@ -1,9 +1,9 @@
-"""Pretrains the demo's backbones from nothing on drawn scenes: `python -m studies.pretrain [--only encoder|lm]`.
+"""Pretrain the demo's image encoder and language model from scratch: `python -m studies.pretrain [--only encoder|lm]`.
 
 Writes demo/backbones/clip (an open_clip model) and demo/backbones/lm (a Llama with its tokenizer), each with a card.
-Both see scenes of the split "train" alone. The encoder learns from captions, contrastively, against captions with one
-attribute changed, and through linear heads that read each cell's colour, shape and size off its features; the heads are
-then thrown away. Contrast alone is satisfied with a few attributes.
+Both see only scenes of the split "train". The encoder is trained on captions by a contrastive loss, with captions that
+differ in one attribute as hard negatives, and through linear heads that read each cell's colour, shape and size from
+its features; the heads are then discarded. The contrastive loss alone is satisfied with a few attributes.
 """
 
 import argparse
@@ -33,7 +33,7 @@ READY = 0.2
 
 
 def log(path: Path, **facts) -> None:
-    """Prints a line of facts and appends it to `path` as JSON."""
+    """Print a line of facts and append it to `path` as JSON."""
     facts = {name: round(value, 5) if isinstance(value, float) else value for name, value in facts.items()}
     print(" ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     with path.open("a") as file:
@@ -41,7 +41,7 @@ def log(path: Path, **facts) -> None:
 
 
 def save(state: dict, path: Path) -> None:
-    """Writes a safetensors file under a temporary name and renames it into place."""
+    """Write a safetensors file under a temporary name and rename it into place."""
     from safetensors.torch import save_file
 
     waiting = path.with_name(path.name + ".tmp")
@@ -50,8 +50,9 @@ def save(state: dict, path: Path) -> None:
 
 
 def begin_with(model, path: Path) -> int:
-    """Copies into `model` the tensors of a safetensors file that have its names and shapes, or fewer rows (a table to
-    which words were added: the others keep what they begin with); returns how many."""
+    """Copy into `model` the tensors of a safetensors file that have its names and shapes, or fewer rows (an embedding
+    table to which words were added: the other rows keep their initial values). Returns how many.
+    """
     from safetensors.torch import load_file
 
     state = model.state_dict()
@@ -74,7 +75,7 @@ def schedule(step: int, steps: int, warmup: int = 200) -> float:
 
 
 def optimizer_for(model: torch.nn.Module, rate: float, decay: float) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone."""
+    """AdamW with weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
@@ -113,7 +114,7 @@ def clip_config(vocabulary: int, pad: int, eos: int) -> dict:
 
 
 def pool_part(task: tuple[int, int]) -> tuple[torch.Tensor, list[list[dict]]]:
-    """Draws `n` scenes from a seed: pixels (n, 3, size, size) uint8 after JPEG and resizing, and their objects."""
+    """Draw `n` scenes from a seed: pixels (n, 3, size, size) uint8 after JPEG and resizing, and their objects."""
     import numpy
     from PIL import Image
 
@@ -142,7 +143,7 @@ def draw_pool(seed: int, n: int, workers: int) -> tuple[torch.Tensor, list[list[
 
 
 def hard_negative(objects: list[dict], rng: random.Random) -> list[dict]:
-    """The scene with one attribute changed, or the colours of two objects swapped; never one that is held out."""
+    """The scene with one attribute changed, or the colours of two objects swapped; never a held-out one."""
     while True:
         other = [dict(thing) for thing in objects]
         thing = rng.choice(other)
@@ -161,7 +162,7 @@ def hard_negative(objects: list[dict], rng: random.Random) -> list[dict]:
 
 
 def augment(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels to normalised float, each picture shifted by up to 3 pixels, its light and contrast varied."""
+    """uint8 pixels to normalised floats, each shifted by up to 3 pixels, with varied brightness and contrast."""
     n = len(pixels)
     padded = F.pad(pixels.float() / 255, (3, 3, 3, 3), mode="replicate")
     shifts = torch.randint(0, 7, (n, 2)).tolist()
@@ -173,10 +174,9 @@ def augment(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def cell_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of logits (n, cells, classes of all heads) against labels (n, heads, cells); an empty cell counts
-    0.3."""
+    """Cross-entropy of logits (n, cells, all classes) against labels (n, heads, cells); empty cells weigh 0.3."""
     sizes = [1 + len(values) for _, values in HEADS]
-    loss = 0.0
+    loss = torch.zeros(())
     for head, part in enumerate(logits.float().split(sizes, dim=-1)):
         truth = labels[:, head].flatten()
         weight = torch.where(truth > 0, 1.0, 0.3)
@@ -185,12 +185,12 @@ def cell_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 class Heads(torch.nn.Module):
-    """Linear readings of each cell's attributes: off the pooled vector, off each patch of the last block but one and of
-    the last, and off the mean of the last but one's patches (which makes each patch say where it is, so that pooling
-    can gather them).
+    """Linear readouts of each cell's attributes: from the pooled vector, from each patch of the last block and of the
+    one before it, and from the mean of the latter's patches (which makes each patch encode its position, so that
+    pooling can gather them).
 
-    The pooled vector is read under noise, so that an attribute is worth as much of it as any other: without, a few
-    directions hold most of its variance, and an adapter learns the others late.
+    The pooled vector is read under noise, so that all attributes get an equal part of it. Without noise a few
+    directions hold most of its variance, and an adapter learns the other attributes late.
     """
 
     def __init__(self):
@@ -216,7 +216,7 @@ class Heads(torch.nn.Module):
 
 
 def pretrain_encoder(args) -> None:
-    """Trains the open_clip model; writes its folder at every probe, so that nothing is lost."""
+    """Train the open_clip model; its folder is written at every probe."""
     import open_clip
     from open_clip.model import CLIP
     from tokenizers import processors
@@ -304,11 +304,11 @@ def pretrain_encoder(args) -> None:
 
 
 def pretrain_lm(args) -> None:
-    """Trains the Llama-class language model; writes its folder at every probe, so that nothing is lost.
+    """Train the Llama-class language model; its folder is written at every probe.
 
-    The rate is constant for 60% of the steps, then falls linearly. Matrices are trained by Muon, which learns to look
-    words up in about half of AdamW's steps (https://kellerjordan.github.io/posts/muon). Descriptions get harder only
-    while answers are good (see Corpus.hardness).
+    The learning rate is constant for 60% of the steps, then falls linearly. Matrices are trained by Muon, which learns
+    to look words up in about half of AdamW's steps (https://kellerjordan.github.io/posts/muon). Descriptions get harder
+    only while answers are good (see Corpus.hardness).
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -333,7 +333,7 @@ def pretrain_lm(args) -> None:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="eager",
+        attn_implementation="eager",  # type: ignore[call-arg] # every config of transformers takes it
     )
     model = LlamaForCausalLM(config)
     balance(model)
@@ -353,7 +353,7 @@ def pretrain_lm(args) -> None:
         batch = corpus.batch(rows)
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 50, max(0.02, 2.5 * (1 - step / steps)))
-        embeds = batch.embed(model.get_input_embeddings().weight)
+        embeds = batch.embed(model.get_input_embeddings().get_parameter("weight"))
         hidden_mask = torch.zeros(batch.mask.shape).masked_fill_(~batch.mask, torch.finfo(torch.bfloat16).min)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(
@@ -389,10 +389,10 @@ def pretrain_lm(args) -> None:
 
 @torch.no_grad()
 def balance(model) -> None:
-    """Starts a Llama whose residual stream carries its tokens: embeddings as large as what the layers add to them.
+    """Initialise a Llama whose residual stream carries its tokens: embeddings as large as what the layers add to them.
 
-    With small embeddings the first layers' random output drowns which word stands where, and a word is long not found
-    again in its context.
+    With small embeddings the random output of the first layers drowns out which word is where, and for a long time a
+    word isn't found again in its context.
     """
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
     for layer in model.model.layers:
@@ -415,7 +415,7 @@ def next_token_losses(logits: torch.Tensor, batch) -> torch.Tensor:
 
 
 def write_card(folder: Path, what: str, args, steps: int, batch: int, seconds: float, scores: dict, model) -> None:
-    """The backbone's README: what it is, how it was made, what it scored."""
+    """The model's README: what it is, how it was made, its scores."""
     count = sum(p.numel() for p in model.parameters())
     kind = "encoder" if what == "encoder" else "lm"
     optimizer = "AdamW" if kind == "encoder" else "Muon and AdamW"
@@ -451,7 +451,7 @@ def encoder_table(scores: dict[str, float]) -> list[str]:
 
 
 def language_table(scores: dict[str, dict[str, dict[str, float]]]) -> list[str]:
-    """What demo.probe.language_scores gives, as a Markdown table: a column for each split."""
+    """The result of studies.probe.language_scores as a Markdown table, one column per split."""
     lines = ["| | | heldout | new_pairs |", "| --- | --- | --- | --- |"]
     for medium, splits in scores.items():
         for name, value in splits["heldout"].items():

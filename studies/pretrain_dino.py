@@ -1,16 +1,17 @@
-"""Pretrains the demo's encoder without words from nothing on drawn scenes: `python -m studies.pretrain_dino`.
+"""Pretrain the demo's self-supervised image encoder from scratch: `python -m studies.pretrain_dino`.
 
 Writes demo/backbones/dino (transformers' Dinov2Model) with its preprocessing and a card. It sees pictures of the split
-"train" alone and no word or label about them. Of two views of a picture a student sees one and a teacher, the student's
-moving average, the other. What the student makes of each part of its view must be nearer to what the teacher makes of
-that part of the other than to what it made of the same part of 2,000 other pictures (InfoNCE on parts: DenseCL,
-https://arxiv.org/abs/2011.09157; with a moving average for a teacher: MoCo v3, https://arxiv.org/abs/2104.02057). The
-CLS token must tell all parts so. Other places of the same picture are not compared, since positions alone part them;
-and a view's parts come from different pictures, since otherwise a part is known by what surrounds it.
+"train" only, and no word or label about them. Of two views of a picture the student sees one, and the teacher, its
+moving average, the other. The student's code of each part of its view must be closer to the teacher's code of the same
+part of the other view than to the codes of that part in 2,000 other pictures (InfoNCE on parts: DenseCL,
+https://arxiv.org/abs/2011.09157; with a moving average as teacher: MoCo v3, https://arxiv.org/abs/2104.02057). The CLS
+token must tell all parts in this way. Different places of one picture are not compared, because positions alone
+separate them. The parts of a view come from different pictures, because otherwise a part is recognised by its
+surroundings.
 
-Tried before: DINO's own task, that two crops' CLS tokens agree, learnt nothing in 350 steps (what two crops of these
-scenes share most easily is the tint of the background). Filling in masked patches learnt colours (0.42 of scenes read
-whole off its patches). Parts that stay in their own pictures: 0.94 found among 2,000 after 550 steps, and 0.37 read.
+Tried before: DINO's own task, agreement of two crops' CLS tokens, learnt nothing in 350 steps (what two crops of these
+scenes share most easily is the tint of the background). Masked patches learnt colours (0.42 of scenes read completely
+from its patches). Parts that stay in their own pictures: 0.94 found among 2,000 after 550 steps, and 0.37 read.
 """
 
 import argparse
@@ -65,8 +66,8 @@ def processor_for():
 
 
 class Network(torch.nn.Module):
-    """The encoder with what is thrown away: heads that make codes of its parts and of its CLS token; student and
-    teacher are one each.
+    """The encoder with heads for the codes of its parts and of its CLS token, which are discarded later; one each for
+    student and teacher.
     """
 
     def __init__(self):
@@ -90,10 +91,9 @@ def head(out: int) -> torch.nn.Sequential:
 
 
 def view_of(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels (n, 3, 96, 96) to normalised floats, each moved by up to 4 pixels, stretched a little in
-    each direction, turned by up to 10 degrees, and in a light of another brightness and tint: so that neither the
-    background nor where exactly something lies tells which picture it is. Never mirrored, and what is coloured keeps
-    its name.
+    """uint8 pixels (n, 3, 96, 96) to normalised floats, each shifted by up to 4 pixels, scaled slightly in each
+    direction, rotated by up to 10 degrees, with varied brightness and tint, so that neither the background nor an exact
+    position identifies the picture. Never mirrored, and colours keep their names.
     """
     n = len(pixels)
     turn = torch.empty(n).uniform_(-0.17, 0.17)
@@ -102,7 +102,7 @@ def view_of(pixels: torch.Tensor) -> torch.Tensor:
         [turn.cos() * wide, -turn.sin() * high, torch.zeros(n), turn.sin() * wide, turn.cos() * high, torch.zeros(n)], 1
     ).view(n, 2, 3)
     theta[:, :, 2] = torch.empty(n, 2).uniform_(-1 / 12, 1 / 12)
-    grid = F.affine_grid(theta, (n, 3, IMAGE, IMAGE), align_corners=False)
+    grid = F.affine_grid(theta, [n, 3, IMAGE, IMAGE], align_corners=False)
     found = F.grid_sample(pixels.float() / 255, grid, mode="bilinear", padding_mode="border", align_corners=False)
     found = found * torch.empty(n, 3, 1, 1).uniform_(0.82, 1.0) + 0.04 * torch.randn(n, 1, 1, 1)
     found = (found + 0.02 * torch.rand(n, 1, 1, 1) * torch.randn_like(found)).clamp(0, 1)
@@ -110,8 +110,8 @@ def view_of(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def mixed(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (n, 3, side, side) -> pictures whose nine parts come from as many of them, and of which each does:
-    (n, 9). What surrounds a part then tells nothing of it.
+    """Pictures (n, 3, side, side) -> pictures whose nine parts come from different ones, and the sources (n, 9). The
+    surroundings of a part then say nothing about it.
     """
     n, side = len(views), views.shape[-1] // 3
     sources = torch.stack([torch.randperm(n) for _ in range(PARTS)], 1)
@@ -121,7 +121,7 @@ def mixed(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def unmixed(codes: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
-    """Codes (n, 9, code) of the parts of mixed pictures, each where its own picture is."""
+    """Codes (n, 9, code) of the parts of mixed pictures, put back to where their own picture is."""
     found = torch.empty_like(codes)
     found[sources, torch.arange(PARTS)] = codes
     return found
@@ -129,7 +129,7 @@ def unmixed(codes: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
 
 def contrast(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Codes of pictures (batch, parts, code) and of the same and more pictures (most, parts, code) -> the mean
-    cross-entropy of finding each part's own picture among them all by the cosine, and the share found.
+    cross-entropy of finding each part's own picture among them all by cosine, and the share found.
     """
     scores = torch.einsum("apc,bpc->pab", student, teacher) / HEAT
     own = torch.arange(len(student)).expand(scores.shape[0], -1)
@@ -150,14 +150,14 @@ def features(model, processor, images: list, batch: int = 100) -> dict[str, torc
 
 
 def load(folder: Path = BACKBONES / "dino"):
-    """The demo's encoder without words in fp32 and its preprocessing, through transformers' own loaders."""
+    """The demo's self-supervised encoder in fp32 and its preprocessing, through transformers' own loaders."""
     from transformers import AutoModel, BitImageProcessor
 
     return AutoModel.from_pretrained(folder, dtype=torch.float32).eval(), BitImageProcessor.from_pretrained(folder)
 
 
 def pretrain(args) -> None:
-    """Trains student and teacher; writes the teacher at every probe, so that nothing is lost."""
+    """Train student and teacher; the teacher's folder is written at every probe."""
     began = time.time()
     torch.manual_seed(args.seed)
     folder = args.out / "dino"
@@ -189,7 +189,7 @@ def pretrain(args) -> None:
                 earlier = torch.cat([unmixed(teacher(theirs)[0], their_sources), earlier])[:REMEMBERED]
             parts, whole = (unmixed(codes, our_sources) for codes in student(ours))
         found = {"parts": contrast(parts, earlier), "whole": contrast(whole, earlier)}
-        loss = sum(one for one, _ in found.values())
+        loss = torch.stack([one for one, _ in found.values()]).sum()
         student.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -214,7 +214,7 @@ def pretrain(args) -> None:
 
 
 def write_card(folder: Path, args, step: int, seconds: float, scores: dict, random_scores: dict, model) -> None:
-    """The backbone's README: what it is, how it was made, what it scored."""
+    """The model's README: what it is, how it was made, its scores."""
     lines = [
         "# The demo's encoder without words",
         "",
@@ -230,7 +230,7 @@ def write_card(folder: Path, args, step: int, seconds: float, scores: dict, rand
         "  pictures, from its patches and from its CLS token; a view's parts come from different pictures",
         f"- {seconds / 60:.0f} minutes on {args.threads} thread(s), {platform.machine()}, torch {torch.__version__}",
         "",
-        "Probe scores (`demo.probe.encoder_scores`), linear, on scenes that no training shows: the share of",
+        "Probe scores (`studies.probe.encoder_scores`), linear, on scenes that no training shows: the share of",
         "scenes in which colour and shape (`_all`: size too) of every object are read at its place, and of",
         "objects so read (`_objects`); beside them those of the same network with random weights.",
         "",

@@ -1,8 +1,8 @@
-"""Pretrains the Mamba sister of the demo's language model from nothing: `python -m studies.pretrain_mamba`.
+"""Pretrain the demo's Mamba language model from scratch: `python -m studies.pretrain_mamba`.
 
-Same tokenizer, same documents of scenes, same place in the demo (`--lm demo/backbones/mamba`). A state-space model
-can't have several continuations beside one another that see one description, so here they stand in a row, in any order.
-Writes demo/backbones/mamba and, beside it, log.jsonl with the probes.
+It has the same tokenizer and documents of scenes as the Llama, and can take its place in the demo (`--lm
+demo/backbones/mamba`). A state-space model can't have several parallel continuations of one description, so here they
+follow one another, in any order. Writes demo/backbones/mamba, with the probes in log.jsonl.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from studies.corpus import ANSWER, Corpus, Row, build_tokenizer
 from studies.pretrain import HERE, READY, begin_with, log
 from studies.probe import MEDIA, answer_scores, caption_scores
 
-SCENES = {("image",): 1.0}
+SCENES: dict[tuple[str, ...], float] = {("image",): 1.0}
 LISTS = ("ids", "weights", "segments", "words", "noise")
 
 
@@ -27,12 +27,12 @@ class Stream(Corpus):
     """Documents about scenes whose continuations follow one another."""
 
     def row(self, *args) -> Row:
-        """A document of `Corpus`, what follows its description in an order of its own."""
+        """A document of `Corpus` with its continuations in a random order."""
         return in_turn(super().row(*args), self.rng)
 
 
 def in_turn(row: Row, rng: random.Random) -> Row:
-    """The same document with its continuations in another order, positions counted through."""
+    """The same document with its continuations in another order, and positions counted through."""
     last = max(row.segments)
     order = [0, *rng.sample(range(1, last + 1), last)]
     at = [place for segment in order for place, one in enumerate(row.segments) if one == segment]
@@ -41,8 +41,8 @@ def in_turn(row: Row, rng: random.Random) -> Row:
 
 
 def scores_of(model: MambaForCausalLM, tokenizer, n: int) -> dict[str, float]:
-    """Questions and captions from textual descriptions of new scenes and new pairs, as `demo.probe` has them."""
-    found = {}
+    """Questions and captions from textual descriptions of new scenes and new pairs, as `studies.probe` has them."""
+    found: dict[str, float] = {}
     for split, before in (("heldout", ""), ("new_pairs", "new_pairs_")):
         rng = random.Random(f"probe/image/0/{split}")
         drawn = [MEDIA["image"].draw(rng, split) for _ in range(n)]

@@ -1,8 +1,8 @@
-"""Pretrain the demo's encoders of sound and video from scratch: `python -m studies.pretrain_media --only audio`.
+"""Pretrain the demo's audio and video encoders from scratch: `python -m studies.pretrain_media --only audio`.
 
 Writes demo/backbones/ast (transformers' ASTModel) and demo/backbones/timesformer (TimesformerModel), each with its
-preprocessing and a card. Both see media of the split "train" alone. They learn through linear heads that read what is
-heard or seen at each place off their features; the heads are then thrown away.
+preprocessing and a card. Both see media of the split "train" only. They are trained through linear heads that read what
+is heard or seen at each place from their features; the heads are then discarded.
 """
 
 import argparse
@@ -10,10 +10,12 @@ import platform
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
 
 from periscope.demo import sounds
 from studies.pretrain import log, optimizer_for, save, schedule
@@ -25,26 +27,30 @@ MEAN, STD = [0.88] * 3, [0.2] * 3
 TOLD = {"audio": ("sounds", "recordings"), "video": ("clips", "clips")}
 
 
-def build(task: Task):
+def build(task: Task) -> PreTrainedModel:
     """The encoder with random weights."""
     from transformers import ASTConfig, ASTModel, TimesformerConfig, TimesformerModel
 
-    common = {"num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": PATCH, "initializer_range": 0.05}
+    common: dict[str, Any] = {
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "patch_size": PATCH,
+        "initializer_range": 0.05,
+    }
     if task is AUDIO:
-        shape = {"num_mel_bins": MELS * PATCH, "max_length": TIMES * PATCH}
-        strides = {"frequency_stride": PATCH, "time_stride": PATCH}
-        model = ASTModel(ASTConfig(hidden_size=192, intermediate_size=384, **shape, **strides, **common))
-        torch.nn.init.normal_(model.embeddings.position_embeddings, std=0.3)
+        common |= {"num_mel_bins": MELS * PATCH, "max_length": TIMES * PATCH}
+        common |= {"frequency_stride": PATCH, "time_stride": PATCH}
+        model: PreTrainedModel = ASTModel(ASTConfig(hidden_size=192, intermediate_size=384, **common))
     else:
-        shape = {"image_size": SIDE * PATCH, "num_frames": FRAMES}
-        model = TimesformerModel(TimesformerConfig(hidden_size=144, intermediate_size=432, **shape, **common))
-        torch.nn.init.normal_(model.embeddings.position_embeddings, std=0.3)
-        torch.nn.init.normal_(model.embeddings.time_embeddings, std=0.3)
+        common |= {"image_size": SIDE * PATCH, "num_frames": FRAMES}
+        model = TimesformerModel(TimesformerConfig(hidden_size=144, intermediate_size=432, **common))
+    for name in ("position_embeddings",) if task is AUDIO else ("position_embeddings", "time_embeddings"):
+        torch.nn.init.normal_(model.get_parameter(f"embeddings.{name}"), std=0.3)
     return model
 
 
 def processor_for(task: Task, mean=None, std=None):
-    """The preprocessing that is saved with the encoder; without a mean and a deviation, sounds are left unscaled."""
+    """The preprocessing that is saved with the encoder. Without mean and deviation, sounds aren't scaled."""
     from transformers import ASTFeatureExtractor, VideoMAEImageProcessorPil
 
     if task is AUDIO:
@@ -59,8 +65,9 @@ def processor_for(task: Task, mean=None, std=None):
 
 
 def draw_pool(task: Task, seed: int, n: int) -> tuple[torch.Tensor, list[list[dict]]]:
-    """`n` training media as their encoder's input before scaling, and what they hold: filter banks (n, frames, mels)
-    float16, or all frames (n, frames of the file, 3, side, side) uint8."""
+    """`n` training media as their encoder's input before scaling, and their content: filter banks (n, frames, mels)
+    float16, or all frames (n, frames of the file, 3, side, side) uint8.
+    """
     from periscope.demo import clips
     from periscope.precompute.media import decode_clip
 
@@ -83,8 +90,9 @@ def draw_pool(task: Task, seed: int, n: int) -> tuple[torch.Tensor, list[list[di
 
 
 def augment_sounds(banks: torch.Tensor, mean: float, std: float) -> torch.Tensor:
-    """Filter banks (n, frames, mels) scaled as AST's extractor does, each shifted by up to 3 frames, its level by up to
-    a decibel, with a little noise."""
+    """Filter banks (n, frames, mels) scaled as AST's extractor does, each shifted by up to 3 frames, with its level
+    varied by up to a decibel and a little noise.
+    """
     banks = banks.float()
     banks = torch.stack(
         [bank.roll(shift, 0) for bank, shift in zip(banks, torch.randint(-3, 4, (len(banks),)).tolist(), strict=True)]
@@ -94,8 +102,9 @@ def augment_sounds(banks: torch.Tensor, mean: float, std: float) -> torch.Tensor
 
 
 def augment_clips(frames: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """All frames (n, 2 * FRAMES, 3, side, side) uint8 to every second one as normalised float, each clip shifted by up
-    to 2 pixels, its light and contrast varied, half of them run backwards; and the labels of what is then seen."""
+    """All frames (n, 2 * FRAMES, 3, side, side) uint8 to every second one as normalised floats, each clip shifted by up
+    to 2 pixels, with varied brightness and contrast, half of them reversed; and the labels of the result.
+    """
     n, side = len(frames), frames.shape[-1]
     way = [name for name, _ in VIDEO.heads].index("way")
     opposite = torch.tensor([0, 2, 1, 4, 3, 5])  # nothing, left, right, up, down, nowhere
@@ -115,9 +124,10 @@ def augment_clips(frames: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
 
 
 def place_loss(logits: torch.Tensor, labels: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """Cross-entropy of logits (n, places or patches, classes of all heads) against labels (n, heads, the same); where
-    nothing is counts 0.3."""
-    loss = 0.0
+    """Cross-entropy of logits (n, places or patches, classes of all heads) against labels (n, heads, the same); empty
+    places weigh 0.3.
+    """
+    loss = torch.zeros(())
     for head, part in enumerate(logits.float().split(sizes, dim=-1)):
         truth = labels[:, head].flatten()
         weight = torch.where(truth > 0, 1.0, 0.3)
@@ -126,8 +136,9 @@ def place_loss(logits: torch.Tensor, labels: torch.Tensor, sizes: list[int]) -> 
 
 
 class Heads(torch.nn.Module):
-    """Linear readings of what is at each place: off each vector, off each patch of the last block but one and of the
-    last, and off the mean of the last but one's patches. Vectors are read under noise; see demo.pretrain.Heads."""
+    """Linear readouts of what is at each place: from each vector, from each patch of the last block and of the one
+    before it, and from the mean of the latter's patches. Vectors are read under noise; see studies.pretrain.Heads.
+    """
 
     def __init__(self, task: Task, width: int, vectors: int):
         super().__init__()
@@ -140,7 +151,7 @@ class Heads(torch.nn.Module):
         self.register_buffer("slots", torch.tensor(task.slots))
 
     def forward(self, vectors, before, last, labels) -> dict[str, torch.Tensor]:
-        task, places, pooled = self.task, len(self.task.places), 0.0
+        task, places, pooled = self.task, len(self.task.places), torch.zeros(())
         for head, vector in zip(self.vectors, vectors, strict=True):
             noise = VECTOR_NOISE * vector.detach().square().mean().sqrt() * torch.randn_like(vector)
             read = head(vector + noise).unflatten(1, (places, -1))
@@ -155,7 +166,7 @@ class Heads(torch.nn.Module):
 
 
 def optimizers_for(both: torch.nn.Module) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon for the blocks' matrices (https://kellerjordan.github.io/posts/muon), AdamW for all else."""
+    """Muon for the blocks' matrices (https://kellerjordan.github.io/posts/muon), AdamW for everything else."""
     named = list(both.named_parameters())
     matrices = [p for name, p in named if p.ndim == 2 and ".layer" in name]
     others = torch.nn.ParameterList([p for name, p in named if not (p.ndim == 2 and ".layer" in name)])
@@ -167,7 +178,7 @@ WEIGHTS = {"pooled": 1.0, "patches": 0.5, "last": 0.25, "mean": 0.5}
 
 
 def pretrain(name: str, args) -> None:
-    """Trains one encoder; writes its folder at every probe, so that nothing is lost."""
+    """Train one encoder; its folder is written at every probe."""
     task, began = TASKS[name], time.time()
     torch.manual_seed(args.seed)
     folder = args.out / task.folder
@@ -177,10 +188,8 @@ def pretrain(name: str, args) -> None:
     count = args.media or {"audio": 12000, "video": 12000}[name]
     pool, media = draw_pool(task, args.seed + 1, count)
     labels = task.labels(media)
-    mean, std = (
-        (round(pool.float().mean().item(), 3), round(pool.float().std().item(), 3)) if task is AUDIO else (None,) * 2
-    )
-    processor = processor_for(task, mean, std)
+    mean, std = round(pool.float().mean().item(), 3), round(pool.float().std().item(), 3)
+    processor = processor_for(task, mean, std) if task is AUDIO else processor_for(task)
     processor.save_pretrained(folder)
     log(record, media=count, seconds=time.time() - began)
     model = build(task)
@@ -234,7 +243,7 @@ def pretrain(name: str, args) -> None:
 def write_card(
     folder: Path, name: str, args, done: tuple[int, int], batch: int, count: int, seconds: float, scores, model
 ):
-    """The backbone's README: what it is, how it was made, what it scored."""
+    """The model's README: what it is, how it was made, its scores."""
     room, things = TOLD[name]
     parameters = sum(p.numel() for p in model.parameters())
     step, steps = done

@@ -1,7 +1,7 @@
-"""What the demo's backbones must be able to do before they are frozen.
+"""Requirements for the demo's frozen models, as scores: `python -m studies.probe` prints them.
 
-The language model answers questions and writes captions from a textual description; the encoder's features give every
-object's attributes to a linear map. Both on scenes that no training shows. `python -m studies.probe` prints the scores.
+The language model answers questions and writes captions from a description in words; a linear map reads every object's
+attributes from the encoder's features. Both on scenes that no training uses.
 """
 
 import io
@@ -26,7 +26,7 @@ NOTHING = -1
 
 
 def cell_labels(objects: list[dict]) -> list[list[int]]:
-    """For each of HEADS the class of each of the 9 cells, 0 where the cell is empty: (heads, 9)."""
+    """Classes (heads, 9): for each of HEADS that of each cell, 0 where the cell is empty."""
     at = {thing["place"]: thing for thing in objects}
     return [[1 + values.index(at[place][name]) if place in at else 0 for place in PLACES] for name, values in HEADS]
 
@@ -43,9 +43,9 @@ def jpeg(picture: Image.Image, quality: int = 90) -> Image.Image:
 def answer_scores(
     model, tokenizer, drawn: list[list[dict]], seed: int = 0, questions: int = 8, medium: Medium = MEDIA["image"]
 ) -> dict[str, float]:
-    """The share of questions on textual descriptions of the media `drawn` that greedy decoding answers word for word,
-    over all (`qa_accuracy`) and by kind. An answer is greedy's when each of its tokens and the end are the likeliest
-    ones."""
+    """Accuracy of greedy answers, word for word, to questions on descriptions in words of the media `drawn`: in all
+    (`qa_accuracy`) and by kind. An answer is the greedy one if each of its tokens, and the end, has the highest logit.
+    """
     rng = random.Random(f"probe/{seed}")
     rows, kinds = [], []
     for things in drawn:
@@ -78,7 +78,7 @@ def answer_scores(
 def caption_scores(
     model, tokenizer, drawn: list[list[dict]], seed: int = 0, medium: Medium = MEDIA["image"]
 ) -> dict[str, float]:
-    """The share of media whose greedy caption, from a textual description, names exactly what they hold."""
+    """Share of media whose greedy caption, from a description in words, names exactly their content."""
     rng = random.Random(f"probe/{seed}")
     prompts = [tokenizer.encode(medium.opening + describe(medium, things, rng) + CLOSE) for things in drawn]
     right = 0
@@ -99,7 +99,7 @@ def caption_scores(
 
 
 def pictures(scenes: list[list[dict]], seed: int) -> list[Image.Image]:
-    """The scenes as drawn pictures after a round trip through JPEG."""
+    """The scenes as rendered pictures after a JPEG round trip."""
     rng = random.Random(f"pictures/{seed}")
     return [jpeg(render(objects, rng)) for objects in scenes]
 
@@ -121,15 +121,16 @@ def features(model, transform, images: list[Image.Image], batch: int = 100) -> d
 
 
 def by_cell(patches: torch.Tensor) -> torch.Tensor:
-    """The mean of the four patches that lie in each cell: (images, 36, width), row-major, to (images, 9, width)."""
+    """The mean of the four patches in each cell: (images, 36, width), row-major, to (images, 9, width)."""
     images, width = len(patches), patches.shape[-1]
     step = GRID // 3
     return patches.view(images, 3, step, 3, step, width).mean((2, 4)).view(images, 9, width)
 
 
 def linear_probe(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, steps: int = 300) -> torch.Tensor:
-    """Fits softmax regressions from features (n, cells or 1, width) to labels (n, heads, 9) with Adam on all data at
-    once, and returns the predicted classes (n_test, heads, 9). Features are standardised first."""
+    """Fit softmax regressions from features (n, cells or 1, width) to labels (n, heads, 9), with full-batch Adam on
+    standardised features; returns the predicted classes (n_test, heads, 9).
+    """
     mean, std = train.mean(0, keepdim=True), train.std(0, keepdim=True) + 1e-5
     train, test = (train - mean) / std, (test - mean) / std
     sizes = [1 + len(values) for _, values in HEADS]
@@ -155,9 +156,10 @@ def linear_probe(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, 
 def encoder_scores(
     model, transform, seed: int = 0, train: int = 4000, test: int = 300, read: Callable = features
 ) -> dict[str, float]:
-    """The share of scenes for which a linear probe reads every object's colour and shape (and, as `_all`, size too) at
-    its place, nothing missing or added, and, as `_objects`, of objects so read: from pooled features and from patches,
-    on new scenes and on new pairs. `read(model, transform, pictures)` gives the features, by kind."""
+    """Share of scenes for which a linear probe reads every object's colour and shape (`_all`: size too) at its place,
+    with nothing missing or added, and (`_objects`) the share of objects read: from pooled features and from patches, on
+    new scenes and new pairs. `read(model, transform, pictures)` gives the features by kind.
+    """
     sets = {"train": (train, seed), "heldout": (test, seed), "new_pairs": (test, seed)}
     found, labels = {}, {}
     for split, (n, number) in sets.items():
@@ -177,8 +179,9 @@ def encoder_scores(
 
 
 def language_scores(model, tokenizer, seed: int = 0, n: int = 300) -> dict[str, dict[str, dict[str, float]]]:
-    """Questions and captions from textual descriptions of new scenes, sounds and clips, `n` of each split: medium ->
-    split ("heldout" or "new_pairs") -> score -> value."""
+    """Questions and captions from descriptions in words of new scenes, sounds and clips, `n` of each split: medium ->
+    split ("heldout" or "new_pairs") -> score -> value.
+    """
     scores: dict[str, dict] = {}
     for name, medium in MEDIA.items():
         for split in ("heldout", "new_pairs"):

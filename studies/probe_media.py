@@ -1,5 +1,6 @@
-"""What the demo's encoders of sounds and clips must be able to do: give every event's or mover's attributes to a linear
-map. On media that no training shows. `python -m studies.probe_media` prints the scores.
+"""Requirements for the demo's audio and video encoders, as scores: `python -m studies.probe_media` prints them.
+
+A linear map reads the attributes of every event or moving object from the features, on media that no training uses.
 """
 
 import json
@@ -26,10 +27,14 @@ SIDE, FRAMES = 4, 8  # patches of a frame: rows and columns; frames of a clip
 class Task:
     """One kind of media and its encoder.
 
-    folder: of its backbone · places: where at most one thing can be · heads: attributes and their words, the first
-    `named` of which must be right for the score · slots: the place of each patch · draw(seed, n, split) and
-    draw_one(rng, split) give lists of things · encode(things, rng) -> the bytes of a file · decode(bytes) -> what the
-    encoder's own preprocessing takes · inputs: the name of the model's input.
+    - `folder`: of the encoder.
+    - `places`: where at most one thing can be.
+    - `heads`: attributes and their words; the first `named` of them must be right for the score.
+    - `slots`: the place of each patch.
+    - `draw(seed, n, split)`, `draw_one(rng, split)`: contents of media.
+    - `encode(things, rng)`: the bytes of a file.
+    - `decode(bytes)`: input of the encoder's own preprocessing.
+    - `inputs`: the name of the model's input.
     """
 
     folder: str
@@ -45,11 +50,11 @@ class Task:
 
     @property
     def sizes(self) -> list[int]:
-        """Classes of each head, the first of them for nothing being there."""
+        """Number of classes of each head, the first of which is an empty place."""
         return [1 + len(words) for _, words in self.heads]
 
     def labels(self, media: Sequence[list[dict]]) -> torch.Tensor:
-        """(media, heads, places) int64: the class of each head at each place, 0 where nothing is."""
+        """(media, heads, places) int64: the class of each head at each place, 0 where it is empty."""
         rows = []
         for things in media:
             at = {thing["place"]: thing for thing in things}
@@ -131,8 +136,9 @@ def prepare(task: Task, processor, data: bytes) -> torch.Tensor:
 def features(
     model, processor, task: Task, media: list[list[dict]], seed: int, batch: int = 50
 ) -> dict[str, torch.Tensor]:
-    """`pooled` (media, 1, width), as the feature sets have it, and `patches` (media, places, width) of new
-    files of these things."""
+    """`pooled` (media, 1, width), as in feature sets, and `patches` (media, places, width) of new files with this
+    content.
+    """
     rng = random.Random(f"files/{seed}")
     inputs = [prepare(task, processor, task.encode(things, rng)) for things in media]
     pooled, patches = [], []
@@ -146,8 +152,9 @@ def features(
 def linear_probe(
     train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, sizes: list[int], steps: int = 300
 ) -> torch.Tensor:
-    """Fits softmax regressions from features (n, places or 1, width) to labels (n, heads, places) with Adam on all data
-    at once, and returns the predicted classes (n_test, heads, places). Features are standardised first."""
+    """Fit softmax regressions from features (n, places or 1, width) to labels (n, heads, places), with full-batch Adam
+    on standardised features; returns the predicted classes (n_test, heads, places).
+    """
     mean, std = train.mean(0, keepdim=True), train.std(0, keepdim=True) + 1e-5
     train, test = (train - mean) / std, (test - mean) / std
     places = labels.shape[-1]
@@ -170,9 +177,8 @@ def linear_probe(
 
 
 def media_scores(model, processor, task: Task, seed: int = 0, train: int = 3000, test: int = 300) -> dict[str, float]:
-    """The share of media for which a linear probe reads the first `named` attributes of everything at its place (and,
-    as `_all`, all of them), nothing missing or added: from pooled features and from patches, on new media and new
-    pairs.
+    """Share of media for which a linear probe reads the first `named` attributes of everything at its place (`_all`:
+    all attributes), with nothing missing or added: from pooled features and from patches, on new media and new pairs.
     """
     found, labels = {}, {}
     for split, n in {"train": train, "heldout": test, "new_pairs": test}.items():
@@ -191,7 +197,8 @@ def media_scores(model, processor, task: Task, seed: int = 0, train: int = 3000,
 
 def main() -> None:
     for name, task in TASKS.items():
-        scores = media_scores(*load(task), task)
+        model, processor = load(task)
+        scores = media_scores(model, processor, task)
         print(name, json.dumps({kind: round(value, 4) for kind, value in scores.items()}))
 
 

@@ -1,8 +1,8 @@
-"""One training by one process and by two: `python -m studies.ranks` draws both loss curves into docs/scaling.png.
+"""Train with one process and with two: `python -m studies.ranks` draws both loss curves into docs/scaling.png.
 
-Runs train.py as a user would, alone and under torchrun, on the demo's features, one thread for each process. Sums in
-another order round differently, and training blows that up: so a third run, of one process that cuts its steps in two,
-says by how much when nothing else is different.
+Runs train.py as a user would, alone and under torchrun, on the demo's features, with one thread per process. Sums in
+another order round differently, and training amplifies that. A third run, of one process that splits its steps in two,
+shows by how much if nothing else differs.
 """
 
 import json
@@ -54,19 +54,19 @@ def main() -> None:
 
 
 def losses(run: str) -> list[float]:
-    """A run's loss at each step."""
+    """A run's loss by step."""
     rows = [json.loads(line) for line in (ROOT / "runs" / run / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]
 
 
 def difference(one: list[float], other: list[float]) -> list[float]:
-    """How far two runs' losses are apart at each step."""
+    """The absolute difference of two runs' losses by step."""
     return [abs(a - b) for a, b in zip(one, other, strict=True)]
 
 
 def picture(one: list[float], two: list[float], cut: list[float]) -> Image.Image:
-    """Above, the loss by step of one process, wide, and of two, thin, over it; below, on a logarithmic scale, how far
-    two are from one, and one that cuts its steps in two from one that doesn't.
+    """Above: loss by step of one process (wide line) and two (thin line). Below, on a logarithmic scale: the difference
+    of two from one, and of one that splits its steps from one that doesn't.
     """
     sheet, font = Image.new("RGB", (800, 480), "white"), ImageFont.load_default(14)
     draw = ImageDraw.Draw(sheet)

@@ -1,18 +1,19 @@
-"""In-context retrieval, where state-space models are said to fall behind: `python -m studies.retrieval`.
+"""In-context retrieval with a transformer and a state-space model: `python -m studies.retrieval`.
 
-VL-Mamba's synthetic task (Pantazopoulos et al. 2024, arXiv 2409.05395; drawn as in its successor,
-https://github.com/gpantaz/retrievit): `length` different symbols, one of them again as a query, and the answer is the
-place where it stood.
+The synthetic task of VL-Mamba (Pantazopoulos et al. 2024, arXiv 2409.05395; drawn as in its successor,
+https://github.com/gpantaz/retrievit): `length` different symbols, one of them again as a query; the answer is its
+position.
 
-Two curves over the length, a Pythia-class and a Mamba-class model of equal width beside each other: trained from
-nothing on the symbols (Mamba's decay matrix stays as it starts: the scan here has no gradient for it); then frozen,
-with a two-layer MLP that has to put noisy vectors of the symbols into words the model knows, after a few steps that
-pull its output toward the symbols' own embeddings (a warm start) and without. Writes docs/retrieval.json (accuracy for
-each place) and docs/retrieval.png. It says nothing of models of another size.
+A Pythia-class and a Mamba-class model of equal width are compared over the length: trained from scratch on the symbols
+(Mamba's decay matrix keeps its initial value, because the scan used here has no gradient for it); then frozen, with a
+two-layer MLP that must map noisy vectors of the symbols to embeddings the model knows, with and without a few steps
+that pull its output towards the symbols' own embeddings (a warm start). Writes docs/retrieval.json (accuracy by
+position) and docs/retrieval.png. It says nothing about models of another size.
 """
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, MambaConfig, PreTr
 from periscope.adapters.lm.selective_scan import use_selective_scan
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+Embed = Callable[[torch.Tensor], torch.Tensor]
 WIDTH, CODE, NOISE = 64, 48, 0.1
 GOOD = 0.95
 COLOURS = {"gpt_neox": (30, 90, 170), "mamba": (200, 90, 20)}
@@ -34,7 +36,7 @@ COLOURS = {"gpt_neox": (30, 90, 170), "mamba": (200, 90, 20)}
 
 @dataclass
 class Options:
-    """How long, and over which lengths."""
+    """Which lengths, and how many steps."""
 
     lengths: tuple[int, ...] = (4, 8, 16)
     """Symbols in the context."""
@@ -47,8 +49,8 @@ class Options:
 
 
 def rows_of(generator: torch.Generator, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """ids `(rows, length + 2)` int64, a permutation of the symbols, QUERY, and a symbol again; places `(rows,)`, where
-    it stands. Symbols are 0 to length - 1, places length to 2 length - 1, QUERY is 2 length.
+    """ids `(rows, length + 2)` int64: a permutation of the symbols, QUERY, and one symbol again; places `(rows,)`: its
+    position. Symbols are 0 to length - 1, places length to 2 length - 1, QUERY is 2 length.
     """
     order = torch.rand(rows, length, generator=generator).argsort(1)
     places = torch.randint(length, (rows,), generator=generator)
@@ -57,7 +59,7 @@ def rows_of(generator: torch.Generator, rows: int, length: int) -> tuple[torch.T
 
 
 def language_model(family: str, length: int) -> PreTrainedModel:
-    """A model of two layers of width 64, its weights random."""
+    """A model of two layers of width 64 with random weights."""
     vocabulary = 2 * length + 1
     configs = {
         "gpt_neox": lambda: GPTNeoXConfig(
@@ -78,15 +80,15 @@ def answers(model: PreTrainedModel, embeds: torch.Tensor, length: int) -> torch.
 
 
 @torch.no_grad()
-def accuracy(model: PreTrainedModel, embed, length: int, seed: int) -> list[float]:
-    """Share of right answers for each place, on 2,048 rows that no training drew."""
+def accuracy(model: PreTrainedModel, embed: Embed, length: int, seed: int) -> list[float]:
+    """Accuracy for each position, on 2,048 sequences that no training uses."""
     ids, places = rows_of(torch.Generator().manual_seed(10_000 + seed), 2048, length)
     right = torch.cat([answers(model, embed(part), length).argmax(1) for part in ids.split(256)]) == places
     return [round(right[places == place].float().mean().item(), 4) for place in range(length)]
 
 
 def learn(model: PreTrainedModel, embed, trained: list, length: int, steps: int, seed: int, name: str) -> dict:
-    """Train `trained` until the accuracy is good; return the steps and seconds it took and what came of it."""
+    """Train `trained` until the accuracy is good; returns steps, seconds and accuracy."""
     draws = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
     began, each, taken = time.process_time(), [], 0
@@ -105,18 +107,19 @@ def learn(model: PreTrainedModel, embed, trained: list, length: int, steps: int,
     return found | {"accuracy": round(sum(each) / length, 4), "places": each}
 
 
-def projector_for(model: PreTrainedModel, length: int, seed: int) -> tuple[nn.Module, object]:
-    """A two-layer MLP over noisy codes of the symbols, and the embedding of a row through it: symbols by the projector,
-    QUERY by the model's own word.
+def projector_for(model: PreTrainedModel, length: int, seed: int) -> tuple[nn.Module, Embed]:
+    """A two-layer MLP over noisy codes of the symbols, and the function that embeds a sequence through it: symbols by
+    the projector, QUERY by the model's own embedding.
     """
     draws = torch.Generator().manual_seed(seed)
     codes = torch.randn(length, CODE, generator=draws)
-    projector = nn.Sequential(nn.Linear(CODE, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
-    table = model.get_input_embeddings().weight.detach()
+    last = nn.Linear(4 * WIDTH, WIDTH)
+    projector = nn.Sequential(nn.Linear(CODE, 4 * WIDTH), nn.GELU(), last)
+    table = model.get_input_embeddings().get_parameter("weight").detach()
     with torch.no_grad():
         scale = table.square().mean().sqrt() / projector(codes).square().mean().sqrt()
-        projector[-1].weight.mul_(scale)
-        projector[-1].bias.mul_(scale)
+        last.weight.mul_(scale)
+        last.bias.mul_(scale)
 
     def embed(ids: torch.Tensor) -> torch.Tensor:
         seen = codes[ids.clamp(max=length - 1)]
@@ -126,10 +129,10 @@ def projector_for(model: PreTrainedModel, length: int, seed: int) -> tuple[nn.Mo
     return projector, embed
 
 
-def warm(model: PreTrainedModel, projector: nn.Module, embed, length: int, steps: int, seed: int) -> None:
-    """Pull the projector's output toward the symbols' embeddings by the mean squared error."""
+def warm(model: PreTrainedModel, projector: nn.Module, embed: Embed, length: int, steps: int, seed: int) -> None:
+    """Pull the projector's output towards the symbols' embeddings by the mean squared error."""
     draws = torch.Generator().manual_seed(seed + 1)
-    table = model.get_input_embeddings().weight.detach()
+    table = model.get_input_embeddings().get_parameter("weight").detach()
     optimizer = torch.optim.AdamW(projector.parameters(), lr=1e-3, weight_decay=0.0)
     for _ in range(steps):
         ids, _ = rows_of(draws, 64, length)
@@ -139,7 +142,7 @@ def warm(model: PreTrainedModel, projector: nn.Module, embed, length: int, steps
 
 
 def measure(family: str, length: int, options: Options) -> dict:
-    """One model of one length: from nothing, then frozen with a projector, with a warm start and without."""
+    """One model at one length: from scratch, then frozen with a projector, with and without a warm start."""
     torch.manual_seed(options.seed)
     model = language_model(family, length)
     own = model.get_input_embeddings()
@@ -157,7 +160,7 @@ def measure(family: str, length: int, options: Options) -> dict:
 
 
 def curve(found: dict) -> Image.Image:
-    """Accuracy over the length, a panel for each way, a line for each family, chance in grey."""
+    """A chart of accuracy over length: one panel per variant, one line per family, chance in grey."""
     font = ImageFont.load_default(14)
     ways = list(next(iter(next(iter(found.values())).values())))
     lengths = sorted(int(length) for length in next(iter(found.values())))

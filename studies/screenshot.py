@@ -1,7 +1,7 @@
-"""docs/report.png: report.html as a real browser shows it, by headless Chromium: `python -m studies.screenshot`.
+"""Render report.html in headless Chromium into docs/report.png: `python -m studies.screenshot`.
 
-On the left the page in light colours, then in dark ones, on the right both as narrow as a telephone. The browser keeps
-a log of its network meanwhile; if the page had asked for anything, there would be no picture.
+On the left the page in light and dark colours, on the right both at the width of a phone. The browser logs its network
+meanwhile; if the page requests anything, no picture is written.
 """
 
 import json
@@ -23,7 +23,7 @@ GAP = 16
 
 @dataclass
 class Options:
-    """What to take a picture of."""
+    """Which report to render."""
 
     page: Path = ROOT / "runs" / "demo" / "report.html"
     """The report of a run that was scored."""
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def shot(browser: str, page: Path, width: int, height: int, *flags: str) -> Image.Image:
-    """A picture of the top of a page. Raises SystemExit when there is none, or the page asked for anything."""
+    """A screenshot of the top of a page. Raises SystemExit if there is none, or if the page requested anything."""
     with tempfile.TemporaryDirectory() as folder:
         picture, log = Path(folder) / "page.png", Path(folder) / "net.json"
         command = [
@@ -75,8 +75,8 @@ def shot(browser: str, page: Path, width: int, height: int, *flags: str) -> Imag
 
 
 def asked_for(log: str, page: str) -> set[str]:
-    """The addresses that a page made the browser ask for, itself and what it carries (data:) left out, from Chromium's
-    network log. The browser's own business (updates, the time) has "not an origin" for its initiator.
+    """Addresses that a page made the browser request, other than the page itself and its data: URLs, from Chromium's
+    network log. The browser's own requests (updates, the time) have "not an origin" as initiator.
     """
     params = [event.get("params") or {} for event in json.loads(log)["events"]]
     urls = {one["url"] for one in params if "url" in one and one.get("initiator", "not an origin") != "not an origin"}

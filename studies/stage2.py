@@ -1,13 +1,13 @@
-"""What stage 2 gives and what it costs, on the demo: `python -m studies.stage2`.
+"""Measure on the demo what stage 2 gains and costs: `python -m studies.stage2`.
 
-Stage 1 is the demo's own training on captions. Stage 2 goes on from it on questions about training pictures, in
-wordings that no training before has met: with the projector alone, with LoRA on the language model, and with LoRA and a
-quarter of texts that are about no picture. The same questions are taught through the recipes of the two stages of
-LLaVA-1.5 and of AnyMAL. Before and after each, on new scenes: captions, and each question in the language model's own
-wording, in a taught one and in one that no training has met. Questions what is beside a thing are never in stage 2. The
-language model alone, LoRA included, answers the same from descriptions in words.
+Stage 1 is the demo's own training on captions. Stage 2 continues it on questions about training pictures, in wordings
+that no training has used: with the projector alone, with LoRA on the language model, and with LoRA and a quarter of
+texts without a picture. The same questions are also trained on by the two-stage recipes of LLaVA-1.5 and AnyMAL. Before
+and after each, on new scenes: captions, and each question in the language model's own wording, in a taught one and in
+one that no training has used. Questions about what is beside an object are never in stage 2. The language model alone,
+with its LoRA, answers the same from descriptions in words.
 
-Runs the scripts as a user would, one thread each, in runs/stage2-*; a run that is there isn't trained again. Writes
+Runs the scripts as a user would, on one thread, in runs/stage2-*; a run that exists isn't trained again. Writes
 docs/stage2.json, and the tables in docs/stage2.md.
 """
 
@@ -28,7 +28,7 @@ from studies.probe import answer_scores, caption_scores
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUND, PAGE = ROOT / "docs" / "stage2.json", ROOT / "docs" / "stage2.md"
-BEGIN, END = "<!-- made by demo.stage2 -->", "<!-- end -->"
+BEGIN, END = "<!-- made by studies.stage2 -->", "<!-- end -->"
 LEFT_OUT = "relation"  # a kind of question that is never in stage 2
 
 TAUGHT = {
@@ -70,7 +70,7 @@ FIRSTS = {  # the runs of stage 1, and train.py's flags for them
 
 @dataclass(frozen=True)
 class Arm:
-    """What goes on from a run of stage 1: by which flags (none: nothing does), on which of the texts."""
+    """A variant of stage 2: the run that it starts from, its flags (none: nothing is trained), and its texts."""
 
     first: str
     flags: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ SYSTEMS = {
 
 @dataclass
 class Options:
-    """How long, and on how much."""
+    """How many steps, scenes and variants."""
 
     features: Path = Path("features/demo")
     """The demo's features, as `python precompute.py` makes them."""
@@ -109,19 +109,19 @@ class Options:
 
 
 class Worded:
-    """The demo's questions on scenes in one of `WORDINGS`, in the place of `demo.scenes`."""
+    """The demo's questions about scenes in one of `WORDINGS`; takes the place of periscope.demo.scenes."""
 
     def __init__(self, wording: str, left_out: bool = True):
         self.forms, self.left_out = WORDINGS[wording], left_out
 
     def draw_questions(self, objects: list[dict], n: int, rng: random.Random) -> list[tuple[dict, str, str]]:
-        """As `demo.scenes.draw_questions`; without the kind that stage 2 leaves out, if so asked."""
+        """Like periscope.demo.scenes.draw_questions, without the kind that stage 2 leaves out if so asked."""
         drawn = draw_questions(objects, n, rng)
         kept = [(ask, said, truth) for ask, said, truth in drawn if not self.left_out or ask["kind"] != LEFT_OUT]
         return [(ask, self.word(ask, said, rng), truth) for ask, said, truth in kept]
 
     def word(self, ask: dict, said: str, rng: random.Random) -> str:
-        """One question in this wording; `said` is the language model's own."""
+        """The question in this wording; `said` is the language model's own wording."""
         if not self.forms:
             return said
         form = next(form for form in self.forms if form[0] == ask["kind"] and set(form[1:]) == set(ask) - {"kind"})
@@ -139,8 +139,8 @@ def main() -> None:
 
 
 def measure(options: Options) -> dict:
-    """Train what isn't trained yet and score all: arm -> {"pictures": {score: {"real", "shuffled", "n"}}, "words":
-    {score: value}}.
+    """Train what isn't trained yet and score everything: variant -> {"pictures": {score: {"real", "shuffled", "n"}},
+    "words": {score: value}}.
     """
     folder = ROOT / "runs" / "stage2-texts"
     write_texts(folder, options)
@@ -160,17 +160,22 @@ def measure(options: Options) -> dict:
 
 
 def trained(run: str, *flags: object) -> None:
-    """Train runs/`run`, unless it is there."""
+    """Train runs/`run` unless it exists."""
     if not (ROOT / "runs" / run / "last").is_file():
         script("train.py", *flags, "--name", run)
 
 
 def write_texts(folder: Path, options: Options) -> None:
-    """pictures.jsonl and mixed.jsonl to train on, asked.jsonl to score on: the feature set's own lines, reworded."""
+    """Write pictures.jsonl and mixed.jsonl to train on and asked.jsonl to score on: the feature set's own lines,
+    reworded.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in (options.features / "texts.jsonl").read_text().splitlines()]
     rng, taught = random.Random("stage2"), Worded("taught")
-    pictures, alone, asked, scenes = [], [], [], []
+    pictures: list[dict] = []
+    alone: list[dict] = []
+    asked: list[dict] = []
+    scenes: list[list[str]] = []
     for line in lines:
         things = line["meta"]["objects"]
         if line["split"] == "train" and len(pictures) < 8000:
@@ -208,7 +213,7 @@ def text(name: str, line: dict, said: str, truth: str, ask: dict, form: str) -> 
 
 
 def picture_scores(run: Path) -> dict[str, dict[str, float]]:
-    """Of the run's newest predictions: scenes named whole, and questions right by form, real and shuffled."""
+    """From the run's newest predictions: scenes named completely, and question accuracy by form, real and shuffled."""
     from periscope.evaluation.summary import Prediction, scores
 
     lines = (run / "predictions.jsonl").read_text().splitlines()
@@ -222,8 +227,9 @@ def picture_scores(run: Path) -> dict[str, dict[str, float]]:
 
 
 def word_scores(run: Path, n: int = 150) -> dict[str, float]:
-    """The run's language model, its LoRA included, on descriptions in words: questions in each wording, questions about
-    sounds, and captions of both."""
+    """The run's language model with its LoRA on descriptions in words: questions in each wording, questions about
+    sounds, and captions of both.
+    """
     from periscope import inference as live
 
     lm = live.load_adapted(run)[0].lm
@@ -241,7 +247,7 @@ def word_scores(run: Path, n: int = 150) -> dict[str, float]:
 
 
 def script(*command: object) -> None:
-    """Run one of the scripts on one thread; its words go into runs/stage2.log."""
+    """Run one of the scripts on one thread; its output goes to runs/stage2.log."""
     (ROOT / "runs").mkdir(exist_ok=True)
     with open(ROOT / "runs" / "stage2.log", "a") as log:
         print("$ python", *command, file=log, flush=True)
@@ -271,8 +277,8 @@ WORDS = {
 
 
 def table(found: dict) -> str:
-    """Markdown tables, a line for each arm: from pictures with the control in brackets, and from words; the same for
-    what a published system's recipes gave.
+    """Markdown tables with one row per variant: from pictures, with the control in brackets, and from words; then the
+    same for the recipes of published systems.
     """
     lines = []
     for title, arms in (("", ARMS), ("\nThe recipes of LLaVA-1.5 and of AnyMAL. ", SYSTEMS)):

@@ -80,4 +80,4 @@ def test_what_is_asked_is_never_trained_on(tmp_path):
 
 def test_the_page_is_made_from_what_was_found():
     made = PAGE.read_text().partition(BEGIN)[2].partition(END)[0].strip()
-    assert made == table(json.loads(FOUND.read_text())), "python -m demo.stage2 --tables"
+    assert made == table(json.loads(FOUND.read_text())), "python -m studies.stage2 --tables"

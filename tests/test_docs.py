@@ -1,0 +1,132 @@
+"""The documentation: links resolve, the README is short, and quoted errors are the program's."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+APART = {"tests", "studies", "benchmarks"}
+TOOLS = [
+    *(["-m", "precompute", tool] for tool in ("verify", "inspect", "merge", "recode")),
+    *(["-m", "adapters", tool] for tool in ("import-epalm", "export-prompt", "merge-lora")),
+]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them: a repeated one gets a number."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    found: list[str] = []
+    for head in heads:
+        name = re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-")
+        count = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other) is not None for other in found)
+        found.append(f"{name}-{count}" if count else name)
+    return set(found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_resolve(page: Path) -> None:
+    missing = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = unquote(target).partition("#")
+        file = (page.parent / path).resolve() if path else page
+        known = file.exists() and file.is_relative_to(ROOT.resolve())
+        if not known or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
+            missing.append(target)
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files_exist(page: Path) -> None:
+    """`adapters/model.py` and the like are files of the repository; the new_*.md pages also name one to be written."""
+    folders = "adapters|training|evaluation|precompute|shards|tests|recipes|studies"
+    named = set(re.findall(rf"`((?:{folders})/[\w/-]+\.(?:py|toml))", page.read_text(encoding="utf-8")))
+    missing = {name for name in named if not (ROOT / name).exists()}
+    assert len(missing) <= page.name.startswith("new_"), missing
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_page_is_in_the_index(page: Path) -> None:
+    assert page.name == "README.md" or f"({page.name}" in (ROOT / "docs/README.md").read_text()
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 900
+
+
+def test_modules_to_run_exist() -> None:
+    """`python -m studies.compare` and the like name modules that there are."""
+    modules = "studies|benchmarks|demo|scoring|precompute|adapters|training|evaluation"
+    for page in set(PAGES) - {ROOT / "CHANGELOG.md"}:
+        for name in re.findall(rf"python -m ((?:{modules})[\w.]*)", page.read_text(encoding="utf-8")):
+            place = ROOT / name.rstrip(".").replace(".", "/")
+            assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), f"{page.name}: {name}"
+
+
+@cache
+def sentences() -> list[str]:
+    """Strings of the program, with a gap where a value is filled in; implicitly joined parts are one string."""
+    found = []
+    for path in ROOT.rglob("*.py"):
+        if path.relative_to(ROOT).parts[0].startswith((".", "build", *APART)):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def quoted_errors() -> list[str]:
+    text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    return [head.partition("`")[2].rpartition("`")[0] for head in re.findall(r"^### (.+)$", text, re.M)]
+
+
+@pytest.mark.parametrize("error", quoted_errors())
+def test_a_quoted_error_is_one_of_the_program(error: str) -> None:
+    """Its pieces around each … stand in one string, in this order."""
+    pattern = ".*".join(map(re.escape, error.split("…")))
+    assert len(error.replace("…", "")) >= 20
+    assert any(re.search(pattern, sentence, re.S) for sentence in sentences()), error
+
+
+def test_twenty_errors_are_explained() -> None:
+    assert len(set(quoted_errors())) >= 20
+
+
+# Flags of other programs that the pages call.
+OTHERS = {
+    *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"),  # torchrun
+    *("--local-dir", "--repo-type"),  # hf download
+    *("--logdir",),  # tensorboard
+}
+
+
+def test_every_flag_in_the_pages_is_one_of_the_program() -> None:
+    """Of the scripts and tools by their --help, of studies and benchmarks by their names in the source."""
+    known = set(OTHERS)
+    for call in (["precompute.py"], ["train.py"], ["eval.py"], *TOOLS):
+        command = [sys.executable, *call, "--help"]
+        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
+        assert shown.returncode == 0, shown.stderr
+        known |= set(re.findall(r"--[a-z][a-z0-9-]*", shown.stdout))
+    apart = "".join(path.read_text() for name in ("studies", "benchmarks") for path in (ROOT / name).glob("*.py"))
+    known |= {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): .* = ", apart, re.M)}
+    known |= set(re.findall(r"--[a-z][a-z0-9-]*", apart))
+    unknown = {}
+    for page in set(PAGES) - {ROOT / "CHANGELOG.md"}:
+        said = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", page.read_text(encoding="utf-8")))
+        if said - known:
+            unknown[page.name] = sorted(said - known)
+    assert unknown == {}
