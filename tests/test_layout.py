@@ -18,7 +18,7 @@ MAY = {
     "evaluation.metrics": set(),
     "evaluation.tasks": {"evaluation.metrics"},
     "recipes": set(),
-    "precompute": {"shards", "recipes", "paths", "device"},
+    "precompute": {"shards", "recipes", "paths", "device", "flags", "units"},
     "training": {"shards", "adapters", "recipes", "evaluation.controls", "evaluation.metrics"},
     "demo": {"evaluation.tasks"},
     "inference": {"shards", "adapters", "precompute", "training"},
