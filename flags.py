@@ -31,10 +31,13 @@ import copy
 import dataclasses
 import difflib
 import inspect
+import io
 import operator
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -48,6 +51,8 @@ from periscope.errors import UserError
 Config = TypeVar("Config")
 Origins = {Union, UnionType}
 NAMES = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
+PLACE = "<description>"  # stands for the description until the help is printed
+WIDEST = 100  # columns of the description
 LIMITS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
 
 
@@ -76,18 +81,20 @@ def parse(
     import tyro
 
     args = list(sys.argv[1:] if args is None else args)
-    paragraphs = [textwrap.fill(" ".join(part.split()), 100) for part in description.split("\n\n")]
-    if examples:
-        paragraphs.append("\n".join(["examples:", *(f"  {example}" for example in examples)]))
-    return tyro.cli(
-        cls,
-        args=_respell(cls, args, renamed or {}),
-        prog=prog,
-        description="\n\n".join(paragraphs),
-        default=tyro.MISSING_NONPROP if default is None else default,
-        config=(tyro.conf.OmitArgPrefixes,),
-        registry=_registry(),
-    )
+    shown = _Help()
+    try:
+        with redirect_stdout(shown):
+            return tyro.cli(
+                cls,
+                args=_respell(cls, args, renamed or {}),
+                prog=prog,
+                description=PLACE,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                config=(tyro.conf.OmitArgPrefixes,),
+                registry=_registry(),
+            )
+    finally:
+        sys.stdout.write(shown.getvalue().replace(PLACE, _about(description, examples)))
 
 
 def given_flags(cls: type, args: Sequence[str], renamed: Mapping[str, str] | None = None) -> set[str]:
@@ -142,6 +149,26 @@ def from_flat(cls: type[Config], table: Mapping[str, Any], source: object, error
         if trouble := _outside(values[name], fields[name].type):
             raise error(f"{source}: {name} {trouble}")
     return _build(cls, values)
+
+
+class _Help(io.StringIO):
+    """What the parser prints on stdout, with the colours and boxes that the real one can show."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(sys.__stdout__, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        return sys.__stdout__ is not None and sys.__stdout__.isatty()
+
+
+def _about(description: str, examples: Sequence[str]) -> str:
+    """Wrapped paragraphs, then the examples as they are: the parser itself would join all lines."""
+    width = min(WIDEST, shutil.get_terminal_size().columns)
+    paragraphs = [textwrap.fill(" ".join(part.split()), width) for part in description.split("\n\n")]
+    if examples:
+        paragraphs.append("\n".join(["examples:", *(f"  {example}" for example in examples)]))
+    return "\n\n".join(paragraphs)
 
 
 def _flag(name: str) -> str:

@@ -70,7 +70,7 @@ def test_help_is_grouped_and_prints_examples_as_they_are(capsys):
         read("--help", examples=["train.py --lr 1e-4        slower", "train.py --list"])
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    assert "  train.py --lr 1e-4        slower\n  train.py --list\n" in shown
+    assert "\n\nTrain.\n\nexamples:\n  train.py --lr 1e-4        slower\n  train.py --list\n\n" in shown
     assert shown.index("--data FOLDER") < shown.index("optim options") < shown.index("--grad-clip FLOAT")
     assert "Optimizer and schedule." in shown and "Learn to end the answer." in shown
     assert "(default: None)" not in shown and "(default: False)" not in shown and "(default: '')" not in shown
