@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import resolve
 from periscope.precompute.encoders.names import ENCODERS
+from periscope.precompute.encoders.registry import resolve
 
 OPEN_CLIP = {
     "embed_dim": 24,

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import Encoder, load_encoder, register
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.registry import load_encoder, register
 
 
 @register("fused")

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from periscope.errors import MediaError, PrecomputeError
-from periscope.precompute.encoders import Encoder, register
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.registry import register
 from periscope.precompute.sources import Medium
 
 FORM = re.compile(r"(?:(?P<name>.+)/)?(?:(?P<width>[1-9]\d*)|patches-(?P<tokens>[1-9]\d*)x(?P<depth>[1-9]\d*))")

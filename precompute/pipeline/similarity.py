@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from periscope.errors import MediaError, PrecomputeError
-from periscope.precompute.encoders import Encoder, find_folder
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.sources import Words
 
 BATCH = 256  # captions at once
@@ -110,7 +111,7 @@ def _text_tower(encoder: Encoder) -> tuple[torch.nn.Module, object]:
         )
     import open_clip
 
-    from periscope.precompute.encoders.open_clip_family import create
+    from periscope.precompute.encoders.open_clip import create
 
     model, _, _ = create(open_clip, encoder.id)
     if not hasattr(model, "encode_text"):

@@ -36,7 +36,7 @@ def test_worked_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_every_layout_is_named_in_the_help_and_the_docs() -> None:
-    from periscope.precompute.cli import EPILOGUE
+    from periscope.precompute.config import DESCRIPTION
 
     words = {
         "conversations": "texts.jsonl",
@@ -51,7 +51,7 @@ def test_every_layout_is_named_in_the_help_and_the_docs() -> None:
     }
     with pytest.raises(PrecomputeError):
         collect(PROJECT / "pyproject.toml")  # imports them all
-    help_text, docs = " ".join(EPILOGUE.split()), (PROJECT / "docs/data.md").read_text()
+    help_text, docs = " ".join(DESCRIPTION.split()), (PROJECT / "docs/data.md").read_text()
     for name in LAYOUTS:
         assert words.get(name, name) in help_text, name
         assert words.get(name, name) in docs, name

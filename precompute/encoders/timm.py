@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import Encoder, find_folder, portable, register
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.folders import find_folder, portable
 from periscope.precompute.encoders.framing import CHOICES, NORMALS, Framing
 from periscope.precompute.encoders.hub import reach
+from periscope.precompute.encoders.registry import register
 
 WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
 

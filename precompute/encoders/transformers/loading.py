@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import find_folder
+from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.hub import reach
 
 CACHED = (

@@ -1,7 +1,4 @@
-"""Encoders through transformers, by Hub id or folder: what the config's model_type says decides which.
-
-Here those of pictures: CLIP, SigLIP and SigLIP 2 of fixed resolution, DINOv2, DINOv3, ViT.
-"""
+"""Image encoders through transformers: CLIP, SigLIP and SigLIP 2 of fixed resolution, DINOv2, DINOv3, ViT."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,11 +7,9 @@ import torch
 from PIL import Image
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import Encoder, register
+from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.framing import CHOICES, NORMALS, framing_of
-from periscope.precompute.encoders.transformers_audio import SOUNDS
-from periscope.precompute.encoders.transformers_loading import Place, config_of, described, find, load, load_processor
-from periscope.precompute.encoders.transformers_video import CLIPS
+from periscope.precompute.encoders.transformers.loading import Place, config_of, described, load, load_processor
 
 
 @dataclass(frozen=True)
@@ -45,20 +40,6 @@ TOWERS = {
     "dinov3_vit": Tower("DINOv3ViTModel", "cls", "norm"),
     "vit": Tower("ViTModel", "cls", "layernorm", why="classifiers are saved without a pooler, which would be random"),
 }
-
-
-@register("transformers")
-def transformers_encoder(identifier: str = "", **choices: object) -> Encoder:
-    """identifier: a Hub id or a folder with config.json, weights and preprocessor_config.json."""
-    place = find(identifier)
-    kind = place.config.model_type
-    families = {**dict.fromkeys(TOWERS, Transformers), **SOUNDS, **CLIPS}
-    if kind not in families:
-        flexible = " (its NaFlex form has no fixed resolution; take a fixed one)" if kind == "siglip2" else ""
-        raise PrecomputeError(
-            f"--encoder {identifier} is a {kind!r} model{flexible}; known here: {', '.join(families)}"
-        )
-    return families[kind](place, **choices)
 
 
 class Transformers(Encoder):

@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import Encoder, find_folder, register
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.framing import CHOICES, NORMALS, Framing
 from periscope.precompute.encoders.hub import reach
-from periscope.precompute.encoders.timm_family import final_norm
+from periscope.precompute.encoders.registry import register
+from periscope.precompute.encoders.timm import final_norm
 
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 

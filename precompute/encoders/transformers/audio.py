@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import Encoder
-from periscope.precompute.encoders.transformers_loading import Place, config_of, load, load_processor, plain
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.transformers.loading import Place, config_of, load, load_processor, plain
 from periscope.precompute.media import decode_sound
 
 MOST = 64  # windows

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import Encoder
+from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.framing import CHOICES, NORMALS, framing_of
-from periscope.precompute.encoders.transformers_loading import Place, config_of, described, load, load_processor
+from periscope.precompute.encoders.transformers.loading import Place, config_of, described, load, load_processor
 from periscope.precompute.media import decode_clip
 
 
