@@ -13,7 +13,7 @@ from pathlib import Path
 from periscope.errors import MediaError
 from periscope.precompute.media import read_file
 from periscope.precompute.sources import Medium, Problem, Record
-from periscope.precompute.sources.turns import words_of
+from periscope.precompute.sources.conversations import words_of
 from periscope.precompute.sources.vectors import payload
 
 TYPES = {"Image": "image", "Audio": "audio", "Video": "video"}  # features of Hugging Face's datasets

@@ -247,15 +247,15 @@ def whole(name: str, records: Iterator[Record]) -> Iterator[Record]:
         yield Problem(name, "words can't be read", str(error))
 
 
-def first_row(tree: DataFolder, name: str) -> dict:
+def first_row(data: DataFolder, name: str) -> dict:
     """The first element of a .json array, or the first line of a .jsonl, when it is an object; else {}."""
     if name.lower().endswith(".jsonl"):
         try:
-            row = json.loads(tree.first_line(name))
+            row = json.loads(data.first_line(name))
         except (ValueError, RecursionError):
             return {}
     else:
-        row = tree.sample(name).get("")
+        row = data.sample(name).get("")
     return row if isinstance(row, dict) else {}
 
 
