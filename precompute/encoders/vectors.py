@@ -2,6 +2,8 @@
 
 import io
 import re
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,9 +25,10 @@ class Vectors(Encoder):
     """
 
     modality = "vector"
-    preprocessing = {"resize": None, "backend": "none"}  # noqa: RUF012
+    preprocessing = MappingProxyType({"resize": None, "backend": "none"})
+    shape: tuple[int, ...]
 
-    def __init__(self, identifier: str = "", **choices: object):
+    def __init__(self, identifier: str = "", **choices: Any):
         """Raises PrecomputeError when the identifier isn't [NAME/]WIDTH or [NAME/]patches-TOKENSxWIDTH."""
         super().__init__(identifier, **choices)
         match = FORM.fullmatch(identifier)
@@ -65,7 +68,7 @@ class Vectors(Encoder):
         return {kind: inputs}
 
 
-def encoder_for(media: list[Medium]) -> tuple[str, str]:
+def encoder_for(media: list[Medium]) -> tuple[str, Literal["pooled", "patches"]]:
     """The encoder that fits vectors and the one kind it gives: ("vectors:768", "pooled"), from the first that can be
     read.
 

@@ -76,7 +76,7 @@ def _kept_duplicates(rejected: Mapping[str, dict], hashes: Mapping[str, str]) ->
     rejected: origin -> its row · hashes: key -> content hash, of the set.
     """
     duplicates = {origin: row["sha256"] for origin, row in rejected.items() if row["reason"] == DUPLICATE}
-    kept = {digest: key for key, digest in reversed(hashes.items())} if duplicates else {}
+    kept = {digest: key for key, digest in reversed(list(hashes.items()))} if duplicates else {}
     return {origin: kept[digest] for origin, digest in duplicates.items() if digest in kept}
 
 

@@ -30,7 +30,7 @@ class Medium:
     can be sent to another process. `path` is kept as text, of which a Path takes six times the memory.
     """
 
-    path: str
+    path: str | Path
     origin: str
     modality: str = "image"
     part: Callable[[Path], bytes] = read_file
@@ -115,7 +115,7 @@ class Collection:
 
     layout: str
     media: dict[str, Medium]
-    words: DiskList  # of Words
+    words: DiskList[Words]
     problems: list[Problem]
 
 

@@ -71,7 +71,7 @@ def _content(content: object) -> object:
 def most_common(answers: Sequence[str]) -> str | None:
     """The answer given most often, the earliest of several; None when there is none, or all are blank."""
     counts = Counter(answer for answer in answers if answer.strip())
-    return max(counts, key=counts.get) if counts else None
+    return max(counts, key=lambda answer: counts[answer]) if counts else None
 
 
 def words_of(row: Mapping, media: tuple[str, ...], where: str, split: str | None = None) -> Iterator[Words | Problem]:

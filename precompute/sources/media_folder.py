@@ -44,7 +44,7 @@ def media_folder(data: DataFolder) -> Iterator[Record]:
     if data.given and PurePosixPath(data.given[0]).name in METADATA:
         yield from whole(data.given[0], _metadata(data, data.given[0]))
         return
-    names, worded = set(data.visible()), set()
+    names, worded = set(data.visible()), set[str]()
     for name in sorted(name for name in names if PurePosixPath(name).name in METADATA):
         for record in whole(name, _metadata(data, name)):
             yield record
@@ -74,7 +74,7 @@ def _metadata(data: DataFolder, name: str) -> Iterator[Record]:
     for number, row in rows(data, name):
         where = f"{name}, line {number}"
         wanted = next((row[column] for column in row if NAMED.fullmatch(column)), None) if row else None
-        if not isinstance(wanted, str) or not wanted.strip():
+        if row is None or not isinstance(wanted, str) or not wanted.strip():
             yield Problem(name, "bad line in a metadata file", f"line {number} has no file_name")
             continue
         medium = data.at(wanted, folder, where)

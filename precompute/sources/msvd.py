@@ -39,7 +39,7 @@ def _fits(data: DataFolder, name: str) -> bool:
 
 def _splits(data: DataFolder) -> dict[str, str | None]:
     """Clip -> split, from the lists of names."""
-    found = {}
+    found: dict[str, str | None] = {}
     for name in data.names():
         base = name.rsplit("/", 1)[-1]
         if base in LISTS:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.sources import Problem, Record, source
@@ -38,7 +39,7 @@ def read_cell(group: int, row: int, column: str, place: int | None, path: Path) 
 
 
 @lru_cache(maxsize=2)
-def _column(path: Path, _: int, group: int, column: str) -> object:
+def _column(path: Path, _: int, group: int, column: str) -> Any:
     return pyarrow(path.name).parquet.ParquetFile(path).read_row_group(group, columns=[column]).column(column)
 
 

@@ -75,9 +75,9 @@ def shapes(path: Path) -> dict[str, list[int]]:
 def row_at(data: DataFolder, origin: str) -> Medium | None:
     """The medium that an origin as above names; None when it isn't of that form."""
     name = next((origin[: at + len(end)] for end in SUFFIXES if (at := origin.lower().find(end)) >= 0), None)
-    path = data.root / name if name else None
-    if path is None or ".." in origin.split("/") or name.startswith("/") or not os.path.isfile(path):
+    if name is None or ".." in origin.split("/") or name.startswith("/") or not os.path.isfile(data.root / name):
         return None
+    path = data.root / name
     inside = origin[len(name) + 1 :]
     try:
         held = shapes(path)
@@ -127,7 +127,7 @@ def _detect(data: DataFolder) -> str:
 @source("vectors", "a .npy or .safetensors of ready-made vectors, or a folder of them", _detect, 75)
 def vectors(data: DataFolder) -> Iterator[Record]:
     """All vectors; the captions of rows from the lines of the file's `.txt`, those of files from theirs."""
-    names, rows = set(data.names()), {}
+    names, rows = set(data.names()), dict[str, list[str]]()
     for medium in vectors_below(data):
         yield medium
         if isinstance(medium, Problem):

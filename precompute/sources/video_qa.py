@@ -15,6 +15,7 @@ from periscope.precompute.sources.conversations import question
 from periscope.precompute.sources.data_folder import DataFolder
 
 MAPPING = "youtube_mapping.txt"
+FIELDS = ("video_id", "question", "answer")
 
 
 def _files(data: DataFolder) -> list[str]:
@@ -23,7 +24,7 @@ def _files(data: DataFolder) -> list[str]:
 
 def _mapping(data: DataFolder) -> dict[str, str]:
     """ "vid12" -> the clip's name."""
-    found = {}
+    found: dict[str, str] = {}
     for name in data.names():
         if name.rsplit("/", 1)[-1] == MAPPING:
             pairs = (line.split() for line in data.lines(name))
@@ -42,11 +43,11 @@ def _mapping(data: DataFolder) -> dict[str, str]:
 def video_qa(file: AnnotationFile) -> Iterator[Record]:
     """The clips that are there, and the questions with their answers."""
     for _, row in file.elements():
-        fields = [row.get(name) for name in ("video_id", "question", "answer")] if isinstance(row, dict) else [None]
-        if not isinstance(fields[0], int | str) or not all(isinstance(words, str) for words in fields[1:]):
+        number, asked, answer = (row.get(name) for name in FIELDS) if isinstance(row, dict) else (None, None, None)
+        if not isinstance(number, int | str) or not isinstance(asked, str) or not isinstance(answer, str):
             yield file.bad_entry("a question without video_id, question or answer", row)
             continue
-        video, asked, answer = str(fields[0]), *fields[1:]
+        video = str(number)
         names = [name for name in (file.shared.get(f"vid{video}"), f"video{video}", f"vid{video}", video) if name]
         yield from file.find_once(video, partial(file.folder.find_first, names, file.name, kinds=("video",)))
         if isinstance(medium := file.media[video], Medium):

@@ -99,6 +99,6 @@ def _size(medium: Medium) -> tuple[int, int]:
 
 def _shares(box: dict, width: int, height: int) -> list[float]:
     """Left, top, right, bottom as fractions of the image, cut at its edges."""
-    corners = (box["x"] / width, box["y"] / height)
-    corners += ((box["x"] + box["width"]) / width, (box["y"] + box["height"]) / height)
+    left, top = box["x"], box["y"]
+    corners = (left / width, top / height, (left + box["width"]) / width, (top + box["height"]) / height)
     return [round(min(1.0, max(0.0, value)), 4) for value in corners]

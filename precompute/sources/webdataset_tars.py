@@ -61,7 +61,7 @@ def webdataset_tars(data: DataFolder) -> Iterator[Record]:
             with tarfile.open(data.root / name, "r:") as tar:
                 members = (info for info in tar if info.isreg() and not info.issparse())
                 for key, sample in groupby(members, lambda info: _key(info.name)):
-                    yield from _sample(tar, name, key, list(sample), split)
+                    yield from _sample(data, tar, name, key, list(sample), split)
         except (OSError, tarfile.TarError) as error:
             yield Problem(name, "damaged archive", str(error))
         if (data.root / beside).is_file() and importlib.util.find_spec("pyarrow"):
@@ -74,17 +74,17 @@ def _key(name: str) -> str:
 
 
 def _sample(
-    tar: tarfile.TarFile, name: str, key: str, members: list[tarfile.TarInfo], split: str | None
+    data: DataFolder, tar: tarfile.TarFile, name: str, key: str, members: list[tarfile.TarInfo], split: str | None
 ) -> Iterator[Record]:
     ends = {PurePosixPath(info.name).suffix.lower().lstrip("."): info for info in members}
     wanted = [end for end in WORDS if end in ends and ends[end].size <= LARGEST]
-    words = {end: decode_text(tar.extractfile(ends[end]).read()).strip() for end in wanted}
+    words = {end: decode_text(_bytes_of(tar, ends[end])).strip() for end in wanted}
     facts = json_object(words.get("json", "")) or {}
     status = facts.get("status", "success")
     if status != "success":
         yield Problem(f"{name}/{key}", f"img2dataset: {status}", str(facts.get("error_message") or ""))
         return
-    path = Path(tar.name)
+    path = data.root / name
     media = [
         Medium(path, f"{name}/{info.name}", modality, partial(read_span, info.offset_data, info.size))
         for info in members
@@ -99,9 +99,14 @@ def _sample(
         yield from words_of(facts, origins, f"{name}/{key}", split)
 
 
+def _bytes_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(member)
+    return stream.read() if stream else b""
+
+
 def _failures(data: DataFolder, table: str, tar: str) -> Iterator[Problem]:
     for number, row in rows(data, table, ("key", "url", "status", "error_message")):
         status = row.get("status") if row else None
-        if isinstance(status, str) and status != "success":
+        if row and isinstance(status, str) and status != "success":
             origin = f"{tar}/{row.get('key') or number}"
             yield Problem(origin, f"img2dataset: {status}", str(row.get("error_message") or row.get("url") or ""))

@@ -2,13 +2,14 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
 
 from periscope.errors import PrecomputeError
 from periscope.precompute.encoders.base import Encoder
-from periscope.precompute.encoders.framing import CHOICES, NORMALS, framing_of
+from periscope.precompute.encoders.framing import CHOICES, NORMALS, Framing, framing_of
 from periscope.precompute.encoders.transformers.loading import Place, config_of, described, load, load_processor
 
 
@@ -51,7 +52,7 @@ class Transformers(Encoder):
     library = "transformers"
     takes = CHOICES
 
-    def __init__(self, place: Place, **choices: object):
+    def __init__(self, place: Place, **choices: Any):
         super().__init__(place.identifier, **choices)
         self.revision = place.revision
         self._tower, model = _load(place)
@@ -82,14 +83,15 @@ class Transformers(Encoder):
         self.model = model.to(self.device, self.dtype)
 
     def _prepare(self, place: Place) -> None:
-        self._framing = None
-        options = {}
+        self._framing: Framing | None = None
+        options: dict[str, Any] = {}
         if normal := self.choices.get("normalise"):
             options = dict(zip(("image_mean", "image_std"), NORMALS[normal], strict=True))
         processor = self._processor = load_processor(place, "AutoImageProcessor", backend="pil", **options)
         self.preprocessing = described(processor)
         if resize := self.choices.get("resize"):
-            self._framing = framing_of(processor, resize, self.preprocess(self.example()).shape[-2:])
+            height, width = self.preprocess(self.example()).shape[-2:]
+            self._framing = framing_of(processor, resize, (height, width))
             self.preprocessing = self._framing.describe()
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
@@ -112,8 +114,8 @@ class Transformers(Encoder):
         return given
 
 
-def _load(place: Place) -> tuple[Tower, torch.nn.Module]:
-    config, extra = place.config, {}
+def _load(place: Place) -> tuple[Tower, Any]:
+    config, extra = place.config, dict[str, Any]()
     tower = TOWERS[config.model_type]
     if config.model_type == "clip_vision_model" and "CLIPVisionModelWithProjection" in (config.architectures or ()):
         tower = PROJECTED
