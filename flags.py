@@ -209,7 +209,8 @@ def _flat(cls: Any) -> tuple[tuple[str, dataclasses.Field], ...]:
     found: dict[str, dataclasses.Field] = {}
     for field in _fields(cls):
         kind: Any = field.type
-        group = _flat(kind) if dataclasses.is_dataclass(kind) else ((field.name, field),)
+        nested = dataclasses.is_dataclass(kind) and isinstance(kind, type)
+        group = _flat(kind) if nested else ((field.name, field),)
         for name, inner in group:
             if name in found:
                 raise TypeError(f"{cls.__name__} has two fields called {name!r}")
@@ -296,7 +297,8 @@ def _bare(kind: Any) -> Any:
     if get_origin(kind) in Origins:
         return Union[tuple(map(_bare, get_args(kind)))]  # noqa: UP007
     if get_origin(kind) is tuple:
-        return tuple[tuple(map(_bare, get_args(kind)))]
+        parts: Any = tuple(map(_bare, get_args(kind)))
+        return tuple[parts]
     return kind
 
 

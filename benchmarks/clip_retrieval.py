@@ -24,7 +24,7 @@ from benchmarks import process_of_its_own, side_by_side
 from benchmarks.decoding import noisy_photo
 from periscope.precompute.encoders import Encoder, load_encoder
 from periscope.precompute.pipeline.allocator import keep_freed_memory
-from periscope.precompute.pipeline.job import precompute
+from periscope.precompute.pipeline.job import Job, precompute
 from periscope.precompute.sources import collect
 
 PICTURES, BATCH, WORKERS = 256, 32, (1, 2)
@@ -86,7 +86,7 @@ def prepare(root: Path, config: ViTConfig, pictures: int) -> None:
 def stored(root: Path, name: str) -> Path:
     """Encode all photos into the feature set `name`, as precompute.py does."""
     with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-        precompute(collect(root / "photos"), encoder_of(root), ("pooled",), root / name, BATCH, 2)
+        precompute(Job(collect(root / "photos"), encoder_of(root), ("pooled",), root / name, BATCH, 2))
     return root / name
 
 

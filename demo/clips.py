@@ -176,15 +176,15 @@ def render(movers: list[dict], rng: random.Random) -> list[Image.Image]:
         for step, low, high in ((across, 0, PIXELS), (along, top, top + PIXELS / 2)):
             low, high = low + radius + max(0, -step) * travel, high - radius - max(0, step) * travel
             ends.append(rng.uniform(low, max(low, high)))
-        fill = tuple(min(255, max(0, value + rng.randint(-12, 12))) for value in RGB[mover["colour"]])
+        fill: tuple = tuple(min(255, max(0, value + rng.randint(-12, 12))) for value in RGB[mover["colour"]])
         paths.append((stencil(mover["shape"], radius), fill, ends, (across * travel, along * travel)))
     frames = []
     for number in range(FRAMES):
         frame = background.copy()
-        for mask, fill, (x, y), (across, along) in paths:
-            share = number / (FRAMES - 1)
+        share = number / (FRAMES - 1)
+        for mask, fill, (x, y), (move_x, move_y) in paths:
             half = mask.width // FINE // 2
-            left, above = x + share * across - half, y + share * along - half
+            left, above = x + share * move_x - half, y + share * move_y - half
             shift_x, shift_y = FINE * (left - int(left // 1)), FINE * (above - int(above // 1))
             size = 2 * half - 1
             box = (FINE - shift_x, FINE - shift_y, FINE - shift_x + FINE * size, FINE - shift_y + FINE * size)

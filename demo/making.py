@@ -33,7 +33,8 @@ def distinct_questions(
 ) -> list[tuple[dict, str, str]]:
     """Up to `n` different questions as (ask, wording, answer), one of each form first, in random order; `draw` makes
     one of a form, or None where there is no answer to it."""
-    drawn, waiting = [], []
+    drawn: list[tuple[dict, str, str]] = []
+    waiting: list[tuple[str, ...]] = []
     for _ in range(8 * n):
         waiting = waiting or rng.sample(tuple(forms), len(forms))
         found = draw(waiting.pop())

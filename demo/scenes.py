@@ -147,12 +147,13 @@ def draw_ask(form: tuple[str, ...], objects: list[dict], rng: random.Random) -> 
 
 def draw_questions(objects: list[dict], n: int, rng: random.Random) -> list[tuple[dict, str, str]]:
     """Up to `n` different questions on a scene as (ask, wording, answer), one of each form first, in random order."""
-    drawn, forms = [], []
+    drawn: list[tuple[dict, str, str]] = []
+    forms: list = []
     for _ in range(8 * n):
         forms = forms or rng.sample(FORMS, len(FORMS))
         ask = draw_ask(forms.pop(), objects, rng)
         if ask is not None and all(ask != other for other, _, _ in drawn):
-            drawn.append((ask, question(ask, rng), answer(ask, objects)))
+            drawn.append((ask, question(ask, rng), answer(ask, objects) or ""))
             if len(drawn) == n:
                 break
     return drawn

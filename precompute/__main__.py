@@ -1,9 +1,12 @@
 """Tools on a finished feature set: python -m precompute verify|inspect|merge|recode."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+
+if TYPE_CHECKING:
+    from periscope.shards.read import FeatureSet
 
 
 def verify(folder: Path, /) -> None:
@@ -68,7 +71,7 @@ def recode(
     print(_ready(recode(folder, out, store, pool)))
 
 
-def _ready(features: object) -> str:
+def _ready(features: "FeatureSet") -> str:
     counts = features.manifest["counts"]
     return f"{features.path} is ready ({counts['media']} media, {counts['heldout']} held out, {counts['texts']} texts)"
 
@@ -77,8 +80,9 @@ def main() -> None:
     """Dispatch to the tool that is named first."""
     import sys
 
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names needn't be Unicode
-    tools = {"verify": verify, "inspect": inspect, "merge": merge, "recode": recode}
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(errors="backslashreplace")  # file names needn't be Unicode
+    tools: dict[str, Any] = {"verify": verify, "inspect": inspect, "merge": merge, "recode": recode}
     tyro.extras.subcommand_cli_from_dict(tools, description=__doc__)
 
 

@@ -2,6 +2,7 @@
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -53,7 +54,8 @@ def _head(features: FeatureSet) -> Image.Image:
 
 
 def _cell(features: FeatureSet, key: str, words: list[str]) -> Image.Image:
-    large, small = ImageFont.load_default(13), ImageFont.load_default(11)
+    large: Any = ImageFont.load_default(13)
+    small: Any = ImageFont.load_default(11)
     facts, chart = [], None
     for kind, entry in features.manifest["features"].items():
         norms = features.read(key, kind).float().norm(dim=-1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from periscope.errors import FeatureSetError, PrecomputeError
 from periscope.shards.codecs import CODECS
 from periscope.shards.features import settle_storage, stored_bytes
+from periscope.units import format_bytes, format_duration
 
 OVERHEAD = 2600  # bytes of tar headers, padding, json and safetensors header per medium, and its row in the index
 SPARE = 64 << 20  # left free on the disk
@@ -66,11 +67,11 @@ class DiskPlan:
         return self.items * (each + OVERHEAD)
 
     def __str__(self) -> str:
-        kinds = ", ".join(f"{kind} {size(n)}" for kind, n in self.each.items())
+        kinds = ", ".join(f"{kind} {format_bytes(n)}" for kind, n in self.each.items())
         done = f" ({self.done} more are there already)" if self.done else ""
         return (
-            f"plan: {self.items} media to encode{done} · each {kinds} · {size(self.total)} in all, "
-            f"{size(self.free)} free at {self.out} · about {duration(self.seconds)}"
+            f"plan: {self.items} media to encode{done} · each {kinds} · {format_bytes(self.total)} in all, "
+            f"{format_bytes(self.free)} free at {self.out} · about {format_duration(self.seconds)}"
         )
 
     def check(self) -> None:
@@ -82,11 +83,11 @@ class DiskPlan:
         smaller = {flags: self._total(each) for flags, each in self.choices.items() if self._total(each) < self.total}
         fitting = [flags for flags, total in smaller.items() if total + SPARE <= self.free]
         for flags, total in smaller.items():
-            print(f"  {flags:<28}{size(total):>10}  {'fits' if flags in fitting else 'too much'}")
-        mend = f"{fitting[0]} takes {size(smaller[fitting[0]])}; or choose " if fitting else "choose "
+            print(f"  {flags:<28}{format_bytes(total):>10}  {'fits' if flags in fitting else 'too much'}")
+        mend = f"{fitting[0]} takes {format_bytes(smaller[fitting[0]])}; or choose " if fitting else "choose "
         raise PrecomputeError(
-            f"{size(self.total)} won't fit at {self.out}, which has {size(self.free)} free: {mend}a smaller "
-            "--limit, or another disk with --out"
+            f"{format_bytes(self.total)} won't fit at {self.out}, which has {format_bytes(self.free)} free: {mend}a "
+            "smaller --limit, or another disk with --out"
         )
 
 
@@ -96,21 +97,3 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def size(number: float) -> str:
-    """Bytes for people, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.media import modality_of, read_file
-from periscope.precompute.plan import size
 from periscope.precompute.sources import Collection, collect
+from periscope.units import format_bytes
 
 NOTABLE = 100_000_000  # bytes; copies larger than this are announced
 
@@ -91,7 +91,7 @@ def _mirror(address: str, here: Path) -> dict[str, str]:
             target.touch()
             continue
         if (info.get("size") or 0) > NOTABLE:
-            print(f"copying {path} ({size(info['size'])}) from {address}")
+            print(f"copying {path} ({format_bytes(info['size'])}) from {address}")
         try:
             files.get_file(name, str(target))
         except Exception as error:  # each protocol's library raises its own

@@ -7,16 +7,18 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import resolve
 from periscope.precompute.encoders.names import ENCODERS
+from periscope.precompute.encoders.registry import resolve
 
-OPEN_CLIP = {
+OPEN_CLIP: dict[str, Any] = {
     "embed_dim": 24,
     "quick_gelu": True,
     "vision_cfg": {"image_size": 32, "layers": 8, "width": 32, "head_width": 16, "patch_size": 8},
@@ -28,7 +30,7 @@ OPEN_CLIP_PREPROCESSING = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 8,
@@ -38,7 +40,7 @@ VISION = {
 }
 
 
-def roughen(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def roughen(model: Any, seed: int = 0) -> Any:
     """Large random weights, biases and norms too, so that a wrong layer, norm or activation shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -49,7 +51,7 @@ def roughen(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
-def open_clip_folder(folder: Path, **changes: object) -> Path:
+def open_clip_folder(folder: Path, **changes: Any) -> Path:
     """A folder in open_clip's local-dir form: config and safetensors."""
     import open_clip
 
@@ -67,7 +69,9 @@ def open_clip_folder(folder: Path, **changes: object) -> Path:
 
 def transformers_folder(folder: Path, kind: str) -> Path:
     """A folder as save_pretrained writes it; kinds are the keys of `models`."""
-    import transformers as t
+    import transformers
+
+    t: Any = transformers
 
     crop = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
     squash = {"size": {"height": 32, "width": 32}}
@@ -103,10 +107,10 @@ def _plain_vit() -> dict:
 
 # Every short name's config as its model card on the Hub has it, in short: builder and sizes. `image` is what its
 # preprocessing gives, which for DINOv2 isn't what its position embedding was made for.
-_B = {"width": 768, "layers": 12, "heads": 12, "mlp": 3072, "image": 224, "patch": 16}
+_B: dict[str, Any] = {"width": 768, "layers": 12, "heads": 12, "mlp": 3072, "image": 224, "patch": 16}
 _L = {**_B, "width": 1024, "layers": 24, "heads": 16, "mlp": 4096}
 _SO400M = {"width": 1152, "layers": 27, "heads": 16, "mlp": 4304, "image": 384, "patch": 14}
-REAL = {
+REAL: dict[str, tuple[str, dict[str, Any]]] = {
     "siglip-b": ("siglip", _B),
     "siglip-so400m-384": ("siglip", _SO400M),
     "siglip2-b": ("siglip", _B),
@@ -130,8 +134,8 @@ REAL = {
     "vivit": ("vivit", {**_B, "frames": 32}),
     "vjepa2-l": ("vjepa2", {**_L, "image": 256, "frames": 64}),
 }
-_TINY = {"width": 32, "layers": 8, "heads": 2, "mlp": 64, "image": 32, "patch": 8}
-TINY = {
+_TINY: dict[str, Any] = {"width": 32, "layers": 8, "heads": 2, "mlp": 64, "image": 32, "patch": 8}
+TINY: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("siglip", "dinov2", "registers", "dinov3", "vit"), _TINY),
     **{kind: {**_TINY, "frames": 4} for kind in ("timesformer", "videomae", "vivit")},
     "vjepa2": {**_TINY, "frames": 4, "layers": 4},
@@ -141,9 +145,11 @@ TINY = {
 }
 
 
-def build(kind: str, sizes: dict) -> tuple[type, object, object]:
+def build(kind: str, sizes: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """(transformers' class as saved on the Hub, its config, its preprocessing) of a kind of encoder in these sizes."""
-    import transformers as t
+    import transformers
+
+    t: Any = transformers
 
     size = {"width": 0, "layers": 0, "heads": 0, "mlp": 0, "image": 0, "patch": 0, "frames": 0, **sizes}
     wide = {"hidden_size": size["width"], "num_hidden_layers": size["layers"], "num_attention_heads": size["heads"]}
@@ -215,7 +221,7 @@ def build(kind: str, sizes: dict) -> tuple[type, object, object]:
     return t.VJEPA2Model, config, t.VJEPA2VideoProcessor(**crop)
 
 
-def tiny_folder(folder: Path, kind: str, **changes: object) -> Path:
+def tiny_folder(folder: Path, kind: str, **changes: Any) -> Path:
     """A tiny random encoder of a kind of `TINY`, as save_pretrained writes it."""
     model, config, processor = build(kind, {**TINY[kind], **changes})
     torch.manual_seed(0)
@@ -224,10 +230,10 @@ def tiny_folder(folder: Path, kind: str, **changes: object) -> Path:
     return folder
 
 
-TINY_TIMM = {"embed_dim": 32, "depth": 8, "num_heads": 2}
+TINY_TIMM: dict[str, Any] = {"embed_dim": 32, "depth": 8, "num_heads": 2}
 
 
-def timm_folder(folder: Path, name: str, **changes: object) -> Path:
+def timm_folder(folder: Path, name: str, **changes: Any) -> Path:
     """A folder as timm writes it, of the architecture of this tag with tiny random weights."""
     import timm
     from timm.models import save_for_hf
@@ -263,7 +269,7 @@ def tiny_encoder(name: str, folder: Path) -> str:
     return f"{library}:{place}"
 
 
-def _maker(name: str, family: str, identifier: str) -> tuple:
+def _maker(name: str, family: str, identifier: str) -> tuple[str, Callable[[Path], Path]]:
     """The library that reads the tiny one, and what writes it into a folder."""
     if family == "open_clip":
         import open_clip

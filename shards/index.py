@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -63,7 +64,7 @@ class SampleRows(Sequence):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, n: int) -> Sample:
+    def __getitem__(self, n: int) -> Sample:  # type: ignore[override]  # no slices
         digest, offsets = self.hashes[n].tobytes().hex(), tuple(self.offsets[n].tolist())
         return Sample(self.keys[n], int(self.member[n]), offsets, self.origins[n], digest)
 
@@ -79,13 +80,14 @@ def sha256_file(path: Path) -> str:
 
 def _tensor_table(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: str) -> dict[str, tuple[int, dict]]:
     """name -> (byte position in the shard, safetensors header entry), with every bound checked."""
-    archive.fileobj.seek(member.offset_data)
-    start = archive.fileobj.read(8)
+    stream: Any = archive.fileobj
+    stream.seek(member.offset_data)
+    start = stream.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
     if not 0 < length <= min(MAX_HEADER, member.size - 8):
         raise FeatureSetError(f"{shard}: {member.name} isn't a safetensors file")
     try:
-        header = json.loads(archive.fileobj.read(length))
+        header = json.loads(stream.read(length))
         table = {}
         for name, entry in header.items():
             if name == "__metadata__":
@@ -123,7 +125,7 @@ def scan_shard(path: Path, features: Mapping[str, Mapping]) -> list[Sample]:
                 if suffix == "json":
                     if member.size > MAX_HEADER:
                         raise FeatureSetError(f"{path.name}: {member.name} is too large")
-                    infos[key] = _origin_and_hash(archive.extractfile(member).read(), f"{path.name}: {key}.json")
+                    infos[key] = _origin_and_hash(_content(archive, member), f"{path.name}: {key}.json")
                     continue
                 table = _tensor_table(archive, member, path.name)
                 for name, (dtype, shape) in wanted.items():
@@ -136,6 +138,11 @@ def scan_shard(path: Path, features: Mapping[str, Mapping]) -> list[Sample]:
     if lonely := set(tensors) ^ set(infos):
         raise FeatureSetError(f"{path.name}: {min(lonely)} lacks its .json or .safetensors; the shard was cut short")
     return [Sample(key, *tensors[key], *infos[key]) for key in order]
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = archive.extractfile(member)
+    return stream.read() if stream else b""
 
 
 def _origin_and_hash(data: bytes, name: str) -> tuple[str, str]:
@@ -198,7 +205,7 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]))
+        digest.update(np.ascontiguousarray(arrays[name]))  # type: ignore[arg-type]  # an array is a buffer
     return np.frombuffer(digest.digest(), np.uint8)
 
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -227,7 +228,7 @@ def _read_spans(file: int, member: int, spans: list[tuple[int, np.ndarray | byte
     """Fill each (start after `member`, buffer), which are in order and apart; near neighbours in one read. False when
     the file ends before.
     """
-    whole, buffers, start, end = True, [], 0, 0
+    whole, buffers, start, end = True, list[Any](), 0, 0
     for begin, into in spans:
         if begin - end > JOINED_READ:
             whole &= os.preadv(file, buffers, member + start) == end - start

@@ -40,7 +40,7 @@ class Texts(Sequence[Text]):
         if not path.is_file():
             raise FeatureSetError(f"{path} doesn't exist; name a file with one JSON text per line")
         self.path, self._name, self._names = path, str(path), names
-        self._begins, self._numbers, self._split, self._splits = array("q"), array("I"), array("H"), []
+        self._begins, self._numbers, self._split, self._splits = array("q"), array("I"), array("H"), list[str]()
         self._rows: Sequence[int] = range(0)
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
 

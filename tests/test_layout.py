@@ -35,9 +35,9 @@ MAY: dict[str, set[str]] = {
         *("evaluation.scoring.prediction", "evaluation.scoring.measures"),
     },
     "demo": {"evaluation.tasks"},
-    "precompute": {"shards", "recipes", "paths", "device", "flags"},
+    "precompute": {"shards", "recipes", "paths", "device", "flags", "units"},
     "training": {
-        *("shards", "adapters", "recipes", "paths", "device", "flags"),
+        *("shards", "adapters", "recipes", "paths", "device", "flags", "units"),
         *("evaluation.metrics", "evaluation.controls", "evaluation.training_scores"),
     },
 }

@@ -1,9 +1,9 @@
 """The table of encoders: python -m precompute.encoders > docs/encoders.md"""
 
 from periscope.precompute.encoders.names import ENCODERS, EncoderEntry
-from periscope.precompute.plan import size
 from periscope.shards.codecs import CODECS
 from periscope.shards.features import settle_storage, stored_bytes
+from periscope.units import format_bytes
 
 HEAD = """# Encoders
 
@@ -43,14 +43,14 @@ def _row(name: str, row: EncoderEntry) -> list[str]:
     features = row.features()
     kept = {codec: settle_storage(features, [codec]) for codec in CODECS}
     shape = lambda kind: " x ".join(map(str, features[kind]["shape"])) if kind in features else "-"  # noqa: E731
-    vector = lambda kind: size(stored_bytes(features[kind])) if kind in features else "-"  # noqa: E731
+    vector = lambda kind: format_bytes(stored_bytes(features[kind])) if kind in features else "-"  # noqa: E731
     return [
         f"`{name}`",
         row.about,
         shape("pooled"),
         f"{shape('patches')} ({row.grid[0]} x {row.grid[1]})",
         shape("layers"),
-        *(size(stored_bytes(kept[codec]["patches"])) for codec in CODECS),
+        *(format_bytes(stored_bytes(kept[codec]["patches"])) for codec in CODECS),
         vector("pooled"),
         vector("layers"),
         row.size,

@@ -1,12 +1,14 @@
 """Any encoder of pictures over the frames of a clip."""
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from PIL import Image
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import Encoder, load_encoder, register
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.registry import load_encoder, register
 from periscope.precompute.media import decode_clip
 
 MOST = 512  # frames of a clip; more wouldn't fit into any language model's context
@@ -22,18 +24,24 @@ class Frames(Encoder):
 
     modality = "video"
 
-    def __init__(self, identifier: str = "", device: str = "cpu", dtype: torch.dtype | None = None, **choices: object):
-        number, _, name = identifier.partition("/")
-        if not number.isdigit() or not name:
-            raise PrecomputeError(f"--encoder frames:{identifier}: write frames:8/NAME, as in frames:8/clip-l-336")
-        self._look_through(load_encoder(name, device, dtype, (), **choices), int(number))
-
-    @classmethod
-    def over(cls, encoder: Encoder, frames: int) -> "Frames":
-        """An encoder of pictures that is loaded already, over so many frames."""
-        made = cls.__new__(cls)
-        made._look_through(encoder, frames)
-        return made
+    def __init__(
+        self,
+        identifier: str = "",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        inner: Encoder | None = None,
+        frames: int = 0,
+        **choices: Any,
+    ):
+        """inner, frames: a loaded image encoder and the number of frames, in place of an identifier. Raises
+        PrecomputeError for an encoder of other media and for an impossible number.
+        """
+        if inner is None:
+            number, _, name = identifier.partition("/")
+            if not number.isdigit() or not name:
+                raise PrecomputeError(f"--encoder frames:{identifier}: write frames:8/NAME, as in frames:8/clip-l-336")
+            inner, frames = load_encoder(name, device, dtype, (), **choices), int(number)
+        self._look_through(inner, frames)
 
     def _look_through(self, inner: Encoder, frames: int) -> None:
         if inner.modality != "image":
@@ -52,7 +60,7 @@ class Frames(Encoder):
 
     def over_frames(self, frames: int) -> "Frames":
         """The same encoder over another number of frames."""
-        return Frames.over(self.inner, frames)
+        return Frames(inner=self.inner, frames=frames)
 
     def decode(self, data: bytes) -> list[Image.Image]:
         return decode_clip(data, self.frames)

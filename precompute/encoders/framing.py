@@ -1,6 +1,7 @@
 """How a picture gets an encoder's shape and values when it shan't be done as the encoder's makers did."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class Framing:
         return {"library": "periscope", "backend": "pil", **facts}
 
 
-def framing_of(processor: object, resize: str, size: tuple[int, int]) -> Framing:
+def framing_of(processor: Any, resize: str, size: tuple[int, int]) -> Framing:
     """To (height, width) `size` with the interpolation, mean and deviation of one of transformers' processors."""
     interpolation = Image.Resampling(int(processor.resample)).name.lower()
-    return Framing(resize, tuple(size), interpolation, tuple(processor.image_mean), tuple(processor.image_std))
+    return Framing(resize, size, interpolation, tuple(processor.image_mean), tuple(processor.image_std))

@@ -3,12 +3,14 @@
 import itertools
 import math
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from PIL import Image
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import Encoder, load_encoder, register
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.registry import load_encoder, register
 
 
 @register("fused")
@@ -19,7 +21,7 @@ class Fused(Encoder):
     vectors, one behind the other.
     """
 
-    def __init__(self, identifier: str = "", device: str = "cpu", dtype: torch.dtype | None = None, **choices: object):
+    def __init__(self, identifier: str = "", device: str = "cpu", dtype: torch.dtype | None = None, **choices: Any):
         names = identifier.split("+")
         if len(names) < 2 or not all(names):
             raise PrecomputeError(f"--encoder fused:{identifier}: write NAME+NAME, as in dinov2-l+siglip-so400m-384")

@@ -18,7 +18,7 @@ def reach(repo: str, *needed: tuple[str, ...]) -> tuple[bool, str | None]:
     try:
         paths = [[try_to_load_from_cache(repo, file) for file in files] for files in needed]
         found = [next((path for path in group if isinstance(path, str)), None) for group in paths]
-        if all(found):
+        if found[0] is not None and all(found):
             return True, os.path.basename(os.path.dirname(found[0]))
     except HFValidationError as error:
         raise PrecomputeError(f"--encoder {repo}: not a possible name of a model on the Hub ({error})") from error

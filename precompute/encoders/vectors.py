@@ -2,12 +2,15 @@
 
 import io
 import re
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from periscope.errors import MediaError, PrecomputeError
-from periscope.precompute.encoders import Encoder, register
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.registry import register
 from periscope.precompute.sources import Medium
 
 FORM = re.compile(r"(?:(?P<name>.+)/)?(?:(?P<width>[1-9]\d*)|patches-(?P<tokens>[1-9]\d*)x(?P<depth>[1-9]\d*))")
@@ -22,9 +25,10 @@ class Vectors(Encoder):
     """
 
     modality = "vector"
-    preprocessing = {"resize": None, "backend": "none"}  # noqa: RUF012
+    preprocessing = MappingProxyType({"resize": None, "backend": "none"})
+    shape: tuple[int, ...]
 
-    def __init__(self, identifier: str = "", **choices: object):
+    def __init__(self, identifier: str = "", **choices: Any):
         """Raises PrecomputeError when the identifier isn't [NAME/]WIDTH or [NAME/]patches-TOKENSxWIDTH."""
         super().__init__(identifier, **choices)
         match = FORM.fullmatch(identifier)
@@ -64,7 +68,7 @@ class Vectors(Encoder):
         return {kind: inputs}
 
 
-def encoder_for(media: list[Medium]) -> tuple[str, str]:
+def encoder_for(media: list[Medium]) -> tuple[str, Literal["pooled", "patches"]]:
     """The encoder that fits vectors and the one kind it gives: ("vectors:768", "pooled"), from the first that can be
     read.
 

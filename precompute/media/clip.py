@@ -54,7 +54,7 @@ def _count(data: bytes) -> int:
 
 def _pick(data: bytes, wanted: list[int]) -> tuple[list[Image.Image], int]:
     """(the frames at these ascending places, as far as there are any, how many were decoded to get there)."""
-    found, seen = [], 0
+    found, seen = list[Image.Image](), 0
     with opened(data, "video", "clip") as (container, stream):
         for frame in frames_of(container, stream):
             if seen == wanted[len(found)]:

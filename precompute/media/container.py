@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any, Literal
 
 import av
 
@@ -18,7 +19,7 @@ av.logging.set_level(av.logging.PANIC)
 
 
 @contextmanager
-def opened(data: bytes, kind: str, what: str) -> Iterator[tuple[av.container.InputContainer, av.stream.Stream]]:
+def opened(data: bytes, kind: Literal["audio", "video"], what: str) -> Iterator[tuple[Any, Any]]:
     """(container, its best stream of `kind`, "audio" or "video"). Raises MediaError, naming `what` it should have been,
     also for what fails inside the `with`.
     """
@@ -26,7 +27,7 @@ def opened(data: bytes, kind: str, what: str) -> Iterator[tuple[av.container.Inp
         raise MediaError("empty file")
     try:
         with av.open(io.BytesIO(data), options={"format_whitelist": ",".join(FORMATS)}) as container:
-            stream = container.streams.best(kind)
+            stream: Any = container.streams.best(kind)
             if stream is None:
                 raise MediaError(f"no {what} in it", container.format.name)
             stream.thread_count = 1  # several media are decoded at once, each in its own thread
@@ -39,7 +40,7 @@ def opened(data: bytes, kind: str, what: str) -> Iterator[tuple[av.container.Inp
         raise MediaError(f"not a {what}", f"{error} (begins with {data[:12]!r})") from error
 
 
-def frames_of(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
+def frames_of(container: Any, stream: Any) -> Iterator[Any]:
     """The decoded frames of a stream, in order; packets that are damaged are passed over, and a broken end ends it."""
     packets = container.demux(stream)
     while True:

@@ -8,6 +8,7 @@ captions name, and its 7 is of 31.
 
 import hashlib
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -35,7 +36,7 @@ def augment(image: Image.Image, key: str, view: int, side: int | None = None) ->
 
 
 @lru_cache
-def _steps(side: int) -> object:
+def _steps(side: int) -> Callable[[Image.Image], Image.Image]:
     from torchvision.transforms import InterpolationMode, v2
 
     linear = {"interpolation": InterpolationMode.BILINEAR, "fill": GREY}

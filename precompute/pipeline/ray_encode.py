@@ -1,16 +1,20 @@
-"""The same encoding on many processes or machines, by Ray Data: tasks decode, actors encode, this process writes.
+"""The same encoding on many processes or machines, with Ray Data: tasks read, actors encode, this process writes.
 
-https://docs.ray.io/en/latest/data/data.html. Ray schedules, retries what a dead worker had in hand, and holds back what
-the writer can't keep up with; here is only what a task and an actor do.
+https://docs.ray.io/en/latest/data/data.html. Ray schedules, repeats what a dead worker was doing, and waits for the
+writer; this module defines what one task and one actor do.
 """
 
 import hashlib
 import logging
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -18,13 +22,15 @@ from safetensors.torch import save as save_tensors
 from tqdm import tqdm
 
 from periscope.errors import MediaError, PrecomputeError
-from periscope.precompute.pipeline.task import EncodingTask, forward, inputs_of, store
+from periscope.paths import PACKAGE
+from periscope.precompute.pipeline.encode import forward, pick, to_stored
+from periscope.precompute.pipeline.reader import encoder_inputs
+from periscope.precompute.pipeline.task import EncodingTask
 from periscope.precompute.sources import Medium
 from periscope.shards.write import SetWriter
 
-PROJECT = Path(__file__).resolve().parents[2]
-LEFT_HERE = [".git", ".venv", "features", "runs", "demo/media", "**/__pycache__"]  # not sent to other machines
 BLOCK = 256  # media that Ray hands out, and repeats when a worker dies, at once
+DRAWN = "demo/media"  # lies inside the package in a clone, and stays here
 
 
 def encode_on_ray(
@@ -93,24 +99,52 @@ def _results(todo: dict[str, Medium], task: EncodingTask, address: str, batch: i
         )
 
 
-def _connect(address: str) -> object:
+def _connect(address: str) -> Any:
+    """The library, connected to a cluster whose workers can import Periscope."""
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise PrecomputeError("--ray needs Ray: pip install -e '.[ray]'") from error
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
         return ray
     try:
-        ray.init(address=address, runtime_env={"working_dir": str(PROJECT), "excludes": LEFT_HERE}, **quiet)
+        with TemporaryDirectory(prefix="periscope-ray-") as folder:
+            stage_package(Path(folder))
+            ray.init(address=address, runtime_env={"working_dir": folder}, **quiet)
     except ConnectionError as error:
         if address != "auto":
             raise PrecomputeError(f"no Ray cluster answers at {address}: {error}") from error
-        path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
-        here = {"env_vars": {"PYTHONPATH": path}}
-        ray.init(address="local", include_dashboard=False, runtime_env=here, **quiet)
+        ray.init(address="local", include_dashboard=False, runtime_env={"env_vars": _import_path()}, **quiet)
     return ray
+
+
+def stage_package(folder: Path) -> None:
+    """Copy this package into `folder` under its name, whatever its own folder is called: Ray sends that folder to other
+    machines and starts the workers in it, so that they import this very code.
+    """
+    shutil.copytree(PACKAGE, folder / "periscope", ignore=_not_shipped)
+
+
+def _not_shipped(folder: str, names: list[str]) -> set[str]:
+    """The names in a folder that are no part of the package: a clone also holds data, runs and tests."""
+    here = Path(folder).relative_to(PACKAGE)
+    skipped = {name for name in names if name == "__pycache__" or (here / name).as_posix() == DRAWN}
+    if here == Path():
+        packages = {name for name in names if Path(folder, name, "__init__.py").is_file()}
+        skipped |= {name for name in names if name not in packages and not name.endswith(".py")}
+    return skipped
+
+
+def _import_path() -> dict[str, str]:
+    """The environment in which a worker on this machine imports the Periscope that this process has.
+
+    Empty where Python finds it without help, installed as a wheel or from a clone.
+    """
+    holders = [entry for entry in sys.path if entry and (Path(entry) / "periscope" / "__init__.py").is_file()]
+    given = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([*holders[:1], *([given] if given else [])])} if holders else {}
 
 
 @lru_cache(maxsize=1)
@@ -132,7 +166,7 @@ def _decode_one(task: EncodingTask, key: str, medium: Medium) -> dict:
     try:
         data = medium.read()
         row["digest"] = hashlib.sha256(data).hexdigest()
-        row["data"] = save_tensors({"views": torch.stack(inputs_of(data, str(key), task))})
+        row["data"] = save_tensors({"views": torch.stack(encoder_inputs(data, str(key), task))})
     except MediaError as error:
         row |= {"reason": error.reason, "detail": error.detail}
     return row
@@ -150,16 +184,12 @@ class _Encode:
 
     def __call__(self, batch: dict) -> dict:
         rows = [{name: batch[name][i] for name in batch} for i in range(len(batch["key"]))]
-        whole = [(row, load_tensors(row["data"])["views"]) for row in rows if row["data"]]
-        given = (
-            forward(self.task.encoder, [view for _, views in whole for view in views], self.task.kinds) if whole else {}
-        )
-        for position, (row, _) in enumerate(whole):
-            views = self.task.views
-            picked = slice(position * views, position * views + views) if views > 1 else position
+        decoded = [(row, load_tensors(row["data"])["views"]) for row in rows if row["data"]]
+        inputs = [view for _, views in decoded for view in views]
+        features = forward(self.task.encoder, inputs, self.task.kinds) if inputs else {}
+        for number, (row, _) in enumerate(decoded):
             try:
-                stored = store({kind: given[kind][picked] for kind in self.task.kinds}, self.task.features)
-                row["data"] = save_tensors(stored)
+                row["data"] = save_tensors(to_stored(pick(features, number, self.task.views), self.task.features))
             except MediaError as error:
                 row |= {"data": b"", "reason": error.reason, "detail": error.detail}
         return {name: [row[name] for row in rows] for name in rows[0]}

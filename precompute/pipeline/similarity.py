@@ -5,12 +5,14 @@ ViT-B/32); what is too low depends on the model.
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 
 from periscope.errors import MediaError, PrecomputeError
-from periscope.precompute.encoders import Encoder, find_folder
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.sources import Words
 
 BATCH = 256  # captions at once
@@ -86,8 +88,8 @@ class Similarity:
         kept, unlike = [], []
         for text in words:
             caption = caption_of(text)
-            compare = caption is not None and text.media[0] in there
-            cosine = self._cosines[text.media[0], caption] if compare else self.threshold
+            compared = caption is not None and text.media[0] in there
+            cosine = self._cosines[text.media[0], caption or ""] if compared else self.threshold
             if cosine >= self.threshold:
                 kept.append(text)
             else:
@@ -102,7 +104,7 @@ def caption_of(text: Words) -> str | None:
     return text.turns[0]["content"] if lone else None
 
 
-def _text_tower(encoder: Encoder) -> tuple[torch.nn.Module, object]:
+def _text_tower(encoder: Encoder) -> tuple[Any, Callable[[list[str]], torch.Tensor]]:
     if encoder.library != "open_clip":
         raise PrecomputeError(
             f"words are compared with pictures by a text tower, and encoder {encoder.name} has no text tower here: "
@@ -110,7 +112,7 @@ def _text_tower(encoder: Encoder) -> tuple[torch.nn.Module, object]:
         )
     import open_clip
 
-    from periscope.precompute.encoders.open_clip_family import create
+    from periscope.precompute.encoders.open_clip import create
 
     model, _, _ = create(open_clip, encoder.id)
     if not hasattr(model, "encode_text"):

@@ -30,7 +30,7 @@ class Medium:
     can be sent to another process. `path` is kept as text, of which a Path takes six times the memory.
     """
 
-    path: str
+    path: str | Path
     origin: str
     modality: str = "image"
     part: Callable[[Path], bytes] = read_file
@@ -43,6 +43,9 @@ class Medium:
         return self.part(Path(self.path))
 
 
+Turns = tuple[dict, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Words:
     """One text about `media` (origins, in order): turns of {"role", "content"}; `split` and `id` if the source has
@@ -50,7 +53,7 @@ class Words:
     """
 
     media: tuple[str, ...]
-    turns: tuple[dict, ...]
+    turns: Turns
     split: str | None = None
     id: str | None = None
     meta: dict = field(default_factory=dict)
@@ -81,7 +84,7 @@ Record = Medium | Words | Problem
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout on disk: `looks` says in a few words how it is recognised, `detect` why a tree has it ("" when it
+    """A layout on disk: `looks` says in a few words how it is recognised, `detect` why a data has it ("" when it
     hasn't), `order` which is preferred (low).
     """
 
@@ -97,7 +100,7 @@ GENERAL = 90  # layouts from this order on fit nearly anything, and aren't named
 
 
 def source(name: str, looks: str, detect: Callable[[DataFolder], str], order: int = 50) -> Callable:
-    """Decorator: register a generator function `read(tree) -> Iterator[Medium | Words | Problem]` as a layout."""
+    """Decorator: register a generator function `read(data) -> Iterator[Medium | Words | Problem]` as a layout."""
 
     def register(read: Callable[[DataFolder], Iterator[Record]]) -> Callable[[DataFolder], Iterator[Record]]:
         LAYOUTS[name] = Layout(name, looks, detect, read, order)
@@ -112,7 +115,7 @@ class Collection:
 
     layout: str
     media: dict[str, Medium]
-    words: DiskList  # of Words
+    words: DiskList[Words]
     problems: list[Problem]
 
 
@@ -125,28 +128,28 @@ def collect(path: Path | str) -> Collection:
     from periscope.precompute.sources.data_folder import DataFolder
     from periscope.precompute.sources.fetched import fetched
 
-    tree = DataFolder(fetched(path))
+    data = DataFolder(fetched(path))
     layouts = sorted(LAYOUTS.values(), key=lambda layout: layout.order)
-    fitting = [(layout, why) for layout in layouts if (why := layout.detect(tree))]
+    fitting = [(layout, why) for layout in layouts if (why := layout.detect(data))]
     if not fitting:
-        raise PrecomputeError(f"--data {tree.path} is none of: " + "; ".join(layout.looks for layout in layouts))
+        raise PrecomputeError(f"--data {data.path} is none of: " + "; ".join(layout.looks for layout in layouts))
     layout, why = fitting[0]
     others = [other.name for other, _ in fitting[1:] if other.order < GENERAL]
     also = f" (it could also be read as {', '.join(others)}; this one is the most specific)" if others else ""
     print(f"--data is read as {layout.name}: {why}{also}")
     found = Collection(layout.name, {}, DiskList(pack=_packed, unpack=_unpacked), [])
-    for record in layout.read(tree):
+    for record in layout.read(data):
         if isinstance(record, Medium):
             found.media.setdefault(record.origin, record)
         elif isinstance(record, Words):
             found.words.append(record)
         else:
             found.problems.append(record)
-    found.problems = list(dict.fromkeys([*found.problems, *tree.problems]))
+    found.problems = list(dict.fromkeys([*found.problems, *data.problems]))
     if not found.media:
         why = ""
         if found.problems:
             first = found.problems[0]
             why = f" ({len(found.problems)} problems: {first.origin[:80]}, {first.reason}: {first.detail[:80]})"
-        raise PrecomputeError(f"no media in {tree.path}, read as {layout.looks}{why}")
+        raise PrecomputeError(f"no media in {data.path}, read as {layout.looks}{why}")
     return found

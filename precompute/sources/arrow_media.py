@@ -9,11 +9,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from periscope.errors import MediaError
 from periscope.precompute.media import read_file
 from periscope.precompute.sources import Medium, Problem, Record
-from periscope.precompute.sources.turns import words_of
+from periscope.precompute.sources.conversations import words_of
 from periscope.precompute.sources.vectors import payload
 
 TYPES = {"Image": "image", "Audio": "audio", "Video": "video"}  # features of Hugging Face's datasets
@@ -24,7 +25,7 @@ NAMED = {  # for columns of bytes that say nothing else
 }
 
 
-def media_columns(schema: object) -> dict[str, str]:
+def media_columns(schema: Any) -> dict[str, str]:
     """Columns of an Arrow schema that hold media -> their modality; only without any, those that hold vectors."""
     import pyarrow as pa
 
@@ -48,14 +49,14 @@ def media_columns(schema: object) -> dict[str, str]:
     return media or vectors
 
 
-def is_list(kind: object) -> bool:
+def is_list(kind: Any) -> bool:
     """Whether an Arrow type is a list of any form."""
     import pyarrow as pa
 
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _is_number(kind: object) -> bool:
+def _is_number(kind: Any) -> bool:
     import pyarrow as pa
 
     return pa.types.is_floating(kind)
@@ -72,7 +73,7 @@ def _features(metadata: dict[bytes, bytes]) -> dict[str, str]:
         return {}
 
 
-def cell_bytes(cell: object, place: int | None, folder: Path) -> bytes:
+def cell_bytes(cell: Any, place: int | None, folder: Path) -> bytes:
     """The bytes of the medium in a cell (`place`: which of a list); paths are relative to `folder`.
 
     Raises MediaError when there are none.

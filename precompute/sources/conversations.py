@@ -1,60 +1,120 @@
-"""A JSONL of conversations: one text per line, `{"id", "media": [relative paths], "turns": [{"role", "content"}],
-"split", "meta"}`; `id`, `split` and `meta` may be missing. A caption is one assistant turn, a question a user turn
-and an assistant turn.
+"""Captions, questions and conversations as they are published -> turns of {"role", "content"}."""
 
-Given the file itself, the media it names are encoded; given a folder with `texts.jsonl` in it, all media below are.
-Paths are relative to the file's folder and stay inside it; `a.zip/b.jpg` is a member of an archive, and
-`vectors.npy/000012` a row of an array.
-"""
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
-from collections.abc import Iterator
+from periscope.precompute.sources import Problem, Words
+from periscope.precompute.sources.splits import split_named
 
-from periscope.errors import FeatureSetError
-from periscope.precompute.sources import Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import DataFolder, first_row, whole
-from periscope.precompute.sources.text_file import stream_lines
-from periscope.precompute.sources.vectors import row_at, vectors_below
-from periscope.shards.texts import parse_text
-
-TEXTS = "texts.jsonl"
+MARK = "<image>"  # where a medium stands in a user turn; the same for sounds and clips
+MARKS = ("<video>", "<audio>", "<speech>")
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+CAPTIONS = ("text", "caption", "captions", "sentences", "sentence", "description", "txt")
+ANSWERS = ("answer", "multiple_choice_answer", "answers")
+CONVERSATIONS = ("conversations", "messages", "turns", "texts")
 
 
-def _detect(tree: DataFolder) -> str:
-    if tree.given:
-        lines = tree.given[0].lower().endswith(".jsonl")
-        others = {"conversations", "messages", "file_name"} & first_row(tree, tree.given[0]).keys() if lines else ()
-        return "it is a .jsonl file" if lines and not others else ""
-    return f"it holds {TEXTS}" if (tree.root / TEXTS).is_file() else ""
+def caption(words: str) -> tuple[dict, ...]:
+    """A caption as turns: the assistant says it, white space made single."""
+    return ({"role": "assistant", "content": " ".join(words.split())},)
 
 
-@source("conversations", "a .jsonl of conversations, or a folder with texts.jsonl and its media", _detect, 10)
-def conversations(tree: DataFolder) -> Iterator[Record]:
-    """The media and texts of a conversation file in its order, then the folder's media that it doesn't name."""
-    file = tree.given[0] if tree.given else TEXTS
-    yield from whole(file, _file(tree, file))
-    if not tree.given:
-        media = tree.media()
-        yield from map(tree.medium, media) if media else vectors_below(tree)
+def question(asked: str, answer: str | None) -> tuple[dict, ...]:
+    """A question as turns: the user asks, the assistant answers if there is an answer."""
+    turns = ({"role": "user", "content": " ".join(asked.split())},)
+    return turns if answer is None else (*turns, *caption(answer))
 
 
-def _file(tree: DataFolder, file: str) -> Iterator[Record]:
-    with tree.open(file) as stream:
-        for number, line in enumerate(stream_lines(stream), 1):
-            if line.strip():
-                yield from _text(tree, file, number, line)
+def conversation(rows: object, media: int) -> tuple[dict, ...] | str:
+    """LLaVA's [{"from", "value"}], or [{"role", "content"}], or [{"user", "assistant"}] -> turns, or what is wrong.
+
+    `<image>`, `<video>` and `<audio>` in the human's words stay where they are, as `<image>`: training puts the
+    `media` media of the text there, in order. Without any, they come before the first user's words.
+    """
+    if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:
+        return "the conversation is empty or not a list"
+    turns = []
+    for row in rows:
+        for speaker, words in _spoken(row):
+            role = SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
+            if role is None or not isinstance(words, str):
+                return f"a turn of {str(speaker)[:40]!r} can't be read"
+            if role == "user":
+                for mark in MARKS:
+                    words = words.replace(mark, MARK)
+            turns.append({"role": role, "content": words})
+    marks = sum(turn["content"].count(MARK) for turn in turns if turn["role"] == "user")
+    if marks and marks != media:
+        return f"{marks} {MARK} marks for {media} media"
+    return tuple(turns)
 
 
-def _text(tree: DataFolder, file: str, number: int, line: str) -> Iterator[Record]:
-    try:
-        text = parse_text(line, f"line {number}", default_id="")
-    except FeatureSetError as error:
-        yield Problem(file, "bad line in the texts file", str(error))
+def _spoken(row: object) -> Iterator[tuple[object, object]]:
+    if not isinstance(row, Mapping):
+        yield "", None
+    elif "from" in row:
+        yield row["from"], row.get("value")
+    elif "role" in row:
+        yield row["role"], _content(row.get("content"))
+    else:
+        pairs = [(name, row[name]) for name in ("user", "assistant") if name in row]
+        yield from pairs or [("", None)]
+
+
+def _content(content: object) -> object:
+    """The text of a "content", which may be a list of {"type": "text" | "image"}."""
+    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        return content
+    return "".join(str(part.get("text") or "") if part.get("type") == "text" else MARK for part in content)
+
+
+def most_common(answers: Sequence[str]) -> str | None:
+    """The answer given most often, the earliest of several; None when there is none, or all are blank."""
+    counts = Counter(answer for answer in answers if answer.strip())
+    return max(counts, key=lambda answer: counts[answer]) if counts else None
+
+
+def words_of(row: Mapping, media: tuple[str, ...], where: str, split: str | None = None) -> Iterator[Words | Problem]:
+    """The texts in one row of a table about `media`, by the usual names of columns: a conversation, else a question
+    with its answer, else captions.
+
+    split: that of the table, unless the row has a `split` of its own.
+    """
+    split = split_named(row.get("split")) or split
+    for column in CONVERSATIONS:
+        if isinstance(row.get(column), list) and row[column] and isinstance(row[column][0], Mapping):
+            turns = conversation(row[column], len(media))
+            if isinstance(turns, str):
+                yield Problem(media[0] if media else where, "bad conversation", f"{where}: {turns}")
+            else:
+                yield Words(media, turns, split)
+            return
+    asked = row.get("question")
+    if isinstance(asked, str) and asked.strip():
+        answers = next((found for column in ANSWERS if (found := strings(row.get(column)))), [])
+        every = strings(row.get("answers"))
+        yield Words(media, question(asked, most_common(answers)), split, None, {"answers": every} if every else {})
         return
-    where = f"{file}, line {number}"
-    media = [row_at(tree, name) or tree.at(name, "", where) for name in text["media"]]
-    if problems := [medium for medium in media if isinstance(medium, Problem)]:
-        yield problems[0]
-        return
-    yield from media
-    origins = tuple(medium.origin for medium in media)
-    yield Words(origins, tuple(text["turns"]), text["split"], text["id"] or None, text["meta"])
+    for column in CAPTIONS:
+        if captions := strings(row.get(column)):
+            yield from (Words(media, caption(words), split) for words in captions)
+            return
+
+
+def people(value: object) -> list[str]:
+    """What each of several people answered, as VQA's sets list them: those who said nothing count too."""
+    listed = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    said = [one.get("answer") if isinstance(one, Mapping) else one for one in listed]
+    return [one for one in said if isinstance(one, str)]
+
+
+def strings(value: object) -> list[str]:
+    """The texts in a cell: itself, its elements, or their "raw", "caption" or "answer"."""
+    if isinstance(value, Mapping):
+        value = next((value[name] for name in ("raw", "caption", "answer") if name in value), None)
+        return strings(value)
+    if isinstance(value, str):
+        return [value] if value.strip() else []
+    if isinstance(value, Sequence):
+        return [text for element in value for text in strings(element)]
+    return []

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.media import modality_of
@@ -38,15 +38,16 @@ class DataFolder:
 
     def __init__(self, path: Path | str):
         self.path = Path(os.path.abspath(path))
+        self.given: tuple[str, ...] = ()
         self.problems: list[Problem] = []
         self._loose: list[str] | None = None
         self._sorted: tuple[list[str], list[str]] | None = None
         self._words: list[str] | None = None
         self._members: dict[str, tuple[str, ByteSpan]] | None = None
         self._indexes: dict[int, dict[str, list[str]]] = {}
-        self._samples: dict[str, dict] = {}
+        self._samples: dict[str, dict[str, Any]] = {}
         if self.path.is_dir():
-            self.root, self.given = self.path, ()
+            self.root = self.path
             return
         files = [self.path] if self.path.exists() else _matching(str(self.path))
         if not files:
@@ -68,22 +69,23 @@ class DataFolder:
     def members(self) -> dict[str, tuple[str, ByteSpan]]:
         """The files in the zip archives below `root`: name -> (the archive's name, where in it)."""
         if self._members is None:
-            self._members = {}
+            found: dict[str, tuple[str, ByteSpan]] = {}
             given = [name for name in self.given if name.lower().endswith(".zip")]
             for archive in given or [name for name in self.names() if name.lower().endswith(".zip")]:
                 try:
                     for name, span in members(self.root / archive):
-                        self._add_member(archive, name, span)
+                        self._add_member(found, archive, name, span)
                 except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
                     self.problems.append(Problem(archive, "damaged archive", str(error)))
+            self._members = found
         return self._members
 
-    def _add_member(self, archive: str, name: str, span: ByteSpan) -> None:
+    def _add_member(self, found: dict[str, tuple[str, ByteSpan]], archive: str, name: str, span: ByteSpan) -> None:
         inside = os.path.normpath(name)
         if inside.startswith((".." + os.sep, "/")) or inside == "..":
             self.problems.append(Problem(archive, "outside the data folder", name))
         elif not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(inside).parts):
-            self._members.setdefault(f"{archive}/{inside}", (archive, span))
+            found.setdefault(f"{archive}/{inside}", (archive, span))
 
     def visible(self) -> list[str]:
         """The names that media are looked for among: archives are opened only where no medium lies loose."""
@@ -143,13 +145,13 @@ class DataFolder:
             return ""
         return next((line.strip() for line in lines if line.strip()), "")
 
-    def sample(self, name: str) -> dict[str, object]:
+    def sample(self, name: str) -> dict[str, Any]:
         """What a JSON file holds: key -> the first element of its array, or its value; "" for the file's own array.
 
         Of a long object only the first keys; {} when it isn't JSON.
         """
         if name not in self._samples:
-            found: dict[str, object] = {}
+            found: dict[str, Any] = {}
             try:
                 with self.open(name) as stream:
                     for key, element in islice(elements(stream), PEEKED):
@@ -247,15 +249,15 @@ def whole(name: str, records: Iterator[Record]) -> Iterator[Record]:
         yield Problem(name, "words can't be read", str(error))
 
 
-def first_row(tree: DataFolder, name: str) -> dict:
+def first_row(data: DataFolder, name: str) -> dict:
     """The first element of a .json array, or the first line of a .jsonl, when it is an object; else {}."""
     if name.lower().endswith(".jsonl"):
         try:
-            row = json.loads(tree.first_line(name))
+            row = json.loads(data.first_line(name))
         except (ValueError, RecursionError):
             return {}
     else:
-        row = tree.sample(name).get("")
+        row = data.sample(name).get("")
     return row if isinstance(row, dict) else {}
 
 
@@ -285,4 +287,4 @@ def _matching(pattern: str) -> list[Path]:
         patterns = list(braceexpand(pattern))
     except ValueError:
         patterns = [pattern]
-    return sorted({Path(found) for one in patterns for found in glob.glob(one) if os.path.isfile(found)})
+    return sorted({Path(found) for given in patterns for found in glob.glob(given) if os.path.isfile(found)})

@@ -4,20 +4,25 @@ import json
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 
-class DiskList(Sequence):
+class DiskList(Sequence[Item]):
     """Records in the order in which they were appended; 8 bytes of memory for each.
 
     pack: a record -> what JSON holds · unpack: the way back. The file has no name and vanishes with the process.
     """
 
-    def __init__(self, pack: Callable = lambda record: record, unpack: Callable = lambda record: record):
+    def __init__(
+        self, pack: Callable[[Any], Any] = lambda record: record, unpack: Callable[[Any], Any] = lambda record: record
+    ):
         self._pack, self._unpack = pack, unpack
         self._file = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as the records
         self._starts = array("Q", [0])
 
-    def append(self, record: object) -> None:
+    def append(self, record: Item) -> None:
         """Add one record at the end."""
         line = json.dumps(self._pack(record)).encode() + b"\n"
         self._file.seek(self._starts[-1])
@@ -27,16 +32,16 @@ class DiskList(Sequence):
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def __getitem__(self, number: int) -> object:
+    def __getitem__(self, number: int) -> Item:  # type: ignore[override]  # no slices
         self._file.seek(self._starts[range(len(self))[number]])
         return self._unpack(json.loads(self._file.readline()))
 
-    def __iter__(self) -> Iterator[object]:
+    def __iter__(self) -> Iterator[Item]:
         return (self[number] for number in range(len(self)))
 
-    def only(self, keep: Callable[[object], bool]) -> "DiskList":
+    def only(self, keep: Callable[[Item], bool]) -> "DiskList[Item]":
         """A new one with the records that `keep` says yes to."""
-        chosen = DiskList(self._pack, self._unpack)
+        chosen: DiskList[Item] = DiskList(self._pack, self._unpack)
         for record in self:
             if keep(record):
                 chosen.append(record)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from periscope.errors import PrecomputeError
 
@@ -39,7 +40,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     repo = f"{owner}/{repo}"
-    wanted = {"repo_type": "dataset", "allow_patterns": [f"{folder.rstrip('/')}/*"] if folder else None}
+    wanted: dict[str, Any] = {"repo_type": "dataset", "allow_patterns": [f"{folder.rstrip('/')}/*"] if folder else None}
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     try:
         if not offline:

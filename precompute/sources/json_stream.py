@@ -6,7 +6,7 @@ The library's own decoder reads each element; here is only what stands between t
 import io
 import json
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from periscope.precompute.sources.text_file import HEAD, encoding_of
 
@@ -14,7 +14,7 @@ CHUNK = 1 << 20
 LARGEST = 1 << 28  # characters of one element; a file without its closing bracket ends here, not in the memory
 
 
-def elements(stream: BinaryIO) -> Iterator[tuple[str, object]]:
+def elements(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
     """(key, element) of a JSON object or array, in the file's order.
 
     An array gives ("", element) for each of its elements. An object gives (key, element) for each element of a value
@@ -77,7 +77,7 @@ class _Reader:
         self.at += 1
         return found
 
-    def value(self) -> object:
+    def value(self) -> Any:
         self.peek()
         while True:
             try:
@@ -92,7 +92,7 @@ class _Reader:
                     raise
             self.more()
 
-    def rest_of_array(self) -> Iterator[object]:
+    def rest_of_array(self) -> Iterator[Any]:
         while self.peek() != "]":
             yield self.value()
             if self.peek() == ",":

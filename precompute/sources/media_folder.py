@@ -14,21 +14,21 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from periscope.precompute.sources import Problem, Record, Words, source
+from periscope.precompute.sources.conversations import caption, words_of
 from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.tables import rows
 from periscope.precompute.sources.text_file import captions_in
-from periscope.precompute.sources.turns import caption, words_of
 
 NAMED = re.compile(r"(\w+_)?file_name")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
-def _detect(tree: DataFolder) -> str:
-    if not tree.given:
+def _detect(data: DataFolder) -> str:
+    if not data.given:
         return "it is a folder"
-    if tree.given[0].lower().endswith(".zip"):
+    if data.given[0].lower().endswith(".zip"):
         return "it is a zip archive"
-    return "it is its metadata" if PurePosixPath(tree.given[0]).name in METADATA else ""
+    return "it is its metadata" if PurePosixPath(data.given[0]).name in METADATA else ""
 
 
 @source(
@@ -37,47 +37,47 @@ def _detect(tree: DataFolder) -> str:
     _detect,
     90,
 )
-def media_folder(tree: DataFolder) -> Iterator[Record]:
+def media_folder(data: DataFolder) -> Iterator[Record]:
     """All media below the folder, and their words: captions as single assistant turns. Given a metadata file, only
     the media it names.
     """
-    if tree.given and PurePosixPath(tree.given[0]).name in METADATA:
-        yield from whole(tree.given[0], _metadata(tree, tree.given[0]))
+    if data.given and PurePosixPath(data.given[0]).name in METADATA:
+        yield from whole(data.given[0], _metadata(data, data.given[0]))
         return
-    names, worded = set(tree.visible()), set()
+    names, worded = set(data.visible()), set[str]()
     for name in sorted(name for name in names if PurePosixPath(name).name in METADATA):
-        for record in whole(name, _metadata(tree, name)):
+        for record in whole(name, _metadata(data, name)):
             yield record
             if isinstance(record, Words):
                 worded.update(record.media)
-    for name in tree.media():
-        yield tree.medium(name)
+    for name in data.media():
+        yield data.medium(name)
         if name not in worded:
-            yield from sidecar(tree, name, names)
+            yield from sidecar(data, name, names)
 
 
-def sidecar(tree: DataFolder, name: str, names: set[str]) -> Iterator[Words | Problem]:
+def sidecar(data: DataFolder, name: str, names: set[str]) -> Iterator[Words | Problem]:
     """The captions in the `.txt` beside a medium, if it is among `names`."""
     stem = os.path.splitext(name)[0]
     beside = next((stem + end for end in (".txt", ".TXT") if stem + end in names), None)
     if beside is None:
         return
     try:
-        for words in captions_in(tree.text(beside)):
+        for words in captions_in(data.text(beside)):
             yield Words((name,), caption(words))
     except OSError as error:
         yield Problem(name, "words can't be read", str(error))
 
 
-def _metadata(tree: DataFolder, name: str) -> Iterator[Record]:
+def _metadata(data: DataFolder, name: str) -> Iterator[Record]:
     folder = os.path.dirname(name)
-    for number, row in rows(tree, name):
+    for number, row in rows(data, name):
         where = f"{name}, line {number}"
         wanted = next((row[column] for column in row if NAMED.fullmatch(column)), None) if row else None
-        if not isinstance(wanted, str) or not wanted.strip():
+        if row is None or not isinstance(wanted, str) or not wanted.strip():
             yield Problem(name, "bad line in a metadata file", f"line {number} has no file_name")
             continue
-        medium = tree.at(wanted, folder, where)
+        medium = data.at(wanted, folder, where)
         yield medium
         if not isinstance(medium, Problem):
             yield from words_of(row, (medium.origin,), where)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.sources import Problem, Record, source
@@ -38,46 +39,46 @@ def read_cell(group: int, row: int, column: str, place: int | None, path: Path) 
 
 
 @lru_cache(maxsize=2)
-def _column(path: Path, _: int, group: int, column: str) -> object:
+def _column(path: Path, _: int, group: int, column: str) -> Any:
     return pyarrow(path.name).parquet.ParquetFile(path).read_row_group(group, columns=[column]).column(column)
 
 
-def _files(tree: DataFolder) -> dict[str, dict[str, str]]:
+def _files(data: DataFolder) -> dict[str, dict[str, str]]:
     """Parquet file -> its columns with media."""
     found = {}
-    for name in tree.listed(".parquet"):
+    for name in data.listed(".parquet"):
         if PurePosixPath(name).name in METADATA:
             continue
         try:
-            columns = media_columns(pyarrow(name).parquet.read_schema(tree.root / name))
+            columns = media_columns(pyarrow(name).parquet.read_schema(data.root / name))
         except PrecomputeError:
             raise
         except Exception as error:  # pyarrow's errors on damaged files are of many classes
-            tree.problems.append(Problem(name, "damaged .parquet", str(error)))
+            data.problems.append(Problem(name, "damaged .parquet", str(error)))
             continue
         if columns:
             found[name] = columns
     return found
 
 
-def _detect(tree: DataFolder) -> str:
-    if not tree.listed(".parquet") or not (tree.given or not tree.media()):
+def _detect(data: DataFolder) -> str:
+    if not data.listed(".parquet") or not (data.given or not data.media()):
         return ""
-    files = _files(tree)
+    files = _files(data)
     name = next(iter(files), "")
     return f"{name} has a column {next(iter(files[name]))!r} of them" if files else ""
 
 
 @source("parquet", "parquet files with pictures, sounds, clips or vectors in a column", _detect, 70)
-def parquet_table(tree: DataFolder) -> Iterator[Record]:
+def parquet_table(data: DataFolder) -> Iterator[Record]:
     """The media in the rows of all files, and their words."""
-    for name, columns in _files(tree).items():
+    for name, columns in _files(data).items():
         column, modality = next(iter(columns.items()))
-        yield from whole(name, _rows(tree, name, column, modality))
+        yield from whole(name, _rows(data, name, column, modality))
 
 
-def _rows(tree: DataFolder, name: str, column: str, modality: str) -> Iterator[Record]:
-    path, split, number = tree.root / name, split_in(os.path.basename(name)), 0
+def _rows(data: DataFolder, name: str, column: str, modality: str) -> Iterator[Record]:
+    path, split, number = data.root / name, split_in(os.path.basename(name)), 0
     file = pyarrow(name).parquet.ParquetFile(path)
     several = is_list(file.schema_arrow.field(column).type) and modality != "vector"
     wanted = [other for other in file.schema_arrow.names if several or other != column]

@@ -46,19 +46,19 @@ def _open(path: Path) -> dict:
     return {name: rows.with_format("arrow") for name, rows in splits.items()}
 
 
-def _detect(tree: DataFolder) -> str:
-    if tree.given:
+def _detect(data: DataFolder) -> str:
+    if data.given:
         return ""
-    if (tree.root / "dataset_dict.json").is_file():
+    if (data.root / "dataset_dict.json").is_file():
         return "it holds dataset_dict.json"
-    whole = (tree.root / "state.json").is_file() and (tree.root / "dataset_info.json").is_file()
+    whole = (data.root / "state.json").is_file() and (data.root / "dataset_info.json").is_file()
     return "it holds state.json and dataset_info.json" if whole else ""
 
 
 @source("saved dataset", "a Hugging Face dataset saved to disk, or hf:owner/name", _detect, 14)
-def saved_dataset(tree: DataFolder) -> Iterator[Record]:
+def saved_dataset(data: DataFolder) -> Iterator[Record]:
     """The media in the rows of all splits, and their words."""
-    for name, table in _open(tree.root).items():
+    for name, table in _open(data.root).items():
         columns = media_columns(table.features.arrow_schema)
         if not columns:
             continue
@@ -70,4 +70,4 @@ def saved_dataset(tree: DataFolder) -> Iterator[Record]:
         for at, row in enumerate(rows):
             part = partial(read_row, name, at, column)
             origin = f"{name}/{at:06d}" if name else f"{at:06d}"
-            yield from records_of(row, origin, tree.root, column, modality, part, split_named(name))
+            yield from records_of(row, origin, data.root, column, modality, part, split_named(name))

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from periscope.errors import PrecomputeError
 from periscope.precompute.sources.data_folder import DataFolder
@@ -14,21 +15,21 @@ ROWS = 1000  # of a parquet file that are held at once
 csv.field_size_limit(1 << 24)
 
 
-def rows(tree: DataFolder, name: str, only: Sequence[str] | None = None) -> Iterator[tuple[int, dict | None]]:
+def rows(data: DataFolder, name: str, only: Sequence[str] | None = None) -> Iterator[tuple[int, dict | None]]:
     """(line, row) of a table, counted as an editor does; None for a line that can't be read.
 
     only: the columns that are wanted of a .parquet. Raises OSError, and PrecomputeError when a .parquet can't be read
     for want of pyarrow.
     """
     if name.lower().endswith(".parquet"):
-        yield from _parquet(tree, name, only)
+        yield from _parquet(data, name, only)
     elif name.lower().endswith(".jsonl"):
-        with tree.open(name) as stream:
+        with data.open(name) as stream:
             for number, line in enumerate(stream_lines(stream), 1):
                 if line.strip():
-                    yield number, _object(line)
+                    yield number, json_object(line)
     else:
-        text = io.StringIO(tree.text(name), newline="")
+        text = io.StringIO(data.text(name), newline="")
         reader = csv.DictReader(text, delimiter=delimiter_of(text.readline()))
         text.seek(0)
         number = 1
@@ -44,16 +45,21 @@ def delimiter_of(head: str) -> str:
     return max(",;\t|", key=head.count)
 
 
-def columns(tree: DataFolder, name: str) -> list[str]:
+def columns(data: DataFolder, name: str) -> list[str]:
     """The names of a .csv's columns."""
-    head = tree.first_line(name)
+    head = data.first_line(name)
     try:
         return [column.strip() for column in next(csv.reader([head], delimiter=delimiter_of(head)), [])]
     except csv.Error:
         return []
 
 
-def pyarrow(name: str) -> object:
+def csv_with(data: DataFolder, *wanted: str) -> list[str]:
+    """The .csv files that have all of these columns."""
+    return [name for name in data.word_files(".csv") if set(columns(data, name)) >= set(wanted)]
+
+
+def pyarrow(name: str) -> Any:
     """The library that reads parquet. Raises PrecomputeError when it isn't installed."""
     try:
         import pyarrow.parquet
@@ -62,7 +68,8 @@ def pyarrow(name: str) -> object:
     return pyarrow
 
 
-def _object(line: str) -> dict | None:
+def json_object(line: str) -> dict | None:
+    """The JSON object in a line; None for anything else."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -70,11 +77,11 @@ def _object(line: str) -> dict | None:
     return row if isinstance(row, dict) else None
 
 
-def _parquet(tree: DataFolder, name: str, only: Sequence[str] | None) -> Iterator[tuple[int, dict | None]]:
+def _parquet(data: DataFolder, name: str, only: Sequence[str] | None) -> Iterator[tuple[int, dict | None]]:
     library = pyarrow(name)
     number = 0
     try:
-        with tree.open(name) as stream:
+        with data.open(name) as stream:
             for batch in library.parquet.ParquetFile(stream).iter_batches(ROWS, columns=only):
                 for row in batch.to_pylist():
                     number += 1

@@ -61,5 +61,5 @@ def stream_lines(stream: BinaryIO) -> Iterator[str]:
             for line in text:
                 yield line.rstrip("\n")
         return
-    for line in stream:
-        yield from decode_text(line).removesuffix("\n").split("\n")
+    for data in stream:
+        yield from decode_text(data).removesuffix("\n").split("\n")

@@ -2,63 +2,43 @@
 "question_id", "question", "answers"}]}`, or with "caption_str" in place of the question. https://textvqa.org/dataset/,
 https://textvqa.org/textcaps/dataset/.
 
-The answer is the one given most often; the ten are kept in `meta`. The test parts have neither answers nor captions.
-The pictures, `003a8ae2ef43b901.jpg`, may lie in any folder (`train_images/` holds those of both train and val).
+The answer is the one given most often; the ten are kept in `meta`. The test files have neither answers nor captions.
+The images, `003a8ae2ef43b901.jpg`, may lie in any folder (`train_images/` holds those of both train and val).
 """
 
-import os
 from collections.abc import Iterator
+from functools import partial
 
-from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.data_folder import DataFolder, whole
-from periscope.precompute.sources.json_stream import elements
-from periscope.precompute.sources.splits import split_in
-from periscope.precompute.sources.turns import caption, most_common, people, question
-
-
-def _files(tree: DataFolder) -> list[str]:
-    found = tree.holding("data", "image_id", "set_name")
-    return [name for name in found if {"question", "caption_str", "image_name"} & tree.sample(name)["data"].keys()]
+from periscope.precompute.sources import Medium, Record, Words
+from periscope.precompute.sources.annotations import AnnotationFile, annotations
+from periscope.precompute.sources.conversations import caption, most_common, people, question
+from periscope.precompute.sources.data_folder import DataFolder
 
 
-def _detect(tree: DataFolder) -> str:
-    files = _files(tree)
-    return f"{files[0]} has its data" if files else ""
+def _files(data: DataFolder) -> list[str]:
+    found = data.holding("data", "image_id", "set_name")
+    return [name for name in found if {"question", "caption_str", "image_name"} & data.sample(name)["data"].keys()]
 
 
-@source("TextVQA", "TextVQA's or TextCaps' .json with its images", _detect, 20)
-def textvqa(tree: DataFolder) -> Iterator[Record]:
-    """The images that the files list, and their questions or captions."""
-    media: dict[str, Medium | Problem] = {}
-    for name in _files(tree):
-        yield from whole(name, _file(tree, name, media))
+@annotations("TextVQA", "TextVQA's or TextCaps' .json with its images", files=_files, sign="has its data", order=20)
+def textvqa(file: AnnotationFile) -> Iterator[Record]:
+    """The images that the file lists, and their questions or captions."""
+    for _, row in file.elements("data"):
+        image = row.get("image_id") if isinstance(row, dict) else None
+        if not isinstance(image, str):
+            yield file.bad_entry("an entry without image_id", row)
+            continue
+        yield from file.find_once(image, partial(file.find, f"{image}.jpg"))
+        if isinstance(medium := file.media[image], Medium):
+            yield from _words(medium, row, file.split)
 
 
-def _file(tree: DataFolder, name: str, media: dict[str, Medium | Problem]) -> Iterator[Record]:
-    split = split_in(os.path.basename(name))
-    with tree.open(name) as stream:
-        for key, row in elements(stream):
-            if key == "data":
-                yield from _row(tree, name, row, split, media)
-
-
-def _row(
-    tree: DataFolder, name: str, row: object, split: str | None, media: dict[str, Medium | Problem]
-) -> Iterator[Record]:
-    image = row.get("image_id") if isinstance(row, dict) else None
-    if not isinstance(image, str):
-        yield Problem(name, "bad entry", f"an entry without image_id: {str(row)[:80]}")
-        return
-    if image not in media:
-        media[image] = tree.find(f"{image}.jpg", name)
-        yield media[image]
-    if not isinstance(media[image], Medium):
-        return
-    origins, asked, words = (media[image].origin,), row.get("question"), row.get("caption_str")
+def _words(medium: Medium, row: dict, split: str | None) -> Iterator[Words]:
+    asked, words = row.get("question"), row.get("caption_str")
     if isinstance(words, str) and words.strip():
-        yield Words(origins, caption(words), split, None, {"task": "textcaps", "image_id": image})
+        yield Words((medium.origin,), caption(words), split, None, {"task": "textcaps", "image_id": row["image_id"]})
     elif isinstance(asked, str) and asked.strip():
         answers = people(row.get("answers"))
         meta = {"task": "textvqa"} | ({"answers": answers} if answers else {})
         identity = f"textvqa-{row['question_id']}" if "question_id" in row else None
-        yield Words(origins, question(asked, most_common(answers)), split, identity, meta)
+        yield Words((medium.origin,), question(asked, most_common(answers)), split, identity, meta)

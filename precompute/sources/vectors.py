@@ -17,9 +17,9 @@ import numpy as np
 
 from periscope.errors import MediaError
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.conversations import caption
 from periscope.precompute.sources.data_folder import DataFolder
 from periscope.precompute.sources.media_folder import sidecar
-from periscope.precompute.sources.turns import caption
 
 SUFFIXES = (".npy", ".safetensors")
 
@@ -72,12 +72,12 @@ def shapes(path: Path) -> dict[str, list[int]]:
         raise MediaError("can't be opened", str(error)) from error
 
 
-def row_at(tree: DataFolder, origin: str) -> Medium | None:
+def row_at(data: DataFolder, origin: str) -> Medium | None:
     """The medium that an origin as above names; None when it isn't of that form."""
     name = next((origin[: at + len(end)] for end in SUFFIXES if (at := origin.lower().find(end)) >= 0), None)
-    path = tree.root / name if name else None
-    if path is None or ".." in origin.split("/") or name.startswith("/") or not os.path.isfile(path):
+    if name is None or ".." in origin.split("/") or name.startswith("/") or not os.path.isfile(data.root / name):
         return None
+    path = data.root / name
     inside = origin[len(name) + 1 :]
     try:
         held = shapes(path)
@@ -95,11 +95,11 @@ def row_at(tree: DataFolder, origin: str) -> Medium | None:
     return None
 
 
-def vectors_below(tree: DataFolder) -> Iterator[Medium | Problem]:
+def vectors_below(data: DataFolder) -> Iterator[Medium | Problem]:
     """All media of this form that were given, or that lie in the folder."""
-    files = tree.listed(*SUFFIXES)
+    files = data.listed(*SUFFIXES)
     for name in files:
-        path = tree.root / name
+        path = data.root / name
         try:
             held = shapes(path)
         except MediaError as error:
@@ -117,35 +117,35 @@ def vectors_below(tree: DataFolder) -> Iterator[Medium | Problem]:
                 yield Medium(path, name, "vector", partial(read_array, inside, None))
 
 
-def _detect(tree: DataFolder) -> str:
-    files = tree.listed(*SUFFIXES)
-    if not files or (not tree.given and tree.media()):
+def _detect(data: DataFolder) -> str:
+    files = data.listed(*SUFFIXES)
+    if not files or (not data.given and data.media()):
         return ""
-    return f"{files[0]} holds arrays" + ("" if tree.given else ", and there are no pictures, sounds or clips")
+    return f"{files[0]} holds arrays" + ("" if data.given else ", and there are no pictures, sounds or clips")
 
 
 @source("vectors", "a .npy or .safetensors of ready-made vectors, or a folder of them", _detect, 75)
-def vectors(tree: DataFolder) -> Iterator[Record]:
+def vectors(data: DataFolder) -> Iterator[Record]:
     """All vectors; the captions of rows from the lines of the file's `.txt`, those of files from theirs."""
-    names, rows = set(tree.names()), {}
-    for medium in vectors_below(tree):
+    names, rows = set(data.names()), dict[str, list[str]]()
+    for medium in vectors_below(data):
         yield medium
         if isinstance(medium, Problem):
             continue
         name, _, row = medium.origin.rpartition("/")
-        if medium.path == str(tree.root / medium.origin):
-            yield from sidecar(tree, medium.origin, names)
+        if medium.path == str(data.root / medium.origin):
+            yield from sidecar(data, medium.origin, names)
         elif row.isdecimal():
             rows.setdefault(name, []).append(medium.origin)
     for name, origins in rows.items():
-        yield from _lines(tree, name, origins, names)
+        yield from _lines(data, name, origins, names)
 
 
-def _lines(tree: DataFolder, name: str, origins: list[str], names: set[str]) -> Iterator[Words | Problem]:
+def _lines(data: DataFolder, name: str, origins: list[str], names: set[str]) -> Iterator[Words | Problem]:
     beside = str(Path(name).with_suffix(".txt"))
     if beside not in names:
         return
-    lines = tree.text(beside).removesuffix("\n").split("\n")
+    lines = data.text(beside).removesuffix("\n").split("\n")
     if len(lines) != len(origins):
         yield Problem(beside, "lines don't match the rows", f"{len(lines)} lines for {len(origins)} rows of {name}")
         return

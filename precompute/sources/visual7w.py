@@ -10,57 +10,51 @@ the picture. The pictures, `v7w_2366131.jpg`, may lie in any folder.
 import io
 import random
 from collections.abc import Iterator
+from typing import Any
 
 from periscope.errors import MediaError
-from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources import Medium, Problem, Record, Turns, Words
+from periscope.precompute.sources.annotations import AnnotationFile, annotations
+from periscope.precompute.sources.conversations import question
 from periscope.precompute.sources.data_folder import DataFolder, whole
-from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.splits import split_named
-from periscope.precompute.sources.turns import question
 
 LETTERS = "ABCD"
 
 
-def _files(tree: DataFolder) -> list[str]:
-    return list(dict.fromkeys(tree.holding("images", "qa_pairs", "filename") + tree.holding("boxes", "box_id", "x")))
+def _files(data: DataFolder) -> list[str]:
+    return list(dict.fromkeys(data.holding("images", "qa_pairs", "filename") + data.holding("boxes", "box_id", "x")))
 
 
-def _detect(tree: DataFolder) -> str:
-    files = _files(tree)
-    return f"{files[0]} has images with their qa_pairs" if files else ""
-
-
-@source("Visual7W", "Visual7W's dataset_v7w_telling.json or dataset_v7w_pointing.json with its images", _detect, 23)
-def visual7w(tree: DataFolder) -> Iterator[Record]:
+@annotations(
+    "Visual7W",
+    "Visual7W's dataset_v7w_telling.json or dataset_v7w_pointing.json with its images",
+    files=_files,
+    sign="has images with their qa_pairs",
+    order=23,
+)
+def visual7w(file: AnnotationFile) -> Iterator[Record]:
     """The images, and the questions with their answers: words, or a box."""
-    for name in _files(tree):
-        boxes: dict[object, dict] = {}
-        yield from whole(name, _boxes(tree, name, boxes))
-        yield from whole(name, _file(tree, name, boxes))
+    boxes: dict[object, dict] = {}
+    yield from whole(file.name, _boxes(file, boxes))
+    for _, image in file.elements("images"):
+        yield from _image(file, image, boxes)
 
 
-def _boxes(tree: DataFolder, name: str, boxes: dict[object, dict]) -> Iterator[Problem]:
-    with tree.open(name) as stream:
-        for key, row in elements(stream):
-            if key == "boxes" and isinstance(row, dict):
-                boxes[row.get("box_id")] = row
-            elif key == "boxes":
-                yield Problem(name, "bad entry", f"a box that isn't one: {str(row)[:80]}")
+def _boxes(file: AnnotationFile, boxes: dict[object, dict]) -> Iterator[Problem]:
+    for _, row in file.elements("boxes"):
+        if isinstance(row, dict):
+            boxes[row.get("box_id")] = row
+        else:
+            yield file.bad_entry("a box that isn't one", row)
 
 
-def _file(tree: DataFolder, name: str, boxes: dict[object, dict]) -> Iterator[Record]:
-    with tree.open(name) as stream:
-        for key, image in elements(stream):
-            if key == "images":
-                yield from _image(tree, name, image, boxes)
-
-
-def _image(tree: DataFolder, name: str, image: object, boxes: dict[object, dict]) -> Iterator[Record]:
-    file, pairs = (image.get("filename"), image.get("qa_pairs")) if isinstance(image, dict) else (None, None)
-    if not isinstance(file, str) or not isinstance(pairs, list):
-        yield Problem(name, "bad entry", f"an image without filename or qa_pairs: {str(image)[:80]}")
+def _image(file: AnnotationFile, image: Any, boxes: dict[object, dict]) -> Iterator[Record]:
+    name, pairs = (image.get("filename"), image.get("qa_pairs")) if isinstance(image, dict) else (None, None)
+    if not isinstance(name, str) or not isinstance(pairs, list):
+        yield file.bad_entry("an image without filename or qa_pairs", image)
         return
-    medium = tree.find(file, name)
+    medium = file.find(name)
     yield medium
     if not isinstance(medium, Medium):
         return
@@ -75,8 +69,8 @@ def _image(tree: DataFolder, name: str, image: object, boxes: dict[object, dict]
                 yield Problem(medium.origin, "not a picture", str(error))
                 return
             listed = [_shares(boxes[choice], *size) for choice in listed]
-        elif not isinstance(asked, str) or not asked.strip() or not all(isinstance(one, str) for one in listed):
-            yield Problem(name, "bad entry", f"a question without words or answer: {str(pair)[:80]}")
+        elif not isinstance(asked, str) or not asked.strip() or not all(isinstance(choice, str) for choice in listed):
+            yield file.bad_entry("a question without words or answer", pair)
             continue
         yield _words(medium, asked, listed, pair, split)
 
@@ -90,7 +84,7 @@ def _words(medium: Medium, asked: str, listed: list, pair: dict, split: str | No
         "choices": [listed[i] for i in order],
         "letter": LETTERS[order.index(0)],
     }
-    turns = question(asked, listed[0] if isinstance(listed[0], str) else "<box>")
+    turns: Turns = question(asked, listed[0] if isinstance(listed[0], str) else "<box>")
     if not isinstance(listed[0], str):
         turns = (turns[0], {**turns[1], "boxes": [listed[0]]})
     return Words((medium.origin,), turns, split, f"v7w-{pair['qa_id']}" if "qa_id" in pair else None, meta)
@@ -104,7 +98,7 @@ def _size(medium: Medium) -> tuple[int, int]:
 
 
 def _shares(box: dict, width: int, height: int) -> list[float]:
-    """Left, top, right, bottom as shares of the picture; what reaches beyond it is cut."""
-    corners = (box["x"] / width, box["y"] / height)
-    corners += ((box["x"] + box["width"]) / width, (box["y"] + box["height"]) / height)
+    """Left, top, right, bottom as fractions of the image, cut at its edges."""
+    left, top = box["x"], box["y"]
+    corners = (left / width, top / height, (left + box["width"]) / width, (top + box["height"]) / height)
     return [round(min(1.0, max(0.0, value)), 4) for value in corners]

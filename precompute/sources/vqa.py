@@ -8,81 +8,74 @@ annotations (test) stay without an answer. The images are COCO's: `COCO_train201
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.annotations import AnnotationFile
+from periscope.precompute.sources.conversations import most_common, people, question
 from periscope.precompute.sources.data_folder import DataFolder, whole
-from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.splits import split_in
-from periscope.precompute.sources.turns import most_common, people, question
 
 SUBTYPE = re.compile(r"(train|val|test)(?:-?dev)?(\d{4})")
+Answers = dict[object, tuple[str | None, dict]]  # question id -> answer and meta
 
 
-def _questions(tree: DataFolder) -> list[str]:
-    return tree.holding("questions", "question_id", "image_id", "question")
+def _questions(data: DataFolder) -> list[str]:
+    return data.holding("questions", "question_id", "image_id", "question")
 
 
-def _detect(tree: DataFolder) -> str:
-    files = _questions(tree)
+def _detect(data: DataFolder) -> str:
+    files = _questions(data)
     return f"{files[0]} has questions with image_id" if files else ""
 
 
 @source("VQAv2", "VQAv2's questions .json with its annotations and COCO's images", _detect, 22)
-def vqa(tree: DataFolder) -> Iterator[Record]:
-    """The images that are asked about, and the questions with their answers."""
-    answers: dict[object, tuple[str | None, dict]] = {}
-    for name in _annotations(tree):
-        yield from whole(name, _answers(tree, name, answers))
-    for name in _questions(tree):
-        yield from whole(name, _file(tree, name, answers))
+def vqa(data: DataFolder) -> Iterator[Record]:
+    """The images that are asked about, and the questions with their answers, which are in files of their own."""
+    answers: Answers = {}
+    for name in _annotations(data):
+        yield from whole(name, _answers(AnnotationFile(data, name), answers))
+    for name in _questions(data):
+        yield from whole(name, _asked(AnnotationFile(data, name), answers))
 
 
-def _annotations(tree: DataFolder) -> list[str]:
-    """Those among the given files, or beside them."""
-    beside = DataFolder(tree.root) if tree.given else tree
-    folders = {os.path.dirname(name) for name in tree.given}
+def _annotations(data: DataFolder) -> list[str]:
+    """The files of answers among the given files, or beside them."""
+    beside = DataFolder(data.root) if data.given else data
+    folders = {os.path.dirname(name) for name in data.given}
     found = beside.holding("annotations", "question_id", "answers")
     return [name for name in found if not folders or os.path.dirname(name) in folders]
 
 
-def _answers(tree: DataFolder, name: str, answers: dict[object, tuple[str | None, dict]]) -> Iterator[Record]:
-    with tree.open(name) as stream:
-        for key, row in elements(stream):
-            if key != "annotations":
-                continue
-            if isinstance(row, dict) and isinstance(row.get("question_id"), int | str):
-                answers[row["question_id"]] = _answer(row)
-            else:
-                yield Problem(name, "bad entry", f"an annotation without question_id: {str(row)[:80]}")
+def _answers(file: AnnotationFile, answers: Answers) -> Iterator[Problem]:
+    for _, row in file.elements("annotations"):
+        if isinstance(row, dict) and isinstance(row.get("question_id"), int | str):
+            answers[row["question_id"]] = _answer(row)
+        else:
+            yield file.bad_entry("an annotation without question_id", row)
 
 
 def _answer(row: dict) -> tuple[str | None, dict]:
     every = people(row.get("answers"))
-    given = row.get("multiple_choice_answer")
+    answer = row.get("multiple_choice_answer")
     kept = {name: row[name] for name in ("question_type", "answer_type") if isinstance(row.get(name), str)}
-    return given if isinstance(given, str) else most_common(every), {"answers": every, **kept}
+    return answer if isinstance(answer, str) else most_common(every), {"answers": every, **kept}
 
 
-def _file(tree: DataFolder, name: str, answers: dict[object, tuple[str | None, dict]]) -> Iterator[Record]:
-    subtype = tree.sample(name).get("data_subtype")
-    match = SUBTYPE.search(subtype if isinstance(subtype, str) else os.path.basename(name))
+def _asked(file: AnnotationFile, answers: Answers) -> Iterator[Record]:
+    subtype = file.folder.sample(file.name).get("data_subtype")
+    match = SUBTYPE.search(subtype if isinstance(subtype, str) else file.base)
     folder = "".join(match.groups()) if match else ""
-    split = split_in(match[1] if match else os.path.basename(name))
-    task = {"task": "vqav2"} if os.path.basename(name).startswith("v2_") else {}
-    media: dict[object, Medium | Problem] = {}
-    with tree.open(name) as stream:
-        for key, row in elements(stream):
-            if key != "questions":
-                continue
-            image, asked = (row.get("image_id"), row.get("question")) if isinstance(row, dict) else (None, None)
-            if not isinstance(image, int) or not isinstance(asked, str) or not asked.strip():
-                yield Problem(name, "bad entry", f"a question without image_id or words: {str(row)[:80]}")
-                continue
-            if image not in media:
-                names = [f"{image:012d}.jpg"] + ([f"COCO_{folder}_{image:012d}.jpg"] if folder else [])
-                media[image] = tree.find_first(names[::-1], name, prefer=folder)
-                yield media[image]
-            if isinstance(media[image], Medium):
-                identity = row.get("question_id")
-                answer, meta = answers.get(identity, (None, {}))
-                yield Words((media[image].origin,), question(asked, answer), split, str(identity), task | meta)
+    split = split_in(match[1] if match else file.base)
+    task = {"task": "vqav2"} if file.base.startswith("v2_") else {}
+    for _, row in file.elements("questions"):
+        image, asked = (row.get("image_id"), row.get("question")) if isinstance(row, dict) else (None, None)
+        if not isinstance(image, int) or not isinstance(asked, str) or not asked.strip():
+            yield file.bad_entry("a question without image_id or words", row)
+            continue
+        names = ([f"COCO_{folder}_{image:012d}.jpg"] if folder else []) + [f"{image:012d}.jpg"]
+        yield from file.find_once(image, partial(file.folder.find_first, names, file.name, prefer=folder))
+        if isinstance(medium := file.media[image], Medium):
+            identity = row.get("question_id")
+            answer, meta = answers.get(identity, (None, {}))
+            yield Words((medium.origin,), question(asked, answer), split, str(identity), task | meta)

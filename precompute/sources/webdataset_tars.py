@@ -10,7 +10,6 @@ it was.
 """
 
 import importlib.util
-import json
 import os
 import tarfile
 from collections.abc import Iterator
@@ -21,11 +20,11 @@ from pathlib import Path, PurePosixPath
 from periscope.errors import MediaError
 from periscope.precompute.media import modality_of
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.conversations import caption, words_of
 from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.splits import split_in
-from periscope.precompute.sources.tables import rows
+from periscope.precompute.sources.tables import json_object, rows
 from periscope.precompute.sources.text_file import decode_text
-from periscope.precompute.sources.turns import caption, words_of
 
 WORDS = ("txt", "caption", "json")
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -45,28 +44,28 @@ def read_span(offset: int, size: int, path: Path) -> bytes:
     return data
 
 
-def _detect(tree: DataFolder) -> str:
-    tars = tree.listed(".tar")
-    return f"{tars[0]} is a tar" if tars and (tree.given or not tree.media()) else ""
+def _detect(data: DataFolder) -> str:
+    tars = data.listed(".tar")
+    return f"{tars[0]} is a tar" if tars and (data.given or not data.media()) else ""
 
 
 @source(
     "webdataset tars", "webdataset .tar files (a folder of them, or a pattern like {00000..00003}.tar)", _detect, 60
 )
-def webdataset_tars(tree: DataFolder) -> Iterator[Record]:
+def webdataset_tars(data: DataFolder) -> Iterator[Record]:
     """The media in the tars, in their order, with their words, and what img2dataset failed to fetch."""
-    yield from (Problem(name, "compressed archive", "unpack it to a plain .tar") for name in tree.listed(*PACKED))
-    for name in tree.listed(".tar"):
+    yield from (Problem(name, "compressed archive", "unpack it to a plain .tar") for name in data.listed(*PACKED))
+    for name in data.listed(".tar"):
         split, beside = split_in(os.path.basename(name)), name.removesuffix(".tar") + ".parquet"
         try:
-            with tarfile.open(tree.root / name, "r:") as tar:
+            with tarfile.open(data.root / name, "r:") as tar:
                 members = (info for info in tar if info.isreg() and not info.issparse())
                 for key, sample in groupby(members, lambda info: _key(info.name)):
-                    yield from _sample(tar, name, key, list(sample), split)
+                    yield from _sample(data, tar, name, key, list(sample), split)
         except (OSError, tarfile.TarError) as error:
             yield Problem(name, "damaged archive", str(error))
-        if (tree.root / beside).is_file() and importlib.util.find_spec("pyarrow"):
-            yield from whole(beside, _failures(tree, beside, name))
+        if (data.root / beside).is_file() and importlib.util.find_spec("pyarrow"):
+            yield from whole(beside, _failures(data, beside, name))
 
 
 def _key(name: str) -> str:
@@ -75,17 +74,17 @@ def _key(name: str) -> str:
 
 
 def _sample(
-    tar: tarfile.TarFile, name: str, key: str, members: list[tarfile.TarInfo], split: str | None
+    data: DataFolder, tar: tarfile.TarFile, name: str, key: str, members: list[tarfile.TarInfo], split: str | None
 ) -> Iterator[Record]:
     ends = {PurePosixPath(info.name).suffix.lower().lstrip("."): info for info in members}
     wanted = [end for end in WORDS if end in ends and ends[end].size <= LARGEST]
-    words = {end: decode_text(tar.extractfile(ends[end]).read()).strip() for end in wanted}
-    facts = _object(words.get("json", ""))
+    words = {end: decode_text(_bytes_of(tar, ends[end])).strip() for end in wanted}
+    facts = json_object(words.get("json", "")) or {}
     status = facts.get("status", "success")
     if status != "success":
         yield Problem(f"{name}/{key}", f"img2dataset: {status}", str(facts.get("error_message") or ""))
         return
-    path = Path(tar.name)
+    path = data.root / name
     media = [
         Medium(path, f"{name}/{info.name}", modality, partial(read_span, info.offset_data, info.size))
         for info in members
@@ -100,17 +99,14 @@ def _sample(
         yield from words_of(facts, origins, f"{name}/{key}", split)
 
 
-def _object(text: str) -> dict:
-    try:
-        value = json.loads(text) if text else {}
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _bytes_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(member)
+    return stream.read() if stream else b""
 
 
-def _failures(tree: DataFolder, table: str, tar: str) -> Iterator[Problem]:
-    for number, row in rows(tree, table, ("key", "url", "status", "error_message")):
+def _failures(data: DataFolder, table: str, tar: str) -> Iterator[Problem]:
+    for number, row in rows(data, table, ("key", "url", "status", "error_message")):
         status = row.get("status") if row else None
-        if isinstance(status, str) and status != "success":
+        if row and isinstance(status, str) and status != "success":
             origin = f"{tar}/{row.get('key') or number}"
             yield Problem(origin, f"img2dataset: {status}", str(row.get("error_message") or row.get("url") or ""))

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import BY_IDENTIFIER, PROJECT, load_encoder, load_encoder_like, resolve
+from periscope.paths import PACKAGE as PROJECT
+from periscope.precompute.encoders import load_encoder, load_encoder_like, resolve
 from periscope.precompute.encoders.names import ENCODERS
+from periscope.precompute.encoders.registry import BY_IDENTIFIER
 from periscope.precompute.tiny_encoders import (
     OPEN_CLIP,
     OPEN_CLIP_PREPROCESSING,
@@ -362,6 +364,7 @@ def test_new_encoder_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The code block of docs/new_encoder.md, as one new file, becomes an encoder that precompute.py can use."""
     from periscope.precompute import encoders
     from periscope.precompute.cli import main
+    from periscope.precompute.encoders import registry
     from periscope.shards.read import FeatureSet
 
     text = (PROJECT / "docs/new_encoder.md").read_text()
@@ -380,7 +383,7 @@ def test_new_encoder_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert features.manifest["features"]["patches"]["grid"] == [4, 4]
     again = load_encoder_like(features.manifest["encoder"])
     assert again.describe() == features.manifest["encoder"]
-    encoders.FAMILIES.pop("grid-colour")
+    registry.FAMILIES.pop("grid-colour")
 
 
 @torch.no_grad()
@@ -648,15 +651,11 @@ def weightless(monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
     import transformers
 
-    from periscope.precompute.encoders import (
-        Encoder,
-        open_clip_family,
-        timm_family,
-        transformers_audio,
-        transformers_family,
-    )
-    from periscope.precompute.encoders import transformers_loading as loading
-    from periscope.precompute.encoders import transformers_video as video
+    from periscope.precompute.encoders import Encoder
+    from periscope.precompute.encoders import open_clip as open_clip_family
+    from periscope.precompute.encoders import timm as timm_family
+    from periscope.precompute.encoders import transformers as transformers_family
+    from periscope.precompute.encoders.transformers import audio, image, loading, video
 
     def find(identifier: str) -> loading.Place:
         kind, sizes = next(REAL[n] for n, row in ENCODERS.items() if row.encoder == f"transformers:{identifier}")
@@ -680,13 +679,13 @@ def weightless(monkeypatch: pytest.MonkeyPatch) -> None:
         return model, config, None
 
     monkeypatch.setattr(transformers_family, "find", find)
-    for module in (transformers_family, transformers_audio, video):
+    for module in (image, audio, video):
         monkeypatch.setattr(module, "load", load)
         monkeypatch.setattr(module, "load_processor", lambda place, *_, **__: build(place.identifier, place.path)[2])
     monkeypatch.setattr(timm_family, "_create", create_timm)
     monkeypatch.setattr(open_clip_family, "create", create_open_clip)
     monkeypatch.setattr(Encoder, "note_weights", lambda *_: None)
-    for family in (open_clip_family.OpenClip, timm_family.Timm, transformers_audio.Sound):
+    for family in (open_clip_family.OpenClip, timm_family.Timm, audio.Sound):
         preprocess = family.preprocess
         monkeypatch.setattr(family, "preprocess", lambda self, medium, as_is=preprocess: as_is(self, medium).to("meta"))
 

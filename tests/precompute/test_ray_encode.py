@@ -12,7 +12,7 @@ from PIL import Image
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.encoders import Encoder, load_encoder
 from periscope.precompute.pipeline.filters import Filters
-from periscope.precompute.pipeline.job import precompute
+from periscope.precompute.pipeline.job import Job, precompute
 from periscope.precompute.remote import address_of, collected, is_address
 from periscope.precompute.sources import collect
 from periscope.shards.read import FeatureSet
@@ -60,7 +60,7 @@ def test_ray_makes_the_same_set_although_a_worker_is_killed(tmp_path, ray, capsy
     encoder = Mortal(load_encoder("demo"), mark)
     made = {}
     for name, address in (("one", ""), ("ray", "auto")):
-        assert precompute(found, encoder, ("pooled", "patches"), tmp_path / name, batch=8, ray=address)
+        assert precompute(Job(found, encoder, ("pooled", "patches"), tmp_path / name, batch=8, ray=address))
         made[name] = FeatureSet(tmp_path / name)
     assert mark.exists(), "a worker was killed on the way"
     one, many = made["one"], made["ray"]
@@ -73,7 +73,7 @@ def test_ray_makes_the_same_set_although_a_worker_is_killed(tmp_path, ray, capsy
     assert list(one.texts()) == list(many.texts()) and one.heldout == many.heldout
     assert (tmp_path / "one" / "rejected.jsonl").read_bytes() == (tmp_path / "ray" / "rejected.jsonl").read_bytes()
     assert one.manifest["counts"] == many.manifest["counts"] and "is whole" in verify(many.path)
-    assert not precompute(found, encoder, ("pooled", "patches"), tmp_path / "ray", batch=8, ray="auto")
+    assert not precompute(Job(found, encoder, ("pooled", "patches"), tmp_path / "ray", batch=8, ray="auto"))
     assert "nothing to do" in capsys.readouterr().out
 
 
@@ -81,7 +81,7 @@ def test_filters_that_need_an_order_are_refused_on_ray(tmp_path):
     found = collect(photos(tmp_path / "photos", 3))
     with pytest.raises(PrecomputeError, match="leave out --ray"):
         drop = Filters(drop_duplicates=True)
-        precompute(found, load_encoder("demo"), ("pooled",), tmp_path / "out", filters=drop, ray="auto")
+        precompute(Job(found, load_encoder("demo"), ("pooled",), tmp_path / "out", filters=drop, ray="auto"))
 
 
 def test_an_address_is_told_from_a_path():
@@ -120,5 +120,5 @@ def test_an_address_through_ray(tmp_path, ray):
     address = photos(tmp_path / "photos", 5).as_uri()
     with collected(address) as found:
         assert all(Path(medium.path).stat().st_size == 0 for medium in found.media.values())
-        assert precompute(found, load_encoder("demo"), ("pooled",), tmp_path / "out", ray="auto")
+        assert precompute(Job(found, load_encoder("demo"), ("pooled",), tmp_path / "out", ray="auto"))
     assert len(FeatureSet(tmp_path / "out")) == 5

@@ -17,6 +17,7 @@ PROJECT = Path(__file__).parents[2]
 def test_worked_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     text = (PROJECT / "docs/new_source.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(code.strip().splitlines()) <= 20
     (tmp_path / "code").mkdir()
     (tmp_path / "code/diary.py").write_text(code)
     monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path / "code")])
@@ -29,14 +30,14 @@ def test_worked_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     finally:
         LAYOUTS.pop("photo diary", None)
         sys.modules.pop("periscope.precompute.sources.diary", None)
-    assert "is read as photo diary: it holds diary.txt" in capsys.readouterr().out
+    assert "is read as photo diary: diary.txt is a diary" in capsys.readouterr().out
     assert said(found) == [(("2024/sea.jpg",), ("The sea at noon.",), None)]
     assert found.words[0].meta == {"date": "3 May"}
     assert reasons(found) == [("gone.jpg", "missing file")]
 
 
 def test_every_layout_is_named_in_the_help_and_the_docs() -> None:
-    from periscope.precompute.cli import EPILOGUE
+    from periscope.precompute.config import DESCRIPTION
 
     words = {
         "conversations": "texts.jsonl",
@@ -51,7 +52,7 @@ def test_every_layout_is_named_in_the_help_and_the_docs() -> None:
     }
     with pytest.raises(PrecomputeError):
         collect(PROJECT / "pyproject.toml")  # imports them all
-    help_text, docs = " ".join(EPILOGUE.split()), (PROJECT / "docs/data.md").read_text()
+    help_text, docs = " ".join(DESCRIPTION.split()), (PROJECT / "docs/data.md").read_text()
     for name in LAYOUTS:
         assert words.get(name, name) in help_text, name
         assert words.get(name, name) in docs, name

@@ -13,7 +13,7 @@ from safetensors.torch import save_file as save_torch
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.encoders import load_encoder, load_encoder_like
 from periscope.precompute.encoders.vectors import encoder_for
-from periscope.precompute.pipeline.job import precompute
+from periscope.precompute.pipeline.job import Job, precompute
 from periscope.precompute.sources import Collection, collect
 from periscope.shards.read import FeatureSet
 
@@ -146,7 +146,7 @@ def test_a_set_of_vectors(tmp_path: Path, shape: tuple[int, ...]) -> None:
     found.media |= {"odd.npy": collect(tmp_path / "odd.npy").media["odd.npy"]}
     name, kind = encoder_for(list(found.media.values()))
     encoder = load_encoder(name, kinds=(kind,))
-    assert precompute(found, encoder, (kind,), tmp_path / "set")
+    assert precompute(Job(found, encoder, (kind,), tmp_path / "set"))
     made = FeatureSet(tmp_path / "set")
     assert len(made) == 39 and made.manifest["encoder"]["fingerprint"] == encoder.fingerprint()
     for key in made.keys:
@@ -159,5 +159,5 @@ def test_a_set_of_vectors(tmp_path: Path, shape: tuple[int, ...]) -> None:
     }
     del found.media["odd.npy"], found.media["clip.npy/000007"]
     found.words = [text for text in found.words if text.media[0] in found.media]
-    precompute(found, encoder, (kind,), tmp_path / "set")
+    precompute(Job(found, encoder, (kind,), tmp_path / "set"))
     assert FeatureSet(tmp_path / "set").sha256 == made.sha256

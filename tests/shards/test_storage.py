@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 from periscope import inference as live
 from periscope.adapters.projectors import FeatureShape
 from periscope.errors import FeatureSetError, PrecomputeError
+from periscope.paths import PACKAGE as PROJECT
 from periscope.precompute import plan
 from periscope.precompute.cli import main
-from periscope.precompute.encoders import PROJECT, load_encoder_like
+from periscope.precompute.encoders import load_encoder_like
 from periscope.precompute.media import decode_image
 from periscope.precompute.pipeline import augment
 from periscope.precompute.pipeline.filters import DUPLICATE
@@ -30,6 +31,7 @@ from periscope.shards.read import FeatureSet
 from periscope.shards.verify import verify
 from periscope.shards.write import SetWriter, make_key
 from periscope.training.data.dataset import TextFeatureDataset, TextIndex, TrainingSteps, choose_view
+from periscope.units import format_bytes
 
 ENCODER = {"name": "test", "library": "test", "id": "", "class": "Test", "fingerprint": "f" * 64}
 OUTLIERS = (100.0, 200.0, 300.0)
@@ -372,14 +374,14 @@ def test_training_takes_turns_with_views(tmp_path: Path) -> None:
 
 def test_views_are_of_pictures(tmp_path: Path) -> None:
     from periscope.precompute.encoders import Encoder
-    from periscope.precompute.pipeline.job import precompute
+    from periscope.precompute.pipeline.job import Job, precompute
     from periscope.precompute.sources import Collection
 
     class Sounds(Encoder):
         modality = "audio"
 
     with pytest.raises(PrecomputeError, match="--views augments pictures"):
-        precompute(Collection("x", {}, [], []), Sounds("sounds"), ["pooled"], tmp_path / "set", views=2)
+        precompute(Job(Collection("x", {}, [], []), Sounds("sounds"), ["pooled"], tmp_path / "set", views=2))
 
 
 def test_the_plan_names_what_fits(
@@ -395,19 +397,19 @@ def test_the_plan_names_what_fits(
     each = plan.bytes_each(kinds)
 
     def error(free: int, items: int = 1000) -> str:
-        wanted = plan.Plan(items, 0, each, tmp_path, free, 1.0, choices)
+        wanted = plan.DiskPlan(items, 0, each, tmp_path, free, 1.0, choices)
         with pytest.raises(PrecomputeError) as caught:
             wanted.check()
         return str(caught.value)
 
     for share, flags in ((0.6, "--store int8"), (0.4, "--store int4"), (0.2, "--store fp16 --pool 3x3")):
         message = error(int(share * 1000 * sum(each.values())) + plan.SPARE)
-        taken = plan.size(1000 * (choices[flags] + plan.OVERHEAD))
+        taken = format_bytes(1000 * (choices[flags] + plan.OVERHEAD))
         assert f"free: {flags} takes {taken}; or" in message and "\n" not in message
     printed = capsys.readouterr().out
     assert "--store int8" in printed and "too much" in printed and "fits" in printed
     assert "free: choose a smaller --limit" in error(plan.SPARE + 1000)
-    assert "takes" not in str(plan.Plan(1000, 0, each, tmp_path, 1 << 50, 1.0, choices))
+    assert "takes" not in str(plan.DiskPlan(1000, 0, each, tmp_path, 1 << 50, 1.0, choices))
 
     monkeypatch.setattr("periscope.precompute.pipeline.job.free_bytes", lambda _: plan.SPARE + 40 * 3300)
     with pytest.raises(PrecomputeError, match=r"free: --store int8 takes 1\d\d.\d kB"):
@@ -444,7 +446,7 @@ def test_captions_unlike_their_picture_are_left_out(
 ) -> None:
     """With the demo's encoder, which knows what a red circle is."""
     from periscope.demo.scenes import make
-    from periscope.precompute.pipeline import job
+    from periscope.precompute.pipeline import job, writer
 
     scenes = make(tmp_path / "scenes", seed=3, train=12, heldout=4, new_pairs=4)
     rows = [json.loads(line) for line in (scenes / "texts.jsonl").read_text().splitlines()]
@@ -456,7 +458,7 @@ def test_captions_unlike_their_picture_are_left_out(
     (scenes / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     if kill:
         monkeypatch.setattr(job, "samples_per_shard", lambda _: 6)
-        replace, left = job.resolve_splits, [1]
+        replace, left = writer.resolve_splits, [1]
 
         def stop(*args: object) -> object:
             if left[0]:
@@ -464,7 +466,7 @@ def test_captions_unlike_their_picture_are_left_out(
                 raise KeyboardInterrupt
             return replace(*args)
 
-        monkeypatch.setattr(job, "resolve_splits", stop)
+        monkeypatch.setattr(writer, "resolve_splits", stop)
         with pytest.raises(KeyboardInterrupt):
             run(scenes, Path("demo"), tmp_path / "set", "--similarity", "0.3")
     features = run(scenes, Path("demo"), tmp_path / "set", "--similarity", "0.3")

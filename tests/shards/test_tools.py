@@ -328,7 +328,7 @@ def test_other_words_for_the_same_features(tmp_path: Path, capsys: pytest.Captur
 LARGE = """
 import sys, torch
 seen = 0
-from periscope.precompute.pipeline import job
+from periscope.precompute.pipeline import job, writer
 from periscope.precompute.cli import main
 from periscope.precompute.encoders import Encoder, register
 
@@ -346,8 +346,7 @@ class Bytes(Encoder):  # an encoder that costs nothing: what is measured is all 
         seen += len(batch)
         return {"pooled": batch}
 
-thumbnails = job.thumbnail
-job.thumbnail = lambda data, modality: b"jpeg"
+writer.thumbnail = lambda data, modality: b"jpeg"
 job.samples_per_shard = lambda _: SHARD
 main(args=sys.argv[1:])
 status = open("/proc/self/status").read()  # getrusage's peak begins with that of the process that started this one

@@ -8,15 +8,18 @@ import difflib
 import json
 import warnings
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from PIL import Image
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import Encoder, find_folder, register
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.framing import CHOICES, NORMALS, Framing
 from periscope.precompute.encoders.hub import reach
-from periscope.precompute.encoders.timm_family import final_norm
+from periscope.precompute.encoders.registry import register
+from periscope.precompute.encoders.timm import final_norm
 
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 
@@ -31,7 +34,7 @@ class OpenClip(Encoder):
 
     takes = CHOICES
 
-    def __init__(self, identifier: str = "", **choices: object):
+    def __init__(self, identifier: str = "", **choices: Any):
         super().__init__(identifier, **choices)
         import open_clip
         from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -61,9 +64,10 @@ class OpenClip(Encoder):
         if any(m.ndim != 4 or m.shape[1:] != maps[0].shape[1:] for m in maps):
             raise PrecomputeError(f"--encoder {identifier}: only plain vision transformers give patches and a CLS")
         self.depth = len(maps)
-        self.grid = tuple(maps[0].shape[2:])
+        rows, columns = maps[0].shape[2:]
+        self.grid = (rows, columns)
         self.width, self.image_size = maps[0].shape[1], pixels.shape[-1]
-        self.patch_size = self.image_size // self.grid[1]
+        self.patch_size = pixels.shape[-1] // columns
         if self._trunk is None:  # CoCa's attention pooling leaves the CLS without a final norm of its own
             normed_cls = tower.attn_pool is None
         else:
@@ -106,7 +110,7 @@ class OpenClip(Encoder):
         return given
 
 
-def create(open_clip: object, identifier: str) -> tuple[torch.nn.Module, dict, str | None]:
+def create(open_clip: Any, identifier: str) -> tuple[Any, dict, str | None]:
     """(the model with its pretrained weights in float32, its config, its revision on the Hub)."""
     folder, revision = find_folder(identifier), None
     if folder is not None:

@@ -4,15 +4,16 @@
 """
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import Encoder
-from periscope.precompute.encoders.framing import CHOICES, NORMALS, framing_of
-from periscope.precompute.encoders.transformers_loading import Place, config_of, described, load, load_processor
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.framing import CHOICES, NORMALS, Framing, framing_of
+from periscope.precompute.encoders.transformers.loading import Place, config_of, described, load, load_processor
 from periscope.precompute.media import decode_clip
 
 
@@ -29,8 +30,10 @@ class Clip(Encoder):
     loader: str
     processor: tuple[str, dict] = ("AutoImageProcessor", {"backend": "pil"})
     cls: int = 0
+    patch_size: int
+    image_size: int
 
-    def __init__(self, place: Place, **choices: object):
+    def __init__(self, place: Place, **choices: Any):
         super().__init__(place.identifier, **choices)
         self.revision = place.revision
         model = self.load(place)
@@ -46,11 +49,11 @@ class Clip(Encoder):
         self._prepare(place)
         self.model = model.to(self.device, self.dtype)
 
-    def load(self, place: Place) -> torch.nn.Module:
+    def load(self, place: Place) -> Any:
         """The model, in float32."""
         return load(place, self.loader)
 
-    def shape(self, config: object) -> tuple[int, int, int, int]:
+    def shape(self, config: Any) -> tuple[int, int, int, int]:
         """(frames, frames in a token, pixels of a token's side, pixels of a frame's side)."""
         return config.num_frames, getattr(config, "tubelet_size", 1), config.patch_size, config.image_size
 
@@ -59,8 +62,8 @@ class Clip(Encoder):
         self.grid = (self.frames // self.tubelet * side, side)
 
     def _prepare(self, place: Place) -> None:
-        self._framing = None
-        options = {}
+        self._framing: Framing | None = None
+        options: dict[str, Any] = {}
         if normal := self.choices.get("normalise"):
             options = dict(zip(("image_mean", "image_std"), NORMALS[normal], strict=True))
         auto, fixed = self.processor
@@ -92,7 +95,7 @@ class Clip(Encoder):
     def _process(self, frames: list[np.ndarray]) -> torch.Tensor:
         return self._processor(frames, return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]
 
-    def run(self, pixels: torch.Tensor) -> object:
+    def run(self, pixels: torch.Tensor) -> Any:
         """The library's own forward, with all hidden states."""
         return self.model(pixel_values=pixels, output_hidden_states=True)
 
@@ -155,10 +158,10 @@ class ViViT(Clip):
     kinds = frozenset({"pooled", "patches", "layers"})
     cls = 1
 
-    def load(self, place: Place) -> torch.nn.Module:
+    def load(self, place: Place) -> Any:
         return load(place, self.loader, add_pooling_layer=False)
 
-    def shape(self, config: object) -> tuple[int, int, int, int]:
+    def shape(self, config: Any) -> tuple[int, int, int, int]:
         return config.num_frames, config.tubelet_size[0], config.tubelet_size[1], config.image_size
 
 
@@ -169,13 +172,13 @@ class VJEPA2(Clip):
     processor = ("AutoVideoProcessor", {})
     kinds = frozenset({"pooled", "patches"})
 
-    def shape(self, config: object) -> tuple[int, int, int, int]:
+    def shape(self, config: Any) -> tuple[int, int, int, int]:
         return config.frames_per_clip, config.tubelet_size, config.patch_size, config.crop_size
 
     def _process(self, frames: list[np.ndarray]) -> torch.Tensor:
         return self._processor(np.stack(frames), return_tensors="pt", do_sample_frames=False)["pixel_values_videos"][0]
 
-    def run(self, pixels: torch.Tensor) -> object:
+    def run(self, pixels: torch.Tensor) -> Any:
         return self.model(pixel_values_videos=pixels, skip_predictor=True, output_hidden_states=True)
 
 

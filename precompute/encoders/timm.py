@@ -7,14 +7,17 @@ import difflib
 import json
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import Encoder, find_folder, portable, register
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.folders import find_folder, portable
 from periscope.precompute.encoders.framing import CHOICES, NORMALS, Framing
 from periscope.precompute.encoders.hub import reach
+from periscope.precompute.encoders.registry import register
 
 WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
 
@@ -31,7 +34,7 @@ class Timm(Encoder):
 
     takes = CHOICES
 
-    def __init__(self, identifier: str = "", **choices: object):
+    def __init__(self, identifier: str = "", **choices: Any):
         super().__init__(identifier, **choices)
         import timm.data
 
@@ -42,7 +45,7 @@ class Timm(Encoder):
         model.eval().requires_grad_(False)
         self.id = f"{portable(name)}@{side}" if side else portable(name)
         size = (3, int(side), int(side)) if side else None
-        facts = timm.data.resolve_data_config({"input_size": size} if size else {}, model=model)
+        facts: dict[str, Any] = timm.data.resolve_data_config({"input_size": size} if size else {}, model=model)
         if normal := self.choices.get("normalise"):
             facts["mean"], facts["std"] = NORMALS[normal]
         self._transform = timm.data.create_transform(**facts, is_training=False)
@@ -55,9 +58,10 @@ class Timm(Encoder):
         self.config = {"architecture": model.pretrained_cfg.get("architecture"), "class": type(model).__name__}
         self.note_weights(model)
         maps = grid_maps(model, self.preprocess(Image.new("RGB", (64, 64)))[None], identifier)
-        self.depth, self.grid, self.width = len(maps), tuple(maps[0].shape[2:]), maps[0].shape[1]
+        rows, columns = maps[0].shape[2:]
+        self.depth, self.grid, self.width = len(maps), (rows, columns), maps[0].shape[1]
         self.image_size = facts["input_size"][-1]
-        self.patch_size = self.image_size // self.grid[1]
+        self.patch_size = facts["input_size"][-1] // columns
         has_cls = getattr(model, "cls_token", None) is not None
         self.kinds = frozenset({"pooled", "patches", "layers"} if has_cls else {"pooled", "patches"})
         self.blocks = min(self.blocks, self.depth)
@@ -93,12 +97,12 @@ class Timm(Encoder):
         return given
 
 
-def final_norm(trunk: torch.nn.Module) -> torch.nn.Module:
+def final_norm(trunk: Any) -> torch.nn.Module:
     """A vision transformer's final LayerNorm; timm moves it behind the pooling in some."""
     return trunk.fc_norm if isinstance(trunk.norm, torch.nn.Identity) else trunk.norm
 
 
-def grid_maps(model: torch.nn.Module, pixels: torch.Tensor, identifier: str) -> list[torch.Tensor]:
+def grid_maps(model: Any, pixels: torch.Tensor, identifier: str) -> list[torch.Tensor]:
     """Every block's output for one picture as (1, width, rows, columns).
 
     Raises PrecomputeError for what isn't a plain vision transformer.
@@ -115,16 +119,16 @@ def grid_maps(model: torch.nn.Module, pixels: torch.Tensor, identifier: str) -> 
     return maps
 
 
-def _tokens(state: object) -> torch.Tensor:
+def _tokens(state: Any) -> torch.Tensor:
     return state[0] if isinstance(state, tuple) else state
 
 
-def _create(name: str, side: int | None) -> tuple[torch.nn.Module, str | None]:
+def _create(name: str, side: int | None) -> tuple[Any, str | None]:
     """(the model with its pretrained weights in float32, without classifier; its revision on the Hub)."""
     import timm
 
     folder, revision = find_folder(name), None
-    size = {"img_size": side} if side else {}
+    size: dict[str, Any] = {"img_size": side} if side else {}
     if folder is not None:
         if not (Path(folder) / "model.safetensors").is_file():
             raise PrecomputeError(
@@ -137,9 +141,10 @@ def _create(name: str, side: int | None) -> tuple[torch.nn.Module, str | None]:
             tags = timm.list_pretrained(f"{name.partition('.')[0]}*")
             near = difflib.get_close_matches(name, tags or timm.list_pretrained(), 3, 0.3) or tags[:3]
             raise PrecomputeError(f"no pretrained timm model is called {name!r}; nearest: {', '.join(near) or 'none'}")
-        _, revision = reach(timm.get_pretrained_cfg(name).hf_hub_id, WEIGHTS)
+        weights: Any = timm.get_pretrained_cfg(name)
+        _, revision = reach(weights.hf_hub_id, WEIGHTS)
     try:
-        model = timm.create_model(known, pretrained=True, **size)
+        model: Any = timm.create_model(known, pretrained=True, **size)
         model.reset_classifier(0)  # behind it: asked for no classes, timm would overlook missing weights
         return model, revision
     except Exception as error:  # the library raises RuntimeError, TypeError, OSError and its downloader's own

@@ -1,20 +1,16 @@
-"""Encoders through transformers, by Hub id or folder: what the config's model_type says decides which.
-
-Here those of pictures: CLIP, SigLIP and SigLIP 2 of fixed resolution, DINOv2, DINOv3, ViT.
-"""
+"""Image encoders through transformers: CLIP, SigLIP and SigLIP 2 of fixed resolution, DINOv2, DINOv3, ViT."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import Encoder, register
-from periscope.precompute.encoders.framing import CHOICES, NORMALS, framing_of
-from periscope.precompute.encoders.transformers_audio import SOUNDS
-from periscope.precompute.encoders.transformers_loading import Place, config_of, described, find, load, load_processor
-from periscope.precompute.encoders.transformers_video import CLIPS
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.framing import CHOICES, NORMALS, Framing, framing_of
+from periscope.precompute.encoders.transformers.loading import Place, config_of, described, load, load_processor
 
 
 @dataclass(frozen=True)
@@ -47,20 +43,6 @@ TOWERS = {
 }
 
 
-@register("transformers")
-def transformers_encoder(identifier: str = "", **choices: object) -> Encoder:
-    """identifier: a Hub id or a folder with config.json, weights and preprocessor_config.json."""
-    place = find(identifier)
-    kind = place.config.model_type
-    families = {**dict.fromkeys(TOWERS, Transformers), **SOUNDS, **CLIPS}
-    if kind not in families:
-        flexible = " (its NaFlex form has no fixed resolution; take a fixed one)" if kind == "siglip2" else ""
-        raise PrecomputeError(
-            f"--encoder {identifier} is a {kind!r} model{flexible}; known here: {', '.join(families)}"
-        )
-    return families[kind](place, **choices)
-
-
 class Transformers(Encoder):
     """pooled: the tower's output vector (CLIP: projected; SigLIP: its attention head's; DINO, ViT: the CLS after the
     final norm) · patches: hidden_states[patch_layer] without CLS, registers or norm · layers: the CLS of the last
@@ -70,7 +52,7 @@ class Transformers(Encoder):
     library = "transformers"
     takes = CHOICES
 
-    def __init__(self, place: Place, **choices: object):
+    def __init__(self, place: Place, **choices: Any):
         super().__init__(place.identifier, **choices)
         self.revision = place.revision
         self._tower, model = _load(place)
@@ -101,14 +83,15 @@ class Transformers(Encoder):
         self.model = model.to(self.device, self.dtype)
 
     def _prepare(self, place: Place) -> None:
-        self._framing = None
-        options = {}
+        self._framing: Framing | None = None
+        options: dict[str, Any] = {}
         if normal := self.choices.get("normalise"):
             options = dict(zip(("image_mean", "image_std"), NORMALS[normal], strict=True))
         processor = self._processor = load_processor(place, "AutoImageProcessor", backend="pil", **options)
         self.preprocessing = described(processor)
         if resize := self.choices.get("resize"):
-            self._framing = framing_of(processor, resize, self.preprocess(self.example()).shape[-2:])
+            height, width = self.preprocess(self.example()).shape[-2:]
+            self._framing = framing_of(processor, resize, (height, width))
             self.preprocessing = self._framing.describe()
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
@@ -131,8 +114,8 @@ class Transformers(Encoder):
         return given
 
 
-def _load(place: Place) -> tuple[Tower, torch.nn.Module]:
-    config, extra = place.config, {}
+def _load(place: Place) -> tuple[Tower, Any]:
+    config, extra = place.config, dict[str, Any]()
     tower = TOWERS[config.model_type]
     if config.model_type == "clip_vision_model" and "CLIPVisionModelWithProjection" in (config.architectures or ()):
         tower = PROJECTED

@@ -5,13 +5,14 @@ AST, eP-ALM and Whisper do; with `--windows N`, N windows from its start to its 
 """
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import torch
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import Encoder
-from periscope.precompute.encoders.transformers_loading import Place, config_of, load, load_processor, plain
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.transformers.loading import Place, config_of, load, load_processor, plain
 from periscope.precompute.media import decode_sound
 
 MOST = 64  # windows
@@ -29,8 +30,9 @@ class Sound(Encoder):
     modality = "audio"
     takes = frozenset({"windows"})
     loader: str
+    depth: int
 
-    def __init__(self, place: Place, **choices: object):
+    def __init__(self, place: Place, **choices: Any):
         super().__init__(place.identifier, **choices)
         self.revision = place.revision
         self.windows = self.choices.get("windows", 1)
@@ -52,7 +54,7 @@ class Sound(Encoder):
         self.grid = (self.windows * rows, columns)
         self.model = model.to(self.device, self.dtype)
 
-    def load(self, place: Place) -> torch.nn.Module:
+    def load(self, place: Place) -> Any:
         """The model, in float32."""
         return load(place, self.loader)
 
@@ -152,7 +154,7 @@ class Clap(Sound):
     kinds = frozenset({"pooled", "patches"})
     usual_layer = -1
 
-    def load(self, place: Place) -> torch.nn.Module:
+    def load(self, place: Place) -> Any:
         config = place.config
         if config.model_type == "clap":  # the projection's width stands beside the audio config, not always in it
             config, width = config.audio_config, config.projection_dim
@@ -170,7 +172,8 @@ class Clap(Sound):
         with torch.no_grad():
             found = self._map(self.preprocess(self.example()))
         self.width = found.shape[1]
-        return tuple(found.shape[2:])
+        rows, columns = found.shape[2:]
+        return rows, columns
 
     def _map(self, features: torch.Tensor) -> torch.Tensor:
         return self.model.audio_model(features, is_longer=self._short(features)).last_hidden_state
@@ -194,7 +197,7 @@ class Whisper(Sound):
     loader = "WhisperModel"
     kinds = frozenset({"pooled", "patches"})
 
-    def load(self, place: Place) -> torch.nn.Module:
+    def load(self, place: Place) -> Any:
         return super().load(place).get_encoder()
 
     def samples(self) -> int:

@@ -1,14 +1,15 @@
 """A model of transformers, from the Hub or from a folder: found, loaded whole, or refused with a sentence."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders import find_folder
+from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.hub import reach
 
 CACHED = (
@@ -27,7 +28,7 @@ class Place:
     path: str
     where: dict
     revision: str | None
-    config: object
+    config: Any
 
 
 def find(identifier: str) -> Place:
@@ -43,7 +44,7 @@ def find(identifier: str) -> Place:
     return Place(identifier, path, where, revision, config)
 
 
-def load(place: Place, loader: str, **extra: object) -> torch.nn.Module:
+def load(place: Place, loader: str, **extra: Any) -> Any:
     """Load a model in float32 by the name of transformers' class, frozen. Raises PrecomputeError when weights are
     missing, which transformers would fill with noise.
     """
@@ -61,7 +62,7 @@ def load(place: Place, loader: str, **extra: object) -> torch.nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def load_processor(place: Place, auto: str, **options: object) -> Callable:
+def load_processor(place: Place, auto: str, **options: Any) -> Any:
     """Its preprocessing, by the name of one of transformers' Auto classes. Raises PrecomputeError."""
     import transformers
 
@@ -69,13 +70,13 @@ def load_processor(place: Place, auto: str, **options: object) -> Callable:
         return getattr(transformers, auto).from_pretrained(place.path, **options, **place.where)
 
 
-def described(processor: object) -> dict:
+def described(processor: Any) -> dict:
     """What a processor of pictures or clips does, for the manifest; some exist with torchvision's resizing only."""
     backend = "pil" if type(processor).__name__.endswith("Pil") else "torchvision"
     return {"library": "transformers", "backend": backend, **plain(processor.to_dict())}
 
 
-def config_of(model: torch.nn.Module) -> dict:
+def config_of(model: Any) -> dict:
     """What of its config defines the features."""
     return {key: value for key, value in plain(model.config.to_dict()).items() if key not in VOLATILE}
 

@@ -1,0 +1,185 @@
+"""What an encoder is: the base class of all encoders."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from PIL import Image
+
+from periscope.errors import MediaError, PrecomputeError
+from periscope.precompute.encoders.folders import portable
+from periscope.precompute.media import decode_image
+
+SAMPLED = 64  # weights per tensor that go into a fingerprint
+LAST_BLOCKS = 6  # blocks whose CLS makes `layers`, by default
+
+
+class Encoder:
+    """A frozen encoder. A subclass sets the attributes below and defines `preprocess` and `forward`; one that takes
+    other media than images also defines `decode` and `example`.
+
+    modality: the media it takes, "image", "audio", "video" or "vector" · kinds: which of "pooled", "patches", "layers"
+    it gives · grid: (rows, columns) of the patches, row-major, or None · preprocessing: describes `preprocess` · model:
+    a torch module, or None · config: what defines the architecture · takes: names of the further choices it understands
+    · usual_layer: default of `patch_layer` · width, image_size, patch_size: for the manifest.
+    """
+
+    library = "periscope"
+    modality: str = "image"
+    takes: frozenset[str] = frozenset()
+    usual_layer: int = -2
+    kinds: frozenset[str] = frozenset({"pooled"})
+    grid: tuple[int, int] | None = None
+    preprocessing: Mapping[str, Any] = MappingProxyType({})
+    config: Mapping[str, Any] = MappingProxyType({})
+    model: Any = None  # a torch.nn.Module; each library's has methods of its own
+    width: int | None = None
+    image_size: int | None = None
+    patch_size: int | None = None
+    revision: str | None = None
+    weights: str = ""  # a hash of them, see `note_weights`
+
+    def __init__(
+        self,
+        identifier: str = "",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        patch_layer: int | None = None,
+        blocks: int | None = None,
+        **choices: Any,
+    ):
+        """identifier: what follows the family's name · dtype: of the computation, float32 by default · patch_layer:
+        hidden state that gives the patches (0: embeddings, -1: after the last block), usually -2 · blocks: how many of
+        the last blocks give `layers`, 6 by default, fewer in a smaller encoder · choices: those named in `takes`; None
+        where nothing was chosen.
+
+        Raises PrecomputeError for a choice this family doesn't know.
+        """
+        self.choices = {name: value for name, value in choices.items() if value is not None}
+        if unknown := sorted(set(self.choices) - self.takes):
+            raise PrecomputeError(f"--encoder {identifier or self.library} doesn't take --{unknown[0]}")
+        self.id, self.device, self.dtype = portable(identifier), torch.device(device), dtype or torch.float32
+        self.patch_layer = self.usual_layer if patch_layer is None else patch_layer
+        self.blocks = LAST_BLOCKS if blocks is None else blocks
+        self.name = identifier
+
+    def decode(self, data: bytes) -> Any:
+        """The bytes of a medium -> what `preprocess` takes: an RGB image. Raises MediaError."""
+        return decode_image(data)
+
+    def inputs(self, data: bytes) -> torch.Tensor:
+        """The bytes of a medium -> one input of `forward`. Raises MediaError, also for what preprocessing raises."""
+        medium = self.decode(data)
+        try:
+            return self.preprocess(medium)
+        except MediaError:
+            raise
+        except Exception as error:
+            raise MediaError("preprocessing failed", f"{type(error).__name__}: {error}") from error
+
+    def example(self) -> Any:
+        """A decoded medium to find out shapes with."""
+        return Image.new("RGB", (96, 64), "grey")
+
+    def preprocess(self, medium: Any) -> torch.Tensor:
+        """A decoded medium (an RGB image) -> one input of `forward`: `(3, height, width)` float32."""
+        raise NotImplementedError
+
+    def forward(self, inputs: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+        """Stacked inputs on the device, `(batch, 3, height, width)` -> features of at least `kinds`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def encode(self, batch: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+        """Stacked inputs, `(batch, 3, height, width)` float32 or whatever `preprocess` gives -> {"pooled": `(batch,
+        width)`, "patches": `(batch, tokens, width)`, "layers": `(batch, blocks, width)`}, those of `kinds`, float32 on
+        the CPU. Raises PrecomputeError for a kind that the encoder can't give.
+        """
+        self.require(kinds)
+        features = self.forward(batch.to(self.device, self.dtype), kinds)
+        return {kind: features[kind].float().cpu() for kind in kinds}
+
+    def to(self, device: str | torch.device) -> None:
+        """Move the model to another device; its dtype stays."""
+        self.device = torch.device(device)
+        if self.model is not None:
+            self.model.to(self.device)
+
+    def over_frames(self, frames: int) -> "Encoder":
+        """The encoder for this number of frames per clip. Raises PrecomputeError when there is none.
+
+        `registry.over_frames` also puts an image encoder over frames.
+        """
+        raise PrecomputeError(f"--encoder {self.name} takes {self.modality} media: --frames is for clips")
+
+    def require(self, kinds: Collection[str]) -> None:
+        """Raise PrecomputeError unless the encoder gives all of `kinds`."""
+        for kind in kinds:
+            if kind not in self.kinds:
+                why = " (it has no CLS token with a final norm)" if kind == "layers" else ""
+                raise PrecomputeError(
+                    f"encoder {self.name} can't give {kind!r} features{why}, only {', '.join(sorted(self.kinds))}"
+                )
+
+    def features(self, kinds: Collection[str]) -> dict[str, dict]:
+        """The manifest's "features", from encoding an example: kind -> {"shape", "dtype"}, with the "grid" of patches.
+
+        Raises PrecomputeError when the patches don't fill the grid.
+        """
+        features = self.encode(self.preprocess(self.example())[None], kinds)
+        entries: dict[str, dict] = {
+            kind: {"shape": list(features[kind].shape[1:]), "dtype": "float16"} for kind in features
+        }
+        if "patches" in entries and self.grid:
+            entries["patches"]["grid"] = list(self.grid)
+            tokens = entries["patches"]["shape"][0]
+            if self.grid[0] * self.grid[1] != tokens:
+                raise PrecomputeError(f"encoder {self.name}: {tokens} patches don't fill {self.grid}")
+        return entries
+
+    def describe(self) -> dict:
+        """The manifest's "encoder"."""
+        return {
+            "name": self.name,
+            "library": self.library,
+            "id": self.id,
+            "revision": self.revision,
+            "class": type(self.model).__name__ if self.model is not None else type(self).__name__,
+            "layer": {"patches": self.patch_layer, "layers": self.blocks},
+            "width": self.width,
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+            "preprocessing": dict(self.preprocessing),
+            "precision": str(self.dtype).removeprefix("torch."),
+            "choices": self.choices,
+            "fingerprint": self.fingerprint(),
+        }
+
+    def fingerprint(self) -> str:
+        """sha256 of the class, config, sampled weights, layers and preprocessing: equal only for encoders that give
+        equal features.
+
+        The weights are those noted by `note_weights`, before any cast, so device and dtype don't matter.
+        """
+        facts = [
+            type(self).__name__,
+            dict(self.config),
+            self.weights,
+            self.patch_layer,
+            self.blocks,
+            dict(self.preprocessing),
+            *([self.choices] if self.choices else []),
+        ]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def note_weights(self, module: torch.nn.Module) -> None:
+        """Remember a hash of up to 64 evenly spaced weights of every tensor of the module, in float32."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(module.state_dict().items()):
+            flat = tensor.detach().flatten()
+            picked = flat[torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat)), dtype=torch.float64).long()]
+            digest.update(f"{name}{list(tensor.shape)}".encode() + picked.float().cpu().numpy().tobytes())
+        self.weights = digest.hexdigest()

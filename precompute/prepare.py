@@ -1,0 +1,120 @@
+"""From options and media to a job: which media, which encoder, which filters."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from periscope.errors import PrecomputeError
+from periscope.precompute.config import PrecomputeConfig
+from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.names import ENCODERS
+from periscope.precompute.encoders.registry import load_encoder, over_frames
+from periscope.precompute.encoders.vectors import encoder_for
+from periscope.precompute.media import suits
+from periscope.precompute.pipeline.filters import Filters
+from periscope.precompute.pipeline.job import Job
+from periscope.precompute.pipeline.similarity import Similarity
+from periscope.precompute.sources import Collection, Medium
+
+FRAMES = 8  # of each clip, with an image encoder
+TINY_MEDIA = 64
+SUGGESTED = ("clip-l-336", "siglip2-b", "dinov2-b")
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def prepare(config: PrecomputeConfig, collection: Collection, out: Path, device: str) -> Job:
+    """The job that the options ask for. Takes media that won't be encoded out of `collection`; prints its choices.
+
+    Raises PrecomputeError for an unknown encoder, and for media that no encoder asked for can take.
+    """
+    take_subset(collection, config.limit, config.tiny)
+    if config.encoder == "demo" and _modalities(collection.media.values()) == {"vector"}:
+        name, kind = encoder_for(list(collection.media.values()))
+        config = replace(config, encoder=name, kinds=(kind,))
+        print(f"the media are ready-made vectors: --encoder {name}, --kinds {kind}")
+    kinds = tuple(dict.fromkeys(config.kinds))
+    encoder = choose_encoder(config, kinds, collection.media.values(), device)
+    drop_other_media(collection, encoder)
+    storage, compute = config.storage, config.compute
+    return Job(
+        collection=collection,
+        encoder=encoder,
+        kinds=kinds,
+        out=out,
+        batch=compute.batch,
+        workers=compute.workers or os.cpu_count() or 1,
+        store=storage.store,
+        pool=storage.pool,
+        views=storage.views,
+        filters=_filters(config, collection, encoder),
+        ray=compute.ray,
+    )
+
+
+def take_subset(collection: Collection, limit: int, tiny: bool) -> None:
+    """Keep the first `limit` media (0: all), or 64 evenly spaced ones for a tiny encoder, so that some are held out;
+    and the texts about these alone.
+    """
+    if not limit and not tiny:
+        return
+    media = list(collection.media.items())
+    step = 1 if limit else max(1, len(media) // TINY_MEDIA)
+    collection.media = dict(media[::step][: limit or TINY_MEDIA])
+    collection.words = collection.words.only(lambda words: all(origin in collection.media for origin in words.media))
+
+
+def choose_encoder(config: PrecomputeConfig, kinds: tuple[str, ...], media: Iterable[Medium], device: str) -> Encoder:
+    """Load the encoder that was asked for, or a tiny one of its class. Over clips, an image encoder sees 8 frames each.
+
+    Raises PrecomputeError when it can't be loaded or can't give these kinds.
+    """
+    name, choices = config.encoder, dict[str, Any](config.encoder_choices())
+    if config.tiny:
+        from periscope.paths import tiny_folder
+        from periscope.precompute.tiny_encoders import tiny_encoder
+
+        usual = ENCODERS[name].choices if name in ENCODERS else {}
+        name, choices = tiny_encoder(name, tiny_folder()), {**usual, **choices}
+    auto = torch.float16 if device.startswith("cuda") else torch.float32
+    encoder = load_encoder(name, device, PRECISIONS.get(config.compute.precision, auto), kinds, **choices)
+    encoder.name = encoder.name.replace(name, f"tiny {config.encoder}" if config.tiny else name)
+    if encoder.modality == "image" and _modalities(media) == {"video"}:
+        encoder = over_frames(encoder, FRAMES)
+        print(f"the media are clips, and {config.encoder} takes pictures: it looks at {FRAMES} frames of each")
+    if config.encoder == "demo" and config.data is not None and encoder.modality == "image":
+        real = "; ".join(f"{name} ({ENCODERS[name].about}, {ENCODERS[name].size})" for name in SUGGESTED)
+        print(f"note: --encoder demo was trained on drawn scenes only and sees little in photos. Real ones: {real}")
+    return encoder
+
+
+def drop_other_media(collection: Collection, encoder: Encoder) -> None:
+    """Leave the media that the encoder doesn't take, and texts about them, out of `collection`, and print how many.
+
+    Raises PrecomputeError when none is left.
+    """
+    media = collection.media
+    others = {origin for origin, medium in media.items() if not suits(origin, medium.modality, encoder.modality)}
+    if len(others) == len(media):
+        kinds = ", ".join(sorted(_modalities(media.values())))
+        raise PrecomputeError(
+            f"--encoder {encoder.name} takes {encoder.modality} media and there are only {kinds} media here"
+        )
+    if others:
+        print(f"{len(others)} media are passed over: {encoder.name} takes {encoder.modality} media ({min(others)})")
+        collection.media = {origin: medium for origin, medium in media.items() if origin not in others}
+        collection.words = collection.words.only(lambda words: others.isdisjoint(words.media))
+
+
+def _filters(config: PrecomputeConfig, collection: Collection, encoder: Encoder) -> Filters:
+    selection = config.selection
+    threshold = 0.0 if config.tiny else selection.similarity  # random features resemble no caption
+    similarity = Similarity(encoder, collection.words, threshold) if threshold else None
+    return Filters(selection.min_side, selection.duplicates == "drop", similarity)
+
+
+def _modalities(media: Iterable[Medium]) -> set[str]:
+    return {medium.modality for medium in media}
