@@ -11,18 +11,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NOT_PACKAGED = {"tests", "benchmarks", "studies", "build"}
 # package -> the packages and modules of ours that it may import, besides errors.py and itself
-EVALUATION = {"evaluation.metrics", "evaluation.tasks"}
+EVALUATION = {"evaluation.metrics", "evaluation.tasks", "evaluation.controls"}
 MAY = {
     "shards": set(),
     "adapters": set(),
     "evaluation.metrics": set(),
     "evaluation.tasks": {"evaluation.metrics"},
+    "evaluation.controls": {"shards"},
     "recipes": set(),
     "precompute": {"shards", "recipes", "paths", "device"},
     "training": {"shards", "adapters", "recipes", "evaluation.controls", "evaluation.metrics"},
     "demo": {"evaluation.tasks"},
     "inference": {"shards", "adapters", "precompute", "training"},
-    "evaluation": {"shards", "adapters", "precompute", "training", "inference", *EVALUATION},
+    "evaluation": {"shards", "adapters", "precompute", "training", "inference", "console", "flags", *EVALUATION},
 }
 # The command line of a package is a script in all but its place: it may talk to the person.
 ENTRIES = {"precompute/__main__.py", "adapters/__main__.py"}

@@ -7,7 +7,7 @@ most one to a place. What stands still has the pace "still" and the way "nowhere
 import re
 from collections import Counter
 
-from periscope.evaluation.tasks.objects import matching, plain_answer
+from periscope.evaluation.tasks.demo_objects import matching, plain_answer
 from periscope.evaluation.tasks.scenes import COLOURS, SHAPES
 
 PACES = ("still", "slow", "fast")

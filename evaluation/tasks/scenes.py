@@ -6,7 +6,7 @@ An object is `{"colour", "shape", "size", "place"}`, a scene a list of objects, 
 import re
 from collections import Counter
 
-from periscope.evaluation.tasks.objects import NUMBERS, matching, plain_answer
+from periscope.evaluation.tasks.demo_objects import NUMBERS, matching, plain_answer
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")

@@ -7,7 +7,7 @@ the first with the place "first", the next "second", and so on.
 import re
 from collections import Counter
 
-from periscope.evaluation.tasks.objects import NUMBERS, matching, plain_answer
+from periscope.evaluation.tasks.demo_objects import NUMBERS, matching, plain_answer
 
 SOUNDS = ("bell", "drum", "whistle", "buzz", "click", "siren", "chirp", "hiss")
 PITCHES = ("low", "high")

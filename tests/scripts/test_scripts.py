@@ -276,7 +276,9 @@ MISTAKES = {
     ),
     "unknown task": (("eval.py", "--run", "runs/taken", "--task", "vqa2"), "did you mean vqav2"),
     "a task that these texts aren't of": (("eval.py", "--run", "runs/taken", "--task", "gqa"), "gqa scores questions"),
-    "a share above all": (("eval.py", "--run", "runs/taken", "--gain", "all", "--drop", "2"), "isn't a share"),
+    "a share above all": (
+        ("eval.py", "--run", "runs/taken", "--gain", "all", "--drop", "2"), "--drop is 2.0; it must be less than 1"
+    ),
     "gain of a split that isn't there": (
         ("eval.py", "--run", "runs/taken", "--gain", "trian"), "it has heldout, train, or all"
     ),
@@ -372,5 +374,5 @@ def test_help_is_quick(name):
 def test_the_help_of_eval_begins_with_what_a_beginner_needs():
     done = subprocess.run([sys.executable, str(ROOT / "eval.py"), "--help"], capture_output=True, text=True, cwd=ROOT)
     first, *others = re.split(r"^╭─ ", done.stdout, flags=re.M)[1:]
-    assert re.findall(r"│ --([\w-]+)", first) == ["run", "image", "audio", "video", "prompt"] and len(others) == 5
+    assert re.findall(r"│ --([\w-]+)", first) == ["run", "image", "audio", "video", "prompt"] and len(others) == 6
     assert re.search(r"^ +python eval\.py --compare runs/\*$", done.stdout, re.M) and "None" not in done.stdout

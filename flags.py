@@ -1,0 +1,387 @@
+"""Command-line flags from one typed dataclass: parsing, grouped help, ranges, and plain tables (TOML) in and out.
+
+A config is a dataclass whose fields are the flags. A field that is itself a dataclass is a group of flags: it has a box
+of its own in `--help` but adds no prefix on the command line. Each option is one field, which holds its type, default,
+range and help text (the docstring below it):
+
+    @dataclass
+    class OptimOptions:
+        '''Optimizer and schedule.'''
+
+        lr: Annotated[float, msgspec.Meta(gt=0)] = 1e-3
+        '''Peak learning rate.'''
+
+    @dataclass
+    class TrainConfig:
+        lm: Annotated[str | None, Metavar("FOLDER|HUB_ID")] = None
+        '''Frozen language model.'''
+        list_: bool = False
+        '''Print the recipes and exit.'''
+        optim: OptimOptions = field(default_factory=OptimOptions)
+
+    config = parse(TrainConfig, prog="train.py", description="Train an adapter.", examples=["train.py --lr 1e-4"])
+    check_ranges(config, RunError)
+
+The flag's name drops a trailing underscore (`list_` becomes `--list`). Only types and ranges are checked here; rules
+that involve several options belong to the owner of the config.
+"""
+
+import ast
+import copy
+import dataclasses
+import difflib
+import inspect
+import io
+import operator
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from periscope.errors import UserError
+
+Config = TypeVar("Config")
+Origins = {Union, UnionType}
+NAMES = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
+PLACE = "<description>"  # stands for the description until the help is printed
+WIDEST = 100  # columns of the description
+LIMITS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+
+
+class Metavar(str):
+    """What stands for the value in `--help`: `Annotated[Path, Metavar("FOLDER")]`."""
+
+    __slots__ = ()
+
+
+def parse(
+    cls: type[Config],
+    args: Sequence[str] | None = None,
+    *,
+    prog: str,
+    description: str,
+    examples: Sequence[str] = (),
+    default: Config | None = None,
+    renamed: Mapping[str, str] | None = None,
+) -> Config:
+    """Read the command line into a `cls`. Prints help or a usage error and exits, as argparse does (status 0 or 2).
+
+    args: without the program's name; None takes `sys.argv` · description: paragraphs separated by blank lines ·
+    examples: command lines, printed one per line as they are · default: values of the flags that aren't given; None
+    takes the fields' defaults · renamed: hidden old spelling -> flag, as in {"--clip": "--grad-clip"}.
+    """
+    import tyro
+
+    args = list(sys.argv[1:] if args is None else args)
+    shown = _Help()
+    try:
+        with redirect_stdout(shown):
+            return tyro.cli(
+                cls,
+                args=_respell(cls, args, renamed or {}),
+                prog=prog,
+                description=PLACE,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                config=(tyro.conf.OmitArgPrefixes,),
+                registry=_registry(),
+            )
+    finally:
+        sys.stdout.write(shown.getvalue().replace(PLACE, _about(description, examples)))
+
+
+def given_flags(cls: type, args: Sequence[str], renamed: Mapping[str, str] | None = None) -> set[str]:
+    """Names of the fields that a command line sets, whether as `--x 1`, `--x=1`, `--no-x` or with underscores.
+
+    renamed: as in `parse`; a field set under its old name counts.
+    """
+    flags = {_flag(name): name for name in flat_fields(cls)}
+    flags |= {f"no-{flag}": name for flag, name in flags.items() if flat_fields(cls)[name].type is bool}
+    typed = (_split(arg)[0] for arg in _respell(cls, args, renamed or {}))
+    return {flags[flag] for flag in typed if flag in flags}
+
+
+def check_ranges(config: object, error: type[UserError]) -> None:
+    """Raise `error` for the first value outside the range in its field's `msgspec.Meta`."""
+    values = _values(config)
+    for name, field in flat_fields(type(config)).items():
+        if trouble := _outside(values[name], field.type):
+            raise error(f"--{_flag(name)} {trouble}")
+
+
+def flat_fields(cls: type) -> dict[str, dataclasses.Field]:
+    """Name -> field (its `type` resolved, with its `Annotated`) of a config and its groups, in order.
+
+    Raises TypeError when two groups have a field of the same name.
+    """
+    return dict(_flat(cls))
+
+
+def to_flat(config: object) -> dict[str, Any]:
+    """Name -> value of all fields, in the types that TOML and JSON have: paths as text, tuples as lists."""
+    return {name: _plain(value) for name, value in _values(config).items()}
+
+
+def from_flat(cls: type[Config], table: Mapping[str, Any], source: object, error: type[UserError]) -> Config:
+    """The config that a table of plain values describes; fields that it lacks keep their defaults.
+
+    source: where the table comes from, for the error message. Raises `error` for an unknown name, with the nearest
+    known one, and for a value of the wrong type or out of range.
+    """
+    fields = flat_fields(cls)
+    values = {}
+    for name, value in table.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise error(f"{source} sets {name}, which is no option{hint}")
+        try:
+            values[name] = msgspec.convert(value, _bare(fields[name].type), dec_hook=_decode)
+        except msgspec.ValidationError as reason:
+            raise error(f"{source} sets {name} to {value!r}: {str(reason).replace('`', '')}") from None
+        if trouble := _outside(values[name], fields[name].type):
+            raise error(f"{source}: {name} {trouble}")
+    return _build(cls, values)
+
+
+class _Help(io.StringIO):
+    """What the parser prints on stdout, with the colours and boxes that the real one can show."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(sys.__stdout__, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        return sys.__stdout__ is not None and sys.__stdout__.isatty()
+
+
+def _about(description: str, examples: Sequence[str]) -> str:
+    """Wrapped paragraphs, then the examples as they are: the parser itself would join all lines."""
+    width = min(WIDEST, shutil.get_terminal_size().columns)
+    paragraphs = [textwrap.fill(" ".join(part.split()), width) for part in description.split("\n\n")]
+    if examples:
+        paragraphs.append("\n".join(["examples:", *(f"  {example}" for example in examples)]))
+    return "\n\n".join(paragraphs)
+
+
+def _flag(name: str) -> str:
+    return name.rstrip("_").replace("_", "-")
+
+
+def _split(arg: str) -> tuple[str, str, str]:
+    """`--Some_flag=1` -> ("some-flag", "=", "1"); ("", "", "") for what is no flag."""
+    if not arg.startswith("--"):
+        return "", "", ""
+    name, equals, value = arg[2:].partition("=")
+    return name.replace("_", "-"), equals, value
+
+
+def _respell(cls: type, args: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
+    """Replace old spellings, and the `--x True` of a switch, by what the parser knows."""
+    new = {_split(old)[0]: _split(name)[0] for old, name in renamed.items()}
+    switches = {_flag(name) for name, field in flat_fields(cls).items() if field.type is bool}
+    spelled: list[str] = []
+    waiting = list(args)
+    while waiting:
+        arg = waiting.pop(0)
+        name, equals, value = _split(arg)
+        if name.removeprefix("no-") in new:
+            name = name.replace(name.removeprefix("no-"), new[name.removeprefix("no-")])
+            arg = f"--{name}{equals}{value}"
+        if name in switches:
+            word = value if equals else waiting[0] if waiting else ""
+            if word in ("True", "False"):
+                arg = f"--{name}" if word == "True" else f"--no-{name}"
+                waiting = waiting if equals else waiting[1:]
+        spelled.append(arg)
+    return spelled
+
+
+@cache
+def _flat(cls: Any) -> tuple[tuple[str, dataclasses.Field], ...]:
+    found: dict[str, dataclasses.Field] = {}
+    for field in _fields(cls):
+        kind: Any = field.type
+        group = _flat(kind) if dataclasses.is_dataclass(kind) else ((field.name, field),)
+        for name, inner in group:
+            if name in found:
+                raise TypeError(f"{cls.__name__} has two fields called {name!r}")
+            found[name] = inner
+    return tuple(found.items())
+
+
+@cache
+def _fields(cls: Any) -> tuple[dataclasses.Field, ...]:
+    """The fields of one dataclass, with their types resolved."""
+    hints = get_type_hints(cls, include_extras=True)
+    fields = []
+    for field in dataclasses.fields(cls):
+        field = copy.copy(field)
+        field.type = hints[field.name]
+        fields.append(field)
+    return tuple(fields)
+
+
+def _values(config: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in _fields(config.__class__):
+        value = getattr(config, field.name)
+        found |= _values(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return found
+
+
+def _build(cls: Any, values: Mapping[str, Any]) -> Any:
+    fields = {}
+    for field in _fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            fields[field.name] = _build(field.type, values)
+        elif field.name in values:
+            fields[field.name] = values[field.name]
+    return cls(**fields)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(part) for part in value] if isinstance(value, tuple | list) else value
+
+
+def _decode(kind: type, value: Any) -> Any:
+    """What `msgspec.convert` asks for types it doesn't know."""
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise msgspec.ValidationError(f"Expected {kind.__name__}, got {type(value).__name__}")
+
+
+def _limited(value: Any, kind: Any) -> Iterator[tuple[Any, msgspec.Meta]]:
+    """(value or an element of it, its limits) for every `msgspec.Meta` in the type."""
+    if get_origin(kind) is Annotated:
+        kind, *notes = get_args(kind)
+        yield from ((value, note) for note in notes if isinstance(note, msgspec.Meta))
+    if get_origin(kind) in Origins:
+        for option in get_args(kind):
+            yield from _limited(value, option) if option is not NoneType else ()
+    elif get_origin(kind) is tuple and value is not None:
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(value) if kinds[1:] == (...,) else kinds
+        for element, inner in zip(value, kinds, strict=False):
+            yield from _limited(element, inner)
+
+
+def _outside(value: Any, kind: Any) -> str:
+    """What is wrong with a value's size, or that of an element, by the limits in its type; "" when nothing is."""
+    for part, limits in _limited(value, kind):
+        if part is None:
+            continue
+        if limits.min_length is not None and len(part) < limits.min_length:
+            return f"has {len(part)} values; it needs at least {limits.min_length}"
+        for limit, words in LIMITS.items():
+            bound = getattr(limits, limit)
+            if bound is not None and not getattr(operator, limit)(part, bound):  # NaN is outside all
+                return f"is {part}; it must be {words} {bound}"
+    return ""
+
+
+def _bare(kind: Any) -> Any:
+    """A type without what `Annotated` adds, at every depth: msgspec takes no range for a union with None."""
+    if get_origin(kind) is Annotated:
+        return _bare(get_args(kind)[0])
+    if get_origin(kind) in Origins:
+        return Union[tuple(map(_bare, get_args(kind)))]  # noqa: UP007
+    if get_origin(kind) is tuple:
+        return tuple[tuple(map(_bare, get_args(kind)))]
+    return kind
+
+
+def _registry() -> Any:
+    """How tyro sees our dataclasses: flag names, placeholders and defaults as `--help` is to show them."""
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not dataclasses.is_dataclass(info.type):
+            return None
+        shown = info.default if dataclasses.is_dataclass(info.default) else None
+        help_of = _help(info.type)
+        fields = []
+        for field in _fields(info.type):
+            default = getattr(shown, field.name) if shown is not None else _default(field)
+            kind: Any = field.type if dataclasses.is_dataclass(field.type) else _shown(field, default)
+            fields.append(StructFieldSpec(field.name, kind, default, help_of.get(field.name)))
+        return StructConstructorSpec(info.type, tuple(fields))
+
+    return registry
+
+
+def _default(field: dataclasses.Field) -> Any:
+    import tyro
+
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return tyro.MISSING_NONPROP if field.default is dataclasses.MISSING else field.default
+
+
+def _shown(field: dataclasses.Field, default: Any) -> Any:
+    """The field's type, with how tyro is to show it."""
+    import tyro
+
+    notes = get_args(field.type)[1:] if get_origin(field.type) is Annotated else ()
+    metavar = next((note for note in notes if isinstance(note, Metavar)), None) or _metavar(field.type)
+    shown = tyro.conf.arg(name=field.name.rstrip("_"), metavar=metavar, help_behavior_hint=_hint(default))
+    kind: Any = field.type
+    return Annotated[kind, shown]
+
+
+def _hint(default: Any) -> str | None:
+    """What follows the help: nothing for an empty default, whose meaning the help itself says; None for tyro's hint."""
+    if isinstance(default, bool):
+        return "(default: on)" if default else ""
+    if isinstance(default, float):
+        return f"(default: {default:g})"
+    return "" if default is None or default in ("", ()) else None
+
+
+def _metavar(kind: Any) -> str | None:
+    """`INT`, `{a,b}`, `STR ...`; None for a switch."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) in Origins:
+        options = [_metavar(option) for option in get_args(kind) if option is not NoneType]
+        return "|".join(option for option in options if option) or None
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(map(str, get_args(kind))) + "}"
+    if get_origin(kind) is tuple:
+        first, *others = get_args(kind)
+        names = [_metavar(first) or ""]
+        return (
+            f"{names[0]} ..." if others == [...] else " ".join([*names, *(_metavar(other) or "" for other in others)])
+        )
+    return NAMES.get(kind)
+
+
+def _help(cls: type) -> dict[str, str]:
+    """Field -> the docstring below it, read from the source of a class and those it derives from."""
+    found: dict[str, str] = {}
+    for owner in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+        except (OSError, TypeError):  # no source, as in a frozen program
+            continue
+        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+        for statement, below in pairwise(body):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                text = getattr(getattr(below, "value", None), "value", None) if isinstance(below, ast.Expr) else None
+                if isinstance(text, str):
+                    found[statement.target.id] = " ".join(text.split())
+    return found
