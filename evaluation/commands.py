@@ -11,7 +11,7 @@ from periscope.evaluation.chat import chat, check_media, grouped, reply
 from periscope.evaluation.config import AnswerOptions, EvalConfig, ModelOptions, PushOptions
 from periscope.evaluation.predict import MAX_NEW_TOKENS, by_split, choose_task, predict
 from periscope.evaluation.report.write import write_report, write_scores
-from periscope.evaluation.scored_run import by_modality, open_scored
+from periscope.evaluation.scored_run import ScoredRun, by_modality, open_scored
 from periscope.evaluation.scoring.clip import clip_scores, refuse_clip_score
 from periscope.evaluation.scoring.scores import all_scores
 from periscope.evaluation.scoring.summary import summarise
@@ -28,7 +28,7 @@ def score(path: Path, modality: str | None, config: EvalConfig, device: str) -> 
     options = config.scoring
     run = open_scored(path, modality, options, config.models, device)
     chosen, texts = choose_task(
-        options.task, options.prompt_of, run.held_out(), config.answers.max_new_tokens, config.answers.beams
+        options.task, options.prompt_of, run.held_out(), config.answers.max_new_tokens, options.beams
     )
     if chosen.task:
         print(f"task: {chosen}")
@@ -73,7 +73,7 @@ def rank_texts(path: Path, modality: str | None, config: EvalConfig, device: str
         dropped = loss_drop.worst(drops, options.drop)
         left = captioning.write_lines(loss_drop.without(run.texts, dropped), options.write)
         print(f"written: {options.write}, {left} texts, without {len(dropped)} whose media don't explain them")
-        print(f"Next: {command('train', '--features', run.features.path, '--text', options.write)}")
+        print(f"Next: {_training_on(options.write, run)}")
 
 
 def caption_set(path: Path, modality: str | None, config: EvalConfig, device: str) -> None:
@@ -84,7 +84,7 @@ def caption_set(path: Path, modality: str | None, config: EvalConfig, device: st
     lines = captioning.captions_of_set(run.model, run.features, config.answers.batch, most)
     count = captioning.write_lines(lines, out)
     print(f"written: {out}, {count} captions")
-    print(f"Next: {command('train', '--features', run.features.path, '--text', out)}")
+    print(f"Next: {_training_on(out, run)}")
 
 
 def caption_folder(
@@ -159,6 +159,15 @@ def push(adapters: Adapters, to: str, options: PushOptions, models: ModelOptions
         public_samples=options.public_samples,
     )
     print(share(request, agreed, device, models.precision))
+
+
+def _training_on(texts: Path, run: ScoredRun) -> str:
+    """The command that trains a new adapter like the run's on a texts file."""
+    config = run.folder.config
+    return command(
+        *("train", "--features", run.features.path, "--text", texts, "--lm", config["lm"]),
+        *("--adapter", config["adapter"]),
+    )
 
 
 def _written_file(config: EvalConfig) -> Path:

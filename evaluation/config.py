@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta
+from tyro.conf import Positional
 
 from periscope.errors import RunError
 from periscope.evaluation.tasks.benchmarks import find_benchmark
@@ -45,6 +46,8 @@ class ScoringOptions:
         "none",
     )
     """Controls to answer under: another medium's features, the mean feature, no medium."""
+    beams: Count = 0
+    """Beam width; 1: greedy, 0: as the task has it, otherwise greedy."""
     clip_score: bool = False
     """Also compute the CLIPScore of captions, with the text tower of the encoder (open_clip)."""
     data: Folder = None
@@ -99,15 +102,19 @@ class SharingOptions(PushOptions):
 
 
 @dataclass
-class AnswerOptions:
+class LengthOptions:
+    """How answers are generated."""
+
+    max_new_tokens: Count = 0
+    """Maximum answer length in tokens; 0: as the task has it, otherwise 64."""
+
+
+@dataclass
+class AnswerOptions(LengthOptions):
     """How answers are generated."""
 
     batch: Annotated[int, Meta(ge=1), Metavar("N")] = 64
     """Answers generated at once; affects speed and memory, not the answers."""
-    beams: Count = 0
-    """Beam width; 1: greedy, 0: as the task has it, otherwise greedy."""
-    max_new_tokens: Count = 0
-    """Maximum answer length in tokens; 0: as the task has it, otherwise 64."""
 
 
 @dataclass
@@ -183,3 +190,76 @@ def check_new_file(flag: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{flag} {path}: its folder can't be made ({error.strerror})") from None
+
+
+# The `periscope` commands below are parts of eval.py with positional arguments; they share its groups of options.
+
+
+@dataclass
+class AskConfig:
+    """`periscope ask`: answer one question about media."""
+
+    run: Positional[Annotated[str, Metavar("RUN")]]
+    """Run, adapter folder or Hub id; several by modality: image=runs/a,audio=runs/b."""
+    words: Positional[Annotated[tuple[str, ...], Metavar("FILE ... QUESTION")]] = ()
+    """Images, sounds or videos, and the question about them; "" asks for a caption."""
+    answers: LengthOptions = field(default_factory=LengthOptions)
+    models: ModelOptions = field(default_factory=ModelOptions)
+
+    @property
+    def media(self) -> tuple[Path, ...]:
+        """The files."""
+        return tuple(map(Path, self.words[:-1]))
+
+    @property
+    def question(self) -> str:
+        """The question; "" asks for a caption."""
+        return self.words[-1]
+
+
+@dataclass
+class ChatConfig:
+    """`periscope chat`: answer questions about media from the keyboard."""
+
+    run: Positional[Annotated[str, Metavar("RUN")]]
+    """Run, adapter folder or Hub id; several by modality: image=runs/a,audio=runs/b."""
+    media: Positional[Annotated[tuple[Path, ...], Metavar("FILE ...")]] = ()
+    """Images, sounds or videos."""
+    answers: LengthOptions = field(default_factory=LengthOptions)
+    models: ModelOptions = field(default_factory=ModelOptions)
+
+
+@dataclass
+class CaptionConfig:
+    """`periscope caption`: caption a folder of media."""
+
+    run: Positional[Annotated[str, Metavar("RUN")]]
+    """Run, adapter folder or Hub id."""
+    folder: Positional[Annotated[Path, Metavar("FOLDER")]]
+    """Folder with the media."""
+    out: Annotated[Path, Metavar("FILE")]
+    """The .jsonl file to write, which must not exist; train.py --text reads it."""
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
+    models: ModelOptions = field(default_factory=ModelOptions)
+
+
+@dataclass
+class CompareConfig:
+    """`periscope compare`: several runs side by side."""
+
+    runs: Positional[Annotated[tuple[Path, ...], Metavar("RUN ...")]] = ()
+    """Runs, or folders of runs."""
+    out: Annotated[Path, Metavar("FILE")] = COMPARISON
+    """File for the table; the picture goes beside it as .png."""
+
+
+@dataclass
+class PushConfig:
+    """`periscope push`: share an adapter on the Hub."""
+
+    run: Positional[Annotated[str, Metavar("RUN")]]
+    """Run or adapter folder; of several adapters in a run, one by modality: image=RUN."""
+    to: Positional[Annotated[str, Metavar("OWNER/NAME")]]
+    """The repository on the Hugging Face Hub."""
+    sharing: PushOptions = field(default_factory=PushOptions)
+    models: ModelOptions = field(default_factory=ModelOptions)

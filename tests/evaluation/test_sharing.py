@@ -227,7 +227,7 @@ def test_staged_weights_are_bf16_and_a_hub_id_names_the_base_model(home, tmp_pat
     data = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
     assert data["base_model"] == "meta-llama/Llama-2-7b-hf" and data["base_model_relation"] == "adapter"
     assert data["license"] == "mit" and data["datasets"] == ["a/b"] and "model-index" not in data
-    assert 'live.load("user/x", encoder="FOLDER")' in (tmp_path / "out" / "README.md").read_text()
+    assert 'periscope.load("user/x", encoder="FOLDER")' in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_scores_of_a_benchmark_are_not_said_to_be_of_the_training_data(home, tmp_path):
