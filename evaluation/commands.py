@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from periscope import inference
 from periscope.console import command
@@ -123,7 +124,7 @@ def load_models(adapters: Adapters, models: ModelOptions, device: str) -> infere
     """The adapters with their encoders on their language model."""
     moved = by_modality("--encoder", models.encoder)
     encoder = moved[None] if None in moved else {str(modality): place for modality, place in moved.items()}
-    options = {
+    options: dict[str, Any] = {
         "device": device,
         "precision": models.precision,
         "lm": models.lm or None,
@@ -132,7 +133,8 @@ def load_models(adapters: Adapters, models: ModelOptions, device: str) -> infere
     }
     if None in adapters:
         return inference.load(adapters[None], **options)
-    return inference.load(**{str(modality): path for modality, path in adapters.items()}, **options)
+    options |= {str(modality): path for modality, path in adapters.items()}
+    return inference.load(**options)
 
 
 def push(adapters: Adapters, to: str, options: PushOptions, models: ModelOptions, device: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 from periscope.adapters.model import AdaptedModel
 from periscope.adapters.prompting.boxes import said as box_words
@@ -117,7 +118,7 @@ def task_prompt(model: AdaptedModel, chosen: AskedTask) -> Prompt:
     if chosen.system == OWN:
         return model.prompt
     if template.style == "chat":
-        fields = {"caption_prompt": chosen.prompt.strip()}
+        fields: dict[str, Any] = {"caption_prompt": chosen.prompt.strip()}
     elif QUESTION in chosen.prompt:
         fields = {"question": chosen.prompt.replace(QUESTION, "{}")}
     else:
@@ -182,6 +183,6 @@ def predict(
         row.control, row.blank, row.none = (
             answers[name][i] if name in answers else None for name in ("shuffled", "blank", "none")
         )
-        row.control_meta = meta.get(stand_in.get(text.media[0]), {})
+        row.control_meta = meta.get(stand_in.get(text.media[0], ""), {})
         rows.append(row)
     return rows

@@ -1,9 +1,9 @@
 """Bounding boxes in the model's answers (RefCOCO, RefCOCO+, RefCOCOg)."""
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from periscope.evaluation.metrics.score import Clusters, Score, mean, paired
+from periscope.evaluation.metrics.score import Clusters, Key, Score, mean, paired
 
 MIN_IOU = 0.5
 NUMBERS = re.compile(r"\[([^\[\]]*)\]")
@@ -12,8 +12,8 @@ Box = Sequence[float]
 
 
 def box_accuracy(
-    predictions: Mapping[Hashable, str],
-    references: Mapping[Hashable, Box],
+    predictions: Mapping[Key, str],
+    references: Mapping[Key, Box],
     min_iou: float = MIN_IOU,
     clusters: Clusters = None,
 ) -> Score:
@@ -24,9 +24,11 @@ def box_accuracy(
     `[0.12,0.34,0.56,0.78]`. An answer without a readable box is wrong. Raises ScoreError as `score.paired`.
     """
     paired(predictions, references)
-    said = {key: read_box(predictions[key]) for key in references}
-    right = {key: said[key] is not None and iou(said[key], box) >= min_iou for key, box in references.items()}
-    return mean({key: float(hit) for key, hit in right.items()}, clusters=clusters)
+    right = {}
+    for key, reference in references.items():
+        box = read_box(predictions[key])
+        right[key] = float(box is not None and iou(box, reference) >= min_iou)
+    return mean(right, clusters=clusters)
 
 
 def read_box(text: str) -> tuple[float, ...] | None:

@@ -11,22 +11,22 @@ import io
 import math
 import re
 import shutil
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
 
 from periscope.errors import ScoreError
-from periscope.evaluation.metrics.score import Clusters, Score, drawn, interval, mean, paired
+from periscope.evaluation.metrics.score import Clusters, Key, Score, drawn, interval, mean, paired
 
 FEW = 100
 PTB, PLAIN = "PTB tokenisation", "plain tokenisation, because there is no Java: not comparable with published scores"
 TINY, SMALL = 1e-15, 1e-9  # against division by zero, as in pycocoevalcap's BLEU
 
-Captions = Mapping[Hashable, str]
-References = Mapping[Hashable, str | Sequence[str]]
-Tokens = dict[Hashable, list[str]]
+Captions = Mapping[Key, str]
+References = Mapping[Key, str | Sequence[str]]
+Tokens = dict[Key, list[str]]
 
 _tokens: dict[str, str] = {}  # caption -> its tokens
 
@@ -98,8 +98,9 @@ def tokenise(predictions: Captions, references: References, name: str = "") -> t
         raise ScoreError(f"{len(empty)} items have no reference ({empty[0]!r}): leave them out")
     if not has_java():
         return _plain(said), _plain(true), PLAIN
-    prepare([one for texts in (said, true) for listed in texts.values() for one in listed])
-    return *({key: [_tokens[one] for one in listed] for key, listed in texts.items()} for texts in (said, true)), PTB
+    prepare([text for captions in (said, true) for listed in captions.values() for text in listed])
+    said, true = ({key: [_tokens[text] for text in listed] for key, listed in texts.items()} for texts in (said, true))
+    return said, true, PTB
 
 
 def prepare(texts: Iterable[str]) -> None:

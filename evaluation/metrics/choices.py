@@ -1,13 +1,13 @@
 """Answers chosen from a few: a word, yes or no, true or false, a letter."""
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from periscope.evaluation.metrics.score import Clusters, Score, drawn, interval, mean, paired
+from periscope.evaluation.metrics.score import Clusters, Key, Score, drawn, interval, mean, paired
 
-Answers = Mapping[Hashable, str]
+Answers = Mapping[Key, str]
 
 
 def gqa_accuracy(predictions: Answers, references: Answers, clusters: Clusters = None) -> Score:
@@ -38,7 +38,7 @@ def letter(answer: str) -> str | None:
     return found[1].upper() if found else None
 
 
-def vsr_accuracy(predictions: Answers, references: Mapping[Hashable, bool], clusters: Clusters = None) -> Score:
+def vsr_accuracy(predictions: Answers, references: Mapping[Key, bool], clusters: Clusters = None) -> Score:
     """The share of statements about an image that are correctly called true or false (VSR, Liu et al. 2023, arXiv
     2205.00363). An answer counts as true unless it has the word "false" or "no", as in Mamba-VL's evaluation. Raises
     ScoreError as `score.paired`.
@@ -62,7 +62,11 @@ def pope(predictions: Answers, references: Answers, clusters: Clusters = None) -
     table = np.stack([said & true, said & ~true, ~said & ~true, ~said & true], -1).astype(np.int64)
     found = {}
     for name, formula in POPE.items():
-        low, high = interval(table, lambda sums, formula=formula: formula(*sums.T), drawn(keys, clusters))
+
+        def statistic(sums: np.ndarray, formula: Callable = formula) -> np.ndarray:
+            return formula(*sums.T)
+
+        low, high = interval(table, statistic, drawn(keys, clusters))
         found[name] = Score(float(formula(*table.sum(0)[:, None])[0]), low, high, len(keys))
     return found
 

@@ -1,16 +1,16 @@
 """CLIPScore: how well a caption fits its image, without a reference."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from periscope.evaluation.metrics.score import Clusters, Score, mean, paired
+from periscope.evaluation.metrics.score import Clusters, Key, Score, mean, paired
 
 WEIGHT = 2.5
 
 
 def clip_score(
-    captions: Mapping[Hashable, np.ndarray], pictures: Mapping[Hashable, np.ndarray], clusters: Clusters = None
+    captions: Mapping[Key, np.ndarray], pictures: Mapping[Key, np.ndarray], clusters: Clusters = None
 ) -> Score:
     """The mean of 2.5 * max(0, cosine) of caption and image vectors `(width,)` from one CLIP model (Hessel et al. 2021,
     arXiv 2104.08718, where captions begin with "A photo depicts"). Vectors needn't be normalised. Raises ScoreError as

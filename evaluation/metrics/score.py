@@ -1,8 +1,9 @@
 """A score with its confidence interval."""
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,8 @@ from periscope.errors import ScoreError
 
 ROUNDS, AT_ONCE = 1000, 2_000_000
 
-Clusters = Mapping[Hashable, Hashable] | None  # key -> what items share, such as the image that questions are about
+Key = Any  # of an item: anything hashable (a Mapping of Hashable keys wouldn't take a dict of str)
+Clusters = Mapping[Key, Key] | None  # key -> what items share, such as the image that questions are about
 
 
 class ScoreWarning(UserWarning):
@@ -31,7 +33,7 @@ class Score:
     high: float
     n: int
     note: str = ""
-    each: dict[Hashable, float] = field(default_factory=dict, repr=False)
+    each: dict[Key, float] = field(default_factory=dict, repr=False)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -39,7 +41,7 @@ class Score:
         return self.low, self.high
 
 
-def mean(each: Mapping[Hashable, float], note: str = "", clusters: Clusters = None) -> Score:
+def mean(each: Mapping[Key, float], note: str = "", clusters: Clusters = None) -> Score:
     """The score whose value is the mean of `each`. Raises ScoreError when `each` is empty."""
     if not each:
         raise ScoreError("there is nothing to score: no predictions were given")
@@ -50,7 +52,7 @@ def mean(each: Mapping[Hashable, float], note: str = "", clusters: Clusters = No
     return Score(float(value), float(value + low), float(value + high), len(values), note, dict(each))
 
 
-def drawn(keys: Iterable[Hashable], clusters: Clusters) -> list[Hashable] | None:
+def drawn(keys: Iterable[Key], clusters: Clusters) -> list[Key] | None:
     """The cluster of each item, or None without clusters."""
     return None if clusters is None else [clusters[key] for key in keys]
 
@@ -58,7 +60,7 @@ def drawn(keys: Iterable[Hashable], clusters: Clusters) -> list[Hashable] | None
 def interval(
     rows: np.ndarray,
     statistic: Callable[[np.ndarray], np.ndarray],
-    clusters: Sequence[Hashable] | None = None,
+    clusters: Sequence[Key] | None = None,
     rounds: int = ROUNDS,
 ) -> tuple[float, float]:
     """The 2.5th and 97.5th percentile of a statistic over `rounds` bootstrap draws (seeded).

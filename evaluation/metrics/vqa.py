@@ -11,11 +11,11 @@ them. Three variants are in use, and each score's note names its own:
 """
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from periscope.evaluation.metrics.contractions import CONTRACTIONS
-from periscope.evaluation.metrics.score import Clusters, Score, mean, paired
+from periscope.evaluation.metrics.score import Clusters, Key, Score, mean, paired
 
 Normalisation = Literal["official", "always", "m4c"]
 ARTICLES = {"a", "an", "the"}
@@ -28,8 +28,8 @@ MAX_PERIODS = 32  # removed from an answer: the program passes re.UNICODE (32) i
 
 
 def vqa_accuracy(
-    predictions: Mapping[Hashable, str],
-    references: Mapping[Hashable, Sequence[str]],
+    predictions: Mapping[Key, str],
+    references: Mapping[Key, Sequence[str]],
     normalise: Normalisation = "official",
     clusters: Clusters = None,
 ) -> Score:

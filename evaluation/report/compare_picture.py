@@ -8,6 +8,7 @@ from periscope.evaluation.metrics.relative_gain import TOPS
 from periscope.evaluation.report.chart import ticks
 from periscope.evaluation.report.compare_settings import columns, differing, shared
 from periscope.evaluation.report.runs import RunFolder, first_split, interval_of
+from periscope.evaluation.report.sample_sheet import font_of
 
 INK, FAINT, GRID, REAL = (30, 30, 30), (110, 110, 110), (225, 225, 225), (30, 90, 170)
 SCALE = 2  # pixels per unit of the lengths below
@@ -19,7 +20,7 @@ def picture(runs: Sequence[RunFolder]) -> Image.Image:
     with the training time as bars.
     """
     scores, settings = shared(runs), differing(runs)
-    font, small = ImageFont.load_default(14 * SCALE), ImageFont.load_default(12 * SCALE)
+    font, small = font_of(14 * SCALE), font_of(12 * SCALE)
     says = [", ".join(f"{name} {settings[name][i] or '-'}" for name in columns(settings)[:2]) for i in range(len(runs))]
     names = [_fitted(run.name, font) for run in runs]
     says = [_fitted(text, small) for text in says]

@@ -47,16 +47,16 @@ def notes(runs: Sequence[RunFolder]) -> list[str]:
     scored = [run for run in runs if run.splits]
     counts = {run.name: f"{next(iter(run.splits))} {first_split(run).get('n', '?')}" for run in scored}
     if len(set(counts.values())) > 1:
-        said = _grouped(scored, list(counts.values()))
-        found.append(f"Scored on different numbers of answers or splits, so the scores are hard to compare: {said}.")
+        which = _grouped(scored, list(counts.values()))
+        found.append(f"Scored on different numbers of answers or splits, so the scores are hard to compare: {which}.")
     elif len({_asked(run) for run in scored}) > 1:
         found.append("The runs were scored on different texts, so their scores are hard to compare.")
     for name in ASKED:
         telling = [run for run in scored if name in run.result]
-        said = [str(run.result[name]) for run in telling]
-        if len(set(said)) > 1:
+        values = [str(run.result[name]) for run in telling]
+        if len(set(values)) > 1:
             found.append(
-                f"Asked in different ways, so the scores are hard to compare: {name} {_grouped(telling, said)}."
+                f"Asked in different ways, so the scores are hard to compare: {name} {_grouped(telling, values)}."
             )
     if scored:
         split = next(iter(scored[0].splits))

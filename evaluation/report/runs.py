@@ -132,8 +132,9 @@ def interval_of(found: Mapping, name: str) -> tuple[float, float] | None:
     tables = found.get("intervals")
     real = tables.get("real") if isinstance(tables, dict) else None
     pair = real.get(name) if isinstance(real, dict) else None
-    fits = isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair))
-    return (float(pair[0]), float(pair[1])) if fits else None
+    if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_number, pair)):
+        return None
+    return float(pair[0]), float(pair[1])
 
 
 def headline(found: Mapping, most: int = 4) -> list[str]:

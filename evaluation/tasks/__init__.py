@@ -26,16 +26,28 @@ class DemoTask:
 # By the field of a text's `meta` that lists what its medium shows.
 TASKS = {
     "objects": DemoTask(
-        *(scenes.ATTRIBUTES, scenes.answer),
-        *("caption_scene", scenes.scene_correct, "caption_objects", scenes.object_recall),
+        attributes=scenes.ATTRIBUTES,
+        answer=scenes.answer,
+        whole="caption_scene",
+        correct=scenes.scene_correct,
+        parts="caption_objects",
+        recall=scenes.object_recall,
     ),
     "events": DemoTask(
-        *(sounds.ATTRIBUTES, sounds.answer),
-        *("caption_recording", sounds.recording_correct, "caption_events", sounds.event_recall),
+        attributes=sounds.ATTRIBUTES,
+        answer=sounds.answer,
+        whole="caption_recording",
+        correct=sounds.recording_correct,
+        parts="caption_events",
+        recall=sounds.event_recall,
     ),
     "movers": DemoTask(
-        *(clips.ATTRIBUTES, clips.answer),
-        *("caption_clip", clips.clip_correct, "caption_movers", clips.mover_recall),
+        attributes=clips.ATTRIBUTES,
+        answer=clips.answer,
+        whole="caption_clip",
+        correct=clips.clip_correct,
+        parts="caption_movers",
+        recall=clips.mover_recall,
     ),
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from periscope.errors import ScoreError
 
@@ -74,12 +75,11 @@ class BenchmarkTask:
 @cache
 def benchmarks() -> dict[str, BenchmarkTask]:
     """All benchmarks by name."""
-    return {
-        name: BenchmarkTask(
-            name, **{key: tuple(given) if isinstance(given, list) else given for key, given in row.items()}
-        )
-        for name, row in _table()["tasks"].items()
-    }
+    found = {}
+    for name, row in _table()["tasks"].items():
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        found[name] = BenchmarkTask(name=name, **fields)
+    return found
 
 
 def systems() -> dict[str, dict[str, str]]:
@@ -99,7 +99,7 @@ def find_benchmark(name: str) -> BenchmarkTask:
 def benchmark_of(metas: Iterable[Mapping]) -> BenchmarkTask | None:
     """The benchmark that the texts with these metas all belong to, by their field `task`; None without one."""
     named = {meta.get("task") for meta in metas}
-    return benchmarks().get(next(iter(named))) if len(named) == 1 and None not in named else None
+    return benchmarks().get(str(named.pop())) if len(named) == 1 else None
 
 
 def listing() -> str:

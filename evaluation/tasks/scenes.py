@@ -58,7 +58,8 @@ def named_objects(caption: str) -> Counter:
     colour said after it ("a star that is red"). "two red stars" counts twice. A shape without any colour is counted
     under the colour "", so that it is never taken for a right one.
     """
-    named, colour, bare, times = Counter(), None, None, 1
+    named: Counter = Counter()
+    colour, bare, times = None, None, 1
     for word in _WORD.findall(caption.lower()):
         shape = word if word in SHAPES else _SINGULAR.get(word)
         if word in COLOURS:

@@ -48,7 +48,9 @@ def named_sounds(caption: str) -> list[tuple[str, str]]:
     without a pitch has the pitch "", so that it is never taken for a right one. Where the caption says places ("second
     a low bell") the order is by place.
     """
-    named, pitch, times, place, order = [], "", 1, None, []
+    named: list[tuple[str, str]] = []
+    order: list[int] = []
+    pitch, times, place = "", 1, None
     for word in _WORD.findall(caption.lower()):
         sound = word if word in SOUNDS else _SINGULAR.get(word)
         if word in PITCHES:
