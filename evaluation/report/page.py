@@ -13,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from periscope.console import command
 from periscope.evaluation.controls import BASELINES
 from periscope.evaluation.metrics.relative_gain import TOPS, relative_gain
 from periscope.evaluation.report.chart import line_chart, smoothed
@@ -58,6 +59,7 @@ def report(run: RunFolder, media: Callable[[str], Medium]) -> str:
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return template.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=run.name,
+        score_command=portable(command("eval", "--run", run.path)),
         about=about(run),
         tiles=[row for row in scores(run.splits[first])["rows"] if row["name"] in headline(run.splits[first])]
         if first

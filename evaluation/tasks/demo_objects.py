@@ -1,20 +1,21 @@
-"""What the demo's tasks share: questions about things that have attributes."""
+"""Questions about objects with attributes, shared by the demo's scenes, sounds and videos."""
 
 from collections.abc import Sequence
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def matching(ask: dict, things: list[dict], attributes: Sequence[str]) -> list[dict]:
-    """The things that have every one of `attributes` which `ask` gives."""
+def matching(ask: dict, objects: list[dict], attributes: Sequence[str]) -> list[dict]:
+    """The objects that match `ask` in every one of `attributes` that it gives."""
     given = [name for name in attributes if name in ask]
-    return [thing for thing in things if all(thing[name] == ask[name] for name in given)]
+    return [each for each in objects if all(each[name] == ask[name] for name in given)]
 
 
-def plain_answer(ask: dict, things: list[dict], attributes: Sequence[str]) -> str | None:
-    """The answer to "count" (how many match), "exists" (yes or no) and, where just one thing matches, to an attribute
-    that `ask` doesn't give; None otherwise."""
-    kind, found = ask["kind"], matching(ask, things, attributes)
+def plain_answer(ask: dict, objects: list[dict], attributes: Sequence[str]) -> str | None:
+    """The answer to "count" (how many match) or "exists" (yes or no). For an attribute that `ask` doesn't give, the value
+    of the only object that matches. None otherwise.
+    """
+    kind, found = ask["kind"], matching(ask, objects, attributes)
     if kind == "count":
         return NUMBERS[len(found)]
     if kind == "exists":

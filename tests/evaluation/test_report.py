@@ -123,20 +123,22 @@ def test_a_page_holds_scores_controls_curves_cases_and_settings(tmp_path):
     said = " ".join(page.said.split())
     for part in ("caption_f1 0.750 0.700 to 0.800 0.500 - 0.50 2", "qa_accuracy 0.500 - 0.250 0.300 0.33 2",
                  "Loss, nats per target token", "held out, shuffled", "Scores of the held-out samples",
-                 "photos/key-2.jpg", "from another's features: yes", "lr 0.001", "packages.torch 2.15",
-                 "encoder.name fine", "caption_f1 0.750 95% interval 0.700 to 0.800 0.500 from another's features",
-                 "encoder fine", "wrong fine yes truth: no", "right is it? no truth: no"):  # fmt: skip
+                 "photos/key-2.jpg", "shuffled: yes", "lr 0.001", "packages.torch 2.15",
+                 "encoder.name fine", "caption_f1 0.750 95% interval 0.700 to 0.800 0.500 with shuffled features",
+                 "encoder fine", "wrong fine yes reference: no", "right is it? no reference: no"):  # fmt: skip
         assert part in said, part
     assert said.index("Held-out inputs") < said.index("Scores and controls"), "people look at pictures first"
     hardest, best = said.split("Worst answers")[1].split("Best answers")
-    assert "a cat fine truth: a dog fine" in hardest and best.index("a dog truth: a dog") < best.index("is it? no")
+    assert "a cat fine reference: a dog fine" in hardest and best.index("a dog reference: a dog") < best.index(
+        "is it? no"
+    )
     assert "10 to 15 a cat fine" in said and "20 a dog fine" in said
     assert [tag for tag, _ in page.elements].count("mark") == 1
 
 
 def test_a_run_that_was_never_scored_has_a_page_too(tmp_path):
     (tmp_path / "config.toml").write_text("adapter = 'mlp3'\n")
-    assert "wasn't scored" in report(RunFolder(tmp_path), lambda key: Medium())
+    assert "hasn't been scored yet" in report(RunFolder(tmp_path), lambda key: Medium())
     with pytest.raises(ScoreError, match="is not a run"):
         RunFolder(tmp_path / "elsewhere")
 
