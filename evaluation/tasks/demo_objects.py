@@ -12,8 +12,8 @@ def matching(ask: dict, objects: list[dict], attributes: Sequence[str]) -> list[
 
 
 def plain_answer(ask: dict, objects: list[dict], attributes: Sequence[str]) -> str | None:
-    """The answer to "count" (how many match) or "exists" (yes or no). For an attribute that `ask` doesn't give, the value
-    of the only object that matches. None otherwise.
+    """The answer to "count" (how many match) or "exists" (yes or no). For an attribute that `ask` doesn't give, the
+    value of the only object that matches. None otherwise.
     """
     kind, found = ask["kind"], matching(ask, objects, attributes)
     if kind == "count":
