@@ -34,7 +34,9 @@ def captions_of_folder(loaded: LoadedModel, data: Path, batch: int, max_new_toke
     Raises PrecomputeError when no medium can be read, RunError for several adapters.
     """
     if len(loaded.readers) > 1:
-        raise RunError(f"this run reads {' and '.join(loaded.readers)}: say with which, as in --run image=runs/first")
+        raise RunError(
+            f"this run reads {' and '.join(loaded.readers)}: name the adapter to use, as in image=runs/first"
+        )
     ((modality, reader),) = loaded.readers.items()
     bad, done = [], 0
     with collected(data) as collection:

@@ -140,7 +140,7 @@ def load_models(adapters: Adapters, models: ModelOptions, device: str) -> infere
 def push(adapters: Adapters, to: str, options: PushOptions, models: ModelOptions, device: str) -> None:
     """Push one adapter to the Hub, after the user has agreed to everything that would be uploaded."""
     if len(adapters) > 1:
-        raise RunError("--push shares one adapter at a time: name one --run")
+        raise RunError("one adapter is pushed at a time: name one run")
 
     def agreed(contents: str) -> bool:
         print(contents)

@@ -32,37 +32,45 @@ class PushRequest:
     public_samples: bool = False
 
 
-def share(what: PushRequest, ask: Callable[[str], bool], device: str = "cpu", precision: str = "auto") -> str:
+def share(request: PushRequest, ask: Callable[[str], bool], device: str = "cpu", precision: str = "auto") -> str:
     """Push an adapter to the Hub if `ask`, which is given a description of the whole upload, returns True.
 
     The upload is first loaded on its language model. Afterwards it is fetched into a new folder, compared byte by byte,
     and loaded. Returns a sentence for the user. Raises AdapterError when any of this fails.
     """
-    if what.to.count("/") != 1 or not all(what.to.split("/")):
-        raise AdapterError(f"--push {what.to}: name an owner and a repository, as in owner/name")
-    path = Path(what.path)
+    if request.to.count("/") != 1 or not all(request.to.split("/")):
+        raise AdapterError(f"{request.to} is no place to push to: name an owner and a repository, as in owner/name")
+    path = Path(request.path)
     run = RunFolder(path) if (path / "config.toml").is_file() else None
-    folder = adapter_folder(what.path, what.modality)
-    lm = what.lm or read_adapter_config(folder)["language_model"]["name"]
-    samples = pictured(run) if run and what.public_samples else []
+    folder = adapter_folder(request.path, request.modality)
+    lm = request.lm or read_adapter_config(folder)["language_model"]["name"]
+    samples = pictured(run) if run and request.public_samples else []
     picture = path / PICTURE if samples and (path / PICTURE).is_file() else None
     with tempfile.TemporaryDirectory(prefix="periscope-") as temporary:
         staged = Path(temporary) / "adapter"
         result = run.result | {"splits": run.splits} if run and run.splits else {}
         files = stage(
-            folder, staged, what.to, result, samples, picture, what.license, what.datasets, _public_name(what.lm)
+            folder,
+            staged,
+            request.to,
+            result,
+            samples,
+            picture,
+            request.license,
+            request.datasets,
+            _public_name(request.lm),
         )
         load_adapted(staged, device, precision, lm)
-        there = standing(what.to, what.private)
-        if not ask(shown(what, staged, files, samples, bool(result), there)):
+        there = standing(request.to, request.private)
+        if not ask(shown(request, staged, files, samples, bool(result), there)):
             raise AdapterError("nothing was pushed")
-        commit = push(staged, what.to, what.private)
-        load_adapter(check_pushed(staged, what.to, commit, Path(temporary) / "again"), device)
-    return f"{what.to} is on the Hub (commit {commit[:8]}); fetched again, it is the same and loads on {lm}"
+        commit = push(staged, request.to, request.private)
+        load_adapter(check_pushed(staged, request.to, commit, Path(temporary) / "again"), device)
+    return f"{request.to} is on the Hub (commit {commit[:8]}); fetched again, it is the same and loads on {lm}"
 
 
 def shown(
-    what: PushRequest,
+    request: PushRequest,
     staged: Path,
     files: list[Path],
     samples: list[dict],
@@ -72,8 +80,8 @@ def shown(
     """Everything that would be uploaded: each file with its size, the card, and the text of each sample; and which
     files of `there`, the repository on the Hub, would be replaced or removed. Control characters are shown as "?".
     """
-    private = there.private if there else what.private
-    lines = [f"to be uploaded to {what.to} ({'private' if private else 'public'}):"]
+    private = there.private if there else request.private
+    lines = [f"to be uploaded to {request.to} ({'private' if private else 'public'}):"]
     names = [file.relative_to(staged).as_posix() for file in files]
     lines += [f"  {name:<32}{file.stat().st_size:>14,} bytes" for name, file in zip(names, files, strict=True)]
     if there and (old := [name for name in there.files if name in names]):
@@ -88,7 +96,7 @@ def shown(
     else:
         lines.append("no sample texts and no pictures (--public-samples adds a few held-out ones)")
     if not scored:
-        lines.append(f"no scores; to have them in the card, first: {command('eval', '--run', what.path)}")
+        lines.append(f"no scores; to have them in the card, first: {command('eval', '--run', request.path)}")
     lines += [f"{CARD}:", *(f"  | {line}" for line in (staged / CARD).read_text(encoding="utf-8").split("\n"))]
     return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
