@@ -133,7 +133,10 @@ def test_a_push_asks_first_and_arrives_as_it_was_shown(pushed, home):
     for name, data in files.items():
         assert f"{name} " in found["shown"][0] and (name == "README.md" or f"{len(data):,} bytes" in found["shown"][0])
     assert "is on the Hub" in found["plain"] and "is the same and loads" in found["again"]
-    assert found["bad name"].startswith("refused: plain is no place to push to: name an owner") and stand_in.private["user/samples"]
+    assert (
+        found["bad name"].startswith("refused: plain is no place to push to: name an owner")
+        and stand_in.private["user/samples"]
+    )
     assert "log in with a token that may write" in found["denied"]
     assert "README.md comes back as something else" in found["spoilt"]
     config = json.loads(files["adapter.json"])
