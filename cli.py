@@ -1,27 +1,202 @@
-"""The `periscope` command: one name for precompute, train, eval and the tools."""
+"""The `periscope` command: train.py, eval.py and precompute.py under one name, with the tools around them.
 
+`periscope` alone lists the commands. This module imports a command only when it runs, so that the list appears at once.
+"""
+
+import difflib
 import importlib
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from periscope.console import run
+from periscope.errors import RunError
 
-# name -> (module, function, help)
-COMMANDS = {
-    "precompute": ("periscope.precompute.cli", "main", "encode images, sound or video once with a frozen encoder"),
-    "train": ("periscope.train", "main", "fit an adapter on cached features against a frozen language model"),
-    "eval": ("periscope.eval", "main", "answer and score"),
-    "features": ("periscope.precompute.__main__", "main", "verify, inspect, merge or recode a feature set"),
-    "adapters": ("periscope.adapters.__main__", "main", "import, export or merge adapters"),
+if TYPE_CHECKING:
+    from periscope.evaluation.config import ModelOptions
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command. target: "module:function", where the function takes no arguments and reads `sys.argv`."""
+
+    target: str
+    help: str
+
+    def load(self) -> Callable[[], None]:
+        """Import the module and return the function."""
+        module, _, function = self.target.partition(":")
+        return getattr(importlib.import_module(module), function)
+
+
+GROUPS: Mapping[str, Mapping[str, Command]] = {
+    "Encode, train, score": {
+        "precompute": Command(
+            "periscope.precompute.cli:main", "encode images, sounds or videos once, with a frozen encoder"
+        ),
+        "train": Command("periscope.train:main", "train an adapter on cached features for a frozen language model"),
+        "eval": Command("periscope.eval:main", "score a run on held-out data or a benchmark, with controls"),
+        "compare": Command("periscope.cli:compare", "compare runs in a table and a picture"),
+    },
+    "Use an adapter": {
+        "ask": Command("periscope.cli:ask", "answer a question about images, sounds or videos"),
+        "chat": Command("periscope.cli:chat", "answer questions about them from the keyboard"),
+        "caption": Command("periscope.cli:caption", "write a caption for every file in a folder"),
+    },
+    "Share and convert": {
+        "push": Command("periscope.cli:push", "push an adapter to the Hugging Face Hub"),
+        "export": Command("periscope.cli:export", "export a soft prompt for PEFT, or a model with LoRA merged"),
+        "import": Command("periscope.cli:import_", "import an adapter from eP-ALM"),
+    },
+    "Look after feature sets": {
+        "features": Command("periscope.precompute.__main__:main", "verify, inspect, merge or recode feature sets"),
+    },
 }
+COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
+# Tools with subcommands: "module:function", whose signature tyro turns into flags.
+EXPORTS = {"prompt": "periscope.adapters.__main__:export_prompt", "merged": "periscope.adapters.__main__:merge"}
+IMPORTS = {"epalm": "periscope.adapters.__main__:import_epalm"}
 
 
 def main() -> None:
-    """Run the subcommand that the first argument names."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    """Run the command named by the first argument."""
+    name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
-        module, function, _ = COMMANDS[name]
-        sys.argv = [f"periscope {name}", *sys.argv[2:]]
-        run(getattr(importlib.import_module(module), function))
+        sys.argv = [f"periscope {name}", *arguments]
+        run(COMMANDS[name].load())
+    elif name in ("-h", "--help"):
+        print(listing())
+    elif name in ("-V", "--version"):
+        from periscope import __version__
+
+        print(f"periscope {__version__}")
     else:
-        print("\n".join(f"  {name:<12} {text}" for name, (_, _, text) in COMMANDS.items()))
-        sys.exit(0 if name in ("-h", "--help") else 2)
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        print(f"error: periscope has no command {name!r}; {hint}", file=sys.stderr)
+        sys.exit(2)
+
+
+def listing() -> str:
+    """All commands by group, a line each."""
+    lines = ["usage: periscope COMMAND ...", "", "Give a frozen language model eyes and ears with a small adapter."]
+    for title, group in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:<12}{entry.help}" for name, entry in group.items())]
+    lines += ["", "periscope COMMAND --help shows a command's options, periscope --version the version."]
+    return "\n".join(lines)
+
+
+def ask() -> None:
+    """`periscope ask RUN FILE ... QUESTION`"""
+    from periscope.evaluation.config import AskConfig
+
+    examples = [
+        'periscope ask runs/first cat.jpg "What is it?"',
+        'periscope ask user/name a.jpg b.jpg "Which is larger?"',
+    ]
+    config = _read(AskConfig, "Answer a question about images, sounds or videos.", examples)
+    if not config.media:
+        raise RunError("periscope ask needs a file and a question: periscope ask RUN FILE ... QUESTION")
+    _respond(config.run, config.media, config.question, config.answers.max_new_tokens, config.models)
+
+
+def chat() -> None:
+    """`periscope chat RUN FILE ...`"""
+    from periscope.evaluation.config import ChatConfig
+
+    config = _read(ChatConfig, "Answer questions about images, sounds or videos from the keyboard.",
+                   ["periscope chat runs/first cat.jpg"])  # fmt: skip
+    if not config.media:
+        raise RunError("periscope chat needs a file to talk about: periscope chat RUN FILE ...")
+    _respond(config.run, config.media, None, config.answers.max_new_tokens, config.models)
+
+
+def caption() -> None:
+    """`periscope caption RUN FOLDER --out FILE`"""
+    from periscope.evaluation.config import CaptionConfig, check_new_file
+
+    config = _read(CaptionConfig, "Write a caption for every image, sound or video in a folder.",
+                   ["periscope caption runs/first photos/ --out new.jsonl"])  # fmt: skip
+    check_new_file("--out", config.out)
+    device = _device(config.models)
+    from periscope.evaluation import commands
+
+    commands.caption_folder(_adapters(config.run), config.folder, config.out, config.answers, config.models, device)
+
+
+def compare() -> None:
+    """`periscope compare RUN ...`"""
+    from periscope.evaluation.config import CompareConfig
+
+    config = _read(
+        CompareConfig, "Compare runs in a table and a picture. Loads no model.", ["periscope compare runs/*"]
+    )
+    if not config.runs:
+        raise RunError("periscope compare needs the runs to compare: periscope compare RUN ...")
+    from periscope.evaluation.report.compare import write_comparison
+
+    write_comparison(config.runs, config.out)
+
+
+def push() -> None:
+    """`periscope push RUN OWNER/NAME`"""
+    from periscope.evaluation.config import PushConfig
+
+    config = _read(PushConfig, "Push an adapter to the Hugging Face Hub, after showing everything to be uploaded.",
+                   ["periscope push runs/first user/name --license mit"])  # fmt: skip
+    device = _device(config.models)
+    from periscope.evaluation import commands
+
+    commands.push(_adapters(config.run), config.to, config.sharing, config.models, device)
+
+
+def export() -> None:
+    """`periscope export prompt|merged RUN --out FOLDER`"""
+    _subcommands(EXPORTS, "Export an adapter for other programs.")
+
+
+def import_() -> None:
+    """`periscope import epalm FILE ...`"""
+    _subcommands(IMPORTS, "Import an adapter from another program.")
+
+
+def _read(cls: Any, description: str, examples: list[str]) -> Any:
+    """The command line as a `cls`, with its ranges checked."""
+    from periscope.flags import check_ranges, parse
+
+    config = parse(cls, prog=sys.argv[0], description=description, examples=examples)
+    check_ranges(config, RunError)
+    return config
+
+
+def _respond(
+    run_name: str, media: tuple[Path, ...], question: str | None, max_new_tokens: int, models: "ModelOptions"
+) -> None:
+    device = _device(models)
+    from periscope.evaluation import commands
+
+    commands.respond(_adapters(run_name), media, question, max_new_tokens, models, device)
+
+
+def _device(models: "ModelOptions") -> str:
+    """The device, before anything large is imported."""
+    from periscope.device import choose_device
+
+    return choose_device(models.device)
+
+
+def _adapters(name: str) -> dict[str | None, Path]:
+    """RUN, or MODALITY=RUN,MODALITY=RUN, as modality -> path."""
+    from periscope.evaluation.scored_run import named_runs
+
+    parts = name.split(",")
+    return named_runs(parts if all("=" in part for part in parts) else [name])
+
+
+def _subcommands(tools: Mapping[str, str], description: str) -> None:
+    import tyro
+
+    functions = {name: Command(target, "").load() for name, target in tools.items()}
+    tyro.extras.subcommand_cli_from_dict(functions, description=description, prog=sys.argv[0])

@@ -1,29 +1,31 @@
-"""How every command runs: threads, one sentence for a user's mistake, the exit status."""
+"""How every command runs: threads, one sentence for a user's mistake, the exit status, and how commands are spelled."""
 
 import os
+import shlex
 import signal
 import sys
 import time
-
-# torch's threads on a CPU (GNU OpenMP's) wait for one another by spinning, which starves whoever else needs the cores.
-# Read once, when torch is imported. Training the demo's mlp16 on two cores took 8 times as long beside two busy
-# processes as alone, with this 3 times; alone it costs 6 to 10%.
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-# Of torchrun's processes the first shows bars; tqdm reads this once, when torch imports it.
-if os.environ.get("RANK", "0") != "0":
-    os.environ["TQDM_DISABLE"] = "1"
-
 from collections.abc import Callable
+from pathlib import Path
 
 from periscope.errors import UserError
 
-OTHERS = 10  # seconds, in which torchrun ends a process when the first one's mistake has ended that
+# torch's threads on a CPU (GNU OpenMP) spin while they wait for one another, which starves whatever else needs the
+# cores. Read once, when torch is imported. Training the demo's mlp16 on two cores took 8 times as long beside two busy
+# processes as alone, with this 3 times; alone it costs 6 to 10%.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+# Of torchrun's processes only the first shows progress bars; tqdm reads this once, when torch imports it.
+if os.environ.get("RANK", "0") != "0":
+    os.environ["TQDM_DISABLE"] = "1"
+
+GRACE_SECONDS = 10  # in which torchrun ends the other processes after the first one failed
+SCRIPTS = ("precompute", "train", "eval")
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a script's `main`; a user's mistake becomes one sentence on stderr and exit status 1, Ctrl-C becomes 130.
+    """Call a command's `main`. A user's mistake becomes one sentence on stderr and exit status 1, Ctrl-C becomes 130.
 
-    A mistake that all of torchrun's processes make is told once on each machine.
+    A mistake that all of torchrun's processes make is reported once on each machine.
     """
     try:
         main()
@@ -31,8 +33,22 @@ def run(main: Callable[[], None]) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             sys.exit(f"error: {error}")
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(OTHERS)
+        time.sleep(GRACE_SECONDS)
         sys.exit(f"error in process {os.environ['RANK']}: {error}")
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
+
+
+def command(name: str, *arguments: object) -> str:
+    """A command line as the user would type it, so that "Next:" lines work as printed.
+
+    `python eval.py ...`, with the folder that was given, when one of a clone's scripts runs (`python ../clone/train.py`
+    gives `python ../clone/eval.py`); `periscope eval ...` when the `periscope` command or a program of the user's does.
+    """
+    started = Path(sys.argv[0])
+    if name in SCRIPTS and started.name in {f"{script}.py" for script in SCRIPTS}:
+        start = f"python {shlex.quote(str(started.with_name(f'{name}.py')))}"
+    else:
+        start = f"periscope {name}"
+    return " ".join([start, *(shlex.quote(str(argument)) for argument in arguments)])

@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+if sys.version_info < (3, 11):  # noqa: UP036 an older Python must get this far, so the file has no newer syntax
+    sys.exit("error: Periscope needs Python 3.11 or newer, and this is {}.{}".format(*sys.version_info))
 if find_spec("periscope") is None:
     sys.exit("error: Periscope isn't installed in this Python; run this in the cloned folder first: pip install -e .")
 

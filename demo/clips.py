@@ -105,7 +105,7 @@ def caption(movers: list[dict], rng: random.Random) -> str:
 
 
 def question(ask: dict, rng: random.Random) -> str:
-    """A wording of the question `ask` (see scoring.tasks.clips.answer)."""
+    """A wording of the question `ask` (see evaluation.tasks.clips.answer)."""
     form = next(form for form in FORMS if form[0] == ask["kind"] and set(form[1:]) == set(ask) - {"kind"})
     article = "an" if ask.get("colour", "")[:1] in tuple("aeiou") else "a"
     return rng.choice(QUESTIONS[form]).format(**ask, a=article)

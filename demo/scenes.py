@@ -113,7 +113,7 @@ def caption(objects: list[dict], rng: random.Random) -> str:
 
 
 def question(ask: dict, rng: random.Random) -> str:
-    """A wording of the question `ask` (see scoring.tasks.scenes.answer)."""
+    """A wording of the question `ask` (see evaluation.tasks.scenes.answer)."""
     form = next(form for form in FORMS if form[0] == ask["kind"] and set(form[1:]) == set(ask) - {"kind"})
     article = "an" if ask.get("colour", "")[:1] in tuple("aeiou") else "a"
     return rng.choice(QUESTIONS[form]).format(**ask, a=article)

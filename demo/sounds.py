@@ -92,7 +92,7 @@ def caption(events: list[dict], rng: random.Random) -> str:
 
 
 def question(ask: dict, rng: random.Random) -> str:
-    """A wording of the question `ask` (see scoring.tasks.sounds.answer)."""
+    """A wording of the question `ask` (see evaluation.tasks.sounds.answer)."""
     form = next(form for form in FORMS if form[0] == ask["kind"] and set(form[1:]) == set(ask) - {"kind"})
     return rng.choice(QUESTIONS[form]).format(**ask)
 

@@ -1,20 +1,21 @@
-"""Answers about pictures, sounds and clips: one, or one after another at the keyboard."""
+"""Answers about images, sounds and videos: a single one, or a conversation at the keyboard."""
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from periscope.errors import AdapterError, PrecomputeError, RunError
 from periscope.inference import LoadedModel
+from periscope.precompute.media import modality_of
 
-Files = Mapping[str, list[Path]]  # modality -> what the talk is about
+Files = Mapping[str, Sequence[Path]]  # modality -> files
 
 
-def chat(eyes: LoadedModel, media: Files, max_new_tokens: int) -> None:
-    """Answer lines from the keyboard until the input ends or says /quit."""
-    turns = " or ".join(f"/{modality}" for modality in eyes.readers)
-    print(f"about {listed(media)}; an empty line captions, {turns} FILE ... changes what it is about, /quit ends")
+def chat(loaded: LoadedModel, media: Files, max_new_tokens: int) -> None:
+    """Answer lines from the keyboard until the input ends or a line says /quit."""
+    commands = " or ".join(f"/{modality}" for modality in loaded.readers)
+    print(f"about {listed(media)}; an empty line captions, {commands} FILE ... changes what it is about, /quit ends")
     while True:
         try:
             line = input("> ").strip()
@@ -23,40 +24,54 @@ def chat(eyes: LoadedModel, media: Files, max_new_tokens: int) -> None:
         if line == "/quit":
             return
         if line.partition(" ")[0] in ("/image", "/audio", "/video"):
-            media = changed(eyes, media, line)
+            media = changed(loaded, media, line)
             continue
         try:
-            print(said(eyes, media, line, max_new_tokens))
+            print(reply(loaded, media, line, max_new_tokens))
         except AdapterError as error:
             print(error, file=sys.stderr)
 
 
-def said(eyes: LoadedModel, media: Files, words: str, max_new_tokens: int) -> str:
-    """The answer to a question about media; a caption where there is no question."""
-    return eyes.ask(media, words, max_new_tokens) if words else eyes.caption(media, max_new_tokens)
+def reply(loaded: LoadedModel, media: Files, question: str, max_new_tokens: int) -> str:
+    """The answer to a question about media; a caption for an empty question."""
+    return loaded.ask(media, question, max_new_tokens) if question else loaded.caption(media, max_new_tokens)
 
 
-def refuse_unread(eyes: LoadedModel, media: Files) -> None:
-    """Refuse media that no adapter reads, and read the others. Raises RunError, PrecomputeError."""
+def check_media(loaded: LoadedModel, media: Files) -> None:
+    """Read all media. Raises RunError for a modality that no adapter reads, PrecomputeError for an unreadable file."""
     for modality, files in media.items():
-        if files and modality not in eyes.readers:
-            raise RunError(f"{files[0]} was given as {modality}, and the adapter reads {' and '.join(eyes.readers)}")
+        if files and modality not in loaded.readers:
+            raise RunError(f"{files[0]} was given as {modality}, and the adapter reads {' and '.join(loaded.readers)}")
         for file in files:
-            eyes.features(file, modality)
+            loaded.features(file, modality)
 
 
-def changed(eyes: LoadedModel, media: Files, line: str) -> Files:
-    """Take up other files, as `/image a.jpg b.jpg` says (none: drop these), or keep the old ones and say why."""
-    turn, _, rest = line.partition(" ")
+def grouped(loaded: LoadedModel, files: Sequence[Path]) -> Files:
+    """The files by modality: that of the only adapter, or what their names tell. Raises RunError where neither does."""
+    media: dict[str, list[Path]] = {}
+    for file in files:
+        modality = next(iter(loaded.readers)) if len(loaded.readers) == 1 else modality_of(file.name)
+        if modality is None:
+            raise RunError(f"{file}: its name doesn't tell whether it is {' or '.join(loaded.readers)}")
+        media.setdefault(modality, []).append(file)
+    return media
+
+
+def changed(loaded: LoadedModel, media: Files, line: str) -> Files:
+    """The media after a line such as `/image a.jpg b.jpg` (without files: drop the images). When a file can't be read,
+    print why and keep the old media.
+    """
+    command, _, rest = line.partition(" ")
+    modality = command[1:]
     try:
-        names = [rest] if Path(rest).is_file() else shlex.split(rest)
-        refuse_unread(eyes, {turn[1:]: [Path(name) for name in names]})
+        files = [Path(rest)] if Path(rest).is_file() else [Path(name) for name in shlex.split(rest)]
+        check_media(loaded, {modality: files})
     except (PrecomputeError, RunError, ValueError) as error:
         print(f"{error}; still about {listed(media)}", file=sys.stderr)
         return media
-    return {name: files for name, files in ({**media, turn[1:]: [Path(name) for name in names]}).items() if files}
+    return {name: files for name, files in {**media, modality: files}.items() if files}
 
 
 def listed(media: Files) -> str:
-    """Media as people read them."""
+    """The files in one line."""
     return " ".join(str(file) for files in media.values() for file in files) or "nothing"

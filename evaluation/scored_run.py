@@ -1,4 +1,4 @@
-"""A run, loaded, beside the feature set that it is scored on."""
+"""A loaded run together with the feature set that it is scored on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from periscope.adapters.io.card import is_hub_id
 from periscope.adapters.io.checkpoint import CONFIG
 from periscope.adapters.model import AdaptedModel
 from periscope.errors import RunError
-from periscope.evaluation.options import ModelOptions, ScoringOptions
+from periscope.evaluation.config import ModelOptions, ScoringOptions
 from periscope.inference import adapter_folders, load_adapted
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
@@ -19,7 +19,7 @@ from periscope.training.run import Run
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """The run's folder, the feature set, all its texts, the model, and the adapter's config."""
+    """The run's folder, the feature set, all of its texts, the model, and the adapter's config."""
 
     folder: Run
     features: FeatureSet
@@ -29,38 +29,39 @@ class ScoredRun:
 
     @property
     def step(self) -> str:
-        """The checkpoint's, as its folder is called."""
+        """The step of the checkpoint, as its folder is named."""
         return self.folder.step_folder().name
 
     def held_out(self) -> list[Text]:
-        """Texts about media that are not for training and say what is right. Raises RunError when there are none."""
+        """The texts about media that aren't trained on and have an answer. Raises RunError when there are none."""
         outside = self.texts.of_split(*(self.texts.splits - {"train"}))
-        found = [text for text in outside if text.media]
-        answered = [text for text in found if text.turns[-1]["role"] == "assistant"]
+        about_media = [text for text in outside if text.media]
+        answered = [text for text in about_media if text.turns[-1]["role"] == "assistant"]
         if not any(text.media for text in self.texts):
-            raise RunError(f"{self.features.path}: no text about a medium to score; name a file of such with --text")
-        if not found:
+            raise RunError(f"{self.features.path}: no text about a medium to score; name a texts file with --text")
+        if not about_media:
             raise RunError(f"{self.features.path}: all texts about media are for training; none is held out to score")
         if not answered:
             raise RunError(
-                f"{self.features.path} holds {len(found)} held-out questions without answers to compare with: make it "
-                "again with the file of answers beside that of questions"
+                f"{self.features.path} holds {len(about_media)} held-out questions without answers to compare with: "
+                "make it again with the file of answers beside that of questions"
             )
-        if len(answered) < len(found):
-            print(f"{len(found) - len(answered)} of {len(found)} held-out texts have no answer and aren't scored")
+        if len(answered) < len(about_media):
+            missing = len(about_media) - len(answered)
+            print(f"{missing} of {len(about_media)} held-out texts have no answer and aren't scored")
         return answered
 
     def of_split(self, split: str) -> list[Text]:
-        """The texts about media of a split, or of "all". Raises RunError naming the splits there are."""
+        """The texts about media of a split, or of "all". Raises RunError, naming the splits, for an unknown one."""
         splits = sorted({text.split for text in self.texts if text.media})
         if split not in ("all", *splits):
             raise RunError(
-                f"--gain {split}: {self.features.path} has no such texts; it has {', '.join(splits)}, or all"
+                f"--loss-drop {split}: {self.features.path} has no such texts; it has {', '.join(splits)}, or all"
             )
         return [text for text in self.texts if text.media and split in ("all", text.split)]
 
-    def partial(self, limit: int) -> list[str]:
-        """Why scores of these texts aren't those of the whole data."""
+    def restrictions(self, limit: int) -> list[str]:
+        """Reasons why these scores aren't those of the whole data."""
         rejected = self.features.manifest["counts"].get("rejected", 0)
         left_out = f"{rejected} items were left out when {self.features.path} was made (its rejected.jsonl lists them)"
         only = f"only the first {limit} texts were scored (--limit)"
@@ -68,19 +69,20 @@ class ScoredRun:
 
 
 def open_scored(
-    path: Path, modality: str | None, scores: ScoringOptions, models: ModelOptions, device: str
+    path: Path, modality: str | None, options: ScoringOptions, models: ModelOptions, device: str
 ) -> ScoredRun:
-    """Load the run at `path` and what it is scored on: `scores.features`, or what it was trained on. Raises RunError
-    when they don't fit, and for an adapter that is no run.
+    """Load the run at `path` and the feature set it is scored on: `options.features`, or the one it was trained on.
+
+    Raises RunError when they don't fit together, and for an adapter folder or Hub id.
     """
-    alone = "an adapter by itself, as of the Hub, answers about --image, --audio or --video FILE; scores are a run's"
+    usage = "an adapter by itself, as of the Hub, answers about --image, --audio or --video FILE; scores are a run's"
     if (path / CONFIG).is_file():
-        raise RunError(f"{path} is not a run but an adapter folder: {alone}")
+        raise RunError(f"{path} is not a run but an adapter folder: {usage}")
     if not path.exists() and is_hub_id(str(path)):
-        raise RunError(f"{path} is not a run: there is no such folder here ({alone})")
+        raise RunError(f"{path} is not a run: there is no such folder here ({usage})")
     folder = Run.open(path)
     settings = folder.config.to_flat()
-    features = FeatureSet(scores.features or scored_set(settings["features"], modality))
+    features = FeatureSet(options.features or scored_set(settings["features"], modality))
     if modality is None and len(adapter_folders(path)) > 1:
         modality = features.manifest["modality"]
     model, config = load_adapted(path, device, models.precision, models.lm or None, modality, models.anyway)
@@ -89,23 +91,25 @@ def open_scored(
         raise RunError(
             f"{features.path} holds features of another shape than the adapter reads; encode it as in training"
         )
-    texts = features.texts(scores.text or settings.get("text"), scores.partial)
-    found = ScoredRun(folder, features, texts, model, config)
-    print(f"{path}: {found.step} steps, language model {model.lm.precision} ({model.lm.reason})")
-    return found
+    texts = features.texts(options.text or settings.get("text"), options.partial)
+    run = ScoredRun(folder, features, texts, model, config)
+    print(f"{path}: {run.step} steps, language model {model.lm.precision} ({model.lm.reason})")
+    return run
 
 
 def named_runs(given: Sequence[str]) -> dict[str | None, Path]:
-    """--run's PATH, or MODALITY=PATH ...: modality (None where none is named) -> path."""
+    """The values of --run, PATH or MODALITY=PATH ..., as modality (None where none is named) -> path."""
     return {modality: Path(path) for modality, path in by_modality("--run", given).items()}
 
 
 def by_modality(flag: str, given: Sequence[str]) -> dict[str | None, str]:
-    """A flag's VALUE, or MODALITY=VALUE ...: modality (None where none is named) -> value. Raises RunError for both."""
+    """A flag's values, VALUE or MODALITY=VALUE ..., as modality (None where none is named) -> value. Raises RunError
+    for a mixture.
+    """
     named: dict[str | None, str] = {}
-    for one in given:
-        name, equals, value = one.partition("=")
-        modality, value = (name, value) if equals and name in ("image", "audio", "video") else (None, one)
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        modality, value = (name, value) if equals and name in ("image", "audio", "video") else (None, argument)
         if modality in named or None in named or (named and modality is None):
             raise RunError(f"{flag} {' '.join(given)}: name one, or one for each modality, as image=A audio=B")
         named[modality] = value
@@ -113,7 +117,7 @@ def by_modality(flag: str, given: Sequence[str]) -> dict[str | None, str]:
 
 
 def scored_set(trained: str | list[str], modality: str | None) -> str:
-    """Of the feature sets that a run was trained on, the one to score: the first, or the first of a modality."""
+    """The feature set to score, of those a run was trained on: the first, or the first of a modality."""
     paths = list(named_sets(trained))
     fitting = [path for path in paths if modality in (None, FeatureSet(path).manifest["modality"])] or paths
     if others := [path for path in paths if path != fitting[0]]:
@@ -122,16 +126,18 @@ def scored_set(trained: str | list[str], modality: str | None) -> str:
 
 
 def check_encoder(features: FeatureSet, config: dict, anyway: bool = False) -> None:
-    """Refuse features of another encoder than the adapter was trained on, or with `anyway` say so."""
-    theirs, ours = features.manifest["encoder"], config["encoder"]
-    if theirs["fingerprint"] != ours["fingerprint"]:
+    """Refuse features of another encoder than the adapter was trained on; with `anyway` print a note instead."""
+    of_set, of_adapter = features.manifest["encoder"], config["encoder"]
+    if of_set["fingerprint"] != of_adapter["fingerprint"]:
         other = (
-            f"{features.path} was made with encoder {theirs['name']}, but the adapter was trained on {ours['name']} "
-            "(weights, layer or preprocessing differ)"
+            f"{features.path} was made with encoder {of_set['name']}, but the adapter was trained on "
+            f"{of_adapter['name']} (weights, layer or preprocessing differ)"
         )
         if not anyway:
             raise RunError(f"{other}; encode the media with that one")
         print(f"note: {other}")
-    held, read = features.manifest["features"].get(config["features"]["kind"], {}), config.get("storage")
-    if read and held.get("codec") != read.get("codec"):
-        print(f"note: {features.path} stores {held.get('codec')}, the adapter was trained on {read.get('codec')}")
+    stored, trained_on = features.manifest["features"].get(config["features"]["kind"], {}), config.get("storage")
+    if trained_on and stored.get("codec") != trained_on.get("codec"):
+        print(
+            f"note: {features.path} stores {stored.get('codec')}, the adapter was trained on {trained_on.get('codec')}"
+        )

@@ -1,4 +1,4 @@
-"""An adapter made public: everything that would leave is shown first, and what arrived is fetched and loaded again."""
+"""Pushing an adapter to the Hub: the whole upload is shown first, and afterwards fetched again and loaded."""
 
 import tempfile
 from collections.abc import Callable
@@ -8,17 +8,18 @@ from pathlib import Path
 from periscope.adapters.io.card import is_hub_id
 from periscope.adapters.io.checkpoint import CARD, load_adapter, read_adapter_config
 from periscope.adapters.io.hub import FILES, PICTURE, HubRepository, check_pushed, push, stage, standing
+from periscope.console import command
 from periscope.errors import AdapterError
 from periscope.evaluation.report.runs import RunFolder
 from periscope.evaluation.report.sample_sheet import pick
-from periscope.evaluation.summary import Prediction
+from periscope.evaluation.scoring.prediction import Prediction
 from periscope.inference import adapter_folder, load_adapted
 
 
 @dataclass
 class PushRequest:
-    """What to share, and how. `to`: owner/name on the Hub · `lm`: the language model's hub id, where the run knew it by
-    a folder · `public_samples`: also show held-out prompts, references and pictures.
+    """What to share, and how. path: a run or an adapter folder · to: owner/name on the Hub · lm: the language model's
+    Hub id, if the run knew it as a folder · public_samples: also share held-out prompts, references and pictures.
     """
 
     path: Path | str
@@ -31,71 +32,78 @@ class PushRequest:
     public_samples: bool = False
 
 
-def share(what: PushRequest, ask: Callable[[str], bool], device: str = "cpu", precision: str = "auto") -> str:
-    """Push an adapter of a run (or an adapter folder) to the Hub, after `ask` was shown all of it and said yes.
+def share(request: PushRequest, ask: Callable[[str], bool], device: str = "cpu", precision: str = "auto") -> str:
+    """Push an adapter to the Hub if `ask`, which is given a description of the whole upload, returns True.
 
-    Before, what would leave is loaded on its language model; after, it is fetched into a new folder, compared to the
-    byte, and loaded. Returns what came of it, for people. Raises AdapterError when anything of that fails.
+    The upload is first loaded on its language model. Afterwards it is fetched into a new folder, compared byte by byte,
+    and loaded. Returns a sentence for the user. Raises AdapterError when any of this fails.
     """
-    if what.to.count("/") != 1 or not all(what.to.split("/")):
-        raise AdapterError(f"--push {what.to}: name an owner and a repository, as in owner/name")
-    path = Path(what.path)
+    if request.to.count("/") != 1 or not all(request.to.split("/")):
+        raise AdapterError(f"{request.to} is no place to push to: name an owner and a repository, as in owner/name")
+    path = Path(request.path)
     run = RunFolder(path) if (path / "config.toml").is_file() else None
-    folder = adapter_folder(what.path, what.modality)
-    lm = what.lm or read_adapter_config(folder)["language_model"]["name"]
-    samples = pictured(run) if run and what.public_samples else []
+    folder = adapter_folder(request.path, request.modality)
+    lm = request.lm or read_adapter_config(folder)["language_model"]["name"]
+    samples = pictured(run) if run and request.public_samples else []
     picture = path / PICTURE if samples and (path / PICTURE).is_file() else None
     with tempfile.TemporaryDirectory(prefix="periscope-") as temporary:
         staged = Path(temporary) / "adapter"
         result = run.result | {"splits": run.splits} if run and run.splits else {}
         files = stage(
-            folder, staged, what.to, result, samples, picture, what.license, what.datasets, _public_name(what.lm)
+            folder,
+            staged,
+            request.to,
+            result,
+            samples,
+            picture,
+            request.license,
+            request.datasets,
+            _public_name(request.lm),
         )
         load_adapted(staged, device, precision, lm)
-        there = standing(what.to, what.private)
-        if not ask(shown(what, staged, files, samples, bool(result), there)):
+        there = standing(request.to, request.private)
+        if not ask(shown(request, staged, files, samples, bool(result), there)):
             raise AdapterError("nothing was pushed")
-        commit = push(staged, what.to, what.private)
-        load_adapter(check_pushed(staged, what.to, commit, Path(temporary) / "again"), device)
-    return f"{what.to} is on the Hub (commit {commit[:8]}); it was fetched again, is the same and loads, on {lm}"
+        commit = push(staged, request.to, request.private)
+        load_adapter(check_pushed(staged, request.to, commit, Path(temporary) / "again"), device)
+    return f"{request.to} is on the Hub (commit {commit[:8]}); fetched again, it is the same and loads on {lm}"
 
 
 def shown(
-    what: PushRequest,
+    request: PushRequest,
     staged: Path,
     files: list[Path],
     samples: list[dict],
     scored: bool,
     there: HubRepository | None = None,
 ) -> str:
-    """Everything that would leave: each file with its size, the card, and each sample's words; and what of `there`,
-    which is on the Hub already, would give way. Characters that a terminal acts on are shown as "?".
+    """Everything that would be uploaded: each file with its size, the card, and the text of each sample; and which
+    files of `there`, the repository on the Hub, would be replaced or removed. Control characters are shown as "?".
     """
-    private = there.private if there else what.private
-    lines = [f"to {what.to} ({'private' if private else 'for all to see'}) would go:"]
+    private = there.private if there else request.private
+    lines = [f"to be uploaded to {request.to} ({'private' if private else 'public'}):"]
     names = [file.relative_to(staged).as_posix() for file in files]
     lines += [f"  {name:<32}{file.stat().st_size:>14,} bytes" for name, file in zip(names, files, strict=True)]
     if there and (old := [name for name in there.files if name in names]):
-        lines.append(f"it is there already, and these would be replaced: {', '.join(old)}")
+        lines.append(f"the repository exists, and these files would be replaced: {', '.join(old)}")
     if there and (old := [name for name in there.files if name in {*FILES, PICTURE} - set(names)]):
-        lines.append(f"and these, of an earlier push, removed: {', '.join(old)}")
+        lines.append(f"these files of an earlier push would be removed: {', '.join(old)}")
     if samples:
-        lines.append(f"with these {len(samples)} held-out samples, in the card and in {PICTURE}:")
-        said = [
-            (row["prompt"] or "(caption)", row["answer"], row["reference"], row["control"] or "-") for row in samples
-        ]
-        lines += ["  " + " | ".join(words) for words in said]
+        lines.append(f"{len(samples)} held-out samples, in the card and in {PICTURE}:")
+        for row in samples:
+            words = row["prompt"] or "(caption)", row["answer"], row["reference"], row["control"] or "-"
+            lines.append("  " + " | ".join(words))
     else:
         lines.append("no sample texts and no pictures (--public-samples adds a few held-out ones)")
     if not scored:
-        lines.append("no scores: python eval.py --run ... first, and the card will have them")
+        lines.append(f"no scores; to have them in the card, first: {command('eval', '--run', request.path)}")
     lines += [f"{CARD}:", *(f"  | {line}" for line in (staged / CARD).read_text(encoding="utf-8").split("\n"))]
     return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
 
 def pictured(run: RunFolder) -> list[dict]:
-    """The predictions that a run's samples.png shows, as eval.py picked them: a few of the first split. Raises
-    AdapterError when predictions.jsonl isn't one of eval.py's.
+    """The predictions shown in a run's samples.png, a few of the first split. Raises AdapterError when
+    predictions.jsonl wasn't written by eval.py.
     """
     known, first = {field.name for field in fields(Prediction)}, next(iter(run.splits), None)
     rows = [row for row in run.predictions if row.get("split", first) == first]
@@ -103,11 +111,12 @@ def pictured(run: RunFolder) -> list[dict]:
         made = [Prediction(**{name: value for name, value in row.items() if name in known}) for row in rows]
     except TypeError as error:
         raise AdapterError(
-            f"{run.path}/predictions.jsonl is damaged ({error}): python eval.py --run ... again"
+            f"{run.path}/predictions.jsonl is damaged ({error}); score the run again: "
+            f"{command('eval', '--run', run.path)}"
         ) from None
     return [asdict(row) for row in pick(made)]
 
 
 def _public_name(lm: str | None) -> str | None:
-    """The name given for the language model, if it is one that others can fetch."""
+    """The name given for the language model, if others can fetch it."""
     return lm if lm and is_hub_id(lm) else None

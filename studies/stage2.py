@@ -214,7 +214,8 @@ def text(name: str, line: dict, said: str, truth: str, ask: dict, form: str) -> 
 
 def picture_scores(run: Path) -> dict[str, dict[str, float]]:
     """From the run's newest predictions: scenes named completely, and question accuracy by form, real and shuffled."""
-    from periscope.evaluation.summary import Prediction, scores
+    from periscope.evaluation.scoring.prediction import Prediction
+    from periscope.evaluation.scoring.scores import scores
 
     lines = (run / "predictions.jsonl").read_text().splitlines()
     rows = [Prediction(**{k: v for k, v in json.loads(line).items() if k != "split"}) for line in lines]

@@ -22,6 +22,7 @@ MAY: dict[str, set[str]] = {
     "device": set(),
     "console": set(),
     "flags": set(),
+    "units": set(),
     "recipes": set(),
     "shards": set(),
     "adapters": set(),

@@ -6,6 +6,7 @@ import torch
 
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.prompting.boxes import said as in_words
+from periscope.evaluation.controls import conditions, text_losses
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
 from periscope.training.data.dataset import TextFeatureDataset, TextIndex, question_of
@@ -44,17 +45,8 @@ def heldout_losses(
     the texts.
     """
     texts = texts[ranks.rank :: ranks.size]
-    conditions = {"real": {}, "none": {"media": False}}
-    if stand_in:
-        conditions["shuffled"] = {"instead": stand_in.__getitem__}
     losses = {}
-    for name in ("real", "shuffled", "none"):
-        if name not in conditions:
-            continue
-        rows = []
-        for i in range(0, len(texts), micro):
-            batch = encoded.batch(texts[i : i + micro], **conditions[name])
-            rows += model.text_losses(batch.texts, batch.features)
+    for name, rows in text_losses(model, encoded, texts, conditions(("shuffled", "none"), stand_in), micro).items():
         loss, count = ranks.sum(sum(loss for loss, _ in rows), sum(count for _, count in rows))
         losses[name] = loss / count
     return losses

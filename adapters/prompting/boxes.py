@@ -2,7 +2,7 @@
 
 The form of Mamba-VL and Pythia-VL (Pantazopoulos et al. 2024, arXiv 2409.05395; https://github.com/gpantaz/vl_mamba):
 corners as shares of the picture's width and height with two decimals, `[0.12,0.34,0.56,0.78]`, in plain digits.
-`scoring.boxes` reads them back.
+`evaluation.metrics.boxes` reads them back.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""Pure functions from predictions and references to numbers. No torch.
+"""Pure functions from predictions and references to scores. No torch.
 
-Each takes predictions and references as dicts by key and gives a `Score`: the value, its interval, the number of items.
-Where several items are about one medium, `clusters` (key -> medium) makes the interval one over media.
+Each takes predictions and references as dicts by key and returns a `Score`: the value, its 95% interval, the number of
+items. Where several items are about one medium, `clusters` (key -> medium) makes the interval one over media.
 """
 
 from periscope.errors import ScoreError

@@ -1,9 +1,9 @@
-"""Scores of captions against several references, by the programs that the field's numbers come from.
+"""Scores of captions against several references, computed by the programs behind published numbers.
 
 CIDEr-D (Vedantam et al. 2015), BLEU (Papineni et al. 2002), ROUGE-L (Lin 2004) and METEOR (Denkowski & Lavie 2014) are
-those of pycocoevalcap (https://github.com/salaniz/pycocoevalcap), one scorer at a time: its own `evaluate()` always
-builds SPICE, which downloads. It brings Java programs for METEOR and for the tokenisation that published scores rest
-on; where there is no Java, a plain tokenisation takes its place, and the score's note says so.
+those of pycocoevalcap (https://github.com/salaniz/pycocoevalcap). Its scorers are called one by one, because its own
+`evaluate()` always builds SPICE, which downloads. It includes Java programs for METEOR and for the tokenisation used in
+published scores; without Java a plain tokenisation is used instead, and the score's note says so.
 """
 
 import contextlib
@@ -11,29 +11,31 @@ import io
 import math
 import re
 import shutil
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
 
 from periscope.errors import ScoreError
-from periscope.evaluation.metrics.score import Clusters, Score, drawn, interval, mean, paired
+from periscope.evaluation.metrics.score import Clusters, Key, Score, drawn, interval, mean, paired
 
 FEW = 100
 PTB, PLAIN = "PTB tokenisation", "plain tokenisation, because there is no Java: not comparable with published scores"
-TINY, SMALL = 1e-15, 1e-9  # with which pycocoevalcap's BLEU keeps from dividing by zero
+TINY, SMALL = 1e-15, 1e-9  # against division by zero, as in pycocoevalcap's BLEU
 
-Captions = Mapping[Hashable, str]
-References = Mapping[Hashable, str | Sequence[str]]
-Tokens = dict[Hashable, list[str]]
+Captions = Mapping[Key, str]
+References = Mapping[Key, str | Sequence[str]]
+Tokens = dict[Key, list[str]]
 
 _tokens: dict[str, str] = {}  # caption -> its tokens
 
 
 def cider(predictions: Captions, references: References, clusters: Clusters = None) -> Score:
-    """CIDEr-D, from 0 to 10 (published ones are times 100). How rare words are is taken from the references given, so
-    that it means nothing for a few items; warns below 100. Raises ScoreError as `paired`, or without pycocoevalcap.
+    """CIDEr-D, from 0 to 10 (papers report it times 100).
+
+    Word frequencies come from the references given, so it means nothing for few items; warns below 100. Raises
+    ScoreError as `paired`, or without pycocoevalcap.
     """
     scorer = _scorer("cider.cider", "Cider")
     said, true, note = tokenise(predictions, references, "CIDEr")
@@ -50,8 +52,8 @@ def rouge_l(predictions: Captions, references: References, clusters: Clusters = 
 
 
 def bleu(predictions: Captions, references: References, order: int = 4, clusters: Clusters = None) -> Score:
-    """BLEU of n-grams up to `order` over the whole corpus, against the reference nearest in length, from 0 to 1. It is
-    no mean of items, so there is no `each`. Raises ScoreError as `cider`.
+    """Corpus BLEU of n-grams up to `order`, against the reference nearest in length, from 0 to 1. It isn't a mean of
+    items, so the score has no `each`. Raises ScoreError as `cider`.
     """
     scorer = _scorer("bleu.bleu_scorer", "BleuScorer")(n=order)
     said, true, note = tokenise(predictions, references)
@@ -69,8 +71,8 @@ def bleu(predictions: Captions, references: References, order: int = 4, clusters
 
 
 def meteor(predictions: Captions, references: References, clusters: Clusters = None) -> Score:
-    """METEOR 1.5, from 0 to 1. It is no mean of items; its interval is that of the items' mean, moved to its value.
-    Raises ScoreError as `cider`, and where there is no Java.
+    """METEOR 1.5, from 0 to 1. It isn't a mean of items; its interval is that of the items' mean, shifted to its value.
+    Raises ScoreError as `cider`, and without Java.
     """
     if not has_java():
         raise ScoreError("METEOR is a Java program and there is no java here: install a Java runtime, or leave it out")
@@ -83,9 +85,11 @@ def meteor(predictions: Captions, references: References, clusters: Clusters = N
 
 
 def tokenise(predictions: Captions, references: References, name: str = "") -> tuple[Tokens, Tokens, str]:
-    """What the scorers take: lists of one tokenised prediction and of all tokenised references, in the order of
-    `references`, and how they were tokenised. Line ends inside a caption become spaces first: as they are, they would
-    shift all later captions by one. Raises ScoreError as `paired`.
+    """The inputs of the scorers: key -> [tokenised prediction], key -> tokenised references, both in the order of
+    `references`, and how they were tokenised.
+
+    Line breaks inside a caption become spaces first, because the official tokeniser would shift all later captions.
+    Raises ScoreError as `paired`.
     """
     paired(predictions, references, FEW if name else 0, name)
     said = {key: [_one_line(predictions[key])] for key in references}
@@ -94,14 +98,13 @@ def tokenise(predictions: Captions, references: References, name: str = "") -> t
         raise ScoreError(f"{len(empty)} items have no reference ({empty[0]!r}): leave them out")
     if not has_java():
         return _plain(said), _plain(true), PLAIN
-    prepare([one for texts in (said, true) for listed in texts.values() for one in listed])
-    return *({key: [_tokens[one] for one in listed] for key, listed in texts.items()} for texts in (said, true)), PTB
+    prepare([text for captions in (said, true) for listed in captions.values() for text in listed])
+    said, true = ({key: [_tokens[text] for text in listed] for key, listed in texts.items()} for texts in (said, true))
+    return said, true, PTB
 
 
 def prepare(texts: Iterable[str]) -> None:
-    """Tokenise captions ahead and remember them. The tokeniser takes each line by itself, but half a second of Java to
-    start: so all that is to be scored is best given at once.
-    """
+    """Tokenise captions in advance and cache them. Starting Java takes half a second, so pass everything at once."""
     wanted = dict.fromkeys(line for one in texts if (line := _one_line(one)) not in _tokens)
     if wanted and available() and has_java():
         lines = dict(enumerate(wanted))
@@ -112,12 +115,12 @@ def prepare(texts: Iterable[str]) -> None:
 
 
 def available() -> bool:
-    """Whether captions can be scored here."""
+    """Whether pycocoevalcap is installed."""
     return find_spec("pycocoevalcap") is not None
 
 
 def has_java() -> bool:
-    """Whether METEOR and the Penn Treebank's tokenisation can be had here."""
+    """Whether Java is installed, which METEOR and the Penn Treebank tokenisation need."""
     return shutil.which("java") is not None
 
 
@@ -143,7 +146,7 @@ def _listed(texts: str | Sequence[str]) -> Sequence[str]:
 
 
 def _plain(texts: Tokens) -> Tokens:
-    """Lower-cased words and numbers, `'s` and `n't` apart as the Penn Treebank has them, no punctuation."""
+    """Lower-cased words and numbers without punctuation, with `'s` and `n't` split off as in the Penn Treebank."""
     apart = re.compile(r"(n't|'\w+)\b")
     return {
         key: [" ".join(re.findall(r"n't|'\w+|\w+(?:-\w+)*", apart.sub(r" \1", one.lower()))) for one in listed]
@@ -156,7 +159,7 @@ def _nearest(lengths: Sequence[int], length: int) -> int:
 
 
 def _bleu(counts: np.ndarray, order: int) -> np.ndarray:
-    """pycocoevalcap's formula, from sums (draws, 2 * order + 2) of guesses and matches of each order and both
+    """pycocoevalcap's formula. counts: `(draws, 2 * order + 2)` sums of guesses and matches of each order, and of both
     lengths.
     """
     guess, correct = counts[:, :order], counts[:, order : 2 * order]

@@ -1,19 +1,18 @@
-"""Answers that are one of few: a word, yes or no, true or false, a letter."""
+"""Answers chosen from a few: a word, yes or no, true or false, a letter."""
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from periscope.evaluation.metrics.score import Clusters, Score, drawn, interval, mean, paired
+from periscope.evaluation.metrics.score import Clusters, Key, Score, drawn, interval, mean, paired
 
-Answers = Mapping[Hashable, str]
+Answers = Mapping[Key, str]
 
 
 def gqa_accuracy(predictions: Answers, references: Answers, clusters: Clusters = None) -> Score:
-    """The share of answers equal to the reference, letter for letter, as GQA's eval.py (Hudson & Manning 2019) counts
-    them; before, a final period goes and letters become small, as LLaVA and vlm-evaluation prepare answers for it.
-    Raises ScoreError as `scoring.score.paired`.
+    """The share of answers equal to the reference, as in GQA's eval.py (Hudson & Manning 2019, arXiv 1902.09506), after
+    lower-casing and dropping a final period as LLaVA and vlm-evaluation do. Raises ScoreError as `score.paired`.
     """
     paired(predictions, references)
     right = {key: float(_plain(predictions[key]) == _plain(true)) for key, true in references.items()}
@@ -21,8 +20,8 @@ def gqa_accuracy(predictions: Answers, references: Answers, clusters: Clusters =
 
 
 def letter_accuracy(predictions: Answers, references: Answers, clusters: Clusters = None) -> Score:
-    """The share of answers that name the right option, a single letter (AI2D, Visual7W, ScienceQA): the first letter
-    that stands alone, in brackets or before a period. Raises ScoreError as `scoring.score.paired`.
+    """The share of answers that name the right option by its letter (AI2D, Visual7W, ScienceQA); see `letter`. Raises
+    ScoreError as `score.paired`.
     """
     paired(predictions, references)
     right = {key: float(letter(predictions[key]) == true.strip().upper()) for key, true in references.items()}
@@ -30,17 +29,19 @@ def letter_accuracy(predictions: Answers, references: Answers, clusters: Cluster
 
 
 def letter(answer: str) -> str | None:
-    """The option that an answer names, A to J, or None. A small "a" in a sentence is an article."""
+    """The option that an answer names, A to J, or None: the first letter that stands alone, in brackets or before a
+    period. A lower-case "a" in a sentence is an article.
+    """
     answer = answer.strip()
     alone = re.match(r"\(?([A-Ja-j])\)?(?:[.:)]|\s*$)", answer)
     found = alone or re.search(r"(?:^|[\s(])([B-H]|A(?=[.):,]|\s*$))(?![\w'])", answer)
     return found[1].upper() if found else None
 
 
-def vsr_accuracy(predictions: Answers, references: Mapping[Hashable, bool], clusters: Clusters = None) -> Score:
-    """The share of statements about a picture that are rightly called true or false (Liu et al. 2023). Everything but
-    an answer with the word "false" or "no" counts as true, as Mamba-VL's evaluation has it. Raises ScoreError as
-    `scoring.score.paired`.
+def vsr_accuracy(predictions: Answers, references: Mapping[Key, bool], clusters: Clusters = None) -> Score:
+    """The share of statements about an image that are correctly called true or false (VSR, Liu et al. 2023, arXiv
+    2205.00363). An answer counts as true unless it has the word "false" or "no", as in Mamba-VL's evaluation. Raises
+    ScoreError as `score.paired`.
     """
     paired(predictions, references)
     denied = {key: bool({"false", "no"} & set(re.findall(r"\w+", said.lower()))) for key, said in predictions.items()}
@@ -48,10 +49,11 @@ def vsr_accuracy(predictions: Answers, references: Mapping[Hashable, bool], clus
 
 
 def pope(predictions: Answers, references: Answers, clusters: Clusters = None) -> dict[str, Score]:
-    """POPE (Li et al. 2023): {"accuracy", "precision", "recall", "f1", "yes"}, of which "yes" is the share of answers
-    that say so. References are "yes" and "no". Answers are read as in the official evaluate.py: up to the first
-    period, "no" where a word is No, not or no, else "yes". Precision, recall and F1 are of "yes"; 0 where nothing says
-    or is so. Raises ScoreError as `scoring.score.paired`.
+    """POPE (Li et al. 2023, arXiv 2305.10355): accuracy, precision, recall and F1 of "yes", and the share of "yes"
+    answers, under the names "accuracy", "precision", "recall", "f1", "yes".
+
+    References are "yes" and "no"; answers are read by `says_yes`. A ratio with denominator 0 is 0. Raises ScoreError as
+    `score.paired`.
     """
     paired(predictions, references)
     keys = list(references)
@@ -60,13 +62,19 @@ def pope(predictions: Answers, references: Answers, clusters: Clusters = None) -
     table = np.stack([said & true, said & ~true, ~said & ~true, ~said & true], -1).astype(np.int64)
     found = {}
     for name, formula in POPE.items():
-        low, high = interval(table, lambda sums, formula=formula: formula(*sums.T), drawn(keys, clusters))
+
+        def statistic(sums: np.ndarray, formula: Callable = formula) -> np.ndarray:
+            return formula(*sums.T)
+
+        low, high = interval(table, statistic, drawn(keys, clusters))
         found[name] = Score(float(formula(*table.sum(0)[:, None])[0]), low, high, len(keys))
     return found
 
 
 def says_yes(answer: str) -> bool:
-    """How POPE's evaluate.py (https://github.com/AoiDragon/POPE) reads an answer."""
+    """Whether an answer means yes, as in POPE's evaluate.py (https://github.com/AoiDragon/POPE): it has none of the
+    words No, not, no before the first period.
+    """
     words = answer.split(".")[0].replace(",", "").split(" ")
     return not {"No", "not", "no"} & set(words)
 
@@ -75,7 +83,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.where(whole > 0, part / np.maximum(whole, 1), 0.0)
 
 
-# From the counts of yes said rightly, yes said wrongly, no said rightly, no said wrongly.
+# From the counts of true positives, false positives, true negatives, false negatives.
 POPE: dict[str, Callable[..., np.ndarray]] = {
     "accuracy": lambda tp, fp, tn, fn: _share(tp + tn, tp + fp + tn + fn),
     "precision": lambda tp, fp, tn, fn: _share(tp, tp + fp),

@@ -1,20 +1,20 @@
-"""CLIPScore: does a caption fit its picture, without a reference."""
+"""CLIPScore: how well a caption fits its image, without a reference."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from periscope.evaluation.metrics.score import Clusters, Score, mean, paired
+from periscope.evaluation.metrics.score import Clusters, Key, Score, mean, paired
 
 WEIGHT = 2.5
 
 
 def clip_score(
-    captions: Mapping[Hashable, np.ndarray], pictures: Mapping[Hashable, np.ndarray], clusters: Clusters = None
+    captions: Mapping[Key, np.ndarray], pictures: Mapping[Key, np.ndarray], clusters: Clusters = None
 ) -> Score:
-    """2.5 times the cosine of a caption's and a picture's vectors `(width,)` from one CLIP, no less than 0, and the
-    mean of these (Hessel et al. 2021, arXiv 2104.08718, whose captions begin with "A photo depicts"). Vectors need no
-    length of 1. Raises ScoreError as `scoring.score.paired`.
+    """The mean of 2.5 * max(0, cosine) of caption and image vectors `(width,)` from one CLIP model (Hessel et al. 2021,
+    arXiv 2104.08718, where captions begin with "A photo depicts"). Vectors needn't be normalised. Raises ScoreError as
+    `score.paired`.
     """
     paired(captions, pictures)
     fits = {key: WEIGHT * max(0.0, _cosine(captions[key], pictures[key])) for key in pictures}

@@ -1,4 +1,4 @@
-"""The contractions that VQA's scoring program (https://github.com/GT-Vision-Lab/VQA) knows, slips included."""
+"""The contractions in VQA's scoring program (https://github.com/GT-Vision-Lab/VQA), including its mistakes."""
 
 _PAIRS = """
 aint=ain't arent=aren't cant=can't couldve=could've couldnt=couldn't couldn'tve=couldn't've couldnt've=couldn't've

@@ -1,8 +1,9 @@
-"""A score with how sure it is."""
+"""A score with its confidence interval."""
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -10,18 +11,21 @@ from periscope.errors import ScoreError
 
 ROUNDS, AT_ONCE = 1000, 2_000_000
 
-Clusters = Mapping[Hashable, Hashable] | None  # key -> what several items share: the picture that questions are about
+Key = Any  # of an item: anything hashable (a Mapping of Hashable keys wouldn't take a dict of str)
+Clusters = Mapping[Key, Key] | None  # key -> what items share, such as the image that questions are about
 
 
 class ScoreWarning(UserWarning):
-    """A score that means less than it looks; the message says why."""
+    """A score that is less meaningful than it looks; the message says why."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number over `n` items. low, high: its 95% interval by the percentile bootstrap (Efron 1979), 1,000 draws of
-    items, or of clusters where these are given (Field & Welsh 2007) · each: item -> its own score, where the score is a
-    mean of such · note: how it was computed, where there is more than one way.
+    """A number over `n` items.
+
+    low, high: its 95% interval by the percentile bootstrap (Efron 1979) with 1,000 draws of items, or of clusters where
+    these are given (Field & Welsh 2007) · each: item -> its own score, where the score is their mean · note: how it was
+    computed, where there is more than one way.
     """
 
     value: float
@@ -29,7 +33,7 @@ class Score:
     high: float
     n: int
     note: str = ""
-    each: dict[Hashable, float] = field(default_factory=dict, repr=False)
+    each: dict[Key, float] = field(default_factory=dict, repr=False)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -37,8 +41,8 @@ class Score:
         return self.low, self.high
 
 
-def mean(each: Mapping[Hashable, float], note: str = "", clusters: Clusters = None) -> Score:
-    """The score whose value is the mean of `each`. Raises ScoreError when there is nothing."""
+def mean(each: Mapping[Key, float], note: str = "", clusters: Clusters = None) -> Score:
+    """The score whose value is the mean of `each`. Raises ScoreError when `each` is empty."""
     if not each:
         raise ScoreError("there is nothing to score: no predictions were given")
     values = np.array(list(each.values()), dtype=np.float64)
@@ -48,20 +52,21 @@ def mean(each: Mapping[Hashable, float], note: str = "", clusters: Clusters = No
     return Score(float(value), float(value + low), float(value + high), len(values), note, dict(each))
 
 
-def drawn(keys: Iterable[Hashable], clusters: Clusters) -> list[Hashable] | None:
-    """For each item what is drawn with it; None where items are drawn by themselves."""
+def drawn(keys: Iterable[Key], clusters: Clusters) -> list[Key] | None:
+    """The cluster of each item, or None without clusters."""
     return None if clusters is None else [clusters[key] for key in keys]
 
 
 def interval(
     rows: np.ndarray,
     statistic: Callable[[np.ndarray], np.ndarray],
-    clusters: Sequence[Hashable] | None = None,
+    clusters: Sequence[Key] | None = None,
     rounds: int = ROUNDS,
 ) -> tuple[float, float]:
-    """The 2.5th and the 97.5th percentile of a statistic of sums over `rounds` draws with replacement, the same draws
-    for as many items. rows `(items, k)`: what each item adds · statistic: sums `(draws, k)` to `(draws,)` · clusters:
-    items of the same one are drawn together, as those about one picture are, which aren't independent.
+    """The 2.5th and 97.5th percentile of a statistic over `rounds` bootstrap draws (seeded).
+
+    rows: `(items, k)`, what each item adds to the sums · statistic: sums `(draws, k)` -> `(draws,)` · clusters: items
+    of the same cluster are drawn together, because questions about one image aren't independent.
     """
     if clusters is not None:
         numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
@@ -78,9 +83,9 @@ def interval(
 
 
 def paired(predictions: Mapping, references: Mapping, few: int = 0, name: str = "") -> None:
-    """Check that each prediction has its references and each reference its prediction; warn of fewer than `few`.
+    """Check that predictions and references have the same keys; warn when there are fewer than `few`.
 
-    Raises ScoreError naming the first key that lacks its partner.
+    Raises ScoreError, naming the first key without a partner, and when there are no predictions.
     """
     for lonely, kind in ((predictions.keys() - references, "reference"), (references.keys() - predictions, "answer")):
         if lonely:

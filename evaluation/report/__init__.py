@@ -1,1 +1,1 @@
-"""What people look at: report.html, the comparison of runs, sheets of samples."""
+"""Output for people: report.html, the comparison of runs, the sheet of samples."""

@@ -1,4 +1,4 @@
-"""A line chart as inline SVG, with no script, font or address in it."""
+"""A line chart as inline SVG, without scripts, fonts or addresses."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -13,9 +13,10 @@ Points = Sequence[tuple[float, float]]
 def line_chart(
     series: Mapping[str, Points], x_label: str = "step", least: float | None = 0.0, most: float | None = None
 ) -> str:
-    """An SVG of named lines, each (x, y) in order of x, which the page's CSS colours as `.line-0`, `.line-1` and so on.
-    The y axis goes from `least` to at least `most`, or without them from the lowest to the highest value. What isn't
-    finite is left out; without a single point, "".
+    """An SVG of named lines, each (x, y) sorted by x; the page's CSS colours them as `.line-0`, `.line-1` and so on.
+
+    The y axis goes from `least` to at least `most`; None takes the lowest or highest value. Points that aren't finite
+    are left out; without any point the result is "".
     """
     lines = {name: [(x, y) for x, y in points if isfinite(x) and isfinite(y)] for name, points in series.items()}
     places = [point for points in lines.values() for point in points]
@@ -51,7 +52,7 @@ def line_chart(
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`, at most `most` of them."""
+    """At most `most` round numbers from `low` to `high`, spaced by 1, 2 or 5 times a power of ten."""
     span = max(high - low, 1e-12)
     unit = 10 ** floor(log10(span / most))
     step = next(unit * k for k in (1, 2, 5, 10, 20) if span / (unit * k) <= most - 1)
@@ -60,7 +61,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def smoothed(points: Points, keep: float = 0.95) -> list[tuple[float, float]]:
-    """The exponential mean of y, corrected for its start as Adam's is; what isn't finite is left out."""
+    """The exponential moving average of y with bias correction as in Adam; values that aren't finite are left out."""
     found, mean, weight = [], 0.0, 0.0
     for x, y in points:
         if isfinite(y):
@@ -70,6 +71,6 @@ def smoothed(points: Points, keep: float = 0.95) -> list[tuple[float, float]]:
 
 
 def thinned(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """At most about `most` of the points, evenly chosen, the last among them."""
+    """About `most` of the points at most, evenly chosen, always with the last."""
     step = max(1, len(points) // most)
     return [*points[:-1:step], *points[-1:]]

@@ -1,35 +1,45 @@
-"""report.html: everything about one run in one file that asks for nothing from outside and runs no script.
+"""report.html: everything about one run in one file that loads nothing from outside and runs no script.
 
-All words come from data, so the template escapes every one of them (jinja2's autoescape), and the page forbids itself
-any request but for what it carries (Content-Security-Policy).
+All text comes from data, so the template escapes it (jinja2's autoescape), and the page's Content-Security-Policy
+forbids everything except the images and sounds embedded in it.
 """
 
 import json
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from periscope.evaluation.controls import OPEN, gain
-from periscope.evaluation.metrics.answers import same_answer, word_f1
+from periscope.console import command
+from periscope.evaluation.controls import BASELINES
+from periscope.evaluation.metrics.relative_gain import TOPS, relative_gain
 from periscope.evaluation.report.chart import line_chart, smoothed
-from periscope.evaluation.report.runs import WHOLE, RunFolder, headline, interval_of
+from periscope.evaluation.report.gallery import (
+    agreement,
+    alternating,
+    balanced,
+    changes,
+    own_scores,
+    quality,
+    spread,
+    verdict,
+)
+from periscope.evaluation.report.runs import RunFolder, headline, interval_of
+from periscope.evaluation.scoring.prediction import OVERALL
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SHOWN, FIRST, EXTREMES, LONGEST = 18, 6, 6, 1500
 SHORTER = "..."
 HOME = str(Path.home())
-CONTROLS = ("shuffled", "blank", "none", "majority")
 
 
 @dataclass(frozen=True)
 class Medium:
-    """How a medium is shown: `pictures`, JPEG bytes (several are the frames of a clip) · `sound`, MP3 bytes, if it can
-    be played · `name`, for people · `note`, why something is missing.
+    """How a medium is shown. pictures: JPEG bytes (several are the frames of a video) · sound: MP3 bytes, if it can be
+    played · name: for people · note: what is missing, and why.
     """
 
     pictures: tuple[bytes, ...] = ()
@@ -39,8 +49,8 @@ class Medium:
 
 
 def report(run: RunFolder, media: Callable[[str], Medium]) -> str:
-    """The page for a run. `media` gives what is shown of a medium, by its key. A part for which the run has no data
-    (it wasn't scored, it has no samples) says so or is left out.
+    """The page of a run. media: key -> what is shown of the medium. Sections without data (a run that wasn't scored, or
+    has no samples) are left out.
     """
     show = _cached(media)
     first = next(iter(run.splits), None)
@@ -49,20 +59,21 @@ def report(run: RunFolder, media: Callable[[str], Medium]) -> str:
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return template.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=run.name,
+        score_command=portable(command("eval", "--run", run.path)),
         about=about(run),
         tiles=[row for row in scores(run.splits[first])["rows"] if row["name"] in headline(run.splits[first])]
         if first
         else [],
         splits=[{"name": name, **scores(found)} for name, found in run.splits.items()],
         curves=curves(run.metrics),
-        inputs=[card(row, show) for row in turns(spread(rows, SHOWN))],
+        inputs=[card(row, show) for row in alternating(spread(rows, SHOWN))],
         first=FIRST,
         parts=[
             (title, words, [card(row, show) for row in chosen])
             for title, words, chosen in (
-                ("Hardest", "The lowest scores, each about another medium.", both(ranked, EXTREMES)),
-                ("Best", "The highest scores, first where another medium's features mislead.",
-                 both(ranked[::-1], EXTREMES)),
+                ("Worst answers", "The lowest scores, each about another medium.", balanced(ranked, EXTREMES)),
+                ("Best answers", "The highest scores; first those that another medium's features get wrong.",
+                 balanced(ranked[::-1], EXTREMES)),
             )
             if chosen
         ],
@@ -80,7 +91,7 @@ def report(run: RunFolder, media: Callable[[str], Medium]) -> str:
 
 
 def about(run: RunFolder) -> list[tuple[str, str]]:
-    """A few facts for the head of the page."""
+    """The facts at the head of the page."""
     encoders = [(table.get("encoder") or {}).get("name") for table in run.adapters.values()]
     facts = [
         ("adapter", portable(run.config.get("adapter", ""))),
@@ -91,25 +102,25 @@ def about(run: RunFolder) -> list[tuple[str, str]]:
         ("features", portable(run.config.get("features", ""))),
     ]
     facts += [("task", str(run.result.get("task") or ""))]
-    facts += [("step", str(run.result.get("step", "")).lstrip("0")), ("trained numbers", f"{run.parameters:,}")]
+    facts += [("step", str(run.result.get("step", "")).lstrip("0")), ("trained parameters", f"{run.parameters:,}")]
     facts += [("seconds of training", f"{run.seconds:,.0f}"), ("target tokens", f"{run.targets:,}")]
     return [(name, value) for name, value in facts if value not in ("", "0")]
 
 
 def scores(found: Mapping) -> dict:
-    """One split's table: {"n", "controls": names, "rows": dicts of name, value, interval, controls, gain, n, and where
-    its bar, the interval's whisker and the control's mark go, "notes" about columns, "warnings"}.
+    """One split's table: {"n", "controls": names, "rows", "notes" about columns, "warnings"}. A row has name, value,
+    interval, controls, gain, n, and the positions of its bar, the interval's whisker and the control's mark.
     """
     real = found.get("real") or {}
-    controls = [name for name in CONTROLS if found.get(name)]
-    said = [str(one) for one in found.get("warnings") or []]
+    controls = [name for name in BASELINES if found.get(name)]
+    messages = [str(message) for message in found.get("warnings") or []]
     rows = []
     for name, value in real.items():
-        top = OPEN.get(name, 1.0)
+        top = TOPS.get(name, 1.0)
         pair, control = interval_of(found, name), _control(found, name)
         better = (found.get("gain") or {}).get(name)
         if better is None and control is not None:
-            better = value - control if name in OPEN else gain(value, control)
+            better = value - control if name in TOPS else relative_gain(value, control)
         rows.append(
             {
                 "name": name,
@@ -127,13 +138,13 @@ def scores(found: Mapping) -> dict:
                 "mark": None if control is None else _share(control / top),
             }
         )
-    notes = [one for one in said if one.partition(":")[0] in CONTROLS]
-    warnings = [one for one in said if one not in notes]
+    notes = [message for message in messages if message.partition(":")[0] in BASELINES]
+    warnings = [message for message in messages if message not in notes]
     return {"n": found.get("n"), "controls": controls, "rows": rows, "notes": notes, "warnings": warnings}
 
 
 def curves(metrics: Sequence[Mapping]) -> list[tuple[str, Markup, list[str]]]:
-    """(title, SVG, names of its lines) of the losses, of the scores if any were logged, and of the learning rate."""
+    """(title, SVG, names of its lines) of the losses, the scores if any were logged, and the learning rate."""
     train, rates = _line(metrics, "loss"), _line(metrics, "lr")
     losses = {"training, smoothed": smoothed(train)} if train else {}
     losses |= {f"held out, {name}": points for name, points in _lines(metrics, "heldout").items()}
@@ -150,13 +161,13 @@ def _line(rows: Sequence[Mapping], name: str) -> list[tuple[float, float]]:
 
 
 def _lines(rows: Sequence[Mapping], name: str) -> dict[str, list[tuple[float, float]]]:
-    """The lines of a table that was logged under `name` now and then."""
+    """The lines of a table that is logged under `name` at some steps."""
     tables = [{"step": row["step"], **row[name]} for row in rows if isinstance(row.get(name), dict) and "step" in row]
     return {key: _line(tables, key) for key in dict.fromkeys(key for table in tables for key in table) if key != "step"}
 
 
 def card(row: Mapping, show: Callable[[str], dict]) -> dict:
-    """What the gallery shows of one prediction."""
+    """What the page shows of one prediction."""
     return {
         "media": [show(key) for key in str(row.get("media", "")).split()[:4]],
         "prompt": short(row.get("prompt") or ""),
@@ -164,78 +175,13 @@ def card(row: Mapping, show: Callable[[str], dict]) -> dict:
         "reference": short(" / ".join(dict.fromkeys(map(str, row.get("references") or [row.get("reference") or ""])))),
         "control": None if row.get("control") is None else short(row["control"]),
         "verdict": verdict(row),
-        "scores": ", ".join(f"{name} {value:.2f}" for name, value in _own(row).items()),
+        "scores": ", ".join(f"{name} {value:.2f}" for name, value in own_scores(row).items()),
     }
 
 
-def quality(row: Mapping) -> float:
-    """How good an answer is, 0 to 1: the mean of the scores that its prediction carries (CIDEr goes to 10), else
-    `agreement`.
-    """
-    if own := _own(row):
-        return sum(min(1.0, value / OPEN.get(name, 1.0)) for name, value in own.items()) / len(own)
-    return agreement(row, row.get("answer"))
-
-
-def verdict(row: Mapping) -> tuple[str, str]:
-    """How an answer went, in a word or two and one of the page's classes: "right" or "wrong" for a question that is one
-    of these, else the score of its own that says most, one from 0 to 1 if there is such, or the words it shares.
-    """
-    own, good = _own(row), quality(row)
-    if row.get("prompt") and good in (0, 1):
-        return ("right", "good") if good else ("wrong", "bad")
-    names = sorted(headline({"real": own}, len(own)), key=lambda name: name in OPEN)
-    name, value = (names[0], own[names[0]]) if names else ("words shared", good)
-    share = value / OPEN.get(name, 1.0)
-    return f"{name.removeprefix('caption_')} {value:.2f}", "good" if share > 0.9 else "bad" if share < 0.5 else ""
-
-
-def agreement(row: Mapping, answer: str | None) -> float:
-    """Whether an answer to a question is the reference, or the words a caption shares with it (F1)."""
-    reference = str(row.get("reference") or "")
-    return float(same_answer(answer or "", reference)) if row.get("prompt") else word_f1(answer or "", reference)
-
-
-def spread(rows: Sequence[Mapping], most: int) -> list[Mapping]:
-    """Evenly chosen rows, captions and questions as `both` has it."""
-    captions, questions = parted(rows)
-    return both([row for part in (captions, questions) for row in part[:: max(1, len(part) // (4 * most))]], most)
-
-
-def turns(rows: Sequence[Mapping]) -> list[Mapping]:
-    """Captions and questions in turn, three of each, so that whoever sees a few sees both."""
-    captions, questions = parted(rows)
-    threes = [part[i : i + 3] for i in range(0, len(rows), 3) for part in (captions, questions)]
-    return [row for three in threes for row in three]
-
-
-def both(rows: Sequence[Mapping], most: int) -> list[Mapping]:
-    """The first rows, captions and questions half and half where there are both, each about another medium."""
-    chosen: list[Mapping] = []
-    captions, questions = parted(rows)
-    share = most // 2 if captions and questions else most
-    for part in (captions, questions):
-        chosen += apart(part, share, {row.get("media") for row in chosen})
-    return chosen
-
-
-def parted(rows: Sequence[Mapping]) -> tuple[list[Mapping], list[Mapping]]:
-    """Captions and questions."""
-    return [row for row in rows if not row.get("prompt")], [row for row in rows if row.get("prompt")]
-
-
-def apart(rows: Sequence[Mapping], most: int, seen: set[str] = frozenset()) -> list[Mapping]:
-    """The first rows that are each about another medium, and none about a medium of `seen`."""
-    chosen: dict[str, Mapping] = {}
-    for row in rows:
-        if len(chosen) < most and row.get("media") not in seen:
-            chosen.setdefault(row.get("media"), row)
-    return list(chosen.values())
-
-
 def progress(run: RunFolder, show: Callable[[str], dict]) -> list[dict]:
-    """The fixed held-out samples, each with its answers as training went on; an answer that didn't change is folded
-    into the one before, and the words that did are marked.
+    """The fixed held-out samples with their answers during training. Equal answers in a row are one entry; words that
+    changed since the entry before are marked.
     """
     last = run.samples[-1][1] if run.samples else []
     found = []
@@ -263,14 +209,8 @@ def progress(run: RunFolder, show: Callable[[str], dict]) -> list[dict]:
     return found
 
 
-def changes(before: Sequence[str], after: Sequence[str]) -> list[tuple[str, bool]]:
-    """The words of `after` in runs, each with whether it is new or replaces something in `before`."""
-    codes = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
-    return [(" ".join(after[start:end]), tag != "equal") for tag, _, _, start, end in codes if end > start]
-
-
 def flat(table: Mapping, above: str = "") -> list[tuple[str, str]]:
-    """The values of nested tables under dotted names."""
+    """The values of nested tables by dotted name."""
     rows = []
     for name, value in table.items():
         if isinstance(value, Mapping) and value:
@@ -282,12 +222,12 @@ def flat(table: Mapping, above: str = "") -> list[tuple[str, str]]:
 
 
 def portable(text: object) -> str:
-    """As `short`, a path without the name of whose home it is in."""
+    """Like `short`, with the home folder as ~."""
     return short(text).replace(f"{HOME}/", "~/") if HOME != "/" else short(text)
 
 
 def short(text: object) -> str:
-    """As text, no longer than a reader wants; where a file name isn't Unicode, with question marks."""
+    """As text of limited length; characters that aren't Unicode (of file names) become question marks."""
     text = str(text).encode(errors="replace").decode()
     return text if len(text) <= LONGEST else text[:LONGEST] + SHORTER
 
@@ -314,19 +254,9 @@ def _uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{b64encode(data).decode()}"
 
 
-def _own(row: Mapping) -> dict[str, float]:
-    """The scores that a prediction carries."""
-    own = row.get("score")
-    return (
-        {str(name): value for name, value in own.items() if isinstance(value, int | float)}
-        if isinstance(own, dict)
-        else {}
-    )
-
-
 def _is_part(name: str, real: Mapping) -> bool:
-    """Whether a score is that of one kind of question, under the score of all."""
-    return name.startswith("qa_") and name not in WHOLE and not real.keys().isdisjoint(WHOLE)
+    """Whether a score is of one kind of question, shown below the score of all."""
+    return name.startswith("qa_") and name not in OVERALL and not real.keys().isdisjoint(OVERALL)
 
 
 def _control(found: Mapping, name: str) -> float | None:

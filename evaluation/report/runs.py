@@ -1,6 +1,6 @@
-"""What a run folder says of itself, read as plain data: no model is loaded and nothing in it is run.
+"""A run folder read as plain data: no model is loaded and nothing in it is run.
 
-Whatever a killed run left out is empty here; only a folder that is no run at all is refused.
+Whatever an interrupted run didn't write is empty here; only a folder that isn't a run is refused.
 """
 
 import json
@@ -15,15 +15,16 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from periscope.errors import ScoreError
+from periscope.evaluation.controls import BASELINES, REAL
+from periscope.evaluation.scoring.prediction import OVERALL
 
-NUMBERS = ("real", "shuffled", "blank", "none", "majority", "gain", "counts")  # tables of a split in eval.json
-WHOLE = ("qa_accuracy", "qa_vqa")  # scores over all kinds of question
-LESSER = ("_f1", "_bleu4", "_rouge_l", "_meteor")  # scores of captions that others say better
+NUMBERS = (REAL, *BASELINES, "gain", "counts")  # tables of numbers of a split in eval.json
+LESSER = ("_f1", "_bleu4", "_rouge_l", "_meteor")  # caption scores that say less than CIDEr or a task's own
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One training's folder, see docs/formats.md. Raises ScoreError when it holds no config.toml that can be read."""
+    """The folder of one training run, see docs/formats.md. Raises ScoreError without a readable config.toml."""
 
     path: Path
 
@@ -56,7 +57,7 @@ class RunFolder:
 
     @cached_property
     def result(self) -> dict:
-        """eval.json: empty for a run that wasn't scored."""
+        """eval.json; empty for a run that wasn't scored."""
         return _object(self.path / "eval.json")
 
     @cached_property
@@ -66,7 +67,7 @@ class RunFolder:
 
     @cached_property
     def splits(self) -> dict[str, dict]:
-        """What eval.json found for each split, as far as it is finite numbers under names."""
+        """The result of each split in eval.json; values that aren't finite numbers are left out."""
         found = self.result.get("splits")
         parts = found.items() if isinstance(found, dict) else ()
         return {
@@ -95,47 +96,53 @@ class RunFolder:
 
     @cached_property
     def parameters(self) -> int:
-        """How many numbers were trained, counted in the last checkpoint's weights (LoRA's too); 0 without one."""
+        """The number of trained parameters in the last checkpoint (with LoRA's); 0 without one."""
         return sum(map(_count, self.last.glob("adapter*/**/*.safetensors")))
 
     @property
     def last(self) -> Path:
-        """The folder of the last checkpoint (which need not exist)."""
+        """The folder of the last checkpoint, which may not exist."""
         pointer = self.path / "last"
         name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
         return self.path / "steps" / (name if name.isdigit() else "none")
 
     @property
     def seconds(self) -> float:
-        """Time spent in training steps; looking at held-out texts and saving aren't in it."""
+        """Time spent in training steps, without evaluation and saving."""
         return sum(row["seconds"] for row in self.metrics if isinstance(row.get("seconds"), int | float))
 
     @property
     def targets(self) -> int:
-        """Target tokens learnt from."""
+        """Target tokens trained on."""
         return sum(row["targets"] for row in self.metrics if isinstance(row.get("targets"), int))
 
     @property
     def memory(self) -> int | None:
-        """The peak of the GPU's memory in bytes, where it was logged."""
+        """Peak GPU memory in bytes, where it was logged."""
         return max((row["memory"] for row in self.metrics if isinstance(row.get("memory"), int)), default=None)
 
 
+def first_split(run: RunFolder) -> dict:
+    """The result of the first split; empty for a run that wasn't scored."""
+    return next(iter(run.splits.values()), {})
+
+
 def interval_of(found: Mapping, name: str) -> tuple[float, float] | None:
-    """The 95% interval that eval.json gives for a split's score `name`, or None for results from before there were."""
+    """The 95% interval of a split's score `name` in eval.json; None where an older version wrote none."""
     tables = found.get("intervals")
     real = tables.get("real") if isinstance(tables, dict) else None
     pair = real.get(name) if isinstance(real, dict) else None
-    fits = isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair))
-    return (float(pair[0]), float(pair[1])) if fits else None
+    if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_number, pair)):
+        return None
+    return float(pair[0]), float(pair[1])
 
 
 def headline(found: Mapping, most: int = 4) -> list[str]:
-    """The names of the scores that stand for all: no single kinds of question, and of captions first CIDEr and what
-    the task itself counts, as far as there are such.
+    """The names of the most telling scores: none of a single kind of question, and of captions CIDEr and the task's own
+    scores first.
     """
     names = list(found.get("real") or {})
-    broad = [name for name in names if not name.startswith("qa_") or name in WHOLE]
+    broad = [name for name in names if not name.startswith("qa_") or name in OVERALL]
     return sorted(broad or names, key=lambda name: name.endswith(LESSER))[:most]
 
 
@@ -144,7 +151,7 @@ def _is_number(value: object) -> bool:
 
 
 def _sound(part: Mapping) -> dict:
-    """A split's result, of whose tables of numbers only finite ones are left."""
+    """A split's result with only the finite numbers in its tables."""
     tables = {name: part[name] for name in NUMBERS if isinstance(part.get(name), dict)}
     kept = {name: value for name, value in part.items() if name not in NUMBERS}
     return kept | {
@@ -177,7 +184,7 @@ def _lines(path: Path) -> list[dict]:
 
 
 def _count(path: Path) -> int:
-    """How many numbers a safetensors file holds (they aren't read); 0 where it can't be read."""
+    """The number of parameters in a safetensors file, from its header; 0 where it can't be read."""
     try:
         with safe_open(path, framework="numpy") as file:
             return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 it is no mapping

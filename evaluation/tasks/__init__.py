@@ -1,4 +1,4 @@
-"""One module for each scored task, and the table of what is scored in which."""
+"""Tasks: published benchmarks as data (`benchmarks`), and the demo's own scenes, sounds and videos."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from periscope.evaluation.tasks import clips, scenes, sounds
 
 @dataclass(frozen=True)
 class DemoTask:
-    """How texts about one kind of medium are scored.
+    """How texts about one kind of demo media are scored.
 
-    attributes: what every thing has · answer: (question, things) -> the true answer or None · whole, correct: a
-    caption's first score, (caption, things) -> whether it names just what there is · parts, recall: its second, the
-    share it names.
+    attributes: those of every object · answer: (question, objects) -> the true answer or None · whole, correct: name of
+    a caption's first score, and (caption, objects) -> whether it names exactly these objects · parts, recall: name of
+    its second score, and (caption, objects) -> the share it names.
     """
 
     attributes: tuple[str, ...]
@@ -23,29 +23,42 @@ class DemoTask:
     recall: Callable[[str, list[dict]], float]
 
 
-# By the name under which a text's `meta` lists what its medium holds.
+# By the field of a text's `meta` that lists what its medium shows.
 TASKS = {
     "objects": DemoTask(
-        *(scenes.ATTRIBUTES, scenes.answer),
-        *("caption_scene", scenes.scene_correct, "caption_objects", scenes.object_recall),
+        attributes=scenes.ATTRIBUTES,
+        answer=scenes.answer,
+        whole="caption_scene",
+        correct=scenes.scene_correct,
+        parts="caption_objects",
+        recall=scenes.object_recall,
     ),
     "events": DemoTask(
-        *(sounds.ATTRIBUTES, sounds.answer),
-        *("caption_recording", sounds.recording_correct, "caption_events", sounds.event_recall),
+        attributes=sounds.ATTRIBUTES,
+        answer=sounds.answer,
+        whole="caption_recording",
+        correct=sounds.recording_correct,
+        parts="caption_events",
+        recall=sounds.event_recall,
     ),
     "movers": DemoTask(
-        *(clips.ATTRIBUTES, clips.answer),
-        *("caption_clip", clips.clip_correct, "caption_movers", clips.mover_recall),
+        attributes=clips.ATTRIBUTES,
+        answer=clips.answer,
+        whole="caption_clip",
+        correct=clips.clip_correct,
+        parts="caption_movers",
+        recall=clips.mover_recall,
     ),
 }
 
 
 def task_of(meta: Mapping) -> tuple[DemoTask, list[dict]] | None:
-    """The task that a text's `meta` belongs to and the things it lists, or None where it lists none that a task knows
-    (other people's data may have `objects` of their own)."""
+    """The demo task that a text's `meta` belongs to and the objects it lists, or None. Other data may have a field
+    `objects` with something else in it.
+    """
     for name, task in TASKS.items():
-        things = meta.get(name)
-        listed = things if isinstance(things, list) else []
-        if listed and all(isinstance(thing, dict) and thing.keys() >= set(task.attributes) for thing in listed):
+        objects = meta.get(name)
+        listed = objects if isinstance(objects, list) else []
+        if listed and all(isinstance(each, dict) and each.keys() >= set(task.attributes) for each in listed):
             return task, listed
     return None

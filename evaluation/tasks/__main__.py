@@ -1,6 +1,6 @@
-"""The page of tasks: python -m scoring > docs/tasks.md"""
+"""The page of tasks: python -m periscope.evaluation.tasks > docs/tasks.md"""
 
-from periscope.evaluation.tasks.benchmarks import page
+from periscope.evaluation.tasks.page import page
 
 if __name__ == "__main__":
     print(page(), end="")

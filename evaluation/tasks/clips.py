@@ -1,13 +1,13 @@
-"""The truth about the demo's clips: its words, the answers to its questions, and what a caption names.
+"""Ground truth of the demo's videos: the vocabulary, the answers to questions, and the movers that a caption names.
 
 A mover is `{"colour", "shape", "pace", "way", "place"}`; a clip is a list of one or two movers, at
-most one to a place. What stands still has the pace "still" and the way "nowhere".
+most one per place. A mover that stands still has the pace "still" and the way "nowhere".
 """
 
 import re
 from collections import Counter
 
-from periscope.evaluation.tasks.objects import matching, plain_answer
+from periscope.evaluation.tasks.demo_objects import matching, plain_answer
 from periscope.evaluation.tasks.scenes import COLOURS, SHAPES
 
 PACES = ("still", "slow", "fast")
@@ -25,8 +25,8 @@ def answer(ask: dict, movers: list[dict]) -> str | None:
 
     `ask` holds `kind` (one of KINDS) and the attributes the question gives: `{"kind": "way", "colour": "red", "shape":
     "star"}` asks which way the red star moves, `{"kind": "object", "way": "left"}` what moves left, `{"kind": "exists",
-    "pace": "still"}` whether anything is still, `{"kind": "count"}` for the number of objects. Out: a word (for
-    "object", colour and shape), or None where the clip gives no single answer.
+    "pace": "still"}` whether anything is still, `{"kind": "count"}` for the number of objects. Returns a word
+    (for "object", colour and shape), or None where the clip has no single answer.
     """
     if ask["kind"] != "object":
         return plain_answer(ask, movers, ATTRIBUTES)
@@ -35,11 +35,10 @@ def answer(ask: dict, movers: list[dict]) -> str | None:
 
 
 def named_movers(caption: str) -> Counter:
-    """The (colour, shape, way) triples that a free caption names, each with how often.
+    """The (colour, shape, way) triples that a free caption names, with their counts.
 
-    A shape takes the colour said before it, and the way said between it and the next shape ("a red star moves left");
-    one that stays, is still, or is called still ("a still red star") moves "nowhere". What isn't said is "", so that it
-    is never taken for a right one.
+    A shape takes the colour before it, and the way between it and the next shape ("a red star moves left"). One that
+    stays or is called still ("a still red star") moves "nowhere". Missing words become "", which is never right.
     """
     named, colour, way = [], "", ""
     words = _WORD.findall(caption.lower())
@@ -60,16 +59,16 @@ def named_movers(caption: str) -> Counter:
 
 
 def true_movers(movers: list[dict]) -> Counter:
-    """The (colour, shape, way) triples of a clip, each with how often."""
+    """The (colour, shape, way) triples of a clip, with their counts."""
     return Counter((mover["colour"], mover["shape"], mover["way"]) for mover in movers)
 
 
 def clip_correct(caption: str, movers: list[dict]) -> bool:
-    """Whether the colours, shapes and ways that the caption names are the clip's."""
+    """Whether the caption names exactly the clip's (colour, shape, way) triples, counts included."""
     return named_movers(caption) == true_movers(movers)
 
 
 def mover_recall(caption: str, movers: list[dict]) -> float:
-    """The share of a clip's movers whose colour, shape and way the caption names (no mover: 1.0)."""
+    """The share of a clip's movers whose colour, shape and way the caption names; 1.0 without movers."""
     truth = true_movers(movers)
     return (named_movers(caption) & truth).total() / truth.total() if truth else 1.0

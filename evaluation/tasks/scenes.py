@@ -1,12 +1,12 @@
-"""The truth about the demo's scenes: its words, the answers to its questions, and what a caption names.
+"""Ground truth of the demo's scenes: the vocabulary, the answers to questions, and the objects that a caption names.
 
-An object is `{"colour", "shape", "size", "place"}`, a scene a list of objects, at most one to a place.
+An object is `{"colour", "shape", "size", "place"}`, a scene a list of objects, at most one per place.
 """
 
 import re
 from collections import Counter
 
-from periscope.evaluation.tasks.objects import NUMBERS, matching, plain_answer
+from periscope.evaluation.tasks.demo_objects import NUMBERS, matching, plain_answer
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
@@ -21,9 +21,9 @@ _SINGULAR = {shape + "s": shape for shape in SHAPES} | {"crosses": "cross"}
 _ARTICLES = ("a", "an")
 
 
-def is_beside(thing: dict, side: str, other: dict) -> bool:
-    """Whether `thing` lies on `side` ("left of", "above", ...) of `other`, by the columns and rows of the 3x3 grid."""
-    row, column = divmod(PLACES.index(thing["place"]), 3)
+def is_beside(item: dict, side: str, other: dict) -> bool:
+    """Whether `item` lies on `side` ("left of", "above", ...) of `other`, by the columns and rows of the 3x3 grid."""
+    row, column = divmod(PLACES.index(item["place"]), 3)
     other_row, other_column = divmod(PLACES.index(other["place"]), 3)
     return {
         "left of": column < other_column,
@@ -40,25 +40,26 @@ def answer(ask: dict, objects: list[dict]) -> str | None:
     `{"kind": "colour", "shape": "star"}` asks for the colour of the only star, `{"kind": "count", "size": "small"}`
     for the number of small objects, `{"kind": "exists", "colour": "red", "shape": "star"}` whether there is one, and
     `{"kind": "relation", "side": "above", "colour": "red", "shape": "star"}` for the only object above the red star.
-    Out: a word (or, for a relation, colour and shape), or None where the scene gives no single answer.
+    Returns a word (for a relation, colour and shape), or None where the scene has no single answer.
     """
     if ask["kind"] != "relation":
         return plain_answer(ask, objects, ATTRIBUTES)
     found = matching(ask, objects, ATTRIBUTES)
     if len(found) != 1:
         return None
-    beside = [thing for thing in objects if is_beside(thing, ask["side"], found[0])]
+    beside = [each for each in objects if is_beside(each, ask["side"], found[0])]
     return f"{beside[0]['colour']} {beside[0]['shape']}" if len(beside) == 1 else None
 
 
 def named_objects(caption: str) -> Counter:
-    """The (colour, shape) pairs that a free caption names, each with how often.
+    """The (colour, shape) pairs that a free caption names, with their counts.
 
-    A shape takes the colour said before it ("a large red star") or, when there is none since the shape before, the
-    colour said after it ("a star that is red"). "two red stars" counts twice. A shape without any colour is counted
-    under the colour "", so that it is never taken for a right one.
+    A shape takes the colour before it ("a large red star") or, if there is none since the last shape, the colour after
+    it ("a star that is red"). "two red stars" counts twice. A shape without a colour gets the colour "", which is never
+    right.
     """
-    named, colour, bare, times = Counter(), None, None, 1
+    named: Counter = Counter()
+    colour, bare, times = None, None, 1
     for word in _WORD.findall(caption.lower()):
         shape = word if word in SHAPES else _SINGULAR.get(word)
         if word in COLOURS:
@@ -87,16 +88,16 @@ def named_objects(caption: str) -> Counter:
 
 
 def true_objects(objects: list[dict]) -> Counter:
-    """The (colour, shape) pairs of a scene, each with how often."""
-    return Counter((thing["colour"], thing["shape"]) for thing in objects)
+    """The (colour, shape) pairs of a scene, with their counts."""
+    return Counter((each["colour"], each["shape"]) for each in objects)
 
 
 def scene_correct(caption: str, objects: list[dict]) -> bool:
-    """Whether the multiset of colour and shape that the caption names equals the scene's."""
+    """Whether the caption names exactly the scene's (colour, shape) pairs, counts included."""
     return named_objects(caption) == true_objects(objects)
 
 
 def object_recall(caption: str, objects: list[dict]) -> float:
-    """The share of a scene's objects whose colour and shape the caption names (an empty scene: 1.0)."""
+    """The share of a scene's objects whose colour and shape the caption names; 1.0 for an empty scene."""
     truth = true_objects(objects)
     return (named_objects(caption) & truth).total() / truth.total() if truth else 1.0

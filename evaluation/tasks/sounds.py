@@ -1,4 +1,4 @@
-"""The truth about the demo's sounds: its words, the answers to its questions, and what a caption names.
+"""Ground truth of the demo's sounds: the vocabulary, the answers to questions, and the sounds that a caption names.
 
 An event is `{"sound", "pitch", "loudness", "place"}`; a recording is a list of one to three events in order of time,
 the first with the place "first", the next "second", and so on.
@@ -7,7 +7,7 @@ the first with the place "first", the next "second", and so on.
 import re
 from collections import Counter
 
-from periscope.evaluation.tasks.objects import NUMBERS, matching, plain_answer
+from periscope.evaluation.tasks.demo_objects import NUMBERS, matching, plain_answer
 
 SOUNDS = ("bell", "drum", "whistle", "buzz", "click", "siren", "chirp", "hiss")
 PITCHES = ("low", "high")
@@ -28,8 +28,8 @@ def answer(ask: dict, events: list[dict]) -> str | None:
     `{"kind": "sound", "place": "second"}` asks which sound is second, `{"kind": "pitch", "sound": "bell"}` whether the
     only bell is low or high, `{"kind": "count", "loudness": "soft"}` for the number of soft sounds, `{"kind": "exists",
     "pitch": "high", "sound": "bell"}` whether there is one, and `{"kind": "relation", "side": "after", "sound":
-    "drum"}` for the sound that comes next after the only drum. Out: a word (or, for a relation, pitch and sound), or
-    None where the recording gives no single answer.
+    "drum"}` for the sound right after the only drum. Returns a word (for a relation, pitch and sound), or None where
+    the recording has no single answer.
     """
     if ask["kind"] != "relation":
         return plain_answer(ask, events, ATTRIBUTES)
@@ -42,13 +42,14 @@ def answer(ask: dict, events: list[dict]) -> str | None:
 
 
 def named_sounds(caption: str) -> list[tuple[str, str]]:
-    """The (pitch, sound) pairs that a free caption names, in the order in which it tells them.
+    """The (pitch, sound) pairs that a free caption names, in its order.
 
-    A sound takes the pitch said last before it and after the sound before; "two low bells" counts twice; a sound
-    without a pitch has the pitch "", so that it is never taken for a right one. Where the caption says places ("second
-    a low bell") the order is by place.
+    A sound takes the last pitch since the sound before it. "two low bells" counts twice. A sound without a pitch gets
+    the pitch "", which is never right. If the caption names places ("second a low bell"), they give the order.
     """
-    named, pitch, times, place, order = [], "", 1, None, []
+    named: list[tuple[str, str]] = []
+    order: list[int] = []
+    pitch, times, place = "", 1, None
     for word in _WORD.findall(caption.lower()):
         sound = word if word in SOUNDS else _SINGULAR.get(word)
         if word in PITCHES:
@@ -71,11 +72,11 @@ def true_sounds(events: list[dict]) -> list[tuple[str, str]]:
 
 
 def recording_correct(caption: str, events: list[dict]) -> bool:
-    """Whether the pitches and sounds that the caption names are the recording's, in its order."""
+    """Whether the caption names exactly the recording's pitches and sounds, in order."""
     return named_sounds(caption) == true_sounds(events)
 
 
 def event_recall(caption: str, events: list[dict]) -> float:
-    """The share of a recording's events whose pitch and sound the caption names, in any order (no event: 1.0)."""
+    """The share of a recording's events whose pitch and sound the caption names, in any order; 1.0 without events."""
     truth = Counter(true_sounds(events))
     return (Counter(named_sounds(caption)) & truth).total() / truth.total() if truth else 1.0

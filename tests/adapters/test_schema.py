@@ -143,13 +143,13 @@ def test_an_encoder_of_frames_is_named_by_the_one_that_sees_them(home, tmp_path)
 
 
 def test_encoders_that_moved_are_named_on_the_command_line(monkeypatch):
-    from periscope import eval as eval_script
-    from periscope.evaluation.options import EvalConfig, ModelOptions
+    from periscope.evaluation import commands
+    from periscope.evaluation.config import ModelOptions
 
     told = []
     monkeypatch.setattr(live, "load", lambda *paths, **how: told.append((paths, how["encoder"], how.get("audio"))))
     for paths, encoder in (({None: "a"}, ()), ({None: "a"}, ("x",)), ({"image": "a", "audio": "b"}, ("audio=y",))):
-        eval_script.load(paths, EvalConfig(models=ModelOptions(encoder=encoder)), "cpu")
+        commands.load_models(paths, ModelOptions(encoder=encoder), "cpu")
     assert told == [(("a",), {}, None), (("a",), "x", None), ((), {"audio": "y"}, "b")]
     with pytest.raises(RunError, match="--encoder x y: name one, or one for each modality"):
-        eval_script.load({None: "a"}, EvalConfig(models=ModelOptions(encoder=("x", "y"))), "cpu")
+        commands.load_models({None: "a"}, ModelOptions(encoder=("x", "y")), "cpu")

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from periscope.errors import RunError, ScoreError
-from periscope.evaluation.report import compare
+from periscope.evaluation.report import compare, compare_picture, compare_settings, compare_table
 
 
 def make_run(folder: Path, adapter: str, lr: float, value: float | None, ids: str = "abc") -> None:
@@ -38,19 +38,23 @@ def runs(tmp_path):
     return tmp_path
 
 
-def test_the_table_says_what_differed_and_what_it_did(runs):
+def test_the_table_says_what_differed_and_what_it_did(runs, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["eval.py"])
     found = compare.open_runs(sorted(runs.iterdir()))
     assert [run.name for run in found] == ["high", "low", "unscored"]
     assert [run.name for run in compare.open_runs([runs])] == ["high", "low", "unscored"], "a folder of runs, a sweep's"
-    assert compare.differing(found) == {"adapter": ["mlp16", "mlp8", "mlp16"], "lr": ["0.001", "0.001", "0.01"]}
-    text = compare.table(found)
+    assert compare_settings.differing(found) == {
+        "adapter": ["mlp16", "mlp8", "mlp16"],
+        "lr": ["0.001", "0.001", "0.01"],
+    }
+    text = compare_table.table(found)
     lines = text.splitlines()
     assert lines[0] == "| run | qa_accuracy | caption_f1 | adapter | lr | steps | seconds | target tokens | trained |"
     assert lines[2] == "| high | 0.375 | 0.750 [0.650, 0.850] (0.250) | mlp16 | 0.001 | 2 | 5 | 200 | 17 |"
     assert lines[4] == "| unscored | not scored | not scored | mlp16 | 0.01 | 2 | 5 | 200 | 17 |"
-    assert "Not scored (python eval.py --run ...): unscored." in text and "compare badly" not in text
+    assert "Not scored (python eval.py --run ...): unscored." in text and "hard to compare" not in text
     make_run(runs / "others", "mlp8", 0.001, 0.5, ids="abd")
-    assert "scored on different texts" in compare.table(compare.open_runs(list(runs.iterdir())))
+    assert "scored on different texts" in compare_table.table(compare.open_runs(list(runs.iterdir())))
     with pytest.raises(ScoreError, match="is a run"):
         compare.open_runs([runs / "compare.md"])
 
@@ -68,32 +72,40 @@ def test_nothing_that_differs_is_cut_and_whatever_compares_badly_is_said(tmp_pat
         ) | real
         (tmp_path / name / "eval.json").write_text(json.dumps(result))
     found = compare.open_runs([tmp_path])
-    assert compare.shared(found) == ["qa_accuracy", "caption_f1"], "of all that both have, not of what one has first"
-    text = compare.table(found)
+    assert compare_settings.shared(found) == ["qa_accuracy", "caption_f1"], (
+        "of all that both have, not of what one has first"
+    )
+    text = compare_table.table(found)
     assert f"- caption_prompt: {long}cat (one); {long}dog (two)" in text
-    assert "Asked in different ways, so the scores compare badly: task vqav2 (one); None (two)." in text
-    assert "older versions didn't: rate." in text and "| rate" not in text and "beams" not in text
+    assert "Asked in different ways, so the scores are hard to compare: task vqav2 (one); None (two)." in text
+    assert "older versions didn't write them: rate." in text and "| rate" not in text and "beams" not in text
     make_run(tmp_path / "few", "mlp8", 0.001, 0.5, ids="ab")
-    assert "heldout 2 (few); heldout 3 (one, two)" in compare.table(compare.open_runs([tmp_path]))
+    assert "heldout 2 (few); heldout 3 (one, two)" in compare_table.table(compare.open_runs([tmp_path]))
     alone = compare.open_runs([tmp_path / "few"])
     assert (
-        compare.table(alone).startswith("| run | qa_accuracy | caption_f1 | steps |") and compare.picture(alone).width
+        compare_table.table(alone).startswith("| run | qa_accuracy | caption_f1 | steps |")
+        and compare_picture.picture(alone).width
     )
 
 
 def test_the_picture_shows_each_run_where_its_score_is(runs):
     found = compare.open_runs(sorted(runs.iterdir()))
-    pixels = np.asarray(compare.picture(found))
-    scale, panel = compare.SCALE, compare.PANEL
-    left = pixels.shape[1] // scale - 2 * (panel + compare.GAP)  # where the panel of caption_f1 begins
+    pixels = np.asarray(compare_picture.picture(found))
+    scale, panel = compare_picture.SCALE, compare_picture.PANEL
+    left = pixels.shape[1] // scale - 2 * (panel + compare_picture.GAP)  # where the panel of caption_f1 begins
     for place, value in ((0, 0.75), (1, 0.5)):
-        y = int(compare.row_of(place) * scale)
-        blue = np.flatnonzero((pixels[y, left * scale : (left + panel + 20) * scale] == compare.REAL).all(-1)) / scale
+        y = int(compare_picture.row_of(place) * scale)
+        blue = (
+            np.flatnonzero((pixels[y, left * scale : (left + panel + 20) * scale] == compare_picture.REAL).all(-1))
+            / scale
+        )
         assert abs(blue.max() - panel * (value + 0.1)) < 2, "the interval ends there"
-        above = np.flatnonzero((pixels[y - 3 * scale, left * scale : (left + panel) * scale] == compare.REAL).all(-1))
+        above = np.flatnonzero(
+            (pixels[y - 3 * scale, left * scale : (left + panel) * scale] == compare_picture.REAL).all(-1)
+        )
         dot = [x for x in above / scale if abs(x - panel * value) < 6]
         assert dot and abs(np.mean(dot) - panel * value) < 1, "the dot"
-    assert {compare._top(found, name) for name in ("caption_f1", "qa_accuracy")} == {1.0}
+    assert {compare_picture._top(found, name) for name in ("caption_f1", "qa_accuracy")} == {1.0}
 
 
 def test_compare_from_the_command_line_loads_no_model(runs, monkeypatch, capsys):

@@ -13,6 +13,7 @@ import tiny_media
 from PIL import Image
 
 from periscope.errors import ScoreError
+from periscope.evaluation.report import gallery
 from periscope.evaluation.report import page as reports
 from periscope.evaluation.report.chart import line_chart, smoothed, ticks
 from periscope.evaluation.report.page import Medium, report
@@ -122,20 +123,22 @@ def test_a_page_holds_scores_controls_curves_cases_and_settings(tmp_path):
     said = " ".join(page.said.split())
     for part in ("caption_f1 0.750 0.700 to 0.800 0.500 - 0.50 2", "qa_accuracy 0.500 - 0.250 0.300 0.33 2",
                  "Loss, nats per target token", "held out, shuffled", "Scores of the held-out samples",
-                 "photos/key-2.jpg", "from another's features: yes", "lr 0.001", "packages.torch 2.15",
-                 "encoder.name fine", "caption_f1 0.750 95% interval 0.700 to 0.800 0.500 from another's features",
-                 "encoder fine", "wrong fine yes truth: no", "right is it? no truth: no"):  # fmt: skip
+                 "photos/key-2.jpg", "shuffled: yes", "lr 0.001", "packages.torch 2.15",
+                 "encoder.name fine", "caption_f1 0.750 95% interval 0.700 to 0.800 0.500 with shuffled features",
+                 "encoder fine", "wrong fine yes reference: no", "right is it? no reference: no"):  # fmt: skip
         assert part in said, part
     assert said.index("Held-out inputs") < said.index("Scores and controls"), "people look at pictures first"
-    hardest, best = said.split("Hardest")[1].split("Best")
-    assert "a cat fine truth: a dog fine" in hardest and best.index("a dog truth: a dog") < best.index("is it? no")
+    hardest, best = said.split("Worst answers")[1].split("Best answers")
+    assert "a cat fine reference: a dog fine" in hardest and best.index("a dog reference: a dog") < best.index(
+        "is it? no"
+    )
     assert "10 to 15 a cat fine" in said and "20 a dog fine" in said
     assert [tag for tag, _ in page.elements].count("mark") == 1
 
 
 def test_a_run_that_was_never_scored_has_a_page_too(tmp_path):
     (tmp_path / "config.toml").write_text("adapter = 'mlp3'\n")
-    assert "wasn't scored" in report(RunFolder(tmp_path), lambda key: Medium())
+    assert "hasn't been scored yet" in report(RunFolder(tmp_path), lambda key: Medium())
     with pytest.raises(ScoreError, match="is not a run"):
         RunFolder(tmp_path / "elsewhere")
 
@@ -151,7 +154,7 @@ def test_scores_that_end_elsewhere_than_at_1_have_their_own_scale(tmp_path):
     assert (whole["bar"], whole["mark"], whole["part"], part["part"]) == ("60.0%", None, False, True)
     assert (found["notes"], found["warnings"]) == (["majority: from y"], ["blind: x"])
     own = {"prompt": "", "reference": "a cat", "answer": "a dog", "score": {"caption_cider": 2.0, "caption_f1": 0.5}}
-    assert reports.quality(own) == pytest.approx(0.35) and reports.verdict(own) == ("f1 0.50", "")
+    assert gallery.quality(own) == pytest.approx(0.35) and gallery.verdict(own) == ("f1 0.50", "")
 
 
 def test_a_page_shows_no_home_folder_and_what_is_broken_is_left_out(tmp_path, monkeypatch):

@@ -1,52 +1,25 @@
-"""Scores of answers, of scenes, and of the control."""
+"""From predictions to scores: each kind with its controls, the majority baseline, and the warnings."""
 
 import warnings
-from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
 
-from periscope.errors import RunError
-from periscope.evaluation import summary
-from periscope.evaluation.answer import Condition, answer, caption_groups, conditions
-from periscope.evaluation.asking import AskedTask
-from periscope.evaluation.controls import gain, gain_of
-from periscope.evaluation.measures import MEASURES
-from periscope.evaluation.metrics.answers import same_answer, word_f1, words
 from periscope.evaluation.metrics.score import ScoreWarning, mean
-from periscope.evaluation.report.sample_sheet import contact_sheet
-from periscope.evaluation.report.table import as_numbers, table
-from periscope.evaluation.scores import all_scores, clip_scores, refuse_clip_score
-from periscope.evaluation.summary import Prediction, majority, scores, swapped, warnings_of
-from periscope.precompute.encoders import load_encoder
-from periscope.precompute.pipeline.similarity import TextTower
-from periscope.shards.texts import Text
-from periscope.training.data.dataset import Batch, medium_contents
-from periscope.training.heldout import still_blind
+from periscope.evaluation.scoring import summary
+from periscope.evaluation.scoring.baselines import fill_majority, swapped
+from periscope.evaluation.scoring.measures import MEASURES
+from periscope.evaluation.scoring.prediction import Prediction
+from periscope.evaluation.scoring.scores import all_scores, scores
+from periscope.evaluation.scoring.summary import warnings_of
+from periscope.evaluation.scoring.table import as_numbers, table
 
 STAR = {"colour": "blue", "shape": "star", "size": "small", "place": "left"}
 RING = {"colour": "red", "shape": "ring", "size": "large", "place": "top"}
 MOON = {"colour": "pink", "shape": "moon", "size": "large", "place": "top"}
 
 
-def test_short_answers_agree_beyond_case_articles_and_marks():
-    assert same_answer("The Blue.", "blue") and same_answer("top-left", "Top-left")
-    assert not same_answer("blue star", "blue") and not same_answer("", "blue")
-    assert words("It's a T-shirt, no?") == ["it's", "a", "t-shirt", "no"]
-
-
-def test_word_f1_counts_shared_words():
-    assert word_f1("a red ring", "a red ring") == 1 and word_f1("", "a") == word_f1("b", "a") == 0
-    assert word_f1("a red red ring", "a red moon") == pytest.approx(2 * 2 / 7)
-
-
-def test_gain_is_the_share_of_the_open_rest():
-    assert gain(0.9, 0.5) == pytest.approx(0.8) and gain(1, 1) == 0 and gain(0.2, 0.6) < 0
-
-
 def values(rows, condition="real", **how):
-    """name -> value, without the corpus scores of captions, which test_scores.py holds to the official ones."""
+    """name -> value, without the corpus scores of captions, which test_metrics.py holds to the official ones."""
     found = scores(rows, condition, **how)
     return {name: score.value for name, score in found.items() if name.split("_")[1] not in ("bleu4", "cider", "rouge")}
 
@@ -117,12 +90,12 @@ def test_the_majority_comes_from_training_where_it_can():
         return Prediction(str(i), "m", "?", "x", reference, meta={"question_type": kind})
 
     rows = [asked(1, "what", "cat"), asked(2, "what", "cat"), asked(3, "what", "dog"), asked(4, "how", "two")]
-    assert majority(rows) == "the references scored here, which favours it"
+    assert fill_majority(rows) == "the references scored here, which favours it"
     assert [row.majority for row in rows] == ["cat", "cat", "cat", "two"]
-    assert majority(rows, [("what", "dog"), ("how", "one"), ("how", "one")]) == "the training texts"
+    assert fill_majority(rows, [("what", "dog"), ("how", "one"), ("how", "one")]) == "the training texts"
     assert [row.majority for row in rows] == ["dog", "dog", "dog", "one"]
     assert values(rows, "majority")["qa_accuracy"] == 0.25
-    assert majority([Prediction("1", "m", "", "a", "a")]) == ""
+    assert fill_majority([Prediction("1", "m", "", "a", "a")]) == ""
 
 
 def test_a_blind_model_and_one_that_always_says_the_same_are_named(monkeypatch):
@@ -139,84 +112,13 @@ def test_a_blind_model_and_one_that_always_says_the_same_are_named(monkeypatch):
             row.media = f"m{i}"
 
     def said(rows):
-        monkeypatch.setattr(summary, "FEW", 0)
+        monkeypatch.setattr(summary, "FEW_MEDIA", 0)
         return warnings_of(rows, {"real": scores(rows), "shuffled": scores(rows, "shuffled")})
 
     assert said(seeing) == []
     assert said(blind) == ["blind: another medium's features do as well as the real ones"]
     (_, hardly) = said(same)
     assert hardly.startswith("answers hardly vary: 9 of 10 questions get 'dog'") and hardly.endswith("right for 2")
-
-
-def test_gain_of_cider_is_the_difference():
-    assert gain_of("caption_clip", mean({1: 0.9}), mean({1: 0.2})) == pytest.approx(0.7)
-    assert gain_of("caption_cider", mean({1: 1.2}), mean({1: 0.2})) == pytest.approx(1)
-    assert gain_of("qa_accuracy", mean({1: 0.9}), mean({1: 0.5})) == pytest.approx(0.8)
-    assert gain_of("qa_accuracy", mean({1: 0.9}), None) is None and gain_of("pope_yes", *[mean({1: 0.9})] * 2) is None
-
-
-class Parrot:
-    """Says what it was given: the prompt's words and the features' sum; counts how much it was asked."""
-
-    def __init__(self):
-        self.asked = 0
-
-    def batch(self, texts, *, answer, media, instead):
-        rows = {key: torch.full((2,), float(instead(key) if instead else key)) for text in texts for key in text.media}
-        keys = list(rows) if media else []
-        return Batch(list(texts), keys, torch.stack([rows[key] for key in keys]) if keys else torch.zeros(0, 2), 0)
-
-    def generate(self, texts, features, most, **decoding):
-        self.asked += len(texts)
-        return [f"{text.turns[0]['content']} {sum(features[k].sum().item() for k in text.media if k in features):g}"
-                for text in texts]  # fmt: skip
-
-
-def test_answers_that_depend_on_the_words_alone_are_asked_once():
-    parrot = Parrot()
-    words = [("1", "what"), ("2", "what"), ("3", "which one"), ("3", "what")]
-    said = {"role": "assistant", "content": "x"}
-    texts = [
-        Text(f"t{i}", (key,), ({"role": "user", "content": asked}, said), "heldout")
-        for i, (key, asked) in enumerate(words)
-    ]
-    under = conditions(("shuffled", "blank", "none"), torch.full((2,), 5.0), {"1": "2", "2": "3", "3": "1"})
-    said = answer(parrot, parrot, texts, under, batch=3, max_new_tokens=4)
-    assert said == {
-        "real": ["what 2", "what 4", "which one 6", "what 6"],
-        "shuffled": ["what 4", "what 6", "which one 2", "what 2"],
-        "blank": ["what 10", "what 10", "which one 10", "what 10"],
-        "none": ["what 0", "what 0", "which one 0", "what 0"],
-    }
-    assert parrot.asked == 4 + 4 + 2 + 2
-    assert conditions(("blank", "shuffled"), None, {}) == {"real": Condition(), "blank": Condition()}
-
-
-def test_clip_score_reads_captions_with_the_encoders_text_tower():
-    encoder = load_encoder("demo", "cpu", torch.float32, ("pooled",))
-    told = ["a large red ring at the top", "a small blue star on the left", "a large pink moon at the bottom"]
-
-    class Features:
-        path, manifest = "features/x", {"features": {"pooled": {}}}
-
-        def read_many(self, keys, kind):
-            return TextTower(encoder).vectors([f"A photo depicts {told[int(key)]}" for key in keys]).half()
-
-    rows = [Prediction(str(i), str(i), "", words, words, told[i - 1]) for i, words in enumerate(told)]
-    found = clip_scores([*rows, Prediction("q", "0", "What?", "x", "x")], Features(), encoder)
-    assert found["real"]["caption_clip"].value == pytest.approx(2.5, abs=1e-3) and found["real"]["caption_clip"].n == 3
-    assert found["shuffled"]["caption_clip"].value < 2 and set(found) == {"real", "shuffled"}
-    shown, _ = all_scores(rows, [], AskedTask(), found)
-    assert shown["real"]["caption_clip"].n == 3 and rows[0].score["caption_clip"] == pytest.approx(2.5, abs=1e-3)
-    assert clip_scores([Prediction("q", "0", "What?", "x", "x")], Features(), encoder) == {}
-    said = {"role": "assistant", "content": "x"}
-    asked = Text("q", ("0",), ({"role": "user", "content": "What?"}, said), "val")
-    refuse_clip_score(Features(), [asked, Text("c", ("0",), (said,), "val")])
-    with pytest.raises(RunError, match="compares captions with their pictures, and these texts are questions"):
-        refuse_clip_score(Features(), [asked])
-    Features.manifest = {"features": {"patches": {}}}
-    with pytest.raises(RunError, match="features/x lacks: encode with --kinds pooled"):
-        refuse_clip_score(Features(), [Text("c", ("0",), (said,), "val")])
 
 
 def test_only_what_scores_warn_of_is_said(monkeypatch):
@@ -226,17 +128,8 @@ def test_only_what_scores_warn_of_is_said(monkeypatch):
         return {"caption_f1": mean({key: 1.0 for key in said})}
 
     monkeypatch.setitem(MEASURES, "captions", noisy)
-    _, said = all_scores([Prediction("1", "m", "", "a", "a")], [], AskedTask())
+    _, said = all_scores([Prediction("1", "m", "", "a", "a")], [])
     assert said == ["means little"]
-
-
-def test_captions_of_one_medium_are_answered_once():
-    said = ({"role": "assistant", "content": "x"},)
-    asked = ({"role": "user", "content": "?"}, *said)
-    texts = [Text(str(i), (key,), turns, "val") for i, (key, turns) in enumerate(
-        [("a", said), ("b", said), ("a", said), ("a", asked), ("a", asked)]
-    )]  # fmt: skip
-    assert [[text.id for text in group] for _, group in caption_groups(texts)] == [["0", "2"], ["1"], ["3"], ["4"]]
 
 
 def test_swapped_counts_only_questions_valid_for_both_and_judges_by_the_other():
@@ -304,32 +197,3 @@ def test_other_peoples_objects_are_left_alone(listed):
         Prediction("2", "m", "?", "yes", "yes", "no", {"objects": listed, "ask": "is it"}, {"objects": listed}),
     ]
     assert set(values(rows)) == {"caption_f1", "qa_accuracy"} and swapped(rows) is None
-
-
-@pytest.mark.parametrize("name", ["objects", "events", "movers"])
-def test_media_that_hold_the_same_have_the_same_content(name):
-    """So that none stands in for its like, whichever kind of medium it is."""
-
-    class Features:
-        def info(self, key):
-            return {"sha256": f"hash of {key}"}
-
-    texts = [Text(key, [key], [], "heldout", {name: things} if things else {}) for key, things in (
-        ("a", [UP]), ("b", [STILL]), ("c", [dict(UP)]), ("d", None)
-    )]  # fmt: skip
-    found = medium_contents(Features(), texts)
-    assert found["a"] == found["c"] != found["b"] and found["d"] == "hash of d"
-
-
-def test_still_blind_needs_500_steps_and_no_gain():
-    assert still_blind(500, {"real": 2.0, "shuffled": 2.01}) and not still_blind(499, {"real": 2.0, "shuffled": 2.0})
-    assert not still_blind(900, {"real": 2.0, "shuffled": 2.5}) and not still_blind(900, {"real": 2.0})
-
-
-def test_the_sheet_draws_pictures_and_survives_their_absence(tmp_path: Path):
-    Image.new("RGB", (64, 32), "red").save(tmp_path / "a.jpg")
-    sheet = contact_sheet(ROWS, [tmp_path / "a.jpg", None, None, None, None])
-    assert sheet.width == 940 and sheet.height >= 3 * 156
-    red, green, blue = sheet.getpixel((30, 30))
-    assert red > 200 and green < 60 and blue < 60
-    assert contact_sheet([], []).size == (940, 1)

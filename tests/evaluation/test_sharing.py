@@ -58,7 +58,7 @@ DRIVER = """
 import json, os
 from periscope.errors import AdapterError
 from periscope import inference as live
-from periscope.evaluation.sharing import Share, share
+from periscope.evaluation.sharing import PushRequest, share
 
 shown, found = [], {}
 
@@ -72,17 +72,17 @@ def yes(text):
     shown.append(text)
     return True
 
-tried("no", lambda: share(Share("run", "user/no"), lambda text: False))
-tried("plain", lambda: share(Share("run", "user/plain", license="mit"), yes))
-tried("again", lambda: share(Share("run", "user/plain"), yes))
-tried("samples", lambda: share(Share("run", "user/samples", private=True, public_samples=True), yes))
-tried("bad name", lambda: share(Share("run", "plain"), yes))
-tried("worse name", lambda: share(Share("run", "user/a b"), yes))
-tried("more", lambda: share(Share("run", "user/fewer", public_samples=True), yes))
-tried("fewer", lambda: share(Share("run", "user/fewer"), yes))
-tried("public", lambda: share(Share("run", "user/plain", private=True), yes))
-tried("conflict", lambda: share(Share("run", "user/conflict"), yes))
-tried("broken", lambda: share(Share("run", "user/broken"), yes))
+tried("no", lambda: share(PushRequest("run", "user/no"), lambda text: False))
+tried("plain", lambda: share(PushRequest("run", "user/plain", license="mit"), yes))
+tried("again", lambda: share(PushRequest("run", "user/plain"), yes))
+tried("samples", lambda: share(PushRequest("run", "user/samples", private=True, public_samples=True), yes))
+tried("bad name", lambda: share(PushRequest("run", "plain"), yes))
+tried("worse name", lambda: share(PushRequest("run", "user/a b"), yes))
+tried("more", lambda: share(PushRequest("run", "user/fewer", public_samples=True), yes))
+tried("fewer", lambda: share(PushRequest("run", "user/fewer"), yes))
+tried("public", lambda: share(PushRequest("run", "user/plain", private=True), yes))
+tried("conflict", lambda: share(PushRequest("run", "user/conflict"), yes))
+tried("broken", lambda: share(PushRequest("run", "user/broken"), yes))
 tried("not here", lambda: live.load("user/nothing"))
 tried("no adapter", lambda: live.load("stranger/other"))
 eyes = live.load("user/plain", lm="lm")
@@ -90,9 +90,9 @@ found["caption"] = eyes.caption("cat.png", 8)
 found["local"] = live.load("run").caption("cat.png", 8)
 tried("stranger", lambda: live.load("stranger/evil", lm="lm").caption("cat.png", 8))
 found["shown"] = shown[:5]
-tried("spoilt", lambda: share(Share("run", "user/spoilt"), yes))
+tried("spoilt", lambda: share(PushRequest("run", "user/spoilt"), yes))
 os.environ["HF_TOKEN"] = "hf_another"
-tried("denied", lambda: share(Share("run", "user/denied"), yes))
+tried("denied", lambda: share(PushRequest("run", "user/denied"), yes))
 print("\\n" + json.dumps(found))
 """
 
@@ -133,7 +133,10 @@ def test_a_push_asks_first_and_arrives_as_it_was_shown(pushed, home):
     for name, data in files.items():
         assert f"{name} " in found["shown"][0] and (name == "README.md" or f"{len(data):,} bytes" in found["shown"][0])
     assert "is on the Hub" in found["plain"] and "is the same and loads" in found["again"]
-    assert found["bad name"].startswith("refused: --push plain") and stand_in.private["user/samples"]
+    assert (
+        found["bad name"].startswith("refused: plain is no place to push to: name an owner")
+        and stand_in.private["user/samples"]
+    )
     assert "log in with a token that may write" in found["denied"]
     assert "README.md comes back as something else" in found["spoilt"]
     config = json.loads(files["adapter.json"])
@@ -155,9 +158,9 @@ def test_words_and_pictures_leave_only_when_asked_for(pushed):
 
 def test_what_an_earlier_push_left_is_named_replaced_and_removed(pushed):
     stand_in, found, _ = pushed
-    assert "it is there already, and these would be replaced: README.md, adapter.json" in found["shown"][1]
+    assert "the repository exists, and these files would be replaced: README.md, adapter.json" in found["shown"][1]
     assert "it is there already" not in found["shown"][0]
-    assert "and these, of an earlier push, removed: samples.png" in found["shown"][4]
+    assert "these files of an earlier push would be removed: samples.png" in found["shown"][4]
     assert "is on the Hub" in found["fewer"] and set(stand_in.repos["user/fewer"]) == set(stand_in.repos["user/plain"])
     assert not any(SECRET.encode() in data for data in stand_in.repos["user/fewer"].values())
 
@@ -167,7 +170,7 @@ def test_a_private_push_never_goes_where_all_can_see_it(pushed):
     assert found["public"].startswith(
         "refused: user/plain is on the Hub already, for all to see, and --private doesn't"
     )
-    assert "user/plain (for all to see)" in found["shown"][0] and "user/samples (private)" in found["shown"][2]
+    assert "user/plain (public)" in found["shown"][0] and "user/samples (private)" in found["shown"][2]
 
 
 def test_a_push_that_fails_says_what_to_do(pushed):
@@ -227,7 +230,7 @@ def test_staged_weights_are_bf16_and_a_hub_id_names_the_base_model(home, tmp_pat
     data = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
     assert data["base_model"] == "meta-llama/Llama-2-7b-hf" and data["base_model_relation"] == "adapter"
     assert data["license"] == "mit" and data["datasets"] == ["a/b"] and "model-index" not in data
-    assert 'live.load("user/x", encoder="FOLDER")' in (tmp_path / "out" / "README.md").read_text()
+    assert 'periscope.load("user/x", encoder="FOLDER")' in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_scores_of_a_benchmark_are_not_said_to_be_of_the_training_data(home, tmp_path):
@@ -248,7 +251,7 @@ def test_words_from_data_are_no_markup_in_the_card_nor_orders_to_the_terminal(ho
     files = stage(folder, tmp_path / "out", "user/x", None, [row])
     (line,) = (line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if "x.example" in line)
     assert line.startswith(r"| (caption) | !\[x\](https://x.example/a.png) &lt;img src=x&gt; \`a\` \| b c | ")
-    said = sharing.shown(sharing.Share("run", "user/x"), tmp_path / "out", files, [row], False)
+    said = sharing.shown(sharing.PushRequest("run", "user/x"), tmp_path / "out", files, [row], False)
     assert "\x1b" not in said and "?[2Kred | blue" in said
 
 
@@ -364,4 +367,4 @@ def test_a_push_that_isnt_answered_with_yes_pushes_nothing(home, monkeypatch, ca
         monkeypatch.setattr(sys, "stdin", __import__("io").StringIO(reply))
         with pytest.raises(AdapterError, match="nothing was pushed"):
             eval_script.main()
-    assert "to user/x (for all to see) would go:" in capsys.readouterr().out
+    assert "to be uploaded to user/x (public):" in capsys.readouterr().out

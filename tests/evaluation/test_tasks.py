@@ -8,10 +8,11 @@ from data_folders import empty, picture, pope, put
 
 from periscope.errors import RunError, ScoreError
 from periscope.evaluation.answer import caption_groups
-from periscope.evaluation.asking import choose, posed, prediction
 from periscope.evaluation.metrics import captions
-from periscope.evaluation.scores import all_scores
-from periscope.evaluation.tasks.benchmarks import QUESTION, benchmarks, find_benchmark, listing, page, systems
+from periscope.evaluation.predict import choose_task, task_text, unanswered
+from periscope.evaluation.scoring.scores import all_scores
+from periscope.evaluation.tasks.benchmarks import QUESTION, benchmarks, find_benchmark, listing, systems
+from periscope.evaluation.tasks.page import page
 from periscope.precompute.sources import collect
 from periscope.recipes import load_recipe, recipe_names
 from periscope.shards.texts import Text
@@ -311,14 +312,14 @@ def test_a_task_from_its_files_to_its_score(name: str, tmp_path: Path, monkeypat
     make, answers, expected = TASKS[name]
     make(tmp_path)
     texts = texts_in(tmp_path)
-    chosen, kept = choose(name, "", texts)
-    rows = [prediction(text, alike, chosen) for text, alike in caption_groups(kept)]
+    chosen, kept = choose_task(name, "", texts)
+    rows = [unanswered(text, alike, chosen) for text, alike in caption_groups(kept)]
     for row, said in zip(rows, answers, strict=True):
         row.answer = said
-    found, _ = all_scores(rows, texts, chosen)
+    found, _ = all_scores(rows, texts, chosen.measures, chosen.kinds)
     assert {label: score.value for label, score in found["real"].items()} == pytest.approx(expected)
     assert all(score.low <= score.value <= score.high for score in found["real"].values())
-    detected, all_texts = choose("", "", kept)
+    detected, all_texts = choose_task("", "", kept)
     assert detected.task == chosen.task and detected.system == "own" and all_texts == kept
 
 
@@ -330,11 +331,11 @@ def test_people_who_said_nothing_count(tmp_path: Path) -> None:
     annotated["annotations"][0]["answers"][-1]["answer"] = ""
     file.write_text(json.dumps(annotated))
     texts = texts_in(tmp_path)
-    chosen, _ = choose("vqav2", "", texts)
-    row = prediction(texts[0], texts[:1], chosen)
+    chosen, _ = choose_task("vqav2", "", texts)
+    row = unanswered(texts[0], texts[:1], chosen)
     row.answer = "2"
     assert len(row.references) == 10 and texts[0].turns[1]["content"] == "3"
-    assert all_scores([row], texts, chosen)[0]["real"]["qa_vqa"].value == pytest.approx(0.9)
+    assert all_scores([row], texts, chosen.measures, chosen.kinds)[0]["real"]["qa_vqa"].value == pytest.approx(0.9)
     annotated["annotations"][0].pop("multiple_choice_answer")
     for answer in annotated["annotations"][0]["answers"]:
         answer["answer"] = " "
@@ -344,7 +345,9 @@ def test_people_who_said_nothing_count(tmp_path: Path) -> None:
 
 def test_the_page_is_made_from_the_table() -> None:
     made = page()
-    assert (Path(__file__).parents[2] / "docs" / "tasks.md").read_text() == made, "python -m scoring > docs/tasks.md"
+    assert (Path(__file__).parents[2] / "docs" / "tasks.md").read_text() == made, (
+        "python -m periscope.evaluation.tasks > docs/tasks.md"
+    )
     assert all(f"`--task {name}`" in made for name in TASKS)
     assert all(
         f"\n| {name}" in made or f", {name} |" in made for task in benchmarks().values() for name in task.measures
@@ -361,36 +364,38 @@ def test_prompts_in_full(tmp_path: Path) -> None:
     texts = texts_in(tmp_path)
     telling = next(text for text in texts if text.meta["question_type"] == "what")
     pointing = next(text for text in texts if text.meta["question_type"] == "which")
-    chosen, _ = choose("v7w", "cobra", texts)
+    chosen, _ = choose_task("v7w", "cobra", texts)
     assert chosen.max_new_tokens == 5 and chosen.beams == 1
     options = [f"{letter}. {choice}" for letter, choice in zip("ABCD", telling.meta["choices"], strict=True)]
     asked = "\n".join(["What is it?", *options])
-    assert posed(telling, chosen, "plain").turns[0]["content"] == asked
+    assert task_text(telling, chosen, "plain").turns[0]["content"] == asked
     whole = f"{asked}\nAnswer with the option's letter from the given choices directly."
-    assert posed(telling, chosen, "chat").turns[0]["content"] == whole
-    turn = posed(pointing, chosen, "plain").turns[0]
+    assert task_text(telling, chosen, "chat").turns[0]["content"] == whole
+    turn = task_text(pointing, chosen, "plain").turns[0]
     assert turn["content"] == "Which one is red?\nA. <box>\nB. <box>\nC. <box>\nD. <box>"
     assert sorted(turn["boxes"]) == [[0.25 * n, 0.25, 0.25 * n + 0.25, 0.75] for n in range(4)]
     right = "ABCD".index(pointing.meta["letter"])
     assert pointing.meta["choices"][right] == [0.75, 0.25, 1.0, 0.75] == pointing.turns[1]["boxes"][0]
-    mamba, _ = choose("v7w", "", texts)
-    assert mamba.system == "mamba-vl" and posed(telling, mamba, "plain").turns[0]["content"].split("\n")[1][:2] == "A:"
-    own, _ = choose("v7w", "own", texts)
-    assert own.prompt == QUESTION and posed(telling, own, "chat").turns[0]["content"] == asked
+    mamba, _ = choose_task("v7w", "", texts)
+    assert (
+        mamba.system == "mamba-vl" and task_text(telling, mamba, "plain").turns[0]["content"].split("\n")[1][:2] == "A:"
+    )
+    own, _ = choose_task("v7w", "own", texts)
+    assert own.prompt == QUESTION and task_text(telling, own, "chat").turns[0]["content"] == asked
 
 
 def test_a_task_on_other_texts_is_refused(tmp_path: Path) -> None:
     vqav2(tmp_path / "vqa")
     questions = texts_in(tmp_path / "vqa")
     with pytest.raises(RunError, match="no held-out text is of gqa; there are texts of vqav2"):
-        choose("gqa", "", questions)
+        choose_task("gqa", "", questions)
     plain = [Text(text.id, text.media, text.turns, text.split, {}) for text in questions]
-    assert choose("gqa", "", plain)[0].task.name == "gqa"
+    assert choose_task("gqa", "", plain)[0].task.name == "gqa"
     with pytest.raises(RunError, match="coco scores captions, and none is held out"):
-        choose("coco", "", plain)
+        choose_task("coco", "", plain)
     with pytest.raises(RunError, match="don't hold what ai2d is scored by"):
-        choose("ai2d", "", plain)
-    chosen, kept = choose("", "", plain)
+        choose_task("ai2d", "", plain)
+    chosen, kept = choose_task("", "", plain)
     assert chosen.task is None and kept == plain and chosen.max_new_tokens == 64
     with pytest.raises(RunError, match="--prompt-of cobra: these texts don't say which task"):
-        choose("", "cobra", plain)
+        choose_task("", "cobra", plain)

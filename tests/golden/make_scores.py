@@ -1,10 +1,11 @@
-"""Makes scores.json by the official programs, never through `scoring`: python tests/golden/make_scores.py vqaEval.py
+"""Write scores.json with the official programs, without `evaluation.metrics`: python tests/golden/make_scores.py
+vqaEval.py
 
-pycocoevalcap 1.2 (with Java 17.0.15) scored the captions. GT-Vision-Lab/VQA's own program, as it is since 2021, gave
-what is called "official": the path of its PythonEvaluationTools/vqaEvaluation/vqaEval.py is the argument (here put
-together from copies: the tables of commit c4e6a0e, `evaluate` of a fork of the head, without their `print`s).
-lmms-eval 0.7.3's EvalAIAnswerProcessor, vqav2_process_results and textvqa_process_results gave the other two ways.
-Needs all these, and Java.
+Captions were scored by pycocoevalcap 1.2 with Java 17.0.15. The "official" VQA scores are by GT-Vision-Lab/VQA's own
+program as of 2021; the argument is the path of its PythonEvaluationTools/vqaEvaluation/vqaEval.py (put together from
+copies here: the tables of commit c4e6a0e, and `evaluate` of a fork of the head, without their `print`s). The other two
+variants are by lmms-eval 0.7.3's EvalAIAnswerProcessor, vqav2_process_results and textvqa_process_results. The script
+needs all of these, and Java.
 """
 
 import contextlib

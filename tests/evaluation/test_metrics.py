@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from periscope.evaluation import metrics as scoring
+from periscope.evaluation import metrics
 from periscope.evaluation.metrics import captions, choices, vqa
+from periscope.evaluation.metrics.answers import same_answer, word_f1, words
 from periscope.evaluation.metrics.boxes import iou, read_box
+from periscope.evaluation.metrics.relative_gain import gain_over, relative_gain
 from periscope.evaluation.metrics.score import interval, mean
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "scores.json").read_text())
@@ -26,7 +28,7 @@ def tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["cider", "rouge_l"])
 def test_caption_scores_equal_the_official_ones(name: str, tokenised: None) -> None:
-    found = getattr(scoring, name)(CAPTIONS["predictions"], CAPTIONS["references"])
+    found = getattr(metrics, name)(CAPTIONS["predictions"], CAPTIONS["references"])
     assert found.n == len(found.each) == 500
     assert found.value == pytest.approx(CAPTIONS["scores"][name], abs=1e-6)
     assert list(found.each.values()) == pytest.approx(CAPTIONS["each"][name], abs=1e-6)
@@ -35,7 +37,7 @@ def test_caption_scores_equal_the_official_ones(name: str, tokenised: None) -> N
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_bleu_equals_the_official_one(order: int, tokenised: None) -> None:
-    found = scoring.bleu(CAPTIONS["predictions"], CAPTIONS["references"], order)
+    found = metrics.bleu(CAPTIONS["predictions"], CAPTIONS["references"], order)
     assert found.value == pytest.approx(CAPTIONS["scores"][f"bleu{order}"], abs=1e-6)
     assert found.low < found.value < found.high
     assert found.value != pytest.approx(CAPTIONS["scores"][f"bleu{order % 4 + 1}"], abs=1e-3)
@@ -51,7 +53,7 @@ def test_tokens_equal_the_official_ones() -> None:
 @java
 @pytest.mark.slow
 def test_meteor_equals_the_official_one(tokenised: None) -> None:
-    found = scoring.meteor(CAPTIONS["predictions"], CAPTIONS["references"])
+    found = metrics.meteor(CAPTIONS["predictions"], CAPTIONS["references"])
     assert found.value == pytest.approx(CAPTIONS["scores"]["meteor"], abs=1e-6)
     assert list(found.each.values()) == pytest.approx(CAPTIONS["each"]["meteor"], abs=1e-6)
     assert found.low < found.value < found.high
@@ -61,21 +63,21 @@ def test_without_java_the_note_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captions.shutil, "which", lambda _: None)
     said, true, note = captions.tokenise({1: "A dog's toy isn't\u2028here."}, {1: "The dog , asleep!"})
     assert said == {1: ["a dog 's toy is n't here"]} and true == {1: ["the dog asleep"]} and "no Java" in note
-    with pytest.raises(scoring.ScoreError, match="no java here"):
-        scoring.meteor({1: "a"}, {1: "a"})
+    with pytest.raises(metrics.ScoreError, match="no java here"):
+        metrics.meteor({1: "a"}, {1: "a"})
 
 
 def test_captions_that_cant_be_scored(tokenised: None) -> None:
     with pytest.warns(UserWarning, match="CIDEr of 2 items means little; use at least 100"):
         captions.paired({1: "a", 2: "b"}, {1: "a", 2: "b"}, captions.FEW, "CIDEr")
     monkey = {1: "a dog"}
-    for one, other, words in (
+    for one, other, sentence in (
         (monkey, {1: "a", 2: "b"}, r"1 items have no answer \(2\)"),
         (monkey | {3: "x"}, {1: "a"}, r"1 items have no reference \(3\)"),
         ({}, {}, "nothing to score"),
     ):
-        with pytest.raises(scoring.ScoreError, match=words):
-            scoring.vqa_accuracy(one, {key: [text] * 10 for key, text in other.items()})
+        with pytest.raises(metrics.ScoreError, match=sentence):
+            metrics.vqa_accuracy(one, {key: [text] * 10 for key, text in other.items()})
 
 
 def test_answers_in_normal_form() -> None:
@@ -94,7 +96,7 @@ def test_answers_in_normal_form() -> None:
 @pytest.mark.parametrize("way", ["official", "always", "m4c"])
 def test_vqa_accuracy_equals_the_official_one(way: str) -> None:
     asked = {n: row for n, row in enumerate(ANSWERS["questions"])}
-    found = scoring.vqa_accuracy({n: row["answer"] for n, row in asked.items()},
+    found = metrics.vqa_accuracy({n: row["answer"] for n, row in asked.items()},
                                  {n: row["people"] for n, row in asked.items()}, way)  # fmt: skip
     assert found.each == pytest.approx({n: row[way] for n, row in asked.items()}, abs=1e-6)
     assert found.note == f"normalised: {way}" and found.low <= found.value <= found.high
@@ -106,7 +108,7 @@ def test_vqa_accuracy_by_hand() -> None:
     """Leave-one-out is not min(1, n / 3); and where ten people agree, the official way normalises nothing."""
 
     def score(answer: str, people: list[str], way: str = "official") -> float:
-        return scoring.vqa_accuracy({1: answer}, {1: people}, way).value
+        return metrics.vqa_accuracy({1: answer}, {1: people}, way).value
 
     assert score("dog", ["dog"] * 3 + ["cat"] * 7) == pytest.approx(0.9)
     assert score("dog", ["dog"] * 2 + ["cat"] * 8) == pytest.approx(0.6)
@@ -120,11 +122,11 @@ def test_pope_by_hand() -> None:
     said = {1: "Yes, there is.", 2: "No.", 3: "There is not. Yes", 4: "I see no dog", 5: "yes", 6: "Nothing, no"}
     true = {1: "yes", 2: "no", 3: "yes", 4: "no", 5: "no", 6: "yes"}
     assert [choices.says_yes(text) for text in said.values()] == [True, False, False, False, True, False]
-    found = scoring.pope(said, true)
+    found = metrics.pope(said, true)
     values = {name: score.value for name, score in found.items()}
     assert values == pytest.approx({"accuracy": 3 / 6, "precision": 1 / 2, "recall": 1 / 3, "f1": 0.4, "yes": 2 / 6})
     assert found["accuracy"].low < 0.5 < found["accuracy"].high
-    assert scoring.pope({1: "no"}, {1: "no"})["f1"].value == 0.0
+    assert metrics.pope({1: "no"}, {1: "no"})["f1"].value == 0.0
 
 
 def test_letters() -> None:
@@ -133,12 +135,12 @@ def test_letters() -> None:
         "It is a B": "B", "Because": None, "I think (A).": "A", "option D": "D",
     }.items():  # fmt: skip
         assert choices.letter(answer) == wanted, answer
-    assert scoring.letter_accuracy({1: "B.", 2: "C"}, {1: "b", 2: "D"}).value == 0.5
+    assert metrics.letter_accuracy({1: "B.", 2: "C"}, {1: "b", 2: "D"}).value == 0.5
 
 
 def test_words_and_statements() -> None:
-    assert scoring.gqa_accuracy({1: "Yes.", 2: "the dog", 3: "red"}, {1: "yes", 2: "dog", 3: "red"}).value == 2 / 3
-    found = scoring.vsr_accuracy(
+    assert metrics.gqa_accuracy({1: "Yes.", 2: "the dog", 3: "red"}, {1: "yes", 2: "dog", 3: "red"}).value == 2 / 3
+    found = metrics.vsr_accuracy(
         {1: "False", 2: "True.", 3: "maybe", 4: "No, it isn't"}, {1: False, 2: True, 3: True, 4: True}
     )
     assert found.each == {1: 1.0, 2: 1.0, 3: 1.0, 4: 0.0}
@@ -146,11 +148,11 @@ def test_words_and_statements() -> None:
 
 def test_boxes() -> None:
     assert read_box("at [0.1, 0.2,0.5,0.6].") == (0.1, 0.2, 0.5, 0.6)
-    for words in ("[0.1,0.2,0.5]", "[a,b,c,d]", "0.1,0.2,0.5,0.6", "[0.5,0.2,0.1,0.6]", "[0,0,2,1]"):
-        assert read_box(words) is None
+    for text in ("[0.1,0.2,0.5]", "[a,b,c,d]", "0.1,0.2,0.5,0.6", "[0.5,0.2,0.1,0.6]", "[0,0,2,1]"):
+        assert read_box(text) is None
     assert iou((0, 0, 1, 1), (0, 0, 1, 1)) == 1.0 and iou((0, 0, 0.5, 1), (0.5, 0, 1, 1)) == 0.0
     assert iou((0, 0, 1, 1), (0, 0, 0.5, 1)) == 0.5 and iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0.0
-    found = scoring.box_accuracy(
+    found = metrics.box_accuracy(
         {1: "[0,0,0.5,1]", 2: "[0,0,0.49,1]", 3: "nowhere"}, dict.fromkeys((1, 2, 3), (0, 0, 1, 1))
     )
     assert found.each == {1: 1.0, 2: 0.0, 3: 0.0}
@@ -171,9 +173,9 @@ def test_each_score_takes_dicts_by_key_and_tells_value_interval_and_n(name: str,
     true = dict.fromkeys("abc", as_reference.get(name, right))
     if name in ("cider", "bleu", "rouge_l"):
         said, true = CAPTIONS["predictions"], CAPTIONS["references"]
-    found = getattr(scoring, name)(said, true)
+    found = getattr(metrics, name)(said, true)
     found = found["accuracy"] if name == "pope" else found
-    assert isinstance(found, scoring.Score) and found.interval == (found.low, found.high) and found.n == len(true)
+    assert isinstance(found, metrics.Score) and found.interval == (found.low, found.high) and found.n == len(true)
     if found.n == 3:
         assert found.value == pytest.approx(2 / 3 * (2.5 if name == "clip_score" else 1))
         assert found.low == pytest.approx(0) and found.high == pytest.approx(found.value * 1.5)
@@ -181,7 +183,7 @@ def test_each_score_takes_dicts_by_key_and_tells_value_interval_and_n(name: str,
 
 def test_clip_score() -> None:
     one, other = np.array([3.0, 4.0]), np.array([6.0, 8.0])
-    found = scoring.clip_score({1: one, 2: one, 3: one}, {1: other, 2: -other, 3: np.array([4.0, -3.0])})
+    found = metrics.clip_score({1: one, 2: one, 3: one}, {1: other, 2: -other, 3: np.array([4.0, -3.0])})
     assert found.each == pytest.approx({1: 2.5, 2: 0.0, 3: 0.0})
 
 
@@ -206,7 +208,7 @@ def test_questions_about_one_picture_are_drawn_together() -> None:
         right = np.repeat(draws.random(60) < 0.3, 5)
         said = {n: "yes" if hit else "no" for n, hit in enumerate(right)}
         for name, clusters in (("questions", None), ("pictures", about)):
-            found = scoring.gqa_accuracy(said, dict.fromkeys(said, "yes"), clusters)
+            found = metrics.gqa_accuracy(said, dict.fromkeys(said, "yes"), clusters)
             held[name] += found.low <= 0.3 <= found.high
     assert 180 <= held["pictures"] <= 199 and held["questions"] < 140
 
@@ -218,9 +220,9 @@ def test_each_of_twin_items_counts_once(name: str, tokenised: None, monkeypatch:
     true = {n: word for n, word in enumerate(["yes", "yes", "B", "no", "a dog", "no", "C", "yes"] * 5)}
     monkeypatch.setattr(captions, "tokenise", lambda said, true, *_: ({key: [text] for key, text in said.items()}, {
         key: [text] for key, text in true.items()}, ""))  # fmt: skip
-    score = getattr(scoring, name)
+    score = getattr(metrics, name)
 
-    def found(times: int, **how) -> scoring.Score:
+    def found(times: int, **how) -> metrics.Score:
         right = {
             (n, i): [text] * 10 if name == "vqa_accuracy" else text for n, text in true.items() for i in range(times)
         }
@@ -231,3 +233,27 @@ def test_each_of_twin_items_counts_once(name: str, tokenised: None, monkeypatch:
     twins = found(2, clusters={(n, i): n for n in said for i in range(2)})
     assert (twins.value, twins.low, twins.high) == pytest.approx((once.value, once.low, once.high))
     assert apart.value == pytest.approx(once.value) and apart.high - apart.low < 0.9 * (once.high - once.low)
+
+
+def test_short_answers_agree_beyond_case_articles_and_marks():
+    assert same_answer("The Blue.", "blue") and same_answer("top-left", "Top-left")
+    assert not same_answer("blue star", "blue") and not same_answer("", "blue")
+    assert words("It's a T-shirt, no?") == ["it's", "a", "t-shirt", "no"]
+
+
+def test_word_f1_counts_shared_words():
+    assert word_f1("a red ring", "a red ring") == 1 and word_f1("", "a") == word_f1("b", "a") == 0
+    assert word_f1("a red red ring", "a red moon") == pytest.approx(2 * 2 / 7)
+
+
+def test_relative_gain_is_the_share_of_the_open_rest():
+    assert relative_gain(0.9, 0.5) == pytest.approx(0.8) and relative_gain(1, 1) == 0 and relative_gain(0.2, 0.6) < 0
+
+
+def test_relative_gain_of_cider_is_the_difference():
+    assert gain_over("caption_clip", mean({1: 0.9}), mean({1: 0.2})) == pytest.approx(0.7)
+    assert gain_over("caption_cider", mean({1: 1.2}), mean({1: 0.2})) == pytest.approx(1)
+    assert gain_over("qa_accuracy", mean({1: 0.9}), mean({1: 0.5})) == pytest.approx(0.8)
+    assert (
+        gain_over("qa_accuracy", mean({1: 0.9}), None) is None and gain_over("pope_yes", *[mean({1: 0.9})] * 2) is None
+    )

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in the run's folder: scores, predictions, a picture of a few of them, the report."""
+"""The files that an evaluation writes into the run's folder: scores, predictions, samples.png and report.html."""
 
 import io
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from periscope.evaluation.report.page import Medium, report
 from periscope.evaluation.report.runs import RunFolder
 from periscope.evaluation.report.sample_sheet import contact_sheet, pick
-from periscope.evaluation.summary import Prediction
+from periscope.evaluation.scoring.prediction import Prediction
 from periscope.precompute.preview import preview
 from periscope.shards.atomic import json_line, replace_bytes
 from periscope.shards.read import FeatureSet
@@ -19,8 +19,8 @@ from periscope.training.run import Run
 def write_scores(
     folder: Run, result: dict, predictions: Mapping[str, Sequence[Prediction]], features: FeatureSet
 ) -> None:
-    """Write evals/<n>.json and the newest eval.json (`result`), predictions.jsonl (by split) and samples.png (of the
-    first split), each whole or not at all.
+    """Write `result` as evals/<n>.json and eval.json, and predictions.jsonl (all splits) and samples.png (of the first
+    split), each whole or not at all.
     """
     shown = pick(next(iter(predictions.values())))
     sheet = io.BytesIO()
@@ -37,7 +37,7 @@ def write_scores(
 
 
 def write_report(path: Path, features: FeatureSet, data: Path | None) -> None:
-    """Write report.html into a run that was scored on `features`, whose media may lie in the folder `data`."""
+    """Write report.html into a run scored on `features`. data: the folder of the original media, if at hand."""
 
     def medium(key: str) -> Medium:
         if key not in known:

@@ -1,4 +1,4 @@
-"""Gain per text: wrong captions come to the bottom, and the words written anew can be trained on."""
+"""Loss drops: wrong captions rank lowest, and what is left or written anew can be trained on."""
 
 import json
 import random
@@ -9,8 +9,8 @@ import torch
 from toy_scenes import prepared, scene_texts
 
 from periscope.errors import RunError
-from periscope.evaluation.captioning import captions_of_set, gain_lines, ranked, without, worst, write_lines
-from periscope.evaluation.gain import LossDrop
+from periscope.evaluation.captioning import captions_of_set, write_lines
+from periscope.evaluation.loss_drop import LossDrop, jsonl_lines, rank_texts, without, worst
 from periscope.shards.texts import Text
 from periscope.training.data.dataset import TrainingSteps
 
@@ -58,18 +58,18 @@ def trained(language_model_folder):
 
 def test_planted_wrong_captions_rank_at_the_bottom(trained):
     model, features, texts, bad = trained
-    found = ranked(model, features, texts, batch=8)
+    found = rank_texts(model, features, texts, batch=8)
     assert {one.text.id for one in found[:PLANTED]} == bad
     assert worst(found, PLANTED / 64) == bad and len(worst(found, 0.5)) == 32
-    assert worst(found, 0) == {one.text.id for one in found if one.gain < 0} <= bad
-    assert [one.gain for one in found] == sorted(one.gain for one in found)
-    assert found[-1].gain > 0.5 and all(one.gain == min(one.shuffled, one.none) - one.real for one in found)
-    assert [one.gain for one in ranked(model, features, texts, batch=64)] == pytest.approx(
-        [one.gain for one in found], abs=1e-4
+    assert worst(found, 0) == {one.text.id for one in found if one.drop < 0} <= bad
+    assert [one.drop for one in found] == sorted(one.drop for one in found)
+    assert found[-1].drop > 0.5 and all(one.drop == min(one.shuffled, one.none) - one.real for one in found)
+    assert [one.drop for one in rank_texts(model, features, texts, batch=64)] == pytest.approx(
+        [one.drop for one in found], abs=1e-4
     )
-    line = next(gain_lines(found, features))
+    line = next(jsonl_lines(found, features))
     assert line["id"] == found[0].text.id and line["origin"] == [f"m{line['id'][1:]}.jpg"]
-    assert line["gain"] == pytest.approx(found[0].gain, abs=1e-4)
+    assert line["gain"] == pytest.approx(found[0].drop, abs=1e-4)
 
 
 def test_what_is_left_can_be_read_back(trained, tmp_path):
@@ -83,6 +83,17 @@ def test_what_is_left_can_be_read_back(trained, tmp_path):
     assert rows[0]["turns"] == list(texts[0].turns) and rows[0]["split"] == "train"
 
 
+def test_gains_without_a_stand_in_and_of_nothing(trained):
+    one = LossDrop(Text("a", ("m1",), (), "train"), 1.0, None, 1.5)
+    assert one.drop == 0.5
+    model, features, texts, _ = trained
+    with pytest.raises(RunError, match="holds no such text about a medium that could be learnt from"):
+        rank_texts(model, features, [], 8)
+    same = [text for text in texts if int(text.media[0][1:]) % 16 == 3]
+    assert all(found.shuffled is None for found in rank_texts(model, features, same, 8))
+    assert json.loads(json.dumps(next(jsonl_lines([one], features))))["shuffled"] is None
+
+
 def test_new_captions_are_what_the_model_says_of_each_medium(trained):
     model, features, _, _ = trained
     rows = {row["media"][0]: row for row in captions_of_set(model, features, 24, 6)}
@@ -93,14 +104,3 @@ def test_new_captions_are_what_the_model_says_of_each_medium(trained):
         "id": "m5-said", "media": ["m5"], "turns": [{"role": "assistant", "content": alone}]
     }, "no split: what the set holds out stays so"  # fmt: skip
     assert len({row["turns"][0]["content"] for row in rows.values()}) > 4, "they depend on the medium"
-
-
-def test_gains_without_a_stand_in_and_of_nothing(trained):
-    one = LossDrop(Text("a", ("m1",), (), "train"), 1.0, None, 1.5)
-    assert one.gain == 0.5
-    model, features, texts, _ = trained
-    with pytest.raises(RunError, match="holds no such text about a medium that could be learnt from"):
-        ranked(model, features, [], 8)
-    same = [text for text in texts if int(text.media[0][1:]) % 16 == 3]
-    assert all(found.shuffled is None for found in ranked(model, features, same, 8))
-    assert json.loads(json.dumps(next(gain_lines([one], features))))["shuffled"] is None

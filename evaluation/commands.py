@@ -1,0 +1,178 @@
+"""What eval.py and the `periscope` command do with a config: score, rank texts, caption, answer, push, compare."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from periscope import inference
+from periscope.console import command
+from periscope.errors import RunError
+from periscope.evaluation import captioning, loss_drop
+from periscope.evaluation.chat import chat, check_media, grouped, reply
+from periscope.evaluation.config import AnswerOptions, EvalConfig, ModelOptions, PushOptions
+from periscope.evaluation.predict import MAX_NEW_TOKENS, by_split, choose_task, predict
+from periscope.evaluation.report.write import write_report, write_scores
+from periscope.evaluation.scored_run import ScoredRun, by_modality, open_scored
+from periscope.evaluation.scoring.clip import clip_scores, refuse_clip_score
+from periscope.evaluation.scoring.scores import all_scores
+from periscope.evaluation.scoring.summary import summarise
+from periscope.evaluation.sharing import PushRequest, share
+from periscope.precompute.encoders import load_encoder_like
+
+WORST_SHOWN = 6  # of the texts that were ranked
+
+Adapters = Mapping[str | None, Path]  # modality (None where none is named) -> run, adapter folder or Hub name
+
+
+def score(path: Path, modality: str | None, config: EvalConfig, device: str) -> None:
+    """Answer every held-out text with its medium and under each control; print and write the scores."""
+    options = config.scoring
+    run = open_scored(path, modality, options, config.models, device)
+    chosen, texts = choose_task(
+        options.task, options.prompt_of, run.held_out(), config.answers.max_new_tokens, options.beams
+    )
+    if chosen.task:
+        print(f"task: {chosen}")
+    encoder = None
+    if options.clip_score:
+        refuse_clip_score(run.features, texts)
+        encoder = load_encoder_like(run.config["encoder"], device, moved=next(iter(config.models.encoder), None))
+
+    predictions, numbers = {}, {}
+    for split, part in by_split(texts, options.limit).items():
+        rows = predictions[split] = predict(
+            run.model, run.features, part, chosen, options.controls, config.answers.batch
+        )
+        extra = clip_scores(rows, run.features, encoder) if encoder else {}
+        found, notes = all_scores(rows, run.texts, chosen.measures, chosen.kinds, extra)
+        notes = [*run.restrictions(options.limit), *notes]
+        numbers[split], shown = summarise(split, rows, found, notes, chosen.kinds)
+        print(f"\n{shown}")
+
+    first_split = next(iter(numbers.values()))
+    about = {"run": str(path), "step": run.step, "features": str(run.features.path)}
+    result = {"version": 1} | first_split | {"splits": numbers} | chosen.facts() | about
+    write_scores(run.folder, result, predictions, run.features)
+    write_report(path, run.features, options.data)
+    print(f"written: {path}/eval.json, predictions.jsonl, samples.png, and report.html to open in a browser")
+
+
+def rank_texts(path: Path, modality: str | None, config: EvalConfig, device: str) -> None:
+    """Rank texts by their loss drop; with --write, also write the set's texts without the worst."""
+    options = config.texts
+    run = open_scored(path, modality, config.scoring, config.models, device)
+    chosen = run.of_split(options.loss_drop)[: config.scoring.limit or None]
+    drops = loss_drop.rank_texts(run.model, run.features, chosen, config.answers.batch)
+    below = sum(each.drop < 0 for each in drops)
+    print(f"loss drop with the medium, nats per token, of {len(drops)} texts ({below} below 0); the lowest:")
+    for each in drops[:WORST_SHOWN]:
+        print(f"  {each.drop:7.2f}  {loss_drop.one_line(each, run.features)}")
+    ranking = path / "gain.jsonl"
+    count = captioning.write_lines(loss_drop.jsonl_lines(drops, run.features), ranking)
+    print(f"written: {ranking}, {count} lines")
+    if options.write:
+        dropped = loss_drop.worst(drops, options.drop)
+        left = captioning.write_lines(loss_drop.without(run.texts, dropped), options.write)
+        print(f"written: {options.write}, {left} texts, without {len(dropped)} whose media don't explain them")
+        print(f"Next: {_training_on(options.write, run)}")
+
+
+def caption_set(path: Path, modality: str | None, config: EvalConfig, device: str) -> None:
+    """Write a new caption for each medium of the feature set."""
+    out = _written_file(config)
+    run = open_scored(path, modality, config.scoring, config.models, device)
+    most = config.answers.max_new_tokens or MAX_NEW_TOKENS
+    lines = captioning.captions_of_set(run.model, run.features, config.answers.batch, most)
+    count = captioning.write_lines(lines, out)
+    print(f"written: {out}, {count} captions")
+    print(f"Next: {_training_on(out, run)}")
+
+
+def caption_folder(
+    adapters: Adapters, data: Path, out: Path, answers: AnswerOptions, models: ModelOptions, device: str
+) -> None:
+    """Write a new caption for each medium of a folder."""
+    loaded = load_models(adapters, models, device)
+    most = answers.max_new_tokens or MAX_NEW_TOKENS
+    count = captioning.write_lines(captioning.captions_of_folder(loaded, data, answers.batch, most), out)
+    print(f"written: {out}, {count} captions; train on them with --text {out}")
+
+
+def respond(
+    adapters: Adapters,
+    media: Mapping[str, Sequence[Path]] | Sequence[Path],
+    prompt: str | None,
+    max_new_tokens: int,
+    models: ModelOptions,
+    device: str,
+) -> None:
+    """Answer about media; without a prompt, chat about them until the input ends.
+
+    media: modality -> files, or files whose modality their names tell.
+    """
+    loaded = load_models(adapters, models, device)
+    if not isinstance(media, Mapping):
+        media = grouped(loaded, media)
+    check_media(loaded, media)
+    if prompt is None:
+        chat(loaded, media, max_new_tokens or MAX_NEW_TOKENS)
+    else:
+        print(reply(loaded, media, prompt, max_new_tokens or MAX_NEW_TOKENS))
+
+
+def load_models(adapters: Adapters, models: ModelOptions, device: str) -> inference.LoadedModel:
+    """The adapters with their encoders on their language model."""
+    moved = by_modality("--encoder", models.encoder)
+    encoder = moved[None] if None in moved else {str(modality): place for modality, place in moved.items()}
+    options: dict[str, Any] = {
+        "device": device,
+        "precision": models.precision,
+        "lm": models.lm or None,
+        "anyway": models.anyway,
+        "encoder": encoder,
+    }
+    if None in adapters:
+        return inference.load(adapters[None], **options)
+    options |= {str(modality): path for modality, path in adapters.items()}
+    return inference.load(**options)
+
+
+def push(adapters: Adapters, to: str, options: PushOptions, models: ModelOptions, device: str) -> None:
+    """Push one adapter to the Hub, after the user has agreed to everything that would be uploaded."""
+    if len(adapters) > 1:
+        raise RunError("one adapter is pushed at a time: name one run")
+
+    def agreed(contents: str) -> bool:
+        print(contents)
+        try:
+            return options.yes or input("push this? [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
+
+    ((modality, path),) = adapters.items()
+    request = PushRequest(
+        path,
+        to,
+        modality,
+        lm=models.lm or None,
+        license=options.license or None,
+        datasets=options.dataset,
+        private=options.private,
+        public_samples=options.public_samples,
+    )
+    print(share(request, agreed, device, models.precision))
+
+
+def _training_on(texts: Path, run: ScoredRun) -> str:
+    """The command that trains a new adapter like the run's on a texts file."""
+    config = run.folder.config
+    return command(
+        *("train", "--features", run.features.path, "--text", texts, "--lm", config["lm"]),
+        *("--adapter", config["adapter"]),
+    )
+
+
+def _written_file(config: EvalConfig) -> Path:
+    if config.texts.write is None:
+        raise RunError("captions need a file to be written to: --write FILE")
+    return config.texts.write

@@ -1,0 +1,265 @@
+"""The options of eval.py and of `periscope eval | ask | chat | caption | compare | push`: one typed field each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
+from tyro.conf import Positional
+
+from periscope.errors import RunError
+from periscope.evaluation.tasks.benchmarks import find_benchmark
+from periscope.flags import Metavar, check_ranges, parse
+
+Count = Annotated[int, Meta(ge=0), Metavar("N")]
+File = Annotated[Path | None, Metavar("FILE")]
+Files = Annotated[tuple[Path, ...], Metavar("FILE ...")]
+Folder = Annotated[Path | None, Metavar("FOLDER")]
+Name = Annotated[str, Metavar("NAME")]
+
+COMPARISON = Path("runs/compare.md")
+RENAMED = {"--gain": "--loss-drop"}
+
+
+@dataclass
+class ScoringOptions:
+    """What is scored, and against what. Without any of these flags: all that the run's feature set holds out."""
+
+    task: Name = ""
+    """Score as this benchmark does, with its prompt and decoding. Default: the task that the texts name, if any."""
+    tasks: bool = False
+    """List the tasks and exit."""
+    prompt_of: Annotated[str, Metavar("SYSTEM")] = ""
+    """Whose prompt to use: cobra, mamba-vl, or own (as the adapter was trained). Default: the task's first."""
+    features: Folder = None
+    """Feature set to score on. Default: the one the run was trained on."""
+    text: File = None
+    """Another texts file for the same media. Default: the one the run was trained on."""
+    partial: bool = False
+    """Accept a texts file that names media missing from the feature set; those texts are counted and left out."""
+    limit: Count = 0
+    """Use only the first N texts of each split; 0: all."""
+    controls: Annotated[tuple[Literal["shuffled", "blank", "none"], ...], Metavar("{shuffled,blank,none} ...")] = (
+        "shuffled",
+        "blank",
+        "none",
+    )
+    """Controls to answer under: another medium's features, the mean feature, no medium."""
+    beams: Count = 0
+    """Beam width; 1: greedy, 0: as the task has it, otherwise greedy."""
+    clip_score: bool = False
+    """Also compute the CLIPScore of captions, with the text tower of the encoder (open_clip)."""
+    data: Folder = None
+    """Folder of the original media, so that report.html can play sounds and show video frames; with --write, the media
+    to caption."""
+
+
+@dataclass
+class TextOptions:
+    """New text files for train.py --text: without bad captions, or with captions by the model."""
+
+    loss_drop: Annotated[str, Metavar("SPLIT")] = ""
+    """Rank the texts of this split (or all) by how much their loss drops when the model sees the medium."""
+    drop: Annotated[float, Meta(ge=0, lt=1), Metavar("SHARE")] = 0.0
+    """Share of the ranked texts, the worst, that --write leaves out; 0: those whose loss rises with the medium."""
+    write: File = None
+    """File to write: with --loss-drop the texts without the worst, otherwise a new caption for each medium."""
+
+
+@dataclass
+class ComparisonOptions:
+    """Several runs side by side."""
+
+    compare: Annotated[tuple[Path, ...], Metavar("RUN ...")] = ()
+    """Compare these runs, or folders of runs, in a table and a picture. Loads no model."""
+    out: Annotated[Path, Metavar("FILE")] = COMPARISON
+    """File for the table; the picture goes beside it as .png."""
+
+
+@dataclass
+class PushOptions:
+    """What is shared on the Hugging Face Hub."""
+
+    yes: bool = False
+    """Push without asking."""
+    private: bool = False
+    """Create the repository as private."""
+    public_samples: bool = False
+    """Also share a few held-out prompts, references and pictures."""
+    license: Annotated[str, Metavar("LICENSE")] = ""
+    """License of the adapter, by its Hub identifier (mit, apache-2.0, cc-by-4.0 ...)."""
+    dataset: Annotated[tuple[str, ...], Metavar("OWNER/NAME ...")] = ()
+    """Hub ids of the training data, for the model card."""
+
+
+@dataclass
+class SharingOptions(PushOptions):
+    """Share the adapter on the Hugging Face Hub."""
+
+    push: Annotated[str, Metavar("OWNER/NAME")] = ""
+    """Push the adapter to this repository, after showing everything that would be uploaded."""
+
+
+@dataclass
+class LengthOptions:
+    """How answers are generated."""
+
+    max_new_tokens: Count = 0
+    """Maximum answer length in tokens; 0: as the task has it, otherwise 64."""
+
+
+@dataclass
+class AnswerOptions(LengthOptions):
+    """How answers are generated."""
+
+    batch: Annotated[int, Meta(ge=1), Metavar("N")] = 64
+    """Answers generated at once; affects speed and memory, not the answers."""
+
+
+@dataclass
+class ModelOptions:
+    """The frozen models."""
+
+    lm: Annotated[str, Metavar("FOLDER|HUB_ID")] = ""
+    """Language model, if it has moved since training."""
+    encoder: Annotated[tuple[str, ...], Metavar("FOLDER ...")] = ()
+    """Encoder, if it has moved since training; for several adapters by modality, as image=FOLDER."""
+    precision: Literal["auto", "fp32", "fp16", "bf16", "8bit", "4bit"] = "auto"
+    """Precision of the frozen weights; may differ from training."""
+    anyway: bool = False
+    """Accept a language model or encoder other than the one used in training, if its sizes are the same."""
+    device: Annotated[str, Metavar("DEVICE")] = "auto"
+    """auto, cuda, cuda:N or cpu."""
+
+
+@dataclass
+class EvalConfig:
+    """A run, and what to ask it. Without media it is scored on what was held out."""
+
+    run: Annotated[tuple[str, ...], Metavar("RUN ...")] = ()
+    """Run to score or ask, or for media also an adapter folder or Hub id. Default: the newest run. Several by modality:
+    image=runs/a audio=runs/b."""
+    image: Files = ()
+    """Images to answer about."""
+    audio: Files = ()
+    """Sounds to answer about."""
+    video: Files = ()
+    """Videos to answer about."""
+    prompt: Annotated[str | None, Metavar("TEXT")] = None
+    """Question about the media; <image>, <audio>, <video> place them in it, "" asks for a caption. Default: a chat."""
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)
+    texts: TextOptions = field(default_factory=TextOptions)
+    comparison: ComparisonOptions = field(default_factory=ComparisonOptions)
+    sharing: SharingOptions = field(default_factory=SharingOptions)
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
+    models: ModelOptions = field(default_factory=ModelOptions)
+
+    @property
+    def media(self) -> dict[str, list[Path]]:
+        """Modality -> the files to answer about."""
+        files = {"image": self.image, "audio": self.audio, "video": self.video}
+        return {modality: list(paths) for modality, paths in files.items() if paths}
+
+
+def read_config(args: Sequence[str] | None, prog: str, description: str, examples: Sequence[str] = ()) -> EvalConfig:
+    """The options on a command line (None: this process's).
+
+    Raises RunError for a value out of range and a --write that can't be written, ScoreError for an unknown task or
+    prompt.
+    """
+    config = parse(EvalConfig, args, prog=prog, description=description, examples=examples, renamed=RENAMED)
+    check_config(config)
+    return config
+
+
+def check_config(config: EvalConfig) -> None:
+    """The checks of `read_config`, for a config made in another way."""
+    check_ranges(config, RunError)
+    if config.texts.write:
+        check_new_file("--write", config.texts.write)
+    if config.scoring.task:
+        find_benchmark(config.scoring.task).prompt_of(config.scoring.prompt_of)
+
+
+def check_new_file(flag: str, path: Path) -> None:
+    """Make the file's folder. Raises RunError where it can't be made or the file exists, before the work is done."""
+    if path.exists():
+        raise RunError(f"{flag} {path} exists and is never overwritten; name another file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{flag} {path}: its folder can't be made ({error.strerror})") from None
+
+
+# The `periscope` commands below are parts of eval.py with positional arguments; they share its groups of options.
+
+
+@dataclass
+class AskConfig:
+    """`periscope ask`: answer one question about media."""
+
+    run: Positional[Annotated[str, Metavar("RUN")]]
+    """Run, adapter folder or Hub id; several by modality: image=runs/a,audio=runs/b."""
+    words: Positional[Annotated[tuple[str, ...], Metavar("FILE ... QUESTION")]] = ()
+    """Images, sounds or videos, and the question about them; "" asks for a caption."""
+    answers: LengthOptions = field(default_factory=LengthOptions)
+    models: ModelOptions = field(default_factory=ModelOptions)
+
+    @property
+    def media(self) -> tuple[Path, ...]:
+        """The files."""
+        return tuple(map(Path, self.words[:-1]))
+
+    @property
+    def question(self) -> str:
+        """The question; "" asks for a caption."""
+        return self.words[-1]
+
+
+@dataclass
+class ChatConfig:
+    """`periscope chat`: answer questions about media from the keyboard."""
+
+    run: Positional[Annotated[str, Metavar("RUN")]]
+    """Run, adapter folder or Hub id; several by modality: image=runs/a,audio=runs/b."""
+    media: Positional[Annotated[tuple[Path, ...], Metavar("FILE ...")]] = ()
+    """Images, sounds or videos."""
+    answers: LengthOptions = field(default_factory=LengthOptions)
+    models: ModelOptions = field(default_factory=ModelOptions)
+
+
+@dataclass
+class CaptionConfig:
+    """`periscope caption`: caption a folder of media."""
+
+    run: Positional[Annotated[str, Metavar("RUN")]]
+    """Run, adapter folder or Hub id."""
+    folder: Positional[Annotated[Path, Metavar("FOLDER")]]
+    """Folder with the media."""
+    out: Annotated[Path, Metavar("FILE")]
+    """The .jsonl file to write, which must not exist; train.py --text reads it."""
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
+    models: ModelOptions = field(default_factory=ModelOptions)
+
+
+@dataclass
+class CompareConfig:
+    """`periscope compare`: several runs side by side."""
+
+    runs: Positional[Annotated[tuple[Path, ...], Metavar("RUN ...")]] = ()
+    """Runs, or folders of runs."""
+    out: Annotated[Path, Metavar("FILE")] = COMPARISON
+    """File for the table; the picture goes beside it as .png."""
+
+
+@dataclass
+class PushConfig:
+    """`periscope push`: share an adapter on the Hub."""
+
+    run: Positional[Annotated[str, Metavar("RUN")]]
+    """Run or adapter folder; of several adapters in a run, one by modality: image=RUN."""
+    to: Positional[Annotated[str, Metavar("OWNER/NAME")]]
+    """The repository on the Hugging Face Hub."""
+    sharing: PushOptions = field(default_factory=PushOptions)
+    models: ModelOptions = field(default_factory=ModelOptions)

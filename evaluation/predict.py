@@ -1,0 +1,188 @@
+"""How held-out texts are asked: the task they belong to, its prompt and decoding, and the predictions that result."""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+from periscope.adapters.model import AdaptedModel
+from periscope.adapters.prompting.boxes import said as box_words
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.errors import RunError
+from periscope.evaluation.answer import answer, caption_groups
+from periscope.evaluation.controls import REAL, blank_feature, conditions, stand_ins
+from periscope.evaluation.scoring.prediction import Prediction
+from periscope.evaluation.tasks.benchmarks import OWN, QUESTION, BenchmarkTask, benchmark_of, find_benchmark
+from periscope.shards.read import FeatureSet
+from periscope.shards.texts import Text
+from periscope.training.data.dataset import TextFeatureDataset, medium_contents, question_of
+
+MAX_NEW_TOKENS = 64
+
+# What a text must hold to be scored by these measures.
+NEEDED: Mapping[str, Callable[[Text], object]] = {
+    "letter": lambda text: "letter" in text.meta,
+    "boxes": lambda text: text.turns[-1].get("boxes"),
+}
+
+
+@dataclass(frozen=True)
+class AskedTask:
+    """How texts are asked and scored: the task, if they belong to one, whose prompt, and the decoding."""
+
+    task: BenchmarkTask | None = None
+    system: str = OWN
+    prompt: str = QUESTION
+    max_new_tokens: int = MAX_NEW_TOKENS
+    beams: int = 1
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of the measures; () for the usual ones."""
+        return self.task.measures if self.task else ()
+
+    @property
+    def kinds(self) -> str:
+        """The field of a text's meta that groups questions; "" for the usual ones."""
+        return self.task.kinds if self.task else ""
+
+    def __str__(self) -> str:
+        decoding = f"{self.beams} beams" if self.beams > 1 else "greedy"
+        note = f"; scored {self.task.note}" if self.task and self.task.note else ""
+        title = self.task.title if self.task else "none"
+        return (
+            f"{title}, prompt of {self.system} {self.prompt!r}, {decoding}, at most {self.max_new_tokens} tokens{note}"
+        )
+
+    def facts(self) -> dict:
+        """What eval.json says of it."""
+        return {
+            "task": self.task.name if self.task else None,
+            "system": self.system,
+            "prompt": self.prompt,
+            "max_new_tokens": self.max_new_tokens,
+            "beams": self.beams,
+        }
+
+
+def choose_task(
+    name: str, system: str, texts: Sequence[Text], max_new_tokens: int = 0, beams: int = 0
+) -> tuple[AskedTask, list[Text]]:
+    """The task called `name` with its prompt and decoding, and those of the held-out texts that it scores.
+
+    Without a name it is the task that the texts say they belong to: they are then scored as it does, and asked as the
+    adapter was trained. 0 for `max_new_tokens` or `beams`: as the task has it.
+
+    Raises ScoreError for an unknown task or system, RunError where no text belongs to the task.
+    """
+    if not name:
+        task = benchmark_of(text.meta for text in texts)
+        if system and not task:
+            raise RunError(f"--prompt-of {system}: these texts don't say which task they are of; name it with --task")
+        system, prompt = task.prompt_of(system or OWN) if task else (OWN, QUESTION)
+        return AskedTask(task, system, prompt, max_new_tokens or MAX_NEW_TOKENS, beams or 1), list(texts)
+    task = find_benchmark(name)
+    system, prompt = task.prompt_of(system)
+    kept = _texts_of(task, texts)
+    chosen = AskedTask(task, system, prompt, max_new_tokens or task.max_new_tokens, beams or task.beams)
+    return chosen, kept
+
+
+def _texts_of(task: BenchmarkTask, texts: Sequence[Text]) -> list[Text]:
+    """The texts that a task scores: those marked with it, of its sort, and of its splits where there are such."""
+    marked = [text for text in texts if text.meta.get("task") == task.name]
+    if not marked and any("task" in text.meta for text in texts):
+        found = sorted({str(text.meta.get("task")) for text in texts})
+        raise RunError(f"no held-out text is of {task.name}; there are texts of {', '.join(found)}")
+    wants_questions = "captions" not in task.measures
+    kept = [text for text in marked or texts if (question_of(text) is not None) == wants_questions]
+    if not kept:
+        sort = "questions" if wants_questions else "captions"
+        raise RunError(f"{task.name} scores {sort}, and none is held out")
+    if of_split := [text for text in kept if text.split in task.splits]:
+        kept = of_split
+    if any(name in NEEDED and not all(map(NEEDED[name], kept)) for name in task.measures):
+        raise RunError(f"these texts don't hold what {task.name} is scored by; make the set from {task.files}")
+    return kept
+
+
+def by_split(texts: Sequence[Text], limit: int = 0) -> dict[str, list[Text]]:
+    """The texts by split, the first `limit` of each (0: all). "heldout" comes first, the others by name."""
+    splits = sorted({text.split for text in texts}, key=lambda split: (split != "heldout", split))
+    return {split: [text for text in texts if text.split == split][: limit or None] for split in splits}
+
+
+def task_prompt(model: AdaptedModel, chosen: AskedTask) -> Prompt:
+    """The adapter's prompt, with the task's wording unless that is the adapter's own."""
+    template = model.prompt.template
+    if chosen.system == OWN:
+        return model.prompt
+    if template.style == "chat":
+        fields: dict[str, Any] = {"caption_prompt": chosen.prompt.strip()}
+    elif QUESTION in chosen.prompt:
+        fields = {"question": chosen.prompt.replace(QUESTION, "{}")}
+    else:
+        fields = {"question": "{}", "caption_prompt": chosen.prompt}
+    prompt = copy(model.prompt)
+    prompt.template = replace(template, **fields)
+    return prompt
+
+
+def task_text(text: Text, chosen: AskedTask, style: str) -> Text:
+    """The text as the task asks it: with its options, and in a chat also with the task's wording."""
+    turns = chosen.task.with_options(text.turns, text.meta, chosen.system) if chosen.task else list(text.turns)
+    last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
+    if style == "chat" and last is not None and chosen.prompt != QUESTION:
+        content = chosen.prompt.replace(QUESTION, turns[last]["content"]).strip()
+        turns[last] = turns[last] | {"content": content}
+    return replace(text, turns=tuple(turns))
+
+
+def unanswered(text: Text, group: Sequence[Text], chosen: AskedTask, decimals: int = 2) -> Prediction:
+    """A prediction with the references of a text, or of all texts in its group (see `caption_groups`), and no answer.
+
+    decimals: of a box's coordinates.
+    """
+    references = [box_words(each.turns[-1], decimals) for each in group]
+    first, question = references[0], question_of(text)
+    if chosen.task and question:
+        references = chosen.task.references(text.turns[-1], text.meta, first)
+    elif question and len(text.meta.get("answers") or ()) > 1:
+        references = text.meta["answers"]
+    media = " ".join(text.media)
+    return Prediction(text.id, media, question or "", "", first, meta=text.meta, references=references)
+
+
+def predict(
+    model: AdaptedModel,
+    features: FeatureSet,
+    texts: Sequence[Text],
+    chosen: AskedTask,
+    controls: Sequence[str],
+    batch: int,
+) -> list[Prediction]:
+    """The answers to `texts` with their media and under each control; captions of one medium are one prediction."""
+    dataset = TextFeatureDataset(features, task_prompt(model, chosen), model.adapter)
+    contents = medium_contents(features, texts)
+    stand_in = stand_ins(contents) if "shuffled" in controls else {}
+    if "shuffled" in controls and not stand_in:
+        why = "more than half show the same" if len(contents) > 1 else "there is no other"
+        print(f"no shuffled features: of {len(contents)} media none can stand in for each, because {why}")
+    blank = blank_feature(features, dataset.kind) if "blank" in controls else None
+    groups = caption_groups(texts)
+    template = dataset.prompt.template
+    asked = [task_text(text, chosen, template.style) for text, _ in groups]
+    decoding = {"num_beams": chosen.beams} if chosen.beams > 1 else {}
+    under = conditions(controls, stand_in, blank)
+    answers = answer(model, dataset, asked, under, batch, chosen.max_new_tokens, **decoding)
+    meta = {key: text.meta for text in texts for key in text.media}
+    rows = []
+    for i, (text, group) in enumerate(groups):
+        row = unanswered(text, group, chosen, template.box_decimals)
+        row.answer = answers[REAL][i]
+        row.control, row.blank, row.none = (
+            answers[name][i] if name in answers else None for name in ("shuffled", "blank", "none")
+        )
+        row.control_meta = meta.get(stand_in.get(text.media[0], ""), {})
+        rows.append(row)
+    return rows

@@ -1,0 +1,92 @@
+"""The table of a comparison, in Markdown."""
+
+from collections.abc import Sequence
+
+from periscope.console import command
+from periscope.evaluation.report.compare_settings import IGNORED, columns, differing, shared
+from periscope.evaluation.report.runs import RunFolder, first_split, interval_of
+
+ASKED = ("task", "prompt", "max_new_tokens", "beams")  # fields of eval.json that say how answers were generated
+
+
+def table(runs: Sequence[RunFolder]) -> str:
+    """A Markdown table with a line per run.
+
+    Columns: each shared score of the first split with its 95% interval and the shuffled control in brackets, the
+    settings that differ, training steps, seconds, target tokens, trained parameters, and peak GPU memory where it was
+    logged. Below the table: settings that differ but are too long or too many for columns, and notes.
+    """
+    settings, scores = differing(runs), shared(runs)
+    own = columns(settings)
+    memory = any(run.memory for run in runs)
+    head = ["run", *scores, *own, "steps", "seconds", "target tokens", "trained", *(["memory"] if memory else [])]
+    rows = []
+    for place, run in enumerate(runs):
+        row = [run.name, *(_score(run, name) for name in scores), *(settings[name][place] or "-" for name in own)]
+        steps = sum("loss" in line for line in run.metrics)
+        row += [f"{steps:,}", f"{run.seconds:,.0f}", f"{run.targets:,}", f"{run.parameters:,}"]
+        rows.append([*row, *([f"{run.memory / 2**30:.1f} GiB" if run.memory else "-"] if memory else [])])
+    lines = [head, ["---"] * len(head), *rows]
+    text = "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
+    others = [f"- {name}: {_grouped(runs, settings[name])}\n" for name in settings if name not in own]
+    if others:
+        text += "\nOther settings that differ:\n\n" + "".join(others)
+    return "\n".join([text, *(f"{note}\n" for note in notes(runs))]).rstrip() + "\n"
+
+
+def notes(runs: Sequence[RunFolder]) -> list[str]:
+    """Which runs weren't scored, and whether the scores of the others can be compared."""
+    found = []
+    some = {name for run in runs for name in run.config} - set(differing(runs)) - set(IGNORED)
+    if lacking := sorted(name for name in some if any(name not in run.config for run in runs)):
+        found.append(
+            f"Settings missing from some of the runs, because older versions didn't write them: {', '.join(lacking)}."
+        )
+    if unscored := [run.name for run in runs if not run.splits]:
+        found.append(f"Not scored ({command('eval', '--run')} ...): {', '.join(unscored)}.")
+    scored = [run for run in runs if run.splits]
+    counts = {run.name: f"{next(iter(run.splits))} {first_split(run).get('n', '?')}" for run in scored}
+    if len(set(counts.values())) > 1:
+        which = _grouped(scored, list(counts.values()))
+        found.append(f"Scored on different numbers of answers or splits, so the scores are hard to compare: {which}.")
+    elif len({_asked(run) for run in scored}) > 1:
+        found.append("The runs were scored on different texts, so their scores are hard to compare.")
+    for name in ASKED:
+        telling = [run for run in scored if name in run.result]
+        values = [str(run.result[name]) for run in telling]
+        if len(set(values)) > 1:
+            found.append(
+                f"Asked in different ways, so the scores are hard to compare: {name} {_grouped(telling, values)}."
+            )
+    if scored:
+        split = next(iter(scored[0].splits))
+        ranges = " with 95% intervals" if any(first_split(run).get("intervals") for run in scored) else ""
+        found.append(f"Scores of the split {split}{ranges}; in brackets those of another medium's features.")
+    return found
+
+
+def _asked(run: RunFolder) -> frozenset[str]:
+    return frozenset(str(row.get("id")) for row in run.predictions)
+
+
+def _score(run: RunFolder, name: str) -> str:
+    found = first_split(run)
+    if name not in found.get("real", {}):
+        return "not scored"
+    pair, control = interval_of(found, name), found.get("shuffled", {}).get(name)
+    text = f"{found['real'][name]:.3f}" + (f" [{pair[0]:.3f}, {pair[1]:.3f}]" if pair else "")
+    return text + (f" ({control:.3f})" if control is not None else "")
+
+
+def _grouped(runs: Sequence[RunFolder], column: Sequence[str]) -> str:
+    """Each value with the runs that have it."""
+    found: dict[str, list[str]] = {}
+    for run, value in zip(runs, column, strict=True):
+        found.setdefault(value, []).append(run.name)
+    return "; ".join(f"{_cell(value or '-', 200)} ({', '.join(names)})" for value, names in found.items())
+
+
+def _cell(text: str, most: int = 60) -> str:
+    """Words within one line, and no more than `most` characters of them."""
+    text = " ".join(text.split())
+    return (text if len(text) <= most else text[: most - 3] + "...").replace("|", "\\|")

@@ -1,0 +1,199 @@
+"""The `periscope` command: its list, its commands as the scripts' own code, and how it spells what comes next."""
+
+import ast
+import os
+import resource
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from script_runs import ROOT, here
+
+from periscope import __version__, cli, console
+from periscope.evaluation import commands
+from periscope.evaluation.config import AnswerOptions, ModelOptions, PushOptions
+from periscope.evaluation.report import compare as comparison
+
+LIST = "import sys; from periscope.cli import main; sys.argv = ['periscope']; main(); print(*sys.modules)"
+SCRIPTS = ("precompute.py", "train.py", "eval.py")
+
+
+def periscope(monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["periscope", *map(str, arguments)])
+    cli.main()
+
+
+@pytest.fixture
+def called(monkeypatch) -> list:
+    """What the commands below the `periscope` command are called with: (name, arguments)."""
+    calls: list = []
+    for name in ("respond", "caption_folder", "push"):
+        monkeypatch.setattr(commands, name, lambda *given, name=name: calls.append((name, given)))
+    return calls
+
+
+def test_the_list_of_commands_is_instant_and_imports_nothing_large():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", LIST], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    *listed, modules = done.stdout.strip().splitlines()
+    assert not {"torch", "tyro", "numpy", "msgspec"} & set(modules.split())
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert used < 0.3, "processor time, so that other work on the machine doesn't count"
+    for name, entry in cli.COMMANDS.items():
+        assert f"  {name:<12}{entry.help}" in listed
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_without_a_command_it_lists_all_by_group(arguments, monkeypatch, capsys):
+    periscope(monkeypatch, *arguments)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:-1] for line in lines if line.endswith(":")] == list(cli.GROUPS)
+    assert max(map(len, lines)) <= 100
+
+
+def test_a_typo_names_the_nearest_command(monkeypatch, capsys):
+    for typo, hint in (("trian", "did you mean train?"), ("xyz", "the commands are precompute, train, eval")):
+        with pytest.raises(SystemExit) as end:
+            periscope(monkeypatch, typo)
+        assert end.value.code == 2 and hint in capsys.readouterr().err
+
+
+def test_the_version(monkeypatch, capsys):
+    periscope(monkeypatch, "--version")
+    assert capsys.readouterr().out == f"periscope {__version__}\n" and __version__[0].isdigit()
+
+
+def test_every_command_is_there_and_the_scripts_share_their_code():
+    for entry in [
+        *cli.COMMANDS.values(),
+        *(cli.Command(target, "") for target in (cli.EXPORTS | cli.IMPORTS).values()),
+    ]:
+        assert callable(entry.load())
+    from periscope import eval as eval_script
+    from periscope import train as train_script
+    from periscope.precompute.cli import main as precompute_main
+
+    for name, main in (("train", train_script.main), ("eval", eval_script.main), ("precompute", precompute_main)):
+        assert cli.COMMANDS[name].load() is main
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_says_which_command_it_is_about(name, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        periscope(monkeypatch, name, "--help")
+    said = capsys.readouterr().out
+    assert end.value.code == 0
+    if name not in ("precompute", "train"):
+        assert f"usage: periscope {name}" in said
+    if name in ("eval", "ask", "chat", "caption", "compare", "push"):
+        assert "None" not in said and "(default: )" not in said
+
+
+def test_ask_and_chat_take_a_run_then_files_then_the_question(monkeypatch, called):
+    periscope(monkeypatch, "ask", "runs/a", "cat.jpg", "dog.jpg", "Which?", "--max-new-tokens", 8, "--device", "cpu")
+    models = ModelOptions(device="cpu")
+    files = (Path("cat.jpg"), Path("dog.jpg"))
+    assert called.pop() == ("respond", ({None: Path("runs/a")}, files, "Which?", 8, models, "cpu"))
+    periscope(monkeypatch, "chat", "image=runs/a,audio=runs/b", "cat.jpg", "--device", "cpu")
+    adapters = {"image": Path("runs/a"), "audio": Path("runs/b")}
+    assert called.pop() == ("respond", (adapters, files[:1], None, 0, models, "cpu"))
+    for arguments in (("ask", "runs/a", "What?"), ("chat", "runs/a")):
+        with pytest.raises(SystemExit, match=f"periscope {arguments[0]} needs a file"):
+            periscope(monkeypatch, *arguments)
+    with pytest.raises(SystemExit, match="--max-new-tokens is -1; it must be at least 0"):
+        periscope(monkeypatch, "ask", "runs/a", "cat.jpg", "What?", "--max-new-tokens", -1)
+
+
+def test_caption_push_and_compare(monkeypatch, called, tmp_path):
+    out = tmp_path / "new" / "a.jsonl"
+    periscope(monkeypatch, "caption", "runs/a", "photos", "--out", out, "--batch", 2, "--device", "cpu")
+    models, answers = ModelOptions(device="cpu"), AnswerOptions(batch=2)
+    assert called.pop() == ("caption_folder", ({None: Path("runs/a")}, Path("photos"), out, answers, models, "cpu"))
+    out.write_text("")
+    with pytest.raises(SystemExit, match="exists and is never overwritten"):
+        periscope(monkeypatch, "caption", "runs/a", "photos", "--out", out, "--device", "cpu")
+    periscope(monkeypatch, "push", "image=runs/a", "user/x", "--license", "mit", "--device", "cpu")
+    options = PushOptions(license="mit")
+    assert called.pop() == ("push", ({"image": Path("runs/a")}, "user/x", options, models, "cpu"))
+    monkeypatch.setattr(comparison, "write_comparison", lambda runs, out: called.append((runs, out)))
+    periscope(monkeypatch, "compare", "runs/a", "runs/b", "--out", "x.md")
+    assert called.pop() == ((Path("runs/a"), Path("runs/b")), Path("x.md"))
+    with pytest.raises(SystemExit, match="periscope compare needs the runs"):
+        periscope(monkeypatch, "compare")
+
+
+def test_ask_and_caption_answer_as_eval_py_does(mistakes, monkeypatch, capsys, tmp_path):
+    few = ("--max-new-tokens", "6")
+    one = here(mistakes, monkeypatch, capsys, "eval.py", "--run", "runs/taken", "--image", "photos/003.png",
+               "--prompt", "the dog", *few)  # fmt: skip
+    other = here(mistakes, monkeypatch, capsys, "periscope", "ask", "runs/taken", "photos/003.png", "the dog", *few)
+    assert one.splitlines()[-1] == other.splitlines()[-1] and one
+    (tmp_path / "photos").mkdir()
+    for name in ("001.png", "003.png"):
+        (tmp_path / "photos" / name).write_bytes((mistakes / "photos" / name).read_bytes())
+    written = [tmp_path / "eval.jsonl", tmp_path / "periscope.jsonl"]
+    here(mistakes, monkeypatch, capsys, "eval.py", "--run", "runs/taken", "--data", tmp_path / "photos", "--write",
+         written[0], *few)  # fmt: skip
+    here(mistakes, monkeypatch, capsys, "periscope", "caption", "runs/taken", tmp_path / "photos", "--out",
+         written[1], *few)  # fmt: skip
+    assert written[0].read_bytes() == written[1].read_bytes() and len(written[0].read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("started", "eval_line", "features_line"),
+    [
+        ("train.py", "python eval.py --run 'runs/a b'", "periscope features"),
+        ("../clone/train.py", "python ../clone/eval.py --run 'runs/a b'", "periscope features"),
+        ("/my clone/eval.py", "python '/my clone/eval.py' --run 'runs/a b'", "periscope features"),
+        ("periscope train", "periscope eval --run 'runs/a b'", "periscope features"),
+        ("/usr/bin/periscope", "periscope eval --run 'runs/a b'", "periscope features"),
+        ("notebook.py", "periscope eval --run 'runs/a b'", "periscope features"),
+    ],
+)
+def test_commands_are_spelled_as_the_user_started(started, eval_line, features_line, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [started])
+    assert console.command("eval", "--run", Path("runs/a b")) == eval_line
+    assert console.command("features") == features_line
+
+
+def test_the_line_after_next_runs_as_printed(mistakes, monkeypatch, capsys):
+    """From eval.py --write to train.py, in both spellings."""
+    for name, start in (("eval.py", ()), ("periscope", ("eval",))):
+        out = f"words/next-{name}.jsonl"
+        said = here(mistakes, monkeypatch, capsys, name, *start, "--run", "runs/taken", "--loss-drop",
+                    "train", "--drop", "0.25", "--write", out)  # fmt: skip
+        (line,) = [line.removeprefix("Next: ") for line in said.splitlines() if line.startswith("Next: ")]
+        program, *arguments = shlex.split(line)
+        if name == "periscope":
+            assert (program, arguments[0]) == ("periscope", "train")
+        else:
+            program, *arguments = arguments
+            assert program == "train.py"
+        more = ("--steps", "1", "--name", f"next-{name}")
+        assert "texts: 48 to learn from" in here(mistakes, monkeypatch, capsys, program, *arguments, *more)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_without_the_package_says_how_to_install_it(name):
+    """-S leaves site-packages out, and with them the installed package."""
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-S", name], cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.strip() == (
+        "error: Periscope isn't installed in this Python; run this in the cloned folder first: pip install -e ."
+    )
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_older_python_gets_one_sentence(name):
+    """The script parses as Python 3.8, and checks the version before it imports anything of ours."""
+    text = (ROOT / name).read_text()
+    ast.parse(text, feature_version=(3, 8))
+    pretend = f"import sys; sys.version_info = (3, 8, 10); exec(compile(open({name!r}).read(), {name!r}, 'exec'))"
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-S", "-c", pretend], cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: Periscope needs Python 3.11 or newer, and this is 3.8"
