@@ -61,7 +61,7 @@ def main() -> None:
         if not old:
             refuse_taken(path)
         if options.merge_lora:
-            from periscope.adapters.lm.merge import refuse_merge
+            from periscope.adapters.io.merge_lora import refuse_merge
 
             refuse_merge(options.merge_lora, settings["lm"], settings["lora"])
         return train(settings, frozen, ranks, path, old, options.partial, options.merge_lora)
@@ -95,10 +95,10 @@ def train(
 
     from periscope.adapters.composed import ComposedModel
     from periscope.adapters.io.checkpoint import save_adapter
+    from periscope.adapters.io.merge_lora import merge_lora
     from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
     from periscope.adapters.lm.lora import FOLDER as LORA
     from periscope.adapters.lm.lora import add_lora, load_lora, lora_parameters, parse_lora
-    from periscope.adapters.lm.merge import merge_lora
     from periscope.evaluation.controls import stand_ins
     from periscope.evaluation.training_scores import training_scores
     from periscope.training.data.dataset import load_steps, medium_contents

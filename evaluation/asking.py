@@ -5,7 +5,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 
 from periscope.adapters.model import AdaptedModel
-from periscope.adapters.prompting.boxes import said as in_words
+from periscope.adapters.prompting.boxes import turn_text as in_words
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.errors import RunError
 from periscope.evaluation.answer import answer, blank_feature, caption_groups, conditions

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from periscope.adapters.io.card import is_hub_id
-from periscope.adapters.io.checkpoint import CONFIG
+from periscope.adapters.io.schema import CONFIG, AdapterConfig
 from periscope.adapters.model import AdaptedModel
 from periscope.errors import RunError
 from periscope.evaluation.options import ModelOptions, ScoringOptions
@@ -121,17 +121,17 @@ def scored_set(trained: str | list[str], modality: str | None) -> str:
     return fitting[0]
 
 
-def check_encoder(features: FeatureSet, config: dict, anyway: bool = False) -> None:
+def check_encoder(features: FeatureSet, config: AdapterConfig, anyway: bool = False) -> None:
     """Refuse features of another encoder than the adapter was trained on, or with `anyway` say so."""
-    theirs, ours = features.manifest["encoder"], config["encoder"]
-    if theirs["fingerprint"] != ours["fingerprint"]:
+    theirs, ours = features.manifest["encoder"], config.encoder
+    if theirs["fingerprint"] != ours.get("fingerprint"):
         other = (
-            f"{features.path} was made with encoder {theirs['name']}, but the adapter was trained on {ours['name']} "
-            "(weights, layer or preprocessing differ)"
+            f"{features.path} was made with encoder {theirs['name']}, but the adapter was trained on "
+            f"{ours.get('name')} (weights, layer or preprocessing differ)"
         )
         if not anyway:
             raise RunError(f"{other}; encode the media with that one")
         print(f"note: {other}")
-    held, read = features.manifest["features"].get(config["features"]["kind"], {}), config.get("storage")
+    held, read = features.manifest["features"].get(config.features.kind, {}), config.storage
     if read and held.get("codec") != read.get("codec"):
         print(f"note: {features.path} stores {held.get('codec')}, the adapter was trained on {read.get('codec')}")

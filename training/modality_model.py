@@ -8,7 +8,8 @@ from periscope.adapters.io.checkpoint import load_adapter
 from periscope.adapters.lm.injection import injection_into
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.model import AdaptedModel, Adapter
-from periscope.adapters.prompting.prompt import Prompt, Template, default_template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.template import default_template
 from periscope.training.data.sources import TrainingSet
 from periscope.training.run import Run
 from periscope.training.settings import template_fields
@@ -23,8 +24,8 @@ def make_part(source: TrainingSet, lm: LanguageModel, device: str, old: Run | No
     settings = source.settings
     start = old.path if old else settings["init"]
     if start:
-        adapter, about = load_adapter(start_folder(start, source.owner), device)
-        refuse_other_start(about, start, source.features, lm)
+        adapter, config = load_adapter(start_folder(start, source.owner), device)
+        refuse_other_start(config, start, source.features, lm)
     else:
         adapter = new_adapter(source, lm)
         adapter.to(device)
@@ -32,7 +33,7 @@ def make_part(source: TrainingSet, lm: LanguageModel, device: str, old: Run | No
             ids = torch.randint(len(lm.tokenizer), (adapter.soft_tokens,))
             adapter.soft_prompt.start_from(lm.embed(ids.to(device)))
     if old:
-        template = Template.from_dict(about["template"])
+        template = config.template
     else:
         fields = template_fields(settings, source.shape, adapter)
         template = default_template(lm.tokenizer, settings.get("template"), settings.get("delimiters"), **fields)
@@ -90,7 +91,7 @@ def about_part(part: AdaptedModel, sources: Sequence[TrainingSet], step: int, fa
         "encoder": first.features.manifest["encoder"],
         "storage": first.features.manifest["features"][first.shape.kind],
         "language_model": {"name": part.lm.name, "identity": part.lm.identity()},
-        "template": part.prompt.template.to_dict(),
+        "template": part.prompt.template,
         "training": {"features": ", ".join(one.features.path.name for one in sources), "texts": texts, "step": step}
         | facts,
     }

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from periscope.adapters.io.checkpoint import CONFIG, read_adapter_config
-from periscope.adapters.lm.language_model import LanguageModel, same_language_model
+from periscope.adapters.io.schema import CONFIG, AdapterConfig, read_adapter_config
+from periscope.adapters.lm.identity import same_language_model
+from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import parse_lora
-from periscope.adapters.prompting.prompt import Template
-from periscope.errors import AdapterError, RunError
+from periscope.errors import RunError
 from periscope.shards.read import FeatureSet
 from periscope.training.run import Run
 
@@ -34,17 +34,13 @@ def start_settings(path: Path | str) -> dict:
     language model and, of a run, the features. Raises RunError or AdapterError when there is no whole adapter.
     """
     folder = start_folder(path)
-    about = read_adapter_config(folder)
-    try:
-        template = Template.from_dict(about["template"])
-        settings = {name: about.get(name, 0) for name in FORM} | {"lm": about["language_model"]["name"]}
-        if about.get("injection"):
-            where = about["injection"]
-            settings |= {"inject_layers": [where["start"], where["end"]], "epalm_compat": where["compat"]}
-        if about.get("lora"):
-            settings["lora"] = "r={r},alpha={alpha}".format(**about["lora"])
-    except (KeyError, TypeError) as error:
-        raise AdapterError(f"{folder / CONFIG} is damaged: {error!r}") from None
+    config = read_adapter_config(folder)
+    template = config.template
+    settings = {name: getattr(config, name) for name in FORM} | {"lm": config.language_model.name}
+    if injection := config.injection:
+        settings |= {"inject_layers": [injection.start, injection.end], "epalm_compat": injection.compat}
+    if config.lora:
+        settings["lora"] = f"r={config.lora.r},alpha={config.lora.alpha}"
     settings |= {"template": template.style, "delimiters": list(template.delimiters)}
     settings |= {"soft_prompt_place": template.soft_prompt, "media_place": template.media}
     names = ("caption_prompt", "question", "row_separator", "box_decimals", "eos", "loss_on")
@@ -82,15 +78,15 @@ def over_start(start: dict, recipe: dict, flags: dict, path: Path | str) -> dict
     return start | recipe | {"lm": start["lm"], "start_words": "", "warm_start": 0}
 
 
-def refuse_other_start(about: dict, path: Path | str, features: FeatureSet, lm: LanguageModel) -> None:
-    """Raise RunError when the adapter at `path`, whose adapter.json is `about`, was trained with another encoder than
+def refuse_other_start(config: AdapterConfig, path: Path | str, features: FeatureSet, lm: LanguageModel) -> None:
+    """Raise RunError when the adapter at `path`, whose adapter.json is `config`, was trained with another encoder than
     that of `features`, or with another language model.
     """
-    ours, theirs = about["encoder"], features.manifest["encoder"]
-    if ours["fingerprint"] != theirs["fingerprint"]:
+    ours, theirs = config.encoder, features.manifest["encoder"]
+    if ours.get("fingerprint") != theirs["fingerprint"]:
         raise RunError(
-            f"{path} was trained on features of {ours['name']}, and {features.path} was made with {theirs['name']} "
+            f"{path} was trained on features of {ours.get('name')}, and {features.path} was made with {theirs['name']} "
             "(weights, layer or preprocessing differ); encode the media with that one"
         )
-    if difference := same_language_model(about["language_model"]["identity"], lm.identity()):
+    if difference := same_language_model(config.language_model.identity, lm.identity()):
         raise RunError(f"{lm.name} is not the language model that {path} was trained with: {difference}")

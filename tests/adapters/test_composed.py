@@ -15,10 +15,12 @@ from PIL import Image
 from periscope import inference as live
 from periscope.adapters.composed import ComposedModel, ComposedPrompt
 from periscope.adapters.io.checkpoint import save_adapter
-from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import SOFT_PROMPT, SOFT_PROMPT_END, Prompt, Template, default_template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END
+from periscope.adapters.prompting.template import Template, default_template
 from periscope.demo import scenes, sounds
 from periscope.errors import AdapterError
 from periscope.precompute.encoders import load_encoder
@@ -216,7 +218,7 @@ def test_live_says_what_does_not_go_together(folders, tmp_path):
         ({"image": ears}, "ears is named as image, but reads audio"),
         (
             {"image": eyes, "audio": folders["stranger"]},
-            r"stranger with .*another language model: .*go together on one",
+            r"stranger with .*another language model: .*combined on the same one",
         ),
         ({}, "by modality"),
         ({"path": eyes, "image": eyes}, "by modality"),

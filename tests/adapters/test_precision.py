@@ -8,16 +8,13 @@ import tiny
 import torch
 
 from periscope.adapters.lm.families import MODEL_FAMILIES
-from periscope.adapters.lm.language_model import (
-    choose_precision,
-    load_language_model,
-    precisions_differ,
-    same_language_model,
-    weights_sha256,
-)
+from periscope.adapters.lm.identity import precisions_differ, same_language_model, weights_sha256
+from periscope.adapters.lm.load import load_language_model
+from periscope.adapters.lm.precision import choose_precision
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, default_template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.template import default_template
 from periscope.errors import AdapterError
 from periscope.training.data.dataset import Batch
 from periscope.training.step import take_step

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from periscope.adapters.io.checkpoint import load_adapter, read_adapter_config, save_adapter
+from periscope.adapters.io.checkpoint import load_adapter, save_adapter
+from periscope.adapters.io.schema import read_adapter_config
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape, build_projector, find_projector, known_specs
+from periscope.adapters.prompting.template import Template
 from periscope.errors import AdapterError
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +61,7 @@ def test_projector_hidden_narrows_the_wide_ones_and_is_refused_where_there_is_no
         module = build_projector("mlp16", FeatureShape("pooled", 1, 768), 4096, inner=512)
     assert sum(p.numel() for p in module.parameters()) == 768 * 512 + 512 + 512 * 65536 + 65536 < 34_100_000
     assert build_projector("mlp", PATCHES, H, inner=7)(torch.randn(2, 36, 12)).shape == (2, 36, H)
-    with pytest.raises(AdapterError, match="no layer between"):
+    with pytest.raises(AdapterError, match="no hidden layer"):
         build_projector("linear16", POOLED, H, inner=7)
 
 
@@ -268,12 +270,12 @@ def test_tokens_start_from_words(output_norm):
 def test_an_adapter_folder_holds_everything_and_refuses_rubbish(tmp_path):
     adapter = Adapter("mlp", PATCHES, H, 0.01, soft_prompt=3, projector_hidden=7)
     about = {
-        "modality": "image", "encoder": {"name": "e"}, "template": {}, "training": {"steps": 1},
-        "language_model": {"name": "a/b", "identity": {}},
+        "modality": "image", "encoder": {"name": "e"}, "template": Template(),
+        "training": {"steps": 1}, "language_model": {"name": "a/b", "identity": {}},
     }  # fmt: skip
     save_adapter(tmp_path / "a", adapter, about)
     again, config = load_adapter(tmp_path / "a")
-    assert config["tokens"] == 36 and config["projector_hidden"] == 7 and config["soft_prompt"] == 3
+    assert config.tokens == 36 and config.projector_hidden == 7 and config.soft_prompt == 3
     x = torch.randn(2, 36, 12)
     assert torch.equal(adapter(x), again(x)) and torch.equal(adapter.soft_prompt(), again.soft_prompt())
     assert "base_model: a/b" in (tmp_path / "a" / "README.md").read_text()

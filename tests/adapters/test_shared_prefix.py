@@ -5,10 +5,12 @@ import tiny
 import torch
 
 from periscope.adapters import model as adapters_model
-from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, Segment, default_template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.segments import Segment
+from periscope.adapters.prompting.template import default_template
 from periscope.adapters.shared_prefix import can_share, group_by_prefix, pack_shared_prefix, sharing_pays
 
 WIDTH, PATCHES = 12, 9
@@ -55,7 +57,7 @@ def test_losses_and_gradients_are_those_of_separate_rows(family, language_model_
     texts, features = batch(model)
     shared, each = losses_and_gradients(model, texts, features), model.text_losses(texts, features)
     assert len(planted) == (2 if can_share(model.lm) else 0)
-    assert can_share(model.lm) != model.lm.quirk.recurrent
+    assert can_share(model.lm) != model.lm.family.recurrent
     separate(model)
     alone, each_alone = losses_and_gradients(model, texts, features), model.text_losses(texts, features)
     assert shared[1] == alone[1] and abs(shared[0] - alone[0]) < 1e-4 * alone[0]
@@ -101,11 +103,13 @@ def test_a_picture_is_laid_out_once_however_many_texts_it_has(language_model_fol
     texts, features = batch(model)
     captions = texts[:5]
     (one,) = group_by_prefix(captions)
-    assert sum(segment.slot == "one" for segment in one.stem) == 1 and not any(s.slot for r in one.rests for s in r)
+    assert sum(segment.slot == "one" for segment in one.prefix) == 1 and not any(
+        s.slot for r in one.suffixes for s in r
+    )
     tokens = {name: len(vectors) for name, vectors in model.slots(texts, features).items()}
     assert sharing_pays(captions, [one], tokens) and not sharing_pays(texts[:1], group_by_prefix(texts[:1]), tokens)
     questions = group_by_prefix(texts[5:8])[0]
-    said = model.lm.tokenizer.decode(questions.stem[-1].ids)
+    said = model.lm.tokenizer.decode(questions.prefix[-1].ids)
     assert said.endswith(" What") or "What" in said
 
 
@@ -126,4 +130,4 @@ def test_equal_texts_and_no_text_of_its_own():
     head = [Segment(ids=(1,)), Segment(slot="m")]
     texts = [[*head, Segment(ids=(5, 6), target=True)], [*head, Segment(ids=(5, 6, 7), target=True)]]
     (one,) = group_by_prefix([*texts, texts[0]])
-    assert one.stem[-1].ids == (5, 6) and [rest[0].ids for rest in one.rests] == [(), (7,), ()]
+    assert one.prefix[-1].ids == (5, 6) and [rest[0].ids for rest in one.suffixes] == [(), (7,), ()]
