@@ -124,7 +124,7 @@ class Run:
         folder = self.step_folder() / "state"
         try:
             facts = json.loads((folder / "facts.json").read_text())
-            tensors = load_file(folder / "tensors.safetensors", device=device)
+            tensors = load_tensors(folder / "tensors.safetensors", device)
         except Exception as error:
             raise RunError(
                 f"{folder} can't be read ({error}); delete its step and point `last` at an older one"

@@ -7,7 +7,7 @@ a file outside its folder.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -98,7 +98,7 @@ class AdapterConfig:
             if values[name] is not None:
                 _convert(values[name], facts, name)
         # A field left out or unknown here would silently change the prompt.
-        known = {field.name for field in fields(Template)}
+        known = {entry.name for entry in fields(Template)}
         if missing := sorted(known - values["template"].keys()):
             raise AdapterError(f"template.{missing[0]} is missing")
         if unknown := sorted(values["template"].keys() - known):
@@ -179,8 +179,8 @@ class _EncoderFacts:
     id: Name = ""
     fingerprint: Name = ""
     layer: _EncoderLayers | None = None
-    choices: dict[str, Any] | None = None
-    preprocessing: dict[str, Any] | None = None
+    choices: dict[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,8 @@ class _StorageFacts:
     """What is read of how features were stored."""
 
     codec: Name = ""
-    shape: Annotated[list[SizeOrZero], Meta(max_length=MAX_LOOPS)] | None = None
-    pool: tuple[Size, Size] | None = None
+    shape: Annotated[list[SizeOrZero], Meta(max_length=MAX_LOOPS)] = field(default_factory=list)
+    pool: tuple[Size, Size] = (1, 1)
 
 
 T = TypeVar("T")

@@ -100,6 +100,18 @@ def insert_lora(model: PreTrainedModel, rank: int, alpha: float, name: str = "",
     model.eval()
     for parameter in lora_parameters(model).values():
         parameter.data = parameter.data.float()
+    for name, module in model.named_modules():
+        if ".lora_A." in name:
+            module.register_forward_pre_hook(_contiguous_input)
+
+
+def _contiguous_input(_: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """Make a layer's input contiguous.
+
+    For other inputs torch.matmul picks mm for weights that require gradients and bmm for those that don't, so a trained
+    LoRA would differ in the last bits once it is loaded frozen. mm would copy such an input anyway.
+    """
+    return (args[0].contiguous(),)
 
 
 def add_lora(lm: LanguageModel, rank: int, alpha: float, targets: Sequence[str] = ()) -> None:

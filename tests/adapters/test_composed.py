@@ -15,6 +15,7 @@ from PIL import Image
 from periscope import inference as live
 from periscope.adapters.composed import ComposedModel, ComposedPrompt
 from periscope.adapters.io.checkpoint import save_adapter
+from periscope.adapters.lm.injection import Injection
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
@@ -141,7 +142,7 @@ def test_what_cannot_stand_together_is_refused(language_model_folder):
     with pytest.raises(AdapterError, match="audio adapter is on another language model"):
         ComposedModel({"image": part(lm, "image"), "audio": part(other, "audio")})
     shape = FeatureShape("layers", 1, 6)
-    where = {"layer_size": lm.hidden_size, "start": 0, "end": 1, "compat": False}
+    where = Injection(lm.hidden_size, 0, 1, compat=False)
     inner = Adapter("epalm", shape, lm.hidden_size, lm.embedding_rms, injection=where)
     inside = AdaptedModel(lm, inner, Prompt(lm.tokenizer, Template()))
     with pytest.raises(AdapterError, match="inner layers"):

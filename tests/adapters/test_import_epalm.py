@@ -142,7 +142,7 @@ def test_an_imported_checkpoint_says_what_the_released_code_says(opt, maps, mlp,
             unfolded.adapter.soft_prompt.vectors.copy_(embedding / adapter.soft_prompt.scale)
         wrong["the prompt without its MLP"] = (ours(unfolded, CAPTION, blocks) - want).abs().max()
     with pytest.MonkeyPatch.context() as patch:  # the prompt's rows counted, as elsewhere
-        patch.setattr(Injector, "_unplace", lambda self, rows, texts, module, given, out: out)
+        patch.setattr(Injector, "_unposition", lambda self, injected, texts, module, args, output: output)
         wrong["a prompt with positions"] = (ours(adapted(opt, adapter, template), CAPTION, blocks) - want).abs().max()
     assert all(miss > 1e-3 for miss in wrong.values()), wrong
 
@@ -160,7 +160,7 @@ def test_it_answers_as_the_released_code_does(opt, tmp_path):
         ids = [token for part in prompt for token in part.ids]
         for _ in range(6):
             ids.append(original(opt, whole["model"], ids, medium)[-1].argmax().item())
-        said = model._say_anew([prompt], model.slots([prompt], {"a": medium}), 6)
+        said = model._generate_uncached([prompt], model.slots([prompt], {"a": medium}), 6)
         assert said == [ids[-6:]]
         assert model.generate([prompt], {"a": medium}, 6) == [opt.tokenizer.decode(said[0]).strip()]
     with pytest.raises(AdapterError, match="leave out num_beams"):
@@ -180,7 +180,7 @@ def test_the_command_makes_a_folder_that_loads(opt, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", [*arguments, "--out", str(tmp_path / "out")])
     main()
     said = capsys.readouterr().out
-    assert "given to layers 2 to 13" in said and "captions only" in said
+    assert "injected into layers 2 to 13" in said and "captions only" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "out", "x.pth"]
     adapter, config = load_adapter(tmp_path / "out")
     assert config.encoder == manifest["encoder"] and config.injection.compat

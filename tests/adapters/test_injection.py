@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from periscope.adapters.io.checkpoint import load_adapter, save_adapter
 from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
-from periscope.adapters.lm.injection import decoder_layers, injection_into, map_layers
+from periscope.adapters.lm.injection import Injection, decoder_layers, injection_into, map_layers
 from periscope.adapters.lm.language_model import LanguageModel, freeze
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape, build_projector
@@ -226,7 +226,7 @@ def test_layers_that_run_again_are_given_the_same(family):
     ],
 )
 def test_published_counts_of_all_that_is_trained(hidden, embedded, width, spec, mlp, parameters):
-    where = {"layer_size": hidden, "start": 19, "end": 31, "compat": False}
+    where = Injection(hidden, 19, 31, compat=False)
     shape = FeatureShape("layers", 6, width)
     with torch.device("meta"):
         adapter = Adapter(spec, shape, embedded, 0.01, soft_prompt=10, injection=where, soft_prompt_mlp=mlp)

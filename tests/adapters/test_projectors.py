@@ -1,5 +1,6 @@
 """Projectors: names, shapes, parameter counts, formulas, and the scale rule."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -303,12 +304,16 @@ def test_the_documented_new_projector_is_found_by_train(tmp_path):
     text = (ROOT / "docs" / "new_projector.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.S)[1]
     assert len(code.strip().splitlines()) <= 20
-    shutil.copytree(ROOT / "adapters", tmp_path / "adapters")
-    (tmp_path / "adapters" / "projectors" / "rows.py").write_text(code)
+    package = tmp_path / "periscope"
+    shutil.copytree(ROOT / "adapters", package / "adapters")
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy(ROOT / name, package / name)
+    (package / "adapters" / "projectors" / "rows.py").write_text(code)
     spec = re.search(r"--adapter (\w+)", text)[1]
     check = (
         "import torch; from periscope.adapters.projectors import FeatureShape, build_projector as build;"
         f"m = build('{spec}', FeatureShape('patches', 36, 12, (6, 6)), 20);"
         "assert m(torch.randn(2, 36, 12)).shape == (2, m.tokens, 20) == (2, 6, 20)"
     )
-    subprocess.run([sys.executable, "-c", check], cwd=tmp_path, check=True)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", check], cwd=tmp_path, check=True, env=environment)

@@ -39,7 +39,7 @@ def batch(model):
 
 
 def separate(model):
-    model._shares = False
+    model._can_share = False
     return model
 
 
@@ -86,21 +86,21 @@ def test_branches_and_stems_see_none_but_their_own(language_model_folder):
     texts, features = batch(model)
     with torch.no_grad():
         slots = model.slots(texts, features)
-        tree = pack_shared_prefix(model.lm, texts, group_by_prefix(texts), slots)
-        right = model._tree_losses(tree)
-        row_wise = torch.ones(tree.keep.shape[1], tree.keep.shape[1], dtype=torch.bool).tril()
+        packed = pack_shared_prefix(model.lm, texts, group_by_prefix(texts), slots)
+        right = model._shared_prefix_losses(packed)
+        row_wise = torch.ones(packed.keep.shape[1], packed.keep.shape[1], dtype=torch.bool).tril()
         causal = torch.zeros(row_wise.shape).masked_fill(~row_wise, torch.finfo(torch.float32).min)
-        own = tree.attention_mask
-        tree.attention_mask = causal[None, None].expand_as(own)
-        assert (model._tree_losses(tree) - right).abs().max() > 1e-2
-        tree.attention_mask = own
-        tree.position_ids = torch.arange(tree.keep.shape[1])[None].expand_as(tree.position_ids)
-        assert (model._tree_losses(tree) - right).abs().max() > 1e-3
+        own = packed.attention_mask
+        packed.attention_mask = causal[None, None].expand_as(own)
+        assert (model._shared_prefix_losses(packed) - right).abs().max() > 1e-2
+        packed.attention_mask = own
+        packed.position_ids = torch.arange(packed.keep.shape[1])[None].expand_as(packed.position_ids)
+        assert (model._shared_prefix_losses(packed) - right).abs().max() > 1e-3
 
 
 def test_a_picture_is_laid_out_once_however_many_texts_it_has(language_model_folder):
     model = adapted(language_model_folder("llama"))
-    texts, features = batch(model)
+    texts, features = packed(model)
     captions = texts[:5]
     (one,) = group_by_prefix(captions)
     assert sum(segment.slot == "one" for segment in one.prefix) == 1 and not any(
