@@ -33,7 +33,7 @@ def main() -> None:
         return print(listing())
     device = choose_device(request.device)
 
-    from periscope.adapters.lm.merge import refuse_merge
+    from periscope.adapters.io.merge_lora import refuse_merge
     from periscope.training.distributed import join
     from periscope.training.language_model_holder import LanguageModelHolder
     from periscope.training.resolve import resolve, resumed, run_path
@@ -123,7 +123,7 @@ def fit(session: "Session") -> None:
 
 def finish(session: "Session", holder: "LanguageModelHolder", merged: Path | None = None) -> bool:
     """Check that the language model is unchanged, say what comes next, and write the merged model where asked."""
-    from periscope.adapters.lm.merge import merge_lora
+    from periscope.adapters.io.merge_lora import merge_lora
 
     holder.check()
     path, complete = session.run.path, session.step == session.config.steps

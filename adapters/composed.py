@@ -1,36 +1,38 @@
-"""Several adapters on one frozen language model, one for each modality: pictures, sounds and clips in one prompt.
+"""Several adapters on one frozen language model, one per modality: images, sounds and clips in one prompt.
 
-Everything that belongs to one of them is named so: its slots are `image:...`, `audio:...`, `video:...`. A text whose
-media are of one modality is that adapter's own text, to the last bit; what a mixed one looks like is in
-docs/composition.md.
+Slots carry their modality as a prefix: `image:...`, `audio:...`, `video:...`. A text whose media are of one modality is
+exactly that adapter's own text; docs/composition.md describes mixed ones.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from periscope.adapters.model import AdaptedModel, Features, Texts
-from periscope.adapters.prompting.prompt import SOFT_PROMPT, SOFT_PROMPT_END, Piece, Prompt, Segment, mark_of
+from periscope.adapters.model import AdaptedModel, Adapter, Features, Texts
+from periscope.adapters.prompting.prompt import Prompt, Turn, mark_of
+from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END, Piece, Segment, is_data
 from periscope.errors import AdapterError
 
 
-def owned(modality: str, segments: Sequence[Segment]) -> list[Segment]:
-    """Segments whose slots are said to be of `modality`."""
-    return [part._replace(slot=f"{modality}:{part.slot}") if part.slot else part for part in segments]
+def with_modality(modality: str, segments: Sequence[Segment]) -> list[Segment]:
+    """The segments with `modality:` before the names of their slots."""
+    return [s._replace(slot=f"{modality}:{s.slot}") if s.slot else s for s in segments]
 
 
 def modality_of(slot: str) -> str:
-    """Which modality a slot, or a medium, so named is of."""
+    """The modality in the name of a slot."""
     return slot.partition(":")[0]
 
 
 class ComposedPrompt(Prompt):
-    """Turns texts about media of several modalities into segments; media are named `image:...`, `audio:...`.
+    """Turns conversations about media of several modalities, named `image:...`, `audio:...`, into segments.
 
-    A text about one modality has the form of that prompt. In a mixed one each medium has its own prompt's delimiters
-    and row separators, and all else is the first prompt's. The soft prompts of `soft`, where their media occur, stand
-    before the first or after the last of these, around the first user's words, or first of all, as each template says.
+    A text about one modality has the form of that modality's prompt. In a mixed text, media have their own prompt's
+    delimiters and row separators; everything else is the first prompt's. The soft prompts of the modalities in `soft`
+    stand, where their media occur, before the first or after the last of them, around the first user turn's words, or
+    first in the sequence, as each template says.
     """
 
     def __init__(self, prompts: Mapping[str, Prompt], soft: Collection[str] = ()):
@@ -40,28 +42,28 @@ class ComposedPrompt(Prompt):
         self.marks = tuple(map(mark_of, prompts))
 
     def segments(
-        self, turns: Sequence[dict], media: Sequence[str] = (), *, answer: bool = True, soft_prompt: bool = True
+        self, turns: Sequence[Turn], media: Sequence[str] = (), *, answer: bool = True, soft_prompt: bool = True
     ) -> list[Segment]:
-        """As `Prompt.segments`. In a mixed text every medium has its own modality's mark, or none has any."""
+        """As `Prompt.segments`. In a mixed text all media are marked, each with its own modality's mark, or none is."""
         named = {modality_of(name) for name in media} or (set(self.prompts) if len(self.prompts) == 1 else set())
         used = [modality for modality in self.prompts if modality in named]
         if len(used) == 1:
-            return self._of_one(used[0], turns, media, answer, soft_prompt)
+            return self._single_modality(used[0], turns, media, answer, soft_prompt)
         return super().segments(turns, media, answer=answer, soft_prompt=soft_prompt and bool(used))
 
-    def _of_one(
-        self, modality: str, turns: Sequence[dict], media: Sequence[str], answer: bool, soft_prompt: bool
+    def _single_modality(
+        self, modality: str, turns: Sequence[Turn], media: Sequence[str], answer: bool, soft_prompt: bool
     ) -> list[Segment]:
         prompt, soft = self.prompts[modality], soft_prompt and modality in self.soft
-        asked = " ".join(turn["content"] for turn in turns if turn["role"] == "user")
-        if absent := [mark for mark in self.marks if media and mark not in prompt.marks and mark in asked]:
+        questions = " ".join(turn["content"] for turn in turns if turn["role"] == "user")
+        if absent := [mark for mark in self.marks if media and mark not in prompt.marks and mark in questions]:
             raise AdapterError(f"the words mark {absent[0]}, and the media given are all {modality}")
         names = [name.removeprefix(f"{modality}:") for name in media]
-        return owned(modality, prompt.segments(turns, names, answer=answer, soft_prompt=soft))
+        return with_modality(modality, prompt.segments(turns, names, answer=answer, soft_prompt=soft))
 
-    def _check(self, marks: Sequence[str], media: Sequence[str]) -> None:
-        wanted = [mark_of(modality_of(name)) for name in media]
-        if marks and sorted(marks) != sorted(wanted):
+    def _check_marks(self, marks: Sequence[str], media: Sequence[str]) -> None:
+        expected = [mark_of(modality_of(name)) for name in media]
+        if marks and sorted(marks) != sorted(expected):
             raise AdapterError(
                 f"the words mark {', '.join(marks)}, and the media given are {', '.join(map(modality_of, media))}; "
                 "mark each of them, or none"
@@ -73,101 +75,110 @@ class ComposedPrompt(Prompt):
     def _slot(self, medium: str) -> list[Segment | Piece]:
         return self.prompts[modality_of(medium)]._slot(medium)
 
-    def _place(self, asked: list[list[Segment | Piece]]) -> list[Segment]:
+    def _place_soft_prompt(self, user_contents: list[list[Segment | Piece]]) -> list[Segment]:
         before = []
         for modality, prompt in self.prompts.items():
-            own = [(content, i) for content in asked for i in _of(content, modality)]
-            if modality not in self.soft or not own:
+            media = [(content, i) for content in user_contents for i in _positions(content, modality)]
+            if modality not in self.soft or not media:
                 continue
             soft, end = (Segment(slot=f"{modality}:{name}") for name in (SOFT_PROMPT, SOFT_PROMPT_END))
             place, delimited = prompt.template.soft_prompt, [bool(text) for text in prompt.template.delimiters]
             if place == "first":
                 before.append(soft)
             elif place == "before":
-                content, i = own[0]
+                content, i = media[0]
                 content.insert(i - delimited[0], soft)
             elif place == "after":
-                content, i = own[-1]
+                content, i = media[-1]
                 content.insert(i + 1 + delimited[1], soft)
             else:
-                words = [i for i, part in enumerate(asked[0]) if isinstance(part, Piece) and part.from_data]
-                asked[0].insert(words[-1] + 1 if words else len(asked[0]), end)
-                asked[0].insert(words[0] if words else len(asked[0]) - 1, soft)
+                content = user_contents[0]
+                words = [i for i, item in enumerate(content) if is_data(item)]
+                content.insert(words[-1] + 1 if words else len(content), end)
+                content.insert(words[0] if words else len(content) - 1, soft)
         return before
 
 
-def _of(content: Sequence[Segment | Piece], modality: str) -> list[int]:
-    """Where in a turn's content the media of a modality stand."""
-    return [i for i, part in enumerate(content) if isinstance(part, Segment) and modality_of(part.slot) == modality]
+def _positions(content: Sequence[Segment | Piece], modality: str) -> list[int]:
+    """Where in a turn's content the media of a modality are."""
+    return [
+        i for i, item in enumerate(content) if isinstance(item, Segment) and modality_of(item.slot or "") == modality
+    ]
 
 
-class Adapters(nn.ModuleDict):
-    """Adapters by modality, whose tokens stand among the words."""
+class AdapterDict(nn.ModuleDict):
+    """Adapters by modality, whose vectors stand among the words."""
 
     injects = False
 
 
 class ComposedModel(AdaptedModel):
-    """One frozen language model that reads through several adapters, the `parts` by modality, all on the same `lm`.
+    """One frozen language model that reads through several adapters: `models` by modality, all on the same `lm`.
 
-    Texts and features name media as `ComposedPrompt` does. `adapter` holds all adapters, so that they are trained as
-    one. Raises AdapterError for parts on different language models, and for one that gives its medium to inner layers.
+    Texts and features name media as `ComposedPrompt` does. `adapter` holds all adapters, so they are trained as one.
+    Raises AdapterError for models on different language models, and for one among several that injects.
     """
 
-    def __init__(self, parts: Mapping[str, AdaptedModel]):
-        first = next(iter(parts.values()))
-        for modality, part in parts.items():
-            if part.lm is not first.lm:
+    def __init__(self, models: Mapping[str, AdaptedModel]):
+        first = next(iter(models.values()))
+        for modality, model in models.items():
+            if model.lm is not first.lm:
                 raise AdapterError(f"the {modality} adapter is on another language model than the first")
-            if part.adapter.injects and len(parts) > 1:
+            if model.adapter.injects and len(models) > 1:
                 raise AdapterError(
-                    f"the {modality} adapter ({part.adapter.spec}) gives its medium to inner layers, where a row knows "
-                    "of one medium only; load it alone"
+                    f"the {modality} adapter ({model.adapter.spec}) injects into inner layers, where there is room for "
+                    "one medium only; load it alone"
                 )
-        soft = [modality for modality, part in parts.items() if part.adapter.soft_prompt is not None]
-        prompt = ComposedPrompt({modality: part.prompt for modality, part in parts.items()}, soft)
-        adapters = Adapters({modality: part.adapter for modality, part in parts.items()})
-        noise = max(part.token_noise for part in parts.values())
-        super().__init__(first.lm, adapters, prompt, noise, first.loss_mean)
-        self.parts = nn.ModuleDict(parts)
+        soft = [modality for modality, model in models.items() if model.adapter.soft_prompt is not None]
+        prompt = ComposedPrompt({modality: model.prompt for modality, model in models.items()}, soft)
+        adapters = AdapterDict({modality: model.adapter for modality, model in models.items()})
+        noise = max(model.token_noise for model in models.values())
+        # The base class reads only `injects` and the parameters of its adapter; the rest is overridden here.
+        super().__init__(first.lm, cast(Adapter, adapters), prompt, noise, first.loss_mean)
+        self.models = nn.ModuleDict(models)
 
     def slots(
         self, texts: Texts, features: Features, noise: float = 0.0, draw: str | None = None
     ) -> dict[str, torch.Tensor]:
-        """As `AdaptedModel.slots`, each adapter's own filled by it."""
+        """As `AdaptedModel.slots`, each slot filled by its own adapter."""
         filled = {}
         for modality in _modalities(texts):
-            own, given = _stripped(modality, texts), _given(modality, features)
-            part, named = self.parts[modality], None if draw is None else f"{draw}/{modality}"
-            found = part.slots(own, given, min(noise, part.token_noise), named)
-            filled |= {f"{modality}:{name}": vectors for name, vectors in found.items()}
+            model = self._model(modality)
+            seed = None if draw is None else f"{draw}/{modality}"
+            slots = model.slots(
+                _texts_of(modality, texts), _features_of(modality, features), min(noise, model.token_noise), seed
+            )
+            filled |= {f"{modality}:{name}": vectors for name, vectors in slots.items()}
         return filled
 
-    def generate(self, texts: Texts, features: Features, max_new_tokens: int = 64, **decoding) -> list[str]:
+    def generate(self, texts: Texts, features: Features, max_new_tokens: int = 64, **decoding: Any) -> list[str]:
         """As `AdaptedModel.generate`; texts about one modality are answered by that adapter alone."""
-        used = _modalities(texts) or list(self.parts)
-        if len(used) == 1:
-            (modality,) = used
-            own, given = _stripped(modality, texts), _given(modality, features)
-            return self.parts[modality].generate(own, given, max_new_tokens, **decoding)
-        return super().generate(texts, features, max_new_tokens, **decoding)
+        used = _modalities(texts) or list(self.models)
+        if len(used) > 1:
+            return super().generate(texts, features, max_new_tokens, **decoding)
+        (modality,) = used
+        texts, features = _texts_of(modality, texts), _features_of(modality, features)
+        return self._model(modality).generate(texts, features, max_new_tokens, **decoding)
+
+    def _model(self, modality: str) -> AdaptedModel:
+        return cast(AdaptedModel, self.models[modality])
 
 
 def _modalities(texts: Texts) -> list[str]:
-    return list(dict.fromkeys(modality_of(part.slot) for text in texts for part in text if part.slot))
+    return list(dict.fromkeys(modality_of(segment.slot) for text in texts for segment in text if segment.slot))
 
 
-def _stripped(modality: str, texts: Texts) -> list[list[Segment]]:
-    """The texts with the slots of one modality alone, by their bare names."""
+def _texts_of(modality: str, texts: Texts) -> list[list[Segment]]:
+    """The texts with the slots of one modality only, by their names without it."""
     prefix = f"{modality}:"
 
-    def bare(text: Iterable[Segment]) -> list[Segment]:
-        own = [part for part in text if not part.slot or part.slot.startswith(prefix)]
-        return [part._replace(slot=part.slot.removeprefix(prefix)) if part.slot else part for part in own]
+    def without_prefix(text: Iterable[Segment]) -> list[Segment]:
+        own = [segment for segment in text if not segment.slot or segment.slot.startswith(prefix)]
+        return [s._replace(slot=s.slot.removeprefix(prefix)) if s.slot else s for s in own]
 
-    return [bare(text) for text in texts]
+    return [without_prefix(text) for text in texts]
 
 
-def _given(modality: str, features: Features) -> dict[str, torch.Tensor]:
+def _features_of(modality: str, features: Features) -> dict[str, torch.Tensor]:
     prefix = f"{modality}:"
-    return {name.removeprefix(prefix): row for name, row in features.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): value for name, value in features.items() if name.startswith(prefix)}

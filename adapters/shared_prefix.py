@@ -1,9 +1,9 @@
-"""Texts that begin alike share one pass over their beginning: a tree of segments in one row.
+"""Texts with a shared prefix: one pass over the prefix for all of them.
 
-Several captions or questions about one picture differ only after the picture. Their common beginning, the stem, stands
-once, and each text's rest, a branch, behind it. A branch sees the stem and itself, never another branch, and counts its
-positions from the stem's end; so every text reads what it would read alone, and a picture's tokens are paid for once.
-Stems with their branches are laid side by side in rows until these are full, and don't see one another either.
+Several captions or questions about one image differ only after the image. Their prefix is laid out once, with each
+text's suffix behind it. A suffix attends to the prefix and itself, never to another suffix, and its position ids
+continue the prefix's, so every text is computed as it would be alone, and an image's tokens are paid for once. Groups
+of prefix and suffixes are packed into rows, and don't attend to one another either.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,85 +14,89 @@ import numpy as np
 import torch
 
 from periscope.adapters.lm.language_model import LanguageModel
-from periscope.adapters.prompting.prompt import Segment
+from periscope.adapters.prompting.segments import Segment
 from periscope.adapters.splice import embed_at, length_of
 from periscope.errors import AdapterError
 
-WORTH = 0.8  # a tree is used when it takes fewer positions than this share of the padded batch's
+SHARING_PAYS = 0.8  # share when that takes fewer positions than this fraction of the padded batch
 SHARED_LAYERS = {"full_attention", "sliding_attention"}
 
 
 class PrefixGroup(NamedTuple):
-    """Texts (their numbers) that share `stem`; `rests` are what each has of its own, in the same order."""
+    """Texts, by index, that share `prefix`; `suffixes` are what follows in each, in the same order."""
 
     texts: list[int]
-    stem: list[Segment]
-    rests: list[list[Segment]]
+    prefix: list[Segment]
+    suffixes: list[list[Segment]]
 
 
 @dataclass
 class SharedPrefixBatch:
-    """A batch as rows of stems and branches, driven by vectors.
+    """A batch of packed groups.
 
-    `inputs_embeds` `(rows, length, hidden_size)` in the model's dtype; `attention_mask` `(rows, 1, length, length)`,
-    added to scores, or one for each kind of layer by its name; `position_ids` `(rows, length)`. `keep` `(rows, length)`
-    bool: where logits are needed; `said` and `labels` `(targets,)`: for each target, text by text, which of the kept
-    positions must say it, and its id.
+    - `inputs_embeds`: `(rows, length, hidden_size)` in the model's dtype.
+    - `attention_mask`: `(rows, 1, length, length)`, added to attention scores; or one for each kind of layer, by name.
+    - `position_ids`: `(rows, length)` int64.
+    - `keep`: `(rows, length)` bool, positions whose logits are needed.
+    - `predicted_by`, `labels`: `(targets,)` int64. For each target, text by text: the index among the kept positions of
+      the one that predicts it, and its id.
     """
 
     inputs_embeds: torch.Tensor
     attention_mask: torch.Tensor | dict[str, torch.Tensor]
     position_ids: torch.Tensor
     keep: torch.Tensor
-    said: torch.Tensor
+    predicted_by: torch.Tensor
     labels: torch.Tensor
 
 
 def can_share(lm: LanguageModel) -> bool:
-    """Whether texts can share a row of this model: attention of the usual two kinds in every layer, which takes any
-    mask, and positions that can be given. A state-space model has no mask that could part the branches.
+    """Whether this model can share prefixes: full or sliding-window attention in every layer, any mask, given position
+    ids. A state-space model has no mask that could separate the suffixes.
     """
     config = lm.model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
-    plain = lm.model.config._attn_implementation in ("sdpa", "eager")
-    return bool(lm.quirk.tested) and not lm.quirk.recurrent and plain and kinds <= SHARED_LAYERS
+    takes_any_mask = lm.model.config._attn_implementation in ("sdpa", "eager")
+    return bool(lm.family.tested) and not lm.family.recurrent and takes_any_mask and kinds <= SHARED_LAYERS
 
 
 def group_by_prefix(texts: Sequence[Sequence[Segment]]) -> list[PrefixGroup]:
-    """Put together the texts that are alike up to their last medium; what else they have in common after it belongs to
-    the stem too. A text without a medium stands alone.
+    """Group the texts that are the same up to their last image; what they have in common after it joins the prefix. A
+    text without an image is a group of its own.
     """
-    alike: dict[tuple, list[int]] = {}
+    same: dict[tuple[Segment | int, ...], list[int]] = {}
     for number, text in enumerate(texts):
         cut = max((i + 1 for i, segment in enumerate(text) if segment.slot), default=0)
-        alike.setdefault(tuple(text[:cut]) or (number,), []).append(number)
+        same.setdefault(tuple(text[:cut]) or (number,), []).append(number)
     groups = []
-    for key, numbers in alike.items():
+    for key, numbers in same.items():
         cut = len(key) if isinstance(key[0], Segment) else 0
-        stem, rests = list(texts[numbers[0]][:cut]), [list(texts[number][cut:]) for number in numbers]
-        first = [rest[0] if rest else Segment() for rest in rests]
+        prefix, suffixes = list(texts[numbers[0]][:cut]), [list(texts[number][cut:]) for number in numbers]
+        first = [suffix[0] if suffix else Segment() for suffix in suffixes]
         if len(numbers) > 1 and len({segment.target for segment in first}) == 1:
-            common = _common([segment.ids for segment in first])
-            stem += [Segment(ids=common, target=first[0].target)] if common else []
-            rests = [[Segment(ids=rest[0].ids[len(common) :], target=rest[0].target), *rest[1:]] for rest in rests]
-        groups.append(PrefixGroup(numbers, stem, rests))
+            common = _common_prefix([segment.ids for segment in first])
+            prefix += [Segment(ids=common, target=first[0].target)] if common else []
+            suffixes = [
+                [Segment(ids=suffix[0].ids[len(common) :], target=suffix[0].target), *suffix[1:]] for suffix in suffixes
+            ]
+        groups.append(PrefixGroup(numbers, prefix, suffixes))
     return groups
 
 
-def _common(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The longest beginning of all rows."""
+def _common_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The longest common prefix of all rows."""
     low, high = min(rows), max(rows)
     return low[: next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(map(len, rows)))]
 
 
 def sharing_pays(texts: Sequence[Sequence[Segment]], groups: Sequence[PrefixGroup], tokens: Mapping[str, int]) -> bool:
-    """Whether the groups take enough fewer positions than `texts` padded to one length; `tokens` of each slot."""
+    """Whether the groups take enough fewer positions than `texts` padded to one length. `tokens`: vectors per slot."""
     padded = len(texts) * max(length_of(text, tokens) for text in texts)
-    return sum(_length(one, tokens) for one in groups) < WORTH * padded
+    return sum(_length(group, tokens) for group in groups) < SHARING_PAYS * padded
 
 
-def _length(one: PrefixGroup, tokens: Mapping[str, int]) -> int:
-    return length_of(one.stem, tokens) + sum(length_of(rest, tokens) for rest in one.rests)
+def _length(group: PrefixGroup, tokens: Mapping[str, int]) -> int:
+    return length_of(group.prefix, tokens) + sum(length_of(suffix, tokens) for suffix in group.suffixes)
 
 
 def pack_shared_prefix(
@@ -101,52 +105,56 @@ def pack_shared_prefix(
     groups: Sequence[PrefixGroup],
     slots: Mapping[str, torch.Tensor],
 ) -> SharedPrefixBatch:
-    """Lay out groups in rows as long as the longest of them. `slots` as in `adapters.splice.splice`.
+    """Pack groups into rows as long as the longest of them, first-fit decreasing. `slots` as in `splice`.
 
     Raises AdapterError as `splice` does.
     """
     tokens = {name: len(vectors) for name, vectors in slots.items()}
-    lengths = [_length(one, tokens) for one in groups]
+    lengths = [_length(group, tokens) for group in groups]
     longest = max(lengths)
     used: list[int] = []
-    pieces, spans = [], []  # segments with their places; (group, branch, row, place, length, first position)
-    targets: dict[int, list[tuple[int, int]]] = {}  # text -> (place that says it, id)
+    pieces: list[tuple[Segment, int]] = []  # segments with their places in the flat batch
+    spans = []  # (group, branch: 0 for the prefix, place, length, first position id)
+    targets: dict[int, list[tuple[int, int]]] = {}  # text -> (place that predicts it, id)
     for number in sorted(range(len(groups)), key=lambda number: -lengths[number]):
         row = next((row for row, full in enumerate(used) if full + lengths[number] <= longest), len(used))
         used += [0] if row == len(used) else []
-        start, one = row * longest + used[row], groups[number]
-        stem = length_of(one.stem, tokens)
-        pieces += _placed(one.stem, start, tokens)
-        spans.append((number, 0, start, stem, 0))
-        place = start + stem
-        for branch, (text, rest) in enumerate(zip(one.texts, one.rests, strict=True), 1):
-            own = length_of(rest, tokens)
-            pieces += _placed(rest, place, tokens)
-            spans.append((number, branch, place, own, stem))
-            path = [*range(start, start + stem), *range(place, place + own)]
-            targets[text] = _targets([*one.stem, *rest], path, tokens)
+        start, group = row * longest + used[row], groups[number]
+        prefix = length_of(group.prefix, tokens)
+        pieces += _placed(group.prefix, start, tokens)
+        spans.append((number, 0, start, prefix, 0))
+        place = start + prefix
+        for branch, (text, suffix) in enumerate(zip(group.texts, group.suffixes, strict=True), 1):
+            length = length_of(suffix, tokens)
+            pieces += _placed(suffix, place, tokens)
+            spans.append((number, branch, place, length, prefix))
+            path = [*range(start, start + prefix), *range(place, place + length)]
+            targets[text] = _targets([*group.prefix, *suffix], path, tokens)
             if not targets[text]:
                 raise AdapterError("a text has no words to learn: its answer is empty")
-            place += own
+            place += length
         used[row] = place - row * longest
     size = len(used) * longest
-    owner, branch, position = (np.full(size, value) for value in (-1, 0, 0))
-    for number, which, place, length, first in spans:
-        owner[place : place + length], branch[place : place + length] = number, which
-        position[place : place + length] = np.arange(first, first + length)
-    by, labels = zip(*(pair for text in range(len(texts)) for pair in targets[text]), strict=True)
-    places, said = np.unique(np.array(by), return_inverse=True)
+    groups_at, branches_at, positions_at = (np.full(size, value) for value in (-1, 0, 0))
+    for number, branch, place, length, first in spans:
+        groups_at[place : place + length], branches_at[place : place + length] = number, branch
+        positions_at[place : place + length] = np.arange(first, first + length)
+    in_order = [pair for text in range(len(texts)) for pair in targets[text]]
+    places, predicted_by = np.unique(np.array([place for place, _ in in_order]), return_inverse=True)
     keep = np.zeros(size, bool)
     keep[places] = True
 
-    def there(values: np.ndarray | Sequence[int], *shape: int) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values)).to(lm.device).view(*shape or (-1,))
+    def tensor(values: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(values).to(lm.device)
 
-    shape = (len(used), longest)
-    position_ids = there(position, *shape)
-    mask = _masks(lm, there(owner, *shape), there(branch, *shape), position_ids)
-    embeds = embed_at(lm, pieces, slots, size).view(*shape, -1)
-    return SharedPrefixBatch(embeds, mask, position_ids, there(keep, *shape), there(said), there(labels))
+    def rows(values: np.ndarray) -> torch.Tensor:
+        return tensor(values).view(len(used), longest)
+
+    position_ids = rows(positions_at)
+    mask = _masks(lm, rows(groups_at), rows(branches_at), position_ids)
+    embeds = embed_at(lm, pieces, slots, size).view(len(used), longest, -1)
+    labels = np.array([token for _, token in in_order])
+    return SharedPrefixBatch(embeds, mask, position_ids, rows(keep), tensor(predicted_by).view(-1), tensor(labels))
 
 
 def _placed(segments: Sequence[Segment], place: int, tokens: Mapping[str, int]) -> list[tuple[Segment, int]]:
@@ -158,32 +166,32 @@ def _placed(segments: Sequence[Segment], place: int, tokens: Mapping[str, int]) 
 
 
 def _targets(segments: Sequence[Segment], path: Sequence[int], tokens: Mapping[str, int]) -> list[tuple[int, int]]:
-    """(place that must say it, id) of each target of a text whose positions are at `path`."""
-    found, at = [], 0
+    """(place that predicts it, id) of each target of a text whose tokens are at the places `path`."""
+    targets, position = [], 0
     for segment in segments:
         if segment.target:
-            found += [(path[at + i - 1], token) for i, token in enumerate(segment.ids)]
-        at += length_of([segment], tokens)
-    return found
+            targets += [(path[position + i - 1], token) for i, token in enumerate(segment.ids)]
+        position += length_of([segment], tokens)
+    return targets
 
 
 def _masks(
-    lm: LanguageModel, owner: torch.Tensor, branch: torch.Tensor, positions: torch.Tensor
+    lm: LanguageModel, group: torch.Tensor, branch: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor | dict[str, torch.Tensor]:
-    """What each position sees, as its model takes it: the stem of its own group and its own branch, not what comes
-    after it; where layers have a window, nothing that is further back in the text. Padding sees itself.
+    """The additive attention masks: a token attends to its group's prefix and its own branch, causally; in layers with
+    a sliding window, only within the window. Padding attends to itself, so that no row is empty.
     """
     config = lm.model.config.get_text_config()
-    order = torch.arange(owner.shape[1], device=owner.device)
-    sees = (owner[:, :, None] == owner[:, None]) & (order[:, None] >= order)
-    sees &= (branch[:, None] == 0) | (branch[:, :, None] == branch[:, None])
+    order = torch.arange(group.shape[1], device=group.device)
+    visible = (group[:, :, None] == group[:, None]) & (order[:, None] >= order)
+    visible &= (branch[:, None] == 0) | (branch[:, :, None] == branch[:, None])
 
-    def added(sees: torch.Tensor) -> torch.Tensor:
+    def additive(visible: torch.Tensor) -> torch.Tensor:
         hidden = torch.finfo(lm.dtype).min
-        return torch.zeros(sees.shape, dtype=lm.dtype, device=sees.device).masked_fill(~sees, hidden)[:, None]
+        return torch.zeros(visible.shape, dtype=lm.dtype, device=visible.device).masked_fill(~visible, hidden)[:, None]
 
     kinds, window = set(getattr(config, "layer_types", None) or ()), getattr(config, "sliding_window", None)
     if not window or kinds == {"full_attention"}:
-        return added(sees)
-    near = sees & (positions[:, :, None] - positions[:, None] < window)
-    return {"full_attention": added(sees), "sliding_attention": added(near)} if kinds else added(near)
+        return additive(visible)
+    near = visible & (positions[:, :, None] - positions[:, None] < window)
+    return {"full_attention": additive(visible), "sliding_attention": additive(near)} if kinds else additive(near)

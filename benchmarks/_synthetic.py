@@ -14,7 +14,8 @@ from benchmarks._meters import DEVICE
 from periscope.adapters.lm.language_model import LanguageModel, freeze
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, Template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.template import Template
 from periscope.shards.features import encode, stored_bytes
 from periscope.shards.read import FeatureSet
 from periscope.shards.write import SetWriter, make_key, samples_per_shard

@@ -16,7 +16,8 @@ from safetensors.torch import load
 from benchmarks import side_by_side
 from benchmarks._meters import DEVICE, seconds
 from benchmarks._synthetic import SETTINGS, adapted, caption_lengths, feature_set, language_model, steps_of
-from periscope.adapters.lm.language_model import LanguageModel, load_language_model
+from periscope.adapters.lm.language_model import LanguageModel
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.projectors import FeatureShape
 from periscope.shards.read import FeatureSet
 from periscope.training.data.dataset import TrainingSteps, load_steps

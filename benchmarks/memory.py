@@ -15,11 +15,14 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig, PretrainedConfig
 from transformers.utils import logging
 
-from periscope.adapters.lm.language_model import LanguageModel, load_language_model
+from periscope.adapters.lm.language_model import LanguageModel
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.tiny import sentencepiece_like
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, Segment, Template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.segments import Segment
+from periscope.adapters.prompting.template import Template
 from periscope.training.data.dataset import Batch
 from periscope.training.memory.plan import GIB, plan
 from periscope.training.step import make_optimizer, take_step

@@ -33,7 +33,7 @@ def measure(rounds: int) -> dict[str, dict]:
 
 def backward(model: AdaptedModel, batch: Batch, shares: bool) -> float:
     """The step's loss per target token after its backward pass; one row per text unless it `shares`."""
-    model._shares = shares
+    model._can_share = shares
     model.adapter.zero_grad()
     loss, count = model.loss(batch.texts, batch.features)
     (loss / count).backward()

@@ -21,7 +21,7 @@ from transformers.utils import logging
 from benchmarks._synthetic import SETTINGS, adapted, caption_lengths, feature_set, steps_of
 from benchmarks.memory import LIMIT, MISTRAL, PRECISIONS, save_random
 from benchmarks.published_loop import cut, pairs_of, publish
-from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import AdaptedModel
 from periscope.adapters.projectors import FeatureShape
 from periscope.training.data.dataset import Batch, TrainingSteps, load_steps

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from periscope.adapters.model import AdaptedModel
-from periscope.adapters.prompting.boxes import said as box_words
+from periscope.adapters.prompting.boxes import turn_text as box_words
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.errors import RunError
 from periscope.evaluation.answer import answer, caption_groups

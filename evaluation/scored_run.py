@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from periscope.adapters.io.card import is_hub_id
-from periscope.adapters.io.checkpoint import CONFIG
+from periscope.adapters.io.schema import CONFIG, AdapterConfig
 from periscope.adapters.model import AdaptedModel
 from periscope.errors import RunError
 from periscope.evaluation.config import ModelOptions, ScoringOptions
@@ -125,18 +125,18 @@ def scored_set(trained: str | list[str], modality: str | None) -> str:
     return fitting[0]
 
 
-def check_encoder(features: FeatureSet, config: dict, anyway: bool = False) -> None:
+def check_encoder(features: FeatureSet, config: AdapterConfig, anyway: bool = False) -> None:
     """Refuse features of another encoder than the adapter was trained on; with `anyway` print a note instead."""
-    of_set, of_adapter = features.manifest["encoder"], config["encoder"]
-    if of_set["fingerprint"] != of_adapter["fingerprint"]:
+    of_set, of_adapter = features.manifest["encoder"], config.encoder
+    if of_set["fingerprint"] != of_adapter.get("fingerprint"):
         other = (
             f"{features.path} was made with encoder {of_set['name']}, but the adapter was trained on "
-            f"{of_adapter['name']} (weights, layer or preprocessing differ)"
+            f"{of_adapter.get('name')} (weights, layer or preprocessing differ)"
         )
         if not anyway:
             raise RunError(f"{other}; encode the media with that one")
         print(f"note: {other}")
-    stored, trained_on = features.manifest["features"].get(config["features"]["kind"], {}), config.get("storage")
+    stored, trained_on = features.manifest["features"].get(config.features.kind, {}), config.storage
     if trained_on and stored.get("codec") != trained_on.get("codec"):
         print(
             f"note: {features.path} stores {stored.get('codec')}, the adapter was trained on {trained_on.get('codec')}"

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from periscope.adapters.io.card import is_hub_id
-from periscope.adapters.io.checkpoint import CARD, load_adapter, read_adapter_config
+from periscope.adapters.io.checkpoint import CARD, load_adapter
 from periscope.adapters.io.hub import FILES, PICTURE, HubRepository, check_pushed, push, stage, standing
+from periscope.adapters.io.schema import read_adapter_config
 from periscope.console import command
 from periscope.errors import AdapterError
 from periscope.evaluation.report.runs import RunFolder
@@ -43,7 +44,7 @@ def share(request: PushRequest, ask: Callable[[str], bool], device: str = "cpu",
     path = Path(request.path)
     run = RunFolder(path) if (path / "config.toml").is_file() else None
     folder = adapter_folder(request.path, request.modality)
-    lm = request.lm or read_adapter_config(folder)["language_model"]["name"]
+    lm = request.lm or read_adapter_config(folder).language_model.name
     samples = pictured(run) if run and request.public_samples else []
     picture = path / PICTURE if samples and (path / PICTURE).is_file() else None
     with tempfile.TemporaryDirectory(prefix="periscope-") as temporary:

@@ -17,6 +17,7 @@ import tyro
 
 from periscope import inference as live
 from periscope.adapters.composed import ComposedModel
+from periscope.adapters.io.schema import AdapterConfig
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.model import AdaptedModel
 from periscope.evaluation.controls import stand_ins
@@ -101,7 +102,7 @@ def main() -> None:
     paths: dict[str | None, Path] = {"image": options.image, "audio": options.audio}
     loaded = live.load_several(paths)
     parts = {modality: part for modality, (part, _) in loaded.items()}
-    kinds = {m: config["features"]["kind"] for m, (_, config) in loaded.items()}
+    kinds = {m: config.features.kind for m, (_, config) in loaded.items()}
     sets = {m: Set(paths[m], kinds[m], THINGS[m]) for m in parts}
     words = {m: Words(paths[m], kinds[m], THINGS[m], part.lm) for m, part in parts.items()}
     found = {"adapters": {m: about(paths[m], config) for m, (_, config) in loaded.items()}}
@@ -120,9 +121,9 @@ def main() -> None:
     print(tables)
 
 
-def about(path: Path, config: dict) -> dict:
-    """Facts about the composed adapters, for the record."""
-    return {"adapter": config["adapter"]} | {key: config["training"][key] for key in ("texts", "step", "seed")}
+def about(path: Path, config: AdapterConfig) -> dict:
+    """What was composed, for the record."""
+    return {"adapter": config.adapter} | {key: config.training[key] for key in ("texts", "step", "seed")}
 
 
 def ask(

@@ -2,10 +2,11 @@
 
 import torch
 
-from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, Template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.template import Template
 from periscope.shards.texts import Text
 from periscope.training.data.dataset import Batch, TextFeatureDataset
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from periscope.adapters.model import AdaptedModel, Adapter
-from periscope.adapters.prompting.boxes import said as in_words
+from periscope.adapters.prompting.boxes import turn_text as in_words
 from periscope.evaluation.controls import conditions, text_losses
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts

@@ -5,7 +5,9 @@ import time
 
 import torch
 
-from periscope.adapters.lm.language_model import LanguageModel, load_language_model, weights_sha256
+from periscope.adapters.lm.identity import weights_sha256
+from periscope.adapters.lm.language_model import LanguageModel
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import remove_lora
 from periscope.errors import RunError
 

@@ -6,11 +6,14 @@ from pathlib import Path
 import torch
 
 from periscope.adapters.io.checkpoint import load_adapter
-from periscope.adapters.lm.injection import injection_into
-from periscope.adapters.lm.language_model import LanguageModel, same_language_model
+from periscope.adapters.io.schema import AdapterConfig
+from periscope.adapters.lm.identity import same_language_model
+from periscope.adapters.lm.injection import Injection, injection_into
+from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, Template, default_template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.template import Template, default_template
 from periscope.errors import AdapterError, RunError
 from periscope.shards.read import FeatureSet
 from periscope.training.config import PromptOptions, TrainConfig
@@ -35,7 +38,7 @@ def make_part(source: TrainingSet, lm: LanguageModel, device: str, old: Run | No
             ids = torch.randint(len(lm.tokenizer), (adapter.soft_tokens,))
             adapter.soft_prompt.start_from(lm.embed(ids.to(device)))
     made = None if old else make_template(config.prompt, source.shape, adapter, lm)
-    template = made or Template.from_dict(about["template"])
+    template = made or about.template
     trained = sum(parameter.numel() for parameter in adapter.parameters())
     of = f" of {source.owner}" if source.owner else ""
     print(f"adapter{of}: {adapter.spec}, {trained:,} parameters, {source.shape.kind} to {adapter.tokens} tokens")
@@ -53,7 +56,7 @@ def new_adapter(source: TrainingSet, lm: LanguageModel) -> Adapter:
 
 
 def build_adapter(
-    config: TrainConfig, shape: FeatureShape, hidden_size: int, embedding_rms: float, injection: dict | None = None
+    config: TrainConfig, shape: FeatureShape, hidden_size: int, embedding_rms: float, injection: Injection | None = None
 ) -> Adapter:
     """The adapter that a configuration describes, for features of `shape`, on torch's default device."""
     form = config.projector
@@ -128,17 +131,17 @@ def note_templates(config: TrainConfig, parts: Mapping[str, AdaptedModel]) -> No
             config.by_modality[modality] = {**config.by_modality.get(modality, {}), **chosen}
 
 
-def refuse_other_start(about: dict, path: Path | str, features: FeatureSet, lm: LanguageModel) -> None:
+def refuse_other_start(about: AdapterConfig, path: Path | str, features: FeatureSet, lm: LanguageModel) -> None:
     """Raise RunError when the adapter at `path`, whose adapter.json is `about`, was trained with another encoder than
     that of `features`, or with another language model.
     """
-    ours, theirs = about["encoder"], features.manifest["encoder"]
-    if ours["fingerprint"] != theirs["fingerprint"]:
+    ours, theirs = about.encoder, features.manifest["encoder"]
+    if ours.get("fingerprint") != theirs["fingerprint"]:
         raise RunError(
-            f"{path} was trained on features of {ours['name']}, and {features.path} was made with {theirs['name']} "
+            f"{path} was trained on features of {ours.get('name')}, and {features.path} was made with {theirs['name']} "
             "(weights, layer or preprocessing differ); encode the media with that one"
         )
-    if difference := same_language_model(about["language_model"]["identity"], lm.identity()):
+    if difference := same_language_model(about.language_model.identity, lm.identity()):
         raise RunError(f"{lm.name} is not the language model that {path} was trained with: {difference}")
 
 
@@ -151,7 +154,7 @@ def about_part(part: AdaptedModel, sources: Sequence[TrainingSet], step: int, fa
         "encoder": first.features.manifest["encoder"],
         "storage": first.features.manifest["features"][first.shape.kind],
         "language_model": {"name": part.lm.name, "identity": part.lm.identity()},
-        "template": part.prompt.template.to_dict(),
+        "template": part.prompt.template,
         "training": {"features": ", ".join(one.features.path.name for one in sources), "texts": texts, "step": step}
         | facts,
     }

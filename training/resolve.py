@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from periscope.adapters.io.checkpoint import CONFIG, read_adapter_config
+from periscope.adapters.io.schema import read_adapter_config
 from periscope.adapters.lm.lora import parse_lora
 from periscope.adapters.projectors import find_projector
-from periscope.adapters.prompting.prompt import Template
-from periscope.errors import AdapterError, RunError
+from periscope.errors import RunError
 from periscope.recipes import Recipe, load_recipe
 from periscope.shards.read import FeatureSet
 from periscope.training.config import MODALITY_OPTIONS, RENAMED, Request, TrainConfig, config_from, option_names
@@ -174,16 +173,12 @@ def read_start(path: str) -> Start:
     """
     folder = adapter_folder(Path(path))
     about = read_adapter_config(folder)
-    try:
-        template = Template.from_dict(about["template"])
-        options = {name: about.get(name, 0) for name in ADAPTER_FORM} | {"lm": about["language_model"]["name"]}
-        if about.get("injection"):
-            where = about["injection"]
-            options |= {"inject_layers": [where["start"], where["end"]], "epalm_compat": where["compat"]}
-        if about.get("lora"):
-            options["lora"] = "r={r},alpha={alpha}".format(**about["lora"])
-    except (KeyError, TypeError) as error:
-        raise AdapterError(f"{folder / CONFIG} is damaged: {error!r}") from None
+    template = about.template
+    options = {name: getattr(about, name) for name in ADAPTER_FORM} | {"lm": about.language_model.name}
+    if injection := about.injection:
+        options |= {"inject_layers": [injection.start, injection.end], "epalm_compat": injection.compat}
+    if about.lora:
+        options["lora"] = f"r={about.lora.r},alpha={about.lora.alpha}"
     options |= {"template": template.style, "delimiters": list(template.delimiters)}
     options |= {"soft_prompt_place": template.soft_prompt, "media_place": template.media}
     options |= {name: getattr(template, name) for name in PROMPT_FORM}

@@ -15,9 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from periscope.adapters.io.checkpoint import CONFIG
+from periscope.adapters.io.schema import CONFIG
+from periscope.adapters.tensors import load_tensors
 from periscope.errors import RunError
 from periscope.shards.atomic import replace_bytes, sync_folder
 from periscope.training.config import TrainConfig, config_from
@@ -133,7 +134,7 @@ class Run:
         folder = self.step_folder() / "state"
         try:
             facts = json.loads((folder / "facts.json").read_text())
-            tensors = load_file(folder / "tensors.safetensors", device=device)
+            tensors = load_tensors(folder / "tensors.safetensors", device)
         except Exception as error:
             raise RunError(
                 f"{folder} can't be read ({error}); delete its step and point `last` at an older one"

@@ -5,9 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from transformers import AutoConfig
-
-from periscope.adapters.lm.language_model import PROJECT
+from periscope.adapters.lm.load import PROJECT, load_config
 from periscope.adapters.lm.tiny import FAMILIES, save_language_model
 from periscope.errors import RunError
 from periscope.training.memory.model_sizes import LANGUAGE_MODELS
@@ -26,7 +24,7 @@ def tiny_language_model(name: str, folder: Path, deep: bool = False) -> Path:
     if name in LANGUAGE_MODELS:
         family = LANGUAGE_MODELS[name].family or LANGUAGE_MODELS[name].model_type
     elif folders:
-        family = AutoConfig.from_pretrained(folders[0]).model_type
+        family = load_config(str(folders[0]), name).model_type
     else:
         raise RunError(f"--tiny doesn't know what {name} is; it knows {', '.join(LANGUAGE_MODELS)}, and folders")
     if family not in FAMILIES:

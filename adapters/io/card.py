@@ -1,4 +1,4 @@
-"""The model card of an adapter folder: metadata that the Hub reads, and what a person wants to know first."""
+"""The model card of an adapter folder: metadata for the Hub, and what a reader wants to know first."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,18 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from periscope.adapters.io.schema import AdapterConfig
+
 PIPELINES = {"image": "image-text-to-text", "audio": "audio-text-to-text", "video": "video-text-to-text"}
 EXAMPLES = {"image": "cat.jpg", "audio": "bark.wav", "video": "clip.mp4"}
 CONTROLS = ("shuffled", "blank", "none", "majority")
-WHOLE = ("qa_accuracy", "qa_vqa")  # scores over all kinds of question
+OVERALL = ("qa_accuracy", "qa_vqa")  # scores over all kinds of question
 
 
 def card(
-    config: Mapping,
-    numbers: int,
-    maps: int = 0,
+    config: AdapterConfig,
+    parameters: int,
+    lora_parameters: int = 0,
     repo: str | None = None,
     result: Mapping | None = None,
     samples: Sequence[Mapping] = (),
@@ -25,29 +27,36 @@ def card(
     own: Sequence[str] = (),
     picture: str = "",
 ) -> str:
-    """README.md for an adapter of `numbers` parameters, and `maps` of LoRA, described by its adapter.json.
+    """README.md of an adapter with so many parameters, and those of its LoRA.
 
-    To be shared: `repo` is where, `result` what eval.json holds, `samples` lines of predictions.jsonl that may be shown
-    to all, `license` the adapter's own, `datasets` hub ids of what it was trained on, `own` which of "lm" and "encoder"
-    lie in a folder of whoever shares it, where others can't fetch them, `picture` the file that shows the samples.
+    For sharing: `repo` is its place on the Hub, `result` the content of eval.json, `samples` rows of predictions.jsonl
+    that may be public, `license` the adapter's own, `datasets` hub ids of its training data, `own` which of "lm" and
+    "encoder" are in a folder of the person sharing, where others can't fetch them, `picture` the file with the samples.
     """
-    parts = [
+    sections = [
         _metadata(config, repo, result, license, datasets),
-        f"# {_line(config['adapter'])} adapter",
-        _about(config, numbers),
+        f"# {_line(config.adapter)} adapter",
+        _summary(config, parameters),
+        _lora(config, lora_parameters) if lora_parameters else _UNCHANGED,
     ]
-    parts += [_lora(config, maps) if maps else _LEFT, *([_use(config, repo, own)] if repo else [])]
-    parts += [*([_samples(samples, picture)] if samples else []), *([_scores(config, result)] if result else [])]
+    if repo:
+        sections.append(_use(config, repo, own))
+    if samples:
+        sections.append(_samples(samples, picture))
+    if result:
+        sections.append(_scores(config, result))
     training = "".join(
-        f"| {_cell(key.replace('_', ' '))} | {_cell(_rounded(value))} |\n" for key, value in config["training"].items()
+        f"| {_cell(key.replace('_', ' '))} | {_cell(_rounded(value))} |\n" for key, value in config.training.items()
     )
-    parts += [f"| training | |\n|---|---|\n{training}".rstrip(), *([_licences(config, license)] if repo else [])]
-    parts += ["`adapter.json` says exactly which encoder, preprocessing, language model and prompt form it needs."]
-    return "\n\n".join(parts) + "\n"
+    sections.append(f"| training | |\n|---|---|\n{training}".rstrip())
+    if repo:
+        sections.append(_licences(config, license))
+    sections.append("`adapter.json` says exactly which encoder, preprocessing, language model and template it needs.")
+    return "\n\n".join(sections) + "\n"
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form owner/name and is no path here."""
+    """Whether a name has the form owner/name and is no local path."""
     return (
         name.count("/") == 1
         and not name.startswith((".", "/", "~"))
@@ -56,22 +65,22 @@ def is_hub_id(name: str) -> bool:
     )
 
 
-_LEFT = "Neither the encoder nor the language model was changed, and neither is in this folder."
+_UNCHANGED = "Neither the encoder nor the language model was changed, and neither is in this folder."
 
 
 def _metadata(
-    config: Mapping, repo: str | None, result: Mapping | None, license: str | None, datasets: Sequence[str]
+    config: AdapterConfig, repo: str | None, result: Mapping | None, license: str | None, datasets: Sequence[str]
 ) -> str:
-    lm, modality = config["language_model"]["name"], config["modality"]
+    lm, modality = config.language_model.name, config.modality
     base = {"base_model": lm, "base_model_relation": "adapter"} if is_hub_id(lm) else {}
-    pipeline = PIPELINES.get(modality, "text-generation") if config["tokens"] else "text-generation"
-    measured = _results(result, pipeline, datasets, config["training"]) if repo and result else None
+    pipeline = PIPELINES.get(modality, "text-generation") if config.tokens else "text-generation"
+    measured = _results(result, pipeline, datasets, config.training) if repo and result else None
     data = ModelCardData(
         library_name="periscope",
         pipeline_tag=pipeline,
         license=license,
         datasets=list(datasets) or None,
-        tags=["periscope", modality, config["adapter"]],
+        tags=["periscope", modality, config.adapter],
         eval_results=measured or None,
         model_name=repo.split("/")[1] if measured else None,
         **base,
@@ -80,19 +89,21 @@ def _metadata(
 
 
 def _results(result: Mapping, pipeline: str, datasets: Sequence[str], training: Mapping) -> list[EvalResult]:
-    """The scores in the form of the Hub's model-index, the controls beside each; single kinds of question are in the
-    card's table.
+    """The scores in the form of the Hub's model-index, with their controls. Scores of single kinds of question are only
+    in the card's table.
     """
-    found = []
+    results = []
     name = result.get("task") or (datasets[0] if datasets else str(training.get("features", "held-out media")))
-    for split, part in (result.get("splits") or {}).items():
-        broad = {name: value for name, value in part["real"].items() if not name.startswith("qa_") or name in WHOLE}
-        for score, value in broad.items():
-            beside = {control: part[control][score] for control in CONTROLS if score in (part.get(control) or {})}
-            interval = ((part.get("intervals") or {}).get("real") or {}).get(score)
-            facts = beside | ({"interval_95": interval} if interval else {})
-            facts |= {"n": part["counts"][score]} if score in (part.get("counts") or {}) else {}
-            found.append(
+    for split, scores in (result.get("splits") or {}).items():
+        overall = {
+            name: value for name, value in scores["real"].items() if name in OVERALL or not name.startswith("qa_")
+        }
+        for score, value in overall.items():
+            facts = {control: scores[control][score] for control in CONTROLS if score in (scores.get(control) or {})}
+            interval = ((scores.get("intervals") or {}).get("real") or {}).get(score)
+            facts |= {"interval_95": interval} if interval else {}
+            facts |= {"n": scores["counts"][score]} if score in (scores.get("counts") or {}) else {}
+            results.append(
                 EvalResult(
                     task_type=pipeline,
                     dataset_type=name,
@@ -104,40 +115,41 @@ def _results(result: Mapping, pipeline: str, datasets: Sequence[str], training: 
                     metric_args=facts or None,
                 )
             )
-    return found
+    return results
 
 
-def _about(config: Mapping, numbers: int) -> str:
-    lm, encoder = _line(config["language_model"]["name"]), config["encoder"]
-    if not config["tokens"]:
+def _summary(config: AdapterConfig, parameters: int) -> str:
+    lm, encoder = _line(config.language_model.name), config.encoder
+    if not config.tokens:
         return (
-            f"{numbers:,} parameters for the frozen language model `{lm}`: a soft prompt of {config['soft_prompt']}; "
+            f"{parameters:,} parameters for the frozen language model `{lm}`: a soft prompt of {config.soft_prompt}; "
             "no medium is read."
         )
     return (
-        f"{numbers:,} parameters that let the frozen language model `{lm}` read {config['modality']} features\n"
-        f"(`{config['features']['kind']}`) of the encoder `{_line(encoder.get('name', encoder.get('id')))}` as "
-        f"{config['tokens']} tokens."
+        f"{parameters:,} parameters that let the frozen language model `{lm}` read {config.modality} features\n"
+        f"(`{config.features.kind}`) of the encoder `{_line(encoder.get('name', encoder.get('id')))}` as "
+        f"{config.tokens} tokens."
     )
 
 
-def _lora(config: Mapping, maps: int) -> str:
+def _lora(config: AdapterConfig, parameters: int) -> str:
+    assert config.lora is not None
     return (
-        f"The language model was tuned too: `lora/` holds {maps:,} parameters of LoRA, r={config['lora']['r']} and\n"
-        f"alpha={config['lora']['alpha']}, beside its own weights, which are unchanged. "
+        f"The language model was tuned too: `lora/` holds {parameters:,} parameters of LoRA, r={config.lora.r} and\n"
+        f"alpha={config.lora.alpha}, beside its own weights, which are unchanged. "
         "`peft.PeftModel.from_pretrained` loads it.\nNeither the encoder nor the language model is in this folder."
     )
 
 
-def _use(config: Mapping, repo: str, own: Sequence[str]) -> str:
-    example = EXAMPLES.get(config["modality"], "file")
-    folders = "".join(f', {what}="FOLDER"' for what in own)
-    names = {"lm": f"the language model `{_line(config['language_model']['name'])}`",
-             "encoder": f"the encoder `{_line(config['encoder'].get('name'))}`"}  # fmt: skip
-    where = f"""FOLDER is where you have {" and ".join(names[what] for what in own)}, which can't be fetched by name.
+def _use(config: AdapterConfig, repo: str, own: Sequence[str]) -> str:
+    example = EXAMPLES.get(config.modality, "file")
+    folders = "".join(f', {model}="FOLDER"' for model in own)
+    names = {"lm": f"the language model `{_line(config.language_model.name)}`",
+             "encoder": f"the encoder `{_line(config.encoder.get('name'))}`"}  # fmt: skip
+    where = f"""FOLDER is where you have {" and ".join(names[model] for model in own)}, which can't be fetched by name.
 It is checked to be what this was trained with."""
     fetched = "Both models are found or\nfetched by the names above, and checked to be those this was trained with."
-    flags = "".join(f" --{what} FOLDER" for what in own)
+    flags = "".join(f" --{model} FOLDER" for model in own)
     return f"""## Use
 
 From a clone of Periscope:
@@ -149,7 +161,7 @@ eyes = periscope.load("{repo}"{folders})
 print(eyes.caption("{example}"))
 ```
 
-or `python eval.py --run {repo} --{config["modality"]} {example}{flags} --prompt "..."`. {where if own else fetched}"""
+or `python eval.py --run {repo} --{config.modality} {example}{flags} --prompt "..."`. {where if own else fetched}"""
 
 
 _SCORES = """## Scores
@@ -159,38 +171,41 @@ medium's features (shuffled), from their mean (blank), from none, and by the com
 the share of what shuffled features leave open that looking answers; of CIDEr and CLIPScore, the difference."""
 
 
-def _scores(config: Mapping, result: Mapping) -> str:
+def _scores(config: AdapterConfig, result: Mapping) -> str:
     lines = [_SCORES]
-    if str(result.get("step", "")).lstrip("0") not in ("", str(config["training"].get("step"))):
+    if str(result.get("step", "")).lstrip("0") not in ("", str(config.training.get("step"))):
         lines.append(f"They are those of step {str(result['step']).lstrip('0')}.")
-    for split, part in (result.get("splits") or {}).items():
-        controls = [name for name in CONTROLS if part.get(name)]
+    for split, scores in (result.get("splits") or {}).items():
+        controls = [name for name in CONTROLS if scores.get(name)]
         head = ["score", "real", *controls, "gain", "n"]
         rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        for score, value in part["real"].items():
-            interval = ((part.get("intervals") or {}).get("real") or {}).get(score)
+        for score, value in scores["real"].items():
+            interval = ((scores.get("intervals") or {}).get("real") or {}).get(score)
             shown = f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-            beside = [_number(part[control].get(score)) for control in controls]
-            gain, count = (part.get("gain") or {}).get(score), (part.get("counts") or {}).get(score, "")
-            rows.append("| " + " | ".join([_cell(score), shown, *beside, _number(gain, 2), str(count)]) + " |")
-        lines.append(f"{_cell(split)}, {part.get('n')} answers:\n\n" + "\n".join(rows))
+            control_scores = [_number(scores[control].get(score)) for control in controls]
+            gain, count = (scores.get("gain") or {}).get(score), (scores.get("counts") or {}).get(score, "")
+            rows.append("| " + " | ".join([_cell(score), shown, *control_scores, _number(gain, 2), str(count)]) + " |")
+        lines.append(f"{_cell(split)}, {scores.get('n')} answers:\n\n" + "\n".join(rows))
     return "\n\n".join(lines)
 
 
 def _samples(samples: Sequence[Mapping], picture: str) -> str:
     rows = []
     for row in samples:
-        said = (row.get("prompt") or "(caption)", *(row.get(name) or "" for name in ("answer", "reference", "control")))
-        rows.append("| " + " | ".join(map(_cell, said)) + " |")
+        cells = (
+            row.get("prompt") or "(caption)",
+            *(row.get(name) or "" for name in ("answer", "reference", "control")),
+        )
+        rows.append("| " + " | ".join(map(_cell, cells)) + " |")
     head = "## Samples\n\nHeld-out inputs, evenly chosen.\n\n"
     head += f"![Held-out inputs, with what was asked, answered and true]({picture})\n\n" if picture else ""
     head += "| prompt | answer | reference | from another's features |\n|---|---|---|---|\n"
     return head + "\n".join(rows)
 
 
-def _licences(config: Mapping, license: str | None) -> str:
+def _licences(config: AdapterConfig, license: str | None) -> str:
     own = f"This adapter: {license}." if license else "Whoever shared this adapter named no licence for it."
-    lm, encoder = _line(config["language_model"]["name"]), _line(config["encoder"].get("name"))
+    lm, encoder = _line(config.language_model.name), _line(config.encoder.get("name"))
     return f"""## Licences
 
 {own} It is of use only with `{lm}` and `{encoder}`, which keep licences of their own, as does what it was
@@ -206,10 +221,10 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _line(text: object) -> str:
-    """A name within a line of Markdown, between backticks."""
+    """A name in a line of Markdown, to be put between backticks."""
     return " ".join(str(text).replace("`", "'").split())
 
 
 def _cell(text: object) -> str:
-    """Words as a table's cell shows them, whatever they hold: no markup, no link and no picture."""
+    """Text of a table cell, with all markup escaped: no link, no image."""
     return re.sub(r"([\\|`\[\]])", r"\\\1", escape(" ".join(str(text).split()), quote=False))

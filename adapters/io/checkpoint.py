@@ -1,114 +1,92 @@
-"""The adapter folder, the small thing that people share: weights as safetensors, the rest as JSON, and a card."""
+"""The adapter folder, the small thing that people share: weights as safetensors, adapter.json, and a model card."""
 
-import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from periscope.adapters.io.card import card
-from periscope.adapters.io.schema import LARGEST, fault_of
+from periscope.adapters.io.schema import CONFIG, FORMAT, AdapterConfig, read_adapter_config
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import FOLDER as LORA
 from periscope.adapters.lm.lora import lora_parameters, save_lora
 from periscope.adapters.model import Adapter
-from periscope.adapters.projectors import FeatureShape
+from periscope.adapters.tensors import load_tensors
 from periscope.errors import AdapterError
 
-FORMAT = 1
-WEIGHTS, CONFIG, CARD = "adapter.safetensors", "adapter.json", "README.md"
+WEIGHTS, CARD = "adapter.safetensors", "README.md"
 
 
 def save_adapter(
-    folder: Path, adapter: Adapter, about: dict, dtype: torch.dtype = torch.float32, lm: LanguageModel | None = None
+    folder: Path,
+    adapter: Adapter,
+    about: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+    lm: LanguageModel | None = None,
 ) -> None:
-    """Write an adapter into `folder`, which must not exist yet (the caller renames a temporary one into place); with
-    `lm`, the LoRA that is on it too, into lora/.
+    """Write an adapter into `folder`, which must not exist yet (the caller renames a temporary one into place), with
+    the LoRA of `lm`, if it has one, in lora/.
 
-    `about` holds what the adapter was made for: `encoder` (from the feature set's manifest), `modality`,
-    `language_model` (`name` and `identity`), `template` and `training`, all plain JSON. `dtype` is fp32 in a run,
-    bf16 to share.
+    `about` holds the fields of `AdapterConfig` that an `Adapter` doesn't know: `encoder`, `modality`, `storage`,
+    `language_model` (`name` and `identity`), `template` and `training`, as dataclasses or plain JSON. `dtype` of the
+    weights is fp32 in a run and bf16 to share.
     """
+    soft_prompt = adapter.soft_prompt
+    config = AdapterConfig.from_dict(
+        {
+            "format": FORMAT,
+            "adapter": adapter.spec,
+            "features": msgspec.to_builtins(adapter.features),
+            "hidden_size": adapter.hidden_size,
+            "tokens": adapter.tokens,
+            "soft_prompt": adapter.soft_tokens,
+            "soft_prompt_mlp": soft_prompt is not None and soft_prompt.mlp is not None,
+            "output_norm": adapter.output_norm,
+            "projector_hidden": adapter.projector_hidden,
+            "projector_layers": adapter.projector_layers,
+            "injection": msgspec.to_builtins(adapter.injection),
+            "embedding_rms": adapter.embedding_rms,
+            "lora": msgspec.to_builtins(lm.lora) if lm else None,
+            **msgspec.to_builtins(about),
+        }
+    )
     folder.mkdir(parents=True)
-    config = {
-        "format": FORMAT,
-        "adapter": adapter.spec,
-        "features": {
-            "kind": adapter.features.kind,
-            "tokens": adapter.features.tokens,
-            "width": adapter.features.width,
-            "grid": list(adapter.features.grid) if adapter.features.grid else None,
-        },
-        "hidden_size": adapter.hidden_size,
-        "tokens": adapter.tokens,
-        "soft_prompt": adapter.soft_tokens,
-        "soft_prompt_mlp": bool(adapter.soft_prompt is not None and adapter.soft_prompt.mlp),
-        "output_norm": adapter.output_norm,
-        "projector_hidden": adapter.projector_hidden,
-        "projector_layers": adapter.projector_layers,
-        "injection": adapter.injection,
-        "embedding_rms": adapter.embedding_rms,
-        "lora": lm.lora if lm else None,
-        **about,
-    }
     state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in adapter.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    maps = sum(parameter.numel() for parameter in lora_parameters(lm.model).values()) if config["lora"] else 0
-    numbers = sum(parameter.numel() for parameter in adapter.parameters())
-    (folder / CARD).write_text(card(config, numbers, maps), encoding="utf-8")
-    if config["lora"]:
+    config.write(folder / CONFIG)
+    parameters = sum(parameter.numel() for parameter in adapter.parameters())
+    lora = lora_parameters(lm.model) if lm and lm.lora else {}
+    text = card(config, parameters, sum(parameter.numel() for parameter in lora.values()))
+    (folder / CARD).write_text(text, encoding="utf-8")
+    if lm and lm.lora:
         save_lora(folder / LORA, lm, dtype)
 
 
-def read_adapter_config(folder: Path) -> dict:
-    """Read `adapter.json`. Raises AdapterError when the folder holds no adapter of a format known here, or one whose
-    fields can't be what they are (`adapters.config`).
-    """
-    folder = Path(folder)
-    try:
-        if (size := (folder / CONFIG).stat().st_size) > LARGEST:
-            raise AdapterError(f"{folder / CONFIG} has {size:,} bytes, which no adapter's description takes")
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AdapterError(f"{folder} holds no {CONFIG}, so it is not an adapter folder") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"{folder / CONFIG} can't be read: {error}") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
-        raise AdapterError(f"{folder / CONFIG} has format {found!r}, and this version reads format {FORMAT}")
-    if fault := fault_of(config):
-        raise AdapterError(f"{folder / CONFIG} is damaged: {fault}")
-    return config
-
-
-def load_adapter(folder: Path, device: str = "cpu") -> tuple[Adapter, dict]:
+def load_adapter(folder: Path, device: str = "cpu") -> tuple[Adapter, AdapterConfig]:
     """Load an adapter in fp32 with its config. Raises AdapterError for a damaged or foreign folder."""
     folder = Path(folder)
     config = read_adapter_config(folder)
     try:
-        shape = config["features"]
-        features = FeatureShape(
-            shape["kind"], shape["tokens"], shape["width"], tuple(shape["grid"]) if shape["grid"] else None
-        )
         with torch.device("meta"):
             adapter = Adapter(
-                config["adapter"],
-                features,
-                config["hidden_size"],
-                config["embedding_rms"],
-                config["soft_prompt"],
-                config["output_norm"],
-                config.get("projector_hidden", 0),
-                config.get("projector_layers", 0),
-                config.get("injection"),
-                config.get("soft_prompt_mlp", False),
+                config.adapter,
+                config.features,
+                config.hidden_size,
+                config.embedding_rms,
+                config.soft_prompt,
+                config.output_norm,
+                config.projector_hidden,
+                config.projector_layers,
+                config.injection,
+                config.soft_prompt_mlp,
             )
-        state = load_file(folder / WEIGHTS, device=device)
+        state = load_tensors(folder / WEIGHTS, device)
         adapter.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(f"{folder / CONFIG} is damaged: {error!r}") from None
@@ -119,9 +97,24 @@ def load_adapter(folder: Path, device: str = "cpu") -> tuple[Adapter, dict]:
     return adapter, config
 
 
+def last_adapter(path: Path) -> Path:
+    """The adapter folder at `path`, or that of the last checkpoint when `path` is a run.
+
+    Raises AdapterError for a run of several adapters.
+    """
+    last = path / "last"
+    if (path / CONFIG).is_file() or not last.is_file():
+        return path
+    step = path / "steps" / last.read_text().strip()
+    if several := sorted(step.glob("adapter-*")):
+        raise AdapterError(f"{path} holds {len(several)} adapters; name the folder of one, such as {several[0]}")
+    return step / "adapter"
+
+
 def write_folder(out: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a folder under a temporary name, and rename it to `out`. Raises AdapterError where `out` exists
-    or can't be written.
+    """Have `write` fill a folder under a temporary name, then rename it to `out`.
+
+    Raises AdapterError when `out` exists or can't be written.
     """
     if out.exists():
         raise AdapterError(f"{out} exists, and nothing is overwritten; choose another --out")

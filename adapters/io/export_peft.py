@@ -1,4 +1,4 @@
-"""A soft prompt that stands alone, as the folder that PEFT knows prompt tuning by."""
+"""Export of a soft prompt as a prompt-tuning folder of PEFT."""
 
 from pathlib import Path
 
@@ -6,17 +6,31 @@ import torch
 from peft import PromptTuningConfig
 from safetensors.torch import save_file
 
+from periscope.adapters.io.checkpoint import last_adapter, load_adapter, write_folder
 from periscope.adapters.model import Adapter
-from periscope.adapters.prompting.prompt import Template
+from periscope.adapters.prompting.template import Template
 from periscope.errors import AdapterError
 
 
-def save_peft_prompt(folder: Path, adapter: Adapter, template: Template, lm_name: str) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors` into `folder`, which must not exist yet, so that
-    `peft.PeftModel.from_pretrained(model, folder)` says what ours says on the same ids. An MLP is folded.
+def export_prompt(adapter: Path, /, out: Path) -> None:
+    """Write a soft prompt trained alone as PEFT's prompt-tuning folder: export-prompt RUN_OR_ADAPTER --out FOLDER
 
-    PEFT puts its vectors before everything, the begin-of-text token too. Raises AdapterError for an adapter that reads
-    media, which PEFT can't load, for one without a soft prompt, and for one whose soft prompt stands elsewhere.
+    Args:
+        adapter: An adapter folder, or a run, whose last checkpoint is used.
+        out: Folder for PEFT, which must not exist.
+    """
+    loaded, config = load_adapter(last_adapter(adapter))
+    name = config.language_model.name
+    write_folder(out, lambda folder: save_peft_prompt(folder, loaded, config.template, name))
+    print(f"{out} is ready: {loaded.soft_tokens} vectors for peft.PeftModel.from_pretrained(model, {str(out)!r})")
+
+
+def save_peft_prompt(folder: Path, adapter: Adapter, template: Template, lm_name: str) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors` into `folder`, which must not exist yet.
+
+    `peft.PeftModel.from_pretrained(model, folder)` then gives the same logits on the same ids. An MLP is folded in.
+    PEFT puts its vectors first in the sequence, before the begin-of-text token. Raises AdapterError for an adapter that
+    reads media, which PEFT can't load, for one without a soft prompt, and for one whose soft prompt is elsewhere.
     """
     if adapter.tokens:
         raise AdapterError(

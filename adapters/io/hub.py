@@ -1,7 +1,6 @@
-"""Adapters on the Hugging Face Hub: made ready to be shared, pushed, fetched.
+"""Adapters on the Hugging Face Hub: prepare, push, fetch.
 
-What leaves is what `stage` writes and nothing else; what comes in are the files named here and nothing else, and none
-of them is run.
+Only what `stage` writes is uploaded. Only the files listed here are downloaded, and none of them is run.
 """
 
 import errno
@@ -12,8 +11,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
@@ -31,26 +31,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from periscope.adapters.io.card import card, is_hub_id
-from periscope.adapters.io.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, read_adapter_config
-from periscope.adapters.lm.language_model import PROJECT, hub_in_reach
+from periscope.adapters.io.checkpoint import CARD, WEIGHTS, load_adapter
+from periscope.adapters.io.schema import CONFIG
+from periscope.adapters.lm.load import PROJECT, hub_reachable
 from periscope.adapters.lm.lora import CONFIG as LORA_CONFIG
 from periscope.adapters.lm.lora import FOLDER as LORA
 from periscope.adapters.lm.lora import WEIGHTS as LORA_WEIGHTS
 from periscope.errors import AdapterError
 
-FILES = (WEIGHTS, CONFIG, CARD, f"{LORA}/{LORA_WEIGHTS}", f"{LORA}/{LORA_CONFIG}")  # all that is ever fetched
+FILES = (WEIGHTS, CONFIG, CARD, f"{LORA}/{LORA_WEIGHTS}", f"{LORA}/{LORA_CONFIG}")  # all that is ever downloaded
 PICTURE = "samples.png"
-PATH = re.compile(
-    r"(?<![^\s:+,;='\"`(\[|])(?:~[^\s/]*)?/(?!/)[^\s:+,;'\"`)\]|]+"
-)  # an absolute one, also inside other words
-TRANSPORT = HfHubHTTPError.__mro__[1]  # what the Hub's HTTP library raises; which library has changed twice
+# An absolute path, also inside other text.
+PATH = re.compile(r"(?<![^\s:+,;='\"`(\[|])(?:~[^\s/]*)?/(?!/)[^\s:+,;'\"`)\]|]+")
+TRANSPORT: Any = HfHubHTTPError.__mro__[1]  # the base error of the Hub's HTTP library, which has changed twice
 
 
 def fetch_adapter(name: str, revision: str | None = None, into: Path | None = None) -> Path:
-    """The folder of the Hub's adapter `name` (owner/name): in the Hub's cache, or downloaded anew to `into`.
+    """Download the Hub's adapter `name` (owner/name) into the Hub's cache, or into `into`, and return its folder.
 
-    Only the files of an adapter folder are asked for, by name. Raises AdapterError when the Hub has none such, or can't
-    be reached and it isn't in the cache.
+    Only the files of an adapter folder are requested, by name. Raises AdapterError when there is no such adapter, or
+    when the Hub can't be reached and the cache doesn't hold it.
     """
     with _sentences(name):
         folder = Path(
@@ -59,7 +59,7 @@ def fetch_adapter(name: str, revision: str | None = None, into: Path | None = No
                 revision=revision,
                 allow_patterns=list(FILES),
                 local_dir=into,
-                local_files_only=into is None and not hub_in_reach(),
+                local_files_only=into is None and not hub_reachable(),
             )
         )
     if not (folder / CONFIG).is_file():
@@ -78,38 +78,43 @@ def stage(
     datasets: Sequence[str] = (),
     lm: str | None = None,
 ) -> list[Path]:
-    """Write what is to be shared of an adapter folder into `to`: weights in bf16, adapter.json without paths of this
-    machine, the card with the scores of `result`, LoRA as it is but for bf16; `samples` and `picture` only where they
-    are given, the picture drawn anew. `lm` is the language model's hub id, where another name was trained with. Returns
-    the files.
+    """Write what is to be shared of an adapter folder into `to`, and return the files.
 
-    Raises AdapterError when a path of this machine would still leave, and when the disk doesn't take it.
+    Weights and LoRA are stored in bf16. adapter.json loses paths of this machine. The card shows the scores of
+    `result`, and `samples` and `picture` only if given; the picture is encoded again. `lm` is the language model's hub
+    id, if it was trained with under another name.
+
+    Raises AdapterError when a path of this machine would still be shared, and when the disk is full.
     """
-    config = read_adapter_config(folder)
-    trained_on = config["language_model"]["name"]
-    config["language_model"]["name"] = lm or _without_path(trained_on)
-    shipped = (PROJECT / trained_on).is_dir() and (PROJECT / trained_on).resolve().is_relative_to(PROJECT)
-    own = [] if lm or is_hub_id(trained_on) or shipped else ["lm"]
-    whole = config["encoder"]
-    for part in ("encoder", "training"):
-        config[part] = _without_paths(config[part])
-    own += ["encoder"] if whole.get("id") != config["encoder"].get("id") else []
-    adapter, _ = load_adapter(folder)
-    maps = 0
+    adapter, private = load_adapter(folder)
+    trained_with = private.language_model.name
+    config = replace(
+        private,
+        language_model=replace(private.language_model, name=lm or _without_path(trained_with)),
+        encoder=_without_paths(private.encoder),
+        training=_without_paths(private.training),
+    )
+    shipped = (PROJECT / trained_with).is_dir() and (PROJECT / trained_with).resolve().is_relative_to(PROJECT)
+    own = [] if lm or is_hub_id(trained_with) or shipped else ["lm"]
+    own += ["encoder"] if private.encoder.get("id") != config.encoder.get("id") else []
+    lora_parameters = 0
     try:
         to.mkdir(parents=True)
         _save_bf16(folder / WEIGHTS, to / WEIGHTS)
         if (folder / LORA).is_dir():
             (to / LORA).mkdir()
-            maps = _save_bf16(folder / LORA / LORA_WEIGHTS, to / LORA / LORA_WEIGHTS)
+            lora_parameters = _save_bf16(folder / LORA / LORA_WEIGHTS, to / LORA / LORA_WEIGHTS)
             fields = json.loads((folder / LORA / LORA_CONFIG).read_text(encoding="utf-8"))
-            _write_json(to / LORA / LORA_CONFIG, fields | {"base_model_name_or_path": config["language_model"]["name"]})
-        _write_json(to / CONFIG, config)
-        numbers = sum(parameter.numel() for parameter in adapter.parameters())
-        text = card(config, numbers, maps, repo, result, samples, license, datasets, own, PICTURE if picture else "")
+            fields["base_model_name_or_path"] = config.language_model.name
+            text = json.dumps(fields, indent=1, ensure_ascii=False)
+            (to / LORA / LORA_CONFIG).write_text(text + "\n", encoding="utf-8")
+        config.write(to / CONFIG)
+        parameters = sum(parameter.numel() for parameter in adapter.parameters())
+        shown = PICTURE if picture else ""
+        text = card(config, parameters, lora_parameters, repo, result, samples, license, datasets, own, shown)
         (to / CARD).write_text(text, encoding="utf-8")
         if picture:
-            (to / PICTURE).write_bytes(_drawn_anew(picture))
+            (to / PICTURE).write_bytes(_encode_again(picture))
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"what is to be shared can't be written to {to.parent}: {_first_line(error)}") from None
     files = sorted(path for path in to.rglob("*") if path.is_file())
@@ -120,53 +125,55 @@ def stage(
 
 @dataclass(frozen=True)
 class HubRepository:
-    """What a name on the Hub already holds."""
+    """A repository that exists on the Hub."""
 
     private: bool
     files: tuple[str, ...]
 
 
 def standing(repo: str, private: bool = False) -> HubRepository | None:
-    """What is on the Hub as `repo`, or None. Raises AdapterError for no name of the Hub's, when the Hub can't be
-    reached, and when `private` is wanted of what all can see already: pushing there would make it public.
+    """The Hub's repository `repo`, or None.
+
+    Raises AdapterError for a name that is none of the Hub's, when the Hub can't be reached, and when `private` is asked
+    for but the repository is public: pushing there would make the adapter public.
     """
     with _sentences(repo):
         validate_repo_id(repo)
         try:
-            found = HfApi().model_info(repo)
+            info = HfApi().model_info(repo)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
             return None
-    if private and not found.private:
+    if private and not info.private:
         raise AdapterError(
             f"{repo} is on the Hub already, for all to see, and --private doesn't change that: make it private on its "
             "page first, or choose another name"
         )
-    return HubRepository(bool(found.private), tuple(sorted(one.rfilename for one in found.siblings or ())))
+    return HubRepository(bool(info.private), tuple(sorted(file.rfilename for file in info.siblings or ())))
 
 
 def push(staged: Path, repo: str, private: bool = False) -> str:
-    """Upload a folder made by `stage`, making the repository if there is none; returns the commit. Files of an adapter
-    that an earlier push left there and this one hasn't are removed.
+    """Upload a folder made by `stage`, creating the repository if needed; return the commit id.
 
-    Raises AdapterError when the Hub refuses.
+    Adapter files of an earlier push that this one doesn't have are deleted. Raises AdapterError when the Hub refuses.
     """
     api = HfApi()
     with _sentences(repo, "write"):
         api.create_repo(repo, private=private, exist_ok=True)
-        done = api.upload_folder(
+        commit = api.upload_folder(
             repo_id=repo,
             folder_path=staged,
             commit_message="Adapter by Periscope",
             delete_patterns=[*FILES, PICTURE],
         )
-    return done.oid
+    return commit.oid
 
 
 def check_pushed(staged: Path, repo: str, commit: str, into: Path) -> Path:
-    """Fetch what was pushed again, into the new folder `into`, which is returned: every file of an adapter must be what
-    was staged, to the byte. Raises AdapterError otherwise.
+    """Download what was pushed into the new folder `into`, and return it.
+
+    Raises AdapterError when a file differs from what was staged.
     """
     again = fetch_adapter(repo, commit, into)
     for name in FILES:
@@ -179,7 +186,7 @@ def check_pushed(staged: Path, repo: str, commit: str, into: Path) -> Path:
 
 @contextmanager
 def _sentences(name: str, what: str = "read") -> Iterator[None]:
-    """What the Hub's library raises, as one sentence."""
+    """Turn errors of the Hub's library into one sentence."""
     try:
         yield
     except HFValidationError:
@@ -194,7 +201,7 @@ def _sentences(name: str, what: str = "read") -> Iterator[None]:
         raise AdapterError(f"{name} is not here, and the Hub can't be reached") from None
     except HfHubHTTPError as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
-        advice = ADVICE.get(status, "") if what == "write" else ""
+        advice = ADVICE.get(status or 0, "") if what == "write" else ""
         raise AdapterError(f"the Hub refused to {what} {name}: {_first_line(error)}{advice}") from None
     except (OSError, TRANSPORT) as error:
         if isinstance(error, OSError) and (error.errno == errno.ENOSPC or error.filename):
@@ -208,60 +215,56 @@ ADVICE = {401: LOG_IN, 403: LOG_IN, 409: "; somebody else is changing it: try ag
 
 
 def _save_bf16(source: Path, target: Path) -> int:
-    """Copy weights in bf16; returns how many numbers."""
+    """Copy weights in bf16; return the number of parameters."""
     tensors = load_file(source)
     small = {name: value.bfloat16() if value.is_floating_point() else value for name, value in tensors.items()}
     save_file(small, target, metadata={"format": "pt"})
     return sum(value.numel() for value in tensors.values())
 
 
-def _without_paths(value: object) -> object:
+def _without_paths(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_paths(one) for key, one in value.items()}
+        return {key: _without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_paths(one) for one in value]
+        return [_without_paths(item) for item in value]
     return _without_path(value) if isinstance(value, str) else value
 
 
 def _without_path(text: str) -> str:
-    """Of a path that means something on this machine only the last part, also inside other words, as in
-    "8/open_clip:/data/clip"; anything else as it is.
+    """The last part of a path of this machine, also inside other text as in "8/open_clip:/data/clip"; anything else
+    unchanged.
     """
     if os.path.isabs(text) or text.startswith(("~", "..")):
         return Path(text).name
-    return PATH.sub(lambda found: Path(found[0]).name, text)
+    return PATH.sub(lambda match: Path(match[0]).name, text)
 
 
 def _refuse_paths(path: Path) -> None:
-    """Raise AdapterError when a text file to be shared names the home, the current folder, or any other path that there
-    is on this machine.
+    """Raise AdapterError when a text file to be shared names the home, the current folder or another path of this
+    machine.
     """
     if path.suffix not in (".json", ".md"):
         return
     text = path.read_text(encoding="utf-8")
     shown = [folder for folder in (str(Path.home()), str(Path.cwd())) if folder != "/" and folder + "/" in text]
-    shown += [found for found in PATH.findall(text) if Path(found).parent != Path("/") and _is_here(Path(found))]
+    shown += [match for match in PATH.findall(text) if Path(match).parent != Path("/") and _exists(Path(match))]
     if shown:
         raise AdapterError(f"{path.name} would show a path of this machine ({shown[0]}); nothing was pushed")
 
 
-def _is_here(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.expanduser().exists()
     except (OSError, RuntimeError):
         return False
 
 
-def _drawn_anew(picture: Path) -> bytes:
-    """A picture as PNG, without whatever else its file may hold."""
+def _encode_again(picture: Path) -> bytes:
+    """A picture as PNG, without metadata."""
     stream = io.BytesIO()
     with Image.open(picture) as image:
         image.convert("RGB").save(stream, "PNG")
     return stream.getvalue()
-
-
-def _write_json(path: Path, value: Mapping) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _sha256(path: Path) -> str:

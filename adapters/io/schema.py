@@ -1,133 +1,212 @@
-"""What adapter.json may say. It can come from a stranger, so what is read of it later is checked here first: of which
-type each field is, and that no number makes for endless work.
+"""What adapter.json says, as dataclasses, read strictly: the file can come from a stranger.
+
+Every value has a type and a range (`periscope.adapters.limits`), so nothing read from it can cause endless work or name
+a file outside its folder.
 """
 
-from collections.abc import Callable, Mapping
-from math import isfinite
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-LARGEST = 4 << 20  # bytes of an adapter.json; real ones have some 10 KB
-NAME, PART, WORDS = 4096, 255, 100_000  # characters of a path, of a part of it, of words
-MOST, LOOPS = 2**31, 4096  # of what sizes tensors; of what is built one by one
+import msgspec
+from msgspec import Meta
 
-Check = Callable[[object], bool]
+from periscope.adapters.limits import (
+    MAX_FILE_BYTES,
+    MAX_LOOPS,
+    Count,
+    Identifier,
+    Layer,
+    Name,
+    Positive,
+    Size,
+    SizeOrZero,
+)
+from periscope.adapters.lm.identity import LanguageModelIdentity
+from periscope.adapters.lm.injection import Injection
+from periscope.adapters.lm.language_model import LoraSize
+from periscope.adapters.projectors import FeatureShape
+from periscope.adapters.prompting.template import Template
+from periscope.errors import AdapterError
 
-
-def whole(least: int, most: int = MOST) -> Check:
-    """A check that a value is a whole number from `least` to `most`."""
-    return lambda value: type(value) is int and least <= value <= most
-
-
-def maybe(check: Check) -> Check:
-    """A check that a value is None or passes `check`."""
-    return lambda value: value is None or check(value)
-
-
-def a_list_of(check: Check, length: int | None = None) -> Check:
-    """A check that a value is a list of what passes `check`, of that `length` or of at most `LOOPS`."""
-
-    def checked(value: object) -> bool:
-        fits = isinstance(value, list) and (len(value) == length if length else len(value) <= LOOPS)
-        return fits and all(map(check, value))
-
-    return checked
-
-
-def is_name(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= NAME and all(len(part) <= PART for part in value.split("/"))
+FORMAT = 1
+CONFIG = "adapter.json"
 
 
-def is_words(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= WORDS
+@dataclass(frozen=True)
+class RecordedLanguageModel:
+    """The language model that an adapter was trained with: where it was, and how it is recognised."""
+
+    name: Name
+    identity: LanguageModelIdentity
 
 
-def is_number(value: object) -> bool:
-    return type(value) in (int, float) and isfinite(value)
+@dataclass(frozen=True)
+class AdapterConfig:
+    """adapter.json: how the adapter is built, and what it needs around it.
 
-
-def is_flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def is_object(value: object) -> bool:
-    return isinstance(value, Mapping)
-
-
-CHECKS: dict[str, Check] = {
-    "adapter": is_name,
-    "features": is_object,
-    "features.kind": is_name,
-    "features.tokens": whole(0),
-    "features.width": whole(0),
-    "features.grid": maybe(a_list_of(whole(1), 2)),
-    "hidden_size": whole(1),
-    "tokens": whole(0),
-    "soft_prompt": whole(0),
-    "soft_prompt_mlp": is_flag,
-    "output_norm": is_flag,
-    "projector_hidden": whole(0),
-    "projector_layers": whole(0, LOOPS),
-    "injection": maybe(is_object),
-    "injection.layer_size": whole(1),
-    "injection.start": whole(0, LOOPS),
-    "injection.end": whole(0, LOOPS),
-    "injection.compat": is_flag,
-    "embedding_rms": lambda value: is_number(value) and 0 < value < MOST,
-    "lora": maybe(is_object),
-    "lora.r": whole(1),
-    "lora.alpha": is_number,
-    "modality": lambda value: is_name(value) and value.isidentifier(),
-    "encoder": is_object,
-    "encoder.name": is_name,
-    "encoder.library": is_name,
-    "encoder.id": is_name,
-    "encoder.fingerprint": is_name,
-    "encoder.layer": maybe(is_object),
-    "encoder.layer.patches": maybe(whole(-LOOPS, LOOPS)),
-    "encoder.layer.layers": maybe(whole(0, LOOPS)),
-    "encoder.choices": is_object,
-    "encoder.preprocessing": is_object,
-    "storage": maybe(is_object),
-    "storage.codec": is_name,
-    "storage.shape": a_list_of(whole(0)),
-    "storage.pool": a_list_of(whole(1), 2),
-    "language_model": is_object,
-    "language_model.name": is_name,
-    "language_model.identity": is_object,
-    "language_model.identity.model_type": is_name,
-    "language_model.identity.hidden_size": whole(1),
-    "language_model.identity.config": is_name,
-    "language_model.identity.tokenizer": is_name,
-    "language_model.identity.embedding_sample": a_list_of(is_number),
-    "language_model.identity.weight_sample": lambda value: (
-        is_object(value) and len(value) <= LOOPS and all(map(a_list_of(is_number), value.values()))
-    ),
-    "language_model.identity.precision": maybe(is_name),
-    "template": is_object,
-    "template.style": is_name,
-    "template.delimiters": a_list_of(is_words, 2),
-    "template.caption_prompt": is_words,
-    "template.question": lambda value: is_words(value) and value.count("{}") == 1,
-    "template.soft_prompt": is_name,
-    "template.media": is_name,
-    "template.row_separator": is_words,
-    "template.rows": whole(0, LOOPS),
-    "template.eos": is_flag,
-    "template.loss_on": is_name,
-    "template.box_decimals": whole(0, 20),
-    "training": is_object,
-}
-MISSING = object()
-
-
-def fault_of(config: Mapping) -> str | None:
-    """The first field that holds what it can't, as people read it; None when there is none such. What is missing is
-    found where it is needed: older versions wrote fewer fields.
+    - `format`: the version of the file format.
+    - `adapter`: the projector's spec, such as `mlp16`.
+    - `features`: kind and shape of the features it reads.
+    - `hidden_size`: width of the language model's word embeddings; `embedding_rms` their median RMS.
+    - `tokens`: vectors per image; `soft_prompt`: vectors of the soft prompt.
+    - `soft_prompt_mlp`, `output_norm`, `projector_hidden`, `projector_layers`, `injection`: see `Adapter`.
+    - `lora`: size of the LoRA in lora/, if there is one.
+    - `modality`: "image", "audio" or "video".
+    - `encoder`: the encoder's description from the feature set's manifest, and `storage` how features were stored, both
+      as precompute wrote them.
+    - `language_model`, `template`: what it was trained with.
+    - `training`: facts for people.
     """
-    for name, check in CHECKS.items():
-        value: object = config
-        for part in name.split("."):
-            value = value.get(part, MISSING) if isinstance(value, Mapping) else MISSING
-        if value is not MISSING and not check(value):
-            shown = repr(value)
-            return f"{name} can't be {shown if len(shown) <= 60 else shown[:57] + '...'}"
-    return None
+
+    format: int
+    adapter: Name
+    features: FeatureShape
+    hidden_size: Size
+    tokens: SizeOrZero
+    soft_prompt: SizeOrZero
+    soft_prompt_mlp: bool
+    output_norm: bool
+    projector_hidden: SizeOrZero
+    projector_layers: Count
+    injection: Injection | None
+    embedding_rms: Positive
+    lora: LoraSize | None
+    modality: Identifier
+    encoder: dict[str, Any]
+    storage: dict[str, Any] | None
+    language_model: RecordedLanguageModel
+    template: Template
+    training: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, in the order in which they are written."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "AdapterConfig":
+        """The config that the values of an adapter.json describe, older ones migrated.
+
+        Raises AdapterError, in one sentence without the file's name, for a value of another type or out of range.
+        """
+        values = migrate(values)
+        config = _convert(values, cls)
+        for name, facts in (("encoder", _EncoderFacts), ("storage", _StorageFacts)):
+            if values[name] is not None:
+                _convert(values[name], facts, name)
+        # A field left out or unknown here would silently change the prompt.
+        known = {entry.name for entry in fields(Template)}
+        if missing := sorted(known - values["template"].keys()):
+            raise AdapterError(f"template.{missing[0]} is missing")
+        if unknown := sorted(values["template"].keys() - known):
+            raise AdapterError(f"template can't have a field {unknown[0]!r}; a newer version may have written it")
+        return config
+
+    def write(self, path: Path) -> None:
+        """Write the config as JSON."""
+        path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# What later versions of format 1 added, with the values that mean what earlier ones did.
+ADDED_FIELDS = {
+    "soft_prompt_mlp": False,
+    "projector_hidden": 0,
+    "projector_layers": 0,
+    "injection": None,
+    "lora": None,
+    "modality": "image",
+    "storage": None,
+}
+ADDED_TEMPLATE_FIELDS = {
+    "soft_prompt": "before",
+    "media": "before",
+    "row_separator": "",
+    "rows": 0,
+    "eos": True,
+    "loss_on": "answer",
+    "box_decimals": 2,
+}
+
+
+def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of an older adapter.json with the fields that its version didn't have; current ones unchanged."""
+    migrated = ADDED_FIELDS | dict(values)
+    if isinstance(template := migrated.get("template"), Mapping):
+        migrated["template"] = ADDED_TEMPLATE_FIELDS | dict(template)
+    return migrated
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """Read `adapter.json` of an adapter folder.
+
+    Raises AdapterError when the folder holds no adapter of a known format, or a damaged one.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            raise AdapterError(f"{path} has {size:,} bytes, more than any adapter's description")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(f"{folder} holds no {CONFIG}, so it is not an adapter folder") from None
+    except AdapterError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(f"{path} can't be read: {error}") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        version = values.get("format") if isinstance(values, dict) else None
+        raise AdapterError(f"{path} has format {version!r}, and this version reads format {FORMAT}")
+    try:
+        return AdapterConfig.from_dict(values)
+    except AdapterError as error:
+        raise AdapterError(f"{path} is damaged: {error}") from None
+
+
+@dataclass(frozen=True)
+class _EncoderLayers:
+    patches: Layer | None = None
+    layers: Count | None = None
+
+
+@dataclass(frozen=True)
+class _EncoderFacts:
+    """What is read of an encoder's description. It holds more, which belongs to precompute."""
+
+    name: Name = ""
+    library: Name = ""
+    id: Name = ""
+    fingerprint: Name = ""
+    layer: _EncoderLayers | None = None
+    choices: dict[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _StorageFacts:
+    """What is read of how features were stored."""
+
+    codec: Name = ""
+    shape: Annotated[list[SizeOrZero], Meta(max_length=MAX_LOOPS)] = field(default_factory=list)
+    pool: tuple[Size, Size] = (1, 1)
+
+
+T = TypeVar("T")
+
+
+def _convert(values: Mapping[str, Any], kind: type[T], path: str = "") -> T:
+    """`msgspec.convert`, with an error that names the field and shows its value."""
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        message, _, where = str(error).partition(" - at `$.")
+        names = [name for name in [path, *re.sub(r"\[.*", "", where.rstrip("`")).split(".")] if name]
+        if missing := re.search(r"missing required field `(\w+)`", message):
+            raise AdapterError(f"{'.'.join([*names, missing[1]])} is missing") from None
+        value: Any = values
+        for name in names[bool(path) :]:
+            value = value[name]
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        raise AdapterError(f"{'.'.join(names)} can't be {shown}") from None

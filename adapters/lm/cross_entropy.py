@@ -1,44 +1,48 @@
-"""Cross-entropy that keeps nothing beside the logits, a few rows of which are in fp32 at a time.
+"""Cross-entropy that keeps nothing but the logits, with a few rows at a time in fp32.
 
-The usual form holds an fp32 copy of the logits, their log-softmax and its gradient: 16 bytes for each word of the
-vocabulary and target in fp16. Here the gradient is made from the logits in the backward pass, in their own place, as
-Liger Kernel does on a GPU (Hsu et al. 2024, arXiv 2410.10989); what they were is lost then.
+The usual form holds an fp32 copy of the logits, their log-softmax and its gradient: 16 bytes per target and vocabulary
+entry for fp16 logits. Here the backward pass computes the gradient in place of the logits, as Liger Kernel does on a
+GPU (Hsu et al. 2024, arXiv 2410.10989), so the logits are overwritten.
 """
+
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-AT_ONCE = 1 << 22  # logits in fp32
+FP32_AT_ONCE = 1 << 22  # logits
 
 
 def cross_entropy(logits: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The loss `(targets,)` in fp32 of each target: row `rows[i]` of `logits` `(rows, vocabulary)`, any float dtype,
-    must say the id `labels[i]`. One row may have several targets. The logits serve one backward pass and nothing else.
+    """The loss of each target, `(targets,)` in fp32: row `rows[i]` of `logits` predicts the id `labels[i]`.
+
+    `logits` are `(rows, vocabulary)` in any float dtype, `rows` and `labels` `(targets,)` int64. A row may have several
+    targets. The backward pass overwrites the logits, so they can't be used for anything else.
     """
     return _CrossEntropy.apply(logits, rows, labels)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, rows, labels):
-        sums = torch.cat([logits[some].float().logsumexp(-1) for some in _parts(logits)])
+    def forward(ctx: Any, logits: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        sums = torch.cat([logits[chunk].float().logsumexp(-1) for chunk in _chunks(logits)])
         ctx.save_for_backward(logits, sums, rows, labels)
         return sums[rows] - logits[rows, labels].float()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         logits, sums, rows, labels = ctx.saved_tensors
         weights = torch.zeros_like(sums).index_add_(0, rows, grad)
-        for some in _parts(logits):
-            part = (logits[some].float() - sums[some, None]).exp_().mul_(weights[some, None])
-            inside = (rows >= some.start) & (rows < some.stop)
-            places = (rows - some.start).clamp(0, len(part) - 1)
-            part.index_put_((places, labels), -grad * inside, accumulate=True)
-            logits[some] = part.to(logits.dtype)
+        for chunk in _chunks(logits):
+            gradient = (logits[chunk].float() - sums[chunk, None]).exp_().mul_(weights[chunk, None])
+            inside = (rows >= chunk.start) & (rows < chunk.stop)
+            row = (rows - chunk.start).clamp(0, len(gradient) - 1)
+            gradient.index_put_((row, labels), -grad * inside, accumulate=True)
+            logits[chunk] = gradient.to(logits.dtype)
         return logits, None, None
 
 
-def _parts(logits: torch.Tensor) -> list[slice]:
-    count, size = len(logits), max(1, AT_ONCE // logits.shape[1])
+def _chunks(logits: torch.Tensor) -> list[slice]:
+    count, size = len(logits), max(1, FP32_AT_ONCE // logits.shape[1])
     return [slice(first, min(first + size, count)) for first in range(0, count, size)]

@@ -1,4 +1,7 @@
-"""What families of language models need when they are driven by vectors, and which can't be served and why."""
+"""Model families: what each needs when driven through `inputs_embeds`, which are refused, and why.
+
+This table is the one place for a family's peculiarities. Everything else asks `family_of(config)`.
+"""
 
 import inspect
 from dataclasses import dataclass
@@ -9,92 +12,100 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """What a family of models needs.
+    """What models of one family need.
 
-    `tested` names the class that the tests drive, on tiny random weights; a family without is checked as it is loaded.
-    `trait` says what it does unlike a plain Llama, and what is done about it. `refuse` says why it can't be served,
-    and what can; `keep` names the layers that bitsandbytes must leave; `recurrent`: no layer has attention, so no mask
-    can hide a row; `overflows`: real weights of this family give activations beyond fp16. `lora`: the linear layers
-    that LoRA goes on, where that isn't all of them.
+    - `tested`: the class that the tests drive, on tiny random weights. A family without one is checked when loaded.
+    - `trait`: how it differs from a plain Llama, and what is done about it.
+    - `refuse`: why it can't be used, and what can.
+    - `unquantized`: layers that bitsandbytes must leave alone.
+    - `recurrent`: no layer has attention, so no mask can hide a position.
+    - `overflows`: activations of real weights exceed fp16.
+    - `lora`: names of the linear layers that LoRA goes on, where that isn't all of them.
     """
 
     tested: str = ""
     trait: str = ""
     refuse: str | None = None
-    keep: tuple[str, ...] = ()
+    unquantized: tuple[str, ...] = ()
     recurrent: bool = False
     overflows: bool = False
     lora: tuple[str, ...] = ()
 
 
-# The scan multiplies by these weights directly, which a packed 8-bit or 4-bit weight can't do.
-_SCANNED = ("lm_head", "dt_proj", "x_proj", "out_proj")
-# dt_proj's weight is multiplied without the layer, so LoRA there would learn nothing; out_proj's is too by Mamba's
-# kernels, and PEFT refuses it.
-_LORA = ("in_proj", "x_proj")
-_OWN_IDS = "its layers look up token ids again, so vectors can't stand in for words; use Gemma 3 (text), Qwen3 or Llama"
+# Mamba's scan multiplies by these weights directly, which a packed 8-bit or 4-bit weight doesn't allow.
+_USED_BY_SCAN = ("lm_head", "dt_proj", "x_proj", "out_proj")
+# dt_proj's weight is multiplied without calling the layer, so LoRA on it would learn nothing; so is out_proj's by
+# Mamba's kernels, and PEFT refuses it.
+_MAMBA_LORA = ("in_proj", "x_proj")
+_LOOKS_UP_IDS = (
+    "its layers look up token ids again, so vectors can't stand in for words; use Gemma 3 (text), Qwen3 or Llama"
+)
 
 MODEL_FAMILIES: dict[str, ModelFamily] = {
-    "llama": ModelFamily("LlamaForCausalLM", "also SmolLM, Vicuna, TinyLlama; the head may be the embeddings"),
-    "mistral": ModelFamily("MistralForCausalLM", "may look back a window only: the model makes that mask from ours"),
-    "qwen2": ModelFamily("Qwen2ForCausalLM", "its turns end in `<|im_end|>`, which the template says"),
-    "qwen3": ModelFamily("Qwen3ForCausalLM", "its template thinks first, unless told not to, as it is here"),
-    "smollm3": ModelFamily("SmolLM3ForCausalLM", "some layers have no positions"),
-    "olmo2": ModelFamily("Olmo2ForCausalLM", "norms after its layers instead of before"),
-    "granite": ModelFamily("GraniteForCausalLM", "multiplies embeddings inside: vectors are matched before that"),
-    "gemma": ModelFamily("GemmaForCausalLM", "scales embeddings in the module: vectors are matched to what it returns"),
+    "llama": ModelFamily("LlamaForCausalLM", "also SmolLM, Vicuna, TinyLlama; the head may share the embeddings"),
+    "mistral": ModelFamily("MistralForCausalLM", "may have sliding-window attention, in a mask made from ours"),
+    "qwen2": ModelFamily("Qwen2ForCausalLM", "turns end in `<|im_end|>`, which its chat template prints"),
+    "qwen3": ModelFamily("Qwen3ForCausalLM", "its chat template has a thinking mode, which is switched off"),
+    "smollm3": ModelFamily("SmolLM3ForCausalLM", "some layers have no positional encoding"),
+    "olmo2": ModelFamily("Olmo2ForCausalLM", "normalises after its layers instead of before"),
+    "granite": ModelFamily("GraniteForCausalLM", "scales embeddings inside the model: vectors are matched before that"),
+    "gemma": ModelFamily(
+        "GemmaForCausalLM", "scales embeddings in the embedding module: vectors are matched to its output"
+    ),
     "gemma2": ModelFamily(
-        "Gemma2ForCausalLM", "as gemma; caps attention and logits: its own head is used; windows", overflows=True
+        "Gemma2ForCausalLM",
+        "as gemma; soft-caps attention and logits, so its own head is used; sliding windows",
+        overflows=True,
     ),
     "gemma3_text": ModelFamily(
-        "Gemma3ForCausalLM", "as gemma; windows with rotary positions of their own", overflows=True
+        "Gemma3ForCausalLM", "as gemma; sliding windows with rotary embeddings of their own", overflows=True
     ),
     "phi": ModelFamily(
-        "PhiForCausalLM", "attention and feed-forward side by side; rotary positions on part of each head"
+        "PhiForCausalLM", "attention and feed-forward in parallel; rotary embedding on part of each head"
     ),
-    "phi3": ModelFamily("Phi3ForCausalLM", "may look back a window only"),
-    "gpt_neox": ModelFamily(
-        "GPTNeoXForCausalLM", "Pythia; side by side, rotary positions on part of each head; no pad token"
-    ),
-    "gpt2": ModelFamily("GPT2LMHeadModel", "learned positions, which are given"),
-    "gptj": ModelFamily("GPTJForCausalLM", "side by side; rotary positions on part of each head"),
+    "phi3": ModelFamily("Phi3ForCausalLM", "may have sliding-window attention"),
+    "gpt_neox": ModelFamily("GPTNeoXForCausalLM", "Pythia; parallel layers, partial rotary embedding; no pad token"),
+    "gpt2": ModelFamily("GPT2LMHeadModel", "learned positions, passed as position_ids"),
+    "gptj": ModelFamily("GPTJForCausalLM", "parallel layers, partial rotary embedding"),
     "opt": ModelFamily(
-        "OPTForCausalLM", "learned positions, counted from the mask; OPT-350M's words are narrower than it"
+        "OPTForCausalLM", "learned positions, counted from the mask; OPT-350M's embeddings are narrower than its layers"
     ),
     "mamba": ModelFamily(
         "MambaForCausalLM",
-        "no mask hides a row: padding is emptied before each scan",
-        keep=_SCANNED,
+        "no mask hides a position: padding is zeroed before each scan",
+        unquantized=_USED_BY_SCAN,
         recurrent=True,
-        lora=_LORA,
+        lora=_MAMBA_LORA,
     ),
     "mamba2": ModelFamily("Mamba2ForCausalLM", "as mamba", recurrent=True, lora=("in_proj",)),
-    "falcon_mamba": ModelFamily("FalconMambaForCausalLM", "as mamba", keep=_SCANNED, recurrent=True, lora=_LORA),
+    "falcon_mamba": ModelFamily(
+        "FalconMambaForCausalLM", "as mamba", unquantized=_USED_BY_SCAN, recurrent=True, lora=_MAMBA_LORA
+    ),
     "rwkv": ModelFamily(
         refuse="it ignores the attention mask, so texts of different lengths can't share a batch; use Mamba instead"
     ),
     "gemma3": ModelFamily(
-        refuse="it is a model with eyes of its own, whose class can't answer from vectors; use Gemma 3's text model "
+        refuse="it is a vision-language model whose class can't generate from vectors; use Gemma 3's text model "
         "(google/gemma-3-1b-it), Qwen3 or Llama"
     ),
-    "gemma3n": ModelFamily(refuse=_OWN_IDS),
-    "gemma3n_text": ModelFamily(refuse=_OWN_IDS),
-    "gemma4": ModelFamily(refuse=_OWN_IDS),
-    "gemma4_text": ModelFamily(refuse=_OWN_IDS),
+    "gemma3n": ModelFamily(refuse=_LOOKS_UP_IDS),
+    "gemma3n_text": ModelFamily(refuse=_LOOKS_UP_IDS),
+    "gemma4": ModelFamily(refuse=_LOOKS_UP_IDS),
+    "gemma4_text": ModelFamily(refuse=_LOOKS_UP_IDS),
 }
 
 
-def quirk_of(config: PretrainedConfig) -> ModelFamily:
-    """The row of a config's family, an empty one for a family without."""
-    return MODEL_FAMILIES.get(config.model_type, ModelFamily())
+def family_of(config: PretrainedConfig) -> ModelFamily:
+    """The row of a config's family; an empty one for a family without a row."""
+    return MODEL_FAMILIES.get(config.model_type or "", ModelFamily())
 
 
 def why_refused(config: PretrainedConfig) -> str | None:
-    """Say why a model of this config can't be driven by vectors, before its weights are fetched; None when it can."""
-    if refuse := quirk_of(config).refuse:
+    """Why a model with this config can't be driven by vectors, known before its weights are fetched; None if it can."""
+    if refuse := family_of(config).refuse:
         return refuse
     if config.is_encoder_decoder:
-        return "it reads with an encoder of its own; use a decoder alone, as OPT, Llama, Qwen or Mamba"
+        return "it has an encoder of its own; use a decoder-only model such as OPT, Llama, Qwen or Mamba"
     cls = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if cls is None:
         return "transformers has no causal language model of this family; use OPT, Llama, Qwen or Mamba"
@@ -106,14 +117,16 @@ def why_refused(config: PretrainedConfig) -> str | None:
 
 @torch.no_grad()
 def find_fault(model: PreTrainedModel, bound: float) -> str | None:
-    """Drive a frozen model by vectors of a few words, and say what goes wrong; None when nothing does.
+    """Drive a frozen model by a few vectors and say what goes wrong; None when nothing does.
 
-    What is asked: vectors of words are read as the words, no word sees a later one, and neither padding nor a
-    neighbour in the batch changes a text. `bound`: the largest root mean square error of logits, as a share of their
-    spread.
+    Checked: word embeddings give the logits of the words' ids, no token sees a later one, and neither padding nor a
+    neighbour in the batch changes a text. `bound` is the largest RMS error of logits, relative to their standard
+    deviation.
     """
     embedding = model.get_input_embeddings()
-    ids = torch.linspace(3, len(embedding.weight) - 3, 8, device=embedding.weight.device).long()[None]
+    weight = embedding.weight
+    assert isinstance(weight, torch.Tensor)
+    ids = torch.linspace(3, len(weight) - 3, 8, device=weight.device).long()[None]
     whole, short = embedding(ids), embedding(ids[:, 2:5])
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
@@ -121,8 +134,8 @@ def find_fault(model: PreTrainedModel, bound: float) -> str | None:
         positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if takes_positions else {}
         return model(inputs_embeds=vectors, attention_mask=mask, use_cache=False, **positions).logits.float()
 
-    def differ(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-        return not (found - wanted).square().mean().sqrt() <= bound * wanted.std()
+    def differ(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+        return not bool((actual - expected).square().mean().sqrt() <= bound * expected.std())
 
     try:
         alone, everywhere = logits(whole, torch.ones_like(ids)), torch.ones_like(ids)
@@ -131,13 +144,13 @@ def find_fault(model: PreTrainedModel, bound: float) -> str | None:
         later = torch.cat([whole[:, :4], whole[:, :4]], 1)
         if differ(logits(later, everywhere)[:, :4], alone[:, :4]):
             return "a word sees the words after it"
-        wanted = logits(short, everywhere[:, :3])
+        expected = logits(short, everywhere[:, :3])
         for before in (0, 5):
             padded, mask = torch.zeros_like(whole), torch.zeros_like(ids)
             padded[:, before : before + 3], mask[:, before : before + 3] = short, 1
-            found = logits(torch.cat([padded, whole]), torch.cat([mask, everywhere]))
-            if differ(found[:1, before : before + 3], wanted) or differ(found[1:], alone):
+            batch = logits(torch.cat([padded, whole]), torch.cat([mask, everywhere]))
+            if differ(batch[:1, before : before + 3], expected) or differ(batch[1:], alone):
                 return f"padding {'before' if before else 'after'} a text changes it"
-    except Exception as error:  # whatever a class that nobody has tried here raises
+    except Exception as error:  # whatever an untested class raises
         return f"its class fails ({str(error).strip().splitlines()[0]})"
     return None

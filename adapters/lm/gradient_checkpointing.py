@@ -1,9 +1,11 @@
-"""Activation checkpointing of a frozen model: layers keep their input alone, and run again in the backward pass.
+"""Gradient checkpointing of a frozen model: layers keep only their input and are recomputed in the backward pass.
 
-Chen et al. 2016, arXiv 1604.06174. transformers' own switch works in training mode only, which a frozen model never is.
+Chen et al. 2016, arXiv 1604.06174. transformers' own switch needs training mode, which a frozen model is never in.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -13,21 +15,24 @@ from periscope.adapters.lm.language_model import LanguageModel
 
 
 def checkpoint_layers(lm: LanguageModel, every: int = 1) -> int:
-    """Let each `every`-th layer of the language model be computed again for the backward pass; 0: none, as it was.
+    """Recompute every `every`-th layer of the language model in the backward pass; 0 turns it off.
 
-    A layer then keeps one vector a token instead of about 20, for a third more time. Losses and gradients stay the
-    same. Returns how many layers do so. Raises AdapterError for a model without a plain stack of layers, unless for 0.
+    Such a layer keeps one vector per token instead of about 20, for a third more time. Losses and gradients are the
+    same. Returns the number of such layers. Raises AdapterError for a model without a plain stack of layers.
     """
     for layer in lm.model.modules():
-        if isinstance(layer.forward, partial) and layer.forward.func is _again:
-            layer.forward = layer.forward.args[0]
-    chosen = decoder_layers(lm.model)[every - 1 :: every] if every else []
+        forward = layer.forward
+        if isinstance(forward, partial) and forward.func is _checkpointed:
+            layer.forward = forward.args[0]
+    if not every:
+        return 0
+    chosen = list(decoder_layers(lm.model))[every - 1 :: every]
     for layer in chosen:
-        layer.forward = partial(_again, layer.forward)
+        cast(Any, layer).forward = partial(_checkpointed, layer.forward)
     return len(chosen)
 
 
-def _again(forward, *given, **named):
+def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
-        return forward(*given, **named)
-    return checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False, **named)
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

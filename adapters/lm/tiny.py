@@ -1,6 +1,8 @@
 """Tiny random language models of real architecture classes, with tokenizers of the kinds that real models use."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -22,6 +24,7 @@ from transformers import (
     OPTConfig,
     Phi3Config,
     PhiConfig,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
@@ -47,7 +50,7 @@ INST = (
 def byte_level(
     bos: bool = False, pad: bool = True, chat: str | None = None, eos: str = "</s>"
 ) -> PreTrainedTokenizerFast:
-    """Byte-level BPE as GPT-2, OPT (with `bos`) and Qwen (with `chat`) have it."""
+    """A byte-level BPE tokenizer, as of GPT-2, OPT (with `bos`) and Qwen (with `chat`)."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -72,7 +75,7 @@ def byte_level(
 
 
 def sentencepiece_like(chat: str | None = None) -> PreTrainedTokenizerFast:
-    """As Llama 2 and Mistral have it: a space before the first word, `<s>` added, bytes for unknown letters, no pad."""
+    """A tokenizer as of Llama 2 and Mistral: space before the first word, `<s>` added, byte fallback, no pad token."""
     core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     core.pre_tokenizer = pre_tokenizers.Split(Regex("▁"), "merged_with_next")
@@ -87,16 +90,16 @@ def sentencepiece_like(chat: str | None = None) -> PreTrainedTokenizerFast:
     )
 
 
-_SIZE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256)
-_GATED = dict(intermediate_size=64, num_key_value_heads=2, **_SIZE)
-_SCAN = dict(hidden_size=32, num_hidden_layers=2, state_size=4, expand=2)
-FAMILIES = {
+_SIZE: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256)
+_GATED: dict[str, Any] = dict(intermediate_size=64, num_key_value_heads=2, **_SIZE)
+_SCAN: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=2, state_size=4, expand=2)
+FAMILIES: dict[str, tuple[Callable[[int], PretrainedConfig], Callable[[], PreTrainedTokenizerFast]]] = {
     "llama": (lambda v: LlamaConfig(vocab_size=v, intermediate_size=64, **_SIZE), sentencepiece_like),
-    "smollm": (  # a Llama whose head is its embeddings
+    "smollm": (  # a Llama with tied embeddings
         lambda v: LlamaConfig(vocab_size=v, tie_word_embeddings=True, **_GATED),
         lambda: byte_level(chat=CHATML, eos="<|im_end|>"),
     ),
-    "smollm3": (  # every other layer here has no positions
+    "smollm3": (  # every other layer has no positional encoding
         lambda v: SmolLM3Config(vocab_size=v, no_rope_layers=[1, 0], **_GATED),
         lambda: byte_level(chat=CHATML, eos="<|im_end|>"),
     ),
@@ -106,7 +109,7 @@ FAMILIES = {
         ),
         lambda: byte_level(bos=True),
     ),
-    "opt-350m": (  # its word embeddings are narrower than its layers
+    "opt-350m": (  # word embeddings narrower than the layers
         lambda v: OPTConfig(vocab_size=v, ffn_dim=64, word_embed_proj_dim=16, do_layer_norm_before=False, **_SIZE),
         lambda: byte_level(bos=True),
     ),
@@ -119,18 +122,18 @@ FAMILIES = {
         lambda: byte_level(pad=False),
     ),
     "gemma": (lambda v: GemmaConfig(vocab_size=v, head_dim=8, **_GATED), sentencepiece_like),  # scales its embeddings
-    "gemma2": (  # and caps its logits, and every other layer looks back 40 tokens only
+    "gemma2": (  # soft-caps its logits, and every other layer has a window of 40 tokens
         lambda v: Gemma2Config(vocab_size=v, head_dim=8, sliding_window=40, **_GATED),
         sentencepiece_like,
     ),
-    "gemma3_text": (  # the layers that look back have rotary positions of their own
+    "gemma3_text": (  # window layers have rotary embeddings of their own
         lambda v: Gemma3TextConfig(
             vocab_size=v, head_dim=8, sliding_window=40, layer_types=["sliding_attention", "full_attention"], **_GATED
         ),
         sentencepiece_like,
     ),
     "gpt_neox": (lambda v: GPTNeoXConfig(vocab_size=v, intermediate_size=64, **_SIZE), lambda: byte_level(pad=False)),
-    "phi": (  # attention and feed-forward side by side; half of each head is turned by the position
+    "phi": (  # attention and feed-forward in parallel; rotary embedding on half of each head
         lambda v: PhiConfig(vocab_size=v, intermediate_size=64, partial_rotary_factor=0.5, **_SIZE),
         lambda: byte_level(pad=False),
     ),
@@ -145,7 +148,7 @@ FAMILIES = {
         lambda: sentencepiece_like(chat=INST),
     ),
     "olmo2": (lambda v: Olmo2Config(vocab_size=v, **_GATED), lambda: byte_level(chat=CHATML)),
-    "granite": (  # multiplies its embeddings, its residuals and its logits
+    "granite": (  # scales its embeddings, residuals and logits
         lambda v: GraniteConfig(
             vocab_size=v, embedding_multiplier=12.0, residual_multiplier=0.22, logits_scaling=8.0, **_GATED
         ),
@@ -157,8 +160,11 @@ FAMILIES = {
 }
 
 
-def save_language_model(family: str, folder: Path, seed: int = 0, **overrides) -> Path:
-    """Write a tiny random model of `family` with its tokenizer to `folder`, as `from_pretrained` reads it."""
+def save_language_model(family: str, folder: Path, seed: int = 0, **overrides: Any) -> Path:
+    """Write a tiny random model of `family` with its tokenizer to `folder`, for `from_pretrained` to read.
+
+    `overrides` are fields of the model's config.
+    """
     make_config, make_tokenizer = FAMILIES[family]
     tokenizer = make_tokenizer()
     config = make_config(len(tokenizer))

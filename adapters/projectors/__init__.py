@@ -1,8 +1,7 @@
-"""Projectors: cached encoder features in, a few vectors of the language model's width out.
+"""Projectors: from cached encoder features to a few vectors of the language model's width.
 
-A projector is one `nn.Module` and one `@projector` line. Its spec is a name such as `linear`, or a name with one
-integer such as `mlp16`, where the row says what the integer means. `build_projector` looks a spec up whole first,
-then as name and integer. Every module in this folder is imported, so a new projector is a new file here
+A projector is one `nn.Module` with the `@projector` decorator. Its spec is a name such as `linear`, or a name with one
+integer such as `mlp16`. Every module in this folder is imported, so a new projector is a new file here
 (docs/new_projector.md).
 """
 
@@ -13,36 +12,65 @@ import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
+import torch
 from torch import nn
 
+from periscope.adapters.limits import Name, Size, SizeOrZero
 from periscope.errors import AdapterError
 
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """What a projector reads. `grid` is (rows, columns) for patches that lie on one; `tokens` is 1 for `pooled`."""
+    """Kind and shape of the features that a projector reads.
 
-    kind: str
-    tokens: int
-    width: int
-    grid: tuple[int, int] | None = None
+    `tokens` is 1 for `pooled`, the number of patches for `patches` and of encoder blocks for `layers`. `grid` is (rows,
+    columns) for patches on a grid.
+    """
+
+    kind: Name
+    tokens: SizeOrZero
+    width: SizeOrZero
+    grid: tuple[Size, Size] | None = None
 
 
 def grid_of(features: FeatureShape, spec: str) -> tuple[int, int]:
-    """The grid, rows and columns. Raises AdapterError where the features record none."""
+    """Rows and columns of the patch grid. Raises AdapterError when the features record none."""
     if features.grid is None:
         raise AdapterError(f"{spec} needs patches on a grid, and this feature set records none")
     return features.grid
 
 
+class Projector(nn.Module):
+    """What every projector provides; a projector may derive from this class or from `nn.Module`.
+
+    - `tokens`: vectors per image.
+    - `last`: the last layer, whose output is brought to the scale of the word embeddings.
+    - `injects`: its vectors go into inner layers instead of among the words.
+    """
+
+    tokens: int
+    last: nn.Linear | nn.LayerNorm
+    injects = False
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Features `(batch, width)` or `(batch, tokens, width)` in fp32 to `(batch, self.tokens, hidden_size)`."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class ProjectorEntry:
-    """One line of the table of projectors."""
+    """A registered projector: the pattern of its spec, the feature kind it reads, its class."""
 
     pattern: str
     kind: str
     module: type[nn.Module]
+
+    @property
+    def injects(self) -> bool:
+        """Whether its vectors go into inner layers of the language model."""
+        return getattr(self.module, "injects", False)
 
 
 PROJECTORS: dict[str, ProjectorEntry] = {}
@@ -52,10 +80,8 @@ def projector(pattern: str, reads: str) -> Callable[[type[nn.Module]], type[nn.M
     """Register a projector class under a spec: `"linear"`, or with the one integer it takes, `"mlp{tokens}"`.
 
     `reads` is the feature kind: `"pooled"` `(batch, width)`, `"patches"` `(batch, tokens, width)` or `"layers"`
-    `(batch, blocks, width)`. The class is called as `cls(features: FeatureShape, hidden_size: int, **{integer's
-    name: value})`; its `forward` takes such features in fp32 and returns `(batch, tokens, hidden_size)`, and it
-    keeps that number of tokens as `self.tokens`. Its last linear layer is `self.last`, so that the output can be
-    brought to the embeddings' scale.
+    `(batch, blocks, width)`. The class is called as `cls(features, hidden_size, tokens=16)`, with the integer under the
+    name in braces, and provides what `Projector` describes.
     """
 
     def register(module: type[nn.Module]) -> type[nn.Module]:
@@ -66,23 +92,24 @@ def projector(pattern: str, reads: str) -> Callable[[type[nn.Module]], type[nn.M
 
 
 def known_specs() -> list[str]:
-    """The specs that exist, the integer shown as a letter: `linear`, `mlpK`, ..."""
+    """The known specs, with the integer shown as K: `linear`, `mlpK`, ..."""
     return sorted(re.sub(r"\{.*\}", "K", pattern) for pattern in PROJECTORS)
 
 
 def find_projector(spec: str) -> tuple[ProjectorEntry, dict[str, int]]:
-    """Look a spec up: its row and the keyword argument its integer stands for.
+    """Look up a spec: its entry, and its integer as a keyword argument.
 
-    Raises AdapterError for an unknown name, with the nearest known one.
+    The whole spec is looked up first, then name and integer. Raises AdapterError for an unknown one, with the nearest
+    known names.
     """
     if spec in PROJECTORS:
         return PROJECTORS[spec], {}
     match = re.fullmatch(r"(.*?)(\d+)", spec)
     if match:
-        for pattern, row in PROJECTORS.items():
+        for pattern, entry in PROJECTORS.items():
             name, _, integer = pattern.rstrip("}").partition("{")
             if integer and name == match[1] and int(match[2]) > 0:
-                return row, {integer: int(match[2])}
+                return entry, {integer: int(match[2])}
     letters = re.sub(r"\d+$", "", spec)
     stems = [re.sub(r"\{.*\}", "", pattern) for pattern in PROJECTORS if ("{" in pattern) == (letters != spec)]
     near = difflib.get_close_matches(letters, stems, n=2, cutoff=0.4)
@@ -92,26 +119,26 @@ def find_projector(spec: str) -> tuple[ProjectorEntry, dict[str, int]]:
     )
 
 
-def build_projector(spec: str, features: FeatureShape, hidden_size: int, inner: int = 0, layers: int = 0) -> nn.Module:
-    """Make the projector `spec` in fp32, reading `features` and giving `(batch, module.tokens, hidden_size)`.
+def build_projector(spec: str, features: FeatureShape, hidden_size: int, inner: int = 0, layers: int = 0) -> Projector:
+    """Build the projector `spec` in fp32 for `features` and a language model of width `hidden_size`.
 
-    `inner` is the width between its layers, `layers` how many blocks it has, where it has such (0: its own choice).
+    `inner` is the width of its hidden layer and `layers` its number of blocks, where it has these; 0 for its default.
     Raises AdapterError for an unknown spec, for features of another kind or grid than it reads, and for an `inner` or
-    `layers` in vain.
+    `layers` that it doesn't have.
     """
-    row, integer = find_projector(spec)
-    if features.kind != row.kind:
+    entry, integer = find_projector(spec)
+    if features.kind != entry.kind:
         raise AdapterError(
-            f"--adapter {spec} reads `{row.kind}` features, but `{features.kind}` was given; "
-            f"encode again with --kinds {row.kind}, or choose an adapter that reads `{features.kind}`"
+            f"--adapter {spec} reads `{entry.kind}` features, but `{features.kind}` was given; "
+            f"encode again with --kinds {entry.kind}, or choose an adapter that reads `{features.kind}`"
         )
-    known = inspect.signature(row.module).parameters
+    known = inspect.signature(entry.module).parameters
     if inner and "inner" not in known:
-        raise AdapterError(f"--projector-hidden {inner} makes no sense for {spec}, which has no layer between")
+        raise AdapterError(f"--projector-hidden {inner} makes no sense for {spec}, which has no hidden layer")
     if layers and "layers" not in known:
         raise AdapterError(f"--projector-layers {layers} makes no sense for {spec}, whose layers are fixed")
-    chosen = {name: value for name, value in (("inner", inner), ("layers", layers)) if value}
-    return row.module(features, hidden_size, **integer, **chosen)
+    sizes = {name: value for name, value in (("inner", inner), ("layers", layers)) if value}
+    return cast(Projector, entry.module(features, hidden_size, **integer, **sizes))
 
 
 for _module in pkgutil.iter_modules(__path__):

@@ -1,29 +1,35 @@
-"""Projectors that make fewer tokens of the patch grid: by pooling, convolution, or folding space into channels."""
+"""Projectors that downsample the patch grid: by pooling, convolution, or folding space into channels."""
+
+from typing import cast
 
 import torch
 from torch import nn
 
-from periscope.adapters.projectors import FeatureShape, grid_of, projector
+from periscope.adapters.projectors import FeatureShape, Projector, grid_of, projector
 from periscope.errors import AdapterError
 
 
 class PositionalConvolution(nn.Module):
-    """A depthwise 3 x 3 convolution with a residual around it, which tells a token where it stands: 10 parameters a
+    """A depthwise 3 x 3 convolution with a residual connection, which encodes a token's position: 10 parameters per
     channel (MobileVLM V2's PEG, arXiv 2402.03766).
     """
 
     def __init__(self, width: int):
         super().__init__()
         self.convolution = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        assert self.convolution.bias is not None
         nn.init.zeros_(self.convolution.bias)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """`(batch, width, rows, columns)` to the same."""
+        """`(batch, width, rows, columns)` to the same shape."""
         return maps + self.convolution(maps)
 
 
-class PooledPatches(nn.Module):
-    """Patches through linear maps, averaged to a `side` x `side` grid, then a positional convolution."""
+class PooledPatches(Projector):
+    """Patches through linear maps, average-pooled to a `side` x `side` grid, then a positional convolution."""
+
+    project: nn.Sequential
+    position: PositionalConvolution
 
     def __init__(self, features: FeatureShape, side: int, spec: str):
         super().__init__()
@@ -32,8 +38,8 @@ class PooledPatches(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(side)
 
     @property
-    def last(self) -> nn.Linear:
-        return self.project[-1]
+    def last(self) -> nn.Linear:  # type: ignore[override]
+        return cast(nn.Linear, self.project[-1])
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         maps = self.project(patches).transpose(1, 2).unflatten(2, self.grid)
@@ -77,7 +83,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV3's block as LDP has it: depthwise 3 x 3, squeeze and excitation, pointwise; a residual where the
+    """MobileNetV3's block as in LDP: depthwise 3 x 3, squeeze-and-excitation, pointwise; a residual connection if the
     stride is 1.
     """
 
@@ -99,8 +105,8 @@ class InvertedResidual(nn.Module):
 
 
 @projector("ldp", reads="patches")
-class LDP(nn.Module):
-    """MobileVLM's first projector (arXiv 2312.16886): Linear, GELU, Linear, then two depthwise blocks, the second of
+class LDP(Projector):
+    """MobileVLM's first projector (arXiv 2312.16886): Linear, GELU, Linear, then two depthwise blocks, the second with
     stride 2, which leaves a quarter of the tokens.
 
     https://github.com/Meituan-AutoML/MobileVLM
@@ -117,8 +123,8 @@ class LDP(nn.Module):
         self.blocks = nn.Sequential(InvertedResidual(hidden_size, 1), InvertedResidual(hidden_size, 2))
 
     @property
-    def last(self) -> nn.LayerNorm:
-        return self.blocks[-1].last_norm
+    def last(self) -> nn.LayerNorm:  # type: ignore[override]
+        return cast(InvertedResidual, self.blocks[-1]).last_norm
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         maps = self.project(patches).transpose(1, 2).unflatten(2, self.grid)
@@ -126,9 +132,10 @@ class LDP(nn.Module):
 
 
 @projector("shuffle{side}", reads="patches")
-class PixelShuffle(nn.Module):
-    """`side` x `side` neighbours folded into the channels of one token, then one linear map without a bias: Idefics3's
-    and SmolVLM's connector (arXiv 2408.12637), weight for weight.
+class PixelShuffle(Projector):
+    """Pixel shuffle: `side` x `side` neighbours become the channels of one token, then one linear map without bias.
+
+    The connector of Idefics3 and SmolVLM (arXiv 2408.12637), weight for weight.
     """
 
     def __init__(self, features: FeatureShape, hidden_size: int, side: int):

@@ -1,15 +1,17 @@
-"""Projectors of the CLS of an encoder's last blocks, for injection into a language model's inner layers."""
+"""Projectors of the CLS tokens of an encoder's last blocks, injected into a language model's inner layers."""
+
+from typing import cast
 
 import torch
 from torch import nn
 
-from periscope.adapters.projectors import FeatureShape, projector
+from periscope.adapters.projectors import FeatureShape, Projector, projector
 
 
 @projector("epalm", reads="layers")
-class LayerLinears(nn.Module):
+class LayerLinears(Projector):
     """eP-ALM's connector (Shukor et al. 2023, arXiv 2303.11403): one linear map per encoder block, to the width of the
-    language model's layers. What it gives goes into inner layers (adapters/injection.py), not among the words.
+    language model's layers. Its vectors go into inner layers (adapters/lm/injection.py), not among the words.
     """
 
     injects = True
@@ -23,8 +25,8 @@ class LayerLinears(nn.Module):
         )
 
     @property
-    def last(self) -> nn.Linear:
-        return self.maps[-1]
+    def last(self) -> nn.Linear:  # type: ignore[override]
+        return cast(nn.Linear, self.maps[-1])
 
     def forward(self, layers: torch.Tensor) -> torch.Tensor:
         """`(batch, blocks, width)` to `(batch, blocks, hidden_size)`."""

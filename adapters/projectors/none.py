@@ -1,14 +1,15 @@
-"""No projector: for a soft prompt that is trained alone."""
+"""No projector, for a soft prompt that is trained alone."""
 
 import torch
-from torch import nn
 
-from periscope.adapters.projectors import FeatureShape, projector
+from periscope.adapters.projectors import FeatureShape, Projector, projector
 
 
 @projector("none", reads="pooled")
-class NoTokens(nn.Module):
-    """Nothing of a medium reaches the language model (Lester et al. 2021, arXiv 2104.08691, trained so on text)."""
+class NoTokens(Projector):
+    """No vectors: the language model sees the soft prompt only, as in prompt tuning (Lester et al. 2021, arXiv
+    2104.08691).
+    """
 
     def __init__(self, features: FeatureShape, hidden_size: int):
         super().__init__()

@@ -1,15 +1,15 @@
-"""Projectors of patch tokens: one token per patch, per group, or per window."""
+"""Projectors of patches: one token per patch, per group, or per window."""
 
 import torch
 from torch import nn
 
-from periscope.adapters.projectors import FeatureShape, grid_of, projector
+from periscope.adapters.projectors import FeatureShape, Projector, grid_of, projector
 from periscope.errors import AdapterError
 
 
 @projector("linear", reads="patches")
-class PatchLinear(nn.Module):
-    """One linear map per patch, as many tokens as patches (LiMBeR, Merullo et al. 2023; LLaVA v1)."""
+class PatchLinear(Projector):
+    """One linear map per patch (LiMBeR, Merullo et al. 2023, arXiv 2209.15162; LLaVA v1)."""
 
     def __init__(self, features: FeatureShape, hidden_size: int):
         super().__init__()
@@ -21,10 +21,10 @@ class PatchLinear(nn.Module):
 
 
 @projector("mlp", reads="patches")
-class PatchMLP(nn.Module):
-    """Two linear maps with a GELU between them, per patch (LLaVA-1.5's `mlp2x_gelu`).
+class PatchMLP(Projector):
+    """Linear, GELU, Linear per patch (LLaVA-1.5's `mlp2x_gelu`).
 
-    `inner` is the language model's width, as in LLaVA, unless given.
+    `inner` defaults to the language model's width, as in LLaVA.
     """
 
     def __init__(self, features: FeatureShape, hidden_size: int, inner: int = 0):
@@ -38,9 +38,9 @@ class PatchMLP(nn.Module):
 
 
 @projector("fusedmlp", reads="patches")
-class FusedMLP(nn.Module):
-    """Prismatic's and Cobra's projector of fused encoders, per patch: Linear to four times the features' width, GELU,
-    Linear, GELU, Linear (Karamcheti et al. 2024, arXiv 2402.07865).
+class FusedMLP(Projector):
+    """The projector of Prismatic and Cobra for fused encoders, per patch: Linear to four times the features' width,
+    GELU, Linear, GELU, Linear (Karamcheti et al. 2024, arXiv 2402.07865).
 
     https://github.com/TRI-ML/prismatic-vlms
     """
@@ -59,11 +59,11 @@ class FusedMLP(nn.Module):
 
 
 @projector("group{size}", reads="patches")
-class RasterGroups(nn.Module):
-    """`size` consecutive patches in raster order share one token (doubutsu's second architecture: `group9`).
+class RasterGroups(Projector):
+    """One token per `size` consecutive patches in raster order (doubutsu's second architecture: `group9`).
 
-    The groups run along the rows and across their ends, so they keep little of the layout; `window3` is what its author
-    wished he had tried.
+    Groups run along the rows and across their ends, so they keep little of the layout; `window3` keeps neighbours
+    together.
     """
 
     def __init__(self, features: FeatureShape, hidden_size: int, size: int):
@@ -80,16 +80,16 @@ class RasterGroups(nn.Module):
 
 
 @projector("window{side}", reads="patches")
-class GridWindows(nn.Module):
-    """`side` x `side` neighbouring patches of the grid share one token.
+class GridWindows(Projector):
+    """One token per window of `side` x `side` patches.
 
-    A grid that `side` doesn't divide is padded with zeros below and to the right, so no patch is dropped.
+    A grid that `side` doesn't divide is zero-padded at the bottom and right, so no patch is dropped.
     """
 
     def __init__(self, features: FeatureShape, hidden_size: int, side: int):
         super().__init__()
         self.grid, self.side = grid_of(features, f"window{side}"), side
-        rows, columns = (-(-n // side) for n in features.grid)
+        rows, columns = (-(-length // side) for length in self.grid)
         self.tokens = rows * columns
         self.last = nn.Linear(features.width * side * side, hidden_size)
 

@@ -1,14 +1,14 @@
-"""Projectors of the pooled vector: a few tokens from one vector."""
+"""Projectors of the pooled vector: several tokens from one vector."""
 
 import torch
 from torch import nn
 
-from periscope.adapters.projectors import FeatureShape, projector
+from periscope.adapters.projectors import FeatureShape, Projector, projector
 
 
 @projector("linear{tokens}", reads="pooled")
-class PooledLinear(nn.Module):
-    """One linear map from the pooled vector `(batch, width)` to `tokens` vectors (Frozen, Tsimpoukelli et al. 2021)."""
+class PooledLinear(Projector):
+    """One linear map to `tokens` vectors (Frozen, Tsimpoukelli et al. 2021, arXiv 2106.13884)."""
 
     def __init__(self, features: FeatureShape, hidden_size: int, tokens: int):
         super().__init__()
@@ -20,10 +20,11 @@ class PooledLinear(nn.Module):
 
 
 @projector("mlp{tokens}", reads="pooled")
-class PooledMLP(nn.Module):
-    """doubutsu's projector: Linear(width, inner), ReLU, Linear(inner, hidden x tokens), seen as `tokens` vectors.
+class PooledMLP(Projector):
+    """doubutsu's projector: Linear(width, inner), ReLU, Linear(inner, tokens * hidden_size), split into `tokens`
+    vectors.
 
-    `inner` is the language model's width, as in the blog, unless given.
+    `inner` defaults to the language model's width, as in the blog post.
     """
 
     def __init__(self, features: FeatureShape, hidden_size: int, tokens: int, inner: int = 0):
@@ -37,8 +38,9 @@ class PooledMLP(nn.Module):
 
 
 @projector("clipcap{tokens}", reads="pooled")
-class ClipCapMLP(nn.Module):
-    """ClipCap's prefix MLP (Mokady et al. 2021, arXiv 2111.09734): Linear to half of all tokens' width, tanh, Linear.
+class ClipCapMLP(Projector):
+    """ClipCap's prefix MLP (Mokady et al. 2021, arXiv 2111.09734): Linear to half the width of all tokens, tanh,
+    Linear.
 
     31,468,800 parameters for 10 tokens from CLIP's 512 to GPT-2's 768.
     """

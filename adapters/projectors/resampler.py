@@ -1,18 +1,18 @@
-"""Projectors that ask the patches with learned queries: as many tokens as queries, whatever the number of patches."""
+"""Projectors with learned queries that attend to the patches: as many tokens as queries, for any number of patches."""
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from periscope.adapters.projectors import FeatureShape, projector
+from periscope.adapters.projectors import FeatureShape, Projector, projector
 
 HEADS, HEAD_WIDTH = 8, 64
 
 
 class ResamplerLayer(nn.Module):
-    """Latents read patches and themselves by attention, then pass a feed-forward of four times the width.
+    """Latents attend to patches and themselves, then pass a feed-forward layer of four times the width.
 
-    Both with LayerNorm before and a residual around; no biases (Flamingo, Alayrac et al. 2022, arXiv 2204.14198).
+    Both are pre-norm with a residual connection and without biases (Flamingo, Alayrac et al. 2022, arXiv 2204.14198).
     """
 
     def __init__(self, width: int):
@@ -34,18 +34,18 @@ class ResamplerLayer(nn.Module):
         normed = self.norm_latents(latents)
         read = torch.cat([self.norm_patches(patches), normed], 1)
         query, (key, value) = self.query(normed), self.key_value(read).chunk(2, -1)
-        heads = (part.unflatten(-1, (HEADS, HEAD_WIDTH)).transpose(1, 2) for part in (query, key, value))
+        heads = (tensor.unflatten(-1, (HEADS, HEAD_WIDTH)).transpose(1, 2) for tensor in (query, key, value))
         latents = latents + self.out(functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
         return latents + self.feed_forward(latents)
 
 
 @projector("perceiver{latents}", reads="patches")
-class PerceiverResampler(nn.Module):
-    """Flamingo's resampler at the encoder's width, then one linear map up. AnyMAL's image projector has 64 latents and
-    6 layers, its video projector 32 and 4 (arXiv 2309.16058).
+class PerceiverResampler(Projector):
+    """Flamingo's resampler at the encoder's width, then one linear map to the language model's. AnyMAL's image
+    projector has 64 latents and 6 layers, its video projector 32 and 4 (arXiv 2309.16058).
 
-    At the language model's width 4096 the same six layers would have 1.6 billion parameters; at the encoder's 1024 they
-    have 63,019,008.
+    The six layers have 63,019,008 parameters at the encoder's width 1024; at the language model's 4096 they would have
+    1.6 billion.
     """
 
     def __init__(self, features: FeatureShape, hidden_size: int, latents: int, layers: int = 6):
@@ -64,10 +64,10 @@ class PerceiverResampler(nn.Module):
 
 
 @projector("mapl{tokens}", reads="patches")
-class Mapper(nn.Module):
-    """MAPL's mapping network (Manas et al. 2023, arXiv 2210.07179): patches and learned queries side by side through a
-    small transformer of `inner` width (256) and 4 layers; the queries' outputs are the tokens. 3,431,680 parameters
-    from CLIP's 1024 to GPT-J's 4096.
+class Mapper(Projector):
+    """MAPL's mapping network (Manas et al. 2023, arXiv 2210.07179): patches and learned queries together through a
+    small transformer of width 256 and 4 layers; the queries' outputs are the tokens. 3,431,680 parameters from CLIP's
+    1024 to GPT-J's 4096.
     """
 
     def __init__(self, features: FeatureShape, hidden_size: int, tokens: int, inner: int = 256, layers: int = 4):

@@ -1,1 +1,1 @@
-"""From turns of a conversation to segments of token ids."""
+"""From the turns of a conversation to segments of token ids."""

@@ -15,10 +15,13 @@ from PIL import Image
 from periscope import inference as live
 from periscope.adapters.composed import ComposedModel, ComposedPrompt
 from periscope.adapters.io.checkpoint import save_adapter
-from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.lm.injection import Injection
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import SOFT_PROMPT, SOFT_PROMPT_END, Prompt, Template, default_template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END
+from periscope.adapters.prompting.template import Template, default_template
 from periscope.demo import scenes, sounds
 from periscope.errors import AdapterError
 from periscope.precompute.encoders import load_encoder
@@ -139,7 +142,7 @@ def test_what_cannot_stand_together_is_refused(language_model_folder):
     with pytest.raises(AdapterError, match="audio adapter is on another language model"):
         ComposedModel({"image": part(lm, "image"), "audio": part(other, "audio")})
     shape = FeatureShape("layers", 1, 6)
-    where = {"layer_size": lm.hidden_size, "start": 0, "end": 1, "compat": False}
+    where = Injection(lm.hidden_size, 0, 1, compat=False)
     inner = Adapter("epalm", shape, lm.hidden_size, lm.embedding_rms, injection=where)
     inside = AdaptedModel(lm, inner, Prompt(lm.tokenizer, Template()))
     with pytest.raises(AdapterError, match="inner layers"):
@@ -216,7 +219,7 @@ def test_live_says_what_does_not_go_together(folders, tmp_path):
         ({"image": ears}, "ears is named as image, but reads audio"),
         (
             {"image": eyes, "audio": folders["stranger"]},
-            r"stranger with .*another language model: .*go together on one",
+            r"stranger with .*another language model: .*combined on the same one",
         ),
         ({}, "by modality"),
         ({"path": eyes, "image": eyes}, "by modality"),

@@ -11,7 +11,7 @@ from periscope.adapters.lm.cross_entropy import cross_entropy
 @pytest.mark.parametrize("at_once", [1 << 22, 7 * 50, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_it_is_the_librarys_also_where_a_row_has_several_targets(dtype, at_once, monkeypatch):
-    monkeypatch.setattr(module, "AT_ONCE", at_once)
+    monkeypatch.setattr(module, "FP32_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(20, 8, generator=generator).to(dtype)
     head = torch.randn(50, 8, generator=generator).to(dtype)

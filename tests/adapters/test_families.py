@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from periscope.adapters.lm.families import MODEL_FAMILIES, find_fault
-from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.selective_scan import SCANS
 from periscope.errors import AdapterError
 
@@ -70,7 +70,7 @@ REFUSED = {
     "rwkv": (lambda: RWKV, "ignores the attention mask.* use "),
     "gemma3n": (lambda: GEMMA3N, "look up token ids again.* use "),
     "gemma4": (lambda: AutoConfig.for_model("gemma4_text"), "look up token ids again.* use "),
-    "gemma3 with eyes": (Gemma3Config, "eyes of its own.* use "),
+    "gemma3 with eyes": (Gemma3Config, "vision-language model.* use "),
     "t5": (T5Config, "an encoder of its own.* use "),
     "bart": (BartConfig, "an encoder of its own.* use "),
     "gpt1": (OpenAIGPTConfig, "OpenAIGPTLMHeadModel can't answer from vectors.* use "),
@@ -145,8 +145,8 @@ def test_layers_that_scan_among_others_scan_in_chunks_too(config, tmp_path, monk
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_the_trial_finds_nothing_wrong_with_the_tested_families(family, language_model_folder):
     lm = load_language_model(str(language_model_folder(family)))
-    quirk = lm.quirk
-    assert quirk.tested == type(lm.model).__name__ and not quirk.refuse
+    entry = lm.family
+    assert entry.tested == type(lm.model).__name__ and not entry.refuse
     assert find_fault(lm.model, 1e-3) is None
 
 
@@ -174,17 +174,17 @@ def test_weights_that_are_not_there_are_not_made_up(tmp_path):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(AdapterError, match=r"lacks 1 of its weights, as model\.layers\.1\.mlp\.up_proj"):
+    with pytest.raises(AdapterError, match=r"lacks 1 of its weights, such as model\.layers\.1\.mlp\.up_proj"):
         load_language_model(str(folder))
 
 
 def test_the_page_is_the_table():
     rows = [
-        f"| `{name}` | `{quirk.tested}` | {quirk.trait} | {'all but fp16' if quirk.overflows else 'all'} |"
-        for name, quirk in MODEL_FAMILIES.items()
-        if quirk.tested
+        f"| `{name}` | `{entry.tested}` | {entry.trait} | {'all but fp16' if entry.overflows else 'all'} |"
+        for name, entry in MODEL_FAMILIES.items()
+        if entry.tested
     ]
-    refused = [f"| `{name}` | {quirk.refuse} |" for name, quirk in MODEL_FAMILIES.items() if quirk.refuse]
+    refused = [f"| `{name}` | {entry.refuse} |" for name, entry in MODEL_FAMILIES.items() if entry.refuse]
     found = [line for line in DOC.read_text().splitlines() if line.startswith("| `")]
     assert found == rows + refused
     tested = {AutoConfig.for_model(name).model_type for name in MODEL_FAMILIES}

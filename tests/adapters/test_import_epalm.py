@@ -3,6 +3,7 @@
 import collections
 import json
 import sys
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -12,10 +13,11 @@ from torch.nn import functional
 
 from periscope.adapters.io.checkpoint import load_adapter
 from periscope.adapters.io.import_epalm import import_released, read_released
-from periscope.adapters.lm.injection import Injector, LayerMap
-from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.lm.injection import Injection, Injector, LayerMap
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import AdaptedModel
-from periscope.adapters.prompting.prompt import Prompt, Template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.template import Template
 from periscope.console import run
 from periscope.errors import AdapterError
 
@@ -109,7 +111,7 @@ def test_an_imported_checkpoint_says_what_the_released_code_says(opt, maps, mlp,
     torch.save(whole, tmp_path / "x.pth")
     adapter, template = import_released(read_released(tmp_path / "x.pth"), opt)
     assert adapter.spec == ("epalm" if maps == 6 else "epalm-shared")
-    assert adapter.injection == {"layer_size": opt.layer_size, "start": START, "end": END, "compat": True}
+    assert adapter.injection == Injection(opt.layer_size, START, END, compat=True)
     model = adapted(opt, adapter, template)
     ids = [*opt.tokenizer("a red circle and a small blue star").input_ids, opt.tokenizer.eos_token_id]
     torch.manual_seed(3)
@@ -123,7 +125,7 @@ def test_an_imported_checkpoint_says_what_the_released_code_says(opt, maps, mlp,
         return (ours(adapted(opt, form["adapter"], form["template"]), CAPTION, form["blocks"]) - want).abs().max()
 
     causal, _ = import_released(read_released(tmp_path / "x.pth"), opt)
-    causal.injection["compat"] = False
+    causal.injection = replace(causal.injection, compat=False)
     early, _ = import_released(read_released(tmp_path / "x.pth"), opt, (START - 1, END))
     late, _ = import_released(read_released(tmp_path / "x.pth"), opt, (START, END + 1))
     unfolded = adapted(opt, *import_released(read_released(tmp_path / "x.pth"), opt))
@@ -140,7 +142,7 @@ def test_an_imported_checkpoint_says_what_the_released_code_says(opt, maps, mlp,
             unfolded.adapter.soft_prompt.vectors.copy_(embedding / adapter.soft_prompt.scale)
         wrong["the prompt without its MLP"] = (ours(unfolded, CAPTION, blocks) - want).abs().max()
     with pytest.MonkeyPatch.context() as patch:  # the prompt's rows counted, as elsewhere
-        patch.setattr(Injector, "_unplace", lambda self, rows, texts, module, given, out: out)
+        patch.setattr(Injector, "_unposition", lambda self, injected, texts, module, args, output: output)
         wrong["a prompt with positions"] = (ours(adapted(opt, adapter, template), CAPTION, blocks) - want).abs().max()
     assert all(miss > 1e-3 for miss in wrong.values()), wrong
 
@@ -158,7 +160,7 @@ def test_it_answers_as_the_released_code_does(opt, tmp_path):
         ids = [token for part in prompt for token in part.ids]
         for _ in range(6):
             ids.append(original(opt, whole["model"], ids, medium)[-1].argmax().item())
-        said = model._say_anew([prompt], model.slots([prompt], {"a": medium}), 6)
+        said = model._generate_uncached([prompt], model.slots([prompt], {"a": medium}), 6)
         assert said == [ids[-6:]]
         assert model.generate([prompt], {"a": medium}, 6) == [opt.tokenizer.decode(said[0]).strip()]
     with pytest.raises(AdapterError, match="leave out num_beams"):
@@ -178,13 +180,13 @@ def test_the_command_makes_a_folder_that_loads(opt, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", [*arguments, "--out", str(tmp_path / "out")])
     main()
     said = capsys.readouterr().out
-    assert "given to layers 2 to 13" in said and "captions only" in said
+    assert "injected into layers 2 to 13" in said and "captions only" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "out", "x.pth"]
     adapter, config = load_adapter(tmp_path / "out")
-    assert config["encoder"] == manifest["encoder"] and config["injection"]["compat"]
+    assert config.encoder == manifest["encoder"] and config.injection.compat
     blocks = torch.randn(BLOCKS, WIDTH)
     before, _ = import_released(read_released(tmp_path / "x.pth"), opt)
-    template = Template.from_dict(config["template"])
+    template = config.template
     again = ours(adapted(opt, adapter, template), CAPTION, blocks)
     assert (again - ours(adapted(opt, before, template), CAPTION, blocks)).abs().max() < 1e-3  # fp16's embedding RMS
     for held, message in (
@@ -258,7 +260,7 @@ def test_what_is_no_checkpoint_of_epalm_gets_a_sentence(opt, tmp_path):
     refused({"model": state | {"connector.1.bias": torch.full((opt.layer_size,), torch.nan)}}, "aren't finite")
     twice = {key: torch.cat([value, value]) for key, value in state.items() if "connector" in key}
     refused({"model": twice}, f"layers of width {2 * opt.layer_size}")
-    with pytest.raises(AdapterError, match="isn't there"):
+    with pytest.raises(AdapterError, match="doesn't exist"):
         read_released(tmp_path / "nothing.pth")
 
 

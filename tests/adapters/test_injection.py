@@ -9,11 +9,12 @@ from transformers import AutoModelForCausalLM
 
 from periscope.adapters.io.checkpoint import load_adapter, save_adapter
 from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
-from periscope.adapters.lm.injection import decoder_layers, injection_into, map_layers
+from periscope.adapters.lm.injection import Injection, decoder_layers, injection_into, map_layers
 from periscope.adapters.lm.language_model import LanguageModel, freeze
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape, build_projector
-from periscope.adapters.prompting.prompt import Prompt, Template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.template import Template
 from periscope.errors import AdapterError
 
 BLOCKS, WIDTH = 3, 12
@@ -164,7 +165,7 @@ def test_batches_and_caches_change_nothing(family):
 def test_what_is_said_later_changes_nothing_before_it(family):
     """Logits, not lengths: with `compat` later words do change what is said before, which is the original's leak."""
     for compat in (False, True):
-        if compat and deep(family).quirk.recurrent:
+        if compat and deep(family).family.recurrent:
             with pytest.raises(AdapterError, match="for attention models"):
                 adapted(family, compat=True)
             continue
@@ -225,7 +226,7 @@ def test_layers_that_run_again_are_given_the_same(family):
     ],
 )
 def test_published_counts_of_all_that_is_trained(hidden, embedded, width, spec, mlp, parameters):
-    where = {"layer_size": hidden, "start": 19, "end": 31, "compat": False}
+    where = Injection(hidden, 19, 31, compat=False)
     shape = FeatureShape("layers", 6, width)
     with torch.device("meta"):
         adapter = Adapter(spec, shape, embedded, 0.01, soft_prompt=10, injection=where, soft_prompt_mlp=mlp)
@@ -237,11 +238,12 @@ def test_a_soft_prompts_mlp_folds_into_plain_vectors(tmp_path):
     torch.manual_seed(0)
     where = model.adapter.injection
     adapter = Adapter("epalm", LAYERS, 32, 0.02, soft_prompt=4, injection=where, soft_prompt_mlp=True)
-    about = {"modality": "image", "encoder": {"name": "e"}, "language_model": {"name": "l"}, "training": {}}
+    language_model = {"name": "l", "identity": {}}
+    about = {"encoder": {"name": "e"}, "language_model": language_model, "template": Template(), "training": {}}
     save_adapter(tmp_path / "a", adapter, about)
     again, config = load_adapter(tmp_path / "a")
     prompt = adapter.soft_prompt()
-    assert config["soft_prompt_mlp"] and torch.equal(again.soft_prompt(), prompt) and again.injection == where
+    assert config.soft_prompt_mlp and torch.equal(again.soft_prompt(), prompt) and again.injection == where
     again.soft_prompt.fold()
     assert again.soft_prompt.mlp is None and torch.allclose(again.soft_prompt(), prompt, atol=1e-6)
     with pytest.raises(AdapterError, match="needs a --soft-prompt"):

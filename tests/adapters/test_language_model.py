@@ -5,10 +5,13 @@ import tiny
 import torch
 
 from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
-from periscope.adapters.lm.language_model import load_language_model, weights_sha256
+from periscope.adapters.lm.identity import weights_sha256
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, Segment, default_template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.segments import Segment
+from periscope.adapters.prompting.template import default_template
 from periscope.adapters.splice import length_of, splice
 from periscope.errors import AdapterError
 

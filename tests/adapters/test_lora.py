@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from periscope.adapters.lm.language_model import load_language_model, same_language_model, weights_sha256
+from periscope.adapters.lm.identity import same_language_model, weights_sha256
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import (
     CONFIG,
     WEIGHTS,

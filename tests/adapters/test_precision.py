@@ -8,16 +8,13 @@ import tiny
 import torch
 
 from periscope.adapters.lm.families import MODEL_FAMILIES
-from periscope.adapters.lm.language_model import (
-    choose_precision,
-    load_language_model,
-    precisions_differ,
-    same_language_model,
-    weights_sha256,
-)
+from periscope.adapters.lm.identity import precisions_differ, same_language_model, weights_sha256
+from periscope.adapters.lm.load import load_language_model
+from periscope.adapters.lm.precision import choose_precision
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, default_template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.template import default_template
 from periscope.errors import AdapterError
 from periscope.training.data.dataset import Batch
 from periscope.training.step import take_step
@@ -110,7 +107,7 @@ def test_mambas_scan_needs_some_layers_whole(folder, monkeypatch):
     lm = load_language_model(folder("mamba"), precision="4bit")
     packed = {name.rpartition(".")[2] for name, part in lm.model.named_modules() if type(part).__name__ == "Linear4bit"}
     assert packed == {"in_proj"}
-    monkeypatch.setitem(MODEL_FAMILIES, "mamba", replace(MODEL_FAMILIES["mamba"], keep=()))
+    monkeypatch.setitem(MODEL_FAMILIES, "mamba", replace(MODEL_FAMILIES["mamba"], unquantized=()))
     with pytest.raises(RuntimeError):
         loss_of(adapted(load_language_model(folder("mamba"), precision="4bit"), adapter_for(lm)))
 
@@ -184,7 +181,7 @@ def test_identity_survives_precision_and_names_a_difference(family, language_mod
     assert same_language_model(lm.identity(), another.identity()) == "its weights differ"
     third = load_language_model(str(language_model_folder("opt")))
     assert "model type" in same_language_model(lm.identity(), third.identity())
-    old = {key: value for key, value in lm.identity().items() if key != "precision"}
+    old = replace(lm.identity(), precision=None)
     assert precisions_differ(old, lm.identity()) is None
 
 
@@ -236,7 +233,7 @@ def test_a_precision_that_cant_be_had_here_gets_a_sentence(monkeypatch):
     with pytest.raises(AdapterError, match="unknown precision 'fp8'"):
         choose_precision("fp8", cpu, None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    with pytest.raises(AdapterError, match="bf16: this card doesn't compute in bf16; take fp16"):
+    with pytest.raises(AdapterError, match="bf16: this card doesn't compute in bf16; use fp16"):
         choose_precision("bf16", gpu, torch.bfloat16)
     assert choose_precision("bf16", cpu, None)[0] == "bf16"
     find = importlib.util.find_spec

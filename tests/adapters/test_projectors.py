@@ -1,5 +1,6 @@
 """Projectors: names, shapes, parameter counts, formulas, and the scale rule."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,9 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from periscope.adapters.io.checkpoint import load_adapter, read_adapter_config, save_adapter
+from periscope.adapters.io.checkpoint import load_adapter, save_adapter
+from periscope.adapters.io.schema import read_adapter_config
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape, build_projector, find_projector, known_specs
+from periscope.adapters.prompting.template import Template
 from periscope.errors import AdapterError
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +62,7 @@ def test_projector_hidden_narrows_the_wide_ones_and_is_refused_where_there_is_no
         module = build_projector("mlp16", FeatureShape("pooled", 1, 768), 4096, inner=512)
     assert sum(p.numel() for p in module.parameters()) == 768 * 512 + 512 + 512 * 65536 + 65536 < 34_100_000
     assert build_projector("mlp", PATCHES, H, inner=7)(torch.randn(2, 36, 12)).shape == (2, 36, H)
-    with pytest.raises(AdapterError, match="no layer between"):
+    with pytest.raises(AdapterError, match="no hidden layer"):
         build_projector("linear16", POOLED, H, inner=7)
 
 
@@ -268,12 +271,12 @@ def test_tokens_start_from_words(output_norm):
 def test_an_adapter_folder_holds_everything_and_refuses_rubbish(tmp_path):
     adapter = Adapter("mlp", PATCHES, H, 0.01, soft_prompt=3, projector_hidden=7)
     about = {
-        "modality": "image", "encoder": {"name": "e"}, "template": {}, "training": {"steps": 1},
-        "language_model": {"name": "a/b", "identity": {}},
+        "modality": "image", "encoder": {"name": "e"}, "template": Template(),
+        "training": {"steps": 1}, "language_model": {"name": "a/b", "identity": {}},
     }  # fmt: skip
     save_adapter(tmp_path / "a", adapter, about)
     again, config = load_adapter(tmp_path / "a")
-    assert config["tokens"] == 36 and config["projector_hidden"] == 7 and config["soft_prompt"] == 3
+    assert config.tokens == 36 and config.projector_hidden == 7 and config.soft_prompt == 3
     x = torch.randn(2, 36, 12)
     assert torch.equal(adapter(x), again(x)) and torch.equal(adapter.soft_prompt(), again.soft_prompt())
     assert "base_model: a/b" in (tmp_path / "a" / "README.md").read_text()
@@ -301,12 +304,16 @@ def test_the_documented_new_projector_is_found_by_train(tmp_path):
     text = (ROOT / "docs" / "new_projector.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.S)[1]
     assert len(code.strip().splitlines()) <= 20
-    shutil.copytree(ROOT / "adapters", tmp_path / "adapters")
-    (tmp_path / "adapters" / "projectors" / "rows.py").write_text(code)
+    package = tmp_path / "periscope"
+    shutil.copytree(ROOT / "adapters", package / "adapters")
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy(ROOT / name, package / name)
+    (package / "adapters" / "projectors" / "rows.py").write_text(code)
     spec = re.search(r"--adapter (\w+)", text)[1]
     check = (
         "import torch; from periscope.adapters.projectors import FeatureShape, build_projector as build;"
         f"m = build('{spec}', FeatureShape('patches', 36, 12, (6, 6)), 20);"
         "assert m(torch.randn(2, 36, 12)).shape == (2, m.tokens, 20) == (2, 6, 20)"
     )
-    subprocess.run([sys.executable, "-c", check], cwd=tmp_path, check=True)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", check], cwd=tmp_path, check=True, env=environment)

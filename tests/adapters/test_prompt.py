@@ -6,16 +6,12 @@ import pytest
 import tiny
 import torch
 
-from periscope.adapters.lm.language_model import load_language_model
-from periscope.adapters.prompting.boxes import box_text, said
-from periscope.adapters.prompting.prompt import (
-    SOFT_PROMPT,
-    SOFT_PROMPT_END,
-    Prompt,
-    Template,
-    default_template,
-    soft_slots,
-)
+from periscope.adapters.lm.load import load_language_model
+from periscope.adapters.prompting.boxes import box_text, turn_text
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END
+from periscope.adapters.prompting.template import Template, default_template, soft_slots
+from periscope.adapters.prompting.tokenization import PieceTokenizer
 from periscope.adapters.splice import length_of, splice
 from periscope.errors import AdapterError
 from periscope.evaluation.metrics.boxes import read_box
@@ -83,8 +79,8 @@ def test_words_from_data_are_never_special(prompt):
 
 @pytest.mark.parametrize("make", TOKENIZERS.values(), ids=TOKENIZERS)
 def test_ids_are_what_the_tokenizer_itself_gives_whatever_its_file_cuts_or_pads(make):
-    class Slow(Prompt):
-        def _tokenise(self, words, from_data):
+    class Slow(PieceTokenizer):
+        def _tokenize(self, words, from_data):
             ids = self.tokenizer("\n" + words, add_special_tokens=False, split_special_tokens=from_data)
             plain = self.tokenizer(words, add_special_tokens=False, split_special_tokens=from_data)
             lead = self.tokenizer("\n", add_special_tokens=False).input_ids
@@ -94,12 +90,11 @@ def test_ids_are_what_the_tokenizer_itself_gives_whatever_its_file_cuts_or_pads(
     cutting = make()
     cutting.backend_tokenizer.enable_truncation(3)
     cutting.backend_tokenizer.enable_padding(length=50)
-    quick, slow = (
-        kind(tokenizer, default_template(tokenizer)) for kind, tokenizer in ((Prompt, cutting), (Slow, make()))
-    )
+    fast, slow = (Prompt(tokenizer, default_template(tokenizer)) for tokenizer in (cutting, make()))
+    slow.text = Slow(slow.tokenizer)
     said = [{"role": "user", "content": "</s> what"}, {"role": "assistant", "content": "  a</s> <|im_end|>blue "}]
     for turns in (CAPTION, TALK, said, TALK):
-        assert quick.segments(turns, ["m"]) == slow.segments(turns, ["m"])
+        assert fast.segments(turns, ["m"]) == slow.segments(turns, ["m"])
 
 
 def test_media_stand_where_they_are_marked(prompt):
@@ -134,7 +129,7 @@ def test_space_before_an_answer_belongs_to_the_answer():
         prompt = Prompt(tokenizer, Template(delimiters=("", "")))
         ids = flat(prompt.segments(QUESTION, []))
         text = "Question: What colour is the star? Answer: blue</s>"
-        assert ids == tokenizer(text).input_ids[len(tokenizer("").input_ids) - len(prompt._bos) :] or (
+        assert ids == tokenizer(text).input_ids[len(tokenizer("").input_ids) - len(prompt.text.bos_ids) :] or (
             tokenizer.decode(ids, skip_special_tokens=False).removeprefix("<s>").strip() == text
         )
         assert tokenizer.convert_ids_to_tokens(targets(prompt.segments(QUESTION, []))[:1])[0][0] in "Ġ▁"
@@ -257,13 +252,13 @@ def test_boxes_are_words_and_are_read_back():
         box = [min(left, right), min(top, bottom), max(left, right), max(top, bottom)]
         assert all(abs(a - b) <= 0.005 + 1e-9 for a, b in zip(read_box(f"it is {box_text(box)}."), box, strict=True))
     turn = {"role": "user", "content": "What is in <box> and <box>?", "boxes": [[0, 0, 0.5, 1], [0.25, 0.5, 1, 1]]}
-    assert said(turn) == "What is in [0.00,0.00,0.50,1.00] and [0.25,0.50,1.00,1.00]?"
+    assert turn_text(turn) == "What is in [0.00,0.00,0.50,1.00] and [0.25,0.50,1.00,1.00]?"
     answer = {"role": "assistant", "content": "<box>", "boxes": [[0.1, 0.2, 0.3, 0.4]]}
     prompt = Prompt(tiny.byte_level(), Template(box_decimals=1))
     text = prompt.tokenizer.decode([i for s in prompt.segments([turn, answer], ["m"]) for i in s.ids])
     assert "in [0.0,0.0,0.5,1.0] and [0.2,0.5,1.0,1.0]?" in text and "[0.1,0.2,0.3,0.4]" in text
-    assert said({"content": "a <box> of chocolates"}) == "a <box> of chocolates"
+    assert turn_text({"content": "a <box> of chocolates"}) == "a <box> of chocolates"
     with pytest.raises(AdapterError, match="2 <box> marks for 1 boxes"):
-        said({**turn, "boxes": [[0, 0, 1, 1]]})
+        turn_text({**turn, "boxes": [[0, 0, 1, 1]]})
     with pytest.raises(AdapterError, match="is no box"):
         box_text((12, 40, 200, 300))

@@ -8,7 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from periscope.adapters.lm.language_model import freeze
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, Template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.template import Template
 from periscope.training.config import TrainConfig
 from periscope.training.data.dataset import Batch
 from periscope.training.step import take_step

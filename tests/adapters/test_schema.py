@@ -2,22 +2,47 @@
 
 import json
 import math
+import re
 import shutil
+import typing
+from dataclasses import is_dataclass, replace
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_adapter import save_tiny_adapter
+from tiny import save_tiny_adapter
 
 from periscope import inference as live
 from periscope.adapters.io.checkpoint import load_adapter
-from periscope.adapters.io.schema import CHECKS, fault_of
-from periscope.adapters.lm.language_model import load_language_model, same_language_model
+from periscope.adapters.io.schema import (
+    ADDED_FIELDS,
+    ADDED_TEMPLATE_FIELDS,
+    AdapterConfig,
+    _EncoderFacts,
+    _StorageFacts,
+)
+from periscope.adapters.lm.identity import same_language_model
+from periscope.adapters.lm.load import load_language_model
 from periscope.errors import AdapterError, PrecomputeError, RunError
 from periscope.precompute.encoders import load_encoder, load_encoder_like
 
 LONG = "mlp" + "9" * 5000
+# What stands where the adapter of these tests has null.
+WHOLE = {
+    "injection": {"layer_size": 1, "start": 0, "end": 1, "compat": False},
+    "lora": {"r": 1, "alpha": 1},
+    "layer": {"patches": -2, "layers": 6},
+}
+
+
+def field_paths(kind: type, prefix: str = "") -> list[str]:
+    """The dotted names of a dataclass's fields, and of those of dataclasses in it."""
+    paths = []
+    for name, hint in typing.get_type_hints(kind).items():
+        inner = next((option for option in (hint, *typing.get_args(hint)) if is_dataclass(option)), None)
+        paths += [f"{prefix}{name}", *(field_paths(inner, f"{prefix}{name}.") if inner else [])]
+    return paths
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +99,53 @@ def test_what_a_description_lacks_is_said(home, tmp_path, path):
 
 
 def test_a_whole_description_passes_and_each_field_is_checked(home):
-    config = json.loads((home / "whole" / "adapter.json").read_text())
-    assert fault_of(config) is None and live.load(home / "whole").caption(home / "cat.png", 4) is not None
-    for path in CHECKS:
-        broken = json.loads((home / "whole" / "adapter.json").read_text())
-        part = broken
-        for name in path.split(".")[:-1]:
-            part = part.setdefault(name, {}) if part.get(name) is not None else part.update({name: {}}) or part[name]
-        part[path.split(".")[-1]] = object()
-        assert fault_of(broken).startswith(f"{path} can't be <object"), path
-    assert fault_of({}) is None, "what is missing is found where it is needed"
+    text = (home / "whole" / "adapter.json").read_text()
+    assert (
+        AdapterConfig.from_dict(json.loads(text)) and live.load(home / "whole").caption(home / "cat.png", 4) is not None
+    )
+    paths = [
+        *field_paths(AdapterConfig),
+        *field_paths(_EncoderFacts, "encoder."),
+        *field_paths(_StorageFacts, "storage."),
+    ]
+    assert len(paths) > 55 and "encoder.layer.patches" in paths and "language_model.identity.weight_sample" in paths
+    for path in paths:
+        broken = json.loads(text)
+        above = broken
+        *names, last = path.split(".")
+        for name in names:
+            above[name] = above.get(name) or dict(WHOLE.get(name, {}))
+            above = above[name]
+        above[last] = object()
+        with pytest.raises(AdapterError, match=rf"^{re.escape(path)} can't be <object"):
+            AdapterConfig.from_dict(broken)
+
+
+def test_what_is_written_is_what_was_read(home, tmp_path):
+    text = (home / "whole" / "adapter.json").read_text()
+    AdapterConfig.from_dict(json.loads(text)).write(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == text
+
+
+def test_an_adapter_of_the_first_version_is_migrated(home):
+    values = json.loads((home / "whole" / "adapter.json").read_text())
+    whole = AdapterConfig.from_dict(values)
+    for name in ADDED_FIELDS.keys() - {"storage"}:
+        del values[name]
+    for name in ADDED_TEMPLATE_FIELDS:
+        del values["template"][name]
+    for name in ("weight_sample", "precision"):
+        del values["language_model"]["identity"][name]
+    old = AdapterConfig.from_dict(values)
+    identity = replace(whole.language_model.identity, weight_sample={}, precision=None)
+    assert old == replace(whole, language_model=replace(whole.language_model, identity=identity))
+    assert same_language_model(old.language_model.identity, whole.language_model.identity) is None
+    for name in ("style", "delimiters", "caption_prompt", "question"):
+        broken = values | {"template": {key: value for key, value in values["template"].items() if key != name}}
+        with pytest.raises(AdapterError, match=f"template.{name} is missing"):
+            AdapterConfig.from_dict(broken)
+    with pytest.raises(AdapterError, match="template can't have a field 'tone'; a newer version"):
+        AdapterConfig.from_dict(values | {"template": values["template"] | {"tone": "dry"}})
 
 
 def test_files_that_no_adapter_has_are_refused(home, tmp_path):
@@ -111,15 +173,15 @@ def test_files_that_no_adapter_has_are_refused(home, tmp_path):
 def test_numbers_that_compare_with_nothing_are_another_model(home):
     found = load_language_model(str(home / "lm")).identity()
     assert same_language_model(found, found) is None
-    for sample in ([math.nan] * 16, [], found["embedding_sample"][:1]):
-        assert same_language_model(found | {"embedding_sample": sample}, found) == "its weights differ"
-    del (lacking := dict(found))["tokenizer"]
+    for sample in ([math.nan] * 16, [], found.embedding_sample[:1]):
+        assert same_language_model(replace(found, embedding_sample=sample), found) == "its weights differ"
+    lacking = replace(found, tokenizer=None)
     assert same_language_model(lacking, found) == "the adapter doesn't say what its tokenizer was"
 
 
 def test_an_encoder_that_has_moved_is_known_again_by_what_it_is(home, tmp_path):
     folder = changed(home, tmp_path / "a", "encoder.id", str(tmp_path / "gone"))
-    with pytest.raises(PrecomputeError, match=r"encoder, .*clip, isn't to be had: .*say where: --encoder FOLDER"):
+    with pytest.raises(PrecomputeError, match=r"encoder, .*clip, can't be loaded: .*say where: --encoder FOLDER"):
         live.load(folder)
     shutil.copytree(home / "clip", tmp_path / "other name")
     moved = live.load(folder, encoder=str(tmp_path / "other name"))

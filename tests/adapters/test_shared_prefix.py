@@ -5,10 +5,12 @@ import tiny
 import torch
 
 from periscope.adapters import model as adapters_model
-from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, Segment, default_template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.segments import Segment
+from periscope.adapters.prompting.template import default_template
 from periscope.adapters.shared_prefix import can_share, group_by_prefix, pack_shared_prefix, sharing_pays
 
 WIDTH, PATCHES = 12, 9
@@ -37,7 +39,7 @@ def batch(model):
 
 
 def separate(model):
-    model._shares = False
+    model._can_share = False
     return model
 
 
@@ -55,7 +57,7 @@ def test_losses_and_gradients_are_those_of_separate_rows(family, language_model_
     texts, features = batch(model)
     shared, each = losses_and_gradients(model, texts, features), model.text_losses(texts, features)
     assert len(planted) == (2 if can_share(model.lm) else 0)
-    assert can_share(model.lm) != model.lm.quirk.recurrent
+    assert can_share(model.lm) != model.lm.family.recurrent
     separate(model)
     alone, each_alone = losses_and_gradients(model, texts, features), model.text_losses(texts, features)
     assert shared[1] == alone[1] and abs(shared[0] - alone[0]) < 1e-4 * alone[0]
@@ -84,16 +86,16 @@ def test_branches_and_stems_see_none_but_their_own(language_model_folder):
     texts, features = batch(model)
     with torch.no_grad():
         slots = model.slots(texts, features)
-        tree = pack_shared_prefix(model.lm, texts, group_by_prefix(texts), slots)
-        right = model._tree_losses(tree)
-        row_wise = torch.ones(tree.keep.shape[1], tree.keep.shape[1], dtype=torch.bool).tril()
+        packed = pack_shared_prefix(model.lm, texts, group_by_prefix(texts), slots)
+        right = model._shared_prefix_losses(packed)
+        row_wise = torch.ones(packed.keep.shape[1], packed.keep.shape[1], dtype=torch.bool).tril()
         causal = torch.zeros(row_wise.shape).masked_fill(~row_wise, torch.finfo(torch.float32).min)
-        own = tree.attention_mask
-        tree.attention_mask = causal[None, None].expand_as(own)
-        assert (model._tree_losses(tree) - right).abs().max() > 1e-2
-        tree.attention_mask = own
-        tree.position_ids = torch.arange(tree.keep.shape[1])[None].expand_as(tree.position_ids)
-        assert (model._tree_losses(tree) - right).abs().max() > 1e-3
+        own = packed.attention_mask
+        packed.attention_mask = causal[None, None].expand_as(own)
+        assert (model._shared_prefix_losses(packed) - right).abs().max() > 1e-2
+        packed.attention_mask = own
+        packed.position_ids = torch.arange(packed.keep.shape[1])[None].expand_as(packed.position_ids)
+        assert (model._shared_prefix_losses(packed) - right).abs().max() > 1e-3
 
 
 def test_a_picture_is_laid_out_once_however_many_texts_it_has(language_model_folder):
@@ -101,11 +103,13 @@ def test_a_picture_is_laid_out_once_however_many_texts_it_has(language_model_fol
     texts, features = batch(model)
     captions = texts[:5]
     (one,) = group_by_prefix(captions)
-    assert sum(segment.slot == "one" for segment in one.stem) == 1 and not any(s.slot for r in one.rests for s in r)
+    assert sum(segment.slot == "one" for segment in one.prefix) == 1 and not any(
+        s.slot for r in one.suffixes for s in r
+    )
     tokens = {name: len(vectors) for name, vectors in model.slots(texts, features).items()}
     assert sharing_pays(captions, [one], tokens) and not sharing_pays(texts[:1], group_by_prefix(texts[:1]), tokens)
     questions = group_by_prefix(texts[5:8])[0]
-    said = model.lm.tokenizer.decode(questions.stem[-1].ids)
+    said = model.lm.tokenizer.decode(questions.prefix[-1].ids)
     assert said.endswith(" What") or "What" in said
 
 
@@ -126,4 +130,4 @@ def test_equal_texts_and_no_text_of_its_own():
     head = [Segment(ids=(1,)), Segment(slot="m")]
     texts = [[*head, Segment(ids=(5, 6), target=True)], [*head, Segment(ids=(5, 6, 7), target=True)]]
     (one,) = group_by_prefix([*texts, texts[0]])
-    assert one.stem[-1].ids == (5, 6) and [rest[0].ids for rest in one.rests] == [(), (7,), ()]
+    assert one.prefix[-1].ids == (5, 6) and [rest[0].ids for rest in one.suffixes] == [(), (7,), ()]

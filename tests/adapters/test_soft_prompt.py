@@ -11,16 +11,18 @@ from transformers import AutoModelForCausalLM
 
 from periscope.adapters.io.checkpoint import load_adapter, save_adapter
 from periscope.adapters.io.export_peft import save_peft_prompt
-from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import SOFT_PROMPT, Prompt, Template, default_template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.segments import SOFT_PROMPT
+from periscope.adapters.prompting.template import Template, default_template
 from periscope.console import run
 from periscope.errors import AdapterError
 
 POOLED = FeatureShape("pooled", 1, 6)
 TURNS = [{"role": "user", "content": "What colour is the star?"}, {"role": "assistant", "content": "blue"}]
-ABOUT = {"modality": "image", "encoder": {"name": "e"}, "training": {}}
+ABOUT = {"modality": "image", "encoder": {"name": "e"}, "template": Template(), "training": {}}
 
 
 def prompted(lm, mlp: bool = False, **template) -> AdaptedModel:
@@ -51,7 +53,7 @@ def test_peft_says_the_same(family, mlp, language_model_folder, tmp_path):
         alone = theirs.get_base_model()(input_ids=torch.tensor([ids])).logits
     assert found.shape == want.shape and (found - want).abs().max() <= 1e-5
     assert (alone - want[:, 5:]).abs().max() > 1e-3, "the prompt must matter"
-    if model.prompt._bos:  # the nearest wrong place
+    if model.prompt.text.bos_ids:  # the nearest wrong place
         after = prompted(model.lm, mlp, soft_prompt="before")
         segments = after.prompt.segments(TURNS, soft_prompt=True)
         batch, _ = after._splice([segments], after.slots([segments], {}))
@@ -78,7 +80,7 @@ def test_the_command_exports_an_adapter_or_a_runs_last(language_model_folder, tm
     from periscope.adapters.__main__ import main
 
     model = prompted(load_language_model(str(language_model_folder("llama"))), mlp=True)
-    about = ABOUT | {"language_model": {"name": "some/model"}, "template": model.prompt.template.to_dict()}
+    about = ABOUT | {"language_model": {"name": "some/model", "identity": {}}, "template": model.prompt.template}
     folder = tmp_path / "run" / "steps" / "000040" / "adapter"
     save_adapter(folder, model.adapter, about)
     (tmp_path / "run" / "last").write_text("000040\n")
@@ -117,7 +119,7 @@ def test_a_prompt_alone_learns_and_media_are_passed_over(template, tmp_path):
         (loss / count).backward()
         optimizer.step()
     assert model.text_losses(texts, features)[0][0] < with_medium - 0.1
-    save_adapter(tmp_path / "a", model.adapter, ABOUT | {"language_model": {"name": "l"}})
+    save_adapter(tmp_path / "a", model.adapter, ABOUT | {"language_model": {"name": "l", "identity": {}}})
     again, _ = load_adapter(tmp_path / "a")
     assert torch.equal(again.soft_prompt(), model.adapter.soft_prompt())
     assert "soft prompt of 5" in (tmp_path / "a" / "README.md").read_text()

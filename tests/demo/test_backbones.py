@@ -114,11 +114,11 @@ def test_cards_and_sizes(name):
 
 def test_the_mamba_sister_takes_the_language_models_place():
     """The same tokenizer, no refusal, and answers from descriptions in words that beat luck by far."""
-    from periscope.adapters.lm.language_model import load_language_model
+    from periscope.adapters.lm.load import load_language_model
     from studies.probe import answer_scores
 
     lm, sister = (load_language_model(str(probe.BACKBONES / name)) for name in ("lm", "mamba"))
-    assert sister.identity()["tokenizer"] == lm.identity()["tokenizer"] and sister.quirk.recurrent
+    assert sister.identity().tokenizer == lm.identity().tokenizer and sister.family.recurrent
     rng = random.Random("sister")
     drawn = [MEDIA["image"].draw(rng, "heldout") for _ in range(15)]
     assert answer_scores(sister.model, sister.tokenizer, drawn, 0, medium=MEDIA["image"])["qa_accuracy"] > 0.6

@@ -14,11 +14,12 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_adapter import save_tiny_adapter
+from tiny import save_tiny_adapter
 
 from periscope.adapters.io.checkpoint import load_adapter, save_adapter
 from periscope.adapters.io.hub import fetch_adapter, stage
-from periscope.adapters.lm.language_model import load_language_model, same_language_model
+from periscope.adapters.lm.identity import same_language_model
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import add_lora, lora_parameters
 from periscope.errors import AdapterError
 from periscope.evaluation import sharing
@@ -226,7 +227,7 @@ def test_staged_weights_are_bf16_and_a_hub_id_names_the_base_model(home, tmp_pat
     assert {value.dtype for value in half.values()} == {torch.bfloat16}
     assert all(torch.equal(half[name].float(), value.bfloat16().float()) for name, value in whole.items())
     adapter, config = load_adapter(tmp_path / "out")
-    assert config["language_model"]["name"] == "meta-llama/Llama-2-7b-hf" and adapter.spec == "mlp2"
+    assert config.language_model.name == "meta-llama/Llama-2-7b-hf" and adapter.spec == "mlp2"
     data = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
     assert data["base_model"] == "meta-llama/Llama-2-7b-hf" and data["base_model_relation"] == "adapter"
     assert data["license"] == "mit" and data["datasets"] == ["a/b"] and "model-index" not in data
@@ -275,8 +276,8 @@ def test_what_a_disk_or_a_pictures_file_does_is_said(home, tmp_path, monkeypatch
 
 def test_paths_inside_other_words_lose_all_but_their_last_part(home, tmp_path):
     adapter, config = load_adapter(home / "run" / "steps" / "000020" / "adapter")
-    about = {name: config[name] for name in ("modality", "storage", "language_model", "template")}
-    encoder = config["encoder"] | {"library": "frames", "id": "8/open_clip:/data/of/me/clip",
+    about = {name: getattr(config, name) for name in ("modality", "storage", "language_model", "template")}
+    encoder = config.encoder | {"library": "frames", "id": "8/open_clip:/data/of/me/clip",
                                    "name": "8 frames of /data/of/me/clip"}  # fmt: skip
     training = {"init": "../of/me/earlier", "note": "https://x.example/a/b", "both": "timm:/data/of/me/a+timm:/data/b"}
     save_adapter(tmp_path / "a", adapter, about | {"encoder": encoder, "training": training})
@@ -299,7 +300,8 @@ def test_lora_goes_along_in_bf16_without_a_path_in_pefts_config(home, tmp_path):
             parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
     adapter, config = load_adapter(home / "run" / "steps" / "000020" / "adapter")
     about = {
-        name: config[name] for name in ("modality", "encoder", "storage", "language_model", "template", "training")
+        name: getattr(config, name)
+        for name in ("modality", "encoder", "storage", "language_model", "template", "training")
     }
     save_adapter(tmp_path / "tuned", adapter, about, lm=lm)
     files = stage(tmp_path / "tuned", tmp_path / "out", "user/x")

@@ -252,7 +252,8 @@ def test_llava(tmp_path: Path) -> None:
 def test_llava_marks_stay_where_training_puts_the_media(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
-    from periscope.adapters.prompting.prompt import Prompt, Template
+    from periscope.adapters.prompting.prompt import Prompt
+    from periscope.adapters.prompting.template import Template
 
     picture(tmp_path / "a.jpg")
     picture(tmp_path / "b.jpg")

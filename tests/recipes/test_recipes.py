@@ -21,7 +21,7 @@ from tiny_media import clip, greys, sine, sound
 from periscope import eval as eval_script
 from periscope import inference as live
 from periscope import train as train_script
-from periscope.adapters.lm.injection import map_layers
+from periscope.adapters.lm.injection import Injection, map_layers
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.errors import AdapterError, PrecomputeError, RunError
@@ -252,7 +252,7 @@ def test_a_recipe_in_miniature_from_media_to_answers(name, media, features, in_w
     assert isinstance(eyes.ask(medium, "What colour is it?", 3), str)
     assert type(model.lm.model).__name__ == expected.lm
     assert type(model.adapter.projector).__name__ == expected.projector and model.adapter.tokens == expected.tiny
-    assert config["tokens"] == expected.tiny
+    assert config.tokens == expected.tiny
     template = model.prompt.template
     assert (template.style, template.delimiters) == (expected.style, expected.delimiters)
     usual = {"eos": True, "loss_on": "answer", "row_separator": "", "rows": 0, "soft_prompt": "before"}
@@ -264,7 +264,7 @@ def test_a_recipe_in_miniature_from_media_to_answers(name, media, features, in_w
     assert model.loss_mean == "token"  # how to train, which answering needn't know
     assert run.config.optim.loss_mean == ("sample" if name in ("pythia-vl", "mamba-vl") else "token")
     if expected.kind == "layers":
-        assert (model.adapter.injection["start"], model.adapter.injection["end"]) == (1, 13)
+        assert (model.adapter.injection.start, model.adapter.injection.end) == (1, 13)
         assert model.adapter.soft_tokens == 10
 
 
@@ -288,7 +288,7 @@ def test_a_recipe_in_full_size(name):
         layers = map_layers(lm.config.num_hidden_layers, full["tokens"])
         assert (layers.start, layers.end) == (19, 31)
         assert [layers.block_of(layer) for layer in (18, 19, 20, 29, 30, 31)] == [None, 0, 0, 5, 5, None]
-        injection = {"layer_size": lm.config.hidden_size, "start": layers.start, "end": layers.end, "compat": False}
+        injection = Injection(lm.config.hidden_size, layers.start, layers.end, compat=False)
     form = {key: getattr(config.projector, key)
             for key in ("soft_prompt", "soft_prompt_mlp", "output_norm", "projector_hidden")}  # fmt: skip
     with torch.device("meta"):

@@ -14,12 +14,13 @@ from processes import finish, forks, processes
 from processes import train as train_with
 from safetensors.torch import load_file
 
-from periscope.adapters.__main__ import merge as merge_lora
 from periscope.adapters.composed import ComposedModel
-from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.io.merge_lora import merge as merge_lora
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, Template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.template import Template
 from periscope.errors import AdapterError, RunError
 from periscope.shards.features import encode_fp16
 from periscope.shards.texts import Text
@@ -329,7 +330,7 @@ def test_two_adapters_of_one_run_load_each_alone_and_together(home, train, both_
     assert sorted(folders) == ["audio", "image"]
     both = {m: live.load_adapted(run, modality=m) for m in folders}
     for modality, (model, config) in both.items():
-        assert config["modality"] == modality and config["encoder"]["name"].startswith(modality)
+        assert config.modality == modality and config.encoder["name"].startswith(modality)
         alone, _ = live.load_adapted(folders[modality])
         assert all(
             torch.equal(a, b) for a, b in zip(alone.adapter.parameters(), model.adapter.parameters(), strict=True)

@@ -16,10 +16,11 @@ from processes import finish, forks, free_port, processes, train
 from safetensors.torch import load_file
 from toy_scenes import some_batch
 
-from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, default_template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.template import default_template
 from periscope.console import run
 from periscope.errors import RunError
 from periscope.training.data.dataset import Batch

@@ -9,11 +9,12 @@ from tiny import save_language_model
 from transformers import AutoConfig
 
 from periscope.adapters import model as adapters_model
-from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import add_lora, lora_parameters, lora_size
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, default_template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.template import default_template
 from periscope.adapters.shared_prefix import SharedPrefixBatch, pack_shared_prefix
 from periscope.adapters.splice import length_of
 from periscope.recipes import load_recipe, recipe_names

@@ -15,13 +15,16 @@ from tiny import save_language_model
 from periscope import eval as eval_script
 from periscope import inference as live
 from periscope import train as train_script
-from periscope.adapters.__main__ import merge
+from periscope.adapters.io.merge_lora import merge
 from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
-from periscope.adapters.lm.language_model import load_language_model, weights_sha256
+from periscope.adapters.lm.identity import weights_sha256
+from periscope.adapters.lm.language_model import LoraSize
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import add_lora, lora_parameters
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, Template, default_template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.template import Template, default_template
 from periscope.errors import AdapterError, RunError
 from periscope.precompute.cli import main as precompute
 from periscope.training.config import config_from
@@ -119,7 +122,7 @@ def test_stage_2_goes_on_from_stage_1_and_its_lora_is_pefts(home, call, first, s
     assert sum("lora_B" in name and value.abs().max() > 0 for name, value in after.items()) == 14
     begun, model = (live.load_adapted(path)[0] for path in (first, run.path))
     assert model.prompt.template == begun.prompt.template and model.prompt.template.delimiters == ("[", "]")
-    assert model.lm.lora == {"r": 4, "alpha": 8} and begun.lm.lora is None
+    assert model.lm.lora == LoraSize(4, 8) and begun.lm.lora is None
     assert not any(parameter.requires_grad for parameter in model.lm.model.parameters())
 
     ids = torch.arange(9)[None] + 20
@@ -265,7 +268,7 @@ def test_lora_over_a_model_in_4_bits(call, first):
 def test_a_merged_model_answers_as_its_lora_did(home, first, second):
     model, _ = live.load_adapted(second)
     merged, config = live.load_adapted("merged/adapter", lm="merged")
-    assert merged.lm.lora is None and not (home / "merged/adapter/lora").exists() and config["lora"] is None
+    assert merged.lm.lora is None and not (home / "merged/adapter/lora").exists() and config.lora is None
     texts = [model.prompt.segments([{"role": "user", "content": "What?"}], ["m"], answer=False, soft_prompt=True)]
     given = {"m": torch.randn(12, generator=torch.Generator().manual_seed(0))}
     assert model.generate(texts, given, 12) == merged.generate(texts, given, 12)

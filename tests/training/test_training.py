@@ -10,10 +10,11 @@ import pytest
 import torch
 from toy_scenes import some_batch
 
-from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, default_template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.template import default_template
 from periscope.errors import RecipeError, RunError
 from periscope.evaluation.controls import derangement
 from periscope.recipes import load_recipe

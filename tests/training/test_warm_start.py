@@ -11,11 +11,13 @@ from torch.nn import functional
 from toy_scenes import prepared, scene_texts
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
+from periscope.adapters.lm.identity import weights_sha256
 from periscope.adapters.lm.injection import injection_into
-from periscope.adapters.lm.language_model import freeze, weights_sha256
+from periscope.adapters.lm.language_model import freeze
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, Template
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.template import Template
 from periscope.errors import AdapterError, RunError
 from periscope.shards.texts import Text
 from periscope.training.data.dataset import TextFeatureDataset, TrainingSteps

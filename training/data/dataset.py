@@ -16,10 +16,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from periscope.adapters.composed import owned
+from periscope.adapters.composed import with_modality
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Prompt, Segment, soft_slots
+from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.segments import Segment
+from periscope.adapters.prompting.template import soft_slots
 from periscope.adapters.splice import length_of
 from periscope.errors import AdapterError, RunError
 from periscope.shards.read import FeatureSet
@@ -138,7 +140,7 @@ class TextFeatureDataset:
             turns = [{**turn, "content": self.prompt.without_marks(turn["content"])} for turn in turns]
         names = [self.within + key for key in text.media] if media else ()
         segments = self.prompt.segments(turns, names, answer=answer, soft_prompt=bool(self.soft_tokens))
-        return owned(self.owner, segments) if self.owner else segments
+        return with_modality(self.owner, segments) if self.owner else segments
 
     def batch(
         self,

@@ -81,7 +81,7 @@ def plan(lm: LanguageModel, adapter: Adapter, longest: int, rerun: int = 0, shar
     free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else None
     maps = {id(parameter) for parameter in lora_parameters(lm.model).values()}
     weights = sum(p.numel() * p.element_size() for p in lm.model.parameters() if id(p) not in maps)
-    rank = lm.lora["r"] if lm.lora else 0
+    rank = lm.lora.r if lm.lora else 0
     return plan_of(config, lm.dtype, weights, adapter, longest, free, rerun, rank, shared)
 
 

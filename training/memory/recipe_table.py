@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from periscope.adapters.lm.families import MODEL_FAMILIES, ModelFamily
-from periscope.adapters.lm.injection import map_layers
+from periscope.adapters.lm.injection import Injection, map_layers
 from periscope.adapters.lm.lora import lora_size, parse_lora
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape, find_projector
@@ -86,9 +86,9 @@ def count(recipe: Recipe) -> RecipeRow:
     rows = recipe.full["grid"][0] if training.prompt.row_separator else 1
     tokens = adapter.tokens + adapter.soft_tokens + rows - 1
     asked = "fp16" if training.model.precision == "auto" else training.model.precision
-    quirk = MODEL_FAMILIES.get(config.model_type, ModelFamily())
+    family = MODEL_FAMILIES.get(config.model_type, ModelFamily())
     for precision in (asked, *(SMALLER[SMALLER.index(asked) + 1 :] if asked in SMALLER else SMALLER[1:])):
-        weights = weight_bytes(model, precision, quirk.keep or ("lm_head",))
+        weights = weight_bytes(model, precision, family.unquantized or ("lm_head",))
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
         every, free = training.model.gradient_checkpointing, GPU - weights
         needs = plan_of(config, dtype, weights, adapter, tokens + WORDS, free, every, lora_rank(recipe))
@@ -122,8 +122,7 @@ def full_adapter(recipe: Recipe, model: torch.nn.Module) -> Adapter:
     injection = None
     if kind == "layers":
         layers = map_layers(model.config.num_hidden_layers, shape.tokens, *training.injection.inject_layers)
-        where = {"start": layers.start, "end": layers.end, "compat": training.injection.epalm_compat}
-        injection = {"layer_size": model.config.hidden_size, **where}
+        injection = Injection(model.config.hidden_size, layers.start, layers.end, training.injection.epalm_compat)
     with torch.device("meta"):
         return build_adapter(training, shape, model.get_input_embeddings().weight.shape[1], 0.01, injection)
 

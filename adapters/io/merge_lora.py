@@ -1,0 +1,102 @@
+"""A language model with its LoRA merged, W + (alpha / r) B A in the place of W, for programs without LoRA."""
+
+import contextlib
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from periscope.adapters.io.checkpoint import last_adapter, load_adapter, save_adapter, write_folder
+from periscope.adapters.lm.identity import same_language_model
+from periscope.adapters.lm.language_model import LanguageModel
+from periscope.adapters.lm.load import NO_REMOTE_CODE, find_model, load_config, load_language_model
+from periscope.adapters.lm.lora import FOLDER, WEIGHTS, load_lora
+from periscope.adapters.lm.precision import DTYPES, stored_precision
+from periscope.errors import AdapterError
+
+MARK = "merged_lora"  # in the merged model's config, so that its identity differs from the plain model's
+
+
+def merge(
+    adapter: Path, /, out: Path, lm: str | None = None, precision: Literal["fp32", "fp16", "bf16"] | None = None
+) -> None:
+    """Write a language model with its adapter's LoRA merged, and the adapter for it: merge-lora RUN --out FOLDER
+
+    Args:
+        adapter: A stage 2 run, whose last checkpoint is used, or an adapter folder.
+        out: Folder for the model, which must not exist; the adapter goes into adapter/ in it.
+        lm: Where the language model is now, if it has moved.
+        precision: Dtype of the merged weights (the language model's own).
+    """
+    merge_lora(last_adapter(adapter), out, lm, precision)
+
+
+def merge_lora(folder: Path, out: Path, lm: str | None = None, precision: str | None = None) -> None:
+    """Write the language model of the adapter in `folder`, with its LoRA merged, to `out`, which must not exist, and
+    the adapter for that model, without LoRA, to `out`/adapter.
+
+    Sums are computed in fp32 on the CPU from weights in full precision, and stored in `precision`, by default the
+    model's own. `lm` says where the language model is now, if it has moved. Raises AdapterError for an adapter without
+    LoRA, another language model, and one stored in 8 or 4 bits.
+    """
+    adapter, config = load_adapter(folder)
+    name = lm or config.language_model.name
+    refuse_merge(out, name, config.lora)
+    base = load_language_model(name, "cpu", "fp32")
+    if difference := same_language_model(config.language_model.identity, base.identity()):
+        raise AdapterError(f"{name} is not the language model that {folder} was trained with: {difference}")
+    load_lora(base, folder / FOLDER)
+    source = find_model(name)
+    stored = getattr(load_config(source, name).get_text_config(), "dtype", None)
+    dtype: torch.dtype = DTYPES[precision] if precision else stored or torch.float32
+    merge_into(base)
+    setattr(base.model.config, MARK, hashlib.sha256((folder / FOLDER / WEIGHTS).read_bytes()).hexdigest())
+
+    def write(place: Path) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the model may have none of its own
+            base.model.generation_config = GenerationConfig.from_pretrained(source, **NO_REMOTE_CODE)
+        base.model.to(dtype).save_pretrained(place)
+        base.tokenizer.save_pretrained(place)
+        identity = replace(load_language_model(str(place), "cpu").identity(), precision=None)
+        about = {
+            "modality": config.modality,
+            "encoder": config.encoder,
+            "storage": config.storage,
+            "language_model": {"name": str(out), "identity": identity},
+            "template": config.template,
+            "training": config.training,
+        }
+        save_adapter(place / "adapter", adapter, about)
+
+    write_folder(out, write)
+    print(
+        f"{out} is ready: {name} with LoRA merged, in {str(dtype).removeprefix('torch.')}; its adapter is {out}/adapter"
+    )
+
+
+def refuse_merge(out: Path, lm: str, lora: object) -> None:
+    """Raise AdapterError when there is nothing to merge, `out` exists, or the weights are stored in 8 or 4 bits."""
+    if not lora:
+        raise AdapterError("there is no LoRA to merge: --merge-lora is for stage 2, which --lora trains")
+    if out.exists():
+        raise AdapterError(f"{out} exists, and nothing is overwritten; choose another folder for the merged model")
+    if bits := stored_precision(load_config(find_model(lm), lm)):
+        raise AdapterError(
+            f"{lm} is stored in {bits}, where a LoRA can't be merged without loss; name the model it was made from, "
+            "in full precision: python -m adapters merge-lora RUN --out FOLDER --lm MODEL"
+        )
+
+
+@torch.no_grad()
+def merge_into(lm: LanguageModel) -> None:
+    """Add a language model's LoRA to its weights and remove it."""
+    for name, layer in list(lm.model.named_modules()):
+        if hasattr(layer, "base_layer"):
+            cast(Any, layer).merge()
+            lm.model.set_submodule(name, cast(nn.Module, layer.base_layer))
+    del cast(Any, lm.model).peft_config
+    lm.lora = None

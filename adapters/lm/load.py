@@ -1,0 +1,143 @@
+"""Finding and loading a causal language model, by folder or hub id. Code that comes with a model is never run."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+
+from periscope.adapters.lm.families import family_of, find_fault, why_refused
+from periscope.adapters.lm.language_model import LanguageModel, freeze
+from periscope.adapters.lm.precision import (
+    DTYPES,
+    choose_precision,
+    quantization,
+    silence_bitsandbytes,
+    stored_precision,
+)
+from periscope.errors import AdapterError
+
+PROJECT = Path(__file__).resolve().parents[2]
+# Left unset, transformers asks on standard input whether to run a stranger's code, and takes `y` for an answer.
+NO_REMOTE_CODE = {"trust_remote_code": False}
+
+
+def load_language_model(name: str, device: str = "cpu", precision: str = "auto") -> LanguageModel:
+    """Load a causal language model by folder or hub id, frozen and in `eval()`.
+
+    Only safetensors weights are read. A family that isn't tested is checked on a few vectors first
+    (`families.find_fault`).
+
+    Raises AdapterError when the model isn't found, brings code of its own, belongs to a family that can't be driven by
+    vectors, lacks weights, or has none in safetensors.
+    """
+    source = find_model(name)
+    config = load_config(source, name)
+    if reason := why_refused(config):
+        raise AdapterError(f"--lm {name} ({config.model_type}) can't be used: {reason}")
+    family = family_of(config)
+    trained_in = getattr(config.get_text_config(), "dtype", None)
+    stored = stored_precision(config)
+    if stored:
+        if precision not in ("auto", stored):
+            raise AdapterError(
+                f"--lm {name} is stored in {stored}, and --precision {precision} would need the weights it was made "
+                "from; name that model instead, or leave --precision out"
+            )
+        precision, reason = stored, "as its weights are stored"
+    else:
+        precision, reason = choose_precision(precision, torch.device(device), trained_in, family.overflows)
+    arguments: dict[str, Any] = {}
+    if precision in DTYPES:
+        dtype = DTYPES[precision]
+    else:
+        dtype = DTYPES[choose_precision("auto", torch.device(device), trained_in, family.overflows)[0]]
+        if not stored:
+            arguments = quantization(precision, dtype, family.unquantized)
+        silence_bitsandbytes()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **NO_REMOTE_CODE)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            device_map={"": device},
+            use_safetensors=True,
+            output_loading_info=True,
+            **NO_REMOTE_CODE,
+            **arguments,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise AdapterError(f"--lm {name} can't be loaded: {_explain(error)}") from error
+    if missing := sorted(loading["missing_keys"]):
+        raise AdapterError(
+            f"--lm {name} lacks {len(missing)} of its weights, such as {missing[0]}, and would be given random ones; "
+            "fetch it again"
+        )
+    lm = freeze(name, model, tokenizer, precision, reason)
+    if not family.tested:
+        if fault := find_fault(model, 1e-3 if precision == "fp32" else 0.1):
+            raise AdapterError(
+                f"--lm {name} ({config.model_type}) can't be used: {fault}; use OPT, Llama, Qwen or Mamba"
+            )
+        lm.note = "; ".join(filter(None, [f"{config.model_type} isn't a tested family; it passed a trial", lm.note]))
+    return lm
+
+
+def load_config(source: str, name: str | None = None) -> PretrainedConfig:
+    """The config of a model found by `find_model`; `name` is what the user called it.
+
+    Raises AdapterError for a folder or repository without a config of transformers, or with code of its own.
+    """
+    try:
+        return AutoConfig.from_pretrained(source, **NO_REMOTE_CODE)
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"--lm {name or source} is not a transformers language model: {_explain(error)}") from error
+
+
+def find_model(name: str) -> str:
+    """A folder, as given or inside the project (so the demo's is found from anywhere), or else the hub id itself.
+
+    Raises AdapterError at once, not after a minute, for a folder that doesn't exist or a hub id that is out of reach.
+    """
+    for folder in (Path(name).expanduser(), PROJECT / name):
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                raise AdapterError(f"--lm {name} is a folder without a config.json, so it is not a transformers model")
+            return str(folder)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise AdapterError(f"--lm {name} is neither a folder that exists nor a hub id of the form owner/name")
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return name
+    if hub_reachable():
+        return name
+    host, _ = _hub_address()
+    raise AdapterError(
+        f"--lm {name} is not on this machine and {host} can't be reached; connect, or pass a folder with the model"
+    )
+
+
+def hub_reachable() -> bool:
+    """Whether the Hub answers within three seconds; its own library would try for half a minute."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    try:
+        socket.create_connection(_hub_address(), timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
+def _hub_address() -> tuple[str, int]:
+    scheme, _, rest = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rpartition("//")
+    host, _, port = rest.split("/")[0].partition(":")
+    return host, int(port or (80 if scheme == "http:" else 443))
+
+
+def _explain(error: Exception) -> str:
+    """An error of transformers in a few words."""
+    if "trust_remote_code" in str(error):
+        return "it brings Python code of its own, which is never run; use a model of a class that transformers has"
+    return str(error).strip().splitlines()[0]

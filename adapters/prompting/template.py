@@ -1,0 +1,190 @@
+"""Templates: how turns become text, in the plain form of base models or through the tokenizer's chat template."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from typing import Annotated, Any
+
+from msgspec import Meta
+from transformers import PreTrainedTokenizerBase
+
+from periscope.adapters.limits import Count, Name, Words, WordsWithSlot
+from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END, Piece, Segment, is_data
+from periscope.adapters.prompting.tokenization import PieceTokenizer
+from periscope.errors import AdapterError
+
+
+@dataclass(frozen=True)
+class Template:
+    """How turns become text. adapter.json stores these fields.
+
+    - `style`: "plain" for base models, "chat" for the tokenizer's own chat template.
+    - `delimiters`: text before and after each image, sound or clip.
+    - `caption_prompt`: the user turn of a text without a question.
+    - `question`: the form of a user turn in the plain style, with one `{}`.
+    - `soft_prompt`: place of the soft prompt in the first user turn: "before" the media, "after" them, "around" the
+      turn's words (its second half behind them), or "first" in the sequence, before the begin-of-text token too, where
+      PEFT and eP-ALM have it.
+    - `media`: place of media without a mark: "before" the first user turn's words, or "after" them, so that the model
+      reads the image knowing the question (task-aware encoding, Pantazopoulos et al. 2024, arXiv 2409.05395).
+    - `row_separator`: text between the `rows` rows of an image's tokens, for models that can't count positions (the
+      same paper, for Mamba).
+    - `eos`: train the model to end its answer.
+    - `loss_on`: "answer", or "all" words as eP-ALM does: questions and the template's own words too.
+    - `box_decimals`: decimals of box coordinates in text.
+    """
+
+    style: Name = "plain"
+    delimiters: tuple[Words, Words] = ("<image>", "</image>")
+    caption_prompt: Words = ""
+    question: WordsWithSlot = "Question: {} Answer: "
+    soft_prompt: Name = "before"
+    media: Name = "before"
+    row_separator: Words = ""
+    rows: Count = 0
+    eos: bool = True
+    loss_on: Name = "answer"
+    box_decimals: Annotated[int, Meta(ge=0, le=20)] = 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Template":
+        """The inverse of `to_dict`."""
+        return cls(**{**fields, "delimiters": tuple(fields["delimiters"])})
+
+
+def default_template(
+    tokenizer: PreTrainedTokenizerBase,
+    style: str | None = None,
+    delimiters: Sequence[str] | None = None,
+    **fields: Any,
+) -> Template:
+    """The tokenizer's chat template where it has one and the plain form otherwise, unless `style` says which. `fields`
+    sets other fields of `Template`.
+    """
+    if delimiters is not None:
+        fields["delimiters"] = tuple(delimiters)
+    if (style or ("chat" if tokenizer.chat_template else "plain")) == "chat":
+        return Template(**{"style": "chat", "caption_prompt": "Describe the image.", **fields})
+    return Template(**fields)
+
+
+def check_template(template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise AdapterError for a template with unknown choices, or one that the tokenizer can't serve."""
+    if template.style not in ("plain", "chat"):
+        raise AdapterError(f"the template's style is {template.style!r}; it must be plain or chat")
+    if template.style == "chat" and not tokenizer.chat_template:
+        raise AdapterError("a chat template was asked for, but this tokenizer has none; use --template plain")
+    if template.soft_prompt not in ("before", "after", "around", "first"):
+        raise AdapterError(
+            f"the soft prompt's place is {template.soft_prompt!r}; it must be before, after, around or first"
+        )
+    if template.media not in ("before", "after") or template.loss_on not in ("answer", "all"):
+        raise AdapterError(
+            f"the template puts media {template.media!r} the words and has its loss on {template.loss_on!r}; these "
+            "must be before or after, and answer or all"
+        )
+
+
+def soft_slots(length: int, template: Template) -> dict[str, int]:
+    """How many of the soft prompt's `length` vectors stand in each of its slots."""
+    if template.soft_prompt != "around":
+        return {SOFT_PROMPT: length}
+    return {SOFT_PROMPT: length - length // 2, SOFT_PROMPT_END: length // 2}
+
+
+class PlainTemplate:
+    """The form of base models: `question` around each user turn, the end-of-text token after each answer."""
+
+    def __init__(self, text: PieceTokenizer, template: Template):
+        self.template, self.bos_ids = template, text.bos_ids
+        self.turn_end: tuple[int, ...] = (text.tokenizer.eos_token_id,)
+
+    def lay_out(self, roles: Sequence[str], contents: Sequence[list[Segment | Piece]]) -> Iterator[Segment | Piece]:
+        """The pieces and slots of a conversation, in order. `contents` are the turns' words and slots."""
+        before, after = (Piece(text) for text in self.template.question.split("{}"))
+        yield Segment(ids=self.bos_ids)
+        for i, (role, content) in enumerate(zip(roles, contents, strict=True)):
+            if role == "assistant":
+                yield from content
+                yield Segment(ids=self.turn_end, target=self.template.eos)
+                continue
+            if i:
+                yield Piece("\n")
+            media = list(takewhile(lambda item: not is_data(item), content))
+            yield from media
+            if content[len(media) :]:
+                yield from (before, *content[len(media) :], after)
+
+
+class ChatTemplate:
+    """The tokenizer's own chat template, applied around turns.
+
+    The template is rendered with a sentinel in the place of each turn's content. What it prints between the sentinels
+    is the template's own text, tokenized with special tokens; the contents themselves never pass through it.
+
+    Raises AdapterError for a chat template that refuses a conversation, or doesn't print every turn once.
+    """
+
+    def __init__(self, text: PieceTokenizer, template: Template):
+        self.template, self.tokenizer = template, text.tokenizer
+        self._rendered: dict[tuple[object, ...], str] = {}  # by roles
+        self.turn_end = self._find_turn_end(text)
+
+    def lay_out(self, roles: Sequence[str], contents: Sequence[list[Segment | Piece]]) -> Iterator[Segment | Piece]:
+        """The pieces and slots of a conversation, in order. `contents` are the turns' words and slots.
+
+        Before each assistant turn stands what the template prints up to there when that turn is the one to generate, so
+        a prompt is a prefix of the training text.
+        """
+        done = 0  # turns laid out so far
+        for i in range(len(roles) + 1):
+            if i < len(roles) and roles[i] != "assistant":
+                continue
+            if i == len(roles) and done == i:
+                break
+            rest = self._render(roles[:i], generate=True)
+            if done:
+                rest = rest.split(_sentinel(done - 1))[1].removeprefix(str(self.tokenizer.decode(list(self.turn_end))))
+            for k in range(done, i):
+                piece, rest = rest.split(_sentinel(k))
+                yield from (Piece(piece), *contents[k])
+            yield Piece(rest)
+            if i < len(roles):
+                yield from contents[i]
+                yield Segment(ids=self.turn_end, target=self.template.eos)
+            done = i + 1
+
+    def _render(self, roles: Sequence[str], generate: bool) -> str:
+        form = (*roles, generate)
+        if form in self._rendered:
+            return self._rendered[form]
+        marked = [{"role": role, "content": _sentinel(i)} for i, role in enumerate(roles)]
+        try:
+            # A template with a thinking mode is told not to use it, so that the answer follows the prompt at once.
+            text = self.tokenizer.apply_chat_template(
+                marked, tokenize=False, add_generation_prompt=generate, enable_thinking=False
+            )
+        except Exception as error:  # Jinja passes on whatever the template's author raises
+            raise AdapterError(f"this tokenizer's chat template refuses these turns: {error}") from error
+        assert isinstance(text, str)
+        if any(text.count(_sentinel(i)) != 1 for i in range(len(roles))):
+            raise AdapterError("this tokenizer's chat template doesn't print every turn once; use --template plain")
+        self._rendered[form] = text
+        return text
+
+    def _find_turn_end(self, text: PieceTokenizer) -> tuple[int, ...]:
+        """What the template prints after an assistant turn up to its first special token, or the end-of-text token."""
+        after_answer = self._render(["user", "assistant"], generate=False).split(_sentinel(1))[1]
+        ids = tuple(text.ids(after_answer, from_data=False))
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
+        ends = [i for i, token in enumerate(ids) if token in special]
+        return ids[: ends[0] + 1] if ends else (self.tokenizer.eos_token_id,)
+
+
+def _sentinel(turn: int) -> str:
+    """Stands for a turn's content while the chat template is rendered: private-use characters that no data holds."""
+    return f"\ue000{turn}\ue001"

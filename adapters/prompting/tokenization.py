@@ -1,0 +1,99 @@
+"""From pieces of text to token ids, each piece tokenized on its own."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from periscope.adapters.prompting.segments import Piece, Segment
+from periscope.errors import AdapterError
+
+
+class PieceTokenizer:
+    """Tokenizes the pieces of a text with one tokenizer.
+
+    The template's own pieces keep their special tokens; words from data never become special tokens: `</s>` in a
+    caption is text. `bos_ids` is the begin-of-text token that the tokenizer adds, if any.
+
+    Raises AdapterError for a tokenizer without an end-of-text token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        if tokenizer.eos_token_id is None:
+            raise AdapterError("this tokenizer names no end-of-text token, so no answer could end; set its eos_token")
+        self.tokenizer = tokenizer
+        self._template_ids: dict[str, Sequence[int]] = {}  # the template's own pieces recur in every text
+        probe = tokenizer("a", add_special_tokens=False).input_ids  # turns padding and truncation off
+        # The Rust tokenizer called directly takes half the time.
+        self._fast: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        self._adds_space = str(tokenizer.convert_ids_to_tokens(probe)[0]).startswith("▁")
+        begins = tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+        self.bos_ids: tuple[int, ...] = (tokenizer.bos_token_id,) if begins else ()
+
+    def ids(self, words: str, from_data: bool) -> Sequence[int]:
+        """Ids of `words` as they stand inside a text: without the space SentencePiece puts before a first word."""
+        if not words:
+            return ()
+        if from_data:
+            return self._tokenize(words, from_data)
+        if words not in self._template_ids:
+            self._template_ids[words] = self._tokenize(words, from_data)
+        return self._template_ids[words]
+
+    def encode(self, pieces: Iterable[Segment | Piece], everything: bool = False) -> list[Segment]:
+        """Tokenize pieces and merge what can be merged into segments.
+
+        A space at the end of a template piece goes to the words after it, as tokenizers expect. With `everything` all
+        words but delimiters are targets. The first id of a text never is: nothing precedes it to predict it from.
+        """
+        merged: list[Segment] = []
+        ids: list[int] = []
+        target, space = False, ""
+
+        def close() -> None:
+            if ids:
+                merged.append(Segment(tuple(ids), target=target))
+                ids.clear()
+
+        piece_ids: Sequence[int]
+        for piece in pieces:
+            if isinstance(piece, Segment):
+                if piece.slot:
+                    close()
+                    merged.append(piece)
+                    space = ""
+                    continue
+                piece_ids, piece_target = piece.ids, piece.target
+            else:
+                words = piece.text
+                if piece.from_data:
+                    words, space = space + words, ""
+                else:
+                    stem = words.rstrip(" ")
+                    trailing = words[len(stem) :]
+                    words = space + stem if stem else ""
+                    space = trailing if stem else space + trailing
+                piece_ids = self.ids(words, piece.from_data)
+                piece_target = piece.target or (everything and not piece.delimiter)
+            if piece_ids and piece_target != target:
+                close()
+                target = piece_target
+            ids += piece_ids
+        close()
+        if merged and merged[0].target:
+            first = merged[0].ids
+            merged[:1] = [Segment(ids=first[:1]), *([Segment(ids=first[1:], target=True)] if first[1:] else [])]
+        return merged
+
+    def _tokenize(self, words: str, from_data: bool) -> list[int]:
+        if self._adds_space:
+            lead, ids = self._plain_ids("\n", from_data), self._plain_ids("\n" + words, from_data)
+            if ids[: len(lead)] == lead:
+                return ids[len(lead) :]
+        return self._plain_ids(words, from_data)
+
+    def _plain_ids(self, words: str, from_data: bool) -> list[int]:
+        if self._fast is None:
+            return self.tokenizer(words, add_special_tokens=False, split_special_tokens=from_data).input_ids
+        self._fast.encode_special_tokens = from_data
+        return self._fast.encode_batch_fast([words], add_special_tokens=False)[0].ids  # fast: without offsets
