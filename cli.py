@@ -56,8 +56,11 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 # Tools with subcommands: "module:function", whose signature tyro turns into flags.
-EXPORTS = {"prompt": "periscope.adapters.__main__:export_prompt", "merged": "periscope.adapters.__main__:merge"}
-IMPORTS = {"epalm": "periscope.adapters.__main__:import_epalm"}
+EXPORTS = {
+    "prompt": "periscope.adapters.io.export_peft:export_prompt",
+    "merged": "periscope.adapters.io.merge_lora:merge",
+}
+IMPORTS = {"epalm": "periscope.adapters.io.import_epalm:import_epalm"}
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 an older Python must get this far,
 if find_spec("periscope") is None:
     sys.exit("error: Periscope isn't installed in this Python; run this in the cloned folder first: pip install -e .")
 
-from periscope.console import run
+from periscope.console import command, run
 from periscope.device import choose_device
 from periscope.paths import tiny_folder
 from periscope.training.config import TrainConfig, parse_request
@@ -130,10 +130,10 @@ def finish(session: "Session", holder: "LanguageModelHolder", merged: Path | Non
     if session.saving:
         print(session.saving.measured(*session.spent))
     if not complete:
-        print(f"stopped after step {session.step}; go on with: python train.py --resume {path}")
+        print(f"stopped after step {session.step}; go on with: {command('train', '--resume', path)}")
         return False
     weights = "'s own weights are" if session.lm.lora else " is"
-    print(f"done: {path}; the language model{weights} unchanged. Next: python eval.py --run {path}")
+    print(f"done: {path}; the language model{weights} unchanged. Next: {command('eval', '--run', path)}")
     if merged and session.ranks.first:
         merge_lora(session.run.step_folder() / "adapter", merged)
     return True

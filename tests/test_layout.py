@@ -38,11 +38,11 @@ MAY: dict[str, set[str]] = {
     "demo": {"evaluation.tasks"},
     "precompute": {"shards", "recipes", "paths", "device", "flags", "units"},
     "training": {
-        *("shards", "adapters", "recipes", "paths", "device", "flags", "units"),
+        *("shards", "adapters", "recipes", "paths", "device", "console", "flags", "units"),
         *("evaluation.metrics", "evaluation.controls", "evaluation.training_scores"),
     },
 }
-LOWER = set(MAY) - {"demo", "console"}
+LOWER = set(MAY) - {"demo"}
 MAY |= {
     "inference": LOWER,
     "evaluation": LOWER | {"inference"},

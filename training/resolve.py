@@ -14,6 +14,7 @@ from pathlib import Path
 from periscope.adapters.io.schema import read_adapter_config
 from periscope.adapters.lm.lora import parse_lora
 from periscope.adapters.projectors import find_projector
+from periscope.console import command
 from periscope.errors import RunError
 from periscope.recipes import Recipe, load_recipe
 from periscope.shards.read import FeatureSet
@@ -237,7 +238,7 @@ def resumed(run: Run, given: Options, finished: bool = False) -> TrainConfig:
             )
     config = config_from(flat, str(run.path / "config.toml"))
     if not finished and (run.path / "last").exists() and int(run.step_folder().name) >= (config.steps or 0):
-        raise RunError(f"{run.path} is finished; look at it with: python eval.py --run {run.path}")
+        raise RunError(f"{run.path} is finished; score it with: {command('eval', '--run', run.path)}")
     return config
 
 
@@ -298,10 +299,10 @@ def newest_features(root: Path, kind: str, encoder: str | None = None, tiny: boo
         if not sets:
             raise RunError(
                 f"no feature set in {root}/ was made by {'a tiny ' * tiny}{encoder}, which this recipe reads; make one "
-                "first: python precompute.py with the same --recipe (and --tiny)"
+                f"first: {command('precompute')} with the same --recipe (and --tiny)"
             )
     if not sets:
-        raise RunError(f"there is no feature set in {root}/ yet; make one first: python precompute.py")
+        raise RunError(f"there is no feature set in {root}/ yet; make one first: {command('precompute')}")
     fitting = [manifest for manifest, (kinds, _) in sets.items() if kind in kinds]
     if not fitting:
         raise RunError(f"no feature set in {root}/ holds {kind}; encode again with --kinds {kind}")

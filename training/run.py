@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from periscope.adapters.io.schema import CONFIG
 from periscope.adapters.tensors import load_tensors
+from periscope.console import command
 from periscope.errors import RunError
 from periscope.shards.atomic import replace_bytes, sync_folder
 from periscope.training.config import TrainConfig, config_from
@@ -251,7 +252,7 @@ def newest_run(root: Path) -> Path:
     """The run folder changed last, a sweep's included. Raises RunError when there is none."""
     runs = [path.parent for pattern in ("*/config.toml", "*/*/config.toml") for path in Path(root).glob(pattern)]
     if not runs:
-        raise RunError(f"no run in {root}/ yet; train one first: python train.py --adapter mlp16")
+        raise RunError(f"no run in {root}/ yet; train one first: {command('train', '--adapter', 'mlp16')}")
 
     def touched(run: Path) -> float:
         files = (run, run / "config.toml", run / "metrics.jsonl")

@@ -87,7 +87,7 @@ def refuse_merge(out: Path, lm: str, lora: object) -> None:
     if bits := stored_precision(load_config(find_model(lm), lm)):
         raise AdapterError(
             f"{lm} is stored in {bits}, where a LoRA can't be merged without loss; name the model it was made from, "
-            "in full precision: python -m adapters merge-lora RUN --out FOLDER --lm MODEL"
+            "in full precision: periscope export merged RUN --out FOLDER --lm MODEL"
         )
 
 

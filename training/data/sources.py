@@ -91,7 +91,7 @@ def open_sets(config: TrainConfig, partial: bool = False) -> list[TrainingSet]:
         if one.shape != other.shape:
             raise RunError(
                 f"{other.features.path} and {one.features.path} hold {one.shape.kind} of different shapes, and one "
-                "projector reads both; encode them alike (or: python -m precompute recode)"
+                "projector reads both; encode them alike (or: periscope features recode)"
             )
         one.owner = one.modality if len(first) > 1 else ""
     for name, value in (("init", config.init), ("lora", config.lora.lora)):

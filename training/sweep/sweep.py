@@ -99,7 +99,9 @@ def sweep(
     home, rows, trained, threads = run_path(request.name, "sweep"), [], 0, torch.get_num_threads()
     chosen, stopped = combinations(request), False
     if request.merge_lora:
-        raise RunError("--merge-lora writes one model; leave it out and merge the run you choose: python -m adapters")
+        raise RunError(
+            "--merge-lora writes one model; leave it out, and merge the run you choose with periscope export merged RUN"
+        )
     if request.resume or (home / "config.toml").is_file():
         raise RunError(f"a sweep goes on by its own command with its --name; {request.resume or home} is one run")
     for number, one in enumerate(chosen, 1):
