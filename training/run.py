@@ -15,8 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from periscope.adapters.tensors import load_tensors
 from periscope.errors import RunError
 from periscope.shards.atomic import replace_bytes, sync_folder
 from periscope.training.trackers import Tracker, numbers, open_trackers
