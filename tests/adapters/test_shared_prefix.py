@@ -100,7 +100,7 @@ def test_branches_and_stems_see_none_but_their_own(language_model_folder):
 
 def test_a_picture_is_laid_out_once_however_many_texts_it_has(language_model_folder):
     model = adapted(language_model_folder("llama"))
-    texts, features = packed(model)
+    texts, features = batch(model)
     captions = texts[:5]
     (one,) = group_by_prefix(captions)
     assert sum(segment.slot == "one" for segment in one.prefix) == 1 and not any(
