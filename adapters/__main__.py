@@ -1,5 +1,7 @@
 """Adapters from and for other programs: python -m adapters import-epalm|export-prompt|merge-lora."""
 
+from typing import Any
+
 
 def main() -> None:
     """Run the tool that is named first."""
@@ -9,7 +11,7 @@ def main() -> None:
     from periscope.adapters.io.import_epalm import import_epalm
     from periscope.adapters.io.merge_lora import merge
 
-    tools = {"import-epalm": import_epalm, "export-prompt": export_prompt, "merge-lora": merge}
+    tools: dict[str, Any] = {"import-epalm": import_epalm, "export-prompt": export_prompt, "merge-lora": merge}
     tyro.extras.subcommand_cli_from_dict(tools, description=__doc__)
 
 

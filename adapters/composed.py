@@ -141,7 +141,7 @@ class ComposedModel(AdaptedModel):
         self, texts: Texts, features: Features, noise: float = 0.0, draw: str | None = None
     ) -> dict[str, torch.Tensor]:
         """As `AdaptedModel.slots`, each slot filled by its own adapter."""
-        filled = {}
+        filled: dict[str, torch.Tensor] = {}
         for modality in _modalities(texts):
             model = self._model(modality)
             seed = None if draw is None else f"{draw}/{modality}"

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -72,7 +73,7 @@ def _metadata(
     config: AdapterConfig, repo: str | None, result: Mapping | None, license: str | None, datasets: Sequence[str]
 ) -> str:
     lm, modality = config.language_model.name, config.modality
-    base = {"base_model": lm, "base_model_relation": "adapter"} if is_hub_id(lm) else {}
+    base: dict[str, Any] = {"base_model": lm, "base_model_relation": "adapter"} if is_hub_id(lm) else {}
     pipeline = PIPELINES.get(modality, "text-generation") if config.tokens else "text-generation"
     measured = _results(result, pipeline, datasets, config.training) if repo and result else None
     data = ModelCardData(
@@ -82,7 +83,7 @@ def _metadata(
         datasets=list(datasets) or None,
         tags=["periscope", modality, config.adapter],
         eval_results=measured or None,
-        model_name=repo.split("/")[1] if measured else None,
+        model_name=repo.split("/")[1] if repo and measured else None,
         **base,
     )
     return f"---\n{data.to_yaml()}\n---"

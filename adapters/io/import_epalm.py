@@ -11,6 +11,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,9 +31,10 @@ from periscope.errors import AdapterError
 BLOCKS = 6
 ANSWER_MARK = "</a>"  # stands between question and answer; a token that eP-ALM adds to OPT's tokenizer
 # Captioning checkpoints store their best score as a numpy number, whose function has another name in newer numpy.
+numpy_multiarray: Any = import_module("numpy._core.multiarray")
 NUMPY_SCALARS: list[Any] = [
-    (numpy._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (numpy._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (numpy_multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (numpy_multiarray.scalar, "numpy._core.multiarray.scalar"),
     numpy.dtype,
     *(type(numpy.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64")),
     _codecs.encode,

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from periscope.adapters.io.checkpoint import last_adapter, load_adapter, save_adapter, write_folder
 from periscope.adapters.lm.identity import same_language_model
 from periscope.adapters.lm.language_model import LanguageModel
-from periscope.adapters.lm.load import NO_REMOTE_CODE, find_model, load_config, load_language_model
+from periscope.adapters.lm.load import find_model, load_config, load_language_model
 from periscope.adapters.lm.lora import FOLDER, WEIGHTS, load_lora
 from periscope.adapters.lm.precision import DTYPES, stored_precision
 from periscope.errors import AdapterError
@@ -58,8 +58,9 @@ def merge_lora(folder: Path, out: Path, lm: str | None = None, precision: str | 
 
     def write(place: Path) -> None:
         with contextlib.suppress(OSError, ValueError):  # the model may have none of its own
-            base.model.generation_config = GenerationConfig.from_pretrained(source, **NO_REMOTE_CODE)
-        base.model.to(dtype).save_pretrained(place)
+            base.model.generation_config = GenerationConfig.from_pretrained(source)
+        cast(nn.Module, base.model).to(dtype)
+        base.model.save_pretrained(place)
         base.tokenizer.save_pretrained(place)
         identity = replace(load_language_model(str(place), "cpu").identity(), precision=None)
         about = {

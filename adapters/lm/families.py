@@ -5,6 +5,7 @@ This table is the one place for a family's peculiarities. Everything else asks `
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
@@ -106,7 +107,7 @@ def why_refused(config: PretrainedConfig) -> str | None:
         return refuse
     if config.is_encoder_decoder:
         return "it has an encoder of its own; use a decoder-only model such as OPT, Llama, Qwen or Mamba"
-    cls = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    cls: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if cls is None:
         return "transformers has no causal language model of this family; use OPT, Llama, Qwen or Mamba"
     for method in (cls.forward, cls.prepare_inputs_for_generation):

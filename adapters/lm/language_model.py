@@ -1,6 +1,7 @@
 """The frozen causal language model, driven through `inputs_embeds`."""
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -99,9 +100,8 @@ def freeze(
     model.generation_config = GenerationConfig()
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = (
-                False  # bitsandbytes would repack 4-bit weights in place, rounding scales
-            )
+            # bitsandbytes would repack 4-bit weights in place, with rounded scales.
+            cast(Any, module).support_avx512bf16_for_cpu = False
     embedding = model.get_input_embeddings()
     weight = embedding.weight
     assert isinstance(weight, torch.Tensor)

@@ -60,7 +60,7 @@ def load_language_model(name: str, device: str = "cpu", precision: str = "auto")
         silence_bitsandbytes()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **NO_REMOTE_CODE)
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             device_map={"": device},
@@ -69,6 +69,7 @@ def load_language_model(name: str, device: str = "cpu", precision: str = "auto")
             **NO_REMOTE_CODE,
             **arguments,
         )
+        model, loading = loaded
     except (OSError, ValueError, ImportError) as error:
         raise AdapterError(f"--lm {name} can't be loaded: {_explain(error)}") from error
     if missing := sorted(loading["missing_keys"]):

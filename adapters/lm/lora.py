@@ -92,7 +92,7 @@ def insert_lora(model: PreTrainedModel, rank: int, alpha: float, name: str = "",
         task_type="CAUSAL_LM",
         base_model_name_or_path=name,
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=cast(int, alpha),  # PEFT takes any number
         target_modules=sorted(targets or last_names(layers)),
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in model.modules()),
     )

@@ -92,6 +92,7 @@ def sentencepiece_like(chat: str | None = None) -> PreTrainedTokenizerFast:
 
 _SIZE: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256)
 _GATED: dict[str, Any] = dict(intermediate_size=64, num_key_value_heads=2, **_SIZE)
+_HALF_ROTARY: dict[str, Any] = dict(partial_rotary_factor=0.5)
 _SCAN: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=2, state_size=4, expand=2)
 FAMILIES: dict[str, tuple[Callable[[int], PretrainedConfig], Callable[[], PreTrainedTokenizerFast]]] = {
     "llama": (lambda v: LlamaConfig(vocab_size=v, intermediate_size=64, **_SIZE), sentencepiece_like),
@@ -134,7 +135,7 @@ FAMILIES: dict[str, tuple[Callable[[int], PretrainedConfig], Callable[[], PreTra
     ),
     "gpt_neox": (lambda v: GPTNeoXConfig(vocab_size=v, intermediate_size=64, **_SIZE), lambda: byte_level(pad=False)),
     "phi": (  # attention and feed-forward in parallel; rotary embedding on half of each head
-        lambda v: PhiConfig(vocab_size=v, intermediate_size=64, partial_rotary_factor=0.5, **_SIZE),
+        lambda v: PhiConfig(vocab_size=v, intermediate_size=64, **_HALF_ROTARY, **_SIZE),
         lambda: byte_level(pad=False),
     ),
     "phi3": (
