@@ -19,7 +19,7 @@ from benchmarks._synthetic import SETTINGS, adapted, caption_lengths, feature_se
 from periscope.adapters.lm.language_model import LanguageModel, load_language_model
 from periscope.adapters.projectors import FeatureShape
 from periscope.shards.read import FeatureSet
-from periscope.training.data.dataset import TrainingSteps, load_steps
+from periscope.training.data.steps import TrainingSteps, load_steps
 from periscope.training.step import make_optimizer, take_step
 
 POOLED, PATCHES = FeatureShape("pooled", 1, 768), FeatureShape("patches", 729, 1152, (27, 27))

@@ -1,7 +1,7 @@
 """The configuration of a training: every option once, with its type, default, range and help.
 
-A `TrainConfig` is what the flags of train.py and a recipe's `[train]` table set, and what a run's config.toml holds. Its
-fields are grouped for `--help`; flags, recipes and config.toml name them flat, as in `--lr` and `lr = 1e-3`.
+The flags of train.py and a recipe's `[train]` table set a `TrainConfig`, and a run's config.toml holds it. Its fields
+are grouped for `--help`; flags, recipes and config.toml name them flat, as in `--lr` and `lr = 1e-3`.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Data-parallel training on several processes started by torchrun.
 
-Each process (rank) holds the frozen model, the adapter and the optimizer on its own device, and reads its share of every
-step. The gradients of what is trained are summed over the ranks, so all take the same step. Only the first rank prints
-and writes.
+Each process (rank) holds the frozen model, the adapter and the optimizer on its own device, and reads its share of
+every step. The gradients of what is trained are summed over the ranks, so all take the same step. Only the first rank
+prints and writes.
 """
 
 import hashlib
@@ -116,7 +116,7 @@ class Ranks:
 def join(device: str) -> Ranks:
     """This process's rank as torchrun says, or a single process without torchrun.
 
-    device: "cpu", "cuda:N", or "cuda", which with several processes is the GPU of the local rank. All but the first rank
+    device: "cpu", "cuda:N", or "cuda", which with several processes is the GPU of the local rank. All ranks but the first
     stop printing. Raises RunError for a GPU named by number, and when there are too few GPUs.
     """
     size, rank, local = (int(os.environ.get(name, default)) for name, default in ENVIRONMENT)
@@ -126,9 +126,7 @@ def join(device: str) -> Ranks:
         if device != "cuda":
             raise RunError(f"--device {device} is one GPU and torchrun started {size} processes; leave --device out")
         if local >= (gpus := torch.cuda.device_count()):
-            raise RunError(
-                f"torchrun started more processes here than there are GPUs: --nproc-per-node {gpus} at most"
-            )
+            raise RunError(f"torchrun started more processes here than there are GPUs: --nproc-per-node {gpus} at most")
         device = f"cuda:{local}"
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"

@@ -37,9 +37,7 @@ def make_modality_model(source: OpenedSet, lm: LanguageModel, device: str, old: 
         if adapter.soft_prompt is not None:
             ids = torch.randint(len(lm.tokenizer), (adapter.soft_tokens,))
             adapter.soft_prompt.start_from(lm.embed(ids.to(device)))
-    template = (
-        Template.from_dict(facts["template"]) if old else make_template(config.prompt, source.shape, adapter, lm)
-    )
+    template = Template.from_dict(facts["template"]) if old else make_template(config.prompt, source.shape, adapter, lm)
     parameters = sum(parameter.numel() for parameter in adapter.parameters())
     label = f"adapter of {source.adapter_modality}" if source.adapter_modality else "adapter"
     print(f"{label}: {adapter.spec}, {parameters:,} parameters, {source.shape.kind} to {adapter.tokens} tokens")

@@ -227,9 +227,7 @@ def over_start(start: Start, recipe: Options, flags: Options) -> Options:
                 advice = (
                     f"and the recipe wants {chosen[name]}; start from a run that has this, pass {flag} {options[name]}"
                 )
-            raise RunError(
-                f"{start.path} has {flag} {options[name]}, {advice}, or train a new adapter without --init"
-            )
+            raise RunError(f"{start.path} has {flag} {options[name]}, {advice}, or train a new adapter without --init")
     for name in ("start_words", "warm_start"):
         if flags.get(name):
             raise RunError(f"--{_flag(name)} begins a new adapter, and --init goes on with one; leave it out")

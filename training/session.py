@@ -120,7 +120,7 @@ class Session:
     def save(self, is_best: bool) -> None:
         """Write a checkpoint of the current step."""
         config = self.config
-        training = {"held-out loss": self.best, "steps": self.schedule.steps, "batch": config.batch, "lr": config.lr}
+        training: dict[str, object] = {"held-out loss": self.best, "steps": self.schedule.steps, "batch": config.batch, "lr": config.lr}
         training |= {"seed": config.seed}
         if self.lm.lora:
             training |= {"lora": config.lora.lora, "lora_lr": config.lora.lora_lr}
@@ -129,9 +129,7 @@ class Session:
             for modality, model in self.modality_models.items():
                 own_sets = [training_set for training_set in self.sets if training_set.modality == modality]
                 own_folder = folder.with_name(f"{folder.name}-{modality}") if len(self.modality_models) > 1 else folder
-                save_adapter(
-                    own_folder, model.adapter, adapter_facts(model, own_sets, self.step, training), lm=self.lm
-                )
+                save_adapter(own_folder, model.adapter, adapter_facts(model, own_sets, self.step, training), lm=self.lm)
 
         facts = {
             **self.identity,
@@ -254,9 +252,7 @@ def plan_memory(
     masked = config.data.texts_per_medium != 1 and any(training_set.index.has_shared_media for training_set in sets)
 
     def plan_with(checkpoint_every: int) -> MemoryPlan:
-        return combine_plans(
-            [plan(lm, model.adapter, longest, checkpoint_every, masked) for model in models.values()]
-        )
+        return combine_plans([plan(lm, model.adapter, longest, checkpoint_every, masked) for model in models.values()])
 
     memory, checkpoint_every = choose_checkpointing(plan_with, config.model.gradient_checkpointing, longest)
     checkpoint_layers(lm, checkpoint_every)

@@ -112,9 +112,7 @@ def take_step(
     return total, float(norm), micro
 
 
-def _accumulate(
-    model: AdaptedModel, scaler: torch.amp.GradScaler, batch: Batch, micro: int
-) -> tuple[float, bool]:
+def _accumulate(model: AdaptedModel, scaler: torch.amp.GradScaler, batch: Batch, micro: int) -> tuple[float, bool]:
     """Add up the gradient over the micro-batches; the loss, and whether memory ran out on the way."""
     total = torch.zeros((), device=model.lm.device)
     try:

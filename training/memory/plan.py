@@ -76,7 +76,9 @@ class MemoryPlan:
         )
 
 
-def plan(lm: LanguageModel, adapter: Adapter, longest: int, checkpoint_every: int = 0, shared: bool = True) -> MemoryPlan:
+def plan(
+    lm: LanguageModel, adapter: Adapter, longest: int, checkpoint_every: int = 0, shared: bool = True
+) -> MemoryPlan:
     """The plan of a loaded model for texts of up to `longest` tokens.
 
     checkpoint_every: every Nth layer is recomputed in the backward pass (0: none) · shared: some texts are about the
