@@ -116,8 +116,8 @@ class Ranks:
 def join(device: str) -> Ranks:
     """This process's rank as torchrun says, or a single process without torchrun.
 
-    device: "cpu", "cuda:N", or "cuda", which with several processes is the GPU of the local rank. All ranks but the first
-    stop printing. Raises RunError for a GPU named by number, and when there are too few GPUs.
+    device: "cpu", "cuda:N", or "cuda", which with several processes is the GPU of the local rank. All ranks but the
+    first stop printing. Raises RunError for a GPU named by number, and when there are too few GPUs.
     """
     size, rank, local = (int(os.environ.get(name, default)) for name, default in ENVIRONMENT)
     if size == 1:

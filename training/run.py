@@ -242,8 +242,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, to
 
 
 def adapter_folder(path: Path, modality: str = "") -> Path:
-    """The adapter folder at `path`: `path` itself, or that of a run's last checkpoint; for `modality`, where the run has
-    several.
+    """The adapter folder at `path`: `path` itself, or that of a run's last checkpoint.
+
+    modality: whose adapter, where the run has several.
 
     Raises RunError for a run without a checkpoint, and for a run of several adapters when no modality is named.
     """

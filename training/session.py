@@ -120,8 +120,8 @@ class Session:
     def save(self, is_best: bool) -> None:
         """Write a checkpoint of the current step."""
         config = self.config
-        training: dict[str, object] = {"held-out loss": self.best, "steps": self.schedule.steps, "batch": config.batch, "lr": config.lr}
-        training |= {"seed": config.seed}
+        training: dict[str, object] = {"held-out loss": self.best, "steps": self.schedule.steps}
+        training |= {"batch": config.batch, "lr": config.lr, "seed": config.seed}
         if self.lm.lora:
             training |= {"lora": config.lora.lora, "lora_lr": config.lora.lora_lr}
 
