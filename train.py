@@ -52,7 +52,7 @@ def main() -> None:
         sweep(request, tiny_folder(), holder, ranks, train_one)
     elif request.resume:
         old = Run.open(request.resume)
-        train_one(resumed(old, request.given), old.path, old)
+        train_one(resumed(old, request.flags), old.path, old)
     else:
         config = resolve(request, tiny_folder())
         train_one(config, run_path(request.name, config.adapter), None)

@@ -236,9 +236,9 @@ class TrainFlags(TrainConfig):
 
 @dataclass(frozen=True)
 class Request:
-    """One command line: the options that its flags set (`given`, flat), and what to do (see `CommandOptions`)."""
+    """One command line: the options that it sets (`flags`, flat), and what to do (see `CommandOptions`)."""
 
-    given: dict[str, object] = field(default_factory=dict)
+    flags: dict[str, object] = field(default_factory=dict)
     recipe: str | None = None
     name: str | None = None
     resume: Path | None = None

@@ -87,7 +87,7 @@ def resolve(request: Request, tiny_folder: Path) -> TrainConfig:
     models are kept. Raises RunError when no language model is named, and as `settle`, `load_recipe` and
     `newest_features`.
     """
-    flags = request.given
+    flags = request.flags
     start = read_start(str(flags["init"])) if flags.get("init") else None
     recipe = load_recipe(request.recipe) if request.recipe else None
     options = _recipe_options(recipe, flags, start) if recipe else {}

@@ -77,11 +77,11 @@ save_every = 50
 
 
 def test_earlier_spellings_of_flags_still_work():
-    given = parse_request(["--rerun-layers", "1", "--clip", "0.5", "--eos", "False", "--output-norm", "False"]).given
+    given = parse_request(["--rerun-layers", "1", "--clip", "0.5", "--eos", "False", "--output-norm", "False"]).flags
     assert given == {"gradient_checkpointing": 1, "grad_clip": 0.5, "eos": False, "output_norm": False}
-    assert parse_request(["--rerun_layers=2", "--eos", "True"]).given == {"gradient_checkpointing": 2, "eos": True}
+    assert parse_request(["--rerun_layers=2", "--eos", "True"]).flags == {"gradient_checkpointing": 2, "eos": True}
     now = parse_request(["--gradient-checkpointing", "1", "--grad-clip", "0.5", "--no-eos", "--no-output-norm"])
-    assert now.given == given
+    assert now.flags == given
 
 
 def test_earlier_spellings_are_not_shown(capsys):
@@ -176,7 +176,7 @@ def test_help_lists_every_adapter_with_the_features_it_reads(capsys):
     for kind, names in ADAPTERS.items():
         assert re.search(rf"{kind} \([^)]*\): {re.escape(names)}", text)
         for name in names.split(", "):
-            assert parse_request(["--adapter", name.replace("K", "4")]).given == {"adapter": name.replace("K", "4")}
+            assert parse_request(["--adapter", name.replace("K", "4")]).flags == {"adapter": name.replace("K", "4")}
             assert find_projector(name.replace("K", "4"))[0].kind == kind
 
 

@@ -54,7 +54,7 @@ def combinations(request: Request) -> list[Combination]:
     axes: dict[str, list[object]] = {}
     for argument in request.sweep:
         name, values = _parse_axis(argument, request, axes)
-        axes[name] = [parse_request([f"--{_flag(name)}", value]).given[name] for value in values]
+        axes[name] = [parse_request([f"--{_flag(name)}", value]).flags[name] for value in values]
     slowest_first = sorted(axes, key=lambda name: name not in ("lm", "precision"))
     result: dict[str, Combination] = {}
     for chosen in itertools.product(*(axes[name] for name in slowest_first)):
@@ -62,7 +62,7 @@ def combinations(request: Request) -> list[Combination]:
         choice = {name: unordered[name] for name in axes}
         folder = _folder_name(choice)
         folder = folder if folder not in result else f"{folder}-{len(result)}"
-        result[folder] = Combination(folder, replace(request, given={**request.given, **choice}), choice)
+        result[folder] = Combination(folder, replace(request, flags={**request.flags, **choice}), choice)
     return list(result.values())
 
 
@@ -78,7 +78,7 @@ def _parse_axis(argument: str, request: Request, axes: Mapping[str, list]) -> tu
         raise RunError(
             f"--sweep {argument} must be one flag and its values, as in --sweep adapter=mlp8,mlp16 lr=1e-3,3e-4"
         )
-    if name in request.given:
+    if name in request.flags:
         raise RunError(f"--{_flag(name)} is given and swept; leave one of them out")
     words = list(dict.fromkeys(re.split(r",(?=\s*r=)" if name == "lora" else ",", values)))
     for word in words if name == "lora" else ():
@@ -134,7 +134,7 @@ def _train_combination(
     if state == NEW:
         return not train(resolve(combination.request, tiny_folder), path, None), True
     run = Run.open(path)
-    config = resumed(run, combination.request.given, finished=state == FINISHED)
+    config = resumed(run, combination.request.flags, finished=state == FINISHED)
     if state == FINISHED:
         print(f"{path} is finished already")
         return False, False
