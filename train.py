@@ -1,4 +1,4 @@
-"""Fit a small adapter on cached features against a frozen language model: python train.py --help."""
+"""Train a small adapter on cached features for a frozen language model: python train.py --help."""
 
 import sys
 import time
@@ -16,13 +16,13 @@ from periscope.device import choose_device
 from periscope.paths import tiny_folder
 from periscope.training.config import TrainConfig, parse_request
 
-if TYPE_CHECKING:  # torch takes seconds to import, and --help does without
+if TYPE_CHECKING:  # importing torch takes seconds, which --help doesn't need
     from periscope.training.distributed import Ranks
     from periscope.training.language_model_holder import LanguageModelHolder
     from periscope.training.run import Run
     from periscope.training.session import Session
 
-SAVE_SECONDS = 600
+SAVE_SECONDS = 600  # a checkpoint is written at least this often
 
 
 def main() -> None:
@@ -47,14 +47,14 @@ def main() -> None:
         if not old:
             refuse_taken(path)
         if request.merge_lora:
-            refuse_merge(request.merge_lora, config.lm, config.lora.lora)
+            refuse_merge(request.merge_lora, str(config.lm), config.lora.lora)
         return train(config, holder, ranks, path, old, request.partial, request.merge_lora)
 
     if request.sweep:
         sweep(request, tiny_folder(), holder, ranks, train_one)
     elif request.resume:
         old = Run.open(request.resume)
-        train_one(resumed(old, request.given), old.path, old)
+        train_one(resumed(old, request.flags), old.path, old)
     else:
         config = resolve(request, tiny_folder())
         train_one(config, run_path(request.name, config.adapter), None)
@@ -70,10 +70,10 @@ def train(
     partial: bool = False,
     merged: Path | None = None,
 ) -> bool:
-    """Train one adapter: a new run in the folder `path`, or `old` from its last checkpoint on. At the end also write
-    the merged language model to the folder `merged`.
+    """Train one adapter: a new run in the folder `path`, or `old` from its last checkpoint.
 
-    Returns True when all steps are done, False when it was stopped before, with a checkpoint.
+    partial: accept texts whose media are missing · merged: folder for the language model with LoRA merged. Returns
+    False when training was stopped early, with a checkpoint.
     """
     from periscope.training.session import prepare
 
@@ -83,34 +83,34 @@ def train(
 
 
 def fit(session: "Session") -> None:
-    """Train to the last step, or to the step after which someone asks to stop."""
-    from periscope.training.data.dataset import load_steps
+    """Train to the last step, or until Ctrl-C or SIGTERM."""
+    from periscope.training.data.steps import load_steps
     from periscope.training.progress import ProgressBar, StopRequest
     from periscope.training.step import set_rates, take_step
 
-    config, ranks, run_folder = session.config, session.ranks, session.run
+    config, schedule, ranks, run_folder = session.config, session.schedule, session.ranks, session.run
     run_folder.track(config.logging.track, session.step)
-    stop, bar = StopRequest(ranks.first), ProgressBar(config.steps, session.step)
+    stop, bar = StopRequest(ranks.first), ProgressBar(schedule.steps, session.step)
     on_gpu = session.device.type == "cuda"
-    loader = load_steps(session.steps, session.step, config.steps, workers=2 if on_gpu else 0, pin=on_gpu)
+    loader = load_steps(session.steps, session.step, schedule.steps, workers=2 if on_gpu else 0, pin=on_gpu)
     saved_at = time.monotonic()
     for batch in bar.timed(loader):
         session.step += 1
-        rate = set_rates(session.optimizer, session.step, config)
+        rate = set_rates(session.optimizer, session.step, schedule.steps, config)
         loss, norm, session.micro_batch = take_step(
             session.model, session.optimizer, session.scaler, batch, session.micro_batch, config.optim.grad_clip, ranks
         )
-        run_folder.log(step=session.step, loss=loss, lr=rate, grad_norm=norm, targets=batch.count(),
-                       **bar.update(loss, batch.count()))  # fmt: skip
+        timing = bar.update(loss, batch.count())
+        run_folder.log(step=session.step, loss=loss, lr=rate, grad_norm=norm, targets=batch.count(), **timing)
         session.check_loss(loss, bar.say)
 
-        last = bool(ranks.all_max(stop.asked)) or session.step == config.steps
+        last = bool(ranks.all_max(stop.asked)) or session.step == schedule.steps
         is_best = False
-        if session.has_heldout and (last or session.step % config.logging.eval_every == 0):
+        if session.has_heldout and (last or session.step % schedule.eval_every == 0):
             is_best, lines = session.evaluate()
             for line in lines:
                 bar.say(line)
-        due = session.step % config.logging.save_every == 0 or time.monotonic() - saved_at > SAVE_SECONDS
+        due = session.step % schedule.save_every == 0 or time.monotonic() - saved_at > SAVE_SECONDS
         if last or is_best or due:
             session.save(is_best)
             saved_at = time.monotonic()
@@ -122,14 +122,14 @@ def fit(session: "Session") -> None:
 
 
 def finish(session: "Session", holder: "LanguageModelHolder", merged: Path | None = None) -> bool:
-    """Check that the language model is unchanged, say what comes next, and write the merged model where asked."""
+    """Verify that the language model is unchanged, print what comes next, and write the merged model where asked."""
     from periscope.adapters.io.merge_lora import merge_lora
 
     holder.check()
-    path, complete = session.run.path, session.step == session.config.steps
-    if session.saving:
-        print(session.saving.measured(*session.spent))
-    if not complete:
+    path = session.run.path
+    if session.caching:
+        print(session.caching.measured(*session.spent))
+    if session.step < session.schedule.steps:
         print(f"stopped after step {session.step}; go on with: {command('train', '--resume', path)}")
         return False
     weights = "'s own weights are" if session.lm.lora else " is"

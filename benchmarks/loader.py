@@ -20,7 +20,7 @@ from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.projectors import FeatureShape
 from periscope.shards.read import FeatureSet
-from periscope.training.data.dataset import TrainingSteps, load_steps
+from periscope.training.data.steps import TrainingSteps, load_steps
 from periscope.training.step import make_optimizer, take_step
 
 POOLED, PATCHES = FeatureShape("pooled", 1, 768), FeatureShape("patches", 729, 1152, (27, 27))

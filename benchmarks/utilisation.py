@@ -24,7 +24,8 @@ from benchmarks.published_loop import cut, pairs_of, publish
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import AdaptedModel
 from periscope.adapters.projectors import FeatureShape
-from periscope.training.data.dataset import Batch, TrainingSteps, load_steps
+from periscope.training.data.dataset import Batch
+from periscope.training.data.steps import TrainingSteps, load_steps
 from periscope.training.memory.plan import GIB, plan
 from periscope.training.step import make_optimizer, take_step
 
@@ -84,7 +85,7 @@ def train(model: AdaptedModel, steps: TrainingSteps, rounds: int) -> dict[str, f
     """Training steps as train.py takes them, with its loader; the median of `rounds`."""
     lm, adapter = model.lm, model.adapter
     on_gpu = lm.device.type == "cuda"
-    longest = max(steps.kept.lengths)
+    longest = max(steps.index.lengths)
     micro = plan(lm, adapter, longest, shared=False).micro_batch(BATCH, longest)
     optimizer = make_optimizer(model.trained(), SETTINGS)
     scaler = torch.amp.GradScaler(lm.device.type, enabled=lm.dtype == torch.float16)
@@ -101,7 +102,7 @@ def train(model: AdaptedModel, steps: TrainingSteps, rounds: int) -> dict[str, f
             waiting += time.perf_counter() - asked
             _, _, micro = take_step(model, optimizer, scaler, batch, micro, 1.0)
             epoch, place = divmod(step, steps.per_epoch)
-            real += sum(steps.kept.lengths[i] for i in steps.order(epoch)[place])
+            real += sum(steps.index.lengths[i] for i in steps.order(epoch)[place])
         took.append(time.perf_counter() - began)
         waited.append(waiting)
         tokens.append(real)
@@ -115,7 +116,7 @@ def without(model: AdaptedModel, steps: TrainingSteps, rounds: int, best: float)
     """Samples per second without one optimisation, relative to `best` with all of them."""
     texts = [i for step in steps.order(0)[:STEPS] for i in step]
     random.Random(0).shuffle(texts)
-    at_random = [steps.encoded.batch([steps.kept.texts[i] for i in texts[n : n + BATCH]])
+    at_random = [steps.dataset.batch([steps.index.texts[i] for i in texts[n : n + BATCH]])
                  for n in range(0, len(texts), BATCH)]  # fmt: skip
     drawn = [pair for batch in at_random for pair in pairs_of(batch)]
     ways: dict[str, Callable[[], object]] = {

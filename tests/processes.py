@@ -1,4 +1,4 @@
-"""Several processes as torchrun starts them, and train.py in this process, for tests."""
+"""Processes started as torchrun does, and train.py in this process, for tests."""
 
 import multiprocessing
 import os
@@ -15,24 +15,24 @@ forks = pytest.mark.skipif(torch.cuda.is_available(), reason="a process that has
 
 
 def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return str(server.getsockname()[1])
 
 
-def processes(what, size: int = 2) -> list[multiprocessing.Process]:
-    """Start `size` forks of this process that call `what(rank)` as torchrun's processes would."""
+def processes(target, size: int = 2) -> list[multiprocessing.Process]:
+    """Start `size` forks of this process that call `target(rank)` as torchrun's processes would."""
     port = free_port()
 
-    def one(rank: int) -> None:
+    def start(rank: int) -> None:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        what(rank)
+        target(rank)
 
-    found = [multiprocessing.get_context("fork").Process(target=one, args=(rank,)) for rank in range(size)]
-    for process in found:
+    forked = [multiprocessing.get_context("fork").Process(target=start, args=(rank,)) for rank in range(size)]
+    for process in forked:
         process.start()
-    return found
+    return forked
 
 
 def finish(started: list[multiprocessing.Process]) -> list[int]:

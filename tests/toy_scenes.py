@@ -1,4 +1,4 @@
-"""Texts, batches and a feature set made up in memory, for tests of training."""
+"""Texts, batches and a feature set in memory, for tests of training."""
 
 import torch
 
@@ -27,7 +27,7 @@ CODES = torch.randn(8, 24, generator=torch.Generator().manual_seed(0))
 
 
 class Scenes:
-    """A feature set of 64 media, each of a colour and a shape: the sum of two codes, or a patch each."""
+    """A feature set of 64 media, each with a colour and a shape: the sum of their codes, or one patch for each."""
 
     def __init__(self, patches: bool = False):
         self.patches = patches
@@ -40,8 +40,8 @@ class Scenes:
         return int(key[1:])
 
     def read_many(self, keys, kind, **_):
-        pairs = [(int(key[1:]) // 4 % 4, 4 + int(key[1:]) % 4) for key in keys]
-        rows = torch.stack([CODES[list(pair)] for pair in pairs])
+        codes = [(int(key[1:]) // 4 % 4, 4 + int(key[1:]) % 4) for key in keys]
+        rows = torch.stack([CODES[list(pair)] for pair in codes])
         return (rows if self.patches else rows.sum(1)).half()
 
 

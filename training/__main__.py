@@ -1,4 +1,4 @@
-"""The table of recipes: python -m training > docs/recipes.md"""
+"""Prints docs/recipes.md: python -m periscope.training > docs/recipes.md"""
 
 from periscope.training.memory.recipe_table import page
 

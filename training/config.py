@@ -1,6 +1,6 @@
 """The configuration of a training: every option once, with its type, default, range and help.
 
-A `TrainConfig` is what train.py works by, what config.toml holds, and what a recipe's `[train]` table sets. Its fields
+The flags of train.py and a recipe's `[train]` table set a `TrainConfig`, and a run's config.toml holds it. Its fields
 are grouped for `--help`; flags, recipes and config.toml name them flat, as in `--lr` and `lr = 1e-3`.
 """
 
@@ -23,21 +23,21 @@ NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 @dataclass
 class DataOptions:
-    """Data: what is learned from."""
+    """Data."""
 
     text: str | None = None
     """Another texts file for the same media, such as new captions (default: the feature set's own)."""
     limit: Count = 0
     """Train on the first N texts only (0: all)."""
     texts_per_medium: Count = 0
-    """Texts of one image or clip that share a batch, and a forward pass (0: all of them; 1: no sharing)."""
+    """Texts about one image or clip that share a batch and a forward pass (0: all; 1: no sharing)."""
     disk: Literal["ssd", "hdd"] = "ssd"
     """hdd: read features in long sequential spans, for a disk that is slow to seek."""
 
 
 @dataclass
 class ProjectorOptions:
-    """Projector and soft prompt: their form, and how they start."""
+    """Projector and soft prompt: form and initialisation."""
 
     soft_prompt: Count = 0
     """Number of learned vectors placed among the words (0: none)."""
@@ -46,52 +46,52 @@ class ProjectorOptions:
     output_norm: bool = True
     """Keep projected tokens at the scale of the word embeddings: RMS norm with a learned scale."""
     projector_hidden: Count = 0
-    """Hidden width of the projector, where it has one (0: its own default, see docs/projectors.md)."""
+    """Hidden width of the projector (0: its own default, see docs/projectors.md)."""
     projector_layers: Count = 0
-    """Number of blocks in the projector, where it has any (0: perceiver 6, mapl 4)."""
+    """Number of transformer blocks in the projector (0: perceiver 6, mapl 4)."""
     start_words: str = ""
     """Initialise the projected tokens with the embeddings of these words."""
     warm_start: Count = 0
-    """Contrastive steps before training that pull tokens toward their captions' embeddings (0: off; 60 is plenty)."""
+    """Contrastive steps before training that pull tokens toward their captions' embeddings (0: off; 60 is enough)."""
     token_noise: NotNegative = 0.0
-    """Gaussian noise on projected tokens while training, relative to their RMS (0: off; 0.3 helps small models)."""
+    """Gaussian noise on projected tokens in training, relative to their RMS (0: off; 0.3 helps small models)."""
 
 
 @dataclass
 class InjectionOptions:
-    """Injection into inner layers: for the epalm adapters."""
+    """Injection into inner layers (epalm adapters)."""
 
     inject_layers: tuple[int, ...] = ()
-    """First layer of the language model that receives the medium, and the first that no longer does (default: two
-    layers per encoder block, up to the last layer but one)."""
+    """First layer that receives the medium, and the first after these (default: two layers per encoder block, ending
+    before the last layer)."""
     epalm_compat: bool = False
-    """Attend as eP-ALM's released code does: the medium's position also sees later ones, which leaks the answer."""
+    """Attend as eP-ALM's code does: the medium's position also sees later ones, which leaks the answer."""
 
 
 @dataclass
 class PromptOptions:
-    """Prompt: how turns and media become one sequence of tokens."""
+    """Prompt format."""
 
     template: Literal["plain", "chat"] | None = None
     """How turns become text (default: chat if the tokenizer has a chat template)."""
     delimiters: tuple[str, str] | None = None
     """Text before and after each medium ("" "": none; default: the template's)."""
     caption_prompt: str | None = None
-    """User turn of a caption (default: none, or "Describe the image." with a chat template)."""
+    """User turn before a caption (default: none; "Describe the image." with a chat template)."""
     question: str | None = None
-    """Form of a question without a chat template; {} stands for its words (default: "Question: {} Answer: ")."""
+    """Format of a question without a chat template; {} is replaced by it (default: "Question: {} Answer: ")."""
     media_place: Literal["before", "after"] = "before"
-    """Where media without an <image> mark go: before or after the question."""
+    """Position of media without an <image> mark: before or after the question."""
     soft_prompt_place: Literal["before", "after", "around", "first"] = "before"
-    """Where the soft prompt goes: before the media, after them, around the question, or at the very start."""
+    """Position of the soft prompt: before or after the media, around the question, or first of all."""
     row_separator: str = ""
-    """Text between the rows of a patch grid, for adapters with one token per patch (VL-Mamba's; "": none)."""
+    """Text between the rows of a patch grid, as VL-Mamba; for adapters with one token per patch."""
     box_decimals: Annotated[int, msgspec.Meta(ge=0, le=20)] = 2
-    """Decimals of a bounding box in words: [0.12,0.34,0.56,0.78], corners as shares of the image."""
+    """Decimals of bounding boxes in text; 2 gives [0.12,0.34,0.56,0.78], corners as shares of the image."""
     eos: bool = True
-    """Train the end-of-text token after each answer; without it a model doesn't stop."""
+    """Train the end-of-text token after each answer; without it, the model doesn't stop."""
     loss_on: Literal["answer", "all"] = "answer"
-    """Tokens that count in the loss: the answer's, or the question's too (as eP-ALM)."""
+    """Tokens in the loss: the answer, or everything including the question (as eP-ALM)."""
 
 
 @dataclass
@@ -99,32 +99,32 @@ class ModelOptions:
     """Frozen language model."""
 
     precision: Literal["auto", "fp32", "fp16", "bf16", "8bit", "4bit"] = "auto"
-    """How the frozen weights are held (auto: fp16 or bf16 on a GPU, fp32 on a CPU)."""
+    """Precision of the frozen weights (auto: fp16 or bf16 on a GPU, fp32 on a CPU)."""
     gradient_checkpointing: Count = 0
-    """Recompute every Nth layer in the backward pass: far less memory for a third more time (1: all layers; 0: off,
-    unless not even one text would fit)."""
+    """Recompute every Nth layer in the backward pass; 1 saves most memory and takes a third more time (0: off, unless
+    not even one text would fit)."""
 
 
 @dataclass
 class OptimizerOptions:
-    """Optimizer: AdamW, schedule and batch size."""
+    """AdamW and its schedule."""
 
     micro_batch: Count = 0
-    """Texts per forward pass (gradient accumulation); changes memory and speed, not the loss (0: as many as fit)."""
+    """Texts per forward pass, for gradient accumulation; doesn't change the loss (0: as many as fit)."""
     warmup: NotNegative = 0.03
-    """Share of the steps with a linear warm-up."""
+    """Linear warm-up, as a share of the steps."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Learning rate after the warm-up, down to --min-lr."""
+    """Learning rate schedule after the warm-up, down to --min-lr."""
     min_lr: NotNegative = 0.0
-    """Learning rate at the end."""
+    """Final learning rate."""
     soft_prompt_lr: NotNegative = 0.0
-    """Constant learning rate of the soft prompt (0: the projector's, with its schedule)."""
+    """Constant learning rate of the soft prompt (0: that of the projector, with its schedule)."""
     weight_decay: NotNegative = 0.0
-    """Weight decay of matrices; biases and norms have none."""
+    """Weight decay; biases and norms have none."""
     grad_clip: NotNegative = 1.0
     """Maximum gradient norm (0: off)."""
     loss_mean: Literal["token", "sample"] = "token"
-    """Average the loss over tokens, or over texts, each the mean of its tokens (as VL-Mamba)."""
+    """Average the loss over target tokens, or over texts of which each is averaged first (as VL-Mamba)."""
 
 
 @dataclass
@@ -136,7 +136,7 @@ class LoraOptions:
     lora_lr: NotNegative = 2e-4
     """Peak learning rate of LoRA; follows the projector's schedule."""
     freeze_projector: Count = 0
-    """Train LoRA alone for this many steps at the start."""
+    """Steps at the start that train LoRA alone."""
 
 
 @dataclass
@@ -146,37 +146,39 @@ class LoggingOptions:
     eval_every: AtLeastOne | None = None
     """Steps between evaluations on held-out texts (default: an eighth of the steps, at least 50)."""
     save_every: AtLeastOne | None = None
-    """Steps between checkpoints; also written at the best held-out loss, every 10 minutes and at the end (default:
-    --eval-every)."""
+    """Steps between checkpoints (default: --eval-every). Also saved: the best held-out loss, every 10 minutes, and the
+    end."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Also log to TensorBoard (in the run folder) or Weights & Biases."""
 
 
 @dataclass
 class TrainConfig:
-    """Everything a training depends on. `by_modality`: options of `MODALITY_OPTIONS` that differ for "image", "audio"
-    or "video" where one training fits an adapter for each.
+    """Everything a training depends on.
+
+    by_modality: "image", "audio" or "video" -> the `MODALITY_OPTIONS` that differ for its adapter, where one training
+    fits several.
     """
 
     adapter: str = "mlp16"
-    """Projector; K in a name is a whole number, as in mlp16. The kinds are listed above."""
+    """Adapter, from the list above."""
     features: tuple[str, ...] = ()
-    """Feature set to train on (default: the newest in features/ that fits the adapter), or several, mixed by weight:
-    features/a=0.7 features/b=0.3 (without weights: by size)."""
+    """Feature set (default: the newest in features/ that fits the adapter); or several, mixed by size or weight:
+    features/a=0.7 features/b=0.3."""
     lm: str | None = None
-    """Frozen language model: a folder or a Hugging Face id (the demo's features bring the demo's)."""
+    """Frozen language model: a folder or Hugging Face id (default with demo features: the demo's)."""
     init: str = ""
-    """Start from the adapter of this run or folder: its projector, soft prompt, LoRA and prompt form."""
+    """Start from the adapter of this run or folder, with its LoRA and prompt format."""
     epochs: NotNegative | None = None
-    """Passes over the texts, when --steps isn't given (default: 2, but at least 500 steps)."""
+    """Passes over the texts, unless --steps is given (default: 2, but at least 500 steps)."""
     steps: AtLeastOne | None = None
     """Optimizer steps (default: from --epochs)."""
     batch: AtLeastOne = 32
     """Texts per optimizer step."""
     lr: NotNegative = 1e-3
-    """Peak learning rate (default: 1e-3; 2e-5 with --lora)."""
+    """Peak learning rate; with --lora, 2e-5 by default."""
     seed: Count = 0
-    """Seed of the adapter's initialisation and the order of texts."""
+    """Seed of the initialisation and the order of texts."""
     projector: ProjectorOptions = field(default_factory=ProjectorOptions)
     injection: InjectionOptions = field(default_factory=InjectionOptions)
     prompt: PromptOptions = field(default_factory=PromptOptions)
@@ -188,7 +190,7 @@ class TrainConfig:
     by_modality: Annotated[dict[str, dict], tyro.conf.Suppress] = field(default_factory=dict)
 
     def to_flat(self) -> dict:
-        """Option name -> value in the types of TOML, as config.toml holds them; one feature set is a string."""
+        """Option name -> value in the types of TOML, as in config.toml; a single feature set is a string."""
         table = to_flat(self)
         table |= table.pop("by_modality")
         if len(self.features) == 1:
@@ -202,21 +204,21 @@ class TrainConfig:
 
 @dataclass
 class CommandOptions:
-    """What this command does; not part of a run's configuration."""
+    """Other actions; not part of a run's configuration."""
 
     list_: bool = False
     """List the recipes and exit."""
     sweep: tuple[str, ...] = ()
-    """Train every combination of these values against one copy of the language model: --sweep adapter=mlp8,mlp16
-    lr=1e-3,3e-4. The same command with the same --name continues it."""
+    """Train every combination of values, as adapter=mlp8,mlp16 lr=1e-3,3e-4, against one copy of the language model.
+    Repeat the command to continue."""
     tiny: bool = False
     """Try it out: a tiny random language model of the same class, 20 steps, no network."""
     partial: bool = False
-    """Accept a texts file that names media missing from the feature set; they are counted and left out."""
+    """Leave out texts whose media are missing from the feature set, instead of stopping."""
     merge_lora: Annotated[Path | None, Metavar("FOLDER")] = None
-    """At the end also write the language model with LoRA merged, and the adapter, to this folder."""
+    """At the end, write the language model with LoRA merged, and the adapter, to this folder."""
     device: str = "auto"
-    """auto, cuda, cuda:N or cpu."""
+    """Device: auto, cuda, cuda:N or cpu."""
 
 
 @dataclass
@@ -224,19 +226,19 @@ class TrainFlags(TrainConfig):
     """The command line of train.py."""
 
     recipe: Annotated[str | None, Metavar("NAME|FILE")] = None
-    """Take the other options from this recipe, or a TOML file (--list shows them all)."""
+    """Options that aren't given come from this recipe (see --list) or TOML file."""
     name: str | None = None
-    """Write the run to runs/NAME, which must not exist (default: date and adapter)."""
+    """Write a new run to runs/NAME (default: date and adapter)."""
     resume: Annotated[Path | None, Metavar("RUN")] = None
-    """Continue this run folder exactly from its last checkpoint."""
+    """Continue this run folder exactly, from its last checkpoint."""
     command: CommandOptions = field(default_factory=CommandOptions)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One command line: the options it sets (`given`, flat), and what it does with them (see `CommandOptions`)."""
+    """One command line: the options that it sets (`flags`, flat), and what to do (see `CommandOptions`)."""
 
-    given: dict[str, object] = field(default_factory=dict)
+    flags: dict[str, object] = field(default_factory=dict)
     recipe: str | None = None
     name: str | None = None
     resume: Path | None = None
@@ -248,20 +250,31 @@ class Request:
     device: str = "auto"
 
 
-# Options that may differ between the adapters of one training: one for images, one for sounds and so on.
+# Options that may differ between the adapters of one training, one per modality.
 MODALITY_OPTIONS = (
     "adapter",
     *(option.name for group in (ProjectorOptions, PromptOptions) for option in fields(group)),
 )
-# Spellings of earlier versions, in flags, recipes and config.toml.
+# Earlier names of options, still accepted in flags, recipes and config.toml.
 RENAMED = {"rerun_layers": "gradient_checkpointing", "clip": "grad_clip"}
-DESCRIPTION = """Fit a small adapter on cached features against a frozen language model.
+# Adapters by the kind of features that they read, for --help, which must not import torch (a test compares it with the
+# registry).
+ADAPTERS = {
+    "pooled": "linearK, mlpK, clipcapK, none",
+    "patches": "linear, mlp, groupK, windowK, shuffleK, ldp, ldpv2, perceiverK, maplK, fusedmlp, fusedldp",
+    "layers": "epalm, epalm-shared",
+}
+DESCRIPTION = f"""Train a small adapter on cached features for a frozen language model.
 
-Every option that isn't given comes from the recipe, else it is chosen, and printed with the reason.
+Options that aren't given come from the recipe, or are chosen automatically and printed with the reason.
 
-Adapters, by the features they read: linearK, mlpK, clipcapK (pooled: one vector); linear, mlp, groupK, windowK,
-shuffleK, ldp, ldpv2, perceiverK, maplK, fusedmlp, fusedldp (patches: a vector per patch); epalm, epalm-shared (layers:
-one vector per block of the encoder); none (a soft prompt alone)."""
+Adapters, by the features they read (K: a whole number, as in mlp16):
+
+pooled (one vector per item): {ADAPTERS["pooled"]} (soft prompt only)
+
+patches (one vector per patch): {ADAPTERS["patches"]}
+
+layers (one vector per encoder block): {ADAPTERS["layers"]}"""
 EXAMPLES = (
     "train.py --adapter mlp16                                    # the newest feature set",
     "train.py --adapter linear --features features/photos --lm HuggingFaceTB/SmolLM2-360M",
@@ -275,7 +288,7 @@ EXAMPLES = (
 
 
 def parse_request(args: Sequence[str] | None = None) -> Request:
-    """Read the command line of train.py."""
+    """Read the command line of train.py; `args` without the program's name (None: `sys.argv`)."""
     args = list(sys.argv[1:] if args is None else args)
     renamed = {f"--{_flag(old)}": f"--{_flag(new)}" for old, new in RENAMED.items()}
     flags = parse(TrainFlags, args, prog="train.py", description=DESCRIPTION, examples=EXAMPLES, renamed=renamed)
@@ -287,14 +300,15 @@ def parse_request(args: Sequence[str] | None = None) -> Request:
 
 
 def option_names() -> list[str]:
-    """The options of a training, flat."""
+    """The flat names of a training's options."""
     return [name for name in flat_fields(TrainConfig) if name != "by_modality"]
 
 
 def config_from(table: Mapping[str, object], source: str) -> TrainConfig:
-    """The configuration that a flat table describes, such as config.toml's; older spellings are read too.
+    """The configuration that a flat table describes, such as a config.toml; earlier names of options are accepted.
 
-    Raises RunError for an unknown option, and for a value of the wrong type or out of range.
+    source: where the table comes from, for the error message. Raises RunError for an unknown option, and for a value of
+    the wrong type or out of range.
     """
     options, by_modality = {}, {}
     for name, value in table.items():

@@ -1,15 +1,15 @@
-"""One training on several processes, started by torchrun: who does what, and what they tell one another.
+"""Data-parallel training on several processes started by torchrun.
 
-Each process, a rank, holds the frozen model, the adapter and the optimizer on a device of its own, and reads its share
-of every step. What is sent is the gradients of what is trained, added up over the ranks: so all take the same step. The
-first rank alone prints and writes.
+Each process (rank) holds the frozen model, the adapter and the optimizer on its own device, and reads its share of
+every step. The gradients of what is trained are summed over the ranks, so all take the same step. Only the first rank
+prints and writes.
 """
 
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -18,30 +18,30 @@ from torch import distributed
 
 from periscope.errors import RunError
 
-PATIENCE = timedelta(minutes=30)  # of one rank for the others
-MEETING = timedelta(minutes=1)  # of one for the others, after a mistake
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+BARRIER_TIMEOUT = timedelta(minutes=1)  # for the other ranks, after an error on this one
 
 
 class RankLeft(RunError):
-    """Another process is gone, or stuck."""
+    """Another process has died or hangs."""
 
 
 class Ranks:
-    """This process among all of a training. Without torchrun it is alone: nothing is sent, and nothing changes.
+    """This process among those of a training. Without torchrun it is the only one, and nothing is communicated.
 
-    Numbers travel through gloo, gradients on a GPU through NCCL. What is sent to a rank that is gone raises Left.
+    Numbers go through gloo, GPU gradients through NCCL. A collective with a rank that has died raises RankLeft.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu", store: distributed.Store | None = None):
         self.rank, self.size, self.device = rank, size, device
-        self._store, self._meetings = store, 0
+        self._store, self._barriers = store, 0
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
     def sum(self, *numbers: float) -> list[float]:
-        """Each of these numbers added up over the ranks, in float64."""
+        """Each number summed over the ranks, in float64."""
         return self._reduced(numbers, distributed.ReduceOp.SUM)
 
     def all_min(self, number: float) -> float:
@@ -53,7 +53,7 @@ class Ranks:
         return self._reduced([number], distributed.ReduceOp.MAX)[0]
 
     def check_same(self, what: str, value: object) -> None:
-        """Raise RunError when `value`, plain JSON, isn't the same on all ranks."""
+        """Raise RunError when `value` (plain JSON) isn't the same on all ranks."""
         digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
         number = int.from_bytes(digest[:6], "little")  # exact in float64
         if self.all_min(number) != self.all_max(number):
@@ -61,79 +61,78 @@ class Ranks:
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Make each parameter's gradient the sum over the ranks (some may have none), all in one message."""
+        """Replace each parameter's gradient (zero where it has none) by the sum over the ranks, in one message."""
         parameters = list(parameters)
         if self.size == 1 or not parameters:
             return
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         for parameter in parameters:
             parameter.grad = None
-        flat = torch.cat([part.flatten() for part in parts])
-        shapes = [part.shape for part in parts]
-        del parts
-        with _together():
+        shapes = [gradient.shape for gradient in gradients]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        del gradients  # their memory isn't needed twice
+        with _explain_failure():
             distributed.all_reduce(flat)
-        pieces = flat.split([shape.numel() for shape in shapes])
-        for parameter, piece, shape in zip(parameters, pieces, shapes, strict=True):
-            parameter.grad = piece.view(shape)
+        summed = flat.split([shape.numel() for shape in shapes])
+        for parameter, gradient, shape in zip(parameters, summed, shapes, strict=True):
+            parameter.grad = gradient.view(shape)
 
     @torch.no_grad()
     def start_alike(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Give all ranks the first one's parameters."""
+        """Copy the first rank's parameters to all ranks."""
         if self.size > 1:
-            with _together():
+            with _explain_failure():
                 for parameter in parameters:
                     distributed.broadcast(parameter.data, 0)
 
     def barrier(self) -> bool:
-        """Whether all ranks call this, within a minute: then they can go on together from here."""
-        if self.size == 1:
+        """Wait for the other ranks; False when not all of them call this within a minute."""
+        if self._store is None:
             return True
-        self._meetings += 1
-        here = f"meeting {self._meetings}"
+        self._barriers += 1
+        name = f"barrier {self._barriers}"
         try:
-            if self._store.add(here, 1) == self.size:
-                self._store.set(f"{here}: all are here", "")
-            self._store.wait([f"{here}: all are here"], MEETING)
+            if self._store.add(name, 1) == self.size:
+                self._store.set(f"{name}: complete", "")
+            self._store.wait([f"{name}: complete"], BARRIER_TIMEOUT)
         except RuntimeError:
             return False
         return True
 
     def leave(self) -> None:
-        """Say goodbye to the others, when all is done."""
+        """Leave the process group, at the end."""
         if self.size > 1:
             distributed.destroy_process_group()
 
-    def _reduced(self, numbers: Sequence[float], how: distributed.ReduceOp) -> list[float]:
+    def _reduced(self, numbers: Sequence[float], operation: distributed.ReduceOp.RedOpType) -> list[float]:
         if self.size == 1:
             return list(numbers)
         message = torch.tensor(numbers, dtype=torch.float64)
-        with _together():
-            distributed.all_reduce(message, how)
+        with _explain_failure():
+            distributed.all_reduce(message, operation)
         return message.tolist()
 
 
 def join(device: str) -> Ranks:
-    """The ranks that torchrun started, or this process alone. "cuda" is for each the GPU of its number on its machine.
+    """This process's rank as torchrun says, or a single process without torchrun.
 
-    All but the first stop printing. Raises RunError for a GPU named by number, and when there are too few GPUs.
+    device: "cpu", "cuda:N", or "cuda", which with several processes is the GPU of the local rank. All ranks but the
+    first stop printing. Raises RunError for a GPU named by number, and when there are too few GPUs.
     """
-    size, rank, local = (int(os.environ.get(name, least)) for name, least in _TOLD)
+    size, rank, local = (int(os.environ.get(name, default)) for name, default in ENVIRONMENT)
     if size == 1:
         return Ranks(0, 1, device)
     if device.startswith("cuda"):
         if device != "cuda":
             raise RunError(f"--device {device} is one GPU and torchrun started {size} processes; leave --device out")
-        if local >= (found := torch.cuda.device_count()):
-            raise RunError(
-                f"torchrun started more processes here than there are GPUs: --nproc-per-node {found} at most"
-            )
+        if local >= (gpus := torch.cuda.device_count()):
+            raise RunError(f"torchrun started more processes here than there are GPUs: --nproc-per-node {gpus} at most")
         device = f"cuda:{local}"
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     try:
-        store, rank, size = next(distributed.rendezvous("env://", timeout=PATIENCE))
-        distributed.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=size)
+        store, rank, size = next(distributed.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+        distributed.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, store=store, rank=rank, world_size=size)
     except (ValueError, RuntimeError) as error:
         raise RunError(
             f"WORLD_SIZE says that this is one of {size} processes, and it finds no other "
@@ -145,16 +144,17 @@ def join(device: str) -> Ranks:
     return Ranks(rank, size, device, store)
 
 
-_TOLD = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
+ENVIRONMENT = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))  # variables that torchrun sets, and their defaults
 ALONE = Ranks()
 
 
 @contextmanager
-def _together():
+def _explain_failure() -> Iterator[None]:
+    """Raise RankLeft where a collective fails."""
     try:
         yield
     except RuntimeError as error:
         raise RankLeft(
             "another process of this training is gone or stuck "
-            f"({str(error).splitlines()[0]}); the last checkpoint is whole: go on with train.py --resume"
+            f"({str(error).splitlines()[0]}); the last checkpoint is complete: go on with train.py --resume"
         ) from error

@@ -1,60 +1,58 @@
-"""Looking at held-out texts while training: the loss with its controls, the tokens' scale, a few answers."""
+"""Evaluation on held-out texts while training: the loss with its controls, the tokens' scale, sample answers."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import torch
 
 from periscope.adapters.model import AdaptedModel, Adapter
-from periscope.adapters.prompting.boxes import turn_text as in_words
+from periscope.adapters.prompting.boxes import turn_text as with_boxes
 from periscope.evaluation.controls import conditions, text_losses
 from periscope.shards.read import FeatureSet
-from periscope.shards.texts import Text, Texts
-from periscope.training.data.dataset import TextFeatureDataset, TextIndex, question_of
+from periscope.shards.texts import Text
+from periscope.training.data.dataset import TextFeatureDataset, question_of
+from periscope.training.data.training_set import TrainingSet
 from periscope.training.distributed import ALONE, Ranks
 
-MOST = 256  # eval.py looks at all of them
-SAMPLES, SCORED = 8, 32
-BLIND_STEPS, BLIND_GAIN = 500, 0.02
+SAMPLES = 8  # answers shown in samples.md
+SCORED_SAMPLES = 32  # answers scored
+BLIND_STEPS, BLIND_DROP = 500, 0.02  # see `still_blind`
 
 
-def choose_heldout(encoded: TextFeatureDataset, texts: Texts, learn: TextIndex, max_length: int) -> list[Text]:
-    """Up to 256 held-out texts of the sorts that are trained on (captions only, when only captions are): of the split
-    "heldout", else of "val", else of any other that isn't trained on.
-    """
-    splits = texts.splits - {"train"}
-    split = next((name for name in ("heldout", "val", *sorted(splits)) if name in splits), "")
-    outside, sorts = texts.of_split(split), set(learn.asks)
-    fitting = [(i, text.media) for i, text in enumerate(outside) if (question_of(text) is not None) in sorts]
-    seen = [i for i, media in fitting if media] or [i for i, _ in fitting]  # the loss is of what is seen
-    kept = encoded.keep(outside.pick(seen), max_length).texts
-    return list(kept[:: max(1, len(kept) // MOST)][:MOST])
+class SetResult(TypedDict):
+    """One set in an evaluation: losses per condition, projected tokens' RMS over the embeddings', texts trained on."""
+
+    heldout: dict[str, float]
+    rms_ratio: float
+    texts: int
 
 
 def heldout_losses(
     model: AdaptedModel,
-    encoded: TextFeatureDataset,
+    dataset: TextFeatureDataset,
     texts: Sequence[Text],
-    stand_in: Mapping[str, str] | None,
+    stand_ins: Mapping[str, str] | None,
     micro: int,
     ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """Loss per target token with the `real` features, with those of `stand_in` (`shuffled`), and with no medium
-    (`none`).
+    """Loss per target token, in nats, with the `real` features, with those of `stand_ins` (`shuffled`), and without
+    media (`none`).
 
-    `stand_in` maps each medium to the one whose features it lends; None leaves that control out. Several `ranks` share
-    the texts.
+    stand_ins: medium -> the medium whose features replace its own; without any that control is left out · micro: texts
+    per forward pass. Several `ranks` share the texts.
     """
-    texts = texts[ranks.rank :: ranks.size]
+    own = texts[ranks.rank :: ranks.size]
+    under = conditions(("shuffled", "none"), stand_ins)
     losses = {}
-    for name, rows in text_losses(model, encoded, texts, conditions(("shuffled", "none"), stand_in), micro).items():
+    for name, rows in text_losses(model, dataset, own, under, micro).items():
         loss, count = ranks.sum(sum(loss for loss, _ in rows), sum(count for _, count in rows))
         losses[name] = loss / count
     return losses
 
 
 def still_blind(step: int, losses: Mapping[str, float]) -> bool:
-    """Whether after 500 steps another medium's features still do as well: a gain under 0.02 nats per token."""
-    return step >= BLIND_STEPS and "shuffled" in losses and losses["shuffled"] - losses["real"] < BLIND_GAIN
+    """Whether another medium's features do as well after 500 steps: a loss less than 0.02 nats per token higher."""
+    return step >= BLIND_STEPS and "shuffled" in losses and losses["shuffled"] - losses["real"] < BLIND_DROP
 
 
 @torch.no_grad()
@@ -68,24 +66,70 @@ def scale_ratio(adapter: Adapter, features: FeatureSet, texts: Sequence[Text]) -
     return (tokens.pow(2).mean(-1).sqrt().median() / adapter.embedding_rms).item()
 
 
+def evaluate_heldout(
+    model: AdaptedModel, sets: Sequence[TrainingSet], trained_texts: Sequence[int], micro: int, ranks: Ranks = ALONE
+) -> tuple[dict[str, float], float, dict[str, SetResult]]:
+    """Evaluate every set that has held-out texts: (losses, RMS ratio, path of the set -> its own result).
+
+    The first two are means over the sets, weighted by `trained_texts`, the texts of each set trained on so far.
+    """
+    results: dict[str, SetResult] = {}
+    for training_set, count in zip(sets, trained_texts, strict=True):
+        if not (texts := training_set.heldout):
+            continue
+        losses = heldout_losses(model, training_set.dataset, texts, training_set.stand_ins, micro, ranks)
+        ratio = scale_ratio(training_set.dataset.adapter, training_set.features, texts)
+        results[str(training_set.features.path)] = {"heldout": losses, "rms_ratio": ratio, "texts": count}
+    rows = list(results.values())
+    counts = [row["texts"] for row in rows]
+    conditions = [name for name in rows[0]["heldout"] if all(name in row["heldout"] for row in rows)]
+    losses = {name: _mean([row["heldout"][name] for row in rows], counts) for name in conditions}
+    return losses, _mean([row["rms_ratio"] for row in rows], counts), results
+
+
+def _mean(values: Sequence[float], counts: Sequence[int]) -> float:
+    """The weighted mean; the plain mean when all counts are 0, and one value as it is."""
+    if len(values) == 1:
+        return values[0]
+    weights = counts if sum(counts) else [1] * len(counts)
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+
+def describe(step: int, result: SetResult, name: str = "") -> str:
+    """An evaluation of one set as a line for the terminal; `name` where there are several sets."""
+    losses = ", ".join(f"{condition} {value:.4f}" for condition, value in result["heldout"].items())
+    line = f"step {step}: {name}{': ' if name else ''}held-out loss {losses}; "
+    line += f"tokens at {result['rms_ratio']:.2f} of the embeddings' RMS"
+    if name:
+        line += f"; {result['texts']:,} texts learnt from"
+    if still_blind(step, result["heldout"]):
+        line += (
+            "\nstill blind: another medium's features do as well. Check that the captions fit the media, "
+            "try a higher --lr, or an adapter that reads patches (--adapter mlp)"
+        )
+    return line
+
+
 def peak_memory(device: str) -> dict[str, int]:
-    """{"memory": most bytes that torch had on the GPU so far}, nothing on a CPU."""
+    """{"memory": peak bytes that torch allocated on the GPU}; empty on a CPU."""
     return {"memory": torch.cuda.max_memory_allocated(device)} if torch.device(device).type == "cuda" else {}
 
 
-def sample_answers(model: AdaptedModel, encoded: TextFeatureDataset, texts: Sequence[Text]) -> list[dict]:
-    """What the model says to the same few held-out inputs, 8 to be shown and then others to be scored with these: dicts
-    with id, media, prompt, answer, reference, meta.
+def sample_answers(model: AdaptedModel, dataset: TextFeatureDataset, texts: Sequence[Text]) -> list[dict]:
+    """Answers to the same held-out inputs each time: the first `SAMPLES` to be shown, all of them to be scored.
+
+    Returns dicts with id, media, prompt, answer, reference and meta.
     """
     shown = texts[:: max(1, len(texts) // SAMPLES)][:SAMPLES]
-    known = {text.id for text in shown}
-    chosen = [*shown, *(text for text in texts[:: max(1, len(texts) // SCORED)] if text.id not in known)][:SCORED]
+    shown_ids = {text.id for text in shown}
+    others = [text for text in texts[:: max(1, len(texts) // SCORED_SAMPLES)] if text.id not in shown_ids]
+    chosen = [*shown, *others][:SCORED_SAMPLES]
     answers = []
     for i in range(0, len(chosen), SAMPLES):
-        part = chosen[i : i + SAMPLES]
-        batch = encoded.batch(part, answer=False)
-        for text, answer in zip(part, model.generate(batch.texts, batch.features), strict=True):
-            reference = in_words(text.turns[-1], model.prompt.template.box_decimals)
+        chunk = chosen[i : i + SAMPLES]
+        batch = dataset.batch(chunk, answer=False)
+        for text, answer in zip(chunk, model.generate(batch.texts, batch.features), strict=True):
+            reference = with_boxes(text.turns[-1], model.prompt.template.box_decimals)
             row = {"id": text.id, "media": " ".join(text.media), "prompt": question_of(text) or "", "answer": answer}
             answers.append(row | {"reference": reference, "meta": text.meta})
     return answers

@@ -1,7 +1,8 @@
-"""The frozen language model that one run after another is trained against: loaded once, and shown to be unchanged."""
+"""The frozen language model that consecutive runs train against: loaded once, and verified to be unchanged."""
 
 import gc
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -12,43 +13,53 @@ from periscope.adapters.lm.lora import remove_lora
 from periscope.errors import RunError
 
 
+@dataclass(frozen=True)
+class _Held:
+    name: str
+    precision: str
+    lm: LanguageModel
+    sha256: str
+
+
 class LanguageModelHolder:
-    """Holds one frozen language model on `device`. `seconds` is what its last loading took, `bytes` what its weights
-    take, `loaded` counts the loadings.
+    """Holds one frozen language model on `device`.
+
+    seconds: duration of the last load · bytes: size of its weights · loaded: number of loads so far.
     """
 
     def __init__(self, device: str):
         self.device = device
         self.seconds, self.bytes, self.loaded = 0.0, 0, 0
-        self._asked, self._lm, self._sha256 = None, None, ""
+        self._held: _Held | None = None
 
     def load(self, name: str, precision: str) -> LanguageModel:
-        """The language model `name` in `precision`, without LoRA: the one that is held, else that is let go first.
-        Prints what it is.
+        """The language model `name` in `precision`, without LoRA; another one that is held is released first. Prints
+        what it is.
 
         Raises AdapterError as `load_language_model`.
         """
-        if self._asked != (name, precision):
-            self._asked = self._lm = None
+        held = self._held
+        if held is None or (held.name, held.precision) != (name, precision):
+            held = self._held = None  # frees the memory of the other one
             gc.collect()
-            began = time.monotonic()
-            self._lm = load_language_model(name, self.device, precision)
-            self.seconds, self.loaded = time.monotonic() - began, self.loaded + 1
-            self.bytes = sum(p.numel() * p.element_size() for p in self._lm.model.parameters())
-            self._asked, self._sha256 = (name, precision), weights_sha256(self._lm.model)
-        lm = self._lm
-        remove_lora(lm)  # an earlier run's
+            start = time.monotonic()
+            lm = load_language_model(name, self.device, precision)
+            self.seconds, self.loaded = time.monotonic() - start, self.loaded + 1
+            self.bytes = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+            held = self._held = _Held(name, precision, lm, weights_sha256(lm.model))
+        remove_lora(held.lm)  # an earlier run's
+        lm = held.lm
         note = f", {lm.note}" if lm.note else ""
         print(f"language model: {lm.name}, {lm.precision} ({lm.reason}), hidden_size {lm.hidden_size}{note}")
         return lm
 
     def check(self) -> None:
-        """Raise RunError when a weight isn't what it was when the model was loaded."""
-        if weights_sha256(self._lm.model) != self._sha256:
+        """Raise RunError when a weight has changed since the model was loaded."""
+        if self._held and weights_sha256(self._held.lm.model) != self._held.sha256:
             raise RunError("the frozen language model's weights changed, which must never happen; please report it")
 
     def free_cache(self) -> None:
-        """Give back what an earlier run held of a GPU's memory, so that the next one's plan counts it as free."""
+        """Release the GPU memory that an earlier run cached, so that the next memory plan counts it as free."""
         gc.collect()
         if torch.device(self.device).type == "cuda":
             torch.cuda.empty_cache()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,41 +18,42 @@ from periscope.adapters.prompting.template import Template, default_template
 from periscope.errors import AdapterError, RunError
 from periscope.shards.read import FeatureSet
 from periscope.training.config import PromptOptions, TrainConfig
-from periscope.training.data.sources import TrainingSet
+from periscope.training.data.training_set import OpenedSet, TrainingSet
 from periscope.training.run import Run, adapter_folder
 from periscope.training.warm_start import warm_start
 
 
-def make_part(source: TrainingSet, lm: LanguageModel, device: str, old: Run | None = None) -> AdaptedModel:
-    """The adapter that reads `source`, with the form of its prompts, on `lm`: from the run's last checkpoint (`old`),
-    with the template of that; from the adapter that the settings name as `init`; or new, from torch's generator.
+def make_modality_model(source: OpenedSet, lm: LanguageModel, device: str, old: Run | None = None) -> AdaptedModel:
+    """The adapter that reads `source`, with its prompt template, on `lm`.
+
+    It comes from the last checkpoint of `old`, with the template stored there; or from the adapter that `--init` names;
+    or it is new, initialised from torch's generator.
     """
     config = source.config
     start = old.path if old else config.init
     if start:
-        adapter, about = load_adapter(adapter_folder(Path(start), source.owner), device)
-        refuse_other_start(about, start, source.features, lm)
+        adapter, facts = load_adapter(adapter_folder(Path(start), source.adapter_modality), device)
+        refuse_other_start(facts, start, source.features, lm)
     else:
         adapter = new_adapter(source, lm)
         adapter.to(device)
         if adapter.soft_prompt is not None:
             ids = torch.randint(len(lm.tokenizer), (adapter.soft_tokens,))
             adapter.soft_prompt.start_from(lm.embed(ids.to(device)))
-    made = None if old else make_template(config.prompt, source.shape, adapter, lm)
-    template = made or about.template
-    trained = sum(parameter.numel() for parameter in adapter.parameters())
-    of = f" of {source.owner}" if source.owner else ""
-    print(f"adapter{of}: {adapter.spec}, {trained:,} parameters, {source.shape.kind} to {adapter.tokens} tokens")
+    template = facts.template if old else make_template(config.prompt, source.shape, adapter, lm)
+    parameters = sum(parameter.numel() for parameter in adapter.parameters())
+    label = f"adapter of {source.adapter_modality}" if source.adapter_modality else "adapter"
+    print(f"{label}: {adapter.spec}, {parameters:,} parameters, {source.shape.kind} to {adapter.tokens} tokens")
     prompt = Prompt(lm.tokenizer, template, source.modality)
     return AdaptedModel(lm, adapter, prompt, config.projector.token_noise, config.optim.loss_mean)
 
 
-def new_adapter(source: TrainingSet, lm: LanguageModel) -> Adapter:
-    """An adapter of the form that the settings give, from torch's generator, on the CPU."""
-    where, shape = source.config.injection, source.shape
+def new_adapter(source: OpenedSet, lm: LanguageModel) -> Adapter:
+    """A new adapter on the CPU, initialised from torch's generator."""
+    options, shape = source.config.injection, source.shape
     injection = None
     if shape.kind == "layers":
-        injection = injection_into(lm, shape.tokens, where.inject_layers, where.epalm_compat)
+        injection = injection_into(lm, shape.tokens, options.inject_layers, options.epalm_compat)
     return build_adapter(source.config, shape, lm.hidden_size, lm.embedding_rms, injection)
 
 
@@ -59,35 +61,34 @@ def build_adapter(
     config: TrainConfig, shape: FeatureShape, hidden_size: int, embedding_rms: float, injection: Injection | None = None
 ) -> Adapter:
     """The adapter that a configuration describes, for features of `shape`, on torch's default device."""
-    form = config.projector
+    options = config.projector
     return Adapter(
         config.adapter,
         shape,
         hidden_size,
         embedding_rms,
-        soft_prompt=form.soft_prompt,
-        soft_prompt_mlp=form.soft_prompt_mlp,
-        output_norm=form.output_norm,
-        projector_hidden=form.projector_hidden,
-        projector_layers=form.projector_layers,
+        soft_prompt=options.soft_prompt,
+        soft_prompt_mlp=options.soft_prompt_mlp,
+        output_norm=options.output_norm,
+        projector_hidden=options.projector_hidden,
+        projector_layers=options.projector_layers,
         injection=injection,
     )
 
 
 def make_template(options: PromptOptions, shape: FeatureShape, adapter: Adapter, lm: LanguageModel) -> Template:
-    """The template that the options describe, the rest as suits the tokenizer.
+    """The template that the options describe; the rest is chosen by the tokenizer.
 
-    Raises AdapterError for separated rows with an adapter that doesn't give one token per patch of a grid.
+    Raises AdapterError for a row separator with an adapter that doesn't give one token per patch of a grid.
     """
-    rows = {}
+    optional: dict[str, Any] = {"caption_prompt": options.caption_prompt, "question": options.question}
     if options.row_separator:
         if not shape.grid or adapter.tokens != shape.grid[0] * shape.grid[1]:
             raise AdapterError(
                 f"--row-separator needs a token for each patch of a grid, and {adapter.spec} makes {adapter.tokens} of "
                 f"{shape.tokens} {shape.kind}"
             )
-        rows["rows"] = shape.grid[0]
-    texts = {"caption_prompt": options.caption_prompt, "question": options.question}
+        optional["rows"] = shape.grid[0]
     return default_template(
         lm.tokenizer,
         options.template,
@@ -98,34 +99,37 @@ def make_template(options: PromptOptions, shape: FeatureShape, adapter: Adapter,
         box_decimals=options.box_decimals,
         eos=options.eos,
         loss_on=options.loss_on,
-        **rows,
-        **{name: text for name, text in texts.items() if text is not None},
+        **{name: value for name, value in optional.items() if value is not None},
     )
 
 
-def begin(part: AdaptedModel, source: TrainingSet, rows: torch.Tensor) -> None:
-    """Bring a new adapter's tokens to the embeddings' scale, to words, or near their captions' words, as the settings
-    say, by the features of a first batch, `rows`; print what was done.
+def initialise_adapter(model: AdaptedModel, training_set: TrainingSet, features: torch.Tensor) -> None:
+    """Initialise a new adapter from features of the first step, and print how.
+
+    Rescales the projector to the RMS of the word embeddings, starts its tokens from words (`--start-words`) and takes
+    the contrastive steps of `--warm-start`, as configured. `features`: `(media, width)` or `(media, tokens, width)`.
     """
-    config, adapter, lm = source.config, part.adapter, part.lm
-    rows = rows.to(lm.device)
-    factor = 1.0 if config.init else adapter.match_scale(rows)
+    config, adapter, lm = training_set.source.config, model.adapter, model.lm
+    features = features.to(lm.device)
+    factor = 1.0 if config.init else adapter.match_scale(features)
     if factor != 1:
         print(f"the projector's last layer is scaled by {factor:.3g}, to the embeddings' RMS")
     if words := config.projector.start_words:
         ids = lm.tokenizer.encode(words, add_special_tokens=False)
-        adapter.start_from(lm.embed(torch.tensor(ids, dtype=torch.long, device=lm.device)), rows)
+        adapter.start_from(lm.embed(torch.tensor(ids, dtype=torch.long, device=lm.device)), features)
     if steps := config.projector.warm_start:
-        apart = warm_start(part, source.encoded, source.kept, steps, config.lr, config.seed)
-        print(f"warm start: {len(apart)} steps, contrast with the words from {apart[0]:.2f} to {apart[-1]:.2f} nats")
+        losses = warm_start(model, training_set.dataset, training_set.index, steps, config.lr, config.seed)
+        print(f"warm start: {len(losses)} steps, contrast with the words from {losses[0]:.2f} to {losses[-1]:.2f} nats")
 
 
-def note_templates(config: TrainConfig, parts: Mapping[str, AdaptedModel]) -> None:
-    """Record in the configuration which template style and delimiters each modality's prompts have."""
-    for modality, part in parts.items():
-        template = part.prompt.template
-        if len(parts) == 1:
-            config.prompt.template, config.prompt.delimiters = template.style, tuple(template.delimiters)
+def record_templates(config: TrainConfig, models: Mapping[str, AdaptedModel]) -> None:
+    """Write each modality's template style and delimiters into the configuration."""
+    for modality, model in models.items():
+        template = model.prompt.template
+        if len(models) == 1:
+            before, after = template.delimiters
+            config.prompt.template = "chat" if template.style == "chat" else "plain"
+            config.prompt.delimiters = before, after
         else:
             chosen = {"template": template.style, "delimiters": list(template.delimiters)}
             config.by_modality[modality] = {**config.by_modality.get(modality, {}), **chosen}
@@ -145,16 +149,22 @@ def refuse_other_start(about: AdapterConfig, path: Path | str, features: Feature
         raise RunError(f"{lm.name} is not the language model that {path} was trained with: {difference}")
 
 
-def about_part(part: AdaptedModel, sources: Sequence[TrainingSet], step: int, facts: dict) -> dict:
-    """What an adapter's folder says it was made for, and of its training: see `adapters.checkpoint.save_adapter`."""
-    first = sources[0]
-    texts = sum(len(one.kept.texts) for one in sources)
+def adapter_facts(model: AdaptedModel, sets: Sequence[TrainingSet], step: int, training: dict) -> dict:
+    """What adapter.json records of an adapter's encoder, language model and training (see `save_adapter`).
+
+    sets: the training sets it reads · training: further facts of the training.
+    """
+    features, kind = sets[0].features, sets[0].source.shape.kind
     return {
-        "modality": first.modality,
-        "encoder": first.features.manifest["encoder"],
-        "storage": first.features.manifest["features"][first.shape.kind],
-        "language_model": {"name": part.lm.name, "identity": part.lm.identity()},
-        "template": part.prompt.template,
-        "training": {"features": ", ".join(one.features.path.name for one in sources), "texts": texts, "step": step}
-        | facts,
+        "modality": sets[0].modality,
+        "encoder": features.manifest["encoder"],
+        "storage": features.manifest["features"][kind],
+        "language_model": {"name": model.lm.name, "identity": model.lm.identity()},
+        "template": model.prompt.template,
+        "training": {
+            "features": ", ".join(training_set.features.path.name for training_set in sets),
+            "texts": sum(len(training_set.index.texts) for training_set in sets),
+            "step": step,
+            **training,
+        },
     }

@@ -1,4 +1,4 @@
-"""What a person sees while training: the bar, and what Ctrl-C does."""
+"""What a person sees while training: the progress bar, and how Ctrl-C stops a run."""
 
 import math
 import signal
@@ -12,26 +12,27 @@ from periscope.training.data.dataset import Batch
 
 
 def default_signals() -> None:
-    """Let Ctrl-C and SIGTERM end the program at once again."""
+    """Restore the default handlers: Ctrl-C and SIGTERM end the program at once."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM (a scheduler's, or torchrun's) asks for a checkpoint and a clean end; a second one stops at
-    once.
+    """Turns Ctrl-C or SIGTERM (from a scheduler or torchrun) into a request, `asked`, to save a checkpoint and stop.
+
+    A second signal stops at once. `announce`: print a line about it.
     """
 
-    def __init__(self, said: bool = True):
-        self.asked, self.said = False, said
+    def __init__(self, announce: bool = True):
+        self.asked, self.announce = False, announce
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 
-    def _ask(self, *_) -> None:
+    def _ask(self, *_: object) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        if self.said:
+        if self.announce:
             print("\nstopping after this step, with a checkpoint (Ctrl-C again to stop at once)", file=sys.stderr)
 
 
@@ -40,46 +41,47 @@ class ProgressBar:
 
     def __init__(self, steps: int, first: int):
         self.bar = tqdm(total=steps, initial=first, unit=" steps", desc="train", smoothing=0.1)
-        self.loss, self.waited, self.worked, self.tokens, self.taken = None, 0.0, 0.0, 0, 0
-        self.mark = time.monotonic()
+        self.loss: float | None = None  # smoothed
+        self.steps, self.tokens = 0, 0  # since the start of this process
+        self.seconds, self.wait_seconds = 0.0, 0.0  # of these steps
+        self._step_start, self._step_wait = time.monotonic(), 0.0
 
     def timed(self, loader: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the loader's batches and note how long each was waited for."""
+        """Yield the loader's batches, measuring the wait for each."""
         batches = iter(loader)
         while True:
             start = time.monotonic()
             batch = next(batches, None)
             if batch is None:
                 return
-            self.step_wait = time.monotonic() - start
-            self.mark = start
+            self._step_wait = time.monotonic() - start
+            self._step_start = start
             yield batch
 
     def update(self, loss: float, targets: int) -> dict:
-        """Advance by one step and return its seconds and the share of them spent waiting."""
-        seconds = time.monotonic() - self.mark
-        self.waited, self.worked, self.tokens = (
-            self.waited + self.step_wait,
-            self.worked + seconds,
-            self.tokens + targets,
-        )
-        self.taken += 1
+        """Advance by one step; return its `seconds`, and the seconds of them spent waiting for data as `wait`."""
+        seconds = time.monotonic() - self._step_start
+        self.wait_seconds += self._step_wait
+        self.seconds += seconds
+        self.tokens += targets
+        self.steps += 1
         if math.isfinite(loss):
             self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
         self.bar.set_postfix_str(
-            f"loss {self.loss or math.nan:.3f}, {self.tokens / self.worked:.0f} target tokens/s, "
-            f"{self.waited / self.worked:.0%} waiting for data",
+            f"loss {self.loss or math.nan:.3f}, {self.tokens / self.seconds:.0f} target tokens/s, "
+            f"{self.wait_seconds / self.seconds:.0%} waiting for data",
             refresh=False,
         )
         self.bar.update()
-        return {"seconds": round(seconds, 4), "wait": round(self.step_wait, 4)}
+        return {"seconds": round(seconds, 4), "wait": round(self._step_wait, 4)}
 
     def spent(self, steps: int) -> tuple[float, float]:
-        """The seconds that so many steps take, at the mean of those taken, and those of them spent waiting for data."""
-        share = steps / max(1, self.taken)
-        return self.worked * share, self.waited * share
+        """Seconds that `steps` steps take at the mean pace so far, and the seconds of them spent waiting for data."""
+        share = steps / max(1, self.steps)
+        return self.seconds * share, self.wait_seconds * share
 
     def say(self, line: str) -> None:
+        """Print a line above the bar."""
         self.bar.write(line)
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
-"""From flags, a recipe and an earlier run to one complete configuration, checked before anything is loaded.
+"""Resolves flags, a recipe and an earlier run into one complete configuration, checked before anything is loaded.
 
-Precedence: defaults < the recipe < the adapter that `--init` starts from < flags.
+Precedence: defaults < the adapter that `--init` starts from < the recipe < flags. What fixes the form of that adapter
+can't be overridden.
 """
 
 import json
@@ -23,15 +24,15 @@ from periscope.training.data.mix import named_sets
 from periscope.training.run import Run, adapter_folder
 from periscope.training.trackers import require_trackers
 
-# The demo's encoders, and the recipe that their features bring.
+# Encoder of the demo -> the recipe to use with its features.
 DEMO_RECIPES = {"demo": "demo", "demo-dino": "demo", "demo-audio": "demo-audio", "demo-video": "demo-video"}
-STAGE_2_LR = 2e-5  # of a projector beside LoRA: LLaVA-1.5's, and that of an independent AnyMAL reproduction
+STAGE_2_LR = 2e-5  # of a projector trained beside LoRA, as in LLaVA-1.5 and an independent AnyMAL reproduction
 TINY = {"steps": 20, "batch": 8, "eval_every": 10, "precision": "auto"}
-# What a projector and a soft prompt are made of: a run that starts from another's adapter can't change these.
+# The form of a projector and a soft prompt, which a run that starts from another's adapter can't change.
 ADAPTER_FORM = ("adapter", "soft_prompt", "soft_prompt_mlp", "output_norm", "projector_hidden", "projector_layers")
 PROMPT_FORM = ("caption_prompt", "question", "row_separator", "box_decimals", "eos", "loss_on")
 NO_LM = (
-    "--lm is missing: which language model is to read these features? For a 24 GB GPU, for instance "
+    "--lm is missing: which language model should read these features? For a 24 GB GPU, for instance "
     "HuggingFaceTB/SmolLM2-360M-Instruct (0.7 GB), Qwen/Qwen3-4B-Instruct-2507 (8 GB) or "
     "mistralai/Mistral-7B-Instruct-v0.3 (15 GB); or a folder with a transformers model"
 )
@@ -41,19 +42,28 @@ Options = Mapping[str, object]  # flat: option name -> value
 
 @dataclass(frozen=True)
 class Start:
-    """What `--init` brings: the options of the adapter at `path`, and of a run its features and language model."""
+    """What `--init` starts from: the options of the adapter at `path`, and of a run its features and language model."""
 
     path: str
     options: Options
 
 
-def settle(given: Options, recipe: Options | None = None) -> TrainConfig:
+@dataclass(frozen=True)
+class Schedule:
+    """The length of a training, and how often to evaluate and to save, all in steps."""
+
+    steps: int
+    eval_every: int
+    save_every: int
+
+
+def settle(flags: Options, recipe: Options | None = None) -> TrainConfig:
     """Merge flags over a recipe over the defaults, and check types and ranges.
 
     Raises RunError for a value out of range or options that contradict each other, AdapterError for an unknown
     projector.
     """
-    chosen = {**(recipe or {}), **given}
+    chosen = {**(recipe or {}), **flags}
     config = config_from(chosen, "the command line")
     kind = find_projector(config.adapter)[0].kind
     injection = config.injection
@@ -71,105 +81,112 @@ def settle(given: Options, recipe: Options | None = None) -> TrainConfig:
 
 
 def resolve(request: Request, tiny_folder: Path) -> TrainConfig:
-    """The configuration of a new run. Features of one of the demo's encoders bring its recipe and language model;
-    `tiny_folder` is where tiny language models are kept.
+    """The configuration of a new run.
 
-    Raises RunError when no language model is named, and as `settle`, `load_recipe` and `newest_features`.
+    Features of one of the demo's encoders bring its recipe and language model. `tiny_folder`: where tiny language
+    models are kept. Raises RunError when no language model is named, and as `settle`, `load_recipe` and
+    `newest_features`.
     """
-    given = request.given
-    start = read_start(str(given["init"])) if given.get("init") else None
-    whole = load_recipe(request.recipe) if request.recipe else None
-    recipe = _recipe_options(whole, given, start) if whole else {}
-    encoder = whole.precompute.get("encoder") if whole else None
+    flags = request.flags
+    start = read_start(str(flags["init"])) if flags.get("init") else None
+    recipe = load_recipe(request.recipe) if request.recipe else None
+    options = _recipe_options(recipe, flags, start) if recipe else {}
+    encoder = recipe.precompute.get("encoder") if recipe else None
     if start:
-        _note_other_model(recipe, start, request)
-        recipe = over_start(start, recipe, given)
-    elif recipe.get("lora"):
+        _note_other_model(options, start, request)
+        options = over_start(start, options, flags)
+    elif options.get("lora"):
         print(f"note: {request.recipe} continues a run of its first stage; without --init a new projector is trained")
-    config = settle(given, recipe)
-    makers = _find_features(config, given, recipe, encoder, request)
-    by_modality = whole.modality_options(MODALITY_OPTIONS, RENAMED) if whole else {}
+    config = settle(flags, options)
+    encoders = _find_features(config, encoder, request)
+    by_modality: Mapping[str, Options] = recipe.modality_options(MODALITY_OPTIONS, RENAMED) if recipe else {}
     if config.lm is None:
-        config, by_modality = _with_demo_recipe(config, makers, given, recipe, by_modality)
-    config.by_modality = {modality: _of_modality(table, given) for modality, table in by_modality.items()}
-    return made_tiny(config, given, tiny_folder) if request.tiny else config
+        config, by_modality = _with_demo_recipe(config, encoders, flags, options, by_modality)
+    config.by_modality = {modality: _for_modality(table, flags) for modality, table in by_modality.items()}
+    return make_tiny(config, flags, tiny_folder) if request.tiny else config
 
 
-def _recipe_options(whole: Recipe, given: Options, start: Start | None) -> Options:
-    began = start.options if start else {}
-    adapter = given.get("adapter") or whole.train.get("adapter") or began.get("adapter") or TrainConfig().adapter
-    return whole.train_options(option_names(), str(adapter), RENAMED)
+def _recipe_options(recipe: Recipe, flags: Options, start: Start | None) -> Options:
+    names = (flags.get("adapter"), recipe.train.get("adapter"), start and start.options.get("adapter"))
+    adapter = next((name for name in names if name), TrainConfig().adapter)
+    return recipe.train_options(option_names(), str(adapter), RENAMED)
 
 
 def _note_other_model(recipe: Options, start: Start, request: Request) -> None:
-    had = start.options["lm"]
-    if (meant := recipe.get("lm", had)) != had and not request.tiny:
-        print(f"note: {request.recipe} is meant for {meant}, and {start.path} was trained with {had}")
+    trained_with = start.options["lm"]
+    if (meant := recipe.get("lm", trained_with)) != trained_with and not request.tiny:
+        print(f"note: {request.recipe} is meant for {meant}, and {start.path} was trained with {trained_with}")
 
 
-def _find_features(
-    config: TrainConfig, given: Options, recipe: Options, encoder: str | None, request: Request
-) -> dict[str, str]:
-    """Fill in the newest feature set where none is named; feature set -> name of its encoder."""
+def _find_features(config: TrainConfig, encoder: str | None, request: Request) -> dict[str, str]:
+    """Fill in the newest feature set where none is named; feature set -> name of its encoder.
+
+    encoder: the one that the recipe is meant for.
+    """
     if not config.features:
         kind = find_projector(config.adapter)[0].kind
         config.features = (str(newest_features(Path("features"), kind, encoder, request.tiny)),)
         return {config.features[0]: encoder_of(config.features[0])}
-    makers = {path: encoder_of(path) for path in named_sets(config.features)}
-    for maker in makers.values():
-        if encoder and maker != encoder:
-            print(f"note: {request.recipe} is meant for features of {encoder}, and these come from {maker}")
-    return makers
+    encoders = {path: encoder_of(path) for path in named_sets(config.features)}
+    for name in encoders.values():
+        if encoder and name != encoder:
+            print(f"note: {request.recipe} is meant for features of {encoder}, and these come from {name}")
+    return encoders
 
 
 def _with_demo_recipe(
-    config: TrainConfig, makers: Mapping[str, str], given: Options, recipe: Options, by_modality: Mapping[str, Options]
+    config: TrainConfig,
+    encoders: Mapping[str, str],
+    flags: Options,
+    recipe: Options,
+    by_modality: Mapping[str, Options],
 ) -> tuple[TrainConfig, Mapping[str, Options]]:
-    """The same with the recipe of the demo whose encoder made the features. Raises RunError for other features."""
-    if any(maker not in DEMO_RECIPES for maker in makers.values()):
+    """Add the recipe of the demo whose encoder made the features. Raises RunError for other features."""
+    if any(name not in DEMO_RECIPES for name in encoders.values()):
         raise RunError(NO_LM)
-    brought = {path: DEMO_RECIPES[maker] for path, maker in makers.items()}
-    names = list(dict.fromkeys(brought.values()))
+    recipes = {path: DEMO_RECIPES[name] for path, name in encoders.items()}
+    names = list(dict.fromkeys(recipes.values()))
     print(f"recipe: {', '.join(names)}, because these features come from the demo's encoder")
     allowed = option_names()
-    demos = {path: load_recipe(name).train_options(allowed, config.adapter, RENAMED) for path, name in brought.items()}
-    settled = settle(given, {**next(iter(demos.values())), **recipe})
+    tables = {path: load_recipe(name).train_options(allowed, config.adapter, RENAMED) for path, name in recipes.items()}
+    settled = settle(flags, {**next(iter(tables.values())), **recipe})
     settled.features = config.features
     if len(names) > 1:
         by_modality = {
-            modality_of(path): {**demos[path], **recipe, **by_modality.get(modality_of(path), {})}
-            for path in reversed(demos)
+            modality_of(path): {**tables[path], **recipe, **by_modality.get(modality_of(path), {})}
+            for path in reversed(tables)
         }
     return settled, by_modality
 
 
-def _of_modality(table: Options, given: Options) -> dict:
+def _for_modality(table: Options, flags: Options) -> dict:
     """The options of a table that may differ by modality, without those given as flags."""
-    return {name: value for name, value in table.items() if name in MODALITY_OPTIONS and name not in given}
+    return {name: value for name, value in table.items() if name in MODALITY_OPTIONS and name not in flags}
 
 
-def made_tiny(config: TrainConfig, given: Options, folder: Path) -> TrainConfig:
-    """The same for a tiny random language model of the same class, and a few small steps. What starts from another run
-    keeps the language model of that run.
+def make_tiny(config: TrainConfig, flags: Options, folder: Path) -> TrainConfig:
+    """The same with a tiny random language model of the same class, and a few small steps.
+
+    What starts from another run keeps the language model of that run. `folder`: where tiny models are kept.
     """
     from periscope.training.tiny import tiny_language_model
 
     options = {**config.to_flat(), **TINY}
     if not config.init:
-        deep = find_projector(config.adapter)[0].kind == "layers"
+        reads_layers = find_projector(config.adapter)[0].kind == "layers"
         print(f"language model: a tiny random one in place of {config.lm}")
-        if deep:
+        if reads_layers:
             options["inject_layers"] = []
-        options["lm"] = str(tiny_language_model(str(config.lm), folder, deep))
-    keep = {name: value for name, value in given.items() if name != "lm" or config.init}
+        options["lm"] = str(tiny_language_model(str(config.lm), folder, deep=reads_layers))
+    keep = {name: value for name, value in flags.items() if name != "lm" or config.init}
     return config_from({**options, **keep}, "the command line")
 
 
-# What a run starts from
+# Starting from an earlier run
 
 
 def read_start(path: str) -> Start:
-    """The options that a run or an adapter folder brings: its adapter's form, the size of its LoRA, the template, the
+    """Read the options of a run or an adapter folder: its adapter's form, the size of its LoRA, the template, the
     language model and, of a run, the features. Raises RunError or AdapterError when there is no complete adapter.
     """
     folder = adapter_folder(Path(path))
@@ -189,54 +206,58 @@ def read_start(path: str) -> Start:
     return Start(path, options)
 
 
-def over_start(start: Start, recipe: Options, given: Options) -> Options:
-    """A recipe over what `--init` brings, without the options that initialise a new adapter, and with the language
-    model of the start. With another template style, the prompt texts of the start don't count.
+def over_start(start: Start, recipe: Options, flags: Options) -> Options:
+    """Merge a recipe over the options of `--init`: without those that initialise a new adapter, with the language model
+    of the start, and without the start's prompt texts where the template style changes.
 
     Raises RunError when the recipe or the flags want the adapter or its LoRA in another form, and for flags that
     initialise a new adapter.
     """
-    began, asked = dict(start.options), {**recipe, **given}
+    options, chosen = dict(start.options), {**recipe, **flags}
     for name in (*ADAPTER_FORM, "inject_layers", "epalm_compat", "lora"):
-        if name in asked and name in began and not _same_form(name, asked[name], began[name]):
-            flag, had = _flag(name), f"{start.path} has --{_flag(name)} {began[name]}"
-            if name in given:
-                mend = f"not {asked[name]}; leave --{flag} out"
+        if name in chosen and name in options and not _same_form(name, chosen[name], options[name]):
+            flag = f"--{_flag(name)}"
+            if name in flags:
+                advice = f"not {chosen[name]}; leave {flag} out"
             else:
-                wants = f"the recipe wants {asked[name]}"
-                mend = f"and {wants}; start from a run that has this, pass --{flag} {began[name]}"
-            raise RunError(f"{had}, {mend}, or train a new adapter without --init")
+                advice = (
+                    f"and the recipe wants {chosen[name]}; start from a run that has this, pass {flag} {options[name]}"
+                )
+            raise RunError(f"{start.path} has {flag} {options[name]}, {advice}, or train a new adapter without --init")
     for name in ("start_words", "warm_start"):
-        if given.get(name):
+        if flags.get(name):
             raise RunError(f"--{_flag(name)} begins a new adapter, and --init goes on with one; leave it out")
-    if asked.get("template", began["template"]) != began["template"]:
-        began = {name: value for name, value in began.items() if name not in ("caption_prompt", "question")}
-    return {**began, **recipe, "lm": began["lm"], "start_words": "", "warm_start": 0}
+    if chosen.get("template", options["template"]) != options["template"]:
+        options = {name: value for name, value in options.items() if name not in ("caption_prompt", "question")}
+    return {**options, **recipe, "lm": options["lm"], "start_words": "", "warm_start": 0}
 
 
-def _same_form(name: str, asked: object, began: object) -> bool:
+def _same_form(name: str, value: object, other: object) -> bool:
     if name == "lora":
-        return parse_lora(str(asked)) == parse_lora(str(began))
-    return list(asked) == list(began) if isinstance(asked, list | tuple) else asked == began
+        return parse_lora(str(value)) == parse_lora(str(other))
+    if isinstance(value, list | tuple) and isinstance(other, list | tuple):
+        return list(value) == list(other)
+    return value == other
 
 
 # Resuming
 
 
-def resumed(run: Run, given: Options, finished: bool = False) -> TrainConfig:
-    """A run's own configuration. Raises RunError when a flag asks for something else, and for a run that is `finished`,
-    unless that is expected.
+def resumed(run: Run, flags: Options, finished: bool = False) -> TrainConfig:
+    """A run's own configuration. `finished`: accept a run whose steps are all done.
+
+    Raises RunError when a flag differs from it, and for a run that is finished.
     """
-    flat = run.config.to_flat()
-    if "track" in given:  # it changes no result
-        flat["track"] = given["track"]
-    for name, value in given.items():
-        if value != (had := flat.get(name)):
+    options = run.config.to_flat()
+    if "track" in flags:  # it changes no result
+        options["track"] = flags["track"]
+    for name, value in flags.items():
+        if value != (before := options.get(name)):
             raise RunError(
-                f"{run.path} was started with {_flag(name)} {'none' if had in ('', [], None) else had}, not {value}; "
-                f"resume it without --{_flag(name)}, or start a new run"
+                f"{run.path} was started with {_flag(name)} {'none' if before in ('', [], None) else before}, not "
+                f"{value}; resume it without --{_flag(name)}, or start a new run"
             )
-    config = config_from(flat, str(run.path / "config.toml"))
+    config = config_from(options, str(run.path / "config.toml"))
     if not finished and (run.path / "last").exists() and int(run.step_folder().name) >= (config.steps or 0):
         raise RunError(f"{run.path} is finished; score it with: {command('eval', '--run', run.path)}")
     return config
@@ -252,23 +273,29 @@ def refuse_changes(facts: Mapping, **now: str) -> None:
             )
 
 
-# Length, names and features
+# Schedule, names and features
 
 
-def settle_length(config: TrainConfig, per_epoch: int) -> None:
-    """Fill in how long to train and how often to evaluate and save, and print what was chosen."""
-    if config.steps is None and config.epochs:
-        config.steps = max(1, round(config.epochs * per_epoch))
-        print(f"steps: {config.steps}, for {config.epochs:g} epochs of {per_epoch}")
-    elif config.steps is None:
-        config.steps = max(500, 2 * per_epoch)
-        print(f"steps: {config.steps}, for two epochs of {per_epoch} but at least 500")
-    config.logging.eval_every = config.logging.eval_every or max(50, config.steps // 8)
-    config.logging.save_every = config.logging.save_every or config.logging.eval_every
+def settle_schedule(config: TrainConfig, per_epoch: int) -> Schedule:
+    """Choose how long to train and how often to evaluate and save, where the options leave it open; print what was
+    chosen, and record it in the configuration. `per_epoch`: steps in an epoch.
+    """
+    steps = config.steps
+    if steps is None and config.epochs:
+        steps = max(1, round(config.epochs * per_epoch))
+        print(f"steps: {steps}, for {config.epochs:g} epochs of {per_epoch}")
+    elif steps is None:
+        steps = max(500, 2 * per_epoch)
+        print(f"steps: {steps}, for two epochs of {per_epoch} but at least 500")
+    eval_every = config.logging.eval_every or max(50, steps // 8)
+    schedule = Schedule(steps, eval_every, config.logging.save_every or eval_every)
+    config.steps = schedule.steps
+    config.logging.eval_every, config.logging.save_every = schedule.eval_every, schedule.save_every
+    return schedule
 
 
 def run_path(name: str | None, spec: str) -> Path:
-    """runs/NAME, or without a name one made of the date and the adapter that isn't taken."""
+    """runs/NAME; without a name, the date and the adapter, and a number where that is taken."""
     if name:
         if Path(name).name != name or name.startswith("."):
             raise RunError(f"--name {name!r} must be a plain folder name")
@@ -283,19 +310,19 @@ def modality_of(features: str | Path) -> str:
 
 
 def encoder_of(features: str | Path) -> str:
-    """The name of the encoder that made a feature set; of a tiny one, the name of what it stands for."""
+    """The name of the encoder that made a feature set; of a tiny stand-in, the name of the real one."""
     return _plain_name(FeatureSet(features).manifest["encoder"]["name"])
 
 
 def newest_features(root: Path, kind: str, encoder: str | None = None, tiny: bool = False) -> Path:
-    """The feature set in `root` that was finished last and holds `kind`, made by `encoder` where one is named (by its
-    `tiny` stand-in). Raises RunError when there is none.
+    """The newest feature set in `root` that holds `kind`, made by `encoder` where one is named (by its `tiny`
+    stand-in). Raises RunError when there is none.
     """
     manifests = Path(root).glob("*/manifest.json")
-    sets = {manifest: found for manifest in manifests if (found := _kinds_and_encoder(manifest))}
+    sets = {manifest: facts for manifest in manifests if (facts := _kinds_and_encoder(manifest))}
     if encoder:
-        sets = {manifest: (kinds, maker) for manifest, (kinds, maker) in sets.items()
-                if _plain_name(maker) == encoder and ("tiny " in maker) == tiny}  # fmt: skip
+        sets = {manifest: (kinds, name) for manifest, (kinds, name) in sets.items()
+                if _plain_name(name) == encoder and ("tiny " in name) == tiny}  # fmt: skip
         if not sets:
             raise RunError(
                 f"no feature set in {root}/ was made by {'a tiny ' * tiny}{encoder}, which this recipe reads; make one "
@@ -321,7 +348,8 @@ def _kinds_and_encoder(manifest: Path) -> tuple[Iterable[str], str] | None:
 
 
 def _plain_name(name: str) -> str:
-    return re.fullmatch(r"(?:\d+ frames of )?(?:tiny )?(.*)", name)[1]
+    """An encoder's name without what says that it is tiny or averages frames."""
+    return re.sub(r"^(?:\d+ frames of )?(?:tiny )?", "", name)
 
 
 def _flag(name: str) -> str:

@@ -1,8 +1,8 @@
-"""The run folder: what a training wrote, never overwritten, whole at every moment, exact to resume from.
+"""The run folder: everything a training writes. Never overwritten, complete at any moment, exact to resume from.
 
 config.toml  environment.json  metrics.jsonl  samples.md
-steps/000500/adapter/  steps/000500/state/        renamed into place once
-last  best                                        the name of a step, one line each
+steps/000500/adapter/  steps/000500/state/        written under a temporary name, then renamed
+last  best                                        one line each: the name of a step
 """
 
 import json
@@ -30,7 +30,7 @@ STATE_FORMAT = 1
 
 
 class Run:
-    """One training's folder. Make a new one with `Run.create`, open an old one with `Run.open`."""
+    """The folder of one training. `Run.create` makes a new one, `Run.open` opens an existing one."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -38,7 +38,7 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> "Run":
-        """Make the folder with its config and environment. Raises RunError when something is there already."""
+        """Make the folder with its configuration and environment. Raises RunError when the path exists."""
         path = Path(path)
         refuse_taken(path)
         temporary = path.with_name(f"{path.name}.partial")
@@ -60,13 +60,13 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> "Run":
-        """Open a run. Raises RunError when the folder is none."""
+        """Open a run. Raises RunError when the folder isn't one."""
         if not (Path(path) / "config.toml").is_file():
             raise RunError(f"{path} is not a run: it holds no config.toml")
         return cls(path)
 
     def remove(self) -> None:
-        """Delete a run that never came to a checkpoint. Raises RunError for any other."""
+        """Delete a run that has no checkpoint. Raises RunError for any other."""
         if (self.path / "steps").is_dir() and any(path.name.isdigit() for path in (self.path / "steps").iterdir()):
             raise RunError(f"{self.path} has a checkpoint and is not removed")
         shutil.rmtree(self.path)
@@ -82,12 +82,12 @@ class Run:
         return config_from(table, str(path))
 
     def config_table(self) -> dict:
-        """What config.toml says, flat: the options that have a value."""
+        """The configuration, flat, without options that are None."""
         return {name: value for name, value in self.config.to_flat().items() if value is not None}
 
-    def step_folder(self, which: str = "last") -> Path:
-        """The folder of the `last` or `best` checkpoint. Raises RunError when there is none yet."""
-        pointer = self.path / which
+    def step_folder(self, pointer_name: str = "last") -> Path:
+        """The folder of the "last" or "best" checkpoint. Raises RunError when there is none yet."""
+        pointer = self.path / pointer_name
         name = pointer.read_text().strip() if pointer.is_file() else ""
         folder = self.path / "steps" / name
         if not name.isdigit() or not folder.is_dir():
@@ -101,15 +101,15 @@ class Run:
         return sorted(self.step_folder().glob("adapter*"))
 
     def save(self, step: int, write_adapter: Callable[[Path], None], state: dict, keep: int, best: bool) -> Path:
-        """Write a checkpoint under a temporary name and rename it into place; then point `last` (and `best`) at it.
+        """Write a checkpoint under a temporary name and rename it; then point `last` (and `best`) at it.
 
-        `write_adapter(folder)` writes the adapter folder; `state` is `{"tensors": {...}, "facts": {...}}`. Of the older
-        checkpoints only the `keep` newest and the best stay.
+        write_adapter: writes the adapter into the folder it is given · state: `{"tensors": {...}, "facts": {...}}` ·
+        keep: how many of the newest checkpoints stay, besides the best.
         """
         steps = self.path / "steps"
         steps.mkdir(exist_ok=True)
         final, temporary = steps / f"{step:06d}", steps / f"{step:06d}.partial"
-        if not final.is_dir():  # it is there when a run was killed before `last` pointed at it
+        if not final.is_dir():  # exists if the run was killed before `last` pointed at it
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             write_adapter(temporary / "adapter")
@@ -131,7 +131,7 @@ class Run:
         return final
 
     def load_state(self, device: str) -> dict:
-        """Read back what `save` was given for the last checkpoint. Raises RunError when it is damaged."""
+        """Read the `state` of the last checkpoint, tensors on `device`. Raises RunError when it is damaged."""
         folder = self.step_folder() / "state"
         try:
             facts = json.loads((folder / "facts.json").read_text())
@@ -144,24 +144,24 @@ class Run:
             raise RunError(f"{folder} was written by another version (format {facts.get('format')})")
         return {"tensors": tensors, "facts": facts}
 
-    def log(self, **values) -> None:
-        """Append one line to metrics.jsonl."""
+    def log(self, *, step: int, **values: object) -> None:
+        """Append one line to metrics.jsonl, and send it to the trackers."""
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps({"step": step, **values}) + "\n")
         for tracker in self.trackers:
-            tracker.log(values["step"], numbers({name: value for name, value in values.items() if name != "step"}))
+            tracker.log(step, numbers(values))
 
     def track(self, names: Sequence[str], first: int) -> None:
-        """Show what is logged from now on, after step `first`, elsewhere too. Raises RunError as `open_trackers`."""
+        """Also send what is logged after step `first` to these trackers. Raises RunError as `open_trackers`."""
         self.trackers = open_trackers(names, self.path, self.config_table(), first)
 
     def close(self) -> None:
-        """Nothing more will be logged."""
+        """Close the trackers."""
         while self.trackers:
             self.trackers.pop().close()
 
     def metrics(self) -> list[dict]:
-        """All complete lines of metrics.jsonl (a killed run may have left half a line)."""
+        """All complete lines of metrics.jsonl (a killed run may leave half a line)."""
         path = self.path / "metrics.jsonl"
         rows = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -172,40 +172,50 @@ class Run:
         return rows
 
     def cut_back(self, step: int) -> None:
-        """Drop what was logged after `step`, before going on from there."""
+        """Drop what was logged after `step`, to resume from there."""
         rows = [row for row in self.metrics() if row["step"] <= step]
         replace_bytes(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
         samples = self.path / "samples.md"
         if samples.exists():
-            head, *parts = samples.read_text(encoding="utf-8").split("\n## step ")
-            parts = [part for part in parts if int(part.split(None, 1)[0]) <= step]
-            replace_bytes(samples, "\n## step ".join([head, *parts]).encode())
+            head, *sections = samples.read_text(encoding="utf-8").split("\n## step ")
+            sections = [section for section in sections if int(section.split(None, 1)[0]) <= step]
+            replace_bytes(samples, "\n## step ".join([head, *sections]).encode())
 
     def write_samples(self, step: int, samples: list[dict]) -> None:
-        """Append the answers to the fixed held-out inputs after `step` to samples.md."""
+        """Append the answers to the fixed held-out inputs at `step` to samples.md, and send them to the trackers."""
         path = self.path / "samples.md"
-        head = "# The same held-out inputs, as training went on\n"
+        head = "# Answers to the same held-out inputs during training\n"
         text = path.read_text(encoding="utf-8") if path.exists() else head
         text += f"\n## step {step}\n\n| medium | prompt | answer | reference |\n|---|---|---|---|\n"
         for sample in samples:
             cells = (sample["media"], sample["prompt"], sample["answer"], sample["reference"])
-            text += "| " + " | ".join(" ".join(str(c).split()).replace("|", "\\|") for c in cells) + " |\n"
+            text += "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |\n"
         replace_bytes(path, text.encode())
         for tracker in self.trackers:
             tracker.samples(step, samples)
 
 
 class NullRun(Run):
-    """A run that another process writes: here it is only read."""
+    """A run that another process writes; this one only reads it."""
 
-    def save(self, *_, **__) -> None:
+    def save(self, step: int, write_adapter: Callable[[Path], None], state: dict, keep: int, best: bool) -> Path:
+        return self.path
+
+    def log(self, *, step: int, **values: object) -> None:
         pass
 
-    log = cut_back = write_samples = track = save
+    def cut_back(self, step: int) -> None:
+        pass
+
+    def write_samples(self, step: int, samples: list[dict]) -> None:
+        pass
+
+    def track(self, names: Sequence[str], first: int) -> None:
+        pass
 
 
 def refuse_taken(path: Path) -> None:
-    """Raise RunError when there is something where a new run is to be written."""
+    """Raise RunError when a new run can't be written to `path` because it exists."""
     if path.exists():
         raise RunError(
             f"{path} exists, and a run is never overwritten; "
@@ -214,7 +224,7 @@ def refuse_taken(path: Path) -> None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """An optimizer's tensors under flat names (`optimizer.<parameter>.<field>`), for safetensors."""
+    """An optimizer's tensors under flat names, `optimizer.<parameter>.<field>`, for safetensors."""
     return {
         f"optimizer.{i}.{field}": value.detach().contiguous().clone()
         for i, fields in optimizer.state_dict()["state"].items()
@@ -223,7 +233,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what `optimizer_state` took."""
+    """Load what `optimizer_state` returned."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         prefix, _, rest = name.partition(".")
@@ -234,9 +244,11 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, to
 
 
 def adapter_folder(path: Path, modality: str = "") -> Path:
-    """The adapter folder at `path`: itself, or that of a run's last checkpoint; of several, that of `modality`.
+    """The adapter folder at `path`: `path` itself, or that of a run's last checkpoint.
 
-    Raises RunError for a run without a checkpoint, and for one of several adapters where no modality is named.
+    modality: whose adapter, where the run has several.
+
+    Raises RunError for a run without a checkpoint, and for a run of several adapters when no modality is named.
     """
     if (path / CONFIG).is_file():
         return path
@@ -249,16 +261,16 @@ def adapter_folder(path: Path, modality: str = "") -> Path:
 
 
 def newest_run(root: Path) -> Path:
-    """The run folder changed last, a sweep's included. Raises RunError when there is none."""
+    """The run folder changed last, those of sweeps included. Raises RunError when there is none."""
     runs = [path.parent for pattern in ("*/config.toml", "*/*/config.toml") for path in Path(root).glob(pattern)]
     if not runs:
         raise RunError(f"no run in {root}/ yet; train one first: {command('train', '--adapter', 'mlp16')}")
 
-    def touched(run: Path) -> float:
+    def modified(run: Path) -> float:
         files = (run, run / "config.toml", run / "metrics.jsonl")
         return max(file.stat().st_mtime for file in files if file.exists())
 
-    return max(runs, key=touched)
+    return max(runs, key=modified)
 
 
 def _sync_file(path: Path) -> None:
@@ -267,8 +279,10 @@ def _sync_file(path: Path) -> None:
 
 
 def _toml(config: dict) -> str:
-    """A TOML table, tables in it as dotted keys; None is left out. JSON's strings, numbers and lists are TOML's too."""
-    flat = {}
+    """A table as TOML, with dotted keys for tables inside it and without None. JSON's strings, numbers and lists are
+    valid TOML.
+    """
+    flat: dict[str, object] = {}
     for key, value in config.items():
-        flat |= {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in flat.items() if value is not None)

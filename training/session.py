@@ -1,7 +1,7 @@
 """One training in progress: what train.py prepares, steps through and finishes."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +15,26 @@ from periscope.adapters.lm.lora import FOLDER as LORA_FOLDER
 from periscope.adapters.lm.lora import add_lora, load_lora, lora_parameters, parse_lora
 from periscope.adapters.model import AdaptedModel
 from periscope.errors import RunError
-from periscope.evaluation.controls import stand_ins
 from periscope.evaluation.training_scores import training_scores
 from periscope.training.config import TrainConfig
-from periscope.training.data.dataset import TrainingSteps, medium_contents
 from periscope.training.data.mix import MixedSteps
-from periscope.training.data.sources import TrainingSet, by_modality, identity_of, look, make_steps, open_sets, shown
+from periscope.training.data.steps import TrainingSteps
+from periscope.training.data.training_set import (
+    OpenedSet,
+    TrainingSet,
+    choose_texts,
+    first_by_modality,
+    identity_of,
+    make_steps,
+    open_sets,
+)
 from periscope.training.distributed import Ranks
-from periscope.training.heldout import SAMPLES, peak_memory, sample_answers
+from periscope.training.heldout import SAMPLES, describe, evaluate_heldout, peak_memory, sample_answers
 from periscope.training.language_model_holder import LanguageModelHolder
 from periscope.training.memory.caching import Caching, caching
-from periscope.training.memory.plan import MemoryPlan, plan, spare_memory, together
-from periscope.training.modality_model import about_part, begin, make_part, note_templates
-from periscope.training.resolve import refuse_changes, settle_length
+from periscope.training.memory.plan import MemoryPlan, choose_checkpointing, combine_plans, plan
+from periscope.training.modality_model import adapter_facts, initialise_adapter, make_modality_model, record_templates
+from periscope.training.resolve import NO_LM, Schedule, refuse_changes, settle_schedule
 from periscope.training.run import NullRun, Run, adapter_folder, load_optimizer_state, optimizer_state
 from periscope.training.step import make_optimizer
 
@@ -37,7 +44,7 @@ MAX_BAD_LOSSES = 5
 
 @dataclass
 class Checkpoint:
-    """What a run's last checkpoint holds besides the adapter: optimizer and generator tensors, and facts."""
+    """What a run's last checkpoint holds besides the adapter: optimizer and random-generator tensors, and facts."""
 
     tensors: dict[str, torch.Tensor]
     facts: dict
@@ -47,29 +54,30 @@ class Checkpoint:
 class Session:
     """Everything one training works with.
 
-    sets: feature sets with their texts · parts: modality -> the adapter for it on the language model · model: these as
-    one · steps: item i is the batch of step i · run: its folder (on other ranks than the first, a `NullRun`) · step:
-    the last one taken · best: the lowest held-out loss so far · micro_batch: texts per forward pass · identity: hashes
-    of features, texts and device, by which a resumed run recognises them · spent: seconds an epoch takes, and how many
-    of these are spent waiting for data.
+    sets: feature sets with the texts chosen from them · modality_models: modality -> the language model with its
+    adapter · model: these as one · steps: item i is the batch of step i · run: its folder (a `NullRun` on all ranks but
+    the first) · identity: hashes of features, texts and device, by which a resumed run recognises them · caching: what
+    cached features save, where that is known · step: the last one taken · best: lowest held-out loss so far ·
+    micro_batch: texts per forward pass · spent: seconds per epoch, and seconds of these spent waiting for data.
     """
 
     config: TrainConfig
+    schedule: Schedule
     ranks: Ranks
     device: torch.device
     identity: dict[str, str]
     sets: list[TrainingSet]
     lm: LanguageModel
-    parts: dict[str, AdaptedModel]
+    modality_models: dict[str, AdaptedModel]
     model: AdaptedModel
     steps: TrainingSteps | MixedSteps
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     run: Run
     micro_batch: int
+    caching: Caching | None = None
     step: int = 0
     best: float | None = None
-    saving: Caching | None = None
     bad_losses: int = 0
     spent: tuple[float, float] = (0.0, 0.0)
 
@@ -78,16 +86,21 @@ class Session:
         return any(training_set.heldout for training_set in self.sets)
 
     def evaluate(self) -> tuple[bool, list[str]]:
-        """Evaluate on held-out texts and log it; whether the loss is the lowest so far, and lines to print."""
-        losses, ratio, each = look(self.model, self.sets, self.steps.counts(self.step), self.micro_batch, self.ranks)
-        answers = [sample_answers(self.model, one.encoded, one.heldout) for one in self.sets]
-        rows = [row | {"id": (number, row["id"])} for number, some in enumerate(answers) for row in some]
-        more = peak_memory(str(self.device)) | ({"sets": each} if len(self.sets) > 1 else {})
-        self.run.log(step=self.step, heldout=losses, rms_ratio=ratio, scores=training_scores(rows), **more)
-        self.run.write_samples(self.step, [row for some in answers for row in some[:SAMPLES]])
+        """Evaluate on the held-out texts and log the result.
+
+        Returns whether the loss is the lowest so far, and lines to print.
+        """
+        trained_texts = self.steps.counts(self.step)
+        losses, ratio, results = evaluate_heldout(self.model, self.sets, trained_texts, self.micro_batch, self.ranks)
+        answers = [sample_answers(self.model, each.dataset, each.heldout) for each in self.sets]
+        rows = [row | {"id": (number, row["id"])} for number, rows in enumerate(answers) for row in rows]
+        several = len(self.sets) > 1
+        extra: dict[str, object] = {**peak_memory(str(self.device)), **({"sets": results} if several else {})}
+        self.run.log(step=self.step, heldout=losses, rms_ratio=ratio, scores=training_scores(rows), **extra)
+        self.run.write_samples(self.step, [row for rows in answers for row in rows[:SAMPLES]])
         is_best = self.best is None or losses["real"] < self.best
         self.best = losses["real"] if is_best else self.best
-        return is_best, [shown(self.step, row, name if len(self.sets) > 1 else "") for name, row in each.items()]
+        return is_best, [describe(self.step, result, name if several else "") for name, result in results.items()]
 
     def check_loss(self, loss: float, say: Callable[[str], None]) -> None:
         """Raise RunError after several losses that aren't finite, and for fp16 gradients that always overflow."""
@@ -107,28 +120,26 @@ class Session:
     def save(self, is_best: bool) -> None:
         """Write a checkpoint of the current step."""
         config = self.config
-        facts = {"held-out loss": self.best, "steps": config.steps, "batch": config.batch, "lr": config.lr}
-        facts |= {"seed": config.seed}
+        training: dict[str, object] = {"held-out loss": self.best, "steps": self.schedule.steps}
+        training |= {"batch": config.batch, "lr": config.lr, "seed": config.seed}
         if self.lm.lora:
-            facts |= {"lora": config.lora.lora, "lora_lr": config.lora.lora_lr}
+            training |= {"lora": config.lora.lora, "lora_lr": config.lora.lora_lr}
 
-        def write(path: Path) -> None:
-            for modality, part in self.parts.items():
-                own = [one for one in self.sets if one.modality == modality]
-                folder = path.with_name(f"{path.name}-{modality}") if len(self.parts) > 1 else path
-                save_adapter(folder, part.adapter, about_part(part, own, self.step, facts), lm=self.lm)
+        def write_adapters(folder: Path) -> None:
+            for modality, model in self.modality_models.items():
+                own_sets = [training_set for training_set in self.sets if training_set.modality == modality]
+                own_folder = folder.with_name(f"{folder.name}-{modality}") if len(self.modality_models) > 1 else folder
+                save_adapter(own_folder, model.adapter, adapter_facts(model, own_sets, self.step, training), lm=self.lm)
 
-        state = {
-            "tensors": optimizer_state(self.optimizer) | {"generator": torch.get_rng_state()},
-            "facts": self.identity
-            | {
-                "best": self.best,
-                "micro_batch": self.micro_batch,
-                "threads": torch.get_num_threads(),
-                "scaler": self.scaler.state_dict(),
-            },
+        facts = {
+            **self.identity,
+            "best": self.best,
+            "micro_batch": self.micro_batch,
+            "threads": torch.get_num_threads(),
+            "scaler": self.scaler.state_dict(),
         }
-        self.run.save(self.step, write, state, KEEP_CHECKPOINTS, is_best)
+        tensors = optimizer_state(self.optimizer) | {"generator": torch.get_rng_state()}
+        self.run.save(self.step, write_adapters, {"tensors": tensors, "facts": facts}, KEEP_CHECKPOINTS, is_best)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a run's last checkpoint."""
@@ -139,14 +150,6 @@ class Session:
         torch.set_rng_state(checkpoint.tensors["generator"].cpu())
         self.run.cut_back(self.step)
 
-    def begin(self) -> None:
-        """Initialise new adapters from the features of the first step."""
-        first = by_modality(self.sets)
-        for training_set, steps in zip(self.sets, self.steps.parts, strict=True):
-            if training_set is first[training_set.modality]:
-                begin(self.parts[training_set.modality], training_set, steps.first_rows())
-        note_templates(self.config, self.parts)
-
 
 def prepare(
     config: TrainConfig,
@@ -156,41 +159,47 @@ def prepare(
     old: Run | None = None,
     partial: bool = False,
 ) -> Session:
-    """Load the features, their texts, the language model and the adapter; plan memory; open the run folder."""
+    """Load the features, their texts, the language model and the adapter; plan memory; open the run folder.
+
+    path: folder of a new run · old: the run to resume · partial: accept texts whose media are missing.
+    """
+    if config.lm is None:
+        raise RunError(NO_LM)
     device = torch.device(holder.device)
-    sets = open_sets(config, partial)
-    identity = identity_of(sets, config.data.text) | {"device": device.type}
+    sources = open_sets(config, partial)
+    identity = identity_of(sources, config.data.text) | {"device": device.type}
     ranks.check_same("settings or files", [config.to_flat(), identity])
     checkpoint = load_checkpoint(old, holder.device) if old else None
     if checkpoint:
         refuse_changes(checkpoint.facts, **identity)
     lm = holder.load(config.lm, config.model.precision)
     torch.manual_seed(config.seed)
-    parts, model = make_models(config, sets, lm, holder.device, old)
-    choose_texts(config, sets, parts)
+    models, model = make_models(config, sources, lm, holder.device, old)
+    sets = [choose_texts(source, models[source.modality], config.data.limit) for source in sources]
     steps = make_steps(sets, config, ranks.rank, ranks.size)
-    settle_length(config, steps.per_epoch)
-    needs, longest = plan_memory(config, sets, parts, lm)
+    schedule = settle_schedule(config, steps.per_epoch)
+    memory, longest = plan_memory(config, sets, models, lm)
     saving = plan_caching(config, sets, ranks)
     micro = checkpoint.facts["micro_batch"] if checkpoint else config.optim.micro_batch
-    micro = micro or int(ranks.all_min(needs.micro_batch(config.batch, longest)))
+    micro = micro or int(ranks.all_min(memory.micro_batch(config.batch, longest)))
     optimizer = make_optimizer(model.trained(), config)
     scaler = torch.amp.GradScaler(device.type, enabled=lm.dtype == torch.float16)
-    session = Session(config, ranks, device, identity, sets, lm, parts, model, steps, optimizer, scaler,
-                      run=old, micro_batch=micro, saving=saving)  # fmt: skip
     if not checkpoint:
-        session.begin()
-    session.run = open_run(config, path, old, ranks)
+        initialise_adapters(sets, steps, models)
+        record_templates(config, models)
+    run = open_run(config, path, old, ranks)
+    session = Session(config, schedule, ranks, device, identity, sets, lm, models, model, steps, optimizer, scaler,
+                      run, micro, saving)  # fmt: skip
     if checkpoint:
         session.restore(checkpoint)
-    again = f", going on after step {session.step} of {config.steps}" if old else ""
-    print(f"run: {session.run.path}{again}")
+    resumed = f", going on after step {session.step} of {schedule.steps}" if old else ""
+    print(f"run: {run.path}{resumed}")
     ranks.start_alike(model.trained().values())
     return session
 
 
 def load_checkpoint(run: Run, device: str) -> Checkpoint:
-    """A run's last checkpoint, and torch's number of threads set to what it was, because sums depend on it."""
+    """Read a run's last checkpoint, and set torch's number of threads as it was then: sums depend on it."""
     state = run.load_state(device)
     threads = state["facts"]["threads"]
     if torch.get_num_threads() != threads:
@@ -200,65 +209,71 @@ def load_checkpoint(run: Run, device: str) -> Checkpoint:
 
 
 def make_models(
-    config: TrainConfig, sets: list[TrainingSet], lm: LanguageModel, device: str, old: Run | None
+    config: TrainConfig, sources: Sequence[OpenedSet], lm: LanguageModel, device: str, old: Run | None
 ) -> tuple[dict[str, AdaptedModel], AdaptedModel]:
-    """The adapter for each modality, from the checkpoint of `old`, from what `--init` names, or new; and all as one
-    model. In stage 2 also LoRA on the language model.
+    """An adapted model for each modality, and all of them as one.
+
+    The adapters come from the last checkpoint of `old`, from what `--init` names, or are new. In stage 2 there is LoRA
+    on the language model as well.
     """
-    parts = {modality: make_part(one, lm, device, old) for modality, one in by_modality(sets).items()}
+    first = first_by_modality(sources)
+    models = {modality: make_modality_model(source, lm, device, old) for modality, source in first.items()}
     start = old.path if old else config.init
-    if start and (lora := adapter_folder(Path(start), sets[0].owner) / LORA_FOLDER).is_dir():
-        load_lora(lm, lora, trained=True)
+    if start and (folder := adapter_folder(Path(start), sources[0].adapter_modality) / LORA_FOLDER).is_dir():
+        load_lora(lm, folder, trained=True)
     elif config.lora.lora:
         add_lora(lm, *parse_lora(config.lora.lora))
     if lm.lora:
         parameters = sum(parameter.numel() for parameter in lora_parameters(lm.model).values())
         rates = f"learning rate {config.lora.lora_lr:g}, the projector's {config.lr:g}"
         print(f"LoRA: {config.lora.lora}, {parameters:,} parameters, {rates}")
-    return parts, ComposedModel(parts) if len(parts) > 1 else parts[sets[0].modality]
+    return models, ComposedModel(models) if len(models) > 1 else models[sources[0].modality]
 
 
-def choose_texts(config: TrainConfig, sets: list[TrainingSet], parts: Mapping[str, AdaptedModel]) -> None:
-    """Fill in what each set's texts are used for, and whose features stand in for whose in the shuffled control."""
-    for training_set in sets:
-        part = parts[training_set.modality]
-        words_alone = bool(part.lm.lora or part.adapter.soft_tokens)
-        training_set.choose(part, config.data.limit, words_alone=words_alone)
-        training_set.stand_in = stand_ins(medium_contents(training_set.features, training_set.heldout))
+def initialise_adapters(
+    sets: Sequence[TrainingSet], steps: TrainingSteps | MixedSteps, models: Mapping[str, AdaptedModel]
+) -> None:
+    """Initialise each modality's new adapter from features of the first step of its first set."""
+    done: set[str] = set()
+    for training_set, set_steps in zip(sets, steps.by_set, strict=True):
+        if training_set.modality not in done:
+            done.add(training_set.modality)
+            initialise_adapter(models[training_set.modality], training_set, set_steps.first_rows())
 
 
 def plan_memory(
-    config: TrainConfig, sets: list[TrainingSet], parts: Mapping[str, AdaptedModel], lm: LanguageModel
+    config: TrainConfig, sets: Sequence[TrainingSet], models: Mapping[str, AdaptedModel], lm: LanguageModel
 ) -> tuple[MemoryPlan, int]:
-    """The memory plan, printed, with gradient checkpointing where it is asked for or nothing would fit; and the length
-    of the longest text.
+    """The memory plan, printed, and the length of the longest text in tokens.
+
+    Turns gradient checkpointing on as the configuration says, or where not even one text would fit without it.
     """
-    longest = max(max(one.kept.lengths) for one in sets)
-    shared = config.data.texts_per_medium != 1 and any(one.kept.shares for one in sets)
-    needs, every = spare_memory(
-        lambda every: together([plan(lm, part.adapter, longest, every, shared) for part in parts.values()]),
-        config.model.gradient_checkpointing,
-        longest,
-    )
-    checkpoint_layers(lm, every)
-    print(needs)
-    return needs, longest
+    longest = max(max(training_set.index.lengths) for training_set in sets)
+    masked = config.data.texts_per_medium != 1 and any(training_set.index.has_shared_media for training_set in sets)
+
+    def plan_with(checkpoint_every: int) -> MemoryPlan:
+        return combine_plans([plan(lm, model.adapter, longest, checkpoint_every, masked) for model in models.values()])
+
+    memory, checkpoint_every = choose_checkpointing(plan_with, config.model.gradient_checkpointing, longest)
+    checkpoint_layers(lm, checkpoint_every)
+    print(memory)
+    return memory, longest
 
 
-def plan_caching(config: TrainConfig, sets: list[TrainingSet], ranks: Ranks) -> Caching | None:
-    """What the cache saves against encoding in every step, printed; None for several sets or where it isn't known."""
+def plan_caching(config: TrainConfig, sets: Sequence[TrainingSet], ranks: Ranks) -> Caching | None:
+    """What cached features save over encoding in every step, printed; None for several sets, or where it isn't
+    known.
+    """
     if len(sets) > 1:
         return None
-    (only,) = sets
-    saving = caching(only.features, only.shape.kind, only.kept, config, ranks.size)
-    print(saving or "caching: nothing is noted of what encoding this set took")
+    training_set = sets[0]
+    saving = caching(training_set.features, training_set.source.shape.kind, training_set.index, config, ranks.size)
+    print(saving or "caching: nothing is known about how long encoding this set took")
     return saving
 
 
 def open_run(config: TrainConfig, path: Path, old: Run | None, ranks: Ranks) -> Run:
-    """The folder that this process writes: the old run's, or a new one; on other ranks than the first, one that it
-    only reads.
-    """
+    """The run folder: that of `old`, or a new one at `path`; read-only on all ranks but the first."""
     if not ranks.first:
         return NullRun(old.path if old else path)
     return old or Run.create(path, config)

@@ -1,6 +1,6 @@
-"""What a run logs, also shown by TensorBoard or Weights & Biases, where they are wanted and installed.
+"""Optional logging to TensorBoard or Weights & Biases.
 
-A run's own files are whole without them, and a training never depends on them: both see what metrics.jsonl and
+A run's own files are complete without them and training never depends on them: both show what metrics.jsonl and
 samples.md hold, and nothing else.
 """
 
@@ -10,36 +10,44 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from periscope.errors import RunError
 
-ID = "wandb-id"
+WANDB_ID = "wandb-id"  # file in the run folder, so that a resumed run continues the same W&B run
 COLUMNS = ("media", "prompt", "answer", "reference")
 
 
 class Tracker(Protocol):
-    """One place that shows a run."""
+    """Something that shows a run."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take numbers by name; a slash in a name makes a group."""
+        """Log numbers by name; a slash in a name makes a group."""
 
     def samples(self, step: int, samples: Sequence[Mapping[str, str]]) -> None:
-        """Take the answers to the fixed held-out inputs: media, prompt, answer, reference."""
+        """Log answers to the fixed held-out inputs: media, prompt, answer, reference."""
 
     def close(self) -> None:
-        """Send what is left."""
+        """Flush and close."""
+
+
+class RunTracker(Tracker, Protocol):
+    """A tracker of a run folder at `path` with a flat `config`, which continues after step `first`."""
+
+    package: ClassVar[str]
+
+    def __init__(self, path: Path, config: Mapping, first: int): ...
 
 
 class TensorBoard:
-    """Event files in the run's folder `tensorboard`: tensorboard --logdir runs"""
+    """Writes event files to the folder `tensorboard` of the run: tensorboard --logdir runs"""
 
-    needs = "tensorboard"
+    package: ClassVar[str] = "tensorboard"
 
     def __init__(self, path: Path, config: Mapping, first: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        # What a killed run had logged beyond the checkpoint that it goes on from is dropped, as from metrics.jsonl.
+        # Hides what a killed run logged after the checkpoint that it resumes from, as in metrics.jsonl.
         self.writer = SummaryWriter(str(path / "tensorboard"), purge_step=first + 1 if first else None)
         if not first:
             self.writer.add_text("config", "".join(f"    {key} = {value}\n" for key, value in config.items()))
@@ -49,7 +57,7 @@ class TensorBoard:
             self.writer.add_scalar(name, value, step)
 
     def samples(self, step: int, samples: Sequence[Mapping[str, str]]) -> None:
-        # Four spaces make a line that Markdown shows as it is, each line of an answer with several.
+        # Four spaces make Markdown show a line as it is; an answer may have several lines.
         lines = [f"    {name}: {_indented(sample[name])}\n" for sample in samples for name in COLUMNS]
         self.writer.add_text("samples", "".join(lines), step)
 
@@ -58,31 +66,31 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the project "periscope"; WANDB_MODE, WANDB_PROJECT and wandb's other variables are its own business."""
+    """A run in the project "periscope", unless wandb's own variables, such as WANDB_PROJECT, say otherwise."""
 
-    needs = "wandb"
+    package: ClassVar[str] = "wandb"
 
     def __init__(self, path: Path, config: Mapping, first: int):
         import wandb
 
-        if not (path / ID).is_file():
-            (path / ID).write_text(secrets.token_hex(8) + "\n")
+        if not (path / WANDB_ID).is_file():
+            (path / WANDB_ID).write_text(secrets.token_hex(8) + "\n")
         self.wandb = wandb
         try:
             self.run = wandb.init(
                 project=None if os.environ.get("WANDB_PROJECT") else "periscope",
                 name=path.name,
-                id=(path / ID).read_text().strip(),
+                id=(path / WANDB_ID).read_text().strip(),
                 resume="allow",
                 reinit="finish_previous",
                 dir=str(path),
                 config=dict(config),
             )
-        except Exception as error:  # no login, no network: its own errors, which differ between versions
+        except Exception as error:  # no login, no network: the errors differ between versions
             raise RunError(
                 f"--track wandb can't begin ({_first_line(error)}): log in with wandb login, or set WANDB_MODE=offline"
             ) from error
-        self.run.define_metric("*", step_metric="step")  # a resumed run logs some steps again
+        self.run.define_metric("*", step_metric="step")  # a resumed run repeats some steps
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log({"step": step, **values})
@@ -95,33 +103,34 @@ class WeightsAndBiases:
         self.run.finish()
 
 
-class Guarded:
-    """A tracker whose failure ends what it shows, and not the training."""
+class GuardedTracker:
+    """A tracker that is dropped when it fails, so that training continues without it."""
 
     def __init__(self, name: str, tracker: Tracker):
-        self.name, self.tracker = name, tracker
+        self.name = name
+        self.tracker: Tracker | None = tracker
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._tell("log", step, values)
+        self._call("log", step, values)
 
     def samples(self, step: int, samples: Sequence[Mapping[str, str]]) -> None:
-        self._tell("samples", step, samples)
+        self._call("samples", step, samples)
 
     def close(self) -> None:
-        self._tell("close")
+        self._call("close")
 
-    def _tell(self, what: str, *values: object) -> None:
+    def _call(self, method: str, *values: object) -> None:
         if self.tracker is None:
             return
         try:
-            getattr(self.tracker, what)(*values)
-        except Exception as error:  # whatever a disk, a network or the package does
+            getattr(self.tracker, method)(*values)
+        except Exception as error:  # a full disk, no network, a bug in the package
             self.tracker = None
             print(f"--track {self.name} shows nothing from here on, the training goes on: {_first_line(error)}",
                   file=sys.stderr)  # fmt: skip
 
 
-TRACKERS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+TRACKERS: dict[str, type[RunTracker]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -129,25 +138,27 @@ def require_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in TRACKERS:
             raise RunError(f"--track {name} is none of {', '.join(TRACKERS)}")
-        if not find_spec(TRACKERS[name].needs):
-            raise RunError(f"--track {name} needs {TRACKERS[name].needs}: pip install -e '.[{name}]'")
+        if not find_spec(TRACKERS[name].package):
+            raise RunError(f"--track {name} needs {TRACKERS[name].package}: pip install -e '.[{name}]'")
 
 
 def open_trackers(names: Sequence[str], path: Path, config: Mapping, first: int) -> list[Tracker]:
-    """The trackers of a run folder that goes on after step `first`. Raises RunError as `require_trackers`."""
+    """The trackers of the run folder at `path`, which continues after step `first`. Raises RunError as
+    `require_trackers`.
+    """
     require_trackers(names)
-    return [Guarded(name, TRACKERS[name](path, config, first)) for name in names]
+    return [GuardedTracker(name, TRACKERS[name](path, config, first)) for name in names]
 
 
-def numbers(values: Mapping, above: str = "") -> dict[str, float]:
+def numbers(values: Mapping, prefix: str = "") -> dict[str, float]:
     """The numbers in a line of metrics.jsonl under flat names: {"heldout": {"real": 1.0}} -> {"heldout/real": 1.0}."""
-    found: dict[str, float] = {}
+    flat: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= numbers(value, f"{above}{name}/")
+            flat |= numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float):
-            found[f"{above}{name}"] = value
-    return found
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def _indented(text: str) -> str:

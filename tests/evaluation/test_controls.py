@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from periscope.evaluation.controls import CONTROLS, Condition, blank_feature, conditions, stand_ins, text_losses
+from periscope.evaluation.controls import (
+    CONTROLS,
+    Condition,
+    blank_feature,
+    conditions,
+    derangement,
+    stand_ins,
+    text_losses,
+)
 from periscope.shards.texts import Text
 from periscope.training.data.dataset import Batch, medium_contents
 from periscope.training.heldout import heldout_losses, still_blind
@@ -88,3 +96,11 @@ def test_media_that_hold_the_same_have_the_same_content(name):
 def test_still_blind_needs_500_steps_and_no_gain():
     assert still_blind(500, {"real": 2.0, "shuffled": 2.01}) and not still_blind(499, {"real": 2.0, "shuffled": 2.0})
     assert not still_blind(900, {"real": 2.0, "shuffled": 2.5}) and not still_blind(900, {"real": 2.0})
+
+
+def test_a_derangement_never_gives_the_same_content():
+    contents = [i // 3 for i in range(30)] + [99] * 14
+    order = derangement(contents)
+    assert sorted(order) == list(range(44)) and all(contents[i] != contents[j] for i, j in enumerate(order))
+    assert derangement(contents) == order
+    assert derangement([1, 1, 1, 2]) is None and derangement([]) is None and derangement([1]) is None

@@ -12,7 +12,7 @@ from periscope.errors import RunError
 from periscope.evaluation.captioning import captions_of_set, write_lines
 from periscope.evaluation.loss_drop import LossDrop, jsonl_lines, rank_texts, without, worst
 from periscope.shards.texts import Text
-from periscope.training.data.dataset import TrainingSteps
+from periscope.training.data.steps import TrainingSteps
 
 PLANTED = 6
 

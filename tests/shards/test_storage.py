@@ -30,7 +30,8 @@ from periscope.shards.index import NAME as INDEX
 from periscope.shards.read import FeatureSet
 from periscope.shards.verify import verify
 from periscope.shards.write import SetWriter, make_key
-from periscope.training.data.dataset import TextFeatureDataset, TextIndex, TrainingSteps, choose_view
+from periscope.training.data.dataset import TextFeatureDataset, TextIndex
+from periscope.training.data.steps import TrainingSteps, choose_view
 from periscope.units import format_bytes
 
 ENCODER = {"name": "test", "library": "test", "id": "", "class": "Test", "fingerprint": "f" * 64}

@@ -34,4 +34,4 @@ def test_every_variant_is_known_to_the_script() -> None:
 
     for adapter, flags in compare.VARIANTS.values():
         find_projector(adapter)
-        assert parse_request(["--adapter", adapter, *flags]).given["adapter"] == adapter
+        assert parse_request(["--adapter", adapter, *flags]).flags["adapter"] == adapter

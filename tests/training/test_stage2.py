@@ -144,13 +144,13 @@ def test_the_frozen_model_is_untouched_by_both_stages(call, first, monkeypatch):
     fresh = weights_sha256(load_language_model("lm").model)
     model = ("--features", "features-v", "--lm", "lm", "--adapter", "mlp3", *SHORT, "--steps", "2")
     call(train_script, *model, "--name", "kept-1")
-    assert weights_sha256(held._lm.model) == fresh and not lora_parameters(held._lm.model)
-    assert not any(parameter.requires_grad for parameter in held._lm.model.parameters())
+    assert weights_sha256(held._held.lm.model) == fresh and not lora_parameters(held._held.lm.model)
+    assert not any(parameter.requires_grad for parameter in held._held.lm.model.parameters())
     call(train_script, "--init", first, *STAGE_2, "--steps", "2", "--name", "kept-2")
-    assert held.loaded == 1 and weights_sha256(held._lm.model) == fresh
-    changed = [name for name, value in lora_parameters(held._lm.model).items() if "lora_B" in name and value.any()]
+    assert held.loaded == 1 and weights_sha256(held._held.lm.model) == fresh
+    changed = [name for name, value in lora_parameters(held._held.lm.model).items() if "lora_B" in name and value.any()]
     assert len(changed) == 14
-    learning = {name for name, parameter in held._lm.model.named_parameters() if parameter.requires_grad}
+    learning = {name for name, parameter in held._held.lm.model.named_parameters() if parameter.requires_grad}
     assert len(learning) == 28 and all(".lora_" in name for name in learning)
 
 
@@ -324,7 +324,7 @@ def test_groups_rates_and_the_frozen_projector(language_model_folder):
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert len(parameters) == len(model.trained()) == len(list(model.adapter.parameters())) + 28
     for step, projector, maps, learns in ((1, 2e-5, 2e-4, False), (3, None, None, True), (10, 2e-6, 2e-5, True)):
-        rate = set_rates(optimizer, step, config)
+        rate = set_rates(optimizer, step, 10, config)
         rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
         assert rates["soft prompt"] == 1e-5 and rates["lora"] == pytest.approx(10 * rate)
         if projector:
@@ -353,18 +353,18 @@ def test_layers_that_run_again_give_lora_the_same_gradient(family, language_mode
 
 
 def test_one_run_after_another_finds_the_model_without_lora(home):
-    frozen = LanguageModelHolder("cpu")
-    lm = frozen.load(str(home / "lm"), "auto")
+    holder = LanguageModelHolder("cpu")
+    lm = holder.load(str(home / "lm"), "auto")
     before = weights_sha256(lm.model)
     add_lora(lm, 2, 2)
-    frozen.check()
-    assert frozen.load(str(home / "lm"), "auto") is lm and lm.lora is None and not lora_parameters(lm.model)
+    holder.check()
+    assert holder.load(str(home / "lm"), "auto") is lm and lm.lora is None and not lora_parameters(lm.model)
     assert weights_sha256(lm.model) == before
     add_lora(lm, 2, 2)
     with torch.no_grad():
         lm.model.model.layers[0].mlp.up_proj.base_layer.weight[0, 0] += 1
     with pytest.raises(RunError, match="weights changed"):
-        frozen.check()
+        holder.check()
 
 
 @pytest.mark.parametrize("family, style", [("llama", "plain"), ("qwen2", "chat"), ("mistral", "chat")])

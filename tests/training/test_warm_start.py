@@ -20,7 +20,8 @@ from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.template import Template
 from periscope.errors import AdapterError, RunError
 from periscope.shards.texts import Text
-from periscope.training.data.dataset import TextFeatureDataset, TrainingSteps
+from periscope.training.data.dataset import TextFeatureDataset
+from periscope.training.data.steps import TrainingSteps
 from periscope.training.resolve import settle
 from periscope.training.step import take_step
 from periscope.training.warm_start import contrast, warm_start

@@ -1,51 +1,58 @@
 """Several feature sets in one training, mixed by weight.
 
-Every step takes its texts from all sets, in numbers that keep to the weights. Each set's texts come in an order of its
-own (training.order) and begin anew when they are through, whatever the others do. An epoch of the mix has as many texts
-as the sets hold together. What makes a step is a function of the sets, the weights, the seed, the batch and the step's
-number alone.
+Every step takes texts from all sets, in proportion to the weights. Each set has its own order of texts (training.data.
+order) and starts over when it is through, whatever the other sets do. An epoch of the mix has as many texts as all sets
+together. A step is a function of the sets, the weights, the seed, the batch size and the step's number alone.
 """
 
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
 from periscope.errors import RunError
-from periscope.training.data.dataset import Batch, TextFeatureDataset, TextIndex, TrainingSteps
+from periscope.training.data.dataset import Batch, TextFeatureDataset, TextIndex
 from periscope.training.data.order import split_evenly, steps_per_epoch
+from periscope.training.data.steps import TrainingSteps
 
 
-def named_sets(given: str | Sequence[str]) -> dict[str, float | None]:
-    """What --features names: path -> weight, None for all where none is given.
+def named_sets(features: str | Sequence[str]) -> dict[str, float | None]:
+    """What --features names: path -> weight, None for all sets when no weights are given.
 
     Raises RunError for a weight that isn't above 0, for weights on some sets only, and for a set named twice.
     """
-    found: dict[str, float | None] = {}
-    for one in [given] if isinstance(given, str) else given:
-        path, equals, number = one.rpartition("=")
-        try:
-            weight = float(number) if equals else None
-        except ValueError:
-            weight = None
-        if weight is None or Path(one).is_dir():
-            path, weight = one, None
+    sets: dict[str, float | None] = {}
+    for name in [features] if isinstance(features, str) else features:
+        path, weight = _path_and_weight(name)
         if weight is not None and not 0 < weight < float("inf"):
-            raise RunError(f"--features {one}: a weight must be above 0")
-        if path in found:
+            raise RunError(f"--features {name}: a weight must be above 0")
+        if path in sets:
             raise RunError(f"--features names {path} twice")
-        found[path] = weight
-    if len(set(weight is None for weight in found.values())) > 1:
-        raise RunError(f"--features {' '.join(given)}: give every set a weight, as a=0.7 b=0.3, or none")
-    return found
+        sets[path] = weight
+    if len(set(weight is None for weight in sets.values())) > 1:
+        raise RunError(f"--features {' '.join(features)}: give every set a weight, as a=0.7 b=0.3, or none")
+    return sets
+
+
+def _path_and_weight(name: str) -> tuple[str, float | None]:
+    """Split `a=0.7`; a folder may itself have such a name."""
+    path, equals, number = name.rpartition("=")
+    if not equals or Path(name).is_dir():
+        return name, None
+    try:
+        return path, float(number)
+    except ValueError:
+        return name, None
 
 
 class Quotas:
-    """How many texts of each set make which step: one after the other, each text is of the set that is furthest behind
-    its share. So after any number of texts no set is a whole text ahead of its share.
+    """How many texts of each set make up which step.
+
+    Texts are dealt one by one, each to the set that is furthest behind its share. So no set is ever a whole text ahead.
     """
 
     def __init__(self, weights: Sequence[float], batch: int):
@@ -67,8 +74,8 @@ class Quotas:
         return list(self._counts)
 
 
-class MixedSteps(Dataset):
-    """As `training.data.Steps`, of several sets with a weight each (None: their numbers of texts)."""
+class MixedSteps(Dataset[Batch]):
+    """Like `TrainingSteps`, for several sets with a weight each (None: their numbers of texts)."""
 
     def __init__(
         self,
@@ -79,55 +86,54 @@ class MixedSteps(Dataset):
         texts_per_medium: int = 0,
         rank: int = 0,
         ranks: int = 1,
-        runs: Sequence[int] = (),
+        span_media: Sequence[int] = (),
     ):
         self.batch, self.seed, self.rank, self.ranks = batch, seed, rank, ranks
-        weights = weights or [len(kept.texts) for _, kept in sets]
+        weights = weights or [len(index.texts) for _, index in sets]
         self.shares = [weight / sum(weights) for weight in weights]
-        sizes = [max(1, round(share * batch)) for share in self.shares]
-        runs = runs or [0] * len(sets)
-        self.parts = [
-            TrainingSteps(*one, size, seed, texts_per_medium, run=run)
-            for one, size, run in zip(sets, sizes, runs, strict=True)
+        batches = [max(1, round(share * batch)) for share in self.shares]
+        self.by_set = [
+            TrainingSteps(dataset, index, set_batch, seed, texts_per_medium, span_media=span)
+            for (dataset, index), set_batch, span in zip(sets, batches, span_media or [0] * len(sets), strict=True)
         ]
         self._quotas = Quotas(self.shares, batch)
-        self._flat: list[tuple[int, array]] = [(-1, array("I"))] * len(sets)
+        self._epoch_texts: list[tuple[int, array[int]]] = [(-1, array("I"))] * len(sets)  # (epoch, its texts in order)
 
     @property
     def per_epoch(self) -> int:
-        return steps_per_epoch(sum(len(part.kept.texts) for part in self.parts), self.batch)
+        return steps_per_epoch(sum(len(steps.index.texts) for steps in self.by_set), self.batch)
 
     def counts(self, steps: int) -> list[int]:
         """How many texts of each set the first `steps` steps have."""
         return self._quotas.before(steps)
 
     def __getitem__(self, step: int) -> Batch:
-        for part, place in zip(self.parts, self._quotas.before(step), strict=True):
-            epoch, place = divmod(place, len(part.kept.texts))
-            part.read_ahead(epoch, place // part.batch)
+        for steps, count in zip(self.by_set, self._quotas.before(step), strict=True):
+            epoch, position = divmod(count, len(steps.index.texts))
+            steps.read_ahead(epoch, position // steps.batch)
         return self.share(step, self.rank, self.ranks)
 
     def share(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
-        """The part of a step that falls to one of `ranks` processes; without these, all of it."""
+        """The texts of a step that fall to one of `ranks` processes; all of them by default."""
         first, last = self._quotas.before(step), self._quotas.before(step + 1)
         chosen = [
-            (number, self._text(number, place))
-            for number in range(len(self.parts))
-            for place in range(first[number], last[number])
+            (number, self._text(number, count))
+            for number in range(len(self.by_set))
+            for count in range(first[number], last[number])
         ]
-        lengths = [self.parts[number].kept.lengths[i] for number, i in chosen]
-        targets = sum(self.parts[number].kept.targets[i] for number, i in chosen)
+        lengths = [self.by_set[number].index.lengths[i] for number, i in chosen]
+        targets = sum(self.by_set[number].index.targets[i] for number, i in chosen)
         batches = []
-        for number, some in groupby(chosen[split_evenly(lengths, ranks)[rank]], key=lambda one: one[0]):
-            part = self.parts[number]
-            epoch = first[number] // len(part.kept.texts)  # where the step begins: a medium has one view in a step
-            batches.append(part.batch_of([part.kept.texts[i] for _, i in some], epoch))
+        for number, group in groupby(chosen[split_evenly(lengths, ranks)[rank]], key=itemgetter(0)):
+            steps = self.by_set[number]
+            epoch = first[number] // len(steps.index.texts)  # at the step's start: a medium has one view in a step
+            batches.append(steps.batch_of([steps.index.texts[i] for _, i in group], epoch))
         return replace(Batch.join(batches), whole=(len(chosen), targets), draw=f"{self.seed}/{step}")
 
-    def _text(self, number: int, place: int) -> int:
-        """Which text of a set is next, after `place` texts of it."""
-        part = self.parts[number]
-        epoch, place = divmod(place, len(part.kept.texts))
-        if self._flat[number][0] != epoch:
-            self._flat[number] = epoch, array("I", chain.from_iterable(part.order(epoch)))
-        return self._flat[number][1][place]
+    def _text(self, number: int, count: int) -> int:
+        """The index of the text of a set that follows the first `count` texts of it."""
+        steps = self.by_set[number]
+        epoch, position = divmod(count, len(steps.index.texts))
+        if self._epoch_texts[number][0] != epoch:
+            self._epoch_texts[number] = epoch, array("I", chain.from_iterable(steps.order(epoch)))
+        return self._epoch_texts[number][1][position]

@@ -1,8 +1,9 @@
-"""Which texts make which step: a function of the seed and the epoch alone.
+"""Which texts make up which step: a function of the seed and the epoch alone.
 
-An epoch permutes the media; a medium's texts travel together, so that its features are read and projected once for
-all of them. Windows of 64 steps are then sorted by length, which leaves little padding, and the steps shuffled. For a
-disk that is slow to seek all this is done within runs of media that lie beside each other, and the runs are permuted.
+An epoch permutes the media. The texts of one medium stay together, so that its features are read and projected once for
+all of them. Windows of 64 steps are then sorted by length, which keeps padding low, and the steps are shuffled. For a
+disk that is slow to seek, all of this happens within spans of media stored next to each other, and the spans are
+permuted.
 """
 
 import random
@@ -13,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-WINDOW = 64
+WINDOW_STEPS = 64  # steps whose texts are sorted by length together
 
 
 class ReadSpan(NamedTuple):
-    """Steps that are taken one after the other, and the first and the last of what their texts are about."""
+    """Consecutive steps, and the first and last feature-set row that their texts are about."""
 
     steps: list[Sequence[int]]
     first: int
@@ -29,77 +30,91 @@ def epoch_steps(
 ) -> list[Sequence[int]]:
     """Return the epoch's steps, each at most `batch` indices into the texts; every text comes exactly once.
 
-    `about[i]` numbers what text i is about, `lengths[i]` is its length in tokens. Up to `texts_per_medium` texts of one
-    medium stay together (0: all of them; 1: none, as most published systems do).
+    about: (texts,) int, row of each text's medium in the feature set · lengths: (texts,) int, tokens ·
+    texts_per_medium: texts of one medium that stay together (0: all of them; 1: none, as most published systems do).
     """
-    runs = epoch_runs(about, lengths, batch, seed, epoch, texts_per_medium)
-    return [step for one in runs for step in one.steps]
+    spans = epoch_spans(about, lengths, batch, seed, epoch, texts_per_medium)
+    return [step for span in spans for step in span.steps]
 
 
-def epoch_runs(
+def epoch_spans(
     about: Sequence[int],
     lengths: Sequence[int],
     batch: int,
     seed: int,
     epoch: int,
     texts_per_medium: int = 0,
-    run: int = 0,
+    span_media: int = 0,
 ) -> list[ReadSpan]:
-    """As `epoch_steps`, run by run: in each so many media with neighbouring numbers (0: all media in one run). Texts
-    that don't fill a step are among the next run's.
+    """Like `epoch_steps`, grouped into spans of `span_media` media with neighbouring rows (0: one span of all media).
+
+    Texts left over at the end of a span, too few for a step, move to the next span.
     """
-    chance = random.Random(f"{seed}:{epoch}")
-    about = np.asarray(about)
-    texts, media = _by_medium(about, in_order=bool(run))
-    shift = chance.randrange(run) if run else 0  # so that the runs of another epoch begin elsewhere
-    starts, runs = array("I"), array("I")
-    for number, (begin, end) in enumerate(pairwise([*media, len(texts)])):
-        if not number or (run and (number + shift) % run == 0):
-            runs.append(len(starts))
-        if end - begin > 1:
-            some = texts[begin:end].tolist()
-            chance.shuffle(some)
-            texts[begin:end] = some
-        starts.extend(range(begin, end, texts_per_medium or end - begin))
-    bounds = starts + array("I", [len(texts)])
+    rng = random.Random(f"{seed}:{epoch}")
+    rows = np.asarray(about)
+    texts, media_starts = _by_medium(rows, in_order=bool(span_media))
+    group_starts, span_starts = _group(texts, media_starts, texts_per_medium, span_media, rng)
+    bounds = group_starts + array("I", [len(texts)])
     sizes = np.diff(bounds)
-    longest = np.maximum.reduceat(np.asarray(lengths)[texts], starts) if len(texts) else sizes
-    order, found = array("I"), []
-    spans = list(pairwise([*runs, len(starts)]))
-    chance.shuffle(spans)
-    for number, span in enumerate(spans):
-        parts = array("I", range(*span))
-        chance.shuffle(parts)
-        for window in _windows(parts, sizes, WINDOW * batch):
-            for part in sorted(window, key=longest.__getitem__):
-                order.extend(texts[bounds[part] : bounds[part + 1]].tolist())
-        whole = len(order) if number == len(spans) - 1 else len(order) - len(order) % batch
-        its_steps = [order[i : min(i + batch, whole)] for i in range(0, whole, batch)]
-        order = order[whole:]
-        chance.shuffle(its_steps)
-        numbers = about[texts[bounds[span[0]] : bounds[span[1]]]]
-        found.append(ReadSpan(its_steps, int(numbers.min()), int(numbers.max())))
-    return found
+    longest = np.maximum.reduceat(np.asarray(lengths)[texts], group_starts) if len(texts) else sizes
+    pending: array[int] = array("I")
+    spans: list[ReadSpan] = []
+    group_spans = list(pairwise([*span_starts, len(group_starts)]))
+    rng.shuffle(group_spans)
+    for number, (first, last) in enumerate(group_spans):
+        groups = array("I", range(first, last))
+        rng.shuffle(groups)
+        for window in _windows(groups, sizes, WINDOW_STEPS * batch):
+            for group in sorted(window, key=longest.__getitem__):
+                pending.extend(texts[bounds[group] : bounds[group + 1]].tolist())
+        used = len(pending) if number == len(group_spans) - 1 else len(pending) - len(pending) % batch
+        steps: list[Sequence[int]] = [pending[i : min(i + batch, used)] for i in range(0, used, batch)]
+        pending = pending[used:]
+        rng.shuffle(steps)
+        span_rows = rows[texts[bounds[first] : bounds[last]]]
+        spans.append(ReadSpan(steps, int(span_rows.min()), int(span_rows.max())))
+    return spans
 
 
-def _by_medium(about: np.ndarray, in_order: bool) -> tuple[np.ndarray, list[int]]:
-    """All texts medium by medium, and where each medium's begin: by their numbers, or as they first appear."""
-    _, first, medium = np.unique(about, return_index=True, return_inverse=True)
+def _by_medium(rows: np.ndarray, in_order: bool) -> tuple[np.ndarray, list[int]]:
+    """All texts sorted by medium, and where each medium starts: by row, or in order of first appearance."""
+    _, first, medium = np.unique(rows, return_index=True, return_inverse=True)
     if not in_order:
         medium = np.argsort(np.argsort(first))[medium]
     texts = np.argsort(medium, kind="stable").astype(np.uint32)
     return texts, [0, *(np.flatnonzero(np.diff(medium[texts])) + 1).tolist()] if len(texts) else []
 
 
-def _windows(parts: Sequence[int], sizes: Sequence[int], least: int) -> Iterator[list[int]]:
-    """Cut `parts`, in their order, into windows with at least so many texts, but for the last."""
-    window, held = [], 0
-    for part in parts:
-        window.append(part)
-        held += sizes[part]
-        if held >= least:
+def _group(
+    texts: np.ndarray, media_starts: Sequence[int], texts_per_medium: int, span_media: int, rng: random.Random
+) -> tuple["array[int]", "array[int]"]:
+    """Shuffle each medium's texts in place and cut them into groups that stay together.
+
+    Returns where each group starts in `texts`, and at which group each span starts.
+    """
+    offset = rng.randrange(span_media) if span_media else 0  # so that the spans of another epoch start elsewhere
+    group_starts, span_starts = array("I"), array("I")
+    for number, (begin, end) in enumerate(pairwise([*media_starts, len(texts)])):
+        if not number or (span_media and (number + offset) % span_media == 0):
+            span_starts.append(len(group_starts))
+        if end - begin > 1:
+            shuffled = texts[begin:end].tolist()
+            rng.shuffle(shuffled)
+            texts[begin:end] = shuffled
+        group_starts.extend(range(begin, end, texts_per_medium or end - begin))
+    return group_starts, span_starts
+
+
+def _windows(groups: Sequence[int], sizes: np.ndarray, min_texts: int) -> Iterator[list[int]]:
+    """Cut `groups`, in order, into windows of at least `min_texts` texts; the last one may have fewer."""
+    window: list[int] = []
+    texts = 0
+    for group in groups:
+        window.append(group)
+        texts += sizes[group]
+        if texts >= min_texts:
             yield window
-            window, held = [], 0
+            window, texts = [], 0
     if window:
         yield window
 
@@ -109,28 +124,30 @@ def steps_per_epoch(texts: int, batch: int) -> int:
     return -(-texts // batch)
 
 
-def split_evenly(lengths: Sequence[int], parts: int) -> list[slice]:
-    """Cut a step's texts, in order, into `parts` of which the longest has as few tokens as possible (the last may be
-    empty). Neighbours stay together, so that a medium's features are mostly projected by one process only.
+def split_evenly(lengths: Sequence[int], shares: int) -> list[slice]:
+    """Cut a step's texts, in order, into `shares` slices so that the longest has as few tokens as possible.
+
+    The last slices may be empty. Neighbours stay together, so that a medium's features are mostly projected by one
+    process only.
     """
-    least, most = max(lengths, default=0), sum(lengths)
-    while least < most:
-        middle = (least + most) // 2
-        if len(_fill(lengths, middle)) <= parts:
-            most = middle
+    low, high = max(lengths, default=0), sum(lengths)
+    while low < high:
+        middle = (low + high) // 2
+        if len(_slice_ends(lengths, middle)) <= shares:
+            high = middle
         else:
-            least = middle + 1
-    ends = _fill(lengths, most)
-    ends += [len(lengths)] * (parts - len(ends))
+            low = middle + 1
+    ends = _slice_ends(lengths, high)
+    ends += [len(lengths)] * (shares - len(ends))
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _fill(lengths: Sequence[int], most: int) -> list[int]:
-    """Where parts of at most `most` tokens end."""
-    ends, held = [], 0
+def _slice_ends(lengths: Sequence[int], max_tokens: int) -> list[int]:
+    """Where slices of at most `max_tokens` tokens end."""
+    ends, tokens = [], 0
     for i, length in enumerate(lengths):
-        if held + length > most:
+        if tokens + length > max_tokens:
             ends.append(i)
-            held = 0
-        held += length
+            tokens = 0
+        tokens += length
     return [*ends, len(lengths)]

@@ -1,8 +1,8 @@
-"""Reading ahead in the order of the disk, for one that is slow to seek."""
+"""Sequential read-ahead, for a disk that is slow to seek."""
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from queue import SimpleQueue
 from threading import Thread
 
@@ -10,28 +10,31 @@ from periscope.errors import FeatureSetError
 
 
 class ReadAhead:
-    """Reads parts of a feature set through, one after the other, in a thread of its own.
+    """Reads spans of a feature set into the page cache, one after another, in a background thread.
 
-    `read` is given the first and the last medium of a part (`FeatureSet.read_through`). A process that was forked, as a
-    data loader's are, has a thread of its own.
+    `read(first, last)` reads the media from row `first` to row `last` (`FeatureSet.read_through`). A forked process,
+    such as a data loader's worker, starts a thread of its own.
     """
 
     def __init__(self, read: Callable[[int, int], None]):
-        self._read, self._process = read, 0
+        self._read = read
+        self._process = 0  # the process whose thread is running
+        self._asked: set[Hashable] = set()
+        self._queue: SimpleQueue[tuple[int, int]] = SimpleQueue()
 
-    def ask(self, turn: object, first: int, last: int) -> None:
-        """Have a part read soon, if that `turn` wasn't asked for before."""
+    def ask(self, span: Hashable, first: int, last: int) -> None:
+        """Queue rows `first` to `last`, unless this `span` was queued before."""
         if self._process != os.getpid():
             self._process, self._asked, self._queue = os.getpid(), set(), SimpleQueue()
             Thread(target=self._work, daemon=True).start()
-        if turn not in self._asked:
-            self._asked.add(turn)
+        if span not in self._asked:
+            self._asked.add(span)
             self._queue.put((first, last))
 
     def _work(self) -> None:
         while True:
-            with contextlib.suppress(OSError, FeatureSetError):  # who needs it next will say what is wrong
+            with contextlib.suppress(OSError, FeatureSetError):  # the step that needs these features reports the error
                 self._read(*self._queue.get())
 
-    def __getstate__(self) -> dict:
-        return {"_read": self._read, "_process": 0}
+    def __reduce__(self) -> tuple:
+        return ReadAhead, (self._read,)

@@ -1,6 +1,4 @@
-"""The language models that recipes name, in numbers: what their config.json says, so that what a training needs can be
-counted without downloading anything.
-"""
+"""Sizes of the language models that recipes name, so that a training's memory can be counted without a download."""
 
 from dataclasses import dataclass
 
@@ -12,8 +10,10 @@ from periscope.errors import RunError
 
 @dataclass(frozen=True)
 class ModelSize:
-    """`config` are the numbers of transformers' configuration of this `model_type`; what isn't named is its default.
-    `family` is that of `adapters.tiny` whose tiny models are of the same class, with a tokenizer of the same kind.
+    """What a language model's config.json says.
+
+    config: fields that differ from transformers' defaults for this `model_type` · family: in `adapters.lm.tiny`, whose
+    tiny models have the same class and the same kind of tokenizer; "": `model_type`.
     """
 
     model_type: str
@@ -73,19 +73,19 @@ LANGUAGE_MODELS = {
 
 
 def size_of(name: str) -> ModelSize:
-    """The row of a language model. Raises RunError for one that isn't in the table."""
+    """The size of a language model. Raises RunError for one that isn't listed."""
     if name not in LANGUAGE_MODELS:
         raise RunError(f"the size of {name} isn't known here; known: {', '.join(LANGUAGE_MODELS)}")
     return LANGUAGE_MODELS[name]
 
 
 def full_config(name: str) -> PretrainedConfig:
-    """The configuration of a language model of the table. Raises RunError as `size_of`."""
-    row = size_of(name)
-    return AutoConfig.for_model(row.model_type, **row.config)
+    """The transformers configuration of a listed language model. Raises RunError as `size_of`."""
+    size = size_of(name)
+    return AutoConfig.for_model(size.model_type, **size.config)
 
 
 def skeleton(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model on the meta device: every shape and no weights, frozen and in `eval()`."""
+    """A model on the meta device, shapes without weights; frozen, in evaluation mode."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False).eval()

@@ -1,106 +1,124 @@
-"""What the recipes come to: the lines of `train.py --list` and the table in docs/recipes.md."""
+"""The recipes in full size: the lines of `train.py --list` and docs/recipes.md."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from periscope.adapters.lm.families import MODEL_FAMILIES, ModelFamily
 from periscope.adapters.lm.injection import Injection, map_layers
 from periscope.adapters.lm.lora import lora_size, parse_lora
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape, find_projector
+from periscope.errors import RunError
 from periscope.recipes import Recipe, load_recipe, recipe_names
 from periscope.training.config import TrainConfig, config_from
 from periscope.training.memory.model_sizes import full_config, size_of, skeleton
-from periscope.training.memory.plan import GIB, SHARE, MemoryPlan, plan_of, size, weight_bytes
+from periscope.training.memory.plan import (
+    GIB,
+    USABLE_SHARE,
+    MemoryPlan,
+    embedding_width,
+    plan_of,
+    weight_bytes,
+)
 from periscope.training.modality_model import build_adapter
+from periscope.units import format_bytes
 
-GPU = 22 * GIB  # of a 24 GB card, what a desktop and CUDA itself leave
-WORDS = 64  # tokens of words in a text
+GPU_FREE = 22 * GIB  # bytes of a 24 GB card that a desktop and CUDA itself leave free
+WORDS = 64  # tokens of a text besides its medium's
 SMALLER = ("fp16", "8bit", "4bit")
 HEAD = """# Recipes
 
-A recipe is a file of [recipes/](../recipes): which encoder and language model, what is trained between them and how,
-what its paper says, and what of it is doubtful. `python precompute.py --recipe NAME --data DATA` encodes, `python
-train.py --recipe NAME` trains; flags override it. With `--tiny` both run in seconds on random models of the same
-classes, without a network. Recipes of a second stage, `anymal-instruct` and `llava-1.5-tune`, tune the language model
-too, by LoRA, and go on from a run of the first: `python train.py --recipe llava-1.5-tune --init runs/FIRST`.
+A recipe is a file in [recipes/](../recipes). It names the encoder and the language model, what is trained and how, what
+the paper reports, and what is uncertain. `python precompute.py --recipe NAME --data DATA` encodes, `python train.py
+--recipe NAME` trains; flags override the recipe. With `--tiny`, both run in seconds on random models of the same
+classes, without a network. The second-stage recipes `anymal-instruct` and `llava-1.5-tune` also tune the language model
+with LoRA, and start from a run of the first stage: `python train.py --recipe llava-1.5-tune --init runs/FIRST`.
 
-Every recipe runs end to end in miniature, from media to answers, in
-`tests/test_recipes.py::test_a_recipe_in_miniature_from_media_to_answers[NAME]`. **In full size nothing here was
-trained**: parameters, tokens and memory are counted on shapes without weights, and another test holds the counts that
-papers publish.
+Every recipe is tested end to end in miniature, from media to answers, in
+`tests/recipes/test_recipes.py::test_a_recipe_in_miniature_from_media_to_answers[NAME]`. **None was trained in full
+size**: parameters, tokens and memory are computed from shapes without weights, and another test checks the counts
+against the published ones.
 
 """
 MEMORY = f"""
 ## Memory in full size
 
-On a GPU of 24 GB, of which {GPU // GIB} GiB are taken as free, for texts of {WORDS} tokens beside the medium's. The
-precision is the recipe's, or the first of fp16, 8 and 4 bits that fits. *Kept* is what one text needs until the
-backward pass is through it: activations of every layer, logits of every word, and the projector's own. The micro-batch
-is how many texts then fit at once into {SHARE:.0%} of what is left; a step has as many of these as its batch needs.
+On a 24 GB GPU with {format_bytes(GPU_FREE)} free, for texts of {WORDS} tokens besides the medium's. The precision is
+the recipe's, or the first of fp16, 8 bits and 4 bits that fits. *Kept per text* is what one text needs until its
+backward pass: activations of all layers, logits, and the projector's activations. The micro-batch is how many texts fit
+into {USABLE_SHARE:.0%} of what is left; gradient accumulation makes up the rest of a batch.
 
 """
 FOOT = """
-## What the sources vary
+## Where the systems differ
 
-Each is a flag of train.py, and so a field of a recipe. What matters when the model answers is kept in the adapter's
+Each difference is a flag of train.py, and so an option of a recipe. What matters for inference is stored in the adapter
 folder.
 
-| Flag | What it varies | Who |
+| Flag | Effect | System |
 | --- | --- | --- |
-| `--delimiters "" ""` | no words around a medium | doubutsu: without them the projector learns to say "caption:" |
-| `--eos False` | the end of an answer isn't learnt | doubutsu: the model then babbles on |
-| `--media-place after` | media after the question, so that they are read knowing it | Mamba-VL and Pythia-VL, in part |
-| `--loss-on all` | the question is learnt too | eP-ALM |
-| `--loss-mean sample` | each text counts alike, however long | Mamba-VL and Pythia-VL |
-| `--row-separator "&&"` | a mark between the rows of patches: 24 x 24 take 601 places with two delimiters | Mamba-VL |
-| `--box-decimals 2` | a box in words, `[0.12,0.34,0.56,0.78]` | Mamba-VL and Pythia-VL |
+| `--delimiters "" ""` | no text around a medium | doubutsu: without it, the projector learns to say "caption:" |
+| `--no-eos` | the end of an answer isn't trained | doubutsu: the model then doesn't stop |
+| `--media-place after` | media after the question, so that they are read knowing it | Mamba-VL and Pythia-VL, partly |
+| `--loss-on all` | the question is trained too | eP-ALM |
+| `--loss-mean sample` | each text has the same weight, however long | Mamba-VL and Pythia-VL |
+| `--row-separator "&&"` | text between rows of patches: 24 x 24 take 601 positions with two delimiters | Mamba-VL |
+| `--box-decimals 2` | bounding boxes as text, `[0.12,0.34,0.56,0.78]` | Mamba-VL and Pythia-VL |
 | `--soft-prompt-lr` | a constant learning rate for the soft prompt | eP-ALM |
-| `--schedule`, `--min-lr` | how the learning rate falls | eP-ALM, ClipCap, LiMBeR |
+| `--schedule`, `--min-lr` | learning rate schedule | eP-ALM, ClipCap, LiMBeR |
 
-This page is made by `python -m training`; a test holds it to that.
+Generated by `python -m periscope.training`; a test compares it with the code.
 """
 
 
 @dataclass(frozen=True)
 class RecipeRow:
-    """A recipe in full size. `tokens` of a sample: the medium's, the soft prompt's and the row separators' (one
-    each).
-    """
+    """A recipe in full size. `tokens`: of the medium, the soft prompt and the row separators (one each)."""
 
     recipe: Recipe
+    lm: str
     parameters: int
     tokens: int
     precision: str
-    needs: MemoryPlan
+    memory: MemoryPlan
     micro_batch: int
 
 
 def count(recipe: Recipe) -> RecipeRow:
-    """Count a recipe that has a `[full]` table. Raises RunError for a language model that isn't known."""
-    training = config_of(recipe)
-    config = full_config(training.lm)
-    model = skeleton(config)
+    """Count a recipe that has a `[full]` table. Raises RunError for a language model that isn't listed."""
+    config = config_of(recipe)
+    lm = lm_of(recipe, config)
+    lm_config = full_config(lm)
+    model = skeleton(lm_config)
     adapter = full_adapter(recipe, model)
-    rows = recipe.full["grid"][0] if training.prompt.row_separator else 1
-    tokens = adapter.tokens + adapter.soft_tokens + rows - 1
-    asked = "fp16" if training.model.precision == "auto" else training.model.precision
-    family = MODEL_FAMILIES.get(config.model_type, ModelFamily())
+    grid_rows = recipe.full["grid"][0] if config.prompt.row_separator else 1
+    tokens = adapter.tokens + adapter.soft_tokens + grid_rows - 1
+    asked = "fp16" if config.model.precision == "auto" else config.model.precision
+    unpacked = MODEL_FAMILIES.get(lm_config.model_type, ModelFamily()).unquantized or ("lm_head",)
     for precision in (asked, *(SMALLER[SMALLER.index(asked) + 1 :] if asked in SMALLER else SMALLER[1:])):
-        weights = weight_bytes(model, precision, family.unquantized or ("lm_head",))
+        weights = weight_bytes(model, precision, unpacked)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-        every, free = training.model.gradient_checkpointing, GPU - weights
-        needs = plan_of(config, dtype, weights, adapter, tokens + WORDS, free, every, lora_rank(recipe))
-        if SHARE * (needs.free - needs.adapter) >= needs.per_text(tokens + WORDS):
+        every, free = config.model.gradient_checkpointing, GPU_FREE - weights
+        memory = plan_of(lm_config, dtype, weights, adapter, tokens + WORDS, free, every, lora_rank(recipe))
+        if memory.fits(tokens + WORDS):
             break
-    micro = needs.micro_batch(training.batch, tokens + WORDS)
-    return RecipeRow(recipe, trained_size(recipe, adapter, model), tokens, precision, needs, micro)
+    micro_batch = memory.micro_batch(config.batch, tokens + WORDS)
+    return RecipeRow(recipe, lm, trained_size(recipe, adapter, model), tokens, precision, memory, micro_batch)
 
 
 def config_of(recipe: Recipe) -> TrainConfig:
-    """The training that a recipe describes."""
+    """The training configuration that a recipe describes."""
     return config_from(recipe.train, str(recipe.path))
+
+
+def lm_of(recipe: Recipe, config: TrainConfig) -> str:
+    """The recipe's language model. Raises RunError when it names none."""
+    if config.lm is None:
+        raise RunError(f"{recipe.path} names no language model; set lm in its [train] table")
+    return config.lm
 
 
 def lora_rank(recipe: Recipe) -> int:
@@ -108,80 +126,87 @@ def lora_rank(recipe: Recipe) -> int:
     return parse_lora(recipe.train["lora"])[0] if recipe.train.get("lora") else 0
 
 
-def trained_size(recipe: Recipe, adapter: Adapter, model: torch.nn.Module) -> int:
-    """How many parameters a recipe trains: its adapter's, and its LoRA's on `model`."""
+def trained_size(recipe: Recipe, adapter: Adapter, model: PreTrainedModel) -> int:
+    """How many parameters a recipe trains: the adapter's, and those of LoRA on `model`."""
     rank = lora_rank(recipe)
     return sum(parameter.numel() for parameter in adapter.parameters()) + (lora_size(model, rank) if rank else 0)
 
 
-def full_adapter(recipe: Recipe, model: torch.nn.Module) -> Adapter:
+def full_adapter(recipe: Recipe, model: PreTrainedModel) -> Adapter:
     """A recipe's adapter in full size on the meta device, for its language model's skeleton."""
-    training, full = config_of(recipe), recipe.full
-    kind = find_projector(training.adapter)[0].kind
+    config, full = config_of(recipe), recipe.full
+    kind = find_projector(config.adapter)[0].kind
     shape = FeatureShape(kind, full["tokens"], full["width"], tuple(full["grid"]) if kind == "patches" else None)
     injection = None
     if kind == "layers":
-        layers = map_layers(model.config.num_hidden_layers, shape.tokens, *training.injection.inject_layers)
-        injection = Injection(model.config.hidden_size, layers.start, layers.end, training.injection.epalm_compat)
+        depth, layer_size = model.config.num_hidden_layers, model.config.hidden_size
+        layers = map_layers(depth, shape.tokens, *config.injection.inject_layers)
+        injection = Injection(layer_size, layers.start, layers.end, config.injection.epalm_compat)
     with torch.device("meta"):
-        return build_adapter(training, shape, model.get_input_embeddings().weight.shape[1], 0.01, injection)
+        return build_adapter(config, shape, embedding_width(model), 0.01, injection)
 
 
 def page() -> str:
-    """docs/recipes.md."""
+    """The text of docs/recipes.md."""
     recipes = [load_recipe(name) for name in recipe_names()]
     rows = [count(recipe) for recipe in recipes if recipe.full]
-    first = [
+    systems = [
         ("Recipe", "What it is", "Encoder", "Language model", "Adapter", "Tokens", "Trained", "In a run", "Shared"),
         ("---", "---", "---", "---", "---", "---:", "---:", "---:", "---:"),
+        *map(_system_cells, rows),
     ]
-    second = [
+    memory = [
         ("Recipe", "Precision", "Weights", "Adapter, AdamW", "Kept per text", "Micro-batch", "In all"),
         ("---", "---", "---:", "---:", "---:", "---:", "---:"),
+        *map(_memory_cells, rows),
     ]
-    for row in rows:
-        recipe, needs, length = row.recipe, row.needs, row.tokens + WORDS
-        lm, trained = recipe.train["lm"], 4 * row.parameters
-        about = recipe.about["title"]
-        if not recipe.about["paper"].startswith("none"):
-            about += f" ({recipe.about['paper'].split('; ')[0]})"
-        first.append(
-            (
-                f"[{recipe.name}](../recipes/{recipe.name}.toml)",
-                about,
-                f"`{recipe.precompute['encoder']}`",
-                f"{lm} ({size_of(lm).licence})",
-                f"`{recipe.train['adapter']}`",
-                str(row.tokens),
-                f"{row.parameters:,}",
-                size(trained),
-                size(trained / 2),
-            )
-        )
-        kept = needs.per_text(length)
-        total = needs.weights + needs.adapter + row.micro_batch * kept
-        fits = str(row.micro_batch) if total <= GPU else "doesn't fit"
-        parts = (size(needs.weights), size(needs.adapter), size(kept), fits, size(total))
-        second.append((recipe.name, row.precision, *parts))
     others = ", ".join(f"`{recipe.name}`" for recipe in recipes if not recipe.full)
-    demo = f"\nThe demo's own, which run in full here (see the README): {others}.\n"
-    return HEAD + _lines(first) + demo + MEMORY + _lines(second) + FOOT
+    demo = f"\nThe demo's own recipes, which run in full here (see the README): {others}.\n"
+    return HEAD + _lines(systems) + demo + MEMORY + _lines(memory) + FOOT
+
+
+def _system_cells(row: RecipeRow) -> tuple[str, ...]:
+    recipe, weights = row.recipe, 4 * row.parameters
+    title = recipe.about["title"]
+    if not recipe.about["paper"].startswith("none"):
+        title += f" ({recipe.about['paper'].split('; ')[0]})"
+    return (
+        f"[{recipe.name}](../recipes/{recipe.name}.toml)",
+        title,
+        f"`{recipe.precompute['encoder']}`",
+        f"{row.lm} ({size_of(row.lm).licence})",
+        f"`{recipe.train['adapter']}`",
+        str(row.tokens),
+        f"{row.parameters:,}",
+        format_bytes(weights),
+        format_bytes(weights / 2),
+    )
+
+
+def _memory_cells(row: RecipeRow) -> tuple[str, ...]:
+    memory = row.memory
+    per_text = memory.per_text(row.tokens + WORDS)
+    total = memory.weights + memory.adapter + row.micro_batch * per_text
+    fits = str(row.micro_batch) if total <= GPU_FREE else "doesn't fit"
+    sizes = (format_bytes(memory.weights), format_bytes(memory.adapter), format_bytes(per_text))
+    return (row.recipe.name, row.precision, *sizes, fits, format_bytes(total))
 
 
 def listing() -> str:
-    """A block for each recipe, for the terminal."""
+    """A block of two lines for each recipe, for the terminal."""
     blocks = []
     for name in recipe_names():
         recipe = load_recipe(name)
-        training = config_of(recipe)
-        made = [recipe.precompute.get("encoder", "demo"), training.lm, training.adapter]
+        config = config_of(recipe)
+        lm = lm_of(recipe, config)
+        facts = [recipe.precompute.get("encoder", "demo"), lm, config.adapter]
         if recipe.full:
-            model = skeleton(full_config(training.lm))
-            made.append(f"{trained_size(recipe, full_adapter(recipe, model), model):,} trained")
-        about = recipe.about.get("title", "the demo's own")
-        blocks.append(f"{name:<18} {about}\n{'':<18} {', '.join(made)}")
+            model = skeleton(full_config(lm))
+            facts.append(f"{trained_size(recipe, full_adapter(recipe, model), model):,} trained")
+        title = recipe.about.get("title", "the demo's own")
+        blocks.append(f"{name:<18} {title}\n{'':<18} {', '.join(facts)}")
     return "\n".join(blocks)
 
 
-def _lines(rows: list[tuple[str, ...]]) -> str:
+def _lines(rows: Sequence[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -10,10 +10,10 @@ from periscope.shards.timing import Timing, add_timing, load_timing
 from periscope.shards.verify import verify
 from periscope.training.config import DataOptions, TrainConfig
 from periscope.training.data.dataset import TextIndex
-from periscope.training.memory.caching import Caching, caching, media_shown
+from periscope.training.memory.caching import Caching, caching, media_per_epoch
 
 
-def kept(media: int, captions: int) -> TextIndex:
+def index(media: int, captions: int) -> TextIndex:
     texts = [Text(f"{m}-{c}", (f"m{m}",), (), "train") for m in range(media) for c in range(captions)]
     about = [m for m in range(media) for _ in range(captions)]
     return TextIndex(texts, [10] * len(texts), [9] * len(texts), about, [1] * len(texts), [False] * len(texts))
@@ -23,13 +23,13 @@ def test_the_epoch_from_which_it_is_cheaper():
     """100 media at 0.3 s to decode, 0.5 to encode and 0.2 to write: 100 s once, 80 s an epoch in the loop of which the
     cache takes 5 to read. After E epochs 100 + 5 E against 80 E: equal at 100 / 75.
     """
-    found = Caching(once=100, again=80, each=1, device="cpu")
-    assert found.cheaper_from() == 1.25 and found.cheaper_from(5) == pytest.approx(4 / 3)
-    assert found.cheaper_from(80) == math.inf
-    assert "100 s once (1 s a medium on cpu)" in str(found) and "80 s in every epoch" in str(found)
-    assert "cheaper after 1.2 epochs" in str(found)
+    saving = Caching(once=100, per_epoch=80, per_medium=1, device="cpu")
+    assert saving.cheaper_from() == 1.25 and saving.cheaper_from(5) == pytest.approx(4 / 3)
+    assert saving.cheaper_from(80) == math.inf
+    assert "100 s once (1 s a medium on cpu)" in str(saving) and "80 s in every epoch" in str(saving)
+    assert "cheaper after 1.2 epochs" in str(saving)
     # an epoch of 25 s, 5 of them waiting for features: 20 s of steps and 80 of encoding in the loop
-    assert "an epoch took 25 s and would have taken 100 s with the encoder in the loop, 4 times" in found.measured(
+    assert "an epoch took 25 s and would have taken 100 s with the encoder in the loop, 4 times" in saving.measured(
         25, 5
     )
 
@@ -42,17 +42,18 @@ class Set:
 
 def test_it_counts_how_often_a_medium_is_shown(tmp_path):
     """Five captions of each of 100 media: together each is read once an epoch, apart up to five times."""
-    assert caching(Set(tmp_path), "pooled", kept(100, 5), TrainConfig()) is None
+    assert caching(Set(tmp_path), "pooled", index(100, 5), TrainConfig()) is None
     add_timing(tmp_path, Timing(100, 30.0, 50.0, 20.0, "cpu"))
     together = TrainConfig(batch=20)
     apart = TrainConfig(batch=20, data=DataOptions(texts_per_medium=1))
-    assert media_shown(kept(100, 5), together) == 100 and 400 < media_shown(kept(100, 5), apart) <= 500
-    found = caching(Set(tmp_path), "pooled", kept(100, 5), together)
-    assert (found.once, found.again, found.each) == (120, 80, 1)  # held-out media are in the set and not in the epoch
-    shared = caching(Set(tmp_path), "pooled", kept(100, 5), together, ranks=4)
-    assert shared.again == 20
-    assert caching(Set(tmp_path), "pooled", kept(100, 5), apart).again > 4 * found.again
-    assert caching(Set(tmp_path, views=5), "pooled", kept(100, 5), together).again == 40  # 30 + 50 / 5
+    assert media_per_epoch(index(100, 5), together) == 100 and 400 < media_per_epoch(index(100, 5), apart) <= 500
+    saving = caching(Set(tmp_path), "pooled", index(100, 5), together)
+    # held-out media are in the set and not in the epoch
+    assert (saving.once, saving.per_epoch, saving.per_medium) == (120, 80, 1)
+    shared = caching(Set(tmp_path), "pooled", index(100, 5), together, ranks=4)
+    assert shared.per_epoch == 20
+    assert caching(Set(tmp_path), "pooled", index(100, 5), apart).per_epoch > 4 * saving.per_epoch
+    assert caching(Set(tmp_path, views=5), "pooled", index(100, 5), together).per_epoch == 40  # 30 + 50 / 5
 
 
 def test_what_was_noted_adds_up_on_one_device(tmp_path):

@@ -113,7 +113,7 @@ def test_a_combination_that_fails_is_told_and_the_others_go_on(home, capfd):
 def test_a_combination_that_fails_on_one_rank_alone_ends_the_sweep(home, monkeypatch, capfd):
     """The others wait for that rank in the middle of a training, and can't be told to leave it."""
     command = (*BASE, "--sweep", "adapter=mlp2,linear3", "--name", "alone")
-    monkeypatch.setattr("periscope.training.distributed.MEETING", timedelta(seconds=1))
+    monkeypatch.setattr("periscope.training.distributed.BARRIER_TIMEOUT", timedelta(seconds=1))
     monkeypatch.setattr("periscope.console.OTHERS", 0)
 
     def one_fails(rank: int) -> None:
@@ -140,14 +140,14 @@ def test_values_are_typed_as_the_flags_are():
     found = combinations(Request(sweep=("batch=8,16", "eos=True,False", "lm=a/b,c", "adapter=mlp8")))
     assert len(found) == 8 and len({one.name for one in found}) == 8
     assert [one.choice["lm"] for one in found] == ["a/b"] * 4 + ["c"] * 4, "one language model at a time"
-    first, second, *_ = (one.request.given for one in found)
+    first, second, *_ = (one.request.flags for one in found)
     assert first["batch"] == 8 and first["eos"] is True and second["eos"] is False
     assert found[0].name == "batch8-eosTrue-lma_b-mlp8"
 
 
 def test_values_of_lora_have_commas_of_their_own():
     found = combinations(Request(sweep=("lora=r=8,alpha=16,r=64, r=4,alpha=4", "lr=1e-3")))
-    assert [one.request.given["lora"] for one in found] == ["r=8,alpha=16", "r=64", " r=4,alpha=4"]
+    assert [one.request.flags["lora"] for one in found] == ["r=8,alpha=16", "r=64", " r=4,alpha=4"]
     assert [one.name for one in found] == ["r8_alpha16-lr0.001", "r64-lr0.001", "r4_alpha4-lr0.001"]
     with pytest.raises(AdapterError, match=r"--lora '8,16' isn't of the form"):
         combinations(Request(sweep=("lora=8,16",)))

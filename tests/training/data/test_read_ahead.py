@@ -13,10 +13,11 @@ from periscope.adapters.projectors import FeatureShape
 from periscope.shards.features import encode_fp16
 from periscope.shards.read import FeatureSet
 from periscope.shards.write import SetWriter, make_key
-from periscope.training.data.dataset import TextFeatureDataset, TextIndex, TrainingSteps
+from periscope.training.data.dataset import TextFeatureDataset, TextIndex
 from periscope.training.data.mix import MixedSteps
 from periscope.training.data.read_ahead import ReadAhead
-from periscope.training.data.sources import media_in
+from periscope.training.data.steps import TrainingSteps
+from periscope.training.data.training_set import media_per_span
 
 ENCODER = {"name": "random", "library": "none", "id": "", "class": "None", "fingerprint": "0" * 64}
 MEDIA, EACH = 60, 25
@@ -37,12 +38,12 @@ def features(tmp_path) -> FeatureSet:
     return FeatureSet(tmp_path / "set")
 
 
-def steps_of(features, batch=4, run=10, kind=TrainingSteps, **more):
+def steps_of(features, batch=4, span_media=10):
     adapter = SimpleNamespace(features=FeatureShape("pooled", 1, 8), tokens=1, soft_tokens=0)
-    encoded = TextFeatureDataset(features, SimpleNamespace(segments=lambda *_, **__: []), adapter)
+    dataset = TextFeatureDataset(features, SimpleNamespace(segments=lambda *_, **__: []), adapter)
     texts = [SimpleNamespace(media=(key,), turns=(), id=key) for key in features.keys]
-    kept = TextIndex(texts, [3] * MEDIA, [2] * MEDIA, range(MEDIA), [1] * MEDIA, [False] * MEDIA)
-    return encoded, kept, TrainingSteps(encoded, kept, batch, seed=1, run=run, **more)
+    index = TextIndex(texts, [3] * MEDIA, [2] * MEDIA, range(MEDIA), [1] * MEDIA, [False] * MEDIA)
+    return dataset, index, TrainingSteps(dataset, index, batch, seed=1, span_media=span_media)
 
 
 def test_a_part_is_read_once_from_its_first_byte_to_its_last(features, monkeypatch):
@@ -90,16 +91,16 @@ def test_the_parts_are_asked_for_before_their_media_and_once_an_epoch(features):
 
 
 def test_without_it_nothing_is_read_ahead_and_the_order_is_any(features):
-    _, _, steps = steps_of(features, run=0)
+    _, _, steps = steps_of(features, span_media=0)
     rows = [steps[number].rows[:, 0].tolist() for number in range(steps.per_epoch)]
     assert steps._ahead is None and sum(max(some) - min(some) for some in rows) / len(rows) > 20
 
 
 def test_a_mix_reads_each_set_ahead(features):
-    encoded, kept, _ = steps_of(features)
-    mix = MixedSteps([(encoded, kept), (encoded, kept)], [3.0, 1.0], 4, 0, runs=[10, 20])
+    dataset, index, _ = steps_of(features)
+    mix = MixedSteps([(dataset, index), (dataset, index)], [3.0, 1.0], 4, 0, span_media=[10, 20])
     asked = []
-    for number, part in enumerate(mix.parts):
+    for number, part in enumerate(mix.by_set):
         part._ahead = SimpleNamespace(ask=lambda *what, number=number: asked.append((number, *what)))
     for step in range(mix.per_epoch):
         mix[step]
@@ -131,7 +132,7 @@ def test_it_can_be_sent_to_a_process(features):
     steps.ask("a", 0, 5)
 
 
-def test_a_run_is_as_long_as_it_may_weigh(features):
+def test_a_span_is_as_long_as_its_size_allows(features):
     size = sum(shard["bytes"] for shard in features.manifest["shards"])
-    assert media_in(size // 2, features) == MEDIA // 2 and media_in(1, features) == 1
-    assert np.isclose(media_in(1 << 30, features), (1 << 30) * MEDIA / size, rtol=0.01)
+    assert media_per_span(features, size // 2) == MEDIA // 2 and media_per_span(features, 1) == 1
+    assert np.isclose(media_per_span(features, 1 << 30), (1 << 30) * MEDIA / size, rtol=0.01)

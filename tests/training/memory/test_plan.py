@@ -1,6 +1,5 @@
 """The memory plan: what it counts on shapes alone is what real tensors take."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -17,20 +16,26 @@ from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.template import default_template
 from periscope.adapters.shared_prefix import SharedPrefixBatch, pack_shared_prefix
 from periscope.adapters.splice import length_of
-from periscope.recipes import load_recipe, recipe_names
 from periscope.training.memory import plan as plans
 from periscope.training.memory.model_sizes import skeleton
-from periscope.training.memory.plan import GIB, MemoryPlan, kept_bytes, kept_per_token, plan, spare_memory, weight_bytes
-from periscope.training.memory.recipe_table import page
+from periscope.training.memory.plan import (
+    GIB,
+    MemoryPlan,
+    choose_checkpointing,
+    plan,
+    saved_bytes,
+    saved_per_token,
+    weight_bytes,
+)
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WORDS = "the quick brown fox jumps over the lazy dog"
 
 
-def some_texts(lm, adapter, count: int = 3):
+def sample_texts(lm, adapter, count: int = 3):
     prompt = Prompt(lm.tokenizer, default_template(lm.tokenizer))
-    words = [WORDS] * (count - 1) + [WORDS[:20]]  # one of them is padded
-    texts = [prompt.segments([{"role": "assistant", "content": said}], [f"m{i}"]) for i, said in enumerate(words)]
+    captions = [WORDS] * (count - 1) + [WORDS[:20]]  # one of them is padded
+    texts = [prompt.segments([{"role": "assistant", "content": words}], [f"m{i}"]) for i, words in enumerate(captions)]
     shape = adapter.features
     features = {f"m{i}": torch.randn(shape.tokens, shape.width) for i in range(count)}
     return prompt, texts, features
@@ -42,17 +47,17 @@ def test_a_step_keeps_what_the_plan_counts(family, language_model_folder, monkey
     monkeypatch.setattr(plans, "_estimate", lambda *_: pytest.fail("the family can't be counted"))
     lm = load_language_model(str(language_model_folder(family)))
     adapter = Adapter("mlp", FeatureShape("patches", 36, 32, (6, 6)), lm.hidden_size, lm.embedding_rms)
-    prompt, texts, features = some_texts(lm, adapter)
+    prompt, texts, features = sample_texts(lm, adapter)
     model, length = AdaptedModel(lm, adapter, prompt), length_of(texts[0], 36)
     own = [*lm.model.parameters(), *lm.model.buffers(), *adapter.parameters(), *features.values()]
-    kept = kept_bytes(lambda: model.loss(texts, features)[0], own)
-    needs = plan(lm, adapter, length, shared=False)
+    saved = saved_bytes(lambda: model.loss(texts, features)[0], own)
+    memory = plan(lm, adapter, length, shared=False)
     targets = sum(len(s.ids) for text in texts for s in text if s.target)
     logits = 4 * targets * lm.model.config.get_text_config().vocab_size  # their gradient, in their place
-    expected = len(texts) * (length * needs.per_token + needs.per_medium) + logits
-    assert kept == pytest.approx(expected, rel=0.05)
-    layer = len(texts) * length * (needs.per_token / lm.depth)
-    assert abs(kept - (expected + layer)) > 0.15 * kept < abs(kept - (expected - layer))
+    expected = len(texts) * (length * memory.per_token + memory.per_medium) + logits
+    assert saved == pytest.approx(expected, rel=0.05)
+    layer = len(texts) * length * (memory.per_token / lm.depth)
+    assert abs(saved - (expected + layer)) > 0.15 * saved < abs(saved - (expected - layer))
 
 
 @pytest.mark.parametrize(
@@ -62,23 +67,23 @@ def test_a_step_with_lora_keeps_what_the_plan_counts(family, precision, language
     monkeypatch.setattr(plans, "_estimate", lambda *_: pytest.fail("the family can't be counted"))
     lm = load_language_model(str(language_model_folder(family)), precision=precision)
     adapter = Adapter("mlp", FeatureShape("patches", 36, 32, (6, 6)), lm.hidden_size, lm.embedding_rms)
-    prompt, texts, features = some_texts(lm, adapter)
+    prompt, texts, features = sample_texts(lm, adapter)
     length = length_of(texts[0], 36)
     plain = plan(lm, adapter, length, shared=False)
     size = lora_size(lm.model, 24)
     add_lora(lm, 24, 24)
-    model, needs = AdaptedModel(lm, adapter, prompt), plan(lm, adapter, length, shared=False)
+    model, memory = AdaptedModel(lm, adapter, prompt), plan(lm, adapter, length, shared=False)
     assert size == sum(p.numel() for p in lora_parameters(lm.model).values())
-    assert (needs.lora, needs.adapter) == (size * 16, plain.adapter + size * 16) and needs.weights == plain.weights
-    assert needs.checkpoint == plain.checkpoint + size * 12 and "and LoRA" in str(needs)
+    assert (memory.lora, memory.adapter) == (size * 16, plain.adapter + size * 16) and memory.weights == plain.weights
+    assert memory.checkpoint == plain.checkpoint + size * 12 and "and LoRA" in str(memory)
     own = [*lm.model.parameters(), *lm.model.buffers(), *adapter.parameters(), *features.values()]
-    kept = kept_bytes(lambda: model.loss(texts, features)[0], own)
+    saved = saved_bytes(lambda: model.loss(texts, features)[0], own)
     targets = sum(len(s.ids) for text in texts for s in text if s.target)
-    expected = len(texts) * (length * needs.per_token + needs.per_medium)
+    expected = len(texts) * (length * memory.per_token + memory.per_medium)
     expected += lm.dtype.itemsize * targets * lm.model.config.get_text_config().vocab_size
-    assert kept == pytest.approx(expected, rel=0.1)
-    without = expected - len(texts) * length * (needs.per_token - plain.per_token)
-    assert abs(kept - without) > 0.1 * kept
+    assert saved == pytest.approx(expected, rel=0.1)
+    without = expected - len(texts) * length * (memory.per_token - plain.per_token)
+    assert abs(saved - without) > 0.1 * saved
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "opt", "qwen3"])
@@ -86,39 +91,39 @@ def test_texts_about_one_medium_keep_a_mask_and_the_plan_counts_it(family, langu
     """And keys and values once for every head, of which these models, but for opt, have fewer."""
     lm = load_language_model(str(language_model_folder(family)))
     adapter = Adapter("mlp", FeatureShape("patches", 36, 32, (6, 6)), lm.hidden_size, lm.embedding_rms)
-    prompt, _, features = some_texts(lm, adapter, 1)
-    texts = [prompt.segments([{"role": "assistant", "content": said}], ["m0"]) for said in (WORDS, WORDS[4:])]
+    prompt, _, features = sample_texts(lm, adapter, 1)
+    texts = [prompt.segments([{"role": "assistant", "content": words}], ["m0"]) for words in (WORDS, WORDS[4:])]
     own = [*lm.model.parameters(), *lm.model.buffers(), *adapter.parameters(), *features.values()]
     rows: list[int] = []
 
-    def planted(*given: object) -> SharedPrefixBatch:
-        tree = pack_shared_prefix(*given)
-        rows.append(tree.inputs_embeds[..., 0].numel())
-        return tree
+    def recording_pack(*inputs: object) -> SharedPrefixBatch:
+        packed = pack_shared_prefix(*inputs)
+        rows.append(packed.inputs_embeds[..., 0].numel())
+        return packed
 
-    monkeypatch.setattr(adapters_model, "pack_shared_prefix", planted)
-    kept = kept_bytes(lambda: AdaptedModel(lm, adapter, prompt).loss(texts, features)[0], own)
-    (together,) = rows
-    masked, plain = (plan(lm, adapter, together, shared=shared) for shared in (True, False))
+    monkeypatch.setattr(adapters_model, "pack_shared_prefix", recording_pack)
+    saved = saved_bytes(lambda: AdaptedModel(lm, adapter, prompt).loss(texts, features)[0], own)
+    (tokens,) = rows
+    masked, plain = (plan(lm, adapter, tokens, shared=shared) for shared in (True, False))
     targets = sum(len(s.ids) for text in texts for s in text if s.target)
     rest = masked.per_medium + 4 * targets * lm.model.config.get_text_config().vocab_size
-    assert kept == pytest.approx(together * masked.per_token + rest, rel=0.05)
-    assert kept > 1.04 * (together * plain.per_token + rest)
+    assert saved == pytest.approx(tokens * masked.per_token + rest, rel=0.05)
+    assert saved > 1.04 * (tokens * plain.per_token + rest)
 
 
 def test_the_plan_changes_nothing_of_the_model(language_model_folder):
     lm = load_language_model(str(language_model_folder("llama")))
     before = lm.model.config.to_dict(), lm.model.config._attn_implementation
-    kept_per_token(lm.model.config, torch.float16, 40)
+    saved_per_token(lm.model.config, torch.float16, 40)
     assert (lm.model.config.to_dict(), lm.model.config._attn_implementation) == before
 
 
-def test_layers_that_run_again_keep_their_input(language_model_folder):
+def test_recomputed_layers_save_their_input(language_model_folder):
     config = AutoConfig.from_pretrained(language_model_folder("opt"))
     config.num_hidden_layers = 14
-    whole, half, all_again = (kept_per_token(config, torch.float32, 50, every) for every in (0, 2, 1))
+    whole, half, all_again = (saved_per_token(config, torch.float32, 50, every) for every in (0, 2, 1))
     config.num_hidden_layers = 13
-    layer = whole - kept_per_token(config, torch.float32, 50)
+    layer = whole - saved_per_token(config, torch.float32, 50)
     entered = config.hidden_size * 4
     assert all_again == pytest.approx(whole - 14 * (layer - entered) + layer, rel=0.01)
     assert half == pytest.approx(whole - 7 * (layer - entered) + layer, rel=0.01)
@@ -127,9 +132,9 @@ def test_layers_that_run_again_keep_their_input(language_model_folder):
 
 def test_a_family_that_cannot_be_counted_is_estimated(language_model_folder, monkeypatch):
     config = AutoConfig.from_pretrained(language_model_folder("llama"))
-    counted = kept_per_token(config, torch.float32, 40)
-    monkeypatch.setattr(plans, "_kept", lambda *_: (_ for _ in ()).throw(RuntimeError("it looks at values")))
-    assert kept_per_token(config, torch.float32, 40) == pytest.approx(counted, rel=0.5)
+    counted = saved_per_token(config, torch.float32, 40)
+    monkeypatch.setattr(plans, "_saved_bytes", lambda *_: (_ for _ in ()).throw(RuntimeError("it looks at values")))
+    assert saved_per_token(config, torch.float32, 40) == pytest.approx(counted, rel=0.5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "8bit", "4bit"])
@@ -150,60 +155,33 @@ def test_weights_take_what_bitsandbytes_gives_them(precision, tmp_path):
 
 
 def test_the_micro_batch_is_what_fits():
-    needs = MemoryPlan(10 * GIB, GIB, 1 << 20, 1 << 20, 1 << 28, 0, 100, 11 * GIB)
-    each = needs.per_text(300)
+    memory = MemoryPlan(10 * GIB, GIB, 1 << 20, 1 << 20, 1 << 28, 0, 100, 11 * GIB)
+    each = memory.per_text(300)
     assert each == (300 + 200) * (1 << 20) + (1 << 28)
-    fits = needs.micro_batch(64, 300)
+    fits = memory.micro_batch(64, 300)
     assert fits * each <= 0.8 * 10 * GIB < (fits + 1) * each
-    assert needs.micro_batch(4, 300) == 4 and needs.micro_batch(64, 10**6) == 1
+    assert memory.micro_batch(4, 300) == 4 and memory.micro_batch(64, 10**6) == 1
     on_a_cpu = MemoryPlan(10 * GIB, GIB, 1 << 20, 1 << 20, 1 << 28, 0, 100, None)
     assert on_a_cpu.micro_batch(64, 300) == 64 and "GPU" not in str(on_a_cpu)
 
 
-def test_layers_run_again_only_where_no_text_would_fit_and_as_few_as_let_one(capsys):
+def test_checkpointing_starts_only_where_no_text_would_fit_with_as_few_layers_as_possible(capsys):
     asked = []
 
-    def plan_at(every: int, free: int | None) -> MemoryPlan:
+    def plan_with(every: int, free: int | None) -> MemoryPlan:
         asked.append(every)
-        kept = {0: 40, 8: 30, 4: 20, 2: 10, 1: 5}[every] << 20
-        return MemoryPlan(0, 0, kept, 0, 0, 0, 0, free)
+        saved = {0: 40, 8: 30, 4: 20, 2: 10, 1: 5}[every] << 20
+        return MemoryPlan(0, 0, saved, 0, 0, 0, 0, free)
 
-    def spared(free: int | None, rerun: int = 0) -> tuple[int, list[int]]:
+    def spared(free: int | None, checkpoint_every: int = 0) -> tuple[int, list[int]]:
         asked.clear()
-        needs, again = spare_memory(lambda every: plan_at(every, free), rerun, 100)
-        assert needs == plan_at(again, free)
-        return again, asked[:-1]
+        memory, every = choose_checkpointing(lambda n: plan_with(n, free), checkpoint_every, 100)
+        assert memory == plan_with(every, free)
+        return every, asked[:-1]
 
-    room = {kept: round(kept * 100 / 0.8) + 1 << 20 for kept in (40, 20, 4)}
+    room = {saved: round(saved * 100 / 0.8) + 1 << 20 for saved in (40, 20, 4)}
     assert spared(None) == spared(room[40]) == (0, [0])
-    assert spared(room[20], rerun=2) == (2, [2]) and not capsys.readouterr().out
+    assert spared(room[20], checkpoint_every=2) == (2, [2]) and not capsys.readouterr().out
     assert spared(room[20]) == (4, [0, 8, 4])
     assert "--gradient-checkpointing 4" in capsys.readouterr().out
     assert spared(room[4]) == (1, [0, 8, 4, 2, 1]) and "--gradient-checkpointing 1" in capsys.readouterr().out
-
-
-SIZES = re.compile(r"(\d+(?:\.\d+)?) (KiB|MiB|GiB)")
-
-
-def without_memory(text: str) -> str:
-    """The page without the figures that follow transformers' version: it changes what a model keeps."""
-    head, _, rest = text.partition("## Memory in full size")
-    return head + "\n".join(line for line in rest.splitlines() if not SIZES.search(line) or "24 GB" in line)
-
-
-def memory_rows(text: str) -> list[float]:
-    """Every size in the table of memory, in bytes."""
-    table = text.partition("## Memory in full size")[2]
-    units = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-    lines = [line for line in table.splitlines() if line.startswith("|")]
-    return [float(number) * units[unit] for line in lines for number, unit in SIZES.findall(line)]
-
-
-def test_the_page_of_recipes_is_made_by_its_script():
-    made = page()
-    written = (ROOT / "docs/recipes.md").read_text()
-    assert without_memory(written) == without_memory(made), "run python -m training > docs/recipes.md"
-    pairs = list(zip(memory_rows(written), memory_rows(made), strict=True))
-    assert pairs and all(ours == pytest.approx(theirs, rel=0.25) for ours, theirs in pairs)
-    assert all(f"| {name} | " in made for name in recipe_names() if load_recipe(name).full)
-    assert "doesn't fit" not in made
