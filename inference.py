@@ -230,12 +230,12 @@ class LoadedModel:
         if len(self.readers) == 1:
             return next(iter(self.readers))
         name = str(medium) if isinstance(medium, str | Path) else ""
-        found = "image" if isinstance(medium, Image.Image) else modality_of(name) if name else None
-        fitting = [modality for modality in self.readers if found and suits(name, found, modality)]
+        kind = "image" if isinstance(medium, Image.Image) else modality_of(name) if name else None
+        fitting = [modality for modality in self.readers if kind and suits(name, kind, modality)]
         if not fitting:
             shown = name or f"a {type(medium).__name__}"
             raise AdapterError(
-                f"{shown} is {found or 'of no known modality'}, and the adapters read {' and '.join(self.readers)}; "
+                f"{shown} is {kind or 'of no known modality'}, and the adapters read {' and '.join(self.readers)}; "
                 f'say which is meant, as {{"{next(iter(self.readers))}": ...}}'
             )
         return fitting[0]
