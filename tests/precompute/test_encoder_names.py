@@ -295,4 +295,6 @@ def test_the_demos_rows_are_its_encoders(name: str) -> None:
 def test_the_page_of_encoders_is_made_by_its_script() -> None:
     from periscope.precompute.encoders.__main__ import table
 
-    assert (PROJECT / "docs/encoders.md").read_text() == table(), "run python -m precompute.encoders > docs/encoders.md"
+    assert (PROJECT / "docs/encoders.md").read_text() == table(), (
+        "run python -m periscope.precompute.encoders > docs/encoders.md"
+    )
