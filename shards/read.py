@@ -92,7 +92,7 @@ class FeatureSet:
         return self.manifest["features"][kind]
 
     def row(self, key: str) -> int:
-        """A medium's position in writing order, which is its order on disk. Raises FeatureSetError for an unknown key."""
+        """A medium's position in writing order, the order on disk. Raises FeatureSetError for an unknown key."""
         row = self._row.get(key)
         if row is None:
             raise FeatureSetError(f"{self.path} holds no medium {key!r}")
