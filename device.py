@@ -1,4 +1,4 @@
-"""Which device to compute on."""
+"""Choosing the device to compute on."""
 
 import os
 import shutil
@@ -12,11 +12,10 @@ def _gpu_in_machine() -> bool:
 
 
 def choose_device(name: str = "auto") -> str:
-    """Turn `--device` into what torch understands: "cuda", "cuda:N" or "cpu".
+    """The torch device for `--device`: "cuda", "cuda:N" or "cpu".
 
-    "auto" takes the GPU when torch can use it and the CPU when the machine has none.
-    Raises DeviceError when there is a GPU that torch can't use (unless `name` is "cpu"), or when a GPU is asked for in
-    vain.
+    "auto" takes the GPU if torch can use it, and the CPU if the machine has none. Raises DeviceError when there is a
+    GPU that torch can't use (unless `name` is "cpu"), or none where one is asked for.
     """
     if name == "cpu":
         return "cpu"

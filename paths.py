@@ -1,4 +1,4 @@
-"""Folders that several parts need."""
+"""Folders that several packages need."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def tiny_folder() -> Path:
-    """Where `--tiny` keeps its random models, in the user's cache; other code makes others."""
+    """Where `--tiny` keeps its random models, in the user's cache: one folder per version of their code."""
     sources = [PACKAGE / name for name in ("adapters/lm/tiny.py", "precompute/tiny_encoders.py")]
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -1,1 +1,1 @@
-"""The embedded default: drawn scenes, sounds and clips, and the small backbones pretrained on such media."""
+"""The demo: drawn scenes, sounds and clips, and small backbones pretrained on such media."""

@@ -97,7 +97,7 @@ def draw_clips(seed: int, n: int, split: str) -> list[list[dict]]:
 
 
 def caption(movers: list[dict], rng: random.Random) -> str:
-    """A sentence that tells every mover from top to bottom with its colour, shape, pace, way and place."""
+    """A sentence that describes every mover from top to bottom: colour, shape, pace, direction and place."""
     opening, moves, stays = rng.choice(CAPTIONS)
     told = [(stays if mover["pace"] == "still" else moves).format(**mover) for mover in movers]
     text = opening + " and ".join(told) + "."
@@ -145,7 +145,7 @@ def draw_questions(movers: list[dict], n: int, rng: random.Random) -> list[tuple
 
 
 def stencil(shape: str, radius: float) -> Image.Image:
-    """A shape's mask ("L"), FINE times as large as it will be, in the middle of a square with a margin of a pixel."""
+    """A shape's mask ("L"), FINE times its final size, centred in a square with a margin of a pixel."""
     middle, reach = FINE * (int(radius) + 3), FINE * radius
     mask = Image.new("L", (2 * middle, 2 * middle))
     pen = ImageDraw.Draw(mask)
@@ -164,7 +164,7 @@ def stencil(shape: str, radius: float) -> Image.Image:
 
 
 def render(movers: list[dict], rng: random.Random) -> list[Image.Image]:
-    """A clip as FRAMES RGB pictures of PIXELS x PIXELS: each mover in its half on a background as of demo.scenes, with
+    """A clip as FRAMES RGB images of PIXELS x PIXELS: each mover in its half, on a background as in demo.scenes, with
     jitter of place, size, colour and speed; it never leaves its half."""
     background = scenes.render([], rng, PIXELS)
     paths = []
@@ -195,7 +195,7 @@ def render(movers: list[dict], rng: random.Random) -> list[Image.Image]:
 
 
 def mp4(frames: list[Image.Image]) -> bytes:
-    """RGB pictures as the bytes of an MP4 file (H.264, RATE frames a second); the same pictures give the same bytes."""
+    """RGB images as the bytes of an MP4 file (H.264, RATE frames per second); deterministic."""
     import av
 
     buffer = io.BytesIO()
@@ -214,9 +214,9 @@ def mp4(frames: list[Image.Image]) -> bytes:
 def make(folder: Path, seed: int = 0, train: int = 4000, heldout: int = 200, new_pairs: int = 200) -> Path:
     """Draws the demo's clips and words into `folder`: clips/*.mp4, texts.jsonl and clips.json (what was asked for).
 
-    The train split has one caption a clip and no question; the others one caption and up to 8 questions each. Every
-    clip has its own generator, so a set with more of them begins with the same ones. See demo.making.make_folder for
-    what happens to a folder that exists. Returns `folder`.
+    The train split has one caption per clip and no questions; the others one caption and up to 8 questions per clip.
+    Every clip has its own generator, so a larger set begins with the same clips. For an existing folder see
+    demo.making.make_folder. Returns `folder`.
     """
     counts = dict(zip(SPLITS, (train, heldout, new_pairs), strict=True))
 

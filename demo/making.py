@@ -1,4 +1,4 @@
-"""What the demo's sounds and clips share: how media are split, questions drawn, and a folder made once."""
+"""What the demo's sounds and clips share: splits, drawing questions, and writing a folder once."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ HELDOUT_ONE_IN = 10
 
 
 def split_by(pairs: Iterable[tuple[str, str]], new: bool, least: int = 2) -> str:
-    """The split of a medium by the pairs of words that stand for what it holds, whatever their order.
+    """The split of a medium, from the pairs of words that describe its objects, in any order; the same for any seed.
 
-    "new_pairs" when it is `new`, "heldout" when there are `least` things or more and a hash of their pairs says so,
-    "train" otherwise. So it holds for any seed.
+    "new_pairs" if `new`; "heldout" if there are at least `least` objects and a hash of their pairs says so; else
+    "train".
     """
     told = sorted(pairs)
     if new:
@@ -60,11 +60,11 @@ def lines_of(
 
 
 def make_folder(folder: Path, name: str, asked: dict, lines: Callable[[Path], Iterable[dict]]) -> Path:
-    """Makes `folder` with texts.jsonl from what `lines(folder)` gives, and `name`.json with what was asked for.
+    """Write `folder` with texts.jsonl from `lines(folder)`, and `name`.json with the numbers asked for.
 
-    `lines` also writes the media, into the folder it is given. A finished folder made with the same numbers is used as
-    it is; one made otherwise raises ValueError. Everything is written under a temporary name and renamed at the end.
-    Returns `folder`.
+    `lines` also writes the media into the folder it is given. A finished folder made with the same numbers is reused;
+    one made with others raises ValueError. Everything is written under a temporary name and renamed at the end. Returns
+    `folder`.
     """
     note = folder / f"{name}.json"
     if note.is_file() and json.loads(note.read_text()) == asked:

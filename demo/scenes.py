@@ -72,7 +72,7 @@ FORMS = tuple(QUESTIONS)
 def split_of(objects: list[dict]) -> str:
     """The split a scene belongs to, by its objects' colours and shapes alone.
 
-    Scenes of one object are never held out (unless the pair is new): there are too few of them to miss.
+    Scenes of one object are never held out (unless the pair is new): there are too few of them.
     """
     pairs = list(true_objects(objects).elements())
     return split_by(pairs, not NEW_PAIRS.isdisjoint(pairs))
@@ -179,8 +179,9 @@ def _outline(shape: str) -> list[tuple[float, float]]:
 
 
 def render(objects: list[dict], rng: random.Random, pixels: int = PIXELS) -> Image.Image:
-    """A scene as an RGB picture of `pixels` x `pixels`: pale background with a slight slope of light, jittered places,
-    sizes and colours, a little noise; drawn at twice the size and scaled down."""
+    """A scene as an RGB image of `pixels` x `pixels`: pale background with a slight gradient, jittered places, sizes
+    and colours, a little noise; drawn at twice the size and scaled down.
+    """
     side = 2 * pixels
     cell = side / 3
     base = [rng.randint(218, 255) for _ in range(3)]
@@ -218,9 +219,9 @@ def render(objects: list[dict], rng: random.Random, pixels: int = PIXELS) -> Ima
 def make(folder: Path, seed: int = 0, train: int = 12000, heldout: int = 300, new_pairs: int = 300) -> Path:
     """Draws the demo's media and words into `folder`: images/*.jpg, texts.jsonl and scenes.json (what was asked for).
 
-    The train split has one caption a picture and no question; the others one caption and up to 8 questions each. Every
-    picture has its own generator, so a set with more pictures begins with the same ones. A finished folder made with
-    the same numbers is used as it is; one made otherwise raises ValueError. Everything is written under a temporary
+    The train split has one caption per image and no questions; the others one caption and up to 8 questions per image.
+    Every image has its own generator, so a larger set begins with the same images. A finished folder made with the same
+    numbers is reused; one made with others raises ValueError. Everything is written under a temporary
     name and renamed at the end. Returns `folder`.
     """
     counts = {"train": train, "heldout": heldout, "new_pairs": new_pairs}

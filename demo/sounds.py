@@ -1,4 +1,4 @@
-"""Draws the demo's sounds: one to three events in a row, with captions and questions, all from a seed.
+"""Draws the demo's sounds: one to three consecutive events, with captions and questions, all from a seed.
 
 The splits follow from rules, not from draws, so they hold for any seed: a recording belongs to "new_pairs" when both
 sounds of a pair of NEW_PAIRS are heard, to "heldout" when a hash of its pitches and sounds (whatever their order) says
@@ -84,7 +84,7 @@ def draw_sounds(seed: int, n: int, split: str) -> list[list[dict]]:
 
 
 def caption(events: list[dict], rng: random.Random) -> str:
-    """A sentence that tells every event in order of time with its sound, pitch and loudness."""
+    """A sentence that describes every event in order of time: sound, pitch and loudness."""
     opening, phrase, joints, end = rng.choice(CAPTIONS)
     text = opening + phrase.format(**events[0])
     text += "".join(joint + phrase.format(**event) for joint, event in zip(joints, events[1:], strict=False)) + end
@@ -131,7 +131,7 @@ def draw_questions(events: list[dict], n: int, rng: random.Random) -> list[tuple
 
 
 def tone(sound: str, base: float, seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """One event without its loudness: float64 (samples,) at RATE, about `base` Hz, highest amplitude 1."""
+    """One event at full loudness: float64 `(samples,)` at RATE, about `base` Hz, peak amplitude 1."""
     t = np.arange(round(seconds * RATE)) / RATE
     turn = 2 * np.pi * base * t
     if sound == "bell":
@@ -168,7 +168,7 @@ def tone(sound: str, base: float, seconds: float, rng: np.random.Generator) -> n
 
 
 def render(events: list[dict], rng: random.Random) -> np.ndarray:
-    """A recording as float32 (samples,) of SECONDS at RATE, within -1 to 1: each event in its third, with jitter of
+    """A recording as float32 `(samples,)`, SECONDS long at RATE, in [-1, 1]: each event in its third, with jitter of
     time, length, pitch and level, over faint noise."""
     numbers = np.random.default_rng(rng.getrandbits(64))
     heard = numbers.uniform(0.0005, 0.002) * numbers.standard_normal(round(SECONDS * RATE))
@@ -195,9 +195,9 @@ def wav(samples: np.ndarray) -> bytes:
 def make(folder: Path, seed: int = 0, train: int = 4000, heldout: int = 200, new_pairs: int = 200) -> Path:
     """Draws the demo's sounds and words into `folder`: sounds/*.wav, texts.jsonl and sounds.json (what was asked for).
 
-    The train split has one caption a recording and no question; the others one caption and up to 8 questions each.
-    Every recording has its own generator, so a set with more of them begins with the same ones. See
-    demo.making.make_folder for what happens to a folder that exists. Returns `folder`.
+    The train split has one caption per recording and no questions; the others one caption and up to 8 questions.
+    Every recording has its own generator, so a larger set begins with the same recordings. For an existing folder see
+    demo.making.make_folder. Returns `folder`.
     """
     counts = dict(zip(SPLITS, (train, heldout, new_pairs), strict=True))
 

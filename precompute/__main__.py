@@ -1,4 +1,4 @@
-"""Tools on a finished feature set: python -m precompute verify|inspect|merge|recode."""
+"""Tools for a finished feature set: periscope features verify|inspect|merge|recode."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,11 +17,11 @@ def verify(folder: Path, /) -> None:
 
 
 def inspect(folder: Path, /, picture: Path | None = None) -> None:
-    """Print what a feature set holds, and draw some of it as a contact sheet.
+    """Print a summary of a feature set, and draw a contact sheet of it.
 
     Args:
-        folder: The set.
-        picture: The contact sheet's file; without it SET.png beside the set.
+        folder: The feature set.
+        picture: File of the contact sheet; SET.png beside the set by default.
     """
     from periscope.errors import PrecomputeError
     from periscope.precompute.contact_sheet import contact_sheet
@@ -40,11 +40,11 @@ def inspect(folder: Path, /, picture: Path | None = None) -> None:
 
 
 def merge(out: Path, folders: tuple[Path, ...], /) -> None:
-    """Join finished sets of one encoder, stored alike, as a new one: merge OUT SET SET ...
+    """Join finished sets of one encoder and one storage format into a new one: merge OUT SET SET ...
 
     Args:
-        out: The new set's folder.
-        folders: The sets.
+        out: Folder of the new set.
+        folders: The sets to join.
     """
     from periscope.shards.derive import merge
 
@@ -58,13 +58,13 @@ def recode(
     store: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CODEC|KIND=CODEC")] = (),
     pool: str = "1x1",
 ) -> None:
-    """Write a set again with fewer bits or fewer patches, without its media: recode SET OUT --store int8 --pool 3x3
+    """Write a set again with fewer bits or patches, without its media: recode SET OUT --store int8 --pool 3x3
 
     Args:
-        folder: The set.
-        out: The new set's folder.
-        store: fp16, int8 or int4 for patches, or KIND=CODEC; without it as they are.
-        pool: Average rectangles of so many patches, as in 2x2; 1x1: off.
+        folder: The feature set.
+        out: Folder of the new set.
+        store: fp16, int8 or int4 for patches, or KIND=CODEC; unchanged by default.
+        pool: Average patches over rectangles of this size, e.g. 2x2; 1x1: off.
     """
     from periscope.shards.derive import recode
 
@@ -77,7 +77,7 @@ def _ready(features: "FeatureSet") -> str:
 
 
 def main() -> None:
-    """Dispatch to the tool that is named first."""
+    """Run the tool that the first argument names."""
     import sys
 
     if reconfigure := getattr(sys.stdout, "reconfigure", None):

@@ -1,4 +1,4 @@
-"""A picture of what a feature set holds: held-out media with their words and how large their features are."""
+"""A contact sheet of a feature set: held-out media with their texts and the norms of their features."""
 
 import textwrap
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run will take, said before it starts."""
+"""What encoding will take on disk and in time, printed before it starts."""
 
 import os
 import shutil
@@ -17,15 +17,15 @@ SPARE = 64 << 20  # left free on the disk
 
 
 def bytes_each(features: Mapping[str, dict]) -> dict[str, int]:
-    """kind -> bytes of one medium's features as they are stored; `features` is the manifest's."""
+    """kind -> bytes per medium as stored. features: kind -> manifest entry."""
     return {kind: stored_bytes(entry) for kind, entry in features.items()}
 
 
 def alternatives(features: Mapping[str, dict], views: int = 1) -> dict[str, int]:
-    """Flags -> bytes of one medium's features with them, the largest first.
+    """Flags -> bytes per medium with them, largest first.
 
-    `features` as the encoder gives them: fp16, int8 and int4, each unpooled and pooled 2x2 and 3x3 where that divides
-    the grid, and fewer kinds.
+    features: kind -> manifest entry, as the encoder gives them. Tries fp16, int8 and int4, each unpooled and pooled 2x2
+    and 3x3 where that divides the grid, and fewer kinds.
     """
     found = {}
     more = {"views": views} if views > 1 else {}
@@ -45,9 +45,9 @@ def alternatives(features: Mapping[str, dict], views: int = 1) -> dict[str, int]
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """items: media to encode now · done: already in the set · each: kind -> bytes per medium · free: bytes on the
-    disk of `out` · seconds: estimated for all items, from a first few · choices: flags -> bytes per medium with them,
-    the largest first, where there still is a choice.
+    """items: media to encode now · done: media already in the set · each: kind -> bytes per medium · free: bytes on the
+    disk of `out` · seconds: estimate for all items · choices: flags -> bytes per medium with them, largest first, while
+    there still is a choice.
     """
 
     items: int
@@ -60,7 +60,7 @@ class DiskPlan:
 
     @property
     def total(self) -> int:
-        """Bytes that will be written."""
+        """Bytes to be written."""
         return self._total(sum(self.each.values()))
 
     def _total(self, each: int) -> int:
@@ -75,9 +75,7 @@ class DiskPlan:
         )
 
     def check(self) -> None:
-        """Raise PrecomputeError when it won't fit on the disk, naming the choice that keeps most and does; the others
-        are printed.
-        """
+        """Raise PrecomputeError when it won't fit on the disk, naming the largest choice that does; print them all."""
         if self.total + SPARE <= self.free:
             return
         smaller = {flags: self._total(each) for flags, each in self.choices.items() if self._total(each) < self.total}
@@ -92,7 +90,7 @@ class DiskPlan:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes free for this user on the disk that holds, or will hold, `folder`."""
+    """Bytes available to this user on the disk of `folder`, which may not exist yet."""
     folder = Path(os.path.abspath(folder))
     while not folder.exists():
         folder = folder.parent

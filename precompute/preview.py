@@ -11,7 +11,7 @@ from periscope.errors import MediaError
 from periscope.precompute.media import decode_clip, decode_sound, read_file, thumbnail_jpeg
 from periscope.shards.read import FeatureSet
 
-SECONDS, RATE, BITS = 10, 24_000, 48_000  # of a sound: 60 KB
+SECONDS, RATE, BITS = 10, 24_000, 48_000  # of a sound: 60 kB
 FRAMES = 6
 
 

@@ -1,7 +1,7 @@
-"""Data that lies behind an address which fsspec opens: s3://, gs://, hf://, https:// and others.
+"""Data at a remote address, through fsspec: s3://, gs://, hf://, https:// and others.
 
-The words, and whatever else isn't a medium, are copied into a temporary folder; of the media only the names, as empty
-files. So every layout is recognised there as on a disk, and the media are fetched one by one, by whoever decodes them.
+Annotations, and whatever else isn't a medium, are copied into a temporary folder; media appear there as empty files.
+Layouts are therefore recognised as on a local disk, and each medium is fetched by the process that decodes it.
 """
 
 import os
@@ -45,7 +45,7 @@ def read_address(address: str, _: Path) -> bytes:
 
 @contextmanager
 def collected(data: Path | str) -> Iterator[Collection]:
-    """As `sources.collect`, for a path or an address; what was copied from there exists while the block runs.
+    """Like `sources.collect`, for a path or an address; local copies exist while the block runs.
 
     Raises PrecomputeError when the protocol's library is missing, the address can't be listed, or holds no media.
     """
@@ -65,7 +65,7 @@ def collected(data: Path | str) -> Iterator[Collection]:
 
 
 def _mirror(address: str, here: Path) -> dict[str, str]:
-    """Copy what isn't a medium below `address` into `here`; path in it -> address, "" for a single file."""
+    """Mirror `address` in `here`, media as empty files. Returns path in it -> address ("" for a single file)."""
     import fsspec
 
     try:

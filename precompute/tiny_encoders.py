@@ -1,5 +1,5 @@
-"""Encoders of the true classes with tiny random weights, written to disk in their libraries' own forms: to try a
-recipe, or a test, in seconds and without a network.
+"""Tiny encoders: the real classes with small random weights, saved in their libraries' own formats, to try a recipe or
+run a test in seconds and offline.
 """
 
 import json
@@ -38,10 +38,14 @@ VISION: dict[str, Any] = {
     "image_size": 32,
     "patch_size": 8,
 }
+TEXT: dict[str, Any] = {  # of the text tower that a two-tower model brings along
+    **{"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
+    **{"vocab_size": 64, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+}
 
 
 def roughen(model: Any, seed: int = 0) -> Any:
-    """Large random weights, biases and norms too, so that a wrong layer, norm or activation shows."""
+    """Set large random weights, biases and norms, so that a wrong layer, norm or activation shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -146,24 +150,32 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def build(kind: str, sizes: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """(transformers' class as saved on the Hub, its config, its preprocessing) of a kind of encoder in these sizes."""
+    """(transformers class as saved on the Hub, config, preprocessing) of a kind of encoder in these sizes."""
+    size = {"width": 0, "layers": 0, "heads": 0, "mlp": 0, "image": 0, "patch": 0, "frames": 0, **sizes}
+    if kind in ("ast", "clap", "whisper"):
+        return _build_audio(kind, size)
+    if kind in ("timesformer", "videomae", "vivit", "vjepa2"):
+        return _build_video(kind, size)
+    return _build_image(kind, size)
+
+
+def _tower(size: Mapping[str, Any]) -> dict[str, Any]:
+    """What the configs of most towers call their sizes."""
+    wide = {"hidden_size": size["width"], "num_hidden_layers": size["layers"], "num_attention_heads": size["heads"]}
+    return {**wide, "intermediate_size": size["mlp"], "image_size": size["image"], "patch_size": size["patch"]}
+
+
+def _build_image(kind: str, size: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     import transformers
 
     t: Any = transformers
-
-    size = {"width": 0, "layers": 0, "heads": 0, "mlp": 0, "image": 0, "patch": 0, "frames": 0, **sizes}
-    wide = {"hidden_size": size["width"], "num_hidden_layers": size["layers"], "num_attention_heads": size["heads"]}
-    tower = {**wide, "intermediate_size": size["mlp"], "image_size": size["image"], "patch_size": size["patch"]}
+    tower = _tower(size)
     side = {"height": size["image"], "width": size["image"]}
     crop = {"size": {"shortest_edge": size["image"] * 8 // 7}, "crop_size": side}
-    fill = {"size": {"shortest_edge": size["image"]}, "crop_size": side}
-    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    text |= {"vocab_size": 64, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     dino = {**{k: v for k, v in tower.items() if k != "intermediate_size"}, "mlp_ratio": 2}
     dino["image_size"] = size["image"] + 2 * size["patch"]  # another one, as on the Hub
-    mels, seconds = size.get("mels"), size.get("seconds")
     if kind == "siglip":
-        config = t.SiglipConfig(text_config=text, vision_config=tower)
+        config = t.SiglipConfig(text_config=TEXT, vision_config=tower)
         return t.SiglipModel, config, t.SiglipImageProcessorPil(size=side)
     if kind == "dinov2":
         return t.Dinov2Model, t.Dinov2Config(**dino), t.BitImageProcessorPil(**crop)
@@ -172,36 +184,50 @@ def build(kind: str, sizes: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         return t.Dinov2WithRegistersModel, config, t.BitImageProcessorPil(**crop)
     if kind == "dinov3":
         return t.DINOv3ViTModel, t.DINOv3ViTConfig(**tower, num_register_tokens=4), t.DINOv3ViTImageProcessor(size=side)
-    if kind == "vit":
-        return t.ViTForImageClassification, t.ViTConfig(**tower), t.ViTImageProcessorPil(size=side)
+    return t.ViTForImageClassification, t.ViTConfig(**tower), t.ViTImageProcessorPil(size=side)
+
+
+def _build_audio(kind: str, size: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    import transformers
+
+    t: Any = transformers
+    mels, seconds = size.get("mels"), size.get("seconds")
     if kind == "ast":
         audio = {"max_length": size["frames"], "num_mel_bins": mels}
-        config = t.ASTConfig(**{k: v for k, v in tower.items() if k != "image_size"}, **audio)
+        config = t.ASTConfig(**{k: v for k, v in _tower(size).items() if k != "image_size"}, **audio)
         return t.ASTForAudioClassification, config, t.ASTFeatureExtractor(**audio)
     if kind == "clap":
         audio = {"patch_embeds_hidden_size": size["embed"], "depths": size["depths"], "spec_size": size["spec"]}
         audio |= {"hidden_size": size["width"], "num_attention_heads": size["heads"], "num_mel_bins": mels or 64}
         if seconds:
             audio |= {"window_size": 4}
-        config = t.ClapConfig(text_config=text, audio_config=audio, projection_dim=24 if seconds else 512)
+        config = t.ClapConfig(text_config=TEXT, audio_config=audio, projection_dim=24 if seconds else 512)
         rate = {"sampling_rate": 16000, "frequency_max": 8000, "hop_length": 160} if seconds else {"hop_length": 480}
         extractor = t.ClapFeatureExtractor(
             feature_size=mels or 64, max_length_s=seconds or 10, truncation="rand_trunc", **rate
         )
         return t.ClapModel, config, extractor
-    if kind == "whisper":
-        names = {"d_model": "width", "encoder_layers": "layers", "encoder_attention_heads": "heads"}
-        names |= {"encoder_ffn_dim": "mlp"}
-        config = t.WhisperConfig(
-            **{name: size[of] for name, of in names.items()},
-            **{"decoder_layers": 1, "decoder_attention_heads": size["heads"], "decoder_ffn_dim": 64},
-            num_mel_bins=mels or 80,
-            max_source_positions=50 * (seconds or 30),
-            **{"vocab_size": 64, "decoder_start_token_id": 1, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
-        )
-        extractor = t.WhisperFeatureExtractor(feature_size=mels or 80, chunk_length=seconds or 30)
-        return t.WhisperForConditionalGeneration, config, extractor
-    frames = {"num_frames": size["frames"]}
+    config = t.WhisperConfig(
+        d_model=size["width"],
+        encoder_layers=size["layers"],
+        encoder_attention_heads=size["heads"],
+        encoder_ffn_dim=size["mlp"],
+        **{"decoder_layers": 1, "decoder_attention_heads": size["heads"], "decoder_ffn_dim": 64},
+        num_mel_bins=mels or 80,
+        max_source_positions=50 * (seconds or 30),
+        **{"vocab_size": 64, "decoder_start_token_id": 1, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    )
+    extractor = t.WhisperFeatureExtractor(feature_size=mels or 80, chunk_length=seconds or 30)
+    return t.WhisperForConditionalGeneration, config, extractor
+
+
+def _build_video(kind: str, size: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    import transformers
+
+    t: Any = transformers
+    tower, frames = _tower(size), {"num_frames": size["frames"]}
+    side = {"height": size["image"], "width": size["image"]}
+    fill = {"size": {"shortest_edge": size["image"]}, "crop_size": side}
     if kind == "timesformer":
         config = t.TimesformerConfig(**tower, **frames)
         return t.TimesformerForVideoClassification, config, t.VideoMAEImageProcessorPil(**fill)
@@ -213,11 +239,13 @@ def build(kind: str, sizes: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         tower.pop("patch_size")
         config = t.VivitConfig(**tower, **frames, tubelet_size=[2, size["patch"], size["patch"]])
         return t.VivitForVideoClassification, config, t.VivitImageProcessor(**fill)
+    wide = {name: tower[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
     config = t.VJEPA2Config(
         **wide,
         **{"crop_size": size["image"], "frames_per_clip": size["frames"], "patch_size": size["patch"]},
         **{"pred_hidden_size": 24, "pred_num_hidden_layers": 1, "pred_num_attention_heads": 2},
     )
+    crop = {"size": {"shortest_edge": size["image"] * 8 // 7}, "crop_size": side}
     return t.VJEPA2Model, config, t.VJEPA2VideoProcessor(**crop)
 
 
@@ -244,14 +272,14 @@ def timm_folder(folder: Path, name: str, **changes: Any) -> Path:
     return folder
 
 
-SIDE = 6  # patches a side, of a tiny encoder of pictures that stands for a named one: 3 x 3 and 2 x 2 windows fit
+SIDE = 6  # patches per side of a tiny image encoder; divisible by 2 and 3
 
 
 def tiny_encoder(name: str, folder: Path) -> str:
-    """What `load_encoder` takes for a tiny random encoder of the class that `name` stands for, made once in `folder`.
+    """The name for `load_encoder` of a tiny random encoder of the class that `name` stands for, saved once in `folder`.
 
-    Eight blocks, patches on a grid of 6 x 6 (sounds and clips: their own). Raises PrecomputeError for a name whose
-    class isn't known here.
+    It has eight blocks, and a 6 x 6 grid of patches for images. Raises PrecomputeError for a name whose class isn't
+    known here.
     """
     family, identifier = resolve(name)
     if family == "fused":
@@ -270,7 +298,7 @@ def tiny_encoder(name: str, folder: Path) -> str:
 
 
 def _maker(name: str, family: str, identifier: str) -> tuple[str, Callable[[Path], Path]]:
-    """The library that reads the tiny one, and what writes it into a folder."""
+    """(the library that reads the tiny encoder, the function that saves it in a folder)."""
     if family == "open_clip":
         import open_clip
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes."""
 
 import filecmp
 import json
@@ -24,8 +24,9 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, alone: bool = True) -> Iterator[BinaryIO]:
-    """A binary stream that becomes `path` (written, synced, renamed) when the block ends, and vanishes if it
-    raises. Other processes may write the same file meanwhile if not `alone`; the last one's stays.
+    """A binary stream that becomes `path` (written, synced, renamed) when the block ends, and is deleted if it raises.
+
+    alone: False if other processes may write the same file at the same time; the last one wins.
     """
     temporary = path.with_name(path.name + TEMPORARY if alone else f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
@@ -41,10 +42,10 @@ def replacing(path: Path, alone: bool = True) -> Iterator[BinaryIO]:
 
 
 class Draft:
-    """What a file is to hold, written line by line under a temporary name.
+    """New content for a file, written line by line under a temporary name.
 
-    lines: how many there are · differs: whether the file holds anything else now. `publish` makes it the file, `drop`
-    removes it.
+    lines: their number · differs: whether the file has other content now. `publish` replaces the file, `drop` deletes
+    the draft.
     """
 
     def __init__(self, path: Path, lines: Iterable[bytes]):
@@ -70,12 +71,12 @@ class Draft:
         sync_folder(self.path.parent)
 
     def drop(self) -> None:
-        """Remove what was written; the file stays as it is."""
+        """Delete the draft; the file stays as it is."""
         self._temporary.unlink(missing_ok=True)
 
 
 def replace_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` in one step, whoever else does so too."""
+    """Write `data` to `path` atomically; other processes may do the same."""
     with replacing(path, alone=False) as stream:
         stream.write(data)
 

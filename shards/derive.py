@@ -1,4 +1,4 @@
-"""A new feature set from finished ones, without their media: stored with fewer bits or patches, or several joined."""
+"""New feature sets from finished ones, without their media: recoding and merging."""
 
 import itertools
 import json
@@ -20,10 +20,10 @@ Source = tuple[str, dict, Callable[[], Tensors]]  # a medium's key, its info, an
 
 
 def recode(folder: Path, out: Path, store: Sequence[str] = (), pool: str = "1x1") -> FeatureSet:
-    """Write the set `folder` again as `out`, stored as `settle_storage` says. Begun and killed, it goes on when called
-    again.
+    """Write the set `folder` again as `out`, with another codec or pool (see `settle_storage`). A killed run continues
+    when called again.
 
-    Raises FeatureSetError when `out` is taken, when that isn't possible, or when it wouldn't change anything.
+    Raises FeatureSetError when `out` is taken, when it isn't possible, or when nothing would change.
     """
     source = FeatureSet(folder)
     old = source.manifest["features"]
@@ -55,11 +55,11 @@ def recode(folder: Path, out: Path, store: Sequence[str] = (), pool: str = "1x1"
 
 
 def merge(out: Path, folders: Sequence[Path]) -> FeatureSet:
-    """Join sets of one encoder, stored alike, as `out`. A medium that several hold is kept once. Begun and killed, it
-    goes on when called again.
+    """Merge sets of one encoder and one storage format into `out`. A medium in several sets is kept once. A killed run
+    continues when called again.
 
-    What is held out is chosen anew, except that a set whose source named its splits keeps them. Texts whose ids collide
-    are kept once when they are equal, else renamed. Raises FeatureSetError when `out` is taken, and when the sets don't
+    The held-out media are chosen anew, but a set whose source named its splits keeps them. Texts with the same id are
+    kept once if they are equal, else renamed. Raises FeatureSetError when `out` is taken, and when the sets don't
     fit together.
     """
     sets = [FeatureSet(folder) for folder in folders]
@@ -95,13 +95,13 @@ def _writer(out: Path, source: FeatureSet, features: dict[str, dict]) -> SetWrit
 
 
 def _note_timing(out: Path, sets: Sequence[FeatureSet]) -> None:
-    """What encoding the sets took is what encoding this one took."""
+    """The time to encode the sets is the time to encode this one."""
     for timing in filter(None, (load_timing(one.path) for one in sets)):
         add_timing(out, timing)
 
 
 def _copy(writer: SetWriter, media: Iterable[Source], count: int) -> None:
-    """Write what `writer` doesn't hold yet from a run that was stopped."""
+    """Write what `writer` doesn't hold yet from a stopped run."""
     kept = writer.settle({key: digest for key, (_, digest) in writer.known().items()})
     each = sum(stored_bytes(entry) for entry in writer.features.values())
     left = (row for row in media if row[0] not in kept)
@@ -134,7 +134,7 @@ def _check_alike(one: FeatureSet, other: FeatureSet) -> None:
 
 
 def _join_texts(sets: Sequence[FeatureSet]) -> list[dict]:
-    """Lines of texts.jsonl, their splits None where they are to be chosen anew."""
+    """Lines of texts.jsonl, with split None where it is to be chosen anew."""
     rows: dict[str, dict] = {}
     for part in sets:
         texts = part.texts()

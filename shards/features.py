@@ -1,8 +1,8 @@
-"""The kinds of features, and how a tensor becomes what is stored: pooled, then as float16, int8 or int4.
+"""The kinds of features, and how they are stored: pooled, then coded as float16, int8 or int4.
 
-An *entry* is what the manifest says of a kind: "shape" and "dtype" of what a reader gets, "codec" ("fp16" when it isn't
-there), the "grid" of patches after pooling, "pool" [rows, columns] when patches were averaged, "views" when there are
-several of each medium, and then the "augmentation" that made all but the first.
+An *entry* is the manifest's description of a kind: "shape" and "dtype" as read, "codec" (default "fp16"), the "grid" of
+patches after pooling, "pool" [rows, columns] if patches were averaged, "views" if there are several per medium, and
+then the "augmentation" of all but the first.
 """
 
 import re
@@ -20,7 +20,7 @@ STORED_DTYPES = {"F16": torch.float16, "I8": torch.int8, "U8": torch.uint8}
 
 
 def encode_fp16(features: torch.Tensor) -> torch.Tensor:
-    """Turn an encoder's output (any shape, any float dtype) into float16, contiguous, on the CPU.
+    """An encoder's output (any shape, any float dtype) -> contiguous float16 on the CPU.
 
     Raises FeatureSetError, its message beginning with the short reason and a colon, when a value is NaN or infinite
     ("not finite") or becomes infinite in float16 ("beyond float16").
@@ -35,14 +35,14 @@ def encode_fp16(features: torch.Tensor) -> torch.Tensor:
 
 
 def layout(kind: str, entry: Mapping) -> dict[str, tuple[str, list[int]]]:
-    """The tensors a shard holds of one medium: name -> (safetensors dtype, shape). Views are the first axis."""
+    """The tensors of one medium in a shard: name -> (safetensors dtype, shape). Views are the first axis."""
     views = [entry["views"]] if "views" in entry else []
     forms = codecs.layout(entry.get("codec", "fp16"), entry["shape"])
     return {kind + suffix: (dtype, views + shape) for suffix, (dtype, shape) in forms.items()}
 
 
 def stored_bytes(entry: Mapping) -> int:
-    """Bytes of tensors that a shard holds of one medium's features."""
+    """Bytes of one medium's tensors in a shard."""
     forms = layout("", entry).values()
     return sum(STORED_DTYPES[dtype].itemsize * prod(shape) for dtype, shape in forms)
 
@@ -50,8 +50,8 @@ def stored_bytes(entry: Mapping) -> int:
 def encode(kind: str, features: torch.Tensor, entry: Mapping) -> dict[str, torch.Tensor]:
     """An encoder's features of one medium -> the tensors of `layout`; patches are pooled here, views come first.
 
-    Everything starts from float16, so that a set coded anew equals one that was so from the start. Raises
-    FeatureSetError as `encode_fp16`.
+    Starts from float16, so that a recoded set equals one that was encoded this way. Raises FeatureSetError as
+    `encode_fp16`.
     """
     half = _pool(encode_fp16(features), entry)
     codec = entry.get("codec", "fp16")
@@ -68,7 +68,7 @@ def decode(kind: str, stored: Mapping[str, torch.Tensor], entry: Mapping) -> tor
 
 
 def round_trip(features: torch.Tensor, entry: Mapping | None = None) -> torch.Tensor:
-    """One medium's features as a reader of a shard would see them. Without an entry: float16, unpooled, any shape.
+    """One medium's features as read back from a shard. Without an entry: float16, unpooled, any shape.
 
     Raises as `encode_fp16`.
     """
@@ -91,10 +91,10 @@ def _pool(features: torch.Tensor, entry: Mapping) -> torch.Tensor:
 
 
 def settle_storage(features: Mapping[str, Mapping], store: Sequence[str] = (), pool: str = "1x1") -> dict[str, dict]:
-    """Entries as an encoder gives them (or of a set) -> entries of what is asked for.
+    """Entries of an encoder (or a set) -> entries with the storage asked for.
 
-    store: "int8" is meant for patches, if there are any; "patches=int4" names a kind · pool: "2x2", for patches. On top
-    of a pool that an entry has, `pool` counts too. Raises FeatureSetError for what isn't possible.
+    store: "int8" applies to patches, if there are any; "patches=int4" names a kind · pool: "2x2", for patches, on top
+    of the pool that an entry has. Raises FeatureSetError for what isn't possible.
     """
     entries = {kind: dict(entry) for kind, entry in features.items()}
     for asked in store:

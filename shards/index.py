@@ -1,7 +1,7 @@
-"""Where each tensor lies in the shards, so that a read is one `pread`.
+"""The position of each tensor in the shards, so that a read is one `pread`.
 
-The index is a cache of what the shards themselves say. It carries the shards' sha256 and a checksum of its own; one
-that is missing, damaged or belongs to other shards is made again from the tar headers, never believed.
+The index is a cache of the tar headers. It carries the sha256 of the shards and a checksum of itself; an index that is
+missing, damaged or of other shards is rebuilt from the headers.
 """
 
 import hashlib
@@ -47,10 +47,9 @@ class Sample:
 
 
 class SampleRows(Sequence):
-    """The samples of a shard in little memory, because there may be millions: a tenth of what `Sample`s take, beside
-    the keys and origins, of which equal strings in `shared` are used instead where they are given.
+    """The samples of a shard in a tenth of the memory of `Sample` objects, apart from keys and origins.
 
-    samples: as `scan_shard` gives them · shared: string -> an equal one that is kept anyway.
+    samples: as from `scan_shard` · shared: string -> an equal string that is in memory anyway, used in its place.
     """
 
     def __init__(self, samples: Sequence[Sample], shared: Mapping[str, str] | None = None):
@@ -104,9 +103,8 @@ def _tensor_table(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: str)
 def scan_shard(path: Path, features: Mapping[str, Mapping]) -> list[Sample]:
     """Read the headers of one shard and return its samples in writing order.
 
-    `features` is the manifest's: kind -> entry. Raises FeatureSetError when the tar is cut short, a
-    member has no partner, a key repeats or isn't one of ours, or a tensor isn't what the manifest says. Nothing is
-    unpacked.
+    features: kind -> manifest entry. Raises FeatureSetError when the tar is truncated, a member has no partner, a key
+    repeats or is invalid, or a tensor differs from the manifest. Nothing is unpacked.
     """
     tensors: dict[str, tuple[int, tuple[int, ...]]] = {}
     infos: dict[str, tuple[str, str]] = {}
@@ -210,7 +208,7 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _joined(strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """All in one, and where each ends in characters. File names that aren't Unicode survive."""
+    """(all strings joined, the end of each in characters). File names that aren't Unicode survive."""
     ends = np.cumsum([len(string) for string in strings], dtype=np.int64)
     return np.frombuffer("".join(strings).encode("utf-8", "surrogatepass"), np.uint8), ends
 

@@ -1,4 +1,4 @@
-"""manifest.json: what a feature set says about itself, checked before anything is believed."""
+"""manifest.json: the description of a feature set, validated when read."""
 
 import json
 from pathlib import Path
@@ -15,9 +15,9 @@ READS = (1, FORMAT)  # 1 knew float16 only, and said so once for all kinds
 
 
 def load_manifest(folder: Path) -> dict:
-    """Read and check a set's manifest; one of an older format is given as one of this.
+    """Read and validate a set's manifest; an older format is converted to this one.
 
-    Raises FeatureSetError when there is none or it can't be what it claims.
+    Raises FeatureSetError when there is none or it is inconsistent.
     """
     path = Path(folder) / NAME
     if not path.is_file():
@@ -58,5 +58,5 @@ def load_manifest(folder: Path) -> dict:
 
 
 def save_manifest(folder: Path, manifest: dict) -> None:
-    """Write a set's manifest in one step."""
+    """Write a set's manifest atomically."""
     replace_bytes(Path(folder) / NAME, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")

@@ -32,8 +32,8 @@ OPEN_FILES = 200  # per thread; the usual limit of a process is 1024
 class FeatureSet:
     """A finished feature set. Safe to share between threads and to send to worker processes.
 
-    path: its folder · manifest: a dict · keys: list of str in writing order · heldout: frozenset of the keys that no
-    training may see · sha256: identity of the shards · texts_sha256: identity of texts.jsonl.
+    path: its folder · manifest: a dict · keys: list of str in writing order · heldout: frozenset of the held-out keys ·
+    sha256: identity of the shards · texts_sha256: identity of texts.jsonl.
     """
 
     def __init__(self, path: Path | str):
@@ -92,7 +92,7 @@ class FeatureSet:
         return self.manifest["features"][kind]
 
     def row(self, key: str) -> int:
-        """A medium's place in writing order, which is that on the disk. Raises FeatureSetError on an unknown key."""
+        """A medium's position in writing order, the order on disk. Raises FeatureSetError for an unknown key."""
         row = self._row.get(key)
         if row is None:
             raise FeatureSetError(f"{self.path} holds no medium {key!r}")
@@ -162,9 +162,7 @@ class FeatureSet:
         return load_tensors(os.pread(file, size, member + BLOCK))
 
     def read_through(self, first: int, last: int) -> None:
-        """Read the media from row `first` to row `last` in the order of the disk and keep nothing, so that what is read
-        of them next lies in the system's cache.
-        """
+        """Read the media from row `first` to row `last` in disk order and discard them, to warm the page cache."""
         shards, members = (column[first : last + 1] for column in (self._index.shard, self._index.member))
         for shard in np.unique(shards).tolist():
             begin, end = int(members[shards == shard][0]), self.manifest["shards"][shard]["bytes"]
@@ -181,7 +179,7 @@ class FeatureSet:
 
     @property
     def heldout(self) -> frozenset[str]:
-        """The keys of the media that are held out of training."""
+        """The keys of the held-out media."""
         if "_heldout" not in self.__dict__:
             path = self.path / HELDOUT
             if not path.is_file():
@@ -225,8 +223,8 @@ class FeatureSet:
 
 
 def _read_spans(file: int, member: int, spans: list[tuple[int, np.ndarray | bytearray]]) -> bool:
-    """Fill each (start after `member`, buffer), which are in order and apart; near neighbours in one read. False when
-    the file ends before.
+    """Fill the buffers of ordered, disjoint spans (start after `member`, buffer); close neighbours take one read. False
+    when the file ends early.
     """
     whole, buffers, start, end = True, list[Any](), 0, 0
     for begin, into in spans:
@@ -241,7 +239,7 @@ def _read_spans(file: int, member: int, spans: list[tuple[int, np.ndarray | byte
 
 
 class _OpenFiles:
-    """The files of a folder that one thread has open, the least recently used closed first."""
+    """The files of a folder that one thread has open, with least-recently-used eviction."""
 
     def __init__(self, folder: Path):
         self.folder = folder

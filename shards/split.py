@@ -1,4 +1,4 @@
-"""Which media no training may see."""
+"""Choosing the held-out media."""
 
 from collections.abc import Collection, Iterator, Mapping
 
@@ -10,9 +10,9 @@ AT_MOST = 0.25
 def hold_out(hashes: Mapping[str, str]) -> set[str]:
     """Choose the held-out media by content hash, so that every encoder and run holds out the same ones.
 
-    `hashes` is key -> sha256 as hexadecimal digits. Held out are the media whose hash lies in the lowest 2% of all
-    possible values; in a small set the lowest hashes up to 16 media, in any set at most a quarter. Media of equal
-    content go together. Returns keys.
+    hashes: key -> sha256 as hexadecimal digits. Held out are the media whose hash is in the lowest 2% of all possible
+    values; in a small set those with the lowest hashes up to 16 media, in any set at most a quarter. Copies of one file
+    stay together. Returns keys.
     """
     groups: dict[str, list[str]] = {}
     for key, digest in hashes.items():
@@ -28,12 +28,12 @@ def hold_out(hashes: Mapping[str, str]) -> set[str]:
 
 
 def resolve_splits(hashes: Mapping[str, str], texts: Collection[dict]) -> tuple[Iterator[dict], set[str]]:
-    """Give every text its split and find the media that are held out.
+    """Assign a split to every text, and find the held-out media.
 
-    `hashes` as in `hold_out`; `texts` have "media" (keys) and "split" (a name or None). A text's own split wins;
-    media that no text has claimed for a split are subject to `hold_out`; a text without a split is "heldout" when one
-    of its media, or a copy of it, is held out or shown by another text outside training. Returns the texts, with
-    "split" filled in, one by one, and held-out keys.
+    hashes: as in `hold_out` · texts: with "media" (keys) and "split" (a name or None). A text's own split wins; media
+    that no text with a split shows are subject to `hold_out`; a text without a split is "heldout" when one of its
+    media, or a copy of it, is held out or shown by a text outside training. Returns (an iterator of the texts with
+    "split" filled in, the held-out keys).
     """
     claimed, outside = set(), set()
     for text in texts:

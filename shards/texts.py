@@ -1,4 +1,4 @@
-"""The texts of a feature set: one JSON object a line, of which little stays in memory."""
+"""The texts of a feature set: one JSON object per line, read on demand."""
 
 import json
 import os
@@ -17,9 +17,7 @@ LINE = 1 << 10  # bytes read at once; most lines are shorter
 
 @dataclass(frozen=True)
 class Text:
-    """One text: its id, the keys of its media in order, its turns ({"role", "content"}), its split, what else is
-    known.
-    """
+    """One text: id, keys of its media in order, turns of {"role", "content"}, split, and further facts."""
 
     id: str
     media: tuple[str, ...]
@@ -29,14 +27,14 @@ class Text:
 
 
 class Texts(Sequence[Text]):
-    """The texts of a file, each read when it is asked for: 14 bytes of it stay in memory. A slice, and what `pick`
-    gives, are `Texts` too. Safe to share between threads and to send to processes.
+    """The texts of a file, read on demand; 14 bytes per text stay in memory. A slice and the result of `pick` are
+    `Texts` too. Safe to share between threads and to send to processes.
 
-    path: the file · names: what its media are called here, where that differs.
+    path: the file · names: name of a medium in the file -> its key, where they differ.
     """
 
     def __init__(self, path: Path, names: Mapping[str, str]):
-        """No texts yet. Raises FeatureSetError when there is no such file."""
+        """Open the file; `find` selects texts. Raises FeatureSetError when there is no such file."""
         if not path.is_file():
             raise FeatureSetError(f"{path} doesn't exist; name a file with one JSON text per line")
         self.path, self._name, self._names = path, str(path), names
@@ -45,9 +43,8 @@ class Texts(Sequence[Text]):
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
 
     def find(self, known: Container[str], heldout: frozenset[str]) -> tuple[int, str]:
-        """Read the file through: hold the texts whose media are all `known`, and return how many others there are, with
-        the first unknown medium. A text that names no split is "heldout" with its media. Raises FeatureSetError on a
-        malformed line.
+        """Select the texts whose media are all `known`. Returns (number of other texts, the first unknown medium). A
+        text without a split is "heldout" if one of its media is. Raises FeatureSetError on a malformed line.
         """
         unknown, first, begin = 0, "", 0
         splits: dict[str, int] = {}
@@ -123,7 +120,7 @@ class Texts(Sequence[Text]):
 
 
 def parse_text(line: str | bytes, where: str, default_id: str) -> dict:
-    """One line of a texts file -> {"id", "media", "turns", "split" or None, "meta"}, every field checked.
+    """One line of a texts file -> {"id", "media", "turns", "split" or None, "meta"}, with every field validated.
 
     Raises FeatureSetError naming `where`.
     """

@@ -1,4 +1,4 @@
-"""timing.json: what encoding a set took. The one file that differs when a set is made twice; nothing needs it."""
+"""timing.json: how long it took to encode a set. Optional; the only file that differs when a set is made twice."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ NAME = "timing.json"
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that `media` media took on `device`: to wait for them to be read and decoded, to encode, to write."""
+    """Seconds for `media` media on `device`: waiting for decoding, encoding, writing."""
 
     media: int
     decode: float
@@ -25,7 +25,7 @@ class Timing:
 
 
 def load_timing(folder: Path) -> Timing | None:
-    """What was noted of a set; None when nothing was, or nothing that can be read."""
+    """The timing of a set; None when it is missing or unreadable."""
     try:
         timing = Timing(**json.loads((Path(folder) / NAME).read_bytes()))
         return timing if timing.media > 0 and timing.seconds > 0 else None
@@ -34,7 +34,7 @@ def load_timing(folder: Path) -> Timing | None:
 
 
 def add_timing(folder: Path, more: Timing) -> None:
-    """Note what some more media of a set took; what was noted on another device is forgotten."""
+    """Add the time of further media of a set; earlier timings from another device are discarded."""
     known = load_timing(folder)
     if known and known.device == more.device:
         parts = {name: round(getattr(known, name) + getattr(more, name), 3) for name in ("decode", "encode", "write")}

@@ -1,4 +1,4 @@
-"""Is a feature set whole, and what is in it."""
+"""Verifying and summarising a feature set."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from periscope.shards.read import FeatureSet
 def verify(folder: Path) -> str:
     """Check every byte of a set: sizes, sha256, tar structure, shapes, values, counts, texts, held-out media.
 
-    Returns one sentence. Raises FeatureSetError naming every file that is wrong.
+    Returns one sentence. Raises FeatureSetError naming every damaged file.
     """
     folder, manifest, wrong = Path(folder), load_manifest(folder), []
     for shard in manifest["shards"]:
@@ -52,7 +52,7 @@ def verify(folder: Path) -> str:
 
 
 def _strange_values(features: FeatureSet) -> list[str]:
-    """What is wrong with float16 values; the other codecs can't hold NaN or infinity."""
+    """What is wrong with float16 values, if anything; the other codecs can't hold NaN or infinity."""
     kinds = [kind for kind, entry in features.manifest["features"].items() if entry["codec"] == "fp16"]
     bad: dict[str, list[str]] = {kind: [] for kind in kinds}
     for key in features.keys if kinds else []:
@@ -64,7 +64,7 @@ def _strange_values(features: FeatureSet) -> list[str]:
 
 
 def inspect(folder: Path) -> str:
-    """What a set holds, as lines for people."""
+    """A summary of a set, as lines of text."""
     features = FeatureSet(folder)
     manifest, texts = features.manifest, features.texts()
     encoder, counts = manifest["encoder"], manifest["counts"]

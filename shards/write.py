@@ -1,8 +1,8 @@
-"""Writing a feature set: shards one by one, then everything that makes them a set.
+"""Writing a feature set: shard by shard, then texts, index and manifest.
 
-While it is being made, a set has a `progress.jsonl`: a header, then a line for each shard that is whole and on disk.
-The manifest comes last. So a run that is killed at any moment loses one shard's work at most, and a finished set that
-is being extended stays readable until its new manifest replaces the old one.
+An unfinished set has a `progress.jsonl`: a header, then one line per complete shard. The manifest is written last. A
+run killed at any moment therefore loses at most one shard of work, and a finished set that is being extended stays
+readable until its new manifest replaces the old one.
 """
 
 import fcntl
@@ -39,10 +39,11 @@ SHARD_SAMPLES = 4096  # bounds what a killed run loses where samples are small
 
 
 def make_key(origin: str) -> str:
-    """The key of a medium from its path relative to the data folder: readable, then 64 bits of the path's sha256.
+    """The key of a medium, from its path relative to the data folder: a readable part, then 64 bits of the path's
+    sha256.
 
-    No dots (webdataset cuts there), no upper case (safe on disks that fold it), no slashes; different paths give
-    different keys even when they differ in case, folder or Unicode form alone.
+    No dots (webdataset splits there), no upper case (some file systems ignore case), no slashes. Different paths give
+    different keys, even if they differ only in case, folder or Unicode form.
     """
     stem = origin.rsplit(".", 1)[0] if "." in origin.rsplit("/", 1)[-1] else origin
     plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode().lower()
@@ -52,11 +53,10 @@ def make_key(origin: str) -> str:
 
 
 class SetWriter:
-    """One feature set being made, resumed or extended. Use as a context manager; it locks the folder.
+    """A feature set that is being written, resumed or extended. Use as a context manager; it locks the folder.
 
-    folder: where · modality: "image" · encoder: `Encoder.describe()` · features: kind -> entry (see `features.py`).
-    Raises FeatureSetError when the folder holds anything else, or a set of another encoder, of other kinds, or stored
-    otherwise.
+    modality: "image", ... · encoder: `Encoder.describe()` · features: kind -> entry (see `features.py`). Raises
+    FeatureSetError when the folder holds anything else, or a set with another encoder, other kinds or other storage.
     """
 
     def __init__(self, folder: Path, modality: str, encoder: dict, features: Mapping[str, dict]):
@@ -160,7 +160,7 @@ class SetWriter:
         return {sample.key: (sample.origin, sample.sha256) for sample in rows}
 
     def read_stored(self, kind: str, wanted: Callable[[Sample], bool]) -> Iterator[tuple[Sample, torch.Tensor]]:
-        """Features that are in whole shards already, of the samples wanted: the plain view, float16."""
+        """Stored features of the samples for which `wanted` is true: the plain view, float16."""
         entry = self.features[kind]
         for shard in self.finished + self.fresh:
             for sample in filter(wanted, self._samples[shard["name"]]):
@@ -170,10 +170,10 @@ class SetWriter:
                 yield sample, decode(kind, plain, entry)[0]
 
     def settle(self, hashes: Mapping[str, str]) -> set[str]:
-        """Keep the shards all of whose media are still wanted and unchanged; return the keys they hold.
+        """Keep the shards whose media are all still wanted and unchanged; return their keys.
 
-        `hashes` is key -> content hash now, for the keys of `known()` that still exist. What is good in the other
-        shards is remembered for `stored`.
+        hashes: key -> current content hash, of the keys in `known()` that still exist. Unchanged samples of the other
+        shards remain available through `stored`.
         """
         kept: set[str] = set()
         for shards in (self.finished, self.fresh):
@@ -188,7 +188,7 @@ class SetWriter:
         return kept
 
     def stored(self, key: str, digest: str) -> dict[str, torch.Tensor] | None:
-        """What a shard that must be made again already holds of this medium: the tensors of `add`."""
+        """The tensors of an unchanged medium in a shard that is being rewritten, as for `add`; None without one."""
         if (key, digest) not in self._pool:
             return None
         return self._load(*self._pool[key, digest])
@@ -239,7 +239,7 @@ class SetWriter:
         self.rejected += shard.rejected
 
     def samples(self) -> Iterator[Sample]:
-        """All media of the set as it stands, in writing order."""
+        """All samples of the set at present, in writing order."""
         return (sample for shard in self.finished + self.fresh for sample in self._samples[shard["name"]])
 
     def finish(
@@ -249,10 +249,10 @@ class SetWriter:
         thumbnails: Callable[[list[str]], Iterable[tuple[str, bytes]]],
         rejected: list[dict],
     ) -> bool:
-        """Make the shards a set. Returns False, having touched nothing, when it was finished and nothing changed.
+        """Complete the set. Returns False, leaving all files untouched, when it was complete and nothing changed.
 
-        texts: lines of texts.jsonl with resolved splits · heldout: keys · thumbnails: gives (key, JPEG bytes) for the
-        keys asked for · rejected: {"origin", "reason", "detail"} of all media left out.
+        texts: lines of texts.jsonl with resolved splits · heldout: keys · thumbnails: keys -> (key, JPEG bytes) pairs ·
+        rejected: {"origin", "reason", "detail"} of all media left out.
         """
         shards = self.finished + self.fresh
         order = [shard["name"] for shard in shards]
@@ -306,7 +306,7 @@ class SetWriter:
         return True
 
     def _clear(self, order: list[str], heldout: set[str]) -> None:
-        """Remove what the manifest no longer needs."""
+        """Delete files that the manifest no longer names."""
         for path in self.folder.glob("shard-??????.tar"):
             if path.name not in order:
                 path.unlink()
@@ -321,9 +321,7 @@ class SetWriter:
 
 
 class ShardWriter:
-    """Adds samples to one shard, a webdataset tar with a fixed integer mtime so that equal samples give equal
-    bytes.
-    """
+    """Adds samples to one shard: a webdataset tar with a fixed mtime, so that equal samples give equal bytes."""
 
     def __init__(self, stream: BinaryIO):
         self._tar = TarWriter(stream, encoder=False, mtime=0)
@@ -348,12 +346,12 @@ class ShardWriter:
 
 
 def samples_per_shard(bytes_each: int) -> int:
-    """How many media of this size make one shard."""
+    """Number of media of this size per shard."""
     return max(1, min(SHARD_SAMPLES, SHARD_BYTES // max(1, bytes_each)))
 
 
 def check_folder(folder: Path) -> None:
-    """Raise FeatureSetError when `folder` holds anything but a feature set, finished or begun."""
+    """Raise FeatureSetError when `folder` holds anything but a feature set, finished or not."""
     folder = Path(folder)
     if folder.is_file():
         raise FeatureSetError(f"{folder} is a file; --out names the folder of a feature set")
@@ -366,7 +364,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _is_leftover(path: Path) -> bool:
-    """Is it a temporary file of ours, which a killed run left?"""
+    """Whether it is a temporary file left by a killed run."""
     name = path.name.removesuffix(TEMPORARY)
     return path.name.endswith(TEMPORARY) and (
         name in FILES or path.parent.name == THUMBNAILS or bool(SHARD.fullmatch(name))
@@ -382,7 +380,7 @@ def _bytes_of(path: Path) -> bytes | None:
 
 
 def _whole_lines(path: Path) -> list[dict]:
-    """The lines of a progress file up to the first that a kill cut short, which is cut off the file too."""
+    """The complete lines of a progress file; an incomplete last line is also removed from the file."""
     data, lines, good = _bytes_of(path) or b"", [], 0
     for line in data.splitlines(keepends=True):
         try:

@@ -1,4 +1,4 @@
-"""Any encoder of pictures over the frames of a clip."""
+"""Any image encoder, applied to the frames of a clip."""
 
 from collections.abc import Collection
 from typing import Any
@@ -11,14 +11,14 @@ from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.registry import load_encoder, register
 from periscope.precompute.media import decode_clip
 
-MOST = 512  # frames of a clip; more wouldn't fit into any language model's context
+MOST = 512  # frames per clip; more would exceed any language model's context
 
 
 @register("frames")
 class Frames(Encoder):
-    """identifier: `8/NAME`: the number of frames and an encoder of pictures.
+    """identifier: `8/NAME`, the number of frames and an image encoder.
 
-    pooled and layers: the mean of the frames' · patches: those of all frames in order, on a grid of (frames * rows,
+    pooled and layers: mean over the frames · patches: those of all frames in order, on a grid of (frames * rows,
     columns).
     """
 
@@ -59,7 +59,7 @@ class Frames(Encoder):
         self.config = {"frames": frames, "encoder": inner.fingerprint()}
 
     def over_frames(self, frames: int) -> "Frames":
-        """The same encoder over another number of frames."""
+        """The same image encoder, over another number of frames."""
         return Frames(inner=self.inner, frames=frames)
 
     def decode(self, data: bytes) -> list[Image.Image]:
@@ -69,7 +69,7 @@ class Frames(Encoder):
         return [self.inner.example()] * self.frames
 
     def preprocess(self, medium: list[Image.Image]) -> torch.Tensor:
-        """Frames -> (frames, 3, H, W) float32."""
+        """Frames -> `(frames, 3, height, width)` float32."""
         return torch.stack([self.inner.preprocess(frame) for frame in medium])
 
     def forward(self, inputs: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""How a picture gets an encoder's shape and values when it shan't be done as the encoder's makers did."""
+"""Resizing and normalising images in another way than the encoder was trained with."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,17 +10,17 @@ from PIL import Image
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-NORMALS = {"clip": CLIP, "imagenet": IMAGENET, "half": HALF}  # mean and deviation of red, green and blue from 0 to 1
+NORMALS = {"clip": CLIP, "imagenet": IMAGENET, "half": HALF}  # mean and std of red, green and blue in [0, 1]
 CHOICES = frozenset({"resize", "normalise"})
 
 
 @dataclass(frozen=True)
 class Framing:
-    """RGB picture -> (3, height, width) float32.
+    """RGB image -> `(3, height, width)` float32.
 
-    resize: "stretch" the whole picture; "crop" the middle of it, its shorter side filling the shape; or "letterbox":
-    pad it to a square of the mean colour first, as https://github.com/TRI-ML/prismatic-vlms does · interpolation: of
-    Pillow, by name · mean, std: of values from 0 to 1.
+    resize: "stretch" the whole image; "crop" its centre, the shorter side filling the shape; or "letterbox": pad it to
+    a square with the mean colour first, as https://github.com/TRI-ML/prismatic-vlms does · size: (height, width) ·
+    interpolation: Pillow's, by name · mean, std: per channel, of values in [0, 1].
     """
 
     resize: str
@@ -30,7 +30,7 @@ class Framing:
     std: tuple[float, ...]
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Any RGB image -> its tensor."""
+        """RGB image -> `(3, height, width)` float32."""
         height, width = self.size
         resample = Image.Resampling[self.interpolation.upper()]
         if self.resize == "letterbox":
@@ -57,6 +57,6 @@ class Framing:
 
 
 def framing_of(processor: Any, resize: str, size: tuple[int, int]) -> Framing:
-    """To (height, width) `size` with the interpolation, mean and deviation of one of transformers' processors."""
+    """A framing to `size` (height, width) with the interpolation, mean and std of a transformers image processor."""
     interpolation = Image.Resampling(int(processor.resample)).name.lower()
     return Framing(resize, size, interpolation, tuple(processor.image_mean), tuple(processor.image_std))

@@ -1,4 +1,4 @@
-"""Several encoders of pictures as one: `dinov2-l+siglip-so400m-384`."""
+"""Several image encoders as one: `dinov2-l+siglip-so400m-384`."""
 
 import itertools
 import math
@@ -15,10 +15,9 @@ from periscope.precompute.encoders.registry import load_encoder, register
 
 @register("fused")
 class Fused(Encoder):
-    """identifier: `NAME+NAME`. Each prepares the picture in its own way, at its own size.
+    """identifier: `NAME+NAME`. Each encoder preprocesses the image in its own way, at its own size.
 
-    patches: those of all, joined channel by channel, the first one's first, where the grids are the same · pooled: all
-    vectors, one behind the other.
+    patches: concatenated along the channels, in order, if the grids are equal · pooled: all vectors concatenated.
     """
 
     def __init__(self, identifier: str = "", device: str = "cpu", dtype: torch.dtype | None = None, **choices: Any):
@@ -48,7 +47,7 @@ class Fused(Encoder):
         self._shapes = [tuple(part.preprocess(part.example()).shape) for part in parts]
 
     def require(self, kinds: Collection[str]) -> None:
-        """Raise PrecomputeError unless it can give all of `kinds`, naming the grids when these don't match."""
+        """Raise PrecomputeError unless the encoder gives all of `kinds`, naming the grids when they differ."""
         if "patches" in kinds and "patches" not in self.kinds:
             grids = ", ".join(f"{part.name} {'x'.join(map(str, part.grid or ('none',)))}" for part in self.parts)
             raise PrecomputeError(
@@ -58,7 +57,7 @@ class Fused(Encoder):
         super().require(kinds)
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """An RGB image -> every part's tensor of it, flattened, one behind the other."""
+        """An RGB image -> the inputs of all encoders, flattened and concatenated."""
         return torch.cat([part.preprocess(image).flatten() for part in self.parts])
 
     def forward(self, inputs: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:

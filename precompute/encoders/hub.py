@@ -1,4 +1,4 @@
-"""Is a model on this machine, or can it be fetched? Asked before a library spends half a minute finding out."""
+"""Whether a model is cached or can be downloaded, found out before a library spends half a minute on it."""
 
 import os
 
@@ -8,9 +8,9 @@ SECONDS = 10
 
 
 def reach(repo: str, *needed: tuple[str, ...]) -> tuple[bool, str | None]:
-    """(is it in the local cache, its revision) of a Hub repository; cached means one file of each tuple in `needed`.
+    """(whether a Hub repository is cached, its revision). Cached means: one file of each tuple in `needed`.
 
-    Raises PrecomputeError at once when it is neither cached nor to be had: no network, no such model, no access.
+    Raises PrecomputeError at once when it is neither cached nor available: no network, no such model, no access.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError

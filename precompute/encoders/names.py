@@ -1,4 +1,4 @@
-"""Short names of encoders: data, no code. `python -m precompute.encoders` makes docs/encoders.md of it."""
+"""Short names of encoders, as data. `python -m periscope.precompute.encoders` turns it into docs/encoders.md."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ NC = "CC BY-NC 4.0"
 
 @dataclass(frozen=True)
 class EncoderEntry:
-    """encoder: what the short name stands for · size: of the weights, downloaded or read once · about: one line for
-    people · licence: of the weights · grid: (rows, columns) of the patches · width: of patches and layers · pooled:
-    width of the pooled vector · layers: how many, 0 without a CLS that has a final norm · modality · choices: those
-    that are made unless others are.
+    """encoder: what the short name stands for · size: of the weights to download · about: one line for people ·
+    licence: of the weights · grid: (rows, columns) of the patches · width: of patches and layers · pooled: width of the
+    pooled vector · layers: how many, 0 without a CLS that has a final norm · modality · choices: defaults for the
+    further choices of `load_encoder`.
     """
 
     encoder: str
@@ -26,7 +26,7 @@ class EncoderEntry:
     choices: Mapping = field(default_factory=dict)
 
     def features(self) -> dict[str, dict]:
-        """What a manifest says of its features: kind -> {"shape", "dtype"}, and the grid."""
+        """The manifest's "features": kind -> {"shape", "dtype"}, with the "grid" of patches."""
         found = {"pooled": {"shape": [self.pooled], "dtype": "float16"}}
         tokens = self.grid[0] * self.grid[1]
         found["patches"] = {"shape": [tokens, self.width], "dtype": "float16", "grid": list(self.grid)}

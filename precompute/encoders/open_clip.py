@@ -1,4 +1,4 @@
-"""Encoders through open_clip: any architecture and tag, and folders written in its form.
+"""Image encoders through open_clip: any architecture and tag, and folders in its format.
 
 https://github.com/mlfoundations/open_clip (MIT)
 """
@@ -111,7 +111,7 @@ class OpenClip(Encoder):
 
 
 def create(open_clip: Any, identifier: str) -> tuple[Any, dict, str | None]:
-    """(the model with its pretrained weights in float32, its config, its revision on the Hub)."""
+    """(the model with its pretrained weights in float32, its config, its Hub revision). Raises PrecomputeError."""
     folder, revision = find_folder(identifier), None
     if folder is not None:
         name, tag = f"local-dir:{folder.resolve()}", None

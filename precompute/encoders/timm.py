@@ -24,10 +24,10 @@ WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
 
 @register("timm")
 class Timm(Encoder):
-    """identifier: `ARCHITECTURE.TAG`, or a folder with timm's config.json and model.safetensors; with `@384`, at
-    another size of picture than it was trained for, its position embedding interpolated.
+    """identifier: `ARCHITECTURE.TAG`, or a folder with timm's config.json and model.safetensors; with `@384` at that
+    image size, the position embedding interpolated.
 
-    pooled: what timm's classifier would get (the CLS after the final norm, or an attention head's output) · patches:
+    pooled: the input of timm's classifier (the CLS after the final norm, or an attention head's output) · patches:
     after block `patch_layer`, no norm, no CLS, no registers · layers: the CLS after each of the last blocks, each
     through the final norm.
     """
@@ -98,12 +98,12 @@ class Timm(Encoder):
 
 
 def final_norm(trunk: Any) -> torch.nn.Module:
-    """A vision transformer's final LayerNorm; timm moves it behind the pooling in some."""
+    """A vision transformer's final LayerNorm; in some, timm places it after the pooling."""
     return trunk.fc_norm if isinstance(trunk.norm, torch.nn.Identity) else trunk.norm
 
 
 def grid_maps(model: Any, pixels: torch.Tensor, identifier: str) -> list[torch.Tensor]:
-    """Every block's output for one picture as (1, width, rows, columns).
+    """Every block's output for one image: `(1, width, rows, columns)` each.
 
     Raises PrecomputeError for what isn't a plain vision transformer.
     """
@@ -145,7 +145,7 @@ def _create(name: str, side: int | None) -> tuple[Any, str | None]:
         _, revision = reach(weights.hf_hub_id, WEIGHTS)
     try:
         model: Any = timm.create_model(known, pretrained=True, **size)
-        model.reset_classifier(0)  # behind it: asked for no classes, timm would overlook missing weights
+        model.reset_classifier(0)  # afterwards: asked for no classes, timm would overlook missing weights
         return model, revision
     except Exception as error:  # the library raises RuntimeError, TypeError, OSError and its downloader's own
         line = " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Ready-made vectors: no model; what another program made of a medium is stored as it is."""
+"""Ready-made vectors: no model; what another program computed is stored as it is."""
 
 import io
 import re
@@ -20,8 +20,8 @@ FORM = re.compile(r"(?:(?P<name>.+)/)?(?:(?P<width>[1-9]\d*)|patches-(?P<tokens>
 class Vectors(Encoder):
     """`vectors:768` gives `pooled (768,)`, `vectors:patches-729x1152` gives `patches (729, 1152)`.
 
-    A name before it, `vectors:my-clip/768`, becomes part of the fingerprint: by the shape alone, vectors of two
-    programs can't be told apart. Patches have a square grid where their number is a square.
+    A name, `vectors:my-clip/768`, becomes part of the fingerprint: the shape alone can't tell the vectors of two
+    programs apart. Patches get a square grid if their number is a square.
     """
 
     modality = "vector"
@@ -69,10 +69,9 @@ class Vectors(Encoder):
 
 
 def encoder_for(media: list[Medium]) -> tuple[str, Literal["pooled", "patches"]]:
-    """The encoder that fits vectors and the one kind it gives: ("vectors:768", "pooled"), from the first that can be
-    read.
+    """The encoder for these vectors and the kind it gives, e.g. ("vectors:768", "pooled"), from the first readable one.
 
-    Raises PrecomputeError when none can, or it has neither one nor two axes.
+    Raises PrecomputeError when none is readable, or it has neither one nor two axes.
     """
     why = "there are none"
     for medium in media:

@@ -1,4 +1,4 @@
-"""Bytes of a medium -> what an encoder's preprocessing takes: an RGB picture, a waveform, or frames."""
+"""Decoding: bytes -> an RGB image, a waveform, or frames, as an encoder's preprocessing takes them."""
 
 import os
 
@@ -24,23 +24,23 @@ __all__ = [
 ]
 
 SUFFIXES = {"image": PICTURES, "audio": SOUNDS, "video": CLIPS}
-ANIMATED = frozenset({".gif"})  # pictures by default, clips for an encoder of clips
+ANIMATED = frozenset({".gif"})  # images, but clips for a video encoder
 
 
 def modality_of(name: str) -> str | None:
-    """What a file is by the end of its name: "image", "audio", "video", or None."""
+    """ "image", "audio", "video" or None, by the suffix of a file's name."""
     suffix = os.path.splitext(name)[1].lower()
     return next((modality for modality, suffixes in SUFFIXES.items() if suffix in suffixes), None)
 
 
 def suits(name: str, modality: str, wanted: str) -> bool:
-    """Whether a medium of this name and modality can be given to an encoder of `wanted` media."""
+    """Whether an encoder of `wanted` media takes a medium of this name and modality."""
     return modality == wanted or (wanted == "video" and os.path.splitext(name)[1].lower() in ANIMATED)
 
 
 def thumbnail(data: bytes, modality: str) -> bytes:
-    """A JPEG of at most 128 x 128 pixels that stands for a medium in reports: the picture, the middle frame of a clip,
-    the spectrogram of a sound's first half minute. Raises MediaError for anything that can't be decoded.
+    """A JPEG of at most 128 x 128 pixels for reports: the image, the middle frame of a clip, or the spectrogram of the
+    first half minute of a sound. Raises MediaError for anything that can't be decoded.
     """
     if modality == "image":
         return thumbnail_jpeg(decode_image(data))

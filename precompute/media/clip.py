@@ -1,4 +1,4 @@
-"""Bytes of a clip -> a few of its frames."""
+"""Decoding clips: bytes -> a few frames."""
 
 import av
 from PIL import Image
@@ -18,11 +18,11 @@ TRANSPARENT = ("bgra", "rgba", "yuva420p", "argb", "abgr")
 
 
 def decode_clip(data: bytes, frames: int = 8) -> list[Image.Image]:
-    """Decode `frames` upright RGB frames of a clip: the one in the middle of each of so many equal parts, so that the
-    same bytes always give the same frames. A clip with fewer frames than asked for repeats some; of one with a broken
-    end, the part before it counts.
+    """Decode `frames` upright RGB frames of a clip, the middle one of each of that many equal parts: the same bytes
+    always give the same frames. A clip with fewer frames repeats some; of a clip with a damaged end, the part before it
+    counts.
 
-    No more than the wanted frames are kept in memory. Raises MediaError for anything that gives no frame.
+    Only the frames asked for stay in memory. Raises MediaError when no frame can be decoded.
     """
     total = _count(data)
     while True:
@@ -31,7 +31,7 @@ def decode_clip(data: bytes, frames: int = 8) -> list[Image.Image]:
             return found
         if not seen:
             raise MediaError("damaged", "no frame of it can be decoded")
-        total = seen  # fewer than it has packets: the end is broken
+        total = seen  # fewer frames than packets: the end is damaged
 
 
 def _middles(total: int, parts: int) -> list[int]:
@@ -39,7 +39,7 @@ def _middles(total: int, parts: int) -> list[int]:
 
 
 def _count(data: bytes) -> int:
-    """How many frames it should have: its packets, since many files don't say, or say wrong."""
+    """The number of frames to expect: packets, because many files state no number or a wrong one."""
     packets = 0
     with opened(data, "video", "clip") as (container, stream):
         try:
@@ -53,7 +53,7 @@ def _count(data: bytes) -> int:
 
 
 def _pick(data: bytes, wanted: list[int]) -> tuple[list[Image.Image], int]:
-    """(the frames at these ascending places, as far as there are any, how many were decoded to get there)."""
+    """(the frames at these ascending positions, as far as they exist; the number of frames decoded for them)."""
     found, seen = list[Image.Image](), 0
     with opened(data, "video", "clip") as (container, stream):
         for frame in frames_of(container, stream):

@@ -1,4 +1,4 @@
-"""Opening a sound or a clip with the FFmpeg that PyAV brings: https://pyav.basswood-io.com (BSD)."""
+"""Opening sounds and clips with PyAV's FFmpeg: https://pyav.basswood-io.com (BSD)."""
 
 import io
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import av
 
 from periscope.errors import MediaError
 
-# https://ffmpeg.org/ffmpeg-formats.html: named, so that a playlist called .mp4 can't make it open other files.
+# A whitelist (https://ffmpeg.org/ffmpeg-formats.html), so that a playlist called .mp4 can't make it open other files.
 FORMATS = (
     *("wav", "w64", "flac", "mp3", "ogg", "aac", "aiff", "au", "caf", "amr", "asf"),
     *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpeg", "mpegts", "mpegvideo", "flv"),
@@ -20,8 +20,8 @@ av.logging.set_level(av.logging.PANIC)
 
 @contextmanager
 def opened(data: bytes, kind: Literal["audio", "video"], what: str) -> Iterator[tuple[Any, Any]]:
-    """(container, its best stream of `kind`, "audio" or "video"). Raises MediaError, naming `what` it should have been,
-    also for what fails inside the `with`.
+    """(container, its best stream of `kind`). what: "sound" or "clip", for the error message. Raises MediaError, also
+    for what fails inside the `with`.
     """
     if not data:
         raise MediaError("empty file")
@@ -41,7 +41,7 @@ def opened(data: bytes, kind: Literal["audio", "video"], what: str) -> Iterator[
 
 
 def frames_of(container: Any, stream: Any) -> Iterator[Any]:
-    """The decoded frames of a stream, in order; packets that are damaged are passed over, and a broken end ends it."""
+    """The decoded frames of a stream, in order; damaged packets are skipped, a damaged end stops."""
     packets = container.demux(stream)
     while True:
         try:
@@ -49,7 +49,7 @@ def frames_of(container: Any, stream: Any) -> Iterator[Any]:
         except StopIteration:
             return
         except av.FFmpegError:
-            packet = None  # what is still in the decoder comes out
+            packet = None  # flushes the decoder
         with suppress(av.FFmpegError):
             yield from stream.decode(packet)
         if packet is None:

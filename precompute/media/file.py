@@ -1,4 +1,4 @@
-"""The bytes of a medium, wherever they lie."""
+"""Reading files safely."""
 
 import stat
 from pathlib import Path
@@ -7,7 +7,7 @@ from periscope.errors import MediaError
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a regular file. Raises MediaError for anything else: a pipe would block for ever."""
+    """The bytes of a regular file. Raises MediaError for anything else; a pipe would block forever."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise MediaError("can't be opened", "not a regular file")

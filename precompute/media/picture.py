@@ -1,4 +1,4 @@
-"""Bytes of a picture -> pixels."""
+"""Decoding images: bytes -> pixels."""
 
 import importlib.util
 import io
@@ -11,7 +11,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from periscope.errors import MediaError
 from periscope.precompute.media.file import read_file
 
-# Named, so that a file called .png can't reach Pillow's readers that start other programs (EPS) or are rarely kept.
+# A whitelist, so that a file called .png can't reach readers of Pillow that start other programs (EPS).
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 SUFFIXES = frozenset(
     f".{name}"
@@ -21,7 +21,7 @@ SUFFIXES = frozenset(
     )
 )
 THUMBNAIL = 128
-THINNEST = 200  # beyond this ratio of sides, resizing the short side to 224 would need gigabytes
+THINNEST = 200  # ratio of sides beyond which resizing the short side to 224 would take gigabytes
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -35,10 +35,10 @@ if importlib.util.find_spec("pillow_heif"):
 
 
 def decode_image(source: bytes | Path | str) -> Image.Image:
-    """Decode a picture (its bytes or its path) to an upright PIL image of mode RGB.
+    """Decode an image (bytes or path) to an upright PIL image of mode RGB.
 
-    The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency lies on white, an animation gives
-    its first frame. Raises MediaError with a short reason for anything that isn't a whole picture.
+    The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency becomes white, an animation gives
+    its first frame. Raises MediaError with a short reason for anything that isn't a complete image.
     """
     if not isinstance(source, bytes):
         source = read_file(Path(source))
@@ -88,7 +88,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode -> RGB, as `decode_image` has it. Raises MediaError for pixels without a known range."""
+    """An image of any mode -> RGB, as described in `decode_image`. Raises MediaError for pixels of unknown range."""
     if image.mode == "F":
         raise MediaError("floating-point pixels", "no known range; save it as 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255

@@ -1,4 +1,4 @@
-"""Bytes of a sound -> a waveform, and a picture of it."""
+"""Decoding sounds: bytes -> a waveform, and its spectrogram as an image."""
 
 import av
 import numpy as np
@@ -14,17 +14,17 @@ SUFFIXES = frozenset(
         *("aif", "aiff", "aifc", "au", "caf", "amr", "w64", "mka"),
     )
 )
-LONGEST = 2 * 3600  # seconds that are kept in memory at once: 0.5 GB at 16 kHz
+LONGEST = 2 * 3600  # seconds held in memory: 0.5 GB at 16 kHz
 PICTURED = 30  # seconds a spectrogram shows
 PICTURE_RATE = 16000
 
 
 def decode_sound(data: bytes, rate: int = 16000, seconds: float | None = None) -> np.ndarray:
-    """Decode a sound (or the sound of a clip) to mono float32 `(samples,)` at `rate` samples per second, the mean of
-    its channels, about -1 to 1; with `seconds`, at most so much from its start.
+    """Decode a sound (or the sound of a clip) to mono float32 `(samples,)` at `rate` Hz, the mean of its channels,
+    about -1 to 1. seconds: at most this much from the start.
 
-    What is damaged is passed over as long as something can be decoded. Raises MediaError for anything else, and for
-    more than two hours.
+    Damaged packets are skipped as long as something can be decoded. Raises MediaError otherwise, and for more than two
+    hours.
     """
     wanted = int((LONGEST if seconds is None else seconds) * rate)
     parts, samples = [], 0
@@ -55,8 +55,8 @@ def decode_sound(data: bytes, rate: int = 16000, seconds: float | None = None) -
 
 
 def spectrogram(wave: np.ndarray, size: tuple[int, int] = (128, 96)) -> Image.Image:
-    """A picture (width, height) of a 16 kHz waveform: time to the right, pitch (mel, 50 Hz to 8 kHz) upwards, the
-    loudest bright, 70 dB below it black.
+    """An RGB image of `size` (width, height) of a 16 kHz waveform: time to the right, mel frequency (50 Hz to 8 kHz)
+    upwards, the loudest bright, 70 dB below it black.
     """
     window, (columns, rows) = 1024, size
     wave = np.pad(wave, (0, max(0, window - len(wave))))

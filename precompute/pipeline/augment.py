@@ -1,9 +1,9 @@
-"""Other views of a picture, as eP-ALM makes them every epoch; cached features can only have a few of each.
+"""Augmented views of an image, as eP-ALM draws them in every epoch; cached features can only hold a few of them.
 
 https://github.com/mshukor/eP-ALM, dataset/caption.py and randaugment.py: a random crop of 50% to 100% of the area,
 resized bicubically, mirrored half of the time; then twice one of ten operations, each in half of the cases, at level 7
-of 10 (its RandomAugment(2, 7)). torchvision's own RandAugment(2, 7) is another thing: it changes colours too, which
-captions name, and its 7 is of 31.
+of 10 (its RandomAugment(2, 7)). torchvision's RandAugment(2, 7) differs: it also changes colours, which captions name,
+and its level 7 is of 31.
 """
 
 import hashlib
@@ -20,15 +20,13 @@ STRONGER = 0.7 * 1.8 + 0.1  # factor of brightness and sharpness
 DEGREES = 0.7 * 30
 SHEAR = 11.86  # degrees, the angle whose tangent is 0.7 * 0.3
 SHIFT = 7 / 224  # of a side
-GREY = 128  # what comes in from outside
+GREY = 128  # fills what lies outside the image
 
 _drawing = threading.Lock()  # torchvision draws from torch's one generator
 
 
 def augment(image: Image.Image, key: str, view: int, side: int | None = None) -> Image.Image:
-    """View number `view` of an RGB picture: `(side, side)` pixels. Equal for equal `key` and `view`, whatever else
-    runs.
-    """
+    """View number `view` of an RGB image: `(side, side)` pixels. Deterministic for `key` and `view`."""
     seed = int.from_bytes(hashlib.sha256(f"{key}/{view}".encode()).digest()[:8], "little") >> 1
     with _drawing, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

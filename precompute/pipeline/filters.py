@@ -1,4 +1,4 @@
-"""Which media and words are left out on purpose. Each is counted and listed in rejected.jsonl."""
+"""Media and captions that are left out on request. Each is counted and listed in rejected.jsonl."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ REASONS = (DUPLICATE, "shorter side below", "unlike its words", "caption unlike"
 
 @dataclass(frozen=True)
 class Filters:
-    """min_side: pixels that a picture's shorter side has at least, 0: any · drop_duplicates: of media with the same
-    bytes keep the first, with the words of all · similarity: what compares words with pictures, or None.
+    """min_side: least pixels of an image's shorter side, 0: any · drop_duplicates: of media with the same bytes keep
+    the first, with the texts of all · similarity: compares captions with images, or None.
     """
 
     min_side: int = 0
@@ -23,17 +23,17 @@ class Filters:
     similarity: Similarity | None = None
 
     def reasons(self) -> list[str]:
-        """The reasons for which these filters leave media out."""
+        """The reasons that these filters give."""
         found = [DUPLICATE] if self.drop_duplicates else []
         found += [self.small()] if self.min_side else []
         return found + ([self.similarity.reason()] if self.similarity else [])
 
     def small(self) -> str:
-        """The reason for a picture that is too small."""
+        """The reason for an image that is too small."""
         return f"shorter side below {self.min_side} pixels"
 
     def check_size(self, medium: object) -> None:
-        """Raise MediaError when a decoded picture, or the first frame of a clip, is too small."""
+        """Raise MediaError when a decoded image, or the first frame of a clip, is too small."""
         first = medium[0] if isinstance(medium, Sequence) and medium else medium
         if self.min_side and isinstance(first, Image.Image) and min(first.size) < self.min_side:
             raise MediaError(self.small(), f"{first.width} x {first.height}")

@@ -1,7 +1,7 @@
-"""How well a caption fits its picture, by the text tower of the same open_clip model that gives the features.
+"""How well a caption fits its image: CLIP's cosine similarity, by the text encoder of the model behind the features.
 
-The cosine of CLIP's two projected vectors. LAION-400M left out pairs below 0.3 (https://arxiv.org/abs/2111.02114, with
-ViT-B/32); what is too low depends on the model.
+LAION-400M dropped pairs below 0.3 (https://arxiv.org/abs/2111.02114, with ViT-B/32); the right threshold depends on the
+model.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ BATCH = 256  # captions at once
 
 
 class TextTower:
-    """What reads captions into the space of an encoder's pooled features. Raises PrecomputeError for an encoder that
-    has none here: those of open_clip have.
+    """Encodes captions into the space of an encoder's pooled features. Raises PrecomputeError for an encoder without a
+    text encoder here; those of open_clip have one.
     """
 
     def __init__(self, encoder: Encoder):
@@ -29,7 +29,7 @@ class TextTower:
 
     @torch.no_grad()
     def vectors(self, captions: Sequence[str]) -> torch.Tensor:
-        """`(captions, width)` in fp32, each of length 1."""
+        """Captions -> `(captions, width)` float32, L2-normalised."""
         found = [torch.empty(0)]
         for first in range(0, len(captions), BATCH):
             tokens = self._tokens(list(captions[first : first + BATCH])).to(self._device)
@@ -40,8 +40,8 @@ class TextTower:
 class Similarity:
     """Compares captions with pooled features.
 
-    encoder: of the family open_clip · words: of the whole collection · threshold: the lowest cosine that is kept.
-    Raises PrecomputeError for an encoder without a text tower.
+    encoder: of the family open_clip · words: all texts of the collection · threshold: the lowest cosine that is kept.
+    Raises PrecomputeError for an encoder without a text encoder.
     """
 
     def __init__(self, encoder: Encoder, words: Iterable[Words], threshold: float):
@@ -60,7 +60,7 @@ class Similarity:
         return f"unlike its words (cosine below {self.threshold:g})"
 
     def compare(self, origins: Sequence[str], pooled: torch.Tensor) -> None:
-        """Remember the cosines of all captions of these media with their features `(batch, width)`."""
+        """Compute and keep the cosines of all captions of these media with their features `(batch, width)`."""
         rows = [(i, origin, caption) for i, origin in enumerate(origins) for caption in self._captions.get(origin, [])]
         pictures = torch.nn.functional.normalize(pooled.float(), dim=-1)
         for first in range(0, len(rows), BATCH):
@@ -70,7 +70,7 @@ class Similarity:
             self._cosines |= {(origin, text): value for (_, origin, text), value in zip(part, cosines, strict=True)}
 
     def compared(self, origin: str) -> bool:
-        """Whether nothing is left to compare of this medium."""
+        """Whether all captions of this medium have been compared."""
         return all((origin, caption) in self._cosines for caption in self._captions.get(origin, []))
 
     def check(self, origin: str) -> None:
@@ -82,8 +82,8 @@ class Similarity:
             raise MediaError(self.reason(), f"{best:.3f} at best")
 
     def sort(self, words: Iterable[Words], there: set[str]) -> tuple[list[Words], list[dict]]:
-        """(texts that stay, {"origin", "reason", "detail"} of the captions that don't). Only captions of the media
-        `there` are sorted out.
+        """(texts that stay, {"origin", "reason", "detail"} of the captions that don't). Only captions of media in
+        `there` are judged.
         """
         kept, unlike = [], []
         for text in words:
@@ -99,7 +99,7 @@ class Similarity:
 
 
 def caption_of(text: Words) -> str | None:
-    """The caption that a text is, or None when it is a question, a conversation, or about several media."""
+    """The caption, if a text is one; None for a question, a conversation, or a text about several media."""
     lone = len(text.media) == 1 and len(text.turns) == 1 and text.turns[0]["role"] == "assistant"
     return text.turns[0]["content"] if lone else None
 

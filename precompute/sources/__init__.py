@@ -1,8 +1,8 @@
-"""What lies on disk -> media and words. One module per layout, one generator function in each.
+"""Sources: data on disk -> media and texts. One module per layout, one generator function in each.
 
-A generator takes the `DataFolder` of the path given as --data and yields `Medium`, `Words` and `Problem` in any order.
-Of the layouts whose `detect` says why it fits, the first in `order` is used: the most specific. To add a layout, drop a
-module here whose generator carries the decorator `source`; docs/new_source.md shows one.
+A generator takes the `DataFolder` that --data names and yields `Medium`, `Words` and `Problem` records in any order. Of
+the layouts whose `detect` gives a reason, the one with the lowest `order`, the most specific one, is used. To add a
+layout, drop a module here; docs/new_source.md shows one.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """One medium: `path` of the file that holds it, `origin` its path relative to the data folder with forward
-    slashes (in an archive or a table: the file's, then what names it inside), `modality` "image", "audio", "video" or
-    "vector", and `part`, which takes its bytes out of the file: a plain function or a partial of one, so that a medium
-    can be sent to another process. `path` is kept as text, of which a Path takes six times the memory.
+    """One medium.
+
+    path: of the file that holds it, kept as text because a Path takes six times the memory · origin: path relative to
+    the data folder, with forward slashes (in an archive or a table: that of the file, then the name inside) · modality:
+    "image", "audio", "video" or "vector" · part: reads its bytes from the file; a plain function or a partial of one,
+    so that a medium can be sent to another process.
     """
 
     path: str | Path
@@ -39,7 +41,7 @@ class Medium:
         object.__setattr__(self, "path", str(self.path))
 
     def read(self) -> bytes:
-        """Its bytes. Raises MediaError when they can't be had."""
+        """The bytes of the medium. Raises MediaError when they can't be read."""
         return self.part(Path(self.path))
 
 
@@ -48,9 +50,7 @@ Turns = tuple[dict, ...]
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """One text about `media` (origins, in order): turns of {"role", "content"}; `split` and `id` if the source has
-    them.
-    """
+    """One text about `media` (origins, in order). turns: of {"role", "content"} · split, id: if the source has them."""
 
     media: tuple[str, ...]
     turns: Turns
@@ -70,8 +70,8 @@ def _unpacked(row: list) -> Words:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something the source lists but can't give, for rejected.jsonl. `reason` is a few words, equal for equal
-    troubles.
+    """Something the source lists but can't give, for rejected.jsonl. `reason`: a few words, the same for the same kind
+    of problem.
     """
 
     origin: str
@@ -84,8 +84,8 @@ Record = Medium | Words | Problem
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout on disk: `looks` says in a few words how it is recognised, `detect` why a data has it ("" when it
-    hasn't), `order` which is preferred (low).
+    """A layout on disk. looks: in a few words, how it is recognised · detect: why a data folder has it, "" when it
+    hasn't · read: the generator · order: low is preferred.
     """
 
     name: str
@@ -96,11 +96,12 @@ class Layout:
 
 
 LAYOUTS: dict[str, Layout] = {}
-GENERAL = 90  # layouts from this order on fit nearly anything, and aren't named as the other choice
+GENERAL = 90  # layouts from this order on fit almost anything and aren't offered as alternatives
 
 
 def source(name: str, looks: str, detect: Callable[[DataFolder], str], order: int = 50) -> Callable:
-    """Decorator: register a generator function `read(data) -> Iterator[Medium | Words | Problem]` as a layout."""
+    """Decorator: register a generator function `read(data) -> Iterator[Medium | Words | Problem]` as a layout, see
+    `Layout`."""
 
     def register(read: Callable[[DataFolder], Iterator[Record]]) -> Callable[[DataFolder], Iterator[Record]]:
         LAYOUTS[name] = Layout(name, looks, detect, read, order)
@@ -111,7 +112,7 @@ def source(name: str, looks: str, detect: Callable[[DataFolder], str], order: in
 
 @dataclass
 class Collection:
-    """Everything a source gave: media by origin (each once), words, problems, and the name of the layout."""
+    """What a source found: the name of the layout, media by origin, texts, and problems."""
 
     layout: str
     media: dict[str, Medium]
@@ -120,8 +121,8 @@ class Collection:
 
 
 def collect(path: Path | str) -> Collection:
-    """Read `path` with the layout it looks like, and print which and why. Raises PrecomputeError when it doesn't
-    exist, looks like none, or holds no medium.
+    """Read `path` with the layout that fits, and print which and why. Raises PrecomputeError when it doesn't exist, has
+    no known layout, or holds no media.
     """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")

@@ -1,4 +1,4 @@
-"""Media in the cells of a table, as Hugging Face's datasets and img2dataset store them in Arrow and parquet.
+"""Media inside Arrow and parquet tables, as Hugging Face's datasets and img2dataset store them.
 
 A medium is `{"bytes", "path"}` (https://huggingface.co/docs/datasets/about_dataset_features, Image and Audio), plain
 bytes, or a list of such; a vector is a list of numbers, or a list of such lists.
@@ -18,7 +18,7 @@ from periscope.precompute.sources.conversations import words_of
 from periscope.precompute.sources.vectors import payload
 
 TYPES = {"Image": "image", "Audio": "audio", "Video": "video"}  # features of Hugging Face's datasets
-NAMED = {  # for columns of bytes that say nothing else
+NAMED = {  # for columns of bytes without further information
     **dict.fromkeys(("image", "images", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "picture"), "image"),
     **dict.fromkeys(("audio", "audios", "wav", "flac", "mp3", "ogg", "sound"), "audio"),
     **dict.fromkeys(("video", "videos", "mp4", "webm", "clip"), "video"),

@@ -1,4 +1,4 @@
-"""Captions, questions and conversations as they are published -> turns of {"role", "content"}."""
+"""Captions, questions and conversations in published formats -> turns of {"role", "content"}."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +15,12 @@ CONVERSATIONS = ("conversations", "messages", "turns", "texts")
 
 
 def caption(words: str) -> tuple[dict, ...]:
-    """A caption as turns: the assistant says it, white space made single."""
+    """A caption as turns: one assistant turn, whitespace collapsed."""
     return ({"role": "assistant", "content": " ".join(words.split())},)
 
 
 def question(asked: str, answer: str | None) -> tuple[dict, ...]:
-    """A question as turns: the user asks, the assistant answers if there is an answer."""
+    """A question as turns: a user turn, and an assistant turn if there is an answer."""
     turns = ({"role": "user", "content": " ".join(asked.split())},)
     return turns if answer is None else (*turns, *caption(answer))
 
@@ -28,8 +28,8 @@ def question(asked: str, answer: str | None) -> tuple[dict, ...]:
 def conversation(rows: object, media: int) -> tuple[dict, ...] | str:
     """LLaVA's [{"from", "value"}], or [{"role", "content"}], or [{"user", "assistant"}] -> turns, or what is wrong.
 
-    `<image>`, `<video>` and `<audio>` in the human's words stay where they are, as `<image>`: training puts the
-    `media` media of the text there, in order. Without any, they come before the first user's words.
+    media: number of media of the text. `<image>`, `<video>` and `<audio>` in the user's turns keep their places, as
+    `<image>`: training inserts the media there, in order. Without any, the media come before the first user turn.
     """
     if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:
         return "the conversation is empty or not a list"
@@ -69,16 +69,16 @@ def _content(content: object) -> object:
 
 
 def most_common(answers: Sequence[str]) -> str | None:
-    """The answer given most often, the earliest of several; None when there is none, or all are blank."""
+    """The most frequent answer, the earliest of equals; None when there is none, or all are blank."""
     counts = Counter(answer for answer in answers if answer.strip())
     return max(counts, key=lambda answer: counts[answer]) if counts else None
 
 
 def words_of(row: Mapping, media: tuple[str, ...], where: str, split: str | None = None) -> Iterator[Words | Problem]:
-    """The texts in one row of a table about `media`, by the usual names of columns: a conversation, else a question
-    with its answer, else captions.
+    """The texts in one row of a table about `media`, by the usual column names: a conversation, else a question with
+    its answer, else captions.
 
-    split: that of the table, unless the row has a `split` of its own.
+    where: the row, for error messages · split: of the table; a `split` in the row takes precedence.
     """
     split = split_named(row.get("split")) or split
     for column in CONVERSATIONS:
@@ -102,7 +102,7 @@ def words_of(row: Mapping, media: tuple[str, ...], where: str, split: str | None
 
 
 def people(value: object) -> list[str]:
-    """What each of several people answered, as VQA's sets list them: those who said nothing count too."""
+    """The answers of several annotators, as VQA datasets list them, empty ones included."""
     listed = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
     said = [one.get("answer") if isinstance(one, Mapping) else one for one in listed]
     return [one for one in said if isinstance(one, str)]

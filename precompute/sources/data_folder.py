@@ -1,4 +1,4 @@
-"""The files below --data by name, loose or inside zip archives, and which of them a text means."""
+"""The files below --data, loose or inside zip archives, and how annotations name them."""
 
 import glob
 import io
@@ -19,19 +19,19 @@ from periscope.precompute.sources.json_stream import elements
 from periscope.precompute.sources.text_file import decode_text
 from periscope.precompute.sources.zip_archive import ByteSpan, members, read_member
 
-BESIDE = ("annotations", "annotation", "questions", "captions")  # folders of words whose media lie next to the folder
-HEAD = 1 << 16  # bytes of a file that are looked at to tell what it is
-PEEKED = 1 << 17  # elements of a JSON file that are looked at for the same
-FEW = 200  # files of words that are looked at for the same
+BESIDE = ("annotations", "annotation", "questions", "captions")  # annotation folders whose media lie beside them
+HEAD = 1 << 16  # bytes read to recognise a file
+PEEKED = 1 << 17  # elements of a JSON file, likewise
+FEW = 200  # annotation files, likewise
 TELLING = frozenset({"annotations", "questions", "sentences"})
 
 
 class DataFolder:
-    """What --data names: a folder, or one or more files of it.
+    """What --data names: a folder, or one or more files in it.
 
-    path: as it was given · root: the folder that origins are relative to · given: the names of the files that were
-    given, relative to `root`; empty for a folder. Names are paths relative to `root` with forward slashes; members of
-    `a.zip` are called `a.zip/member`.
+    path: as given · root: the folder that origins are relative to · given: names of the files that were given, empty
+    for a folder · problems: what couldn't be read. Names are paths relative to `root` with forward slashes; a member of
+    `a.zip` is called `a.zip/member`.
 
     Raises PrecomputeError when there is nothing at `path`.
     """
@@ -58,16 +58,16 @@ class DataFolder:
         self.given = tuple(file.relative_to(self.root).as_posix() for file in files)
 
     def names(self) -> list[str]:
-        """All loose files below `root` in a fixed order.
+        """All loose files below `root`, in a fixed order.
 
-        Links to folders are followed, once. Hidden names, `__MACOSX` and feature sets are passed over.
+        Links to folders are followed once. Hidden names, `__MACOSX` and feature sets are skipped.
         """
         if self._loose is None:
             self._loose = [os.path.relpath(path, self.root).replace(os.sep, "/") for path in _walk(self.root)]
         return self._loose
 
     def members(self) -> dict[str, tuple[str, ByteSpan]]:
-        """The files in the zip archives below `root`: name -> (the archive's name, where in it)."""
+        """The files in zip archives below `root`: name -> (name of the archive, position in it)."""
         if self._members is None:
             found: dict[str, tuple[str, ByteSpan]] = {}
             given = [name for name in self.given if name.lower().endswith(".zip")]
@@ -88,7 +88,7 @@ class DataFolder:
             found.setdefault(f"{archive}/{inside}", (archive, span))
 
     def visible(self) -> list[str]:
-        """The names that media are looked for among: archives are opened only where no medium lies loose."""
+        """The names that may be media: archives are opened only if there are no loose media."""
         if any(name.lower().endswith(".zip") for name in self.given):
             return sorted(self.members())
         media, _ = self._sorts()
@@ -100,7 +100,7 @@ class DataFolder:
         return media or [name for name in self.visible() if modality_of(name)]
 
     def _sorts(self) -> tuple[list[str], list[str]]:
-        """The loose files that are media, and those that aren't; a given archive's folder isn't looked at."""
+        """(loose media, other loose files). The folder around a given archive is ignored."""
         if self._sorted is None:
             loose = [] if any(name.lower().endswith(".zip") for name in self.given) else self.names()
             media = [name for name in loose if modality_of(name)]
@@ -109,11 +109,11 @@ class DataFolder:
         return self._sorted
 
     def listed(self, *suffixes: str) -> list[str]:
-        """The files with one of these suffixes that were given, or that lie in the given folder."""
+        """The given files, or those in the given folder, with one of these suffixes."""
         return [name for name in self.given or self._sorts()[1] if name.lower().endswith(suffixes)]
 
     def word_files(self, *suffixes: str) -> list[str]:
-        """As `listed`, without the files that stand beside a medium of the same name; no more than 200."""
+        """Like `listed`, without files beside a medium of the same name; at most 200."""
         if self.given:
             return self.listed(*suffixes)[:FEW]
         if self._words is None:
@@ -123,7 +123,7 @@ class DataFolder:
         return [name for name in self._words if name.lower().endswith(suffixes)][:FEW]
 
     def open(self, name: str) -> BinaryIO:
-        """A file, or a member of an archive, for reading. Raises OSError."""
+        """Open a file, or a member of an archive, for reading. Raises OSError."""
         if self._members and name in self._members and not (self.root / name).is_file():
             try:
                 return io.BytesIO(self.medium(name).read())
@@ -132,7 +132,7 @@ class DataFolder:
         return (self.root / name).open("rb")
 
     def text(self, name: str) -> str:
-        """The whole text of a file, whatever its encoding. Raises OSError."""
+        """The text of a file, whatever its encoding. Raises OSError."""
         with self.open(name) as stream:
             return decode_text(stream.read())
 
@@ -146,9 +146,9 @@ class DataFolder:
         return next((line.strip() for line in lines if line.strip()), "")
 
     def sample(self, name: str) -> dict[str, Any]:
-        """What a JSON file holds: key -> the first element of its array, or its value; "" for the file's own array.
+        """The start of a .json file: key -> the first element of its array, or its value; "" for a top-level array.
 
-        Of a long object only the first keys; {} when it isn't JSON.
+        Only the first keys of a long object; {} when it isn't JSON.
         """
         if name not in self._samples:
             found: dict[str, Any] = {}
@@ -164,7 +164,7 @@ class DataFolder:
         return self._samples[name]
 
     def holding(self, key: str, *fields: str) -> list[str]:
-        """The .json files in which the array at `key` ("": the file's own) begins with an object of these fields."""
+        """The .json files whose array at `key` ("": the top-level array) begins with an object with these fields."""
         found = []
         for name in self.word_files(".json"):
             first = self.sample(name).get(key)
@@ -173,7 +173,7 @@ class DataFolder:
         return found
 
     def lines(self, name: str) -> list[str]:
-        """The lines of a small text file; none, and a problem noted, when it can't be read."""
+        """The lines of a small text file; none, with a problem noted, when it can't be read."""
         try:
             return self.text(name).split("\n")
         except OSError as error:
@@ -189,7 +189,7 @@ class DataFolder:
         return Medium(f"{self.root}/{name}", name, modality)
 
     def at(self, wanted: str, folder: str, where: str) -> Medium | Problem:
-        """The medium at a path, relative to the folder of that name. `where` tells people who names it."""
+        """The medium at a path relative to `folder`. where: what names it, for the error message."""
         path = wanted.strip().replace("\\", "/")
         target = os.path.normpath(self.root / folder / path)
         if not Path(target).is_relative_to(self.root) or re.match("[A-Za-z]:/", path):
@@ -200,9 +200,10 @@ class DataFolder:
         return Problem(name, "missing file", where)
 
     def find(self, wanted: str, where: str, prefer: str = "", kinds: Collection[str] = ("image",)) -> Medium | Problem:
-        """The medium whose path ends in `wanted` (which may lack the suffix), in whatever folder below `root`.
+        """The medium whose path ends in `wanted` (the suffix may be missing), in any folder below `root`.
 
-        prefer: of several, the one in a folder of this name is meant · kinds: its possible modalities.
+        where: what names it, for the error message · prefer: of several, take the one in a folder of this name · kinds:
+        possible modalities.
         """
         path = wanted.strip().replace("\\", "/").removeprefix("./")
         if not path or path.startswith("/") or ".." in path.split("/") or re.match("[A-Za-z]:/", path):
@@ -218,7 +219,7 @@ class DataFolder:
     def find_first(
         self, wanted: Collection[str], where: str, prefer: str = "", kinds: Collection[str] = ("image",)
     ) -> Medium | Problem:
-        """As `find`, for several names that one medium may go by; the first that is there."""
+        """Like `find`, for a medium with several possible names: the first that exists."""
         results = []
         for name in wanted:
             results.append(self.find(name, where, prefer, kinds))
@@ -240,7 +241,7 @@ class DataFolder:
 
 
 def whole(name: str, records: Iterator[Record]) -> Iterator[Record]:
-    """The records that come from the file `name`, and a problem where its text ends early or can't be read."""
+    """The records of the file `name`, and a problem if it ends early or can't be read."""
     try:
         yield from records
     except PrecomputeError:
@@ -250,7 +251,7 @@ def whole(name: str, records: Iterator[Record]) -> Iterator[Record]:
 
 
 def first_row(data: DataFolder, name: str) -> dict:
-    """The first element of a .json array, or the first line of a .jsonl, when it is an object; else {}."""
+    """The first element of a .json array, or the first line of a .jsonl, if it is an object; else {}."""
     if name.lower().endswith(".jsonl"):
         try:
             row = json.loads(data.first_line(name))
@@ -280,7 +281,7 @@ def _is_feature_set(files: list[str]) -> bool:
 
 
 def _matching(pattern: str) -> list[Path]:
-    """The files that `{00000..00003}` and `*` in a path stand for, sorted."""
+    """The files that `{00000..00003}` and `*` in a path match, sorted."""
     from braceexpand import braceexpand  # webdataset's own dependency, for the same notation
 
     try:

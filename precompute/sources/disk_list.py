@@ -1,4 +1,4 @@
-"""Records that wait on disk, because there may be millions: a growing sequence in a temporary file."""
+"""A list in a temporary file, for what may have millions of records."""
 
 import json
 import tempfile
@@ -10,9 +10,9 @@ Item = TypeVar("Item")
 
 
 class DiskList(Sequence[Item]):
-    """Records in the order in which they were appended; 8 bytes of memory for each.
+    """Records in the order in which they were appended; takes 8 bytes of memory per record.
 
-    pack: a record -> what JSON holds · unpack: the way back. The file has no name and vanishes with the process.
+    pack: a record -> JSON types · unpack: the inverse. The file has no name and disappears with the process.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class DiskList(Sequence[Item]):
         return (self[number] for number in range(len(self)))
 
     def only(self, keep: Callable[[Item], bool]) -> "DiskList[Item]":
-        """A new one with the records that `keep` says yes to."""
+        """A new list of the records for which `keep` is true."""
         chosen: DiskList[Item] = DiskList(self._pack, self._unpack)
         for record in self:
             if keep(record):

@@ -1,4 +1,4 @@
-"""Data that is copied to this machine before it is read: `hf:owner/name` and `pipe:COMMAND`."""
+"""Data that is downloaded before it is read: `hf:owner/name` and `pipe:COMMAND`."""
 
 import hashlib
 import os
@@ -14,14 +14,14 @@ CACHE = "~/.cache/periscope"  # where no XDG_CACHE_HOME says otherwise
 
 
 def fetched(path: Path | str) -> Path | str:
-    """Where the data of an address lies now; any other path as it is.
+    """The local path of such data; any other path as it is.
 
-    `hf:owner/name`, or `hf:owner/name/folder`, is a dataset repository on Hugging Face's Hub, copied into its own
-    cache; private ones need `hf auth login`. `pipe:COMMAND` is a shell command that prints a webdataset tar; with
-    `{00000..00009}` in it, one for each, as in https://github.com/webdataset/webdataset. Its tars are kept in the
-    user's cache folder, so that a stopped run needn't fetch them again: they are read by position, a pipe can't be.
+    `hf:owner/name`, or `hf:owner/name/folder`, is a dataset repository on the Hugging Face Hub, kept in its cache;
+    private ones need `hf auth login`. `pipe:COMMAND` is a shell command that prints a webdataset tar; with
+    `{00000..00009}` in it, one per number, as in https://github.com/webdataset/webdataset. These tars are kept in the
+    user's cache folder, because media are read by position, and so that a stopped run needn't fetch them again.
 
-    Raises PrecomputeError when the data can't be had.
+    Raises PrecomputeError when the data can't be fetched.
     """
     text = str(path)
     if text.startswith("hf:") and "://" not in text and not text.startswith("hf:/"):

@@ -1,6 +1,6 @@
-"""Large JSON files, an element at a time: a published annotation file can be a gigabyte, parsed whole ten times that.
+"""Reading large JSON files one element at a time: annotation files reach a gigabyte, and ten times that once parsed.
 
-The library's own decoder reads each element; here is only what stands between the elements.
+The standard decoder parses each element; this module parses what stands between the elements.
 """
 
 import io
@@ -11,15 +11,15 @@ from typing import Any, BinaryIO
 from periscope.precompute.sources.text_file import HEAD, encoding_of
 
 CHUNK = 1 << 20
-LARGEST = 1 << 28  # characters of one element; a file without its closing bracket ends here, not in the memory
+LARGEST = 1 << 28  # characters of one element; bounds the memory for a file without its closing bracket
 
 
 def elements(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
     """(key, element) of a JSON object or array, in the file's order.
 
     An array gives ("", element) for each of its elements. An object gives (key, element) for each element of a value
-    that is an array, and (key, value) for any other. Raises ValueError, after all that is whole, when the text isn't
-    JSON or stops early.
+    that is an array, and (key, value) for any other. Raises ValueError, after the last complete element, when the text
+    isn't JSON or ends early.
     """
     reader = _Reader(stream)
     opening = reader.take("{[")
@@ -43,7 +43,7 @@ def elements(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
 
 
 class _Reader:
-    """A window onto the text that moves along as it is read."""
+    """A sliding window over the text."""
 
     def __init__(self, stream: BinaryIO):
         head = stream.read(HEAD)
@@ -60,7 +60,7 @@ class _Reader:
             raise ValueError("an element is larger than any that makes sense")
 
     def peek(self) -> str:
-        """The next character that isn't white space."""
+        """The next character that isn't whitespace, without consuming it."""
         while True:
             while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
                 self.at += 1

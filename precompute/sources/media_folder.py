@@ -1,11 +1,10 @@
-"""A folder of pictures, sounds or clips, or a zip archive of them, with or without words.
+"""A folder or zip archive of images, sounds or clips, with or without captions.
 
-Words come from `metadata.jsonl`, `metadata.csv` or `metadata.parquet` in any folder (Hugging Face's imagefolder,
+Texts come from `metadata.jsonl`, `metadata.csv` or `metadata.parquet` in any folder (Hugging Face's imagefolder,
 audiofolder and videofolder: `file_name`, or `image_file_name` and the like, relative to that file; https://huggingface.co/docs/datasets/image_dataset),
 else from a `.txt` beside the medium with the same stem. The metadata's captions stand in `text`, `caption` or
 `captions`, questions in `question` and `answer`; a `split` column is taken if there is one. In a `.txt` each
-non-empty line is one caption (what caption tools call one file per picture has one line; several lines are several
-captions). Media without words are encoded all the same.
+non-empty line is one caption. Media without texts are encoded all the same.
 """
 
 import os
@@ -38,9 +37,7 @@ def _detect(data: DataFolder) -> str:
     90,
 )
 def media_folder(data: DataFolder) -> Iterator[Record]:
-    """All media below the folder, and their words: captions as single assistant turns. Given a metadata file, only
-    the media it names.
-    """
+    """All media below the folder, and their texts. Given a metadata file, only the media it names."""
     if data.given and PurePosixPath(data.given[0]).name in METADATA:
         yield from whole(data.given[0], _metadata(data, data.given[0]))
         return

@@ -1,8 +1,8 @@
-"""Parquet files with the media in them: Hugging Face's Hub (https://huggingface.co/docs/hub/datasets-image#parquet-format)
+"""Parquet files that contain the media: Hugging Face's Hub (https://huggingface.co/docs/hub/datasets-image#parquet-format)
 and img2dataset's `--output_format parquet` (https://github.com/rom1504/img2dataset#output-format).
 
-The first column that holds pictures, sounds or clips is taken, or lists of them; without one, the first that holds
-vectors. Words come from columns of the usual names: `caption`, `text`, `question` and `answer`, `conversations`, ...
+The first column of images, sounds or clips, or lists of these, is used; without one, the first of vectors. Texts come
+from columns with the usual names: `caption`, `text`, `question` and `answer`, `conversations`, ...
 Splits come from a `split` column or the file's name (`train-00000-of-00002.parquet`).
 """
 
@@ -26,7 +26,7 @@ LOCK = threading.Lock()
 
 
 def read_cell(group: int, row: int, column: str, place: int | None, path: Path) -> bytes:
-    """The bytes of the medium in a cell: of this row of a row group. Raises MediaError when they can't be had."""
+    """The bytes of the medium in one row of a row group. place: which of a list. Raises MediaError."""
     try:
         with LOCK:  # neighbours lie in one group, which is unpacked once
             cells = _column(path, path.stat().st_mtime_ns, group, column)

@@ -1,4 +1,4 @@
-"""A dataset that Hugging Face's library saved: `Dataset.save_to_disk` (`dataset_info.json`, `state.json`, `*.arrow`) or
+"""A dataset saved by Hugging Face's library: `Dataset.save_to_disk` (`dataset_info.json`, `state.json`, `*.arrow`) or
 `DatasetDict.save_to_disk` (`dataset_dict.json` and a folder for each split).
 https://huggingface.co/docs/datasets/process#save.
 
@@ -19,7 +19,7 @@ from periscope.precompute.sources.tables import ROWS
 
 
 def read_row(split: str, row: int, column: str, place: int | None, path: Path) -> bytes:
-    """The bytes of the medium in a cell. Raises MediaError when they can't be had."""
+    """The bytes of the medium in one row. place: which of a list. Raises MediaError."""
     try:
         cell = _open(path)[split].select_columns([column])[row][column][0].as_py()
     except PrecomputeError:

@@ -1,4 +1,4 @@
-"""How published data sets call their splits -> "train", "val", "test"."""
+"""The names of splits in published datasets -> "train", "val", "test"."""
 
 import re
 
@@ -10,7 +10,7 @@ NAMES = {
 
 
 def split_named(name: object) -> str | None:
-    """What a source calls a split -> the same in our words; a name of its own is kept; None when there is none.
+    """A source's name of a split -> "train", "val" or "test"; an unknown name is kept; None when there is none.
 
     Karpathy's "restval" is trained on, as in https://cs.stanford.edu/people/karpathy/deepimagesent/.
     """
@@ -20,8 +20,6 @@ def split_named(name: object) -> str | None:
 
 
 def split_in(name: str) -> str | None:
-    """The split that a file's or folder's name speaks of (`captions_train2017.json`: "train"), or None when it names
-    none or several.
-    """
+    """The split in the name of a file or folder (`captions_train2017.json`: "train"); None for none or several."""
     found = {NAMES[word] for word in re.findall("[a-z]+", name.lower()) if word in NAMES}
     return found.pop() if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""Rows of a table of words: .csv, .tsv, .jsonl, .parquet."""
+"""Rows of annotation tables: .csv, .tsv, .jsonl, .parquet."""
 
 import csv
 import io
@@ -11,15 +11,14 @@ from periscope.precompute.sources.data_folder import DataFolder
 from periscope.precompute.sources.text_file import stream_lines
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
-ROWS = 1000  # of a parquet file that are held at once
+ROWS = 1000  # of a parquet file held in memory
 csv.field_size_limit(1 << 24)
 
 
 def rows(data: DataFolder, name: str, only: Sequence[str] | None = None) -> Iterator[tuple[int, dict | None]]:
-    """(line, row) of a table, counted as an editor does; None for a line that can't be read.
+    """(line, row) of a table, lines counted from 1 as in an editor; None for a line that can't be read.
 
-    only: the columns that are wanted of a .parquet. Raises OSError, and PrecomputeError when a .parquet can't be read
-    for want of pyarrow.
+    only: columns to read of a .parquet. Raises OSError, and PrecomputeError when a .parquet needs pyarrow.
     """
     if name.lower().endswith(".parquet"):
         yield from _parquet(data, name, only)
@@ -41,12 +40,12 @@ def rows(data: DataFolder, name: str, only: Sequence[str] | None = None) -> Iter
 
 
 def delimiter_of(head: str) -> str:
-    """What separates the columns of a .csv, from its first line."""
+    """The separator of a .csv, from its first line."""
     return max(",;\t|", key=head.count)
 
 
 def columns(data: DataFolder, name: str) -> list[str]:
-    """The names of a .csv's columns."""
+    """The column names of a .csv."""
     head = data.first_line(name)
     try:
         return [column.strip() for column in next(csv.reader([head], delimiter=delimiter_of(head)), [])]

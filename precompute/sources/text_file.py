@@ -1,4 +1,4 @@
-"""Text files as people's programs really write them."""
+"""Text files in the encodings that occur in practice."""
 
 import codecs
 import io
@@ -17,9 +17,7 @@ HEAD = 200  # bytes that tell the encoding
 
 
 def encoding_of(head: bytes) -> str | None:
-    """The encoding of a text from its first bytes: by its byte order mark, UTF-16 without one, or None (UTF-8, or
-    Windows' code page 1252).
-    """
+    """The encoding by the first bytes: from a byte order mark, UTF-16 without one, or None (UTF-8 or Windows-1252)."""
     encoding = next((name for mark, name in MARKS if head.startswith(mark)), None)
     if encoding is None and b"\0" in head[:HEAD]:  # UTF-16 without a mark: which byte of each pair is zero?
         encoding = "utf-16-le" if head[1:HEAD:2].count(0) >= head[0:HEAD:2].count(0) else "utf-16-be"
@@ -27,9 +25,7 @@ def encoding_of(head: bytes) -> str | None:
 
 
 def decode_text(data: bytes) -> str:
-    """The text of these bytes, in UTF-8, UTF-16 or UTF-32 with or without a byte order mark, else in Windows' code
-    page 1252; line ends become newlines.
-    """
+    """Decode UTF-8, UTF-16 or UTF-32, with or without byte order mark, else Windows-1252; line ends become newlines."""
     try:
         text = data.decode(encoding_of(data[:HEAD]) or "utf-8")
     except UnicodeDecodeError:
@@ -38,22 +34,22 @@ def decode_text(data: bytes) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file as `decode_text` has it. Raises OSError as `open` does."""
+    """The text of a file, see `decode_text`. Raises OSError."""
     return decode_text(path.read_bytes())
 
 
 def captions_in(text: str) -> list[str]:
-    """The non-empty lines of a text, stripped, inner white space made single."""
+    """The non-empty lines of a text, with whitespace collapsed."""
     return [" ".join(line.split()) for line in text.split("\n") if line.strip()]
 
 
 def lines_of(path: Path) -> list[str]:
-    """`captions_in` a file. Raises OSError as `open` does."""
+    """The captions in a file, see `captions_in`. Raises OSError."""
     return captions_in(read_text(path))
 
 
 def stream_lines(stream: BinaryIO) -> Iterator[str]:
-    """The lines of a text of any length, without their ends, encoded as in `decode_text`."""
+    """The lines of a text of any length, without line ends, decoded as in `decode_text`."""
     head = stream.read(HEAD)
     stream.seek(0)
     if encoding := encoding_of(head):

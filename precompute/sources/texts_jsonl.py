@@ -1,4 +1,4 @@
-"""A JSONL of conversations: one text per line, `{"id", "media": [relative paths], "turns": [{"role", "content"}],
+"""texts.jsonl: one text per line, `{"id", "media": [relative paths], "turns": [{"role", "content"}],
 "split", "meta"}`; `id`, `split` and `meta` may be missing. A caption is one assistant turn, a question a user turn
 and an assistant turn.
 
@@ -29,7 +29,7 @@ def _detect(data: DataFolder) -> str:
 
 @source("conversations", "a .jsonl of conversations, or a folder with texts.jsonl and its media", _detect, 10)
 def conversations(data: DataFolder) -> Iterator[Record]:
-    """The media and texts of a conversation file in its order, then the folder's media that it doesn't name."""
+    """The media and texts of the file, in its order, then the other media in the folder."""
     file = data.given[0] if data.given else TEXTS
     yield from whole(file, _file(data, file))
     if not data.given:

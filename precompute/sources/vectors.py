@@ -1,9 +1,9 @@
 """Ready-made vectors: arrays in .npy (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html) or
-.safetensors (https://huggingface.co/docs/safetensors), encoded by whatever program.
+.safetensors (https://huggingface.co/docs/safetensors), computed by any program.
 
-One file is one array of n rows, which are n media: `vectors.npy/000012` is row 12, and line 13 of `vectors.txt` its
-caption. In a folder each file is one medium, with its captions in a `.txt` of the same name. A .safetensors with
-several tensors holds one medium in each, called `file.safetensors/name`. A medium is a vector `(width,)` or patches
+A single file is an array of n rows, one medium each: `vectors.npy/000012` is row 12, and line 13 of `vectors.txt` is
+its caption. In a folder each file is one medium, with captions in a `.txt` of the same name. A .safetensors with
+several tensors holds one medium per tensor, called `file.safetensors/name`. A medium is a vector `(width,)` or patches
 `(tokens, width)`; leading axes of length 1 are dropped.
 """
 
@@ -25,9 +25,9 @@ SUFFIXES = (".npy", ".safetensors")
 
 
 def payload(array: np.ndarray) -> bytes:
-    """One medium's array as the bytes of a .npy file in float32, which is what `Medium.read` gives for a vector.
+    """An array as the bytes of a .npy file in float32: what `Medium.read` gives for a vector.
 
-    Raises MediaError when it isn't made of floating-point numbers.
+    Raises MediaError unless its dtype is floating-point.
     """
     array = np.asarray(array)
     if array.dtype.kind != "f":
@@ -40,9 +40,9 @@ def payload(array: np.ndarray) -> bytes:
 
 
 def read_array(name: str, row: int | None, path: Path) -> bytes:
-    """The `payload` of a row, or of all, of the array in a file, or of a .safetensors' tensor called `name`.
+    """The `payload` of one row (None: all) of the array in a file. name: of the tensor in a .safetensors.
 
-    Raises MediaError when it can't be had.
+    Raises MediaError when it can't be read.
     """
     try:
         if path.suffix.lower() == ".npy":
@@ -60,7 +60,7 @@ def read_array(name: str, row: int | None, path: Path) -> bytes:
 
 
 def shapes(path: Path) -> dict[str, list[int]]:
-    """The shapes of the arrays in a file by name, "" for that of a .npy. Raises MediaError."""
+    """The shapes of the arrays in a file, by name ("" for a .npy). Raises MediaError."""
     try:
         if path.suffix.lower() == ".npy":
             return {"": list(np.load(path, mmap_mode="r", allow_pickle=False).shape)}
@@ -73,7 +73,7 @@ def shapes(path: Path) -> dict[str, list[int]]:
 
 
 def row_at(data: DataFolder, origin: str) -> Medium | None:
-    """The medium that an origin as above names; None when it isn't of that form."""
+    """The medium that such an origin names; None for anything else."""
     name = next((origin[: at + len(end)] for end in SUFFIXES if (at := origin.lower().find(end)) >= 0), None)
     if name is None or ".." in origin.split("/") or name.startswith("/") or not os.path.isfile(data.root / name):
         return None
@@ -96,7 +96,7 @@ def row_at(data: DataFolder, origin: str) -> Medium | None:
 
 
 def vectors_below(data: DataFolder) -> Iterator[Medium | Problem]:
-    """All media of this form that were given, or that lie in the folder."""
+    """All media of this kind among the given files, or in the folder."""
     files = data.listed(*SUFFIXES)
     for name in files:
         path = data.root / name
@@ -126,7 +126,7 @@ def _detect(data: DataFolder) -> str:
 
 @source("vectors", "a .npy or .safetensors of ready-made vectors, or a folder of them", _detect, 75)
 def vectors(data: DataFolder) -> Iterator[Record]:
-    """All vectors; the captions of rows from the lines of the file's `.txt`, those of files from theirs."""
+    """All vectors and their captions."""
     names, rows = set(data.names()), dict[str, list[str]]()
     for medium in vectors_below(data):
         yield medium

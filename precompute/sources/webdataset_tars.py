@@ -2,11 +2,10 @@
 `00000.parquet` and `00000_stats.json`. https://github.com/rom1504/img2dataset#output-format; webdataset's convention:
 https://github.com/webdataset/webdataset#the-webdataset-format.
 
-Files of one name up to the first dot of its last part are one sample: its media, and its words from `.txt`, else from
-the `.json` by the usual names (`caption`, `conversations`, ...). A `.json` with a `status` other than "success" is
-counted as a problem; what img2dataset couldn't fetch, it lists in the .parquet alone, from which it is counted too, if
-pyarrow is installed. The tars must not be compressed: media are read by position, so that a stopped run goes on where
-it was.
+Files with the same path up to the first dot of their name are one sample: its media, and its texts from `.txt`, else
+from the `.json` by the usual names (`caption`, `conversations`, ...). A `.json` with a `status` other than "success" is
+counted as a problem. What img2dataset failed to fetch is listed in the .parquet only, and counted if pyarrow is
+installed. The tars must not be compressed: media are read by position, so that a stopped run can continue.
 """
 
 import importlib.util
@@ -32,7 +31,7 @@ LARGEST = 1 << 24  # bytes of one sample's words
 
 
 def read_span(offset: int, size: int, path: Path) -> bytes:
-    """So many bytes of a file. Raises MediaError when they aren't there."""
+    """`size` bytes of a file from `offset` on. Raises MediaError when there are fewer."""
     try:
         with path.open("rb") as file:
             file.seek(offset)
@@ -53,7 +52,7 @@ def _detect(data: DataFolder) -> str:
     "webdataset tars", "webdataset .tar files (a folder of them, or a pattern like {00000..00003}.tar)", _detect, 60
 )
 def webdataset_tars(data: DataFolder) -> Iterator[Record]:
-    """The media in the tars, in their order, with their words, and what img2dataset failed to fetch."""
+    """The media in the tars, in order, with their texts, and what img2dataset failed to fetch."""
     yield from (Problem(name, "compressed archive", "unpack it to a plain .tar") for name in data.listed(*PACKED))
     for name in data.listed(".tar"):
         split, beside = split_in(os.path.basename(name)), name.removesuffix(".tar") + ".parquet"

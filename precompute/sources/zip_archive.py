@@ -14,7 +14,8 @@ FIELDS = ("header_offset", "compress_size", "file_size", "compress_type", "CRC",
 
 
 class ByteSpan(NamedTuple):
-    """Where a member lies: offset of its header, bytes stored and unpacked, method of compression, checksum, flags."""
+    """Where a member lies. offset: of its header · stored, size: bytes before and after decompression · method: of
+    compression · crc: checksum · flags."""
 
     offset: int
     stored: int
@@ -34,7 +35,7 @@ def members(path: Path) -> Iterator[tuple[str, ByteSpan]]:
 
 
 def read_member(span: ByteSpan, path: Path) -> bytes:
-    """The bytes of one member, its checksum checked. Raises MediaError when they can't be had."""
+    """The bytes of one member, verified by its checksum. Raises MediaError."""
     if span.flags & 1:
         raise MediaError("encrypted in the archive", path.name)
     if span.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

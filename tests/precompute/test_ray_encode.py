@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.encoders import Encoder, load_encoder
 from periscope.precompute.pipeline.filters import Filters
 from periscope.precompute.pipeline.job import Job, precompute
+from periscope.precompute.pipeline.ray_encode import stage_package
 from periscope.precompute.remote import address_of, collected, is_address
 from periscope.precompute.sources import collect
 from periscope.shards.read import FeatureSet
@@ -122,3 +124,23 @@ def test_an_address_through_ray(tmp_path, ray):
         assert all(Path(medium.path).stat().st_size == 0 for medium in found.media.values())
         assert precompute(Job(found, load_encoder("demo"), ("pooled",), tmp_path / "out", ray="auto"))
     assert len(FeatureSet(tmp_path / "out")) == 5
+
+
+def test_workers_elsewhere_import_the_code_that_is_shipped(tmp_path):
+    """Ray starts workers in the folder that it was given: it holds the package under its name, and nothing else."""
+    (tmp_path / "shipped").mkdir()
+    stage_package(tmp_path / "shipped")
+    assert [path.name for path in (tmp_path / "shipped").iterdir()] == ["periscope"]
+    inside = {path.name for path in (tmp_path / "shipped/periscope").iterdir()}
+    assert {"precompute", "shards", "demo", "errors.py"} <= inside and not inside & {
+        "tests",
+        "docs",
+        ".git",
+        "features",
+    }
+    code = "import periscope.precompute.pipeline.ray_encode as m; print(m.__file__)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path / "shipped", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path / "shipped")

@@ -1,7 +1,7 @@
-"""Encoders of sounds through transformers: AST, CLAP's audio tower, Whisper's encoder.
+"""Audio encoders through transformers: AST, CLAP's audio tower, Whisper's encoder.
 
-Their feature extractors need no more than numpy. Of a sound longer than the encoder takes, the start is encoded, as
-AST, eP-ALM and Whisper do; with `--windows N`, N windows from its start to its end.
+Their feature extractors need nothing but numpy. Of a sound longer than the encoder's window, the start is encoded, as
+in AST, eP-ALM and Whisper; with `--windows N`, N windows evenly spaced from start to end.
 """
 
 from collections.abc import Collection
@@ -20,9 +20,9 @@ FRAME = 400  # samples; Kaldi's 25 ms at 16 kHz
 
 
 class Sound(Encoder):
-    """What they share. A subclass names transformers' class, and has `samples`, `shape` and `look`.
+    """Base class. A subclass sets `loader`, the transformers class, and defines `samples`, `shape` and `features_of`.
 
-    pooled and layers: the mean of the windows' · patches: those of all windows in order, on a grid of (windows * rows,
+    pooled and layers: mean over the windows · patches: those of all windows in order, on a grid of (windows * rows,
     columns).
     """
 
@@ -59,19 +59,19 @@ class Sound(Encoder):
         return load(place, self.loader)
 
     def backend(self) -> str:
-        """What computes the spectrogram."""
+        """The library that computes the spectrogram."""
         return "numpy"
 
     def samples(self) -> int:
-        """How many samples one window has."""
+        """Samples per window."""
         raise NotImplementedError
 
     def shape(self) -> tuple[int, int]:
         """(rows, columns) of one window's patches; sets `width`, `depth`."""
         raise NotImplementedError
 
-    def look(self, features: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
-        """A batch of windows' spectrograms -> their features."""
+    def features_of(self, features: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+        """Spectrograms `(windows, ...)` -> features of at least `kinds`."""
         raise NotImplementedError
 
     def decode(self, data: bytes) -> np.ndarray:
@@ -81,23 +81,23 @@ class Sound(Encoder):
         return np.sin(np.arange(self.samples(), dtype=np.float32) / 9)
 
     def preprocess(self, wave: np.ndarray) -> torch.Tensor:
-        """A mono waveform at the encoder's rate -> (windows, ...) float32."""
+        """A mono waveform `(samples,)` at the encoder's rate -> `(windows, ...)` float32."""
         length = self.samples()
         starts = np.linspace(0, max(0, len(wave) - length), self.windows).round().astype(int)
         return torch.stack([self.spectrum(wave[start : start + length]) for start in starts])
 
     def spectrum(self, wave: np.ndarray) -> torch.Tensor:
-        """One window's waveform -> what `look` takes one of."""
+        """One window's waveform -> its spectrogram, one input of `features_of`."""
         out = self._extractor(wave, sampling_rate=self.rate, return_tensors="pt")
         return out[self.model.main_input_name][0].float()
 
     def forward(self, inputs: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
-        found = self.look(inputs.flatten(0, 1), kinds)
+        found = self.features_of(inputs.flatten(0, 1), kinds)
         windows = {kind: found[kind].unflatten(0, inputs.shape[:2]) for kind in kinds}
         return {kind: each.flatten(1, 2) if kind == "patches" else each.mean(1) for kind, each in windows.items()}
 
     def check_layer(self) -> None:
-        """Raise PrecomputeError unless there is such a hidden state."""
+        """Raise PrecomputeError unless `patch_layer` is a hidden state."""
         if not -self.depth - 1 <= self.patch_layer <= -1:
             raise PrecomputeError(f"{self.id} has {self.depth} blocks: patch_layer is from {-self.depth - 1} to -1")
 
@@ -133,7 +133,7 @@ class AST(Sound):
         rows = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
         return rows, (config.max_length - config.patch_size) // config.time_stride + 1
 
-    def look(self, features: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+    def features_of(self, features: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
         out = self.model(features, output_hidden_states=True)
         cls = torch.stack([state[:, 0] for state in out.hidden_states[-self.blocks :]], 1)
         return {
@@ -144,10 +144,10 @@ class AST(Sound):
 
 
 class Clap(Sound):
-    """CLAP's audio tower, https://arxiv.org/abs/2211.06687: a Swin, so that only its last map is a grid of features.
+    """CLAP's audio tower, https://arxiv.org/abs/2211.06687: a Swin, so only its last feature map is used.
 
-    pooled: projected into the space it shares with words, before L2 normalisation · patches: the last map, after the
-    final norm, by frequency, then time. Of the form with fusion, the path for short sounds.
+    pooled: projected into the space shared with text, before L2 normalisation · patches: the last map, after the final
+    norm, by frequency, then time. With fusion, the path for short sounds.
     """
 
     loader = "ClapAudioModelWithProjection"
@@ -182,7 +182,7 @@ class Clap(Sound):
     def _short(features: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
 
-    def look(self, features: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+    def features_of(self, features: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
         out = self.model(features, is_longer=self._short(features))
         return {"pooled": out.audio_embeds, "patches": out.last_hidden_state.flatten(2).transpose(1, 2)}
 
@@ -208,7 +208,7 @@ class Whisper(Sound):
         self.check_layer()
         return 1, self.model.config.max_source_positions
 
-    def look(self, features: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+    def features_of(self, features: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
         out = self.model(features, output_hidden_states=True)
         return {"pooled": out.last_hidden_state.mean(1), "patches": out.hidden_states[self.patch_layer]}
 

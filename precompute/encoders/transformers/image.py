@@ -15,10 +15,10 @@ from periscope.precompute.encoders.transformers.loading import Place, config_of,
 
 @dataclass(frozen=True)
 class Tower:
-    """How one family's tower is read.
+    """How one family's vision tower is read.
 
-    loader: transformers' class · pooled: where its output vector is · norm: the final LayerNorm's path · cls: has it
-    a CLS token · why: the reason for what isn't plain.
+    loader: transformers' class · pooled: where its output vector is · norm: path of the final LayerNorm · cls: whether
+    it has a CLS token · why: a remark on what is unusual.
     """
 
     loader: str
@@ -97,7 +97,7 @@ class Transformers(Encoder):
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         if self._framing:
             return self._framing(image)
-        # the channels are named because a picture three pixels high would be taken for one with its channels first
+        # channels_last is given, or an image three pixels high would be taken for channels first
         return self._processor(images=image, return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]
 
     def forward(self, pixels: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:

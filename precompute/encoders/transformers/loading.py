@@ -1,4 +1,4 @@
-"""A model of transformers, from the Hub or from a folder: found, loaded whole, or refused with a sentence."""
+"""Loading models of transformers from the Hub or a folder, completely or not at all."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ VOLATILE = ("_name_or_path", "transformers_version", "dtype", "architectures", "
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model lies: what was typed, what `from_pretrained` takes, the revision on the Hub, and the config."""
+    """Where a model lies. identifier: as typed · path, where: for `from_pretrained` · revision: on the Hub."""
 
     identifier: str
     path: str
@@ -32,7 +32,7 @@ class Place:
 
 
 def find(identifier: str) -> Place:
-    """Look for a model in a folder or on the Hub. Raises PrecomputeError when it can't be had."""
+    """Find a model in a folder or on the Hub. Raises PrecomputeError when it isn't available."""
     from transformers import AutoConfig
 
     folder, cached, revision = find_folder(identifier), True, None
@@ -45,8 +45,8 @@ def find(identifier: str) -> Place:
 
 
 def load(place: Place, loader: str, **extra: Any) -> Any:
-    """Load a model in float32 by the name of transformers' class, frozen. Raises PrecomputeError when weights are
-    missing, which transformers would fill with noise.
+    """Load a frozen model in float32. loader: name of the transformers class. Raises PrecomputeError when weights are
+    missing, which transformers would initialise at random.
     """
     import transformers
 
@@ -63,7 +63,7 @@ def load(place: Place, loader: str, **extra: Any) -> Any:
 
 
 def load_processor(place: Place, auto: str, **options: Any) -> Any:
-    """Its preprocessing, by the name of one of transformers' Auto classes. Raises PrecomputeError."""
+    """Load a model's processor. auto: name of a transformers Auto class. Raises PrecomputeError."""
     import transformers
 
     with _plainly(place.identifier):
@@ -71,24 +71,24 @@ def load_processor(place: Place, auto: str, **options: Any) -> Any:
 
 
 def described(processor: Any) -> dict:
-    """What a processor of pictures or clips does, for the manifest; some exist with torchvision's resizing only."""
+    """An image or video processor, for the manifest; some exist with torchvision's resizing only."""
     backend = "pil" if type(processor).__name__.endswith("Pil") else "torchvision"
     return {"library": "transformers", "backend": backend, **plain(processor.to_dict())}
 
 
 def config_of(model: Any) -> dict:
-    """What of its config defines the features."""
+    """The part of a model's config that defines its features."""
     return {key: value for key, value in plain(model.config.to_dict()).items() if key not in VOLATILE}
 
 
 def plain(value: dict) -> dict:
-    """The same dict of JSON's types only."""
+    """The same dict with JSON types only."""
     return json.loads(json.dumps(value, default=str))
 
 
 @contextmanager
 def _plainly(identifier: str) -> Iterator[None]:
-    """The library's warnings and bars are held back, and its errors become one sentence."""
+    """Silence the library's warnings and progress bars, and turn its errors into one sentence."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

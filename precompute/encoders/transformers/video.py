@@ -1,4 +1,4 @@
-"""Encoders of clips through transformers: TimeSformer, VideoMAE, ViViT, V-JEPA 2.
+"""Video encoders through transformers: TimeSformer, VideoMAE, ViViT, V-JEPA 2.
 
 `--resize stretch --normalise clip` prepares the frames as eP-ALM did.
 """
@@ -18,7 +18,7 @@ from periscope.precompute.media import decode_clip
 
 
 class Clip(Encoder):
-    """What they share. A subclass names transformers' class and says what is in its tokens.
+    """Base class. A subclass sets `loader`, the transformers class, and describes its tokens.
 
     patches: hidden_states[patch_layer] without CLS or norm, frame by frame (or pair of frames), row by row, on a grid
     of (frames * rows, columns).
@@ -54,7 +54,7 @@ class Clip(Encoder):
         return load(place, self.loader)
 
     def shape(self, config: Any) -> tuple[int, int, int, int]:
-        """(frames, frames in a token, pixels of a token's side, pixels of a frame's side)."""
+        """(frames, frames per token, side of a patch in pixels, side of a frame in pixels)."""
         return config.num_frames, getattr(config, "tubelet_size", 1), config.patch_size, config.image_size
 
     def _set_grid(self) -> None:
@@ -75,7 +75,7 @@ class Clip(Encoder):
         self.preprocessing = {"frames": self.frames, "sampling": "middle of equal parts", **self.preprocessing}
 
     def over_frames(self, frames: int) -> Encoder:
-        """Only what it was made for, unless a subclass can do more."""
+        """Itself, if that is the number it was trained with; TimeSformer takes others. Raises PrecomputeError."""
         if frames != self.frames:
             raise PrecomputeError(f"--encoder {self.name} takes {self.frames} frames of a clip, not --frames {frames}")
         return self
@@ -87,7 +87,7 @@ class Clip(Encoder):
         return [super().example()] * self.frames
 
     def preprocess(self, frames: list[Image.Image]) -> torch.Tensor:
-        """Frames -> (frames, 3, H, W) float32."""
+        """Frames -> `(frames, 3, height, width)` float32."""
         if self._framing:
             return torch.stack([self._framing(frame) for frame in frames])
         return self._process([np.asarray(frame) for frame in frames])
@@ -100,11 +100,11 @@ class Clip(Encoder):
         return self.model(pixel_values=pixels, output_hidden_states=True)
 
     def pool(self, last: torch.Tensor) -> torch.Tensor:
-        """The last hidden state, through the final norm -> (batch, width)."""
+        """The last hidden state, after the final norm -> `(batch, width)`."""
         return last[:, 0] if self.cls else last.mean(1)
 
     def order(self, patches: torch.Tensor) -> torch.Tensor:
-        """The patches as the model has them -> frame by frame."""
+        """The patches in the model's order -> frame by frame."""
         return patches
 
     def forward(self, pixels: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
@@ -119,8 +119,8 @@ class Clip(Encoder):
 
 
 class TimeSformer(Clip):
-    """https://arxiv.org/abs/2102.05095; other numbers of frames stretch its time embedding to the nearest, as eP-ALM's
-    16 frames do.
+    """https://arxiv.org/abs/2102.05095; for other numbers of frames its time embedding is resized (nearest), as in
+    eP-ALM with 16 frames.
 
     pooled: the CLS after the final norm · layers: the CLS after each of the last blocks, through the final norm.
     """
@@ -130,7 +130,7 @@ class TimeSformer(Clip):
     cls = 1
 
     def over_frames(self, frames: int) -> Encoder:
-        """Any number."""
+        """This encoder with 1 to 96 frames. Raises PrecomputeError."""
         if not 1 <= frames <= 96:
             raise PrecomputeError(f"--frames is from 1 to 96, not {frames}")
         self.frames = self.model.config.num_frames = frames  # its blocks read it there
@@ -140,7 +140,9 @@ class TimeSformer(Clip):
         return self
 
     def order(self, patches: torch.Tensor) -> torch.Tensor:
-        return patches.unflatten(1, (-1, self.frames)).transpose(1, 2).flatten(1, 2)  # it has a patch's times together
+        return (
+            patches.unflatten(1, (-1, self.frames)).transpose(1, 2).flatten(1, 2)
+        )  # its order is patch by patch, all frames of one together
 
 
 class VideoMAE(Clip):
@@ -154,7 +156,7 @@ class ViViT(Clip):
     """https://arxiv.org/abs/2103.15691. pooled and layers as TimeSformer's."""
 
     loader = "VivitModel"
-    processor = ("AutoImageProcessor", {})  # it has none for Pillow
+    processor = ("AutoImageProcessor", {})  # there is no Pillow version
     kinds = frozenset({"pooled", "patches", "layers"})
     cls = 1
 
