@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import hub
@@ -59,7 +60,7 @@ DRIVER = """
 import json, os
 from periscope.errors import AdapterError
 from periscope import inference as live
-from periscope.evaluation.sharing import Share, share
+from periscope.evaluation.sharing import PushRequest, share
 
 shown, found = [], {}
 
@@ -73,17 +74,17 @@ def yes(text):
     shown.append(text)
     return True
 
-tried("no", lambda: share(Share("run", "user/no"), lambda text: False))
-tried("plain", lambda: share(Share("run", "user/plain", license="mit"), yes))
-tried("again", lambda: share(Share("run", "user/plain"), yes))
-tried("samples", lambda: share(Share("run", "user/samples", private=True, public_samples=True), yes))
-tried("bad name", lambda: share(Share("run", "plain"), yes))
-tried("worse name", lambda: share(Share("run", "user/a b"), yes))
-tried("more", lambda: share(Share("run", "user/fewer", public_samples=True), yes))
-tried("fewer", lambda: share(Share("run", "user/fewer"), yes))
-tried("public", lambda: share(Share("run", "user/plain", private=True), yes))
-tried("conflict", lambda: share(Share("run", "user/conflict"), yes))
-tried("broken", lambda: share(Share("run", "user/broken"), yes))
+tried("no", lambda: share(PushRequest("run", "user/no"), lambda text: False))
+tried("plain", lambda: share(PushRequest("run", "user/plain", license="mit"), yes))
+tried("again", lambda: share(PushRequest("run", "user/plain"), yes))
+tried("samples", lambda: share(PushRequest("run", "user/samples", private=True, public_samples=True), yes))
+tried("bad name", lambda: share(PushRequest("run", "plain"), yes))
+tried("worse name", lambda: share(PushRequest("run", "user/a b"), yes))
+tried("more", lambda: share(PushRequest("run", "user/fewer", public_samples=True), yes))
+tried("fewer", lambda: share(PushRequest("run", "user/fewer"), yes))
+tried("public", lambda: share(PushRequest("run", "user/plain", private=True), yes))
+tried("conflict", lambda: share(PushRequest("run", "user/conflict"), yes))
+tried("broken", lambda: share(PushRequest("run", "user/broken"), yes))
 tried("not here", lambda: live.load("user/nothing"))
 tried("no adapter", lambda: live.load("stranger/other"))
 eyes = live.load("user/plain", lm="lm")
@@ -91,9 +92,9 @@ found["caption"] = eyes.caption("cat.png", 8)
 found["local"] = live.load("run").caption("cat.png", 8)
 tried("stranger", lambda: live.load("stranger/evil", lm="lm").caption("cat.png", 8))
 found["shown"] = shown[:5]
-tried("spoilt", lambda: share(Share("run", "user/spoilt"), yes))
+tried("spoilt", lambda: share(PushRequest("run", "user/spoilt"), yes))
 os.environ["HF_TOKEN"] = "hf_another"
-tried("denied", lambda: share(Share("run", "user/denied"), yes))
+tried("denied", lambda: share(PushRequest("run", "user/denied"), yes))
 print("\\n" + json.dumps(found))
 """
 
@@ -228,7 +229,7 @@ def test_staged_weights_are_bf16_and_a_hub_id_names_the_base_model(home, tmp_pat
     data = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
     assert data["base_model"] == "meta-llama/Llama-2-7b-hf" and data["base_model_relation"] == "adapter"
     assert data["license"] == "mit" and data["datasets"] == ["a/b"] and "model-index" not in data
-    assert 'live.load("user/x", encoder="FOLDER")' in (tmp_path / "out" / "README.md").read_text()
+    assert 'periscope.load("user/x", encoder="FOLDER")' in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_scores_of_a_benchmark_are_not_said_to_be_of_the_training_data(home, tmp_path):
@@ -249,7 +250,7 @@ def test_words_from_data_are_no_markup_in_the_card_nor_orders_to_the_terminal(ho
     files = stage(folder, tmp_path / "out", "user/x", None, [row])
     (line,) = (line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if "x.example" in line)
     assert line.startswith(r"| (caption) | !\[x\](https://x.example/a.png) &lt;img src=x&gt; \`a\` \| b c | ")
-    said = sharing.shown(sharing.Share("run", "user/x"), tmp_path / "out", files, [row], False)
+    said = sharing.shown(sharing.PushRequest("run", "user/x"), tmp_path / "out", files, [row], False)
     assert "\x1b" not in said and "?[2Kred | blue" in said
 
 
@@ -341,7 +342,7 @@ def test_a_copy_is_recognised_and_a_fine_tune_is_refused_without_anyway(home, tm
     assert same_language_model(before, load_language_model(str(tmp_path / "copy")).identity()) is None
     said = same_language_model(before, load_language_model(str(tmp_path / "deep")).identity())
     assert said == "its weights differ, though not its embeddings"
-    old = {name: value for name, value in before.items() if name != "weight_sample"}
+    old = replace(before, weight_sample={})
     assert same_language_model(old, load_language_model(str(tmp_path / "deep")).identity()) is None, "older adapters"
     live.load(home / "run", lm=str(tmp_path / "copy"))
     for name in ("tuned", "deep"):
