@@ -21,11 +21,12 @@ MAY = {
     "precompute": {"shards", "recipes", "paths", "device"},
     "training": {"shards", "adapters", "recipes", "evaluation.controls", "evaluation.metrics"},
     "demo": {"evaluation.tasks"},
+    "exports": {"shards", "adapters", "precompute", "inference"},
     "inference": {"shards", "adapters", "precompute", "training"},
     "evaluation": {"shards", "adapters", "precompute", "training", "inference", *EVALUATION},
 }
 # The command line of a package is a script in all but its place: it may talk to the person.
-ENTRIES = {"precompute/__main__.py", "adapters/__main__.py"}
+ENTRIES = {"precompute/__main__.py", "adapters/__main__.py", "exports/__main__.py"}
 SOURCES = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in NOT_PACKAGED | {".venv"}]
 
 

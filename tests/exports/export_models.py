@@ -1,0 +1,79 @@
+"""An untrained adapter of patches on a tiny random encoder and language model, to export."""
+
+from pathlib import Path
+
+import tiny
+import torch
+from PIL import Image
+
+from periscope.adapters.io.checkpoint import save_adapter
+from periscope.adapters.lm.language_model import load_language_model
+from periscope.adapters.model import Adapter
+from periscope.adapters.projectors import FeatureShape
+from periscope.adapters.prompting.prompt import Template, default_template
+from periscope.precompute import tiny_encoders
+from periscope.precompute.encoders import load_encoder
+
+
+def tower_folder(home: Path, kind: str) -> str:
+    """What `load_encoder` takes for a tiny tower: "open_clip", or a kind of transformers' or timm's SigLIP."""
+    place = home / kind
+    if kind == "open_clip":
+        return f"open_clip:{tiny_encoders.open_clip_folder(place)}"
+    if kind == "timm_siglip":
+        name = "vit_base_patch16_siglip_224.webli"
+        return f"timm:{tiny_encoders.timm_folder(place, name, img_size=48)}"
+    return f"transformers:{tiny_encoders.transformers_folder(place, kind)}"
+
+
+def save_patch_adapter(
+    folder: Path,
+    home: Path,
+    tower: str = "siglip",
+    family: str = "qwen2",
+    spec: str = "mlp",
+    layer: int = -2,
+    inner: int = 0,
+    template: dict | None = None,
+    choices: dict | None = None,
+    **more: object,
+) -> Path:
+    """Write an adapter folder; its language model goes into `home`/FAMILY, its encoder into `home`/TOWER.
+
+    more: soft_prompt, output_norm (False here), and fields of adapter.json.
+    """
+    lm = load_language_model(str(tiny.save_language_model(family, home / family)), precision="fp32")
+    encoder = load_encoder(tower_folder(home, tower), kinds=("patches",), patch_layer=layer, **(choices or {}))
+    held = encoder.features(("patches",))["patches"]
+    torch.manual_seed(0)
+    shape = FeatureShape("patches", *held["shape"], tuple(held["grid"]))
+    own = {name: more.pop(name) for name in ("soft_prompt", "output_norm") if name in more}
+    adapter = Adapter(
+        spec, shape, lm.hidden_size, lm.embedding_rms, **{"output_norm": False, **own}, projector_hidden=inner
+    )
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    samples = [encoder.encode(encoder.preprocess(picture)[None], ["patches"])["patches"] for picture in pictures()]
+    adapter.match_scale(torch.cat(samples))
+    fields = default_template(lm.tokenizer).to_dict() | (template or {})
+    about = {
+        "modality": "image",
+        "encoder": encoder.describe(),
+        "storage": held | {"codec": "fp16"},
+        "language_model": {"name": str(home / family), "identity": lm.identity()},
+        "template": Template.from_dict(fields).to_dict(),
+        "training": {},
+        **more,
+    }
+    save_adapter(folder, adapter, about)
+    return folder
+
+
+def pictures() -> list[Image.Image]:
+    """Pictures of several sizes: wide, high, square, and small ones."""
+    made = []
+    for k, size in enumerate(((97, 64), (48, 80), (64, 64), (32, 32), (20, 31))):
+        noise = Image.effect_noise(size, 90 + k)
+        ramp = Image.linear_gradient("L").resize(size)
+        made.append(Image.merge("RGB", (noise, ramp, ramp.transpose(Image.Transpose.ROTATE_180))))
+    return made
