@@ -95,6 +95,7 @@ def write_mmproj(file: Path, adapter: Adapter, encoder: Encoder, precision: str 
     mean, std = _normalisation(encoder)
     if config.intermediate_size == config.hidden_size:
         raise AdapterError(f"encoder {encoder.name}: llama.cpp takes blocks as wide inside as outside for old files")
+    assert encoder.image_size and encoder.patch_size
     gelu = config.hidden_act in ("gelu", "gelu_pytorch_tanh")
     if not gelu and config.hidden_act != "quick_gelu":
         raise AdapterError(f"encoder {encoder.name} computes with {config.hidden_act}, which llama.cpp doesn't")
@@ -107,8 +108,8 @@ def write_mmproj(file: Path, adapter: Adapter, encoder: Encoder, precision: str 
     writer.add_clip_projector_type("mlp")
     if gelu:
         writer.add_vision_use_gelu(True)
-    writer.add_vision_image_size(config.image_size)
-    writer.add_vision_patch_size(config.patch_size)
+    writer.add_vision_image_size(encoder.image_size)
+    writer.add_vision_patch_size(encoder.patch_size)
     writer.add_vision_embedding_length(config.hidden_size)
     writer.add_vision_feed_forward_length(config.intermediate_size)
     writer.add_vision_projection_dim(adapter.hidden_size)
@@ -178,23 +179,50 @@ def projector_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
     return {name: value.detach().float().contiguous() for name, value in maps.items()}
 
 
-def llama_cpp_resize(image: Image.Image, side: int) -> Image.Image:
+def llama_cpp_resize(image: Image.Image, side: int, legacy: bool = False) -> Image.Image:
     """An RGB picture as llama.cpp frames it for projectors of LLaVA's kind: (side, side), its aspect kept, the rest
     filled with `PAD_COLOUR`.
 
     The longer side becomes `side`, the shorter the ceiling of its share, both in float32 as there
-    (`img_tool::resize` with `PAD_CEIL`); its bicubic filter is Pillow's. A picture of that size already is left alone.
+    (`img_tool::resize` with `PAD_CEIL`). Its bicubic filter is Pillow's since pull request 27594 (August 2026);
+    `legacy` is the one before, of four neighbours without antialiasing. A picture of that size already is left alone.
     """
     image = image.convert("RGB")
     if image.size == (side, side):
         return image
     width, height = (np.float32(length) for length in image.size)
     scale = min(np.float32(side) / width, np.float32(side) / height)
-    inner = tuple(min(int(np.ceil(length * scale)), side) for length in (width, height))
+    inner = (min(int(np.ceil(width * scale)), side), min(int(np.ceil(height * scale)), side))
+    if legacy:
+        resized = Image.fromarray(_legacy_bicubic(np.asarray(image), *inner))
+    else:  # the rows first, always: Pillow takes the columns of a high picture first, which rounds otherwise
+        resized = image.resize((inner[0], image.height), Image.Resampling.BICUBIC)
+        resized = resized.resize(inner, Image.Resampling.BICUBIC)
     square = Image.new("RGB", (side, side), PAD_COLOUR)
-    resized = image.resize((inner[0], inner[1]), Image.Resampling.BICUBIC)
     square.paste(resized, ((side - inner[0]) // 2, (side - inner[1]) // 2))
     return square
+
+
+def _legacy_bicubic(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """llama.cpp's former bicubic filter: (rows, columns, 3) uint8 to (height, width, 3) uint8, in float32.
+
+    After `img_tool::resize_bicubic`, which follows https://github.com/yglukhov/bicubic-interpolation-image-processing.
+    """
+    values = pixels.astype(np.float32)
+    for axis, length in ((1, width), (0, height)):
+        at = np.float32(values.shape[axis]) / np.float32(length) * np.arange(length, dtype=np.float32)
+        first = at.astype(int)
+        shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
+        d = (at - first.astype(np.float32)).reshape(shape)
+        last = values.shape[axis] - 1
+        before, here, after, beyond = (np.take(values, (first + k).clip(0, last), axis) for k in (-1, 0, 1, 2))
+        d0, d2, d3 = before - here, after - here, beyond - here
+        third, sixth = np.float32(1.0 / 3), np.float32(1.0 / 6)
+        a1 = -third * d0 + d2 - sixth * d3
+        a2 = np.float32(0.5) * (d0 + d2)
+        a3 = -sixth * d0 - np.float32(0.5) * d2 + sixth * d3
+        values = here + a1 * d + a2 * d * d + a3 * d * d * d
+    return np.floor(values.clip(0, 255) + np.float32(0.5)).clip(0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -225,8 +253,9 @@ def read_mmproj(file: Path) -> Mmproj:
 
 
 @torch.no_grad()
-def run_mmproj(file: Path, image: Image.Image) -> torch.Tensor:
-    """What llama.cpp's graph makes of a picture, computed in fp32 from the file alone: (tokens, hidden_size).
+def run_mmproj(file: Path, image: Image.Image, legacy: bool = False) -> torch.Tensor:
+    """What llama.cpp's graph makes of a picture, computed in fp32 from the file alone: (tokens, hidden_size). `legacy`:
+    with the filter of `llama_cpp_resize` of that name.
 
     After `clip_graph_llava::build` and `mtmd_image_preprocessor_fixed_size` (llama.cpp, November 2026).
     """
@@ -246,7 +275,7 @@ def run_mmproj(file: Path, image: Image.Image) -> torch.Tensor:
     def activation(x: torch.Tensor) -> torch.Tensor:
         return functional.gelu(x, approximate="tanh") if gelu else x * torch.sigmoid(1.702 * x)
 
-    values = torch.from_numpy(np.asarray(llama_cpp_resize(image, side), np.float32) / 255)
+    values = torch.from_numpy(np.asarray(llama_cpp_resize(image, side, legacy), np.float32) / 255)
     mean, std = (torch.tensor(settings[f"clip.vision.image_{name}"]) for name in ("mean", "std"))
     pixels = ((values - mean) / std).permute(2, 0, 1)[None]
     x = functional.conv2d(pixels, tensors["v.patch_embd.weight"], tensors["v.patch_embd.bias"], stride=patch)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from math import floor
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -74,7 +75,7 @@ def export_llava(
     _compare(model, prompt, seeing, wanted)
 
     def write(folder: Path) -> None:
-        model.to(dtype).save_pretrained(folder)
+        model.to(dtype=dtype).save_pretrained(folder)  # type: ignore[call-arg]
         processor.save_pretrained(folder)
 
     write_folder(out, write)
@@ -91,16 +92,18 @@ def llava_model(
     which of the tower's hidden states the adapter reads. Raises AdapterError for a language model that LLaVA's class
     can't hold.
     """
-    head = lm.model.get_output_embeddings()
+    head: Any = lm.model.get_output_embeddings()
+    words: Any = lm.model.get_input_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
         raise AdapterError(f"{lm.name} has a head with a bias, or none, and LLaVA's has no bias")
     if lm.hidden_size != lm.layer_size:
         raise AdapterError(f"{lm.name} has word embeddings narrower than its layers, which LLaVA doesn't allow")
-    rows = len(lm.model.get_input_embeddings().weight)
+    rows = len(words.weight)
     if image_token >= rows:
         lm.model.resize_token_embeddings(image_token + 1, mean_resizing=False)
-        for part in (lm.model.get_input_embeddings(), lm.model.get_output_embeddings()):
-            part.weight[rows:] = 0
+        head, words = lm.model.get_output_embeddings(), lm.model.get_input_embeddings()
+        head.weight[rows:] = 0
+        words.weight[rows:] = 0
     spec = adapter.spec
     config = LlavaConfig(
         vision_config=tower.config,
@@ -117,7 +120,7 @@ def llava_model(
         model = LlavaForConditionalGeneration(config)
     model.model.vision_tower = tower
     model.model.language_model = lm.model.base_model
-    model.lm_head = lm.model.get_output_embeddings()
+    model.lm_head = head
     model.model.multi_modal_projector.load_state_dict(_projector(adapter), assign=True)
     stop = list(prompt.stop_ids)
     model.generation_config = GenerationConfig(
@@ -167,7 +170,7 @@ def image_processor(encoder: Encoder) -> CLIPImageProcessorPil | LlavaImageProce
     scale = facts.get("crop_pct", 1.0) if library == "timm" else 1.0
     inner = [floor(length / scale) for length in (height, width)]
     mode = str(facts.get("resize") or facts.get("resize_mode") or facts.get("crop_mode"))
-    common = {
+    common: dict[str, Any] = {
         "resample": int(Image.Resampling[str(facts["interpolation"]).upper()]),
         "image_mean": list(facts["mean"]),
         "image_std": list(facts["std"]),
@@ -236,9 +239,10 @@ def _compare(model: LlavaForConditionalGeneration, prompt: Prompt, encoder: Enco
     ).logits[0, -1, : len(wanted)]
     apart = ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)).item()
     if not apart < TOLERANCE:
+        kind = getattr(model.config.text_config, "model_type", "this language model")
         raise AdapterError(
-            f"{model.config.text_config.model_type} in LLaVA's class gives other logits (by {apart:.2g} of the largest), "
-            "so nothing was written; this language model can't be exported"
+            f"{kind} in LLaVA's class gives other logits (by {apart:.2g} of the largest), so nothing was written; this "
+            "language model can't be exported"
         )
 
 

@@ -1,7 +1,8 @@
 """The adapter's prompt as one Jinja chat template, and whether other programs make the same token ids of it.
 
-Other programs render a conversation into one string, split it at the pictures and tokenise what stands between; Periscope
-tokenises the template's words and the user's words piece by piece. With most tokenizers that makes no difference.
+Other programs render a conversation into one string, split it at the pictures and tokenise what stands between;
+Periscope tokenises the template's words and the user's words piece by piece. With most tokenizers that makes no
+difference.
 """
 
 import json
@@ -74,7 +75,7 @@ def chat_template(prompt: Prompt, marker: str) -> str:
     before, after = template.delimiters[0].rstrip(" "), template.delimiters[1]
     opening, closing = template.question.split("{}")
     stem = closing.rstrip(" ")
-    end = tokenizer.decode(prompt.turn_end) if template.eos else ""
+    end = tokenizer.decode(list(prompt.turn_end)) if template.eos else ""
     starts = tokenizer("a").input_ids[0] == tokenizer.bos_token_id
     values = {
         "BEFORE": before,

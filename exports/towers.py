@@ -1,6 +1,7 @@
 """Encoders as transformers' `CLIPVisionModel` and `SiglipVisionModel`, whatever library they come from."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,8 +38,8 @@ def has_class_token(tower: VisionTower) -> bool:
     return isinstance(tower, CLIPVisionModel)
 
 
-def _same(model: nn.Module, kind: type[CLIPVisionModel] | type[SiglipVisionModel]) -> VisionTower:
-    values = model.config.to_dict()  # type: ignore[operator, union-attr]
+def _same(model: Any, kind: type[CLIPVisionModel] | type[SiglipVisionModel]) -> VisionTower:
+    values = model.config.to_dict()
     config = (CLIPVisionConfig if kind is CLIPVisionModel else SiglipVisionConfig)(**values)
     if isinstance(config, SiglipVisionConfig):
         config.vision_use_head = False  # pools, which no export needs
@@ -48,16 +49,16 @@ def _same(model: nn.Module, kind: type[CLIPVisionModel] | type[SiglipVisionModel
     )
 
 
-def _from_open_clip(model: nn.Module, encoder: Encoder) -> VisionTower:
+def _from_open_clip(model: Any, encoder: Encoder) -> VisionTower:
     """open_clip's VisionTransformer: attention's three maps are one matrix there, `ln_pre` may be missing."""
     blocks = getattr(getattr(model, "transformer", None), "resblocks", None)
     if blocks is None or type(blocks[0]).__name__ != "ResidualAttentionBlock" or isinstance(model.ln_pre, nn.Identity):
         raise AdapterError(f"encoder {encoder.name} is no plain CLIP tower, which is all that can be exported")
     first = blocks[0]
     state: State = {
-        "embeddings.class_embedding": model.class_embedding,  # type: ignore[dict-item]
-        "embeddings.patch_embedding.weight": model.conv1.weight,  # type: ignore[dict-item, union-attr]
-        "embeddings.position_embedding.weight": model.positional_embedding,  # type: ignore[dict-item]
+        "embeddings.class_embedding": model.class_embedding,
+        "embeddings.patch_embedding.weight": model.conv1.weight,
+        "embeddings.position_embedding.weight": model.positional_embedding,
         **_linear("pre_layrnorm", model.ln_pre),
     }
     for k, block in enumerate(blocks):
@@ -75,10 +76,10 @@ def _from_open_clip(model: nn.Module, encoder: Encoder) -> VisionTower:
     return _filled(CLIPVisionModel, config, state)
 
 
-def _from_timm(trunk: nn.Module, encoder: Encoder) -> VisionTower:
+def _from_timm(trunk: Any, encoder: Encoder) -> VisionTower:
     """timm's VisionTransformer without a class token or registers, as its SigLIP is."""
     blocks = trunk.blocks
-    first = blocks[0]  # type: ignore[index]
+    first = blocks[0]
     # What SigLIP has nothing of: the class must be timm's plain block, and these must be absent.
     parts = (first.attn.q_norm, getattr(first.attn, "norm", nn.Identity()), trunk.norm_pre)
     more = [part for part in parts if not isinstance(part, nn.Identity)]
@@ -95,11 +96,11 @@ def _from_timm(trunk: nn.Module, encoder: Encoder) -> VisionTower:
             f"encoder {encoder.name} is no plain SigLIP tower, which is all that can be exported of timm"
         )
     state: State = {
-        "embeddings.patch_embedding.weight": trunk.patch_embed.proj.weight,  # type: ignore[dict-item, union-attr]
-        "embeddings.patch_embedding.bias": trunk.patch_embed.proj.bias,  # type: ignore[dict-item, union-attr]
-        "embeddings.position_embedding.weight": trunk.pos_embed[0],  # type: ignore[index]
+        "embeddings.patch_embedding.weight": trunk.patch_embed.proj.weight,
+        "embeddings.patch_embedding.bias": trunk.patch_embed.proj.bias,
+        "embeddings.position_embedding.weight": trunk.pos_embed[0],
     }
-    for k, block in enumerate(blocks):  # type: ignore[arg-type]
+    for k, block in enumerate(blocks):
         place = f"encoder.layers.{k}."
         state |= _attention(place, block.attn.qkv.weight, block.attn.qkv.bias, block.attn.proj, block.ls1)
         state |= _linear(place + "layer_norm1", block.norm1) | _linear(place + "layer_norm2", block.norm2)
@@ -107,7 +108,7 @@ def _from_timm(trunk: nn.Module, encoder: Encoder) -> VisionTower:
     width = first.norm1.weight.shape[0]
     state |= {"post_layernorm.weight": torch.ones(width), "post_layernorm.bias": torch.zeros(width)}  # not used
     config = SiglipVisionConfig(
-        **_sizes(encoder, width, first.mlp.fc1.out_features, len(blocks), first.attn.num_heads),  # type: ignore[arg-type]
+        **_sizes(encoder, width, first.mlp.fc1.out_features, len(blocks), first.attn.num_heads),
         hidden_act=_activation(first.mlp.act, encoder),
         layer_norm_eps=first.norm1.eps,
         vision_use_head=False,
@@ -115,7 +116,7 @@ def _from_timm(trunk: nn.Module, encoder: Encoder) -> VisionTower:
     return _filled(SiglipVisionModel, config, state)
 
 
-def _sizes(encoder: Encoder, width: int, middle: int, depth: int, heads: int) -> dict[str, int]:
+def _sizes(encoder: Encoder, width: int, middle: int, depth: int, heads: int) -> dict[str, Any]:
     assert encoder.image_size and encoder.patch_size
     return {
         "hidden_size": width,
@@ -139,18 +140,18 @@ def _activation(module: nn.Module, encoder: Encoder) -> str:
     raise AdapterError(f"encoder {encoder.name} computes with {name}, which can't be exported")
 
 
-def _scale(module: nn.Module | None) -> torch.Tensor | float:
+def _scale(module: nn.Module | None) -> Any:
     """What a block's branch is multiplied by at its end: layer scale, or 1."""
     gamma = getattr(module, "gamma", None)
     return 1.0 if gamma is None else gamma
 
 
-def _linear(name: str, layer: nn.Module, after: nn.Module | None = None) -> State:
+def _linear(name: str, layer: Any, after: nn.Module | None = None) -> State:
     """A linear map's or a norm's tensors under `name`, with the layer scale that comes after it folded in."""
     scale = _scale(after)
-    weight = layer.weight * (scale[:, None] if isinstance(scale, torch.Tensor) else scale)  # type: ignore[operator]
+    weight = layer.weight * (scale[:, None] if isinstance(scale, torch.Tensor) else scale)
     bias = layer.bias if layer.bias is not None else torch.zeros(len(weight))
-    return {f"{name}.weight": weight, f"{name}.bias": bias * scale}  # type: ignore[dict-item, operator]
+    return {f"{name}.weight": weight, f"{name}.bias": bias * scale}
 
 
 def _attention(place: str, weight: torch.Tensor, bias: torch.Tensor | None, out: nn.Module, after: nn.Module) -> State:

@@ -1,5 +1,6 @@
 """An untrained adapter of patches on a tiny random encoder and language model, to export."""
 
+import random
 from pathlib import Path
 
 import tiny
@@ -73,7 +74,7 @@ def pictures() -> list[Image.Image]:
     """Pictures of several sizes: wide, high, square, and small ones."""
     made = []
     for k, size in enumerate(((97, 64), (48, 80), (64, 64), (32, 32), (20, 31))):
-        noise = Image.effect_noise(size, 90 + k)
+        noise = Image.frombytes("L", size, random.Random(k).randbytes(size[0] * size[1]))
         ramp = Image.linear_gradient("L").resize(size)
         made.append(Image.merge("RGB", (noise, ramp, ramp.transpose(Image.Transpose.ROTATE_180))))
     return made
