@@ -7,13 +7,14 @@ import tiny
 import torch
 from PIL import Image
 
-from periscope.adapters.io.checkpoint import save_adapter
+from periscope.adapters.io.checkpoint import load_adapter, save_adapter
 from periscope.adapters.lm.language_model import load_language_model
-from periscope.adapters.model import Adapter
+from periscope.adapters.lm.lora import FOLDER, add_lora, load_lora, lora_parameters
+from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
-from periscope.adapters.prompting.prompt import Template, default_template
+from periscope.adapters.prompting.prompt import Prompt, Template, default_template
 from periscope.precompute import tiny_encoders
-from periscope.precompute.encoders import load_encoder
+from periscope.precompute.encoders import Encoder, load_encoder, load_encoder_like
 
 
 def tower_folder(home: Path, kind: str) -> str:
@@ -37,13 +38,23 @@ def save_patch_adapter(
     inner: int = 0,
     template: dict | None = None,
     choices: dict | None = None,
+    lora: bool = False,
+    lm_folder: Path | None = None,
     **more: object,
 ) -> Path:
-    """Write an adapter folder; its language model goes into `home`/FAMILY, its encoder into `home`/TOWER.
+    """Write an adapter folder; its language model goes into `home`/FAMILY unless it is in `lm_folder`, its encoder into
+    `home`/TOWER.
 
-    more: soft_prompt, output_norm (False here), and fields of adapter.json.
+    template: fields that differ from the tokenizer's default · choices: the encoder's · more: soft_prompt, output_norm
+    (False here), and fields of adapter.json.
     """
-    lm = load_language_model(str(tiny.save_language_model(family, home / family)), precision="fp32")
+    place = lm_folder or tiny.save_language_model(family, home / family)
+    lm = load_language_model(str(place), precision="fp32")
+    if lora:
+        torch.manual_seed(1)
+        add_lora(lm, 4, 8)
+        for parameter in lora_parameters(lm.model).values():
+            torch.nn.init.normal_(parameter, std=0.1)
     encoder = load_encoder(tower_folder(home, tower), kinds=("patches",), patch_layer=layer, **(choices or {}))
     held = encoder.features(("patches",))["patches"]
     torch.manual_seed(0)
@@ -61,12 +72,12 @@ def save_patch_adapter(
         "modality": "image",
         "encoder": encoder.describe(),
         "storage": held | {"codec": "fp16"},
-        "language_model": {"name": str(home / family), "identity": lm.identity()},
+        "language_model": {"name": str(place), "identity": lm.identity()},
         "template": Template.from_dict(fields).to_dict(),
         "training": {},
         **more,
     }
-    save_adapter(folder, adapter, about)
+    save_adapter(folder, adapter, about, lm=lm if lora else None)
     return folder
 
 
@@ -78,3 +89,18 @@ def pictures() -> list[Image.Image]:
         ramp = Image.linear_gradient("L").resize(size)
         made.append(Image.merge("RGB", (noise, ramp, ramp.transpose(Image.Transpose.ROTATE_180))))
     return made
+
+
+def load_here(folder: Path) -> tuple[AdaptedModel, Encoder]:
+    """An adapter as Periscope runs it, on its language model in fp32, and its encoder."""
+    adapter, config = load_adapter(folder)
+    lm = load_language_model(config["language_model"]["name"], precision="fp32")
+    if config["lora"]:
+        load_lora(lm, folder / FOLDER)
+    prompt = Prompt(lm.tokenizer, Template.from_dict(config["template"]))
+    return AdaptedModel(lm, adapter, prompt), load_encoder_like(config["encoder"])
+
+
+def turns_of(question: str | None) -> list[dict]:
+    """A question's turns; a caption's where there is none."""
+    return [] if question is None else [{"role": "user", "content": question}]
