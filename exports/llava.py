@@ -1,5 +1,6 @@
 """A folder that plain transformers loads: `LlavaForConditionalGeneration` and `AutoProcessor`."""
 
+import copy
 from collections.abc import Mapping
 from math import floor
 from pathlib import Path
@@ -105,21 +106,26 @@ def llava_model(
         head.weight[rows:] = 0
         words.weight[rows:] = 0
     spec = adapter.spec
+    base: Any = lm.model.base_model
+    text = copy.deepcopy(lm.model.config.get_text_config())
+    if text.tie_word_embeddings and not hasattr(base, "embed_tokens"):  # LLaVA ties to a module of that name only
+        text.tie_word_embeddings = False
+        head = copy.deepcopy(head)
     config = LlavaConfig(
         vision_config=tower.config,
-        text_config=lm.model.config.get_text_config(),
+        text_config=text,
         image_token_index=image_token,
         image_seq_length=adapter.tokens,
         projector_hidden_act="gelu" if spec == "mlp" else "linear",
         vision_feature_select_strategy="default" if has_class_token(tower) else "full",
         vision_feature_layer=layer,
         multimodal_projector_bias=True,
-        tie_word_embeddings=bool(lm.model.config.get_text_config().tie_word_embeddings),
+        tie_word_embeddings=bool(text.tie_word_embeddings),
     )
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
     model.model.vision_tower = tower
-    model.model.language_model = lm.model.base_model
+    model.model.language_model = base
     model.lm_head = head
     model.model.multi_modal_projector.load_state_dict(_projector(adapter), assign=True)
     stop = list(prompt.stop_ids)

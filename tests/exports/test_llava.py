@@ -79,7 +79,7 @@ def test_every_tower_and_projector(home, tower, spec, inner):
 @pytest.mark.parametrize("family", [*sorted(TRIED), "smollm"])
 def test_every_tried_language_model(home, family):
     sentencepiece = family in ("llama", "mistral")
-    folder = save_patch_adapter(home / family, home / "families", "clip", family)
+    folder = save_patch_adapter(home / f"on-{family}", home / "families", "clip", family)
     notes = export_llava(folder, home / f"{family}-out", precision="fp32")
     assert any("as one string" in note for note in notes) == sentencepiece
     check_equal(folder, home / f"{family}-out", ids_too=not sentencepiece)
