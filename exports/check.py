@@ -8,7 +8,25 @@ from periscope.adapters.prompting.prompt import Template
 TRANSFORMERS, LLAMA_CPP, VLLM = "transformers", "llama.cpp", "vLLM"
 CLIP_TOWERS = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
 # Model types whose export the tests run, and those that the other program computes differently: type -> why.
-TRIED = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "opt", "gpt_neox"})
+TRIED = frozenset(
+    (
+        "falcon_mamba",
+        "gemma",
+        "gemma3_text",
+        "gpt2",
+        "gpt_neox",
+        "llama",
+        "mamba",
+        "mamba2",
+        "mistral",
+        "olmo2",
+        "opt",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+    )
+)
 NOT_IN_LLAVA = {
     "gemma2": "it caps its logits, which LLaVA's head leaves out",
     "granite": "it scales its logits, which LLaVA's head leaves out",

@@ -21,7 +21,8 @@ const job = JSON.parse(require('fs').readFileSync(0, 'utf8'))
 const main = async () => {
   const answers = []
   for (const request of job.requests) {
-    // A model of its own for each: a second picture on one context is answered wrongly by this package.
+    // A model of its own for each: a second picture on one context is answered wrongly by this package, and
+    // releasing a model sometimes crashes it.
     const model = await loadModel({ model: job.model, n_ctx: 1024, n_batch: 1024, n_threads: 1, n_parallel: 1,
       n_gpu_layers: 0, cache_type_k: 'f32', cache_type_v: 'f32', flash_attn_type: 'off', use_mmap: false })
     const { mmproj, tokenize, messages, template, ...rest } = request
@@ -33,9 +34,8 @@ const main = async () => {
     } else {
       answers.push(await model.completion({ temperature: 0, seed: 0, ...rest }))
     }
-    await model.release()
   }
-  process.stdout.write('\\nANSWERS ' + JSON.stringify(answers) + '\\n')
+  process.stdout.write('\\nANSWERS ' + JSON.stringify(answers) + '\\n', () => process.exit(0))
 }
 main().catch((error) => { console.error(error); process.exit(1) })
 """

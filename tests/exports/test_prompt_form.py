@@ -43,7 +43,9 @@ def test_a_wrong_template_is_found():
 
 @pytest.mark.parametrize("style", ["plain", "chat"])
 def test_conversations_are_rendered_as_in_training(style):
-    chat = re.sub(r"{% if enable_thinking.*?{% endif %}", "", tiny.CHATML, flags=re.S)  # empty thoughts stand in the last turn only
+    chat = re.sub(
+        r"{% if enable_thinking.*?{% endif %}", "", tiny.CHATML, flags=re.S
+    )  # empty thoughts stand in the last turn only
     tokenizer = tiny.byte_level(chat=chat, eos="<|im_end|>")
     prompt = Prompt(tokenizer, default_template(tokenizer, style, ("Scene:", "\n")))
     turns = [
