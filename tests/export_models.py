@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import tiny
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from periscope.adapters.lm.lora import FOLDER, add_lora, load_lora, lora_paramet
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt, Template, default_template
+from periscope.exports.gguf import llama_cpp_resize
 from periscope.precompute import tiny_encoders
 from periscope.precompute.encoders import Encoder, load_encoder, load_encoder_like
 
@@ -104,3 +106,14 @@ def load_here(folder: Path) -> tuple[AdaptedModel, Encoder]:
 def turns_of(question: str | None) -> list[dict]:
     """A question's turns; a caption's where there is none."""
     return [] if question is None else [{"role": "user", "content": question}]
+
+
+def tokens_here(folder: Path, image: Image.Image, legacy: bool = False) -> torch.Tensor:
+    """The image tokens that Periscope gives a picture framed as llama.cpp does: (tokens, hidden_size)."""
+    model, encoder = load_here(folder)
+    framed = llama_cpp_resize(image, encoder.image_size, legacy)
+    facts = encoder.preprocessing
+    mean, std = (torch.tensor(facts.get(name) or facts[f"image_{name}"]) for name in ("mean", "std"))
+    pixels = ((torch.from_numpy(np.asarray(framed, np.float32) / 255) - mean) / std).permute(2, 0, 1)
+    with torch.no_grad():
+        return model.adapter(encoder.encode(pixels[None], ["patches"])["patches"])[0]

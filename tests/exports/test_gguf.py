@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from export_models import load_here, pictures, save_patch_adapter
+from export_models import load_here, pictures, save_patch_adapter, tokens_here, tower_folder
 from PIL import Image
 
 from periscope.adapters.io.checkpoint import load_adapter
@@ -32,17 +32,6 @@ LEAST = 0.9999  # cosine of each token with ours
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     return tmp_path_factory.mktemp("gguf")
-
-
-def tokens_here(folder, image: Image.Image) -> torch.Tensor:
-    """The image tokens that Periscope gives a picture framed as llama.cpp does: (tokens, hidden_size)."""
-    model, encoder = load_here(folder)
-    framed = llama_cpp_resize(image, encoder.image_size)
-    facts = encoder.preprocessing
-    mean, std = (torch.tensor(facts.get(name) or facts[f"image_{name}"]) for name in ("mean", "std"))
-    pixels = ((torch.from_numpy(np.asarray(framed, np.float32) / 255) - mean) / std).permute(2, 0, 1)
-    with torch.no_grad():
-        return model.adapter(encoder.encode(pixels[None], ["patches"])["patches"])[0]
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -125,8 +114,6 @@ def test_a_class_token_is_refused(home, tower):
 
 @pytest.mark.parametrize("tower", ["siglip", "timm_siglip", "clip", "clip_projected", "open_clip"])
 def test_towers_have_the_hidden_states_of_the_encoder(home, tower):
-    from export_models import tower_folder
-
     for layer in (-1, -2, -4):
         encoder = load_encoder(tower_folder(home / "towers", tower), kinds=("patches",), patch_layer=layer)
         pixels = encoder.preprocess(pictures()[0])[None]

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from export_models import load_here, pictures, save_patch_adapter, turns_of
+from export_models import load_here, pictures, save_patch_adapter, tokens_here, turns_of
 from llama_binary import PROBABILITIES, ask, llama_node, probed, write_llama, write_probe
 from PIL import Image, ImageDraw
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
 from periscope.adapters.lm.language_model import load_language_model
-from periscope.exports.gguf import CHAT_TEMPLATE, MMPROJ, export_gguf, run_mmproj, write_mmproj
+from periscope.exports.gguf import CHAT_TEMPLATE, MMPROJ, export_gguf, write_mmproj
 from periscope.exports.prompt_form import MTMD_MARKER, messages_of, spoken_ids
 from periscope.precompute import tiny_encoders
 
@@ -57,7 +57,7 @@ def seen(node, probe, asked: list[tuple[Path, Path]]) -> list[torch.Tensor]:
     return [probed(answer, WIDTH, tokenizer) for answer in ask(node, file, requests)]
 
 
-@pytest.mark.parametrize("precision, bound", [("f32", 2e-3), ("f16", 2e-2)])
+@pytest.mark.parametrize("precision, bound", [("f32", 2e-3), ("f16", 5e-3)])
 @pytest.mark.parametrize("spec", ["mlp", "linear"])
 @pytest.mark.parametrize("layer", [-1, -2])
 @pytest.mark.parametrize("tower", ["siglip", "timm_siglip"])
@@ -70,10 +70,10 @@ def test_image_vectors(node, home, probe, tower, layer, spec, precision, bound):
     shown = [home / f"{k}.png" for k in range(len(pictures()))]
     worst = other = 0.0
     for vector, picture in zip(seen(node, probe, [(file, path) for path in shown]), pictures(), strict=True):
-        ours = run_mmproj(file, picture, legacy=True)[-1]
+        ours = tokens_here(folder, picture, legacy=True)[-1]
         assert torch.cosine_similarity(vector, ours, dim=0) > 0.9999
         worst = max(worst, ((vector - ours).abs().max() / ours.abs().max()).item())
-        other = max(other, ((vector - run_mmproj(file, picture)[-1]).abs().max() / ours.abs().max()).item())
+        other = max(other, ((vector - tokens_here(folder, picture)[-1]).abs().max() / ours.abs().max()).item())
     print(f"{name}: largest difference {worst:.2g} of the largest value; with Pillow's filter {other:.2g}")
     assert worst < bound and other > 4 * worst
     assert precision == "f16" or other > 10 * bound
