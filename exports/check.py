@@ -169,7 +169,7 @@ def _common(facts: ExportFacts) -> list[str]:
     if facts.spec not in ("mlp", "linear"):
         reasons.append(f"adapter {facts.spec}: only mlp and linear are exported")
     if facts.output_norm:
-        reasons.append("output norm: train with --no-output-norm")
+        reasons.append("output norm: train with --output-norm False")
     if facts.soft_prompt:
         reasons.append(f"a soft prompt of {facts.soft_prompt}")
     if facts.pooled:

@@ -75,7 +75,7 @@ def test_notes_tell_what_differs_where_a_way_is_open(config):
 def test_exports_refuse_what_is_closed_and_what_exists(adapter, tmp_path, export):
     home = tmp_path / "normed"
     normed = save_patch_adapter(home / "adapter", home, output_norm=True)
-    with pytest.raises(AdapterError, match="output norm: train with --no-output-norm"):
+    with pytest.raises(AdapterError, match="output norm: train with --output-norm False"):
         export(normed, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "mine").mkdir()
