@@ -118,7 +118,7 @@ def test_lora_is_merged(home):
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox", "crop"])
 def test_framings(home, resize):
-    """Pillow's image processor does each of Periscope's; a middle crop may round the size it cuts from otherwise."""
+    """An image processor of transformers does each of Periscope's, to rounding."""
     folder = save_patch_adapter(home / resize, home, "open_clip", choices={"resize": resize})
     notes = export_llava(folder, home / f"{resize}-out", precision="fp32")
     assert not notes
