@@ -47,7 +47,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     },
     "Share and convert": {
         "push": Command("periscope.cli:push", "push an adapter to the Hugging Face Hub"),
-        "export": Command("periscope.cli:export", "export a soft prompt for PEFT, or a model with LoRA merged"),
+        "export": Command("periscope.cli:export", "export an adapter to llama.cpp, transformers or PEFT"),
         "import": Command("periscope.cli:import_", "import an adapter from eP-ALM"),
     },
     "Look after feature sets": {
@@ -57,6 +57,9 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 # Tools with subcommands: "module:function", whose signature tyro turns into flags.
 EXPORTS = {
+    "gguf": "periscope.exports.__main__:gguf",
+    "llava": "periscope.exports.__main__:llava",
+    "check": "periscope.exports.__main__:check",
     "prompt": "periscope.adapters.io.export_peft:export_prompt",
     "merged": "periscope.adapters.io.merge_lora:merge",
 }
@@ -156,7 +159,7 @@ def push() -> None:
 
 
 def export() -> None:
-    """`periscope export prompt|merged RUN --out FOLDER`"""
+    """`periscope export gguf|llava|check|prompt|merged RUN ...`"""
     _subcommands(EXPORTS, "Export an adapter for other programs.")
 
 

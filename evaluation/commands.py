@@ -36,7 +36,7 @@ def score(path: Path, modality: str | None, config: EvalConfig, device: str) -> 
     encoder = None
     if options.clip_score:
         refuse_clip_score(run.features, texts)
-        encoder = load_encoder_like(run.config["encoder"], device, moved=next(iter(config.models.encoder), None))
+        encoder = load_encoder_like(run.config.encoder, device, moved=next(iter(config.models.encoder), None))
 
     predictions, numbers = {}, {}
     for split, part in by_split(texts, options.limit).items():
@@ -167,8 +167,8 @@ def _training_on(texts: Path, run: ScoredRun) -> str:
     """The command that trains a new adapter like the run's on a texts file."""
     config = run.folder.config
     return command(
-        *("train", "--features", run.features.path, "--text", texts, "--lm", config["lm"]),
-        *("--adapter", config["adapter"]),
+        *("train", "--features", run.features.path, "--text", texts, "--lm", str(config.lm)),
+        *("--adapter", config.adapter),
     )
 
 

@@ -25,7 +25,7 @@ class ScoredRun:
     features: FeatureSet
     texts: Texts
     model: AdaptedModel
-    config: dict
+    config: AdapterConfig
 
     @property
     def step(self) -> str:

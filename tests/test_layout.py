@@ -46,6 +46,7 @@ LOWER = set(MAY) - {"demo"}
 MAY |= {
     "inference": LOWER,
     "evaluation": LOWER | {"inference"},
+    "exports": LOWER | {"inference"},
     "": {"inference"},  # __init__.py
 }
 # Imports of a module whose name is made at run time.

@@ -163,13 +163,13 @@ def test_two_adapters_of_one_run_load_each_alone_and_together(home, train, both_
         assert all(
             torch.equal(a, b) for a, b in zip(alone.adapter.parameters(), model.adapter.parameters(), strict=True)
         )
-    assert both["image"][1]["training"]["features"] == "a, b" and both["image"][1]["soft_prompt"] == 2
+    assert both["image"][1].training["features"] == "a, b" and both["image"][1].soft_prompt == 2
     together = live.load_several(dict.fromkeys(folders, run))
     assert together["image"][0].lm is together["audio"][0].lm
     with pytest.raises(AdapterError, match="holds adapters of audio and image; name one, as audio="):
         live.load_adapted(run)
     train("--features", "a", "--init", run, fails="holds 2 adapters")
-    with pytest.raises(AdapterError, match=r"holds 2 adapters; name the folder of one, as .*/adapter-audio"):
+    with pytest.raises(AdapterError, match=r"holds 2 adapters; name the folder of one, .*/adapter-audio"):
         merge_lora(run, home / "merged")
 
 
