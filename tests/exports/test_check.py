@@ -1,12 +1,10 @@
 """Which ways out are said to be open, and that what is said of an adapter is what happens to it."""
 
-import json
 import sys
 
 import pytest
 from export_models import save_patch_adapter
 
-from periscope.adapters.io.checkpoint import CONFIG
 from periscope.adapters.io.schema import AdapterConfig, read_adapter_config
 from periscope.errors import AdapterError
 from periscope.exports.__main__ import main
@@ -105,5 +103,4 @@ def test_the_command_line_says_it_in_words(adapter, monkeypatch, capsys):
     main()
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in said] == ["transformers", "llama.cpp", "vLLM"]
-    config = json.loads((adapter / CONFIG).read_text())
-    assert said == [str(way) for way in exits(config)]
+    assert said == [str(way) for way in exits(read_adapter_config(adapter))]
