@@ -18,7 +18,7 @@ from periscope.training.config import TrainConfig, parse_request
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help doesn't need
     from periscope.training.distributed import Ranks
-    from periscope.training.language_model_holder import LanguageModelHolder
+    from periscope.training.models.language_model_holder import LanguageModelHolder
     from periscope.training.run import Run
     from periscope.training.session import Session
 
@@ -35,7 +35,7 @@ def main() -> None:
 
     from periscope.adapters.io.merge_lora import refuse_merge
     from periscope.training.distributed import join
-    from periscope.training.language_model_holder import LanguageModelHolder
+    from periscope.training.models.language_model_holder import LanguageModelHolder
     from periscope.training.resolve import resolve, resumed, run_path
     from periscope.training.run import Run, refuse_taken
     from periscope.training.sweep.sweep import sweep

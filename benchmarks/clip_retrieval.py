@@ -22,8 +22,8 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from benchmarks import process_of_its_own, side_by_side
 from benchmarks.decoding import noisy_photo
+from periscope.precompute.allocator import keep_freed_memory
 from periscope.precompute.encoders import Encoder, load_encoder
-from periscope.precompute.pipeline.allocator import keep_freed_memory
 from periscope.precompute.pipeline.job import Job, precompute
 from periscope.precompute.sources import collect
 

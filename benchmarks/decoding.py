@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from benchmarks import side_by_side
+from periscope.precompute.allocator import keep_freed_memory
 from periscope.precompute.encoders import Encoder, load_encoder
-from periscope.precompute.pipeline.allocator import keep_freed_memory
 
 SIZES = {"500x333": ((500, 333), 400), "12 megapixels": ((4000, 3000), 12)}
 

@@ -9,7 +9,7 @@ from transformers import ViTConfig
 
 from benchmarks import side_by_side
 from benchmarks.clip_retrieval import BATCH, encoder_of, prepare, stored
-from periscope.precompute.pipeline.allocator import keep_freed_memory
+from periscope.precompute.allocator import keep_freed_memory
 
 PICTURES = 96
 

@@ -25,7 +25,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def run(config: PrecomputeConfig) -> None:
     """Find the media, load the encoder, and encode."""
     from periscope.device import choose_device
-    from periscope.precompute.pipeline.allocator import keep_freed_memory
+    from periscope.precompute.allocator import keep_freed_memory
     from periscope.precompute.pipeline.job import precompute
     from periscope.precompute.prepare import prepare
     from periscope.precompute.remote import collected

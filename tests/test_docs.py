@@ -110,6 +110,8 @@ OTHERS = {
     *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"),  # torchrun
     *("--local-dir", "--repo-type"),  # hf download
     *("--logdir",),  # tensorboard
+    *("--chat-template-file", "--jinja", "--mmproj", "--temp"),  # llama.cpp
+    *("--enable-lora", "--enable-prompt-embeds"),  # vLLM
 }
 
 

@@ -169,7 +169,7 @@ def make_tiny(config: TrainConfig, flags: Options, folder: Path) -> TrainConfig:
 
     What starts from another run keeps the language model of that run. `folder`: where tiny models are kept.
     """
-    from periscope.training.tiny import tiny_language_model
+    from periscope.training.models.tiny import tiny_language_model
 
     options = {**config.to_flat(), **TINY}
     if not config.init:

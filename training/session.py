@@ -30,10 +30,15 @@ from periscope.training.data.training_set import (
 )
 from periscope.training.distributed import Ranks
 from periscope.training.heldout import SAMPLES, describe, evaluate_heldout, peak_memory, sample_answers
-from periscope.training.language_model_holder import LanguageModelHolder
 from periscope.training.memory.caching import Caching, caching
 from periscope.training.memory.plan import MemoryPlan, choose_checkpointing, combine_plans, plan
-from periscope.training.modality_model import adapter_facts, initialise_adapter, make_modality_model, record_templates
+from periscope.training.models.language_model_holder import LanguageModelHolder
+from periscope.training.models.modality_model import (
+    adapter_facts,
+    initialise_adapter,
+    make_modality_model,
+    record_templates,
+)
 from periscope.training.resolve import NO_LM, Schedule, refuse_changes, settle_schedule
 from periscope.training.run import NullRun, Run, adapter_folder, load_optimizer_state, optimizer_state
 from periscope.training.step import make_optimizer

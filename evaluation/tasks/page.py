@@ -62,7 +62,7 @@ and `none` cost little.
 medium's features or without a medium, whichever is lower, minus the loss with its own features. For captions that don't
 belong to their image it is near or below 0. `--write` leaves out texts below 0, or with `--drop 0.05` the worst 5%.
 `gain.jsonl` in the run's folder has the whole ranking. Without `--loss-drop`, `--write` writes new captions for the
-media of the feature set, or with `--data photos/` for those of a folder. (`--gain` is the old name of `--loss-drop`.)
+media of the feature set, or with `--data photos/` for those of a folder.
 
 With the demo's trained adapter, a tenth of 300 held-out captions were exchanged among themselves: the worst tenth
 contained 97% of the exchanged captions, and the texts below 0 were half of them and no others. Among 600 captions that

@@ -25,7 +25,7 @@ COMMANDS = {
     "load": "from periscope.adapters.lm.load import load_language_model as f; f({folder!r})",
     "merge": "from pathlib import Path; from periscope.adapters.io.merge_lora import refuse_merge as f; "
     "f(Path('out'), {folder!r}, True)",
-    "tiny": "from pathlib import Path; from periscope.training.tiny import tiny_language_model as f; "
+    "tiny": "from pathlib import Path; from periscope.training.models.tiny import tiny_language_model as f; "
     "f({folder!r}, Path('tiny'))",
 }
 

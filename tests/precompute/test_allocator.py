@@ -11,7 +11,7 @@ from periscope.paths import PACKAGE as PROJECT
 
 FAULTS = """
 import resource, sys
-from periscope.precompute.pipeline.allocator import keep_freed_memory
+from periscope.precompute.allocator import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

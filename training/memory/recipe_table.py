@@ -23,7 +23,7 @@ from periscope.training.memory.plan import (
     plan_of,
     weight_bytes,
 )
-from periscope.training.modality_model import build_adapter
+from periscope.training.models.modality_model import build_adapter
 from periscope.units import format_bytes
 
 GPU_FREE = 22 * GIB  # bytes of a 24 GB card that a desktop and CUDA itself leave free

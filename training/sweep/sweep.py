@@ -22,7 +22,7 @@ from periscope.errors import AdapterError, FeatureSetError, RunError
 from periscope.shards.atomic import replace_bytes, replacing
 from periscope.training.config import RENAMED, Request, TrainConfig, option_names, parse_request
 from periscope.training.distributed import RankLeft, Ranks
-from periscope.training.language_model_holder import LanguageModelHolder
+from periscope.training.models.language_model_holder import LanguageModelHolder
 from periscope.training.progress import default_signals
 from periscope.training.resolve import resolve, resumed, run_path
 from periscope.training.run import Run

@@ -22,9 +22,9 @@ from periscope.errors import AdapterError, RunError
 from periscope.shards.texts import Text
 from periscope.training.data.dataset import TextFeatureDataset
 from periscope.training.data.steps import TrainingSteps
+from periscope.training.models.warm_start import contrast, warm_start
 from periscope.training.resolve import settle
 from periscope.training.step import take_step
-from periscope.training.warm_start import contrast, warm_start
 
 
 def test_the_contrast_tells_pairs_and_no_constant_meets_it():

@@ -19,8 +19,8 @@ from periscope.errors import AdapterError, RunError
 from periscope.shards.read import FeatureSet
 from periscope.training.config import PromptOptions, TrainConfig
 from periscope.training.data.training_set import OpenedSet, TrainingSet
+from periscope.training.models.warm_start import warm_start
 from periscope.training.run import Run, adapter_folder
-from periscope.training.warm_start import warm_start
 
 
 def make_modality_model(source: OpenedSet, lm: LanguageModel, device: str, old: Run | None = None) -> AdaptedModel:
