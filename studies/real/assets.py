@@ -34,6 +34,7 @@ ANIMALS_AND_FOOD = (3, 4)
 TEST_NAMES = {True: 21, False: 84}  # names no training sees: of animals and food, and of all others
 SMALL_VAL = 64
 STAMP_FILES = {"pictures": (".png",), "sounds": (".ogg", ".wav"), "speech": ("_desc.ogg", "_desc.wav")}
+ERRORS = ("ERROR:", "E:", "npm error", "npm ERR")  # how the clients' lines begin that say what went wrong
 ZERO_WIDTH_JOINER, VARIATION = "200d", "-fe0f"
 
 
@@ -88,7 +89,7 @@ def _call(command: Sequence[str], where: Path, registry: str) -> str:
         raise AssetError(f"{command[0]} isn't installed, and {command[-1]} comes from {registry}") from None
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        error = next((line for line in lines if "error" in line.lower()), f"exit status {done.returncode}")
+        error = next((line for line in lines if line.startswith(ERRORS)), f"exit status {done.returncode}")
         raise AssetError(
             f"{command[-1]} can't be had from {registry}; is it reachable from this machine? ({error.strip()})"
         )
