@@ -10,6 +10,7 @@ done again, so that the study can be made in pieces. Writes runs/real/ARM.json, 
 docs/real-curves.png and docs/real-answers.png.
 """
 
+import io
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -59,6 +60,10 @@ ARMS = {
     "window3": Arm("patches", ("--adapter", "window3")),
     "perceiver16": Arm("patches", ("--adapter", "perceiver16")),
     "soft prompt": Arm("pooled", ("--adapter", "none", "--soft-prompt", "16", "--warm-start", "0")),
+    # A projector that is nearly done before the language model is asked, and noise against learning by heart.
+    "mlp16, longer warm start, noise": Arm(
+        "pooled", ("--adapter", "mlp16", "--warm-start", "600", "--token-noise", "0.5"), steps=240
+    ),
 }
 BASELINES = ("nearest picture", "ridge regression")
 FREE_STYLES = (("val", "fluent"), ("test", "google"))  # pictures that may be shown: MIT and Apache 2.0
@@ -107,7 +112,8 @@ def measure(options: Options) -> None:
 
 
 def slug(name: str) -> str:
-    return name.replace(" ", "-")
+    """A name in letters, digits and hyphens, for files."""
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in name).split())
 
 
 # Arms
@@ -118,7 +124,7 @@ def arm_result(name: str, seed: int, steps: int, vectors: Sentences) -> dict:
     arm, where = ARMS[name], f"real-{slug(name)}-{steps}-{seed}"
     features = feature_set(arm.data, arm.kind)
     command = ["--features", features, "--lm", folder("smollm2"), *TRAIN, *arm.flags, "--steps", steps, "--seed", seed]
-    train(where, steps, [*command, "--eval-every", max(1, steps // 8)])
+    train(where, steps, [*command, "--eval-every", max(1, steps // 4)])
     folder_of = ROOT / "runs" / where
     if not (folder_of / "predictions.jsonl").is_file():
         script("eval.py", "--run", folder_of, "--controls", "shuffled", "--max-new-tokens", 16)
@@ -129,7 +135,7 @@ def arm_result(name: str, seed: int, steps: int, vectors: Sentences) -> dict:
         "data": arm.data,
         "texts": steps * int(flag_of("--batch", (*TRAIN, *arm.flags))),
         "minutes": round(sum(row.get("seconds", 0.0) for row in log) / 60, 2),
-        "curve": [[row["step"], row["loss"]] for row in log],
+        "curve": [[row["step"], row["loss"]] for row in log if "loss" in row],
         "heldout": [[row["step"], row["heldout"]] for row in log if "heldout" in row],
         **judged_answers(predictions(folder_of), arm.data, vectors),
     }
@@ -150,13 +156,13 @@ def train(name: str, steps: int, command: Sequence[object]) -> None:
     if (place / "last").is_file():
         if int((place / "last").read_text()) < steps:
             script("train.py", "--resume", place)
-        return
-    if place.is_dir():  # stopped before the first checkpoint
-        for number in range(1, 100):
-            if not (aside := place.with_name(f"{name}.stopped-{number}")).exists():
-                place.rename(aside)
-                break
-    script("train.py", *command, "--name", name)
+    else:
+        if place.is_dir():  # stopped before its first checkpoint
+            number = next(number for number in count(1) if not place.with_name(f"{name}.stopped-{number}").exists())
+            place.rename(place.with_name(f"{name}.stopped-{number}"))
+        script("train.py", *command, "--name", name)
+    if int((place / "last").read_text()) < steps:
+        raise StudyError(f"{place} was stopped before its last step; the same command goes on with it")
 
 
 def script(*command: object) -> None:
@@ -309,7 +315,7 @@ def draw_curves(rows: Sequence[dict]) -> None:
             if all(value is not None for value in values):
                 label = f"{row['arm']}, {row['texts']} texts, seed {row['seed']}" if style == "-" else None
                 axes.plot(steps, values, style, color=f"C{number % 10}", label=label)
-    axes.set(xlabel="step", ylabel="held-out loss, nats per token (dashed: another medium's features)")
+    axes.set(xlabel="step", ylabel="held-out loss, nats per token", title="dashed: with another picture's features")
     axes.legend(fontsize="small")
     figure.savefig(CURVES, dpi=90)
 
@@ -327,14 +333,17 @@ def draw_answers(rows: Sequence[dict], columns: int = 8) -> None:
     for split, style in FREE_STYLES:
         part = [one for one in best["answers"] if one["split"] == split and one["picture"].startswith(f"{style}/")]
         shown += part[:: max(1, len(part) // (2 * columns))][: 2 * columns]
-    figure = Figure(figsize=(1.5 * columns, 1.75 * len(shown) / columns), layout="constrained")
+    figure = Figure(figsize=(1.5 * columns, 2 * len(shown) / columns), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.15)
     for axes, one in zip(figure.subplots(len(shown) // columns, columns).flat, shown, strict=False):
         axes.imshow(Image.open(folder("emoji") / best["data"] / one["picture"]))
         axes.axis("off")
         right = one["said"].strip().lower() == one["name"].lower()
         axes.set_title(one["said"].strip()[:24], fontsize=8, color="darkgreen" if right else "darkred")
         axes.text(0.5, -0.08, one["name"], fontsize=7, color="gray", ha="center", va="top", transform=axes.transAxes)
-    figure.savefig(GRID, dpi=80)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=80)
+    Image.open(drawn).convert("RGB").quantize(128).save(GRID, optimize=True)
 
 
 if __name__ == "__main__":
