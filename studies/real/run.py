@@ -60,10 +60,6 @@ ARMS = {
     "window3": Arm("patches", ("--adapter", "window3")),
     "perceiver16": Arm("patches", ("--adapter", "perceiver16")),
     "soft prompt": Arm("pooled", ("--adapter", "none", "--soft-prompt", "16", "--warm-start", "0")),
-    # A projector that is nearly done before the language model is asked, and noise against learning by heart.
-    "mlp16, longer warm start, noise": Arm(
-        "pooled", ("--adapter", "mlp16", "--warm-start", "600", "--token-noise", "0.5"), steps=240
-    ),
 }
 BASELINES = ("nearest picture", "ridge regression")
 FREE_STYLES = (("val", "fluent"), ("test", "google"))  # pictures that may be shown: MIT and Apache 2.0
