@@ -319,6 +319,7 @@ def draw_curves(rows: Sequence[dict]) -> None:
 def draw_answers(rows: Sequence[dict], columns: int = 8) -> None:
     """Held-out pictures with what the arm of the best exact score on val says to them; wrong answers in red."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from PIL import Image
 
     trained = [row for row in rows if row["heldout"]]
@@ -329,8 +330,8 @@ def draw_answers(rows: Sequence[dict], columns: int = 8) -> None:
     for split, style in FREE_STYLES:
         part = [one for one in best["answers"] if one["split"] == split and one["picture"].startswith(f"{style}/")]
         shown += part[:: max(1, len(part) // (2 * columns))][: 2 * columns]
-    figure = Figure(figsize=(1.5 * columns, 2 * len(shown) / columns), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.15)
+    size = (1.5 * columns, 2 * len(shown) / columns)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.15))
     for axes, one in zip(figure.subplots(len(shown) // columns, columns).flat, shown, strict=False):
         axes.imshow(Image.open(folder("emoji") / best["data"] / one["picture"]))
         axes.axis("off")
