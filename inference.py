@@ -216,7 +216,8 @@ class LoadedModel:
         features = {
             f"{modality}:{i}": self.features(medium, modality) for i, (modality, medium) in enumerate(self._flat(media))
         }
-        segments = self.model.prompt.segments(turns, list(features), answer=False)
+        prompt, names = self.model.prompt, list(features)
+        segments = prompt.segments(turns, names, answer=False) or prompt.segments(turns, answer=False, start=True)
         return self.model.generate([segments], features, max_new_tokens)[0]
 
     def _flat(self, media: Media) -> list[tuple[str, Medium]]:

@@ -134,12 +134,16 @@ class TextFeatureDataset:
         return f"{self.owner}:{self.within}{key}" if self.owner else self.within + key
 
     def segments(self, text: Text, *, answer: bool = True, media: bool = True) -> list[Segment]:
-        """One text's segments; with `media=False` what is left when there is nothing to look at."""
-        turns = text.turns
+        """One text's segments; with `media=False` what is left when there is nothing to look at, with the same targets:
+        where the medium was all that preceded the first of them, the prompt's start token takes its place.
+        """
+        turns, soft, start = text.turns, bool(self.soft_tokens), False
+        names = [self.within + key for key in text.media]
         if not media:
+            start = self.prompt.needs_start(turns, names, soft)
             turns = [{**turn, "content": self.prompt.without_marks(turn["content"])} for turn in turns]
-        names = [self.within + key for key in text.media] if media else ()
-        segments = self.prompt.segments(turns, names, answer=answer, soft_prompt=bool(self.soft_tokens))
+            names = []
+        segments = self.prompt.segments(turns, names, answer=answer, soft_prompt=soft, start=start)
         return with_modality(self.owner, segments) if self.owner else segments
 
     def batch(
