@@ -196,4 +196,5 @@ def test_other_peoples_objects_are_left_alone(listed):
         Prediction("1", "m", "", "a red ring", "a red ring", "a moon", {"objects": listed}, {"objects": listed}),
         Prediction("2", "m", "?", "yes", "yes", "no", {"objects": listed, "ask": "is it"}, {"objects": listed}),
     ]
-    assert set(values(rows)) == {"caption_f1", "qa_accuracy"} and swapped(rows) is None
+    wanted = {"caption_f1", "caption_exact", "caption_set_f1", "qa_accuracy"}
+    assert set(values(rows)) == wanted and swapped(rows) is None
