@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from periscope.adapters.io.checkpoint import load_adapter
-from periscope.adapters.io.schema import AdapterConfig
+from periscope.adapters.io.schema import AdapterConfig, read_adapter_config
 from periscope.adapters.lm.identity import same_language_model
 from periscope.adapters.lm.injection import Injection, injection_into
 from periscope.adapters.lm.language_model import LanguageModel
@@ -14,7 +14,7 @@ from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.template import Template, default_template
-from periscope.errors import AdapterError, RunError
+from periscope.errors import AdapterError, RunError, UserError
 from periscope.shards.read import FeatureSet
 from periscope.training.config import PromptOptions, TrainConfig
 from periscope.training.data.sources import TrainingSet
@@ -156,5 +156,24 @@ def about_part(part: AdaptedModel, sources: Sequence[TrainingSet], step: int, fa
         "language_model": {"name": part.lm.name, "identity": part.lm.identity()},
         "template": part.prompt.template,
         "training": {"features": ", ".join(one.features.path.name for one in sources), "texts": texts, "step": step}
+        | kinds_of_texts(sources)
         | facts,
     }
+
+
+def kinds_of_texts(sources: Sequence[TrainingSet]) -> dict[str, int]:
+    """How many captions and how many questions the adapter learnt from, with those of the adapter it was begun from
+    (--init); {} where that one doesn't tell.
+    """
+    first = sources[0]
+    questions = sum(sum(one.kept.asks) for one in sources)
+    counts = {"captions": sum(len(one.kept.asks) for one in sources) - questions, "questions": questions}
+    if first.config.init:
+        try:
+            before = read_adapter_config(adapter_folder(Path(first.config.init), first.owner)).training
+        except UserError:  # it may be gone by now
+            return {}
+        if not all(isinstance(before.get(name), int) for name in counts):
+            return {}
+        counts = {name: count + before[name] for name, count in counts.items()}
+    return counts

@@ -234,15 +234,18 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, to
 
 
 def adapter_folder(path: Path, modality: str = "") -> Path:
-    """The adapter folder at `path`: itself, or that of a run's last checkpoint; of several, that of `modality`.
+    """The adapter folder at `path`: itself, or that in a checkpoint's folder, or that of a run's last checkpoint; of
+    several, that of `modality`.
 
     Raises RunError for a run without a checkpoint, and for one of several adapters where no modality is named.
     """
     if (path / CONFIG).is_file():
         return path
+    is_step = path.name.isdigit() and not (path / "config.toml").is_file()
+    step = path if is_step and any(path.glob(f"adapter*/{CONFIG}")) else Run.open(path).step_folder()
     if modality:
-        return Run.open(path).step_folder() / f"adapter-{modality}"
-    first, *others = Run.open(path).adapter_folders()
+        return step / f"adapter-{modality}"
+    first, *others = sorted(step.glob("adapter*"))
     if others:
         raise RunError(f"{path} holds {1 + len(others)} adapters; name the folder of one, as {first}")
     return first

@@ -26,11 +26,6 @@ def _captions(answers: Answers, rows: Rows) -> dict[str, Score]:
     media = _media(rows)
     shared = {key: max(word_f1(text, right) for right in rows[key].right_answers()) for key, text in answers.items()}
     found = {"caption_f1": mean(shared, clusters=media)}
-    if has_short_captions(rows):
-        for label, compare in (("caption_exact", same_answer), ("caption_set_f1", set_f1)):
-            each = {key: max(float(compare(text, right)) for right in rows[key].right_answers())
-                    for key, text in answers.items()}  # fmt: skip
-            found[label] = mean(each, clusters=media)
     if captions.available() and len(answers) > 1:
         references = _references(rows)
         found |= {
@@ -38,6 +33,18 @@ def _captions(answers: Answers, rows: Rows) -> dict[str, Score]:
             "caption_cider": captions.cider(answers, references, media),
             "caption_rouge_l": captions.rouge_l(answers, references, media),
         }
+    return found
+
+
+def _short_captions(answers: Answers, rows: Rows) -> dict[str, Score]:
+    found: dict[str, Score] = {}
+    for label, compare in (("caption_exact", same_answer), ("caption_set_f1", set_f1)):
+        if has_short_captions(rows):
+            each = {
+                key: max(float(compare(text, right)) for right in rows[key].right_answers())
+                for key, text in answers.items()
+            }
+            found[label] = mean(each, clusters=_media(rows))
     return found
 
 
@@ -122,6 +129,7 @@ def _boxes(answers: Answers, rows: Rows) -> dict[str, Score]:
 
 MEASURES: dict[str, Measure] = {
     "captions": _captions,
+    "short_captions": _short_captions,
     "meteor": _meteor,
     "demo_objects": _demo_objects,
     "agreement": _agreement,
