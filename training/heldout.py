@@ -6,7 +6,7 @@ import torch
 
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.prompting.boxes import turn_text as in_words
-from periscope.evaluation.controls import conditions, text_losses
+from periscope.evaluation.controls import conditions, evenly, text_losses
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
 from periscope.training.data.dataset import TextFeatureDataset, TextIndex, question_of
@@ -27,7 +27,7 @@ def choose_heldout(encoded: TextFeatureDataset, texts: Texts, learn: TextIndex, 
     fitting = [(i, text.media) for i, text in enumerate(outside) if (question_of(text) is not None) in sorts]
     seen = [i for i, media in fitting if media] or [i for i, _ in fitting]  # the loss is of what is seen
     kept = encoded.keep(outside.pick(seen), max_length).texts
-    return list(kept[:: max(1, len(kept) // MOST)][:MOST])
+    return list(evenly(kept, MOST))
 
 
 def heldout_losses(
@@ -77,9 +77,9 @@ def sample_answers(model: AdaptedModel, encoded: TextFeatureDataset, texts: Sequ
     """What the model says to the same few held-out inputs, 8 to be shown and then others to be scored with these: dicts
     with id, media, prompt, answer, reference, meta.
     """
-    shown = texts[:: max(1, len(texts) // SAMPLES)][:SAMPLES]
+    shown = evenly(texts, SAMPLES)
     known = {text.id for text in shown}
-    chosen = [*shown, *(text for text in texts[:: max(1, len(texts) // SCORED)] if text.id not in known)][:SCORED]
+    chosen = [*shown, *evenly([text for text in texts if text.id not in known], SCORED - len(shown))]
     answers = []
     for i in range(0, len(chosen), SAMPLES):
         part = chosen[i : i + SAMPLES]
@@ -89,3 +89,16 @@ def sample_answers(model: AdaptedModel, encoded: TextFeatureDataset, texts: Sequ
             row = {"id": text.id, "media": " ".join(text.media), "prompt": question_of(text) or "", "answer": answer}
             answers.append(row | {"reference": reference, "meta": text.meta})
     return answers
+
+
+def for_people(row: Mapping, encoded: TextFeatureDataset) -> dict:
+    """A row of `sample_answers` as samples.md shows it: the medium by the name of its file, and the prompt that was
+    asked, with the template's words around it.
+    """
+    template = encoded.prompt.template
+    if not row["prompt"]:
+        prompt = template.caption_prompt or "(caption)"
+    else:
+        prompt = row["prompt"] if template.style == "chat" else template.question.replace("{}", row["prompt"]).strip()
+    names = [str(encoded.features.info(key)["origin"]) for key in row["media"].split()]
+    return {"media": " ".join(names), "prompt": prompt, "answer": row["answer"], "reference": row["reference"]}

@@ -8,9 +8,11 @@ last  best                                        the name of a step, one line e
 import json
 import os
 import platform
+import re
 import shutil
 import tomllib
 from collections.abc import Callable, Sequence
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
@@ -189,7 +191,7 @@ class Run:
         text += f"\n## step {step}\n\n| medium | prompt | answer | reference |\n|---|---|---|---|\n"
         for sample in samples:
             cells = (sample["media"], sample["prompt"], sample["answer"], sample["reference"])
-            text += "| " + " | ".join(" ".join(str(c).split()).replace("|", "\\|") for c in cells) + " |\n"
+            text += "| " + " | ".join(map(_cell, cells)) + " |\n"
         replace_bytes(path, text.encode())
         for tracker in self.trackers:
             tracker.samples(step, samples)
@@ -262,6 +264,12 @@ def newest_run(root: Path) -> Path:
         return max(file.stat().st_mtime for file in files if file.exists())
 
     return max(runs, key=touched)
+
+
+def _cell(words: object) -> str:
+    """Words from data as a cell of a Markdown table, where they are shown as they are."""
+    line = escape(" ".join(str(words).split()), quote=False)
+    return re.sub(r"([\\|*_`\[\]~])", r"\\\1", line)
 
 
 def _sync_file(path: Path) -> None:

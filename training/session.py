@@ -14,6 +14,7 @@ from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import FOLDER as LORA_FOLDER
 from periscope.adapters.lm.lora import add_lora, load_lora, lora_parameters, parse_lora
 from periscope.adapters.model import AdaptedModel
+from periscope.console import command
 from periscope.errors import RunError
 from periscope.evaluation.controls import stand_ins
 from periscope.evaluation.training_scores import training_scores
@@ -22,7 +23,7 @@ from periscope.training.data.dataset import TrainingSteps, medium_contents
 from periscope.training.data.mix import MixedSteps
 from periscope.training.data.sources import TrainingSet, by_modality, identity_of, look, make_steps, open_sets, shown
 from periscope.training.distributed import Ranks
-from periscope.training.heldout import SAMPLES, peak_memory, sample_answers
+from periscope.training.heldout import SAMPLES, for_people, peak_memory, sample_answers
 from periscope.training.language_model_holder import LanguageModelHolder
 from periscope.training.memory.caching import Caching, caching
 from periscope.training.memory.plan import MemoryPlan, plan, spare_memory, together
@@ -77,6 +78,14 @@ class Session:
     def has_heldout(self) -> bool:
         return any(training_set.heldout for training_set in self.sets)
 
+    def next_step(self) -> str:
+        """The command to go on with, as a sentence: scoring, where something was held out for it."""
+        path = self.run.path
+        if any(text.media for one in self.sets for text in one.heldout):
+            return f"Next: {command('eval', '--run', path)}"
+        ranked = command("eval", "--run", path, "--loss-drop", "train")
+        return f"Nothing is held out to score it on. Next, its losses on what it learnt from: {ranked}"
+
     def evaluate(self) -> tuple[bool, list[str]]:
         """Evaluate on held-out texts and log it; whether the loss is the lowest so far, and lines to print."""
         losses, ratio, each = look(self.model, self.sets, self.steps.counts(self.step), self.micro_batch, self.ranks)
@@ -84,7 +93,10 @@ class Session:
         rows = [row | {"id": (number, row["id"])} for number, some in enumerate(answers) for row in some]
         more = peak_memory(str(self.device)) | ({"sets": each} if len(self.sets) > 1 else {})
         self.run.log(step=self.step, heldout=losses, rms_ratio=ratio, scores=training_scores(rows), **more)
-        self.run.write_samples(self.step, [row for some in answers for row in some[:SAMPLES]])
+        shown_rows = [
+            for_people(row, one.encoded) for one, some in zip(self.sets, answers, strict=True) for row in some[:SAMPLES]
+        ]
+        self.run.write_samples(self.step, shown_rows)
         is_best = self.best is None or losses["real"] < self.best
         self.best = losses["real"] if is_best else self.best
         return is_best, [shown(self.step, row, name if len(self.sets) > 1 else "") for name, row in each.items()]

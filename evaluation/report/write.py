@@ -44,10 +44,14 @@ def write_report(path: Path, features: FeatureSet, data: Path | None) -> None:
     """Write report.html into a run scored on `features`. data: the folder of the original media, if at hand."""
 
     def medium(key: str) -> Medium:
+        key = key if key in known else by_origin.get(key, key)
         if key not in known:
             return Medium(name=key, note="not in this feature set")
         pictures, sound, note = preview(features, key, data)
         return Medium(tuple(pictures), sound, features.info(key)["origin"], note)
 
-    known = set(features.keys)
-    replace_bytes(path / "report.html", report(RunFolder(path), medium).encode())
+    run, known = RunFolder(path), set(features.keys)
+    scored = {key for row in run.predictions for key in str(row.get("media", "")).split()}
+    # samples.md names files (that of older versions names keys)
+    by_origin = {features.info(key)["origin"]: key for key in (scored | features.heldout) & known}
+    replace_bytes(path / "report.html", report(run, medium).encode())
