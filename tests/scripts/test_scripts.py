@@ -214,7 +214,7 @@ MISTAKES = {
     "no such run": (("eval.py", "--run", "runs/nope"), "runs/nope is not a run"),
     "a hub id to be scored": (("eval.py", "--run", "user/name"), "no such folder here (an adapter by itself"),
     "an adapter folder to be scored on nothing": (("eval.py", "--run", "alone"), "--features features/photos"),
-    "runs that aren't there to be compared": (("eval.py", "--compare", "runs/nope", "runs/taken"), "nope doesn't exist"),
+    "runs that aren't there to be compared": (("eval.py", "--compare", "runs/nope", "runs/taken"), "pe doesn't exist"),
     "language model of another width": (("eval.py", "--run", "runs/taken", "--lm", "wide"), "another language model"),
     "features of another encoder": (
         ("eval.py", "--run", "runs/taken", "--features", "features/other"), "trained on clip"
