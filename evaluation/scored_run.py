@@ -95,8 +95,8 @@ class Checkpoint:
         """The adapter that reads `modality`, or the only one. Raises RunError when there is none."""
         if modality is None and len(self.adapters) == 1:
             return next(iter(self.adapters.values()))
-        if modality not in self.adapters:
-            raise RunError(f"{self.results} has no adapter for {modality}; it reads {' and '.join(self.adapters)}")
+        if modality is None or modality not in self.adapters:
+            raise RunError(f"{self.results} has no adapter for {modality or 'all'}; it reads {' and '.join(self.adapters)}")
         return self.adapters[modality]
 
 
@@ -127,8 +127,8 @@ def find_checkpoint(path: Path, last: bool = False) -> Checkpoint:
         hub = f" ({ALONE})" if not path.exists() and is_hub_id(str(path)) else ""
         raise RunError(f"{path} is not a run: {missing}{hub}")
     home = folder.resolve().parents[1]
-    run = Run(home) if (home / "config.toml").is_file() else None
-    return Checkpoint(folder, run, adapters, folder.resolve().name)
+    around = Run(home) if (home / "config.toml").is_file() else None
+    return Checkpoint(folder, around, adapters, folder.resolve().name)
 
 
 def _adapters_in(folder: Path) -> dict[str, Path]:

@@ -166,9 +166,9 @@ def loss_drop_of(found: Mapping) -> tuple[float, tuple[float, float]] | None:
     """
     losses = found.get("losses")
     drop, pair = (losses.get("drop"), losses.get("interval")) if isinstance(losses, dict) else (None, None)
-    if not _is_number(drop) or not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_number, pair)):
+    if drop is None or not _is_number(drop) or not isinstance(pair, list) or len(pair) != 2:
         return None
-    return drop, (pair[0], pair[1])
+    return (float(drop), (float(pair[0]), float(pair[1]))) if all(map(_is_number, pair)) else None
 
 
 def heldout_loss(run: RunFolder, split: str) -> float | None:
