@@ -96,7 +96,8 @@ class Checkpoint:
         if modality is None and len(self.adapters) == 1:
             return next(iter(self.adapters.values()))
         if modality is None or modality not in self.adapters:
-            raise RunError(f"{self.results} has no adapter for {modality or 'all'}; it reads {' and '.join(self.adapters)}")
+            readable = " and ".join(self.adapters)
+            raise RunError(f"{self.results} has no adapter for {modality or 'all'}; it reads {readable}")
         return self.adapters[modality]
 
 
