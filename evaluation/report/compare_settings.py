@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from periscope.evaluation.metrics.score import FEW_MEDIA
 from periscope.evaluation.report.runs import RunFolder, headline, heldout_loss, interval_of, loss_drop_of, shared_split
 
 MAX_COLUMNS, MAX_WIDTH = 5, 24  # settings with a column of their own, and the characters a value may have there
-ENOUGH = 100  # items, of which CIDEr means something
+ENOUGH = {"caption_cider": 100}  # items of which a score means something, where it takes more than FEW_MEDIA
 FIRST = ("adapter", "lm", "features", "recipe", "lr", "batch", "seed")  # settings that come first
 IGNORED = ("eval_every", "save_every", "micro_batch", "track", "steps")  # change no result, or are shown as costs
 
@@ -22,14 +23,16 @@ def shared(runs: Sequence[RunFolder]) -> list[str]:
 def ranking(runs: Sequence[RunFolder]) -> tuple[str, dict[Path, float]]:
     """What runs are ranked by, in words, and each run's value, higher being better; ("", {}) where nothing tells.
 
-    It is the first shared score whose intervals tell the best run from the worst. Where none does, it is the loss drop,
-    else the held-out loss, and without these the first score.
+    It is the first shared score, over 20 items or more, whose intervals tell the best run from the worst. Where none
+    does, it is the loss drop, else the held-out loss, and without these the first score.
     """
     scored, split, names = [run for run in runs if run.splits], shared_split(runs), shared(runs)
     parts = {run.path: run.splits.get(split, {}) for run in scored}
     for name in names:
         pairs = [interval_of(part, name) for part in parts.values()]
-        few = name == "caption_cider" and any(part.get("n", 0) < ENOUGH for part in parts.values())
+        enough = ENOUGH.get(name, FEW_MEDIA)
+        few = any(part.get("n", 0) < enough for part in parts.values())
+        few = few or ("caption_exact" in names and name.endswith(("_cider", "_bleu4", "_rouge_l")))
         known = [pair for pair in pairs if pair]
         if len(known) == len(pairs) and not few and max(low for low, _ in known) > min(high for _, high in known):
             return f"{name} on {split}, whose intervals tell runs apart", _values(parts, name)

@@ -3,14 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from periscope.evaluation.metrics.score import Score
+from periscope.evaluation.metrics.score import FEW_MEDIA, Score
 from periscope.evaluation.scoring.baselines import swapped
 from periscope.evaluation.scoring.losses import LossPair
 from periscope.evaluation.scoring.prediction import OVERALL, Prediction, commonest, kind_of
 from periscope.evaluation.scoring.table import as_numbers, table
 from periscope.evaluation.scoring.verdict import caption_note, verdict
 
-FEW_MEDIA = 20  # below which the bootstrap's interval is much too narrow
 # An answer that hardly varies: its share of all answers, and how far that lies above its share among the references.
 COMMON_SHARE, ABOVE_REFERENCES = 0.5, 0.3
 

@@ -65,7 +65,7 @@ def verdict(
         measure = next(iter(differences))
         return Verdict(seeing, f"{SEES if seeing == 'sees' else BLIND}: {words}; the loss can't tell ({why}).", measure)
     if media < FEWEST_MEDIA:
-        why = f"{split} has {media} media, and at least {FEWEST_MEDIA} are needed"
+        why, words = f"{split} has {media} media, and at least {FEWEST_MEDIA} are needed", ""
     return Verdict("unclear", f"{UNCLEAR}: {why}{f'; {words}' if words else ''}.")
 
 

@@ -171,3 +171,17 @@ def test_runs_without_a_common_split_and_paths_that_arent_there_are_named(tmp_pa
     assert "share no scored split" in text and "heldout 3 (one); test 3 (two)" in text
     with pytest.raises(ScoreError, match="nope doesn't exist"):
         compare.open_runs([tmp_path / "one", tmp_path / "nope"])
+
+
+def test_a_score_ranks_where_its_intervals_tell_runs_apart(tmp_path):
+    for name, loss, value in (("low", 2.0, 0.2), ("high", 3.0, 0.8)):
+        scored(tmp_path / name, loss, 3.6, cider=1.0)
+        file = tmp_path / name / "eval.json"
+        result = json.loads(file.read_text())
+        part = result["splits"]["heldout"]
+        part["real"]["qa_accuracy"], part["n"] = value, 50
+        part["intervals"]["real"]["qa_accuracy"] = [value - 0.1, value + 0.1]
+        file.write_text(json.dumps(result))
+    found = compare.open_runs([tmp_path])
+    assert [run.name for run in found] == ["high", "low"]
+    assert "Best first by qa_accuracy on heldout" in compare_table.table(found)
