@@ -14,7 +14,7 @@ With `train.py` and `eval.py` this is the one place that joins both halves. An a
 the same preprocessing, the same encoder (another one is refused), the same codec and pooling.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,13 +45,19 @@ CACHED_FILES = 16  # files whose features a reader keeps
 
 
 def adapter_folders(path: Path | str) -> dict[str, Path]:
-    """The adapter folders at `path` by modality: `path` itself, those of the last checkpoint if `path` is a run, or the
-    Hub's adapter of that name (owner/name).
+    """The adapter folders at `path` by modality: `path` itself, those in it if it is a checkpoint, those of the last
+    checkpoint if it is a run, or the Hub's adapter of that name (owner/name).
 
     Raises AdapterError for a damaged adapter, and RunError for anything else.
     """
     path = fetch_adapter(str(path)) if is_hub_id(str(path)) else Path(path)
-    folders = [path] if (path / CONFIG).is_file() else Run.open(path).adapter_folders()
+    if (path / CONFIG).is_file():
+        folders = [path]
+    elif path.name.isdigit() and not (path / "config.toml").is_file():  # one checkpoint, as runs/first/steps/000500
+        folders = sorted(file.parent for file in path.glob(f"adapter*/{CONFIG}"))
+    else:
+        folders = []
+    folders = folders or Run.open(path).adapter_folders()
     return {read_adapter_config(folder).modality: folder for folder in folders}
 
 
@@ -67,6 +73,14 @@ def adapter_folder(path: Path | str, modality: str | None = None) -> Path:
     if modality not in (None, *folders):
         raise AdapterError(f"{path} is named as {modality}, but reads {' and '.join(folders)}")
     return folders[modality or next(iter(folders))]
+
+
+def trained_on_questions(config: AdapterConfig) -> bool | None:
+    """Whether an adapter was trained on questions, by its `training` facts; None where these don't tell, because an
+    older version wrote them.
+    """
+    questions = config.training.get("questions")
+    return questions > 0 if isinstance(questions, int) else None
 
 
 def load_adapted(
@@ -175,11 +189,13 @@ class LoadedModel:
     """Adapters with their encoders on one language model. Made by `load`.
 
     Media are a file, a list of files, or a mapping from modality to these; a file's bytes and PIL images work too. With
-    adapters of several modalities a file's name tells its modality, or else the mapping must.
+    adapters of several modalities a file's name tells its modality, or else the mapping must. `captions_only` are the
+    modalities whose adapters were trained on captions alone, which know no questions.
     """
 
-    def __init__(self, model: ComposedModel, readers: Mapping[str, Reader]):
+    def __init__(self, model: ComposedModel, readers: Mapping[str, Reader], captions_only: Collection[str] = ()):
         self.model, self.readers = model, dict(readers)
+        self.captions_only = frozenset(captions_only)
 
     def __repr__(self) -> str:
         """The adapters with their encoders, and the language model."""
@@ -216,7 +232,8 @@ class LoadedModel:
         features = {
             f"{modality}:{i}": self.features(medium, modality) for i, (modality, medium) in enumerate(self._flat(media))
         }
-        segments = self.model.prompt.segments(turns, list(features), answer=False)
+        prompt, names = self.model.prompt, list(features)
+        segments = prompt.segments(turns, names, answer=False) or prompt.segments(turns, answer=False, start=True)
         return self.model.generate([segments], features, max_new_tokens)[0]
 
     def _flat(self, media: Media) -> list[tuple[str, Medium]]:
@@ -285,7 +302,9 @@ def load(
     readers = {
         modality: _reader(config, device, anyway, encoders.get(modality)) for modality, (_, config) in loaded.items()
     }
-    return LoadedModel(ComposedModel({modality: model for modality, (model, _) in loaded.items()}), readers)
+    captions_only = [modality for modality, (_, config) in loaded.items() if trained_on_questions(config) is False]
+    composed = ComposedModel({modality: model for modality, (model, _) in loaded.items()})
+    return LoadedModel(composed, readers, captions_only)
 
 
 def _reader(config: AdapterConfig, device: str, anyway: bool, moved: str | None) -> Reader:

@@ -133,7 +133,7 @@ def finish(session: "Session", holder: "LanguageModelHolder", merged: Path | Non
         print(f"stopped after step {session.step}; go on with: {command('train', '--resume', path)}")
         return False
     weights = "'s own weights are" if session.lm.lora else " is"
-    print(f"done: {path}; the language model{weights} unchanged. Next: {command('eval', '--run', path)}")
+    print(f"done: {path}; the language model{weights} unchanged. {session.next_step()}")
     if merged and session.ranks.first:
         merge_lora(session.run.step_folder() / "adapter", merged)
     return True

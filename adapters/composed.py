@@ -42,24 +42,30 @@ class ComposedPrompt(Prompt):
         self.marks = tuple(map(mark_of, prompts))
 
     def segments(
-        self, turns: Sequence[Turn], media: Sequence[str] = (), *, answer: bool = True, soft_prompt: bool = True
+        self,
+        turns: Sequence[Turn],
+        media: Sequence[str] = (),
+        *,
+        answer: bool = True,
+        soft_prompt: bool = True,
+        start: bool = False,
     ) -> list[Segment]:
         """As `Prompt.segments`. In a mixed text all media are marked, each with its own modality's mark, or none is."""
         named = {modality_of(name) for name in media} or (set(self.prompts) if len(self.prompts) == 1 else set())
         used = [modality for modality in self.prompts if modality in named]
         if len(used) == 1:
-            return self._single_modality(used[0], turns, media, answer, soft_prompt)
-        return super().segments(turns, media, answer=answer, soft_prompt=soft_prompt and bool(used))
+            return self._single_modality(used[0], turns, media, answer, soft_prompt, start)
+        return super().segments(turns, media, answer=answer, soft_prompt=soft_prompt and bool(used), start=start)
 
     def _single_modality(
-        self, modality: str, turns: Sequence[Turn], media: Sequence[str], answer: bool, soft_prompt: bool
+        self, modality: str, turns: Sequence[Turn], media: Sequence[str], answer: bool, soft_prompt: bool, start: bool
     ) -> list[Segment]:
         prompt, soft = self.prompts[modality], soft_prompt and modality in self.soft
         questions = " ".join(turn["content"] for turn in turns if turn["role"] == "user")
         if absent := [mark for mark in self.marks if media and mark not in prompt.marks and mark in questions]:
             raise AdapterError(f"the words mark {absent[0]}, and the media given are all {modality}")
         names = [name.removeprefix(f"{modality}:") for name in media]
-        return with_modality(modality, prompt.segments(turns, names, answer=answer, soft_prompt=soft))
+        return with_modality(modality, prompt.segments(turns, names, answer=answer, soft_prompt=soft, start=start))
 
     def _check_marks(self, marks: Sequence[str], media: Sequence[str]) -> None:
         expected = [mark_of(modality_of(name)) for name in media]

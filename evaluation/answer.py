@@ -1,7 +1,7 @@
 """Answers of a model to texts, under each condition (see `evaluation.controls`)."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
@@ -22,11 +22,26 @@ def answer(
 ) -> dict[str, list[str]]:
     """Condition -> the answers to `texts`, in their order.
 
+    decoding: passed to `AdaptedModel.generate`.
+    """
+    return dict(answer_each(model, dataset, texts, under, batch, max_new_tokens, **decoding))
+
+
+def answer_each(
+    model: AdaptedModel,
+    dataset: TextFeatureDataset,
+    texts: Sequence[Text],
+    under: Mapping[str, Condition],
+    batch: int,
+    max_new_tokens: int,
+    **decoding,
+) -> Iterator[tuple[str, list[str]]]:
+    """Each condition with the answers to `texts`, in their order, as soon as the condition is answered.
+
     Where answers depend on the text alone, each question is asked once. decoding: passed to `AdaptedModel.generate`.
     """
     every = list(range(len(texts)))
     asked = {name: _first_equal(texts) if condition.text_only else every for name, condition in under.items()}
-    answers = {}
     with tqdm(total=sum(len(set(firsts)) for firsts in asked.values()), unit=" answers", desc="answering") as bar:
         for name, condition in under.items():
             order = sorted(set(asked[name]), key=lambda i: _length(texts[i]))
@@ -37,8 +52,7 @@ def answer(
                 words = model.generate(made.texts, made.features, max_new_tokens, **decoding)
                 generated |= zip(places, words, strict=True)
                 bar.update(len(places))
-            answers[name] = [generated[i] for i in asked[name]]
-    return answers
+            yield name, [generated[i] for i in asked[name]]
 
 
 def caption_groups(texts: Sequence[Text]) -> list[tuple[Text, list[Text]]]:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from periscope.console import command
 from periscope.errors import AdapterError, PrecomputeError, RunError
 from periscope.inference import LoadedModel
 from periscope.precompute.media import modality_of
@@ -16,6 +17,7 @@ def chat(loaded: LoadedModel, media: Files, max_new_tokens: int) -> None:
     """Answer lines from the keyboard until the input ends or a line says /quit."""
     commands = " or ".join(f"/{modality}" for modality in loaded.readers)
     print(f"about {listed(media)}; an empty line captions, {commands} FILE ... changes what it is about, /quit ends")
+    noted = False
     while True:
         try:
             line = input("> ").strip()
@@ -26,6 +28,9 @@ def chat(loaded: LoadedModel, media: Files, max_new_tokens: int) -> None:
         if line.partition(" ")[0] in ("/image", "/audio", "/video"):
             media = changed(loaded, media, line)
             continue
+        if line and not noted and (note := unasked(loaded, media)):
+            print(note, file=sys.stderr)
+            noted = True
         try:
             print(reply(loaded, media, line, max_new_tokens))
         except AdapterError as error:
@@ -35,6 +40,24 @@ def chat(loaded: LoadedModel, media: Files, max_new_tokens: int) -> None:
 def reply(loaded: LoadedModel, media: Files, question: str, max_new_tokens: int) -> str:
     """The answer to a question about media; a caption for an empty question."""
     return loaded.ask(media, question, max_new_tokens) if question else loaded.caption(media, max_new_tokens)
+
+
+def captions_only_note(modalities: Sequence[str]) -> str:
+    """What to tell who asks an adapter questions that was trained on captions alone."""
+    whose = f"the {' and '.join(modalities)} adapter" if modalities else "this adapter"
+    start = command("train", "--init", "RUN", "--features", "SET_WITH_QUESTIONS")
+    return (
+        f"note: {whose} was trained on captions alone and may caption where it is asked; for answers train it on "
+        f"questions: {start} (docs/stage2.md)"
+    )
+
+
+def unasked(loaded: LoadedModel, media: Files) -> str:
+    """The note for a question about media whose adapters were trained on captions alone; "" for others."""
+    modalities = sorted(loaded.captions_only & {name for name, files in media.items() if files})
+    if not modalities:
+        return ""
+    return captions_only_note(modalities if len(loaded.readers) > 1 else [])
 
 
 def check_media(loaded: LoadedModel, media: Files) -> None:

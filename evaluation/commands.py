@@ -1,5 +1,6 @@
 """What eval.py and the `periscope` command do with a config: score, rank texts, caption, answer, push, compare."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,20 @@ from periscope import inference
 from periscope.console import command
 from periscope.errors import RunError
 from periscope.evaluation import captioning, loss_drop
-from periscope.evaluation.chat import chat, check_media, grouped, reply
+from periscope.evaluation.chat import captions_only_note, chat, check_media, grouped, reply, unasked
 from periscope.evaluation.config import AnswerOptions, EvalConfig, ModelOptions, PushOptions
-from periscope.evaluation.predict import MAX_NEW_TOKENS, by_split, choose_task, predict
+from periscope.evaluation.predict import MAX_NEW_TOKENS, by_split, choose_task, predict, stand_ins_of
 from periscope.evaluation.report.write import write_report, write_scores
 from periscope.evaluation.scored_run import ScoredRun, by_modality, open_scored
 from periscope.evaluation.scoring.clip import clip_scores, refuse_clip_score
-from periscope.evaluation.scoring.scores import all_scores
+from periscope.evaluation.scoring.losses import loss_pair
+from periscope.evaluation.scoring.prediction import Prediction
+from periscope.evaluation.scoring.scores import Scores, all_scores
 from periscope.evaluation.scoring.summary import summarise
+from periscope.evaluation.scoring.verdict import loss_verdict
 from periscope.evaluation.sharing import PushRequest, share
 from periscope.precompute.encoders import load_encoder_like
+from periscope.training.data.dataset import question_of
 
 WORST_SHOWN = 6  # of the texts that were ranked
 
@@ -38,23 +43,45 @@ def score(path: Path, modality: str | None, config: EvalConfig, device: str) -> 
         refuse_clip_score(run.features, texts)
         encoder = load_encoder_like(run.config.encoder, device, moved=next(iter(config.models.encoder), None))
 
-    predictions, numbers = {}, {}
-    for split, part in by_split(texts, options.limit).items():
-        rows = predictions[split] = predict(
-            run.model, run.features, part, chosen, options.controls, config.answers.batch
-        )
-        extra = clip_scores(rows, run.features, encoder) if encoder else {}
-        found, notes = all_scores(rows, run.texts, chosen.measures, chosen.kinds, extra)
-        notes = [*run.restrictions(options.limit), *notes]
-        numbers[split], shown = summarise(split, rows, found, notes, chosen.kinds)
-        print(f"\n{shown}")
-
-    first_split = next(iter(numbers.values()))
+    if run.asks is False and any(question_of(text) for text in texts):
+        print(captions_only_note([]))
+    parts = by_split(texts, options.limit)
     about = {"run": str(path), "step": run.step, "features": str(run.features.path)}
-    result = {"version": 1} | first_split | {"splits": numbers} | chosen.facts() | about
-    write_scores(run.folder, result, predictions, run.features)
-    write_report(path, run.features, options.data)
-    print(f"written: {path}/eval.json, predictions.jsonl, samples.png, and report.html to open in a browser")
+    predictions: dict[str, list[Prediction]] = {}
+    numbers: dict[str, dict] = {}
+    complete: dict[str, list[str]] = {split: [] for split in parts}
+    batch = config.answers.batch
+
+    def write(finished: bool) -> None:
+        first_split = next(iter(numbers.values()))
+        state = {"finished": finished, "complete": complete}
+        write_scores(
+            run.path, {"version": 1} | first_split | {"splits": numbers} | chosen.facts() | about | state,
+            predictions, run.features,
+        )  # fmt: skip
+        write_report(run.path, run.features, options.data)
+
+    for split, part in parts.items():
+        stand_in = stand_ins_of(run.features, part)
+        losses = loss_pair(run.model, run.features, part, stand_in, batch)
+        decided = loss_verdict(split, losses)
+        if decided:
+            print(decided.sentence)
+        found: Scores = {}
+        notes = run.restrictions(options.limit)
+        shown = ""
+        for condition, rows in predict(run.model, run.features, part, chosen, options.controls, batch, stand_in):
+            predictions[split] = rows
+            extra = clip_scores(rows, run.features, encoder, [condition]) if encoder else {}
+            found, new_notes = all_scores(rows, run.texts, chosen.measures, chosen.kinds, extra, found)
+            notes = list(dict.fromkeys([*notes, *new_notes]))
+            complete[split].append(condition)
+            numbers[split], shown = summarise(split, rows, found, notes, chosen.kinds, losses)
+            write(finished=False)  # a crash or Ctrl-C later loses nothing
+        print(f"\n{shown.removeprefix(decided.sentence).lstrip() if decided else shown}")
+
+    write(finished=True)
+    print(f"written: {run.path}/eval.json, predictions.jsonl, samples.png, and report.html to open in a browser")
 
 
 def rank_texts(path: Path, modality: str | None, config: EvalConfig, device: str) -> None:
@@ -67,7 +94,7 @@ def rank_texts(path: Path, modality: str | None, config: EvalConfig, device: str
     print(f"loss drop with the medium, nats per token, of {len(drops)} texts ({below} below 0); the lowest:")
     for each in drops[:WORST_SHOWN]:
         print(f"  {each.drop:7.2f}  {loss_drop.one_line(each, run.features)}")
-    ranking = path / "gain.jsonl"
+    ranking = run.path / "gain.jsonl"
     count = captioning.write_lines(loss_drop.jsonl_lines(drops, run.features), ranking)
     print(f"written: {ranking}, {count} lines")
     if options.write:
@@ -117,6 +144,8 @@ def respond(
     if prompt is None:
         chat(loaded, media, max_new_tokens or MAX_NEW_TOKENS)
     else:
+        if prompt and (note := unasked(loaded, media)):
+            print(note, file=sys.stderr)
         print(reply(loaded, media, prompt, max_new_tokens or MAX_NEW_TOKENS))
 
 
@@ -165,10 +194,10 @@ def push(adapters: Adapters, to: str, options: PushOptions, models: ModelOptions
 
 def _training_on(texts: Path, run: ScoredRun) -> str:
     """The command that trains a new adapter like the run's on a texts file."""
-    config = run.folder.config
+    lm = run.place.run.config.lm if run.place.run else run.config.language_model.name
     return command(
-        *("train", "--features", run.features.path, "--text", texts, "--lm", str(config.lm)),
-        *("--adapter", config.adapter),
+        *("train", "--features", run.features.path, "--text", texts, "--lm", str(lm)),
+        *("--adapter", run.config.adapter),
     )
 
 

@@ -38,6 +38,8 @@ class ScoringOptions:
     """Another texts file for the same media. Default: the one the run was trained on."""
     partial: bool = False
     """Accept a texts file that names media missing from the feature set; those texts are counted and left out."""
+    last: bool = False
+    """Score the run's last checkpoint. Default: the best one, which had the lowest held-out loss."""
     limit: Count = 0
     """Use only the first N texts of each split; 0: all."""
     controls: Annotated[tuple[Literal["shuffled", "blank", "none"], ...], Metavar("{shuffled,blank,none} ...")] = (
@@ -138,8 +140,8 @@ class EvalConfig:
     """A run, and what to ask it. Without media it is scored on what was held out."""
 
     run: Annotated[tuple[str, ...], Metavar("RUN ...")] = ()
-    """Run to score or ask, or for media also an adapter folder or Hub id. Default: the newest run. Several by modality:
-    image=runs/a audio=runs/b."""
+    """Run, checkpoint or adapter folder to score or ask; for media also a Hub id. Default: the newest run. Several by
+    modality: image=runs/a audio=runs/b."""
     image: Files = ()
     """Images to answer about."""
     audio: Files = ()

@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from periscope.shards.texts import Text
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 REAL = "real"
 CONTROLS = ("shuffled", "blank", "none")
 BASELINES = (*CONTROLS, "majority")  # majority: the commonest answer to that kind of question, without any model
+T = TypeVar("T")
 BLANK_MEDIA = 256  # training media averaged for the blank feature
 
 
@@ -99,8 +100,14 @@ def blank_feature(features: "FeatureSet", kind: str) -> "torch.Tensor":
     model never met such an input.
     """
     keys = [key for key in features.keys if key not in features.heldout] or features.keys
-    chosen = keys[:: max(1, len(keys) // BLANK_MEDIA)][:BLANK_MEDIA]
-    return features.read_many(chosen, kind).float().mean(0)
+    return features.read_many(evenly(keys, BLANK_MEDIA), kind).float().mean(0)
+
+
+def evenly(items: Sequence[T], most: int) -> Sequence[T]:
+    """At most `most` of the items, spread over all of them and in their order."""
+    if len(items) <= most:
+        return items
+    return [items[(2 * i + 1) * len(items) // (2 * most)] for i in range(most)]
 
 
 def derangement(contents: Sequence[Hashable], seed: int = 0) -> list[int] | None:

@@ -1,6 +1,6 @@
 """How held-out texts are asked: the task they belong to, its prompt and decoding, and the predictions that result."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,9 +9,9 @@ from periscope.adapters.model import AdaptedModel
 from periscope.adapters.prompting.boxes import turn_text as box_words
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.errors import RunError
-from periscope.evaluation.answer import answer, caption_groups
-from periscope.evaluation.controls import REAL, blank_feature, conditions, stand_ins
-from periscope.evaluation.scoring.prediction import Prediction
+from periscope.evaluation.answer import answer_each, caption_groups
+from periscope.evaluation.controls import blank_feature, conditions, stand_ins
+from periscope.evaluation.scoring.prediction import Prediction, split_order
 from periscope.evaluation.tasks.benchmarks import OWN, QUESTION, BenchmarkTask, benchmark_of, find_benchmark
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text
@@ -107,8 +107,8 @@ def _texts_of(task: BenchmarkTask, texts: Sequence[Text]) -> list[Text]:
 
 
 def by_split(texts: Sequence[Text], limit: int = 0) -> dict[str, list[Text]]:
-    """The texts by split, the first `limit` of each (0: all). "heldout" comes first, the others by name."""
-    splits = sorted({text.split for text in texts}, key=lambda split: (split != "heldout", split))
+    """The texts by split, the first `limit` of each (0: all), in the order of `split_order`."""
+    splits = split_order({text.split for text in texts})
     return {split: [text for text in texts if text.split == split][: limit or None] for split in splits}
 
 
@@ -153,6 +153,16 @@ def unanswered(text: Text, group: Sequence[Text], chosen: AskedTask, decimals: i
     return Prediction(text.id, media, question or "", "", first, meta=text.meta, references=references)
 
 
+def stand_ins_of(features: FeatureSet, texts: Sequence[Text]) -> dict[str, str]:
+    """For each medium of `texts` the one whose features it gets under "shuffled"; empty, with a note, without such."""
+    contents = medium_contents(features, texts)
+    stand_in = stand_ins(contents)
+    if not stand_in:
+        why = "more than half show the same" if len(contents) > 1 else "there is no other"
+        print(f"no shuffled features: of {len(contents)} media none can stand in for each, because {why}")
+    return stand_in
+
+
 def predict(
     model: AdaptedModel,
     features: FeatureSet,
@@ -160,29 +170,27 @@ def predict(
     chosen: AskedTask,
     controls: Sequence[str],
     batch: int,
-) -> list[Prediction]:
-    """The answers to `texts` with their media and under each control; captions of one medium are one prediction."""
+    stand_in: Mapping[str, str],
+) -> Iterator[tuple[str, list[Prediction]]]:
+    """The answers to `texts` with their media and under each control; captions of one medium are one prediction.
+
+    Yields each condition as soon as it is answered, with the same predictions, which then have its answers. stand_in:
+    as `stand_ins_of` returns.
+    """
     dataset = TextFeatureDataset(features, task_prompt(model, chosen), model.adapter)
-    contents = medium_contents(features, texts)
-    stand_in = stand_ins(contents) if "shuffled" in controls else {}
-    if "shuffled" in controls and not stand_in:
-        why = "more than half show the same" if len(contents) > 1 else "there is no other"
-        print(f"no shuffled features: of {len(contents)} media none can stand in for each, because {why}")
     blank = blank_feature(features, dataset.kind) if "blank" in controls else None
     groups = caption_groups(texts)
     template = dataset.prompt.template
     asked = [task_text(text, chosen, template.style) for text, _ in groups]
     decoding = {"num_beams": chosen.beams} if chosen.beams > 1 else {}
-    under = conditions(controls, stand_in, blank)
-    answers = answer(model, dataset, asked, under, batch, chosen.max_new_tokens, **decoding)
     meta = {key: text.meta for text in texts for key in text.media}
     rows = []
-    for i, (text, group) in enumerate(groups):
+    for text, group in groups:
         row = unanswered(text, group, chosen, template.box_decimals)
-        row.answer = answers[REAL][i]
-        row.control, row.blank, row.none = (
-            answers[name][i] if name in answers else None for name in ("shuffled", "blank", "none")
-        )
-        row.control_meta = meta.get(stand_in.get(text.media[0], ""), {})
+        row.control_meta = meta.get(stand_in.get(text.media[0], ""), {}) if "shuffled" in controls else {}
         rows.append(row)
-    return rows
+    under = conditions(controls, stand_in, blank)
+    for name, answers in answer_each(model, dataset, asked, under, batch, chosen.max_new_tokens, **decoding):
+        for row, words in zip(rows, answers, strict=True):
+            row.set_answer(name, words)
+        yield name, rows

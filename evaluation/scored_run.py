@@ -1,36 +1,48 @@
 """A loaded run together with the feature set that it is scored on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from periscope.adapters.io.card import is_hub_id
-from periscope.adapters.io.schema import CONFIG, AdapterConfig
+from periscope.adapters.io.schema import CONFIG, AdapterConfig, read_adapter_config
 from periscope.adapters.model import AdaptedModel
 from periscope.errors import RunError
 from periscope.evaluation.config import ModelOptions, ScoringOptions
-from periscope.inference import adapter_folders, load_adapted
+from periscope.inference import load_adapted, trained_on_questions
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
 from periscope.training.data.dataset import feature_shape
 from periscope.training.data.mix import named_sets
 from periscope.training.run import Run
 
+ALONE = "an adapter by itself, as of the Hub, answers about --image, --audio or --video FILE; scores are a run's"
+
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """The run's folder, the feature set, all of its texts, the model, and the adapter's config."""
+    """A checkpoint's place, the feature set, all of its texts, the model, and the adapter's config."""
 
-    folder: Run
+    place: "Checkpoint"
     features: FeatureSet
     texts: Texts
     model: AdaptedModel
     config: AdapterConfig
 
     @property
+    def path(self) -> Path:
+        """The folder that scores are written into."""
+        return self.place.results
+
+    @property
     def step(self) -> str:
-        """The step of the checkpoint, as its folder is named."""
-        return self.folder.step_folder().name
+        """The step of the checkpoint that was loaded, as its folder is named; "" where nothing tells."""
+        return self.place.step
+
+    @property
+    def asks(self) -> bool | None:
+        """Whether the adapter was trained on questions; None where its adapter.json doesn't tell (an older one)."""
+        return trained_on_questions(self.config)
 
     def held_out(self) -> list[Text]:
         """The texts about media that aren't trained on and have an answer. Raises RunError when there are none."""
@@ -68,31 +80,92 @@ class ScoredRun:
         return [words for words, is_so in ((left_out, rejected), (only, limit)) if is_so]
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What --run names. results: the folder that its scores are written into · run: the run that it belongs to, if any
+    · adapters: its adapter folders by modality · step: as its folder is named.
+    """
+
+    results: Path
+    run: Run | None
+    adapters: Mapping[str, Path]
+    step: str
+
+    def adapter(self, modality: str | None) -> Path:
+        """The adapter that reads `modality`, or the only one. Raises RunError when there is none."""
+        if modality is None and len(self.adapters) == 1:
+            return next(iter(self.adapters.values()))
+        if modality is None or modality not in self.adapters:
+            readable = " and ".join(self.adapters)
+            raise RunError(f"{self.results} has no adapter for {modality or 'all'}; it reads {readable}")
+        return self.adapters[modality]
+
+
+def find_checkpoint(path: Path, last: bool = False) -> Checkpoint:
+    """The checkpoint at `path`: of a run its best one (that with the lowest held-out loss), or its last one with `last`
+    or where nothing is held out; or one checkpoint's folder, as runs/first/steps/000500, or an adapter folder.
+
+    The scores of a run are written into its folder, those of one checkpoint or adapter into that one's own. It is read
+    once: training may go on beside. Raises RunError for anything else.
+    """
+    if (path / "config.toml").is_file():
+        run = Run.open(path)
+        best = not last and (path / "best").is_file()
+        try:
+            folder = run.step_folder("best" if best else "last")
+        except RunError:
+            if not best:
+                raise
+            folder = run.step_folder()
+        return Checkpoint(path, run, _adapters_in(folder), folder.name)
+    if (path / CONFIG).is_file() and not path.resolve().parent.name.isdigit():
+        step = read_adapter_config(path).training.get("step")
+        return Checkpoint(path, None, _adapters_in(path), f"{step:06d}" if isinstance(step, int) else "")
+    folder = path.parent if (path / CONFIG).is_file() else path
+    adapters = _adapters_in(path)
+    if not adapters:
+        missing = "there is no such folder here" if not path.exists() else "it holds no config.toml and no adapter"
+        hub = f" ({ALONE})" if not path.exists() and is_hub_id(str(path)) else ""
+        raise RunError(f"{path} is not a run: {missing}{hub}")
+    home = folder.resolve().parents[1]
+    around = Run(home) if (home / "config.toml").is_file() else None
+    return Checkpoint(folder, around, adapters, folder.resolve().name)
+
+
+def _adapters_in(folder: Path) -> dict[str, Path]:
+    """The adapter folders in `folder`, or itself, by modality."""
+    folders = [folder] if (folder / CONFIG).is_file() else sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))
+    return {read_adapter_config(each).modality: each for each in folders}
+
+
 def open_scored(
     path: Path, modality: str | None, options: ScoringOptions, models: ModelOptions, device: str
 ) -> ScoredRun:
-    """Load the run at `path` and the feature set it is scored on: `options.features`, or the one it was trained on.
+    """Load the checkpoint at `path` (see `find_checkpoint`) and the feature set it is scored on: `options.features`, or
+    the one it was trained on.
 
-    Raises RunError when they don't fit together, and for an adapter folder or Hub id.
+    Raises RunError when they don't fit together, and where an adapter alone names no feature set.
     """
-    usage = "an adapter by itself, as of the Hub, answers about --image, --audio or --video FILE; scores are a run's"
-    if (path / CONFIG).is_file():
-        raise RunError(f"{path} is not a run but an adapter folder: {usage}")
-    if not path.exists() and is_hub_id(str(path)):
-        raise RunError(f"{path} is not a run: there is no such folder here ({usage})")
-    folder = Run.open(path)
-    settings = folder.config.to_flat()
+    place = find_checkpoint(path, options.last)
+    settings = place.run.config.to_flat() if place.run else {}
+    if not options.features and not settings:
+        raise RunError(
+            f"{path} is an adapter by itself, which doesn't say what to score it on: name a feature set made by its "
+            "encoder, as --features features/photos"
+        )
     features = FeatureSet(options.features or scored_set(settings["features"], modality))
-    if modality is None and len(adapter_folders(path)) > 1:
+    if modality is None and len(place.adapters) > 1:
         modality = features.manifest["modality"]
-    model, config = load_adapted(path, device, models.precision, models.lm or None, modality, models.anyway)
+    model, config = load_adapted(
+        place.adapter(modality), device, models.precision, models.lm or None, modality, models.anyway
+    )
     check_encoder(features, config, models.anyway)
     if feature_shape(features, model.adapter.features.kind) != model.adapter.features:
         raise RunError(
             f"{features.path} holds features of another shape than the adapter reads; encode it as in training"
         )
     texts = features.texts(options.text or settings.get("text"), options.partial)
-    run = ScoredRun(folder, features, texts, model, config)
+    run = ScoredRun(place, features, texts, model, config)
     print(f"{path}: {run.step} steps, language model {model.lm.precision} ({model.lm.reason})")
     return run
 

@@ -11,7 +11,7 @@ from periscope.adapters.io.hub import FILES, PICTURE, HubRepository, check_pushe
 from periscope.adapters.io.schema import read_adapter_config
 from periscope.console import command
 from periscope.errors import AdapterError
-from periscope.evaluation.report.runs import RunFolder
+from periscope.evaluation.report.runs import RunFolder, main_split
 from periscope.evaluation.report.sample_sheet import pick
 from periscope.evaluation.scoring.prediction import Prediction
 from periscope.inference import adapter_folder, load_adapted
@@ -106,7 +106,7 @@ def pictured(run: RunFolder) -> list[dict]:
     """The predictions shown in a run's samples.png, a few of the first split. Raises AdapterError when
     predictions.jsonl wasn't written by eval.py.
     """
-    known, first = {field.name for field in fields(Prediction)}, next(iter(run.splits), None)
+    known, first = {field.name for field in fields(Prediction)}, main_split(run) or None
     rows = [row for row in run.predictions if row.get("split", first) == first]
     try:
         made = [Prediction(**{name: value for name, value in row.items() if name in known}) for row in rows]

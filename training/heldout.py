@@ -7,7 +7,7 @@ import torch
 
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.prompting.boxes import turn_text as with_boxes
-from periscope.evaluation.controls import conditions, text_losses
+from periscope.evaluation.controls import conditions, evenly, text_losses
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text
 from periscope.training.data.dataset import TextFeatureDataset, question_of
@@ -120,10 +120,10 @@ def sample_answers(model: AdaptedModel, dataset: TextFeatureDataset, texts: Sequ
 
     Returns dicts with id, media, prompt, answer, reference and meta.
     """
-    shown = texts[:: max(1, len(texts) // SAMPLES)][:SAMPLES]
+    shown = evenly(texts, SAMPLES)
     shown_ids = {text.id for text in shown}
-    others = [text for text in texts[:: max(1, len(texts) // SCORED_SAMPLES)] if text.id not in shown_ids]
-    chosen = [*shown, *others][:SCORED_SAMPLES]
+    others = [text for text in texts if text.id not in shown_ids]
+    chosen = [*shown, *evenly(others, SCORED_SAMPLES - len(shown))]
     answers = []
     for i in range(0, len(chosen), SAMPLES):
         chunk = chosen[i : i + SAMPLES]
@@ -133,3 +133,16 @@ def sample_answers(model: AdaptedModel, dataset: TextFeatureDataset, texts: Sequ
             row = {"id": text.id, "media": " ".join(text.media), "prompt": question_of(text) or "", "answer": answer}
             answers.append(row | {"reference": reference, "meta": text.meta})
     return answers
+
+
+def for_people(row: Mapping, dataset: TextFeatureDataset) -> dict:
+    """A row of `sample_answers` as samples.md shows it: the medium by the name of its file, and the prompt that was
+    asked, with the template's words around it.
+    """
+    template = dataset.prompt.template
+    if not row["prompt"]:
+        prompt = template.caption_prompt or "(caption)"
+    else:
+        prompt = row["prompt"] if template.style == "chat" else template.question.replace("{}", row["prompt"]).strip()
+    names = [str(dataset.features.info(key)["origin"]) for key in row["media"].split()]
+    return {"media": " ".join(names), "prompt": prompt, "answer": row["answer"], "reference": row["reference"]}

@@ -8,9 +8,11 @@ last  best                                        one line each: the name of a s
 import json
 import os
 import platform
+import re
 import shutil
 import tomllib
 from collections.abc import Callable, Sequence
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
@@ -189,7 +191,7 @@ class Run:
         text += f"\n## step {step}\n\n| medium | prompt | answer | reference |\n|---|---|---|---|\n"
         for sample in samples:
             cells = (sample["media"], sample["prompt"], sample["answer"], sample["reference"])
-            text += "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |\n"
+            text += "| " + " | ".join(map(_cell, cells)) + " |\n"
         replace_bytes(path, text.encode())
         for tracker in self.trackers:
             tracker.samples(step, samples)
@@ -244,7 +246,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, to
 
 
 def adapter_folder(path: Path, modality: str = "") -> Path:
-    """The adapter folder at `path`: `path` itself, or that of a run's last checkpoint.
+    """The adapter folder at `path`: itself, or that in a checkpoint's folder, or that of a run's last checkpoint; of
+    several, that of `modality`.
 
     modality: whose adapter, where the run has several.
 
@@ -252,9 +255,11 @@ def adapter_folder(path: Path, modality: str = "") -> Path:
     """
     if (path / CONFIG).is_file():
         return path
+    is_step = path.name.isdigit() and not (path / "config.toml").is_file()
+    step = path if is_step and any(path.glob(f"adapter*/{CONFIG}")) else Run.open(path).step_folder()
     if modality:
-        return Run.open(path).step_folder() / f"adapter-{modality}"
-    first, *others = Run.open(path).adapter_folders()
+        return step / f"adapter-{modality}"
+    first, *others = sorted(step.glob("adapter*"))
     if others:
         raise RunError(f"{path} holds {1 + len(others)} adapters; name the folder of one, as {first}")
     return first
@@ -271,6 +276,12 @@ def newest_run(root: Path) -> Path:
         return max(file.stat().st_mtime for file in files if file.exists())
 
     return max(runs, key=modified)
+
+
+def _cell(words: object) -> str:
+    """Words from data as a cell of a Markdown table, where they are shown as they are."""
+    line = escape(" ".join(str(words).split()), quote=False)
+    return re.sub(r"([\\|*_`\[\]~])", r"\\\1", line)
 
 
 def _sync_file(path: Path) -> None:

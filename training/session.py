@@ -14,6 +14,7 @@ from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import FOLDER as LORA_FOLDER
 from periscope.adapters.lm.lora import add_lora, load_lora, lora_parameters, parse_lora
 from periscope.adapters.model import AdaptedModel
+from periscope.console import command
 from periscope.errors import RunError
 from periscope.evaluation.training_scores import training_scores
 from periscope.training.config import TrainConfig
@@ -29,7 +30,7 @@ from periscope.training.data.training_set import (
     open_sets,
 )
 from periscope.training.distributed import Ranks
-from periscope.training.heldout import SAMPLES, describe, evaluate_heldout, peak_memory, sample_answers
+from periscope.training.heldout import SAMPLES, describe, evaluate_heldout, for_people, peak_memory, sample_answers
 from periscope.training.memory.caching import Caching, caching
 from periscope.training.memory.plan import MemoryPlan, choose_checkpointing, combine_plans, plan
 from periscope.training.models.language_model_holder import LanguageModelHolder
@@ -90,6 +91,14 @@ class Session:
     def has_heldout(self) -> bool:
         return any(training_set.heldout for training_set in self.sets)
 
+    def next_step(self) -> str:
+        """The command to go on with, as a sentence: scoring, where something was held out for it."""
+        path = self.run.path
+        if any(text.media for one in self.sets for text in one.heldout):
+            return f"Next: {command('eval', '--run', path)}"
+        ranked = command("eval", "--run", path, "--loss-drop", "train")
+        return f"Nothing is held out to score it on. Next, its losses on what it learnt from: {ranked}"
+
     def evaluate(self) -> tuple[bool, list[str]]:
         """Evaluate on the held-out texts and log the result.
 
@@ -102,7 +111,12 @@ class Session:
         several = len(self.sets) > 1
         extra: dict[str, object] = {**peak_memory(str(self.device)), **({"sets": results} if several else {})}
         self.run.log(step=self.step, heldout=losses, rms_ratio=ratio, scores=training_scores(rows), **extra)
-        self.run.write_samples(self.step, [row for rows in answers for row in rows[:SAMPLES]])
+        shown = [
+            for_people(row, each.dataset)
+            for each, set_rows in zip(self.sets, answers, strict=True)
+            for row in set_rows[:SAMPLES]
+        ]
+        self.run.write_samples(self.step, shown)
         is_best = self.best is None or losses["real"] < self.best
         self.best = losses["real"] if is_best else self.best
         return is_best, [describe(self.step, result, name if several else "") for name, result in results.items()]

@@ -7,6 +7,7 @@ the chat template is applied is in `template.py`; how text becomes ids is in `to
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -31,7 +32,9 @@ class Prompt:
     """Turns conversations into segments, in the form that one tokenizer and one template ask for.
 
     `modality` is that of the media ("image", "audio" or "video"), whose own mark is read besides `<image>`; `marks`
-    holds both. `turn_end` are the ids after an answer, `stop_ids` the tokens that end generation.
+    holds both. `turn_end` are the ids after an answer, `stop_ids` the tokens that end generation. `start_ids` is the
+    token that a text begins with where nothing else would precede its first words: the tokenizer's begin-of-text token,
+    or its end-of-text token where it has none (as GPT-2 separates documents).
 
     Raises AdapterError for a template that the tokenizer can't serve.
     """
@@ -45,9 +48,17 @@ class Prompt:
         self.form: ChatTemplate | PlainTemplate = form(self.text, template)
         self.turn_end = self.form.turn_end
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((self.turn_end[-1], tokenizer.eos_token_id)))
+        start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        self.start_ids: tuple[int, ...] = (start,)
 
     def segments(
-        self, turns: Sequence[Turn], media: Sequence[str] = (), *, answer: bool = True, soft_prompt: bool = False
+        self,
+        turns: Sequence[Turn],
+        media: Sequence[str] = (),
+        *,
+        answer: bool = True,
+        soft_prompt: bool = False,
+        start: bool = False,
     ) -> list[Segment]:
         """Turn `turns` about the media named in `media` into segments.
 
@@ -55,7 +66,8 @@ class Prompt:
         (or after) the first user turn's words. `<box>` marks stand for a turn's `boxes`. A text that begins with an
         assistant turn is a caption: a user turn with the media and `caption_prompt` is put before it. With
         `answer=False` a last assistant turn is left out and the sequence ends where the model is to answer: by
-        construction a prefix of the sequence with the answer.
+        construction a prefix of the sequence with the answer. `start` puts `start_ids` first, for a text whose first
+        words would have nothing before them to be predicted from (see `needs_start`).
 
         Raises AdapterError when marks and media, or marks and boxes, differ in number, or when no assistant turn is
         left to train on.
@@ -72,7 +84,26 @@ class Prompt:
         user_contents = [content for role, content in zip(roles, contents, strict=True) if role == "user"]
         before = self._place_soft_prompt(user_contents) if soft_prompt else []
         everything = answer and self.template.loss_on == "all"
-        return before + self.text.encode(self.form.lay_out(roles, contents), everything)
+        pieces = self.form.lay_out(roles, contents)
+        if start:
+            pieces = chain([Segment(ids=self.start_ids)], pieces)
+        return before + self.text.encode(pieces, everything)
+
+    def needs_start(self, turns: Sequence[Turn], media: Sequence[str], soft_prompt: bool = False) -> bool:
+        """Whether `turns`, about `media`, need `start` when these are left out: nothing would then precede the answer,
+        or the first target with the media would be none without them. Only a plain template whose tokenizer adds no
+        begin-of-text token has such texts.
+        """
+        if self.template.style == "chat" or self.text.bos_ids:
+            return False
+        bare = [{**turn, "content": self.without_marks(turn["content"])} for turn in turns]
+        if not turns or turns[-1]["role"] != "assistant":
+            return not self.segments(bare, answer=False, soft_prompt=soft_prompt)
+        with_media, without = (
+            sum(len(segment.ids) for segment in self.segments(some, names, soft_prompt=soft_prompt) if segment.target)
+            for some, names in ((turns, media), (bare, ()))
+        )
+        return without < with_media
 
     def without_marks(self, words: str) -> str:
         """A turn's words for a text without media."""

@@ -3,7 +3,9 @@
 CIDEr-D (Vedantam et al. 2015), BLEU (Papineni et al. 2002), ROUGE-L (Lin 2004) and METEOR (Denkowski & Lavie 2014) are
 those of pycocoevalcap (https://github.com/salaniz/pycocoevalcap). Its scorers are called one by one, because its own
 `evaluate()` always builds SPICE, which downloads. It includes Java programs for METEOR and for the tokenisation used in
-published scores; without Java a plain tokenisation is used instead, and the score's note says so.
+published scores; without Java a plain tokenisation is used instead. Captions in scripts that put no spaces between
+words (Chinese, Japanese, Thai ...) are one word to both, so they are split into characters. The score's note names the
+tokenisation.
 """
 
 import contextlib
@@ -18,10 +20,12 @@ from importlib.util import find_spec
 import numpy as np
 
 from periscope.errors import ScoreError
+from periscope.evaluation.metrics.answers import has_unspaced, words
 from periscope.evaluation.metrics.score import Clusters, Key, Score, drawn, interval, mean, paired
 
 FEW = 100
 PTB, PLAIN = "PTB tokenisation", "plain tokenisation, because there is no Java: not comparable with published scores"
+BY_CHARACTER = "by character in scripts without spaces (CIDEr, BLEU and ROUGE-L count characters there)"
 TINY, SMALL = 1e-15, 1e-9  # against division by zero, as in pycocoevalcap's BLEU
 
 Captions = Mapping[Key, str]
@@ -96,16 +100,24 @@ def tokenise(predictions: Captions, references: References, name: str = "") -> t
     true = {key: [_one_line(text) for text in _listed(texts)] for key, texts in references.items()}
     if empty := [key for key, texts in true.items() if not texts]:
         raise ScoreError(f"{len(empty)} items have no reference ({empty[0]!r}): leave them out")
-    if not has_java():
-        return _plain(said), _plain(true), PLAIN
-    prepare([text for captions in (said, true) for listed in captions.values() for text in listed])
-    said, true = ({key: [_tokens[text] for text in listed] for key, listed in texts.items()} for texts in (said, true))
-    return said, true, PTB
+    every = [text for captions in (said, true) for listed in captions.values() for text in listed]
+    java, unspaced = has_java(), sum(map(has_unspaced, every))
+    prepare(every)
+
+    def tokens(text: str) -> str:
+        if has_unspaced(text):
+            return " ".join(words(text))
+        return _tokens[text] if java else _plain(text)
+
+    said, true = ({key: [tokens(text) for text in listed] for key, listed in texts.items()} for texts in (said, true))
+    notes = [PTB if java else PLAIN] * (unspaced < len(every)) + [BY_CHARACTER] * bool(unspaced)
+    return said, true, ", ".join(notes)
 
 
 def prepare(texts: Iterable[str]) -> None:
     """Tokenise captions in advance and cache them. Starting Java takes half a second, so pass everything at once."""
-    wanted = dict.fromkeys(line for one in texts if (line := _one_line(one)) not in _tokens)
+    lines_of = (line for one in texts if not has_unspaced(line := _one_line(one)))
+    wanted = dict.fromkeys(line for line in lines_of if line not in _tokens)
     if wanted and available() and has_java():
         lines = dict(enumerate(wanted))
         found = _scorer("tokenizer.ptbtokenizer", "PTBTokenizer")().tokenize(
@@ -145,13 +157,10 @@ def _listed(texts: str | Sequence[str]) -> Sequence[str]:
     return [texts] if isinstance(texts, str) else texts
 
 
-def _plain(texts: Tokens) -> Tokens:
+def _plain(text: str) -> str:
     """Lower-cased words and numbers without punctuation, with `'s` and `n't` split off as in the Penn Treebank."""
-    apart = re.compile(r"(n't|'\w+)\b")
-    return {
-        key: [" ".join(re.findall(r"n't|'\w+|\w+(?:-\w+)*", apart.sub(r" \1", one.lower()))) for one in listed]
-        for key, listed in texts.items()
-    }
+    apart = re.sub(r"(n't|'\w+)\b", r" \1", text.lower())
+    return " ".join(re.findall(r"n't|'\w+|\w+(?:-\w+)*", apart))
 
 
 def _nearest(lengths: Sequence[int], length: int) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from periscope.errors import ScoreError
 
 ROUNDS, AT_ONCE = 1000, 2_000_000
+FEW_MEDIA = 20  # below which the bootstrap's interval is much too narrow
 
 Key = Any  # of an item: anything hashable (a Mapping of Hashable keys wouldn't take a dict of str)
 Clusters = Mapping[Key, Key] | None  # key -> what items share, such as the image that questions are about

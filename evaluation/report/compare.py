@@ -6,9 +6,9 @@ from pathlib import Path
 
 from periscope.errors import RunError, ScoreError
 from periscope.evaluation.report.compare_picture import picture
-from periscope.evaluation.report.compare_settings import shared
+from periscope.evaluation.report.compare_settings import ranking
 from periscope.evaluation.report.compare_table import table
-from periscope.evaluation.report.runs import RunFolder, first_split
+from periscope.evaluation.report.runs import RunFolder
 from periscope.shards.atomic import replace_bytes
 
 UNSCORED = -1e9  # sorts last
@@ -37,12 +37,15 @@ def open_runs(paths: Sequence[Path]) -> list[RunFolder]:
     """The runs among `paths` and in folders of runs among them, such as a sweep's. Other things are skipped, because a
     shell's runs/* names them too.
 
-    Sorted by the mean of the scores they share, best first, those without scores last. Raises ScoreError when there is
-    no run.
+    Sorted by `ranking`, best first, those without scores last. Raises ScoreError for a path that doesn't exist, and
+    when there is no run.
     """
+    if missing := [str(path) for path in paths if not path.exists()]:
+        verb = "doesn't exist" if len(missing) == 1 else "don't exist"
+        raise ScoreError(f"{', '.join(missing)} {verb}: name runs, as runs/first, or folders of runs")
     found = [file.parent for path in paths for file in (*path.glob("config.toml"), *sorted(path.glob("*/config.toml")))]
     runs = [RunFolder(path) for path in dict.fromkeys(found)]
     if not runs:
         raise ScoreError(f"none of {', '.join(map(str, paths))} is a run: none holds a config.toml")
-    names = shared(runs)
-    return sorted(runs, key=lambda run: -sum(first_split(run).get("real", {}).get(name, UNSCORED) for name in names))
+    values = ranking(runs)[1]
+    return sorted(runs, key=lambda run: -values.get(run.path, UNSCORED if run.splits else 2 * UNSCORED))

@@ -1,13 +1,13 @@
 """The picture of a comparison: every shared score with its interval and control, and the time of training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
 from periscope.evaluation.metrics.relative_gain import TOPS
 from periscope.evaluation.report.chart import ticks
 from periscope.evaluation.report.compare_settings import columns, differing, shared
-from periscope.evaluation.report.runs import RunFolder, first_split, interval_of
+from periscope.evaluation.report.runs import RunFolder, interval_of, shared_split
 from periscope.evaluation.report.sample_sheet import font_of
 
 INK, FAINT, GRID, REAL = (30, 30, 30), (110, 110, 110), (225, 225, 225), (30, 90, 170)
@@ -19,7 +19,7 @@ def picture(runs: Sequence[RunFolder]) -> Image.Image:
     """A panel for each shared score, with a dot and its interval per run and a hollow dot for the control, and a panel
     with the training time as bars.
     """
-    scores, settings = shared(runs), differing(runs)
+    scores, settings, split = shared(runs), differing(runs), shared_split(runs)
     font, small = font_of(14 * SCALE), font_of(12 * SCALE)
     says = [", ".join(f"{name} {settings[name][i] or '-'}" for name in columns(settings)[:2]) for i in range(len(runs))]
     names = [_fitted(run.name, font) for run in runs]
@@ -48,7 +48,7 @@ def picture(runs: Sequence[RunFolder]) -> Image.Image:
             draw.line((at * SCALE, LINE * 1.5 * SCALE, at * SCALE, foot * SCALE), fill=GRID, width=SCALE)
             write(at, foot + 4, f"{mark:g}", faint=True, anchor="ma")
         for i, run in enumerate(runs):
-            _dots(draw, run, name, start, PANEL / top, row_of(i))
+            _dots(draw, run.splits.get(split, {}), name, start, PANEL / top, row_of(i))
     start, longest = left + len(scores) * (PANEL + GAP), max([run.seconds for run in runs] + [1e-9])
     write(start, 8, "seconds of training")
     for i, run in enumerate(runs):
@@ -71,9 +71,9 @@ def row_of(place: int) -> float:
 
 def _top(runs: Sequence[RunFolder], name: str) -> float:
     """The end of a score's axis: 1, or for a score with another top the first tick beyond all values shown."""
-    shown = [1.0] if name not in TOPS else [1e-9]
+    shown, split = [1.0] if name not in TOPS else [1e-9], shared_split(runs)
     for run in runs:
-        found = first_split(run)
+        found = run.splits.get(split, {})
         shown += [found.get("real", {}).get(name, 0.0), found.get("shuffled", {}).get(name, 0.0)]
         shown += interval_of(found, name) or ()
     marks = ticks(0, max(shown))
@@ -89,8 +89,7 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont) -> str:
     return text + "..."
 
 
-def _dots(draw: ImageDraw.ImageDraw, run: RunFolder, name: str, start: float, scale: float, y: float) -> None:
-    found = first_split(run)
+def _dots(draw: ImageDraw.ImageDraw, found: Mapping, name: str, start: float, scale: float, y: float) -> None:
     if name not in found.get("real", {}):
         return
     control = found.get("shuffled", {}).get(name)

@@ -1,28 +1,52 @@
 """The table of a comparison, in Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from periscope.console import command
-from periscope.evaluation.report.compare_settings import IGNORED, columns, differing, shared
-from periscope.evaluation.report.runs import RunFolder, first_split, interval_of
+from periscope.evaluation.report.compare_settings import IGNORED, columns, differing, ranking, shared
+from periscope.evaluation.report.runs import (
+    RunFolder,
+    heldout_loss,
+    interval_of,
+    loss_drop_of,
+    main_split,
+    shared_split,
+)
 
+LOSSES = ("held-out loss", "loss drop")  # columns
 ASKED = ("task", "prompt", "max_new_tokens", "beams")  # fields of eval.json that say how answers were generated
 
 
 def table(runs: Sequence[RunFolder]) -> str:
     """A Markdown table with a line per run.
 
-    Columns: each shared score of the first split with its 95% interval and the shuffled control in brackets, the
-    settings that differ, training steps, seconds, target tokens, trained parameters, and peak GPU memory where it was
-    logged. Below the table: settings that differ but are too long or too many for columns, and notes.
+    Columns: held-out loss and loss drop where they are known; each score that the runs share, of the split that they
+    share, with its 95% interval and the shuffled control in brackets; the settings that differ, training steps,
+    seconds, target tokens, trained parameters, and peak GPU memory where it was logged. Below the table: settings that
+    differ but are too long or too many for columns, and notes.
     """
     settings, scores = differing(runs), shared(runs)
     own = columns(settings)
     memory = any(run.memory for run in runs)
-    head = ["run", *scores, *own, "steps", "seconds", "target tokens", "trained", *(["memory"] if memory else [])]
+    split = shared_split(runs)
+    losses = {run.path: _losses(run, split) for run in runs}
+    told = [name for name in LOSSES if any(name in losses[run.path] for run in runs)]
+    head = [
+        "run",
+        *told,
+        *scores,
+        *own,
+        "steps",
+        "seconds",
+        "target tokens",
+        "trained",
+        *(["memory"] if memory else []),
+    ]
     rows = []
     for place, run in enumerate(runs):
-        row = [run.name, *(_score(run, name) for name in scores), *(settings[name][place] or "-" for name in own)]
+        row = [run.name, *(losses[run.path].get(name, "-") for name in told)]
+        row += [_score(run.splits.get(split, {}), name) for name in scores]
+        row += [settings[name][place] or "-" for name in own]
         steps = sum("loss" in line for line in run.metrics)
         row += [f"{steps:,}", f"{run.seconds:,.0f}", f"{run.targets:,}", f"{run.parameters:,}"]
         rows.append([*row, *([f"{run.memory / 2**30:.1f} GiB" if run.memory else "-"] if memory else [])])
@@ -45,7 +69,9 @@ def notes(runs: Sequence[RunFolder]) -> list[str]:
     if unscored := [run.name for run in runs if not run.splits]:
         found.append(f"Not scored ({command('eval', '--run')} ...): {', '.join(unscored)}.")
     scored = [run for run in runs if run.splits]
-    counts = {run.name: f"{next(iter(run.splits))} {first_split(run).get('n', '?')}" for run in scored}
+    split = shared_split(scored)
+    counts = {run.name: f"{split or main_split(run)} {run.splits[split or main_split(run)].get('n', '?')}"
+              for run in scored}  # fmt: skip
     if len(set(counts.values())) > 1:
         which = _grouped(scored, list(counts.values()))
         found.append(f"Scored on different numbers of answers or splits, so the scores are hard to compare: {which}.")
@@ -59,9 +85,17 @@ def notes(runs: Sequence[RunFolder]) -> list[str]:
                 f"Asked in different ways, so the scores are hard to compare: {name} {_grouped(telling, values)}."
             )
     if scored:
-        split = next(iter(scored[0].splits))
-        ranges = " with 95% intervals" if any(first_split(run).get("intervals") for run in scored) else ""
-        found.append(f"Scores of the split {split}{ranges}; in brackets those of another medium's features.")
+        ranged = any(run.splits.get(split, {}).get("intervals") for run in scored)
+        ranges = " with 95% intervals" if ranged else ""
+        found.append(
+            f"Scores of the split {split}{ranges}; in brackets those of another medium's features."
+            if split
+            else "The runs share no scored split, so no scores are compared: score them on the same held-out texts."
+        )
+        if partial := [run.name for run in scored if run.result.get("finished") is False]:
+            found.append(f"Scoring isn't finished: {', '.join(partial)}.")
+    if len(scored) > 1 and (by := ranking(runs)[0]):
+        found.append(f"Best first by {by}.")
     return found
 
 
@@ -69,8 +103,14 @@ def _asked(run: RunFolder) -> frozenset[str]:
     return frozenset(str(row.get("id")) for row in run.predictions)
 
 
-def _score(run: RunFolder, name: str) -> str:
-    found = first_split(run)
+def _losses(run: RunFolder, split: str) -> dict[str, str]:
+    """The columns of losses that are known of a run."""
+    loss, drop = heldout_loss(run, split), loss_drop_of(run.splits.get(split, {}))
+    found = {} if loss is None else {LOSSES[0]: f"{loss:.3f}"}
+    return found | ({LOSSES[1]: f"{drop[0]:.3f} [{drop[1][0]:.3f}, {drop[1][1]:.3f}]"} if drop else {})
+
+
+def _score(found: Mapping, name: str) -> str:
     if name not in found.get("real", {}):
         return "not scored"
     pair, control = interval_of(found, name), found.get("shuffled", {}).get(name)

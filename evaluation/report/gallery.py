@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence, Set
 from difflib import SequenceMatcher
 
+from periscope.evaluation.controls import evenly
 from periscope.evaluation.metrics.answers import same_answer, word_f1
 from periscope.evaluation.metrics.relative_gain import TOPS
 from periscope.evaluation.report.runs import headline
@@ -39,9 +40,14 @@ def agreement(row: Mapping, answer: str | None) -> float:
 
 
 def spread(rows: Sequence[Mapping], most: int) -> list[Mapping]:
-    """Evenly chosen rows, half captions and half questions (see `balanced`)."""
+    """Rows spread over all of them, each about another medium: half captions, half questions where there are both."""
     captions, questions = by_sort(rows)
-    return balanced([row for part in (captions, questions) for row in part[:: max(1, len(part) // (4 * most))]], most)
+    share = most // 2 if captions and questions else most
+    chosen: list[Mapping] = []
+    for part in (captions, questions):
+        seen = {row.get("media") for row in chosen}
+        chosen += evenly(different_media(part, len(part), seen), share)
+    return chosen
 
 
 def alternating(rows: Sequence[Mapping]) -> list[Mapping]:

@@ -27,7 +27,7 @@ from periscope.evaluation.report.gallery import (
     spread,
     verdict,
 )
-from periscope.evaluation.report.runs import RunFolder, headline, interval_of
+from periscope.evaluation.report.runs import RunFolder, headline, interval_of, main_split
 from periscope.evaluation.scoring.prediction import OVERALL
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -53,12 +53,15 @@ def report(run: RunFolder, media: Callable[[str], Medium]) -> str:
     has no samples) are left out.
     """
     show = _cached(media)
-    first = next(iter(run.splits), None)
+    first = main_split(run) or None
     rows = [row for row in run.predictions if row.get("split", first) == first]
     ranked = sorted(rows, key=lambda row: (quality(row), -agreement(row, row.get("control"))))
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return template.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=run.name,
+        verdict=verdict_of(run.splits[first]) if first else None,
+        unfinished=unfinished(run),
+        main_split=first if len(run.splits) > 1 else "",
         score_command=portable(command("eval", "--run", run.path)),
         about=about(run),
         tiles=[row for row in scores(run.splits[first])["rows"] if row["name"] in headline(run.splits[first])]
@@ -88,6 +91,26 @@ def report(run: RunFolder, media: Callable[[str], Medium]) -> str:
             if table
         ],
     )  # fmt: skip
+
+
+def verdict_of(found: Mapping) -> tuple[str, str] | None:
+    """A split's verdict for the head of the page: the sentence and a CSS class. None in older results."""
+    told = found.get("verdict")
+    if not isinstance(told, dict) or not isinstance(told.get("sentence"), str):
+        return None
+    return short(told["sentence"]), {"sees": "good", "blind": "bad"}.get(str(told.get("seeing")), "unclear")
+
+
+def unfinished(run: RunFolder) -> str:
+    """Which answers there are where scoring was stopped before its end; "" where it wasn't."""
+    complete = run.result.get("complete")
+    if run.result.get("finished") is not False or not isinstance(complete, dict):
+        return ""
+    parts = [
+        f"{name}: {', '.join(map(str, done)) if isinstance(done, list) and done else 'nothing yet'}"
+        for name, done in complete.items()
+    ]
+    return short(f"Scoring isn't finished. Complete are {'; '.join(parts)}.")
 
 
 def about(run: RunFolder) -> list[tuple[str, str]]:

@@ -6,17 +6,19 @@ Whatever an interrupted run didn't write is empty here; only a folder that isn't
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import unescape
 from math import isfinite, prod
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from periscope.errors import ScoreError
 from periscope.evaluation.controls import BASELINES, REAL
-from periscope.evaluation.scoring.prediction import OVERALL
+from periscope.evaluation.scoring.prediction import OVERALL, split_order
 
 NUMBERS = (REAL, *BASELINES, "gain", "counts")  # tables of numbers of a split in eval.json
 LESSER = ("_f1", "_bleu4", "_rouge_l", "_meteor")  # caption scores that say less than CIDEr or a task's own
@@ -24,36 +26,53 @@ LESSER = ("_f1", "_bleu4", "_rouge_l", "_meteor")  # caption scores that say les
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one training run, see docs/formats.md. Raises ScoreError without a readable config.toml."""
+    """The folder of one training run, see docs/formats.md; or of one checkpoint or adapter that was scored by itself.
+
+    Raises ScoreError for any other folder, and for a damaged config.toml.
+    """
 
     path: Path
 
     def __post_init__(self) -> None:
-        if not (self.path / "config.toml").is_file():
+        if not (self.path / "config.toml").is_file() and not self.adapters:
             raise ScoreError(f"{self.path} is not a run: it holds no config.toml")
         _ = self.config
 
     @property
     def name(self) -> str:
-        return self.path.resolve().name
+        path = self.path.resolve()
+        return path.name if self.home == self.path else f"{self.home.resolve().name}, step {int(path.name)}"
+
+    @cached_property
+    def home(self) -> Path:
+        """The folder of the run: this one, or for a checkpoint (steps/000500) the one around it."""
+        if (self.path / "config.toml").is_file() or not self.path.resolve().name.isdigit():
+            return self.path
+        around = self.path.resolve().parents[1]
+        return around if (around / "config.toml").is_file() else self.path
 
     @cached_property
     def config(self) -> dict:
-        """Every setting."""
+        """Every setting; of an adapter by itself what its adapter.json says."""
+        file = self.home / "config.toml"
+        if not file.is_file():
+            first = next(iter(self.adapters.values()))
+            lm = first.get("language_model")
+            return {"adapter": first.get("adapter", ""), "lm": lm.get("name", "") if isinstance(lm, dict) else ""}
         try:
-            return tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8"))
+            return tomllib.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ScoreError(f"{self.path / 'config.toml'} is damaged: {error}") from None
+            raise ScoreError(f"{file} is damaged: {error}") from None
 
     @cached_property
     def environment(self) -> dict:
         """Versions and the machine."""
-        return _object(self.path / "environment.json")
+        return _object(self.home / "environment.json")
 
     @cached_property
     def metrics(self) -> list[dict]:
         """The lines of metrics.jsonl."""
-        return _lines(self.path / "metrics.jsonl")
+        return _lines(self.home / "metrics.jsonl")
 
     @cached_property
     def result(self) -> dict:
@@ -77,7 +96,7 @@ class RunFolder:
     @cached_property
     def samples(self) -> list[tuple[int, list[dict]]]:
         """(step, its answers) from samples.md; each answer has media, prompt, answer, reference."""
-        path = self.path / "samples.md"
+        path = self.home / "samples.md"
         parts = path.read_text(encoding="utf-8", errors="replace").split("\n## step ")[1:] if path.is_file() else []
         found = []
         for part in parts:
@@ -91,20 +110,28 @@ class RunFolder:
 
     @cached_property
     def adapters(self) -> dict[str, dict]:
-        """The adapter.json of each adapter folder of the last checkpoint, by the folder's name."""
-        return {file.parent.name: _object(file) for file in sorted(self.last.glob("adapter*/adapter.json"))}
+        """The adapter.json of each adapter folder of the checkpoint, by the folder's name."""
+        files = [*self.checkpoint.glob("adapter.json"), *sorted(self.checkpoint.glob("adapter*/adapter.json"))]
+        return {file.parent.name: _object(file) for file in files}
 
     @cached_property
     def parameters(self) -> int:
-        """The number of trained parameters in the last checkpoint (with LoRA's); 0 without one."""
-        return sum(map(_count, self.last.glob("adapter*/**/*.safetensors")))
+        """The number of trained parameters in the checkpoint (with LoRA's); 0 without one."""
+        folder = self.checkpoint
+        pattern = "**/*.safetensors" if (folder / "adapter.json").is_file() else "adapter*/**/*.safetensors"
+        return sum(map(_count, folder.glob(pattern)))
 
     @property
-    def last(self) -> Path:
-        """The folder of the last checkpoint, which may not exist."""
+    def checkpoint(self) -> Path:
+        """The folder of the checkpoint that was scored, else of the last one; it may not exist."""
+        if not (self.path / "config.toml").is_file():
+            return self.path
         pointer = self.path / "last"
         name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
-        return self.path / "steps" / (name if name.isdigit() else "none")
+        for step in (str(self.result.get("step", "")), name):
+            if step.isdigit() and (self.path / "steps" / step).is_dir():
+                return self.path / "steps" / step
+        return self.path / "steps" / "none"
 
     @property
     def seconds(self) -> float:
@@ -122,9 +149,35 @@ class RunFolder:
         return max((row["memory"] for row in self.metrics if isinstance(row.get("memory"), int)), default=None)
 
 
-def first_split(run: RunFolder) -> dict:
-    """The result of the first split; empty for a run that wasn't scored."""
-    return next(iter(run.splits.values()), {})
+def main_split(run: RunFolder) -> str:
+    """The split that a run is judged by, see `split_order`; "" for a run that wasn't scored."""
+    return next(iter(split_order(run.splits)), "")
+
+
+def shared_split(runs: Sequence[RunFolder]) -> str:
+    """The first split in that order that all scored runs have; "" where they share none."""
+    names = [set(run.splits) for run in runs if run.splits]
+    return next(iter(split_order(set.intersection(*names))), "") if names else ""
+
+
+def loss_drop_of(found: Mapping) -> tuple[float, tuple[float, float]] | None:
+    """By how much the loss of a split is lower with the own features than with another medium's, in nats per token, and
+    its interval; None where an older version wrote none.
+    """
+    losses = found.get("losses")
+    drop, pair = (losses.get("drop"), losses.get("interval")) if isinstance(losses, dict) else (None, None)
+    if drop is None or not _is_number(drop) or not isinstance(pair, list) or len(pair) != 2:
+        return None
+    return (float(drop), (float(pair[0]), float(pair[1]))) if all(map(_is_number, pair)) else None
+
+
+def heldout_loss(run: RunFolder, split: str) -> float | None:
+    """The loss on `split` with the own features: that of eval.json, else what training logged last; None without."""
+    losses = run.splits.get(split, {}).get("losses")
+    if isinstance(losses, dict) and _is_number(losses.get("real")):
+        return losses["real"]
+    logged = [row["heldout"].get("real") for row in run.metrics if isinstance(row.get("heldout"), dict)]
+    return next((loss for loss in reversed(logged) if _is_number(loss)), None)
 
 
 def interval_of(found: Mapping, name: str) -> tuple[float, float] | None:
@@ -139,14 +192,15 @@ def interval_of(found: Mapping, name: str) -> tuple[float, float] | None:
 
 def headline(found: Mapping, most: int = 4) -> list[str]:
     """The names of the most telling scores: none of a single kind of question, and of captions CIDEr and the task's own
-    scores first.
+    scores first, but exact match and set F1 where captions are short.
     """
     names = list(found.get("real") or {})
     broad = [name for name in names if not name.startswith("qa_") or name in OVERALL]
-    return sorted(broad or names, key=lambda name: name.endswith(LESSER))[:most]
+    lesser = (*LESSER, "_cider") if "caption_exact" in names else LESSER
+    return sorted(broad or names, key=lambda name: name.endswith(lesser) and name != "caption_set_f1")[:most]
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and isfinite(value)
 
 
@@ -161,7 +215,7 @@ def _sound(part: Mapping) -> dict:
 
 def _cells(line: str) -> list[str]:
     cells = line.replace("\\|", "\0").strip().removeprefix("|").removesuffix("|").split("|")
-    return [cell.replace("\0", "|").strip() for cell in cells]
+    return [unescape(re.sub(r"\\([*_`\[\]~\\])", r"\1", cell.replace("\0", "|"))).strip() for cell in cells]
 
 
 def _object(path: Path) -> dict:

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from periscope.errors import ScoreError
+from periscope.evaluation.controls import evenly
 from periscope.evaluation.scoring.prediction import Prediction
 
 PICTURE, WORDS, MARGIN, COLUMNS = 128, 300, 14, 2
@@ -14,16 +15,17 @@ INK, FAINT, PAPER, NOTHING = (30, 30, 30), (120, 120, 120), (255, 255, 255), (22
 
 
 def pick(rows: Sequence[Prediction], most: int = 8) -> list[Prediction]:
-    """A few predictions for the picture: captions and questions alternating, each about another medium."""
+    """A few predictions for the picture, spread over all: captions and questions alternating, each about another
+    medium.
+    """
     captions, questions = [row for row in rows if not row.prompt], [row for row in rows if row.prompt]
     share = most // 2 if captions and questions else most
     chosen: tuple[list[Prediction], list[Prediction]] = ([], [])
     seen: set[str] = set()
     for part, candidates in zip(chosen, (captions, questions), strict=True):
-        for row in candidates[:: max(1, len(candidates) // (4 * share))]:
-            if len(part) < share and row.media not in seen:
-                seen.add(row.media)
-                part.append(row)
+        firsts = {row.media: row for row in reversed(candidates) if row.media not in seen}
+        part += evenly([row for row in candidates if firsts.get(row.media) is row], share)
+        seen |= {row.media for row in part}
     return [row for pair in zip_longest(*chosen) for row in pair if row is not None]
 
 

@@ -24,9 +24,11 @@ def refuse_clip_score(features: FeatureSet, texts: Sequence[Text]) -> None:
         raise RunError("--clip-score compares captions with their pictures, and these texts are questions")
 
 
-def clip_scores(rows: Sequence[Prediction], features: FeatureSet, encoder: Encoder) -> dict[str, dict[str, Score]]:
-    """Condition -> the CLIPScore of its captions against their pictures' pooled features; empty where no row is a
-    caption of one picture.
+def clip_scores(
+    rows: Sequence[Prediction], features: FeatureSet, encoder: Encoder, under: Sequence[str] = (REAL, *BASELINES)
+) -> dict[str, dict[str, Score]]:
+    """Condition in `under` -> the CLIPScore of its captions against their pictures' pooled features; empty where no row
+    is a caption of one picture.
 
     Raises PrecomputeError for an encoder without a text tower.
     """
@@ -35,7 +37,7 @@ def clip_scores(rows: Sequence[Prediction], features: FeatureSet, encoder: Encod
         return {}
     tower, pooled = TextTower(encoder), features.read_many([row.media for row in captioned], "pooled").float()
     found = {}
-    for condition in (REAL, *BASELINES):
+    for condition in under:
         captions = {row.id: text for row in captioned if (text := row.answer_under(condition)) is not None}
         if captions:
             words = tower.vectors([f"{PREFIX} {text}" for text in captions.values()])

@@ -5,9 +5,10 @@ Each takes answers by id and the predictions by the same ids, and returns a `Sco
 """
 
 from collections.abc import Callable, Mapping
+from statistics import median
 
 from periscope.evaluation.metrics import captions
-from periscope.evaluation.metrics.answers import same_answer, word_f1
+from periscope.evaluation.metrics.answers import same_answer, set_f1, word_f1, words
 from periscope.evaluation.metrics.boxes import box_accuracy
 from periscope.evaluation.metrics.choices import gqa_accuracy, letter_accuracy, pope, says_yes, vsr_accuracy
 from periscope.evaluation.metrics.score import Score, mean
@@ -18,6 +19,7 @@ from periscope.evaluation.tasks import task_of
 Answers = Mapping[str, str]
 Rows = Mapping[str, Prediction]
 Measure = Callable[[Answers, Rows], dict[str, Score]]
+SHORT_CAPTION = 4  # words; scores of n-grams up to four tell nothing of captions with a median at most this long
 
 
 def _captions(answers: Answers, rows: Rows) -> dict[str, Score]:
@@ -32,6 +34,28 @@ def _captions(answers: Answers, rows: Rows) -> dict[str, Score]:
             "caption_rouge_l": captions.rouge_l(answers, references, media),
         }
     return found
+
+
+def _short_captions(answers: Answers, rows: Rows) -> dict[str, Score]:
+    found: dict[str, Score] = {}
+    for label, compare in (("caption_exact", same_answer), ("caption_set_f1", set_f1)):
+        if has_short_captions(rows):
+            each = {
+                key: max(float(compare(text, right)) for right in rows[key].right_answers())
+                for key, text in answers.items()
+            }
+            found[label] = mean(each, clusters=_media(rows))
+    return found
+
+
+def has_short_captions(rows: Rows) -> bool:
+    """Whether the median reference has at most four words, as labels and tags do."""
+    return caption_length(rows) <= SHORT_CAPTION
+
+
+def caption_length(rows: Rows) -> float:
+    """The median number of words of the references (characters, in scripts without spaces)."""
+    return median(len(words(str(right))) for row in rows.values() for right in row.right_answers())
 
 
 def _meteor(answers: Answers, rows: Rows) -> dict[str, Score]:
@@ -59,8 +83,11 @@ def _agreement(answers: Answers, rows: Rows) -> dict[str, Score]:
 
 
 def _exact(answers: Answers, rows: Rows) -> dict[str, Score]:
+    def normal(text: str) -> str:
+        return normal_form(text.strip()) or text.strip().lower()  # "." and "A" would both become nothing
+
     each = {
-        key: float(any(normal_form(text.strip()) == normal_form(right.strip()) for right in rows[key].right_answers()))
+        key: float(any(normal(text) == normal(right) for right in rows[key].right_answers()))
         for key, text in answers.items()
     }
     return {"qa_accuracy": mean(each, "equal after VQA's normalisation of both", _media(rows))}
@@ -102,6 +129,7 @@ def _boxes(answers: Answers, rows: Rows) -> dict[str, Score]:
 
 MEASURES: dict[str, Measure] = {
     "captions": _captions,
+    "short_captions": _short_captions,
     "meteor": _meteor,
     "demo_objects": _demo_objects,
     "agreement": _agreement,

@@ -1,12 +1,14 @@
 """One answer beside its references and beside what is answered under each control."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from periscope.evaluation.controls import REAL
 
+ANSWER_FIELDS = {REAL: "answer", "shuffled": "control"}  # of `Prediction`, where not named like the condition
+FIRST_SPLITS = ("heldout", "val")
 OVERALL = ("qa_accuracy", "qa_vqa")  # scores of all questions; the other qa_... are those of one kind
 
 
@@ -39,7 +41,11 @@ class Prediction:
 
     def answer_under(self, condition: str = REAL) -> str | None:
         """The answer under "real" or one of `controls.BASELINES`; None where there is none."""
-        return getattr(self, {REAL: "answer", "shuffled": "control"}.get(condition, condition))
+        return getattr(self, ANSWER_FIELDS.get(condition, condition))
+
+    def set_answer(self, condition: str, words: str) -> None:
+        """Set the answer under "real" or a control."""
+        setattr(self, ANSWER_FIELDS.get(condition, condition), words)
 
     def right_answers(self) -> list:
         """All references."""
@@ -64,6 +70,12 @@ def kind_of(item: HasMeta, name: str = "") -> str:
         drawn = ask.get("kind") if isinstance(ask, dict) else None
         candidates = [drawn, item.meta.get("answer_type"), item.meta.get("question_type")]
     return next((kind for kind in candidates if isinstance(kind, str) and kind), "")
+
+
+def split_order(names: Iterable[str]) -> list[str]:
+    """Held-out splits with the one that training evaluates first: heldout, else val, then the others by name."""
+    names = sorted(names)
+    return [*(name for name in FIRST_SPLITS if name in names), *(name for name in names if name not in FIRST_SPLITS)]
 
 
 def commonest(references: Sequence) -> str:

@@ -45,11 +45,13 @@ def all_scores(
     measures: Sequence[str] = (),
     kinds: str = "",
     extra: Mapping[str, Mapping[str, Score]] | None = None,
+    done: Scores | None = None,
 ) -> tuple[Scores, list[str]]:
     """The scores under "real" and under each control that has any, and notes about them.
 
     texts: the feature set's texts; the majority baseline comes from those trained on · extra: further scores by
-    condition (CLIPScore). Each prediction gets its own scores and its majority answer.
+    condition (CLIPScore) · done: scores of an earlier call by condition, which aren't computed again. Each prediction
+    gets its own scores and its majority answer.
     """
     train = [] if OWN_CHOICES & set(measures) else _training_answers(texts, kinds)
     majority_source = fill_majority(rows, train, kinds)
@@ -59,6 +61,9 @@ def all_scores(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ScoreWarning)
         for condition in (REAL, *BASELINES):
+            if condition in (done or {}):
+                found[condition] = dict(done or {})[condition]
+                continue
             under = scores(rows, condition, measures, kinds) | dict((extra or {}).get(condition, {}))
             if under or condition == REAL:
                 found[condition] = dict(sorted(under.items()))
@@ -80,7 +85,7 @@ def _by_measure(rows: Sequence[Prediction], measures: Sequence[str]) -> list[tup
     captioned = [row for row in rows if not row.prompt]
     ten = [row for row in rows if row.prompt and len(row.right_answers()) >= TEN_ANSWERS]
     fewer = [row for row in rows if row.prompt and len(row.right_answers()) < TEN_ANSWERS]
-    parts = ((("captions", "demo_objects"), captioned), (("vqa",), ten), (("agreement",), fewer))
+    parts = ((("captions", "short_captions", "demo_objects"), captioned), (("vqa",), ten), (("agreement",), fewer))
     return [(names, part) for names, part in parts if part]
 
 

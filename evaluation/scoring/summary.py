@@ -3,26 +3,33 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from periscope.evaluation.controls import REAL
-from periscope.evaluation.metrics.score import Score
+from periscope.evaluation.metrics.score import FEW_MEDIA, Score
 from periscope.evaluation.scoring.baselines import swapped
+from periscope.evaluation.scoring.losses import LossPair
 from periscope.evaluation.scoring.prediction import OVERALL, Prediction, commonest, kind_of
 from periscope.evaluation.scoring.table import as_numbers, table
+from periscope.evaluation.scoring.verdict import caption_note, verdict
 
-FEW_MEDIA = 20  # below which the bootstrap's interval is much too narrow
-BLIND = 0.02  # shuffled features that score this close to the real ones
 # An answer that hardly varies: its share of all answers, and how far that lies above its share among the references.
 COMMON_SHARE, ABOVE_REFERENCES = 0.5, 0.3
 
 
 def summarise(
-    split: str, rows: Sequence[Prediction], found: Mapping[str, Mapping[str, Score]], notes: Sequence[str], kinds: str
+    split: str,
+    rows: Sequence[Prediction],
+    found: Mapping[str, Mapping[str, Score]],
+    notes: Sequence[str],
+    kinds: str,
+    losses: LossPair | None = None,
 ) -> tuple[dict, str]:
-    """The split's part of eval.json, and the table with its notes for the terminal."""
-    warnings = [*notes, *warnings_of(rows, found, kinds)]
+    """The split's part of eval.json, and for the terminal the verdict and the table with its notes."""
+    seen = verdict(split, losses, rows, found)
+    short = [note for note in [caption_note(rows, found)] if note]
+    warnings = [*notes, *short, *warnings_of(rows, kinds)]
     other = swapped(rows)
-    numbers = as_numbers(found) | {"swapped": other, "n": len(rows), "warnings": warnings}
-    lines = [table(f"{split}: {len(rows)} answers", found)]
+    numbers = as_numbers(found) | {"swapped": other, "n": len(rows), "warnings": warnings, "verdict": seen.to_dict()}
+    numbers["losses"] = losses.to_dict() if losses else None
+    lines = [seen.sentence, table(f"{split}: {len(rows)} answers", found)]
     if other:
         lines.append(
             f"  {other['n']} questions are valid for the shuffled medium too: answered from its features, "
@@ -36,12 +43,11 @@ def summarise(
     return numbers, "\n".join([*lines, *(f"  {warning}" for warning in warnings)])
 
 
-def warnings_of(rows: Sequence[Prediction], found: Mapping[str, Mapping[str, Score]], kinds: str = "") -> list[str]:
-    """Reasons to distrust the scores: looking gains nothing, too few media, answers that hardly vary."""
-    real, shuffled = found[REAL], found.get("shuffled", {})
+def warnings_of(rows: Sequence[Prediction], kinds: str = "") -> list[str]:
+    """Reasons to distrust the scores: too few media, answers that hardly vary. (`verdict` says whether looking gains
+    anything.)
+    """
     warnings = []
-    if shuffled and all(real[name].value - score.value < BLIND for name, score in shuffled.items()):
-        warnings.append("blind: another medium's features do as well as the real ones")
     if (media := len({row.media for row in rows})) < FEW_MEDIA:
         warnings.append(f"intervals over {media} media are too narrow; use at least {FEW_MEDIA}")
     groups: dict[str, list[Prediction]] = {}

@@ -38,7 +38,7 @@ FOOT = """
 | vqa-always | the same, always normalised, as in LLaVA's results and lmms-eval (`vqa_always`) |
 | vqa-m4c | the same, always normalised as in the program of TextVQA and VizWiz |
 | gqa | equal to the answer, after lower-casing and dropping a final period |
-| exact | equal after VQA's normalisation of both, as in eP-ALM |
+| exact | equal after VQA's normalisation of both, as in eP-ALM, unless that leaves nothing of an answer |
 | letter | the option's letter |
 | vsr | an answer counts as true unless it has the word "false" or "no" |
 | pope | read as in the official program: accuracy, precision, recall, F1, share of yes; F1 of each of the three sets |

@@ -126,3 +126,62 @@ def test_compare_from_the_command_line_loads_no_model(runs, monkeypatch, capsys)
     assert capsys.readouterr().out.splitlines()[2].startswith("| high |")
     assert (runs / "new" / "table.md").read_text().startswith("| run | qa_accuracy |")
     assert (runs / "new" / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def scored(folder: Path, real: float, shuffled: float, cider: float, first_split: str = "alpha") -> None:
+    """A run scored on two splits: one of its own that comes first by name, and "heldout"."""
+    make_run(folder, "mlp8", 0.001, 0.5)
+    drop = shuffled - real
+    losses = {"real": real, "shuffled": shuffled, "drop": drop, "interval": [drop - 0.1, drop + 0.1]}
+    part = {"real": {"caption_cider": cider}, "shuffled": {"caption_cider": cider}, "n": 16,
+            "intervals": {"real": {"caption_cider": [0.0, 9.0]}}, "losses": losses}  # fmt: skip
+    other = {"real": {"caption_f1": 1 - cider / 10}, "n": 3}
+    (folder / "eval.json").write_text(json.dumps({"splits": {first_split: other, "heldout": part}}))
+
+
+def test_where_scores_cant_tell_the_loss_ranks_and_the_table_names_split_and_measure(tmp_path):
+    scored(tmp_path / "worst", 3.6, 3.6, cider=2.0)
+    scored(tmp_path / "best", 2.4, 3.6, cider=0.5, first_split="beta")
+    scored(tmp_path / "middle", 2.9, 3.6, cider=1.0)
+    found = compare.open_runs([tmp_path])
+    assert [run.name for run in found] == ["best", "middle", "worst"]
+    text = compare_table.table(found)
+    assert text.splitlines()[0].startswith("| run | held-out loss | loss drop | caption_cider | ")
+    assert "| best | 2.400 | 1.200 [1.100, 1.300] | 0.500 [0.000, 9.000] (0.500) |" in text
+    assert "Best first by the loss drop on heldout" in text and "no score's intervals tell the runs apart" in text
+    assert "Scores of the split heldout" in text and "hard to compare: heldout" not in text
+    # Older results hold no losses; what training logged then ranks.
+    for name, loss in (("worst", 3.6), ("best", 2.4), ("middle", 2.9)):
+        result = json.loads((tmp_path / name / "eval.json").read_text())
+        del result["splits"]["heldout"]["losses"]
+        (tmp_path / name / "eval.json").write_text(json.dumps(result))
+        with open(tmp_path / name / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": 2, "heldout": {"real": loss}}) + "\n")
+    again = compare.open_runs([tmp_path])
+    assert [run.name for run in again] == ["best", "middle", "worst"]
+    assert "Best first by the held-out loss" in compare_table.table(again)
+
+
+def test_runs_without_a_common_split_and_paths_that_arent_there_are_named(tmp_path):
+    make_run(tmp_path / "one", "mlp8", 0.001, 0.5)
+    make_run(tmp_path / "two", "mlp8", 0.001, 0.7)
+    two = tmp_path / "two" / "eval.json"
+    two.write_text(two.read_text().replace('"heldout"', '"test"'))
+    text = compare_table.table(compare.open_runs([tmp_path]))
+    assert "share no scored split" in text and "heldout 3 (one); test 3 (two)" in text
+    with pytest.raises(ScoreError, match="nope doesn't exist"):
+        compare.open_runs([tmp_path / "one", tmp_path / "nope"])
+
+
+def test_a_score_ranks_where_its_intervals_tell_runs_apart(tmp_path):
+    for name, loss, value in (("low", 2.0, 0.2), ("high", 3.0, 0.8)):
+        scored(tmp_path / name, loss, 3.6, cider=1.0)
+        file = tmp_path / name / "eval.json"
+        result = json.loads(file.read_text())
+        part = result["splits"]["heldout"]
+        part["real"]["qa_accuracy"], part["n"] = value, 50
+        part["intervals"]["real"]["qa_accuracy"] = [value - 0.1, value + 0.1]
+        file.write_text(json.dumps(result))
+    found = compare.open_runs([tmp_path])
+    assert [run.name for run in found] == ["high", "low"]
+    assert "Best first by qa_accuracy on heldout" in compare_table.table(found)

@@ -13,6 +13,8 @@ from periscope.evaluation.metrics.answers import same_answer, word_f1, words
 from periscope.evaluation.metrics.boxes import iou, read_box
 from periscope.evaluation.metrics.relative_gain import gain_over, relative_gain
 from periscope.evaluation.metrics.score import interval, mean
+from periscope.evaluation.scoring.measures import MEASURES
+from periscope.evaluation.scoring.prediction import Prediction
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "scores.json").read_text())
 CAPTIONS, ANSWERS = GOLDEN["captions"], GOLDEN["answers"]
@@ -257,3 +259,48 @@ def test_relative_gain_of_cider_is_the_difference():
     assert (
         gain_over("qa_accuracy", mean({1: 0.9}), None) is None and gain_over("pope_yes", *[mean({1: 0.9})] * 2) is None
     )
+
+
+def test_exact_match_never_compares_nothing_with_nothing() -> None:
+    for one, other in ((".", "A"), ("", "A"), ("the", "A"), ("-5", "5"), ("C++", "C#"), ("😀", "😭"), ("5%", "5"),
+                       ("กิน", "กัน"), ("कि", "की"), ("3.5", "35"), ("?", "!"), ("", "😀"), ("$5", "5")):  # fmt: skip
+        assert not same_answer(one, other) and not same_answer(other, one), (one, other)
+    for one, other in (("A.", "a"), ("The dog!", "dog"), ("1,000", "1000"), ("e\u0301", "é"), ("(−5)", "-5"),
+                       ("red, blue", "red blue"), ("红色的。", "红色的"), ("“Yes”", "yes")):  # fmt: skip
+        assert same_answer(one, other), (one, other)
+    letters = {"1": Prediction("1", "m", "Which?", ".", "A"), "2": Prediction("2", "n", "Which?", "A", "A")}
+    for measure in ("exact", "agreement"):
+        score = MEASURES[measure]({key: row.answer for key, row in letters.items()}, letters)["qa_accuracy"]
+        assert score.each == {"1": 0, "2": 1}
+
+
+@pytest.mark.parametrize("with_java", [pytest.param(True, marks=java), False])
+@pytest.mark.parametrize(
+    ("near", "true", "far"),
+    [
+        ("一只红色的狗在跑", "一只红色的狗", "蓝天"),
+        ("赤い犬が走る", "赤い犬が", "青空"),
+        ("สุนัขสีแดงวิ่ง", "สุนัขสีแดง", "ฟ้า"),
+    ],
+)
+def test_captions_without_spaces_are_scored_by_character(with_java, near, true, far, monkeypatch) -> None:
+    if not with_java:
+        monkeypatch.setattr(captions.shutil, "which", lambda _: None)
+    predictions, references = {1: near, 2: far, 3: far}, {1: true, 2: true, 3: "a dog"}
+    score = metrics.rouge_l(predictions, references)
+    assert score.each[1] > 0.7 > 0.1 > score.each[2] and "by character" in score.note
+    assert ("PTB" in score.note) == with_java
+    with pytest.warns(UserWarning, match="CIDEr of 3 items"):
+        assert metrics.cider(predictions, references).each[1] > 1
+    assert "by character" not in metrics.rouge_l({1: "a dog"}, {1: "the dog"}).note
+
+
+def test_short_captions_get_exact_and_set_scores() -> None:
+    rows = {str(i): Prediction(str(i), f"m{i}", "", said, true) for i, (said, true) in enumerate(
+        [("a dog", "dog"), ("grass, dog", "dog, grass"), ("cat", "red cat")]
+    )}  # fmt: skip
+    found = MEASURES["short_captions"]({key: row.answer for key, row in rows.items()}, rows)
+    assert found["caption_exact"].each == {"0": 1, "1": 0, "2": 0}
+    assert found["caption_set_f1"].each == pytest.approx({"0": 1, "1": 1, "2": 2 / 3})
+    long = {"0": Prediction("0", "m", "", "a dog", "a dog that lies on the grass")}
+    assert MEASURES["short_captions"]({"0": "a dog"}, long) == {}

@@ -234,3 +234,21 @@ def test_what_a_page_asks_for_is_read_from_the_browsers_log():
     assert asked_for(quiet, "file:///r.html") == set()
     loud = json.dumps({"events": [{"params": {"url": "https://x.example/a", "initiator": "null"}}]})
     assert asked_for(loud, "file:///r.html") == {"https://x.example/a"}
+
+
+def test_the_verdict_and_what_is_missing_stand_first(tmp_path):
+    run = make_run(tmp_path / "run")
+    result = json.loads((run.path / "eval.json").read_text())
+    older = Page(report(run, lambda key: Medium())).elements
+    assert not any(attributes.get("class", "").startswith("verdict") for _, attributes in older)
+    found = result["splits"].pop("heldout")
+    for seeing, colour in (("sees", "good"), ("blind", "bad"), ("unclear", "unclear"), (EVIL, "unclear")):
+        told = {"seeing": seeing, "sentence": f"It is so: {EVIL}", "measure": "loss"}
+        result |= {"splits": {"alpha": found, "heldout": found | {"verdict": told}}, "finished": False}
+        result["complete"] = {"heldout": ["real", "shuffled"], "alpha": []}
+        (run.path / "eval.json").write_text(json.dumps(result))
+        page = Page(report(RunFolder(run.path), lambda key: Medium()))
+        assert not page.faults() and page.said.index("It is so") < page.said.index("caption_f1")
+        assert {"class": f"verdict {colour}"} in [attributes for _, attributes in page.elements]
+        assert "Complete are heldout: real, shuffled; alpha: nothing yet." in page.said
+        assert "Scores of the split heldout" in page.said, "not of the split that is first by name"

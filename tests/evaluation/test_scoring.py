@@ -12,6 +12,7 @@ from periscope.evaluation.scoring.prediction import Prediction
 from periscope.evaluation.scoring.scores import all_scores, scores
 from periscope.evaluation.scoring.summary import warnings_of
 from periscope.evaluation.scoring.table import as_numbers, table
+from periscope.evaluation.scoring.verdict import verdict
 
 STAR = {"colour": "blue", "shape": "star", "size": "small", "place": "left"}
 RING = {"colour": "red", "shape": "ring", "size": "large", "place": "top"}
@@ -106,18 +107,22 @@ def test_a_blind_model_and_one_that_always_says_the_same_are_named(monkeypatch):
     seeing = [Prediction(str(i), "m", "?", word, word, "x") for i, word in enumerate("abcd")]
     same = rows_of(["dog"] * 9 + ["cat"], ["dog", "cat", "cow", "pig", "hen"] * 2)
     few = "intervals over 1 media are too narrow; use at least 20"
-    assert few in warnings_of(seeing, {"real": scores(seeing)})
+    assert few in warnings_of(seeing)
     for rows in (blind, seeing, same):
         for i, row in enumerate(rows):
             row.media = f"m{i}"
 
     def said(rows):
         monkeypatch.setattr(summary, "FEW_MEDIA", 0)
-        return warnings_of(rows, {"real": scores(rows), "shuffled": scores(rows, "shuffled")})
+        return warnings_of(rows)
 
-    assert said(seeing) == []
-    assert said(blind) == ["blind: another medium's features do as well as the real ones"]
-    (_, hardly) = said(same)
+    def judged(rows):
+        return verdict("val", None, rows, {"real": scores(rows), "shuffled": scores(rows, "shuffled")}).seeing
+
+    assert said(seeing) == [] and judged(seeing) == "unclear", "four media are too few"
+    assert said(blind) == [] and judged(blind) == "blind"
+    (hardly,) = said(same)
+    assert judged(same) == "blind"
     assert hardly.startswith("answers hardly vary: 9 of 10 questions get 'dog'") and hardly.endswith("right for 2")
 
 
@@ -196,4 +201,5 @@ def test_other_peoples_objects_are_left_alone(listed):
         Prediction("1", "m", "", "a red ring", "a red ring", "a moon", {"objects": listed}, {"objects": listed}),
         Prediction("2", "m", "?", "yes", "yes", "no", {"objects": listed, "ask": "is it"}, {"objects": listed}),
     ]
-    assert set(values(rows)) == {"caption_f1", "qa_accuracy"} and swapped(rows) is None
+    wanted = {"caption_f1", "caption_exact", "caption_set_f1", "qa_accuracy"}
+    assert set(values(rows)) == wanted and swapped(rows) is None

@@ -1,6 +1,7 @@
 """A folder with everything that the scripts need, made once."""
 
 import json
+import shutil
 
 import pytest
 import tiny
@@ -39,6 +40,7 @@ def mistakes(workshop):
     Image.new("RGB", (40, 40), "red").save(workshop / "wordless" / "a.png")
     script(workshop, "precompute.py", "--data", "wordless", "--encoder", "clip")
     script(workshop, *TRAIN, "--adapter", "mlp3", "--steps", "3", "--name", "taken")
+    shutil.copytree(workshop / "runs/taken/steps/000003/adapter", workshop / "alone")
     asked = {"media": ["001.png"], "split": "test", "turns": [{"role": "user", "content": "What is it?"}]}
     (workshop / "words").mkdir()
     (workshop / "words/unanswered.jsonl").write_text(json.dumps(asked) + "\n")

@@ -32,8 +32,11 @@ def test_train_and_eval_end_to_end(workshop):
     assert re.search(r"CIDEr of \d+ items means little; use at least 100", table)
     result = json.loads((run / "eval.json").read_text())
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert table.index(result["verdict"]["sentence"]) < table.index("caption_f1"), "the verdict comes first"
+    assert result["finished"] and result["complete"] == {"heldout": ["real", "shuffled", "blank", "none"]}
+    assert result["losses"]["texts"] == result["losses"]["media"] == 16 and not list(run.glob("evals/2.json"))
     assert result["version"] == 1 and result["n"] == len(rows) == result["counts"]["caption_f1"] >= 16
-    names = {"caption_f1", "caption_bleu4", "caption_cider", "caption_rouge_l"}
+    names = {"caption_f1", "caption_bleu4", "caption_cider", "caption_rouge_l", "caption_exact", "caption_set_f1"}
     for condition in ("real", "shuffled", "blank", "none"):
         assert set(result[condition]) == set(result["intervals"][condition]) == names
     low, high = result["intervals"]["real"]["caption_f1"]
@@ -210,9 +213,8 @@ MISTAKES = {
     "no such feature set": (("train.py", "--features", "features/nope", "--lm", "lm"), "features/nope"),
     "no such run": (("eval.py", "--run", "runs/nope"), "runs/nope is not a run"),
     "a hub id to be scored": (("eval.py", "--run", "user/name"), "no such folder here (an adapter by itself"),
-    "an adapter folder to be scored": (
-        ("eval.py", "--run", "runs/taken/steps/000003/adapter"), "is not a run but an adapter folder"
-    ),
+    "an adapter folder to be scored on nothing": (("eval.py", "--run", "alone"), "--features features/photos"),
+    "runs that aren't there to be compared": (("eval.py", "--compare", "runs/nope", "runs/taken"), "pe doesn't exist"),
     "language model of another width": (("eval.py", "--run", "runs/taken", "--lm", "wide"), "another language model"),
     "features of another encoder": (
         ("eval.py", "--run", "runs/taken", "--features", "features/other"), "trained on clip"

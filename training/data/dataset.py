@@ -140,12 +140,17 @@ class TextFeatureDataset:
         return f"{self.modality}:{self.key_prefix}{key}" if self.modality else self.key_prefix + key
 
     def segments(self, text: Text, *, answer: bool = True, media: bool = True) -> list[Segment]:
-        """One text's segments; `media=False` leaves out its media and their marks in the words."""
+        """One text's segments; with `media=False` what is left when there is nothing to look at, with the same targets:
+        where the medium was all that preceded the first of them, the prompt's start token takes its place.
+        """
         turns: Sequence[dict] = text.turns
+        soft, start = bool(self.soft_tokens), False
+        names = [self.key_prefix + key for key in text.media]
         if not media:
+            start = self.prompt.needs_start(turns, names, soft)
             turns = [{**turn, "content": self.prompt.without_marks(turn["content"])} for turn in turns]
-        names = [self.key_prefix + key for key in text.media] if media else ()
-        segments = self.prompt.segments(turns, names, answer=answer, soft_prompt=bool(self.soft_tokens))
+            names = []
+        segments = self.prompt.segments(turns, names, answer=answer, soft_prompt=soft, start=start)
         return with_modality(self.modality, segments) if self.modality else segments
 
     def batch(

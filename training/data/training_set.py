@@ -8,7 +8,7 @@ from pathlib import Path
 from periscope.adapters.model import AdaptedModel
 from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.errors import RunError
-from periscope.evaluation.controls import stand_ins
+from periscope.evaluation.controls import evenly, stand_ins
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
 from periscope.training.config import TrainConfig
@@ -179,7 +179,7 @@ def choose_heldout(dataset: TextFeatureDataset, texts: Texts, trained: TextIndex
     fitting = [(i, text.media) for i, text in enumerate(outside) if (question_of(text) is not None) in kinds]
     chosen = [i for i, media in fitting if media] or [i for i, _ in fitting]  # rather texts with a medium to see
     heldout = dataset.keep(outside.pick(chosen), max_length).texts
-    return list(heldout[:: max(1, len(heldout) // MAX_HELDOUT)][:MAX_HELDOUT])
+    return list(evenly(heldout, MAX_HELDOUT))
 
 
 def make_steps(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from periscope.adapters.io.checkpoint import load_adapter
-from periscope.adapters.io.schema import AdapterConfig
+from periscope.adapters.io.schema import AdapterConfig, read_adapter_config
 from periscope.adapters.lm.identity import same_language_model
 from periscope.adapters.lm.injection import Injection, injection_into
 from periscope.adapters.lm.language_model import LanguageModel
@@ -15,7 +15,7 @@ from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.template import Template, default_template
-from periscope.errors import AdapterError, RunError
+from periscope.errors import AdapterError, RunError, UserError
 from periscope.shards.read import FeatureSet
 from periscope.training.config import PromptOptions, TrainConfig
 from periscope.training.data.training_set import OpenedSet, TrainingSet
@@ -165,6 +165,26 @@ def adapter_facts(model: AdaptedModel, sets: Sequence[TrainingSet], step: int, t
             "features": ", ".join(training_set.features.path.name for training_set in sets),
             "texts": sum(len(training_set.index.texts) for training_set in sets),
             "step": step,
+            **kinds_of_texts(sets),
             **training,
         },
     }
+
+
+def kinds_of_texts(sets: Sequence[TrainingSet]) -> dict[str, int]:
+    """How many captions and how many questions the adapter was trained on, with those of the adapter that it started
+    from (`--init`); empty where that one doesn't tell.
+    """
+    source = sets[0].source
+    questions = sum(sum(training_set.index.is_question) for training_set in sets)
+    texts = sum(len(training_set.index.texts) for training_set in sets)
+    counts = {"captions": texts - questions, "questions": questions}
+    if source.config.init:
+        try:
+            before = read_adapter_config(adapter_folder(Path(source.config.init), source.adapter_modality)).training
+        except UserError:  # it may be gone by now
+            return {}
+        if not all(isinstance(before.get(name), int) for name in counts):
+            return {}
+        counts = {name: count + before[name] for name, count in counts.items()}
+    return counts
