@@ -53,6 +53,9 @@ class SelectionOptions:
     """Leave out images whose shorter side is below this many pixels; 0: off."""
     duplicates: Literal["keep", "drop"] = "keep"
     """Of media with identical bytes keep all, or only the first, with the texts of all."""
+    language: Annotated[str, Metavar("CODE")] = ""
+    """Of files beside the media that hold several languages, as cat.en.txt and lines like "en=A cat." do, use this one's
+    words, e.g. en; without it those of all."""
     similarity: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     """Leave out captions whose CLIP cosine similarity to their image is lower, and images left without any; 0: off."""
 

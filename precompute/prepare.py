@@ -1,6 +1,7 @@
 """From options and media to a job: which media, which encoder, which filters."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,12 @@ from periscope.precompute.media import suits
 from periscope.precompute.pipeline.filters import Filters
 from periscope.precompute.pipeline.job import Job
 from periscope.precompute.pipeline.similarity import Similarity
+from periscope.precompute.plan import describe_words
 from periscope.precompute.sources import Collection, Medium
 
 FRAMES = 8  # of each clip, with an image encoder
 TINY_MEDIA = 64
+DEFAULT_KINDS = PrecomputeConfig().kinds
 SUGGESTED = ("clip-l-336", "siglip2-b", "dinov2-b")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -31,14 +34,16 @@ def prepare(config: PrecomputeConfig, collection: Collection, out: Path, device:
 
     Raises PrecomputeError for an unknown encoder, and for media that no encoder asked for can take.
     """
-    take_subset(collection, config.limit, config.tiny)
     if config.encoder == "demo" and _modalities(collection.media.values()) == {"vector"}:
         name, kind = encoder_for(list(collection.media.values()))
         config = replace(config, encoder=name, kinds=(kind,))
         print(f"the media are ready-made vectors: --encoder {name}, --kinds {kind}")
-    kinds = tuple(dict.fromkeys(config.kinds))
+    kinds = kinds_of(config)
     encoder = choose_encoder(config, kinds, collection.media.values(), device)
     drop_other_media(collection, encoder)
+    take_subset(collection, config.limit, config.tiny)
+    for line in describe_words(collection):
+        print(line)
     storage, compute = config.storage, config.compute
     return Job(
         collection=collection,
@@ -53,6 +58,18 @@ def prepare(config: PrecomputeConfig, collection: Collection, out: Path, device:
         filters=_filters(config, collection, encoder),
         ray=compute.ray,
     )
+
+
+def kinds_of(config: PrecomputeConfig) -> tuple[str, ...]:
+    """The kinds of features that are asked for; of ready-made vectors the one kind that they are, where none were."""
+    kinds = tuple(dict.fromkeys(config.kinds))
+    if config.encoder.startswith("vectors:") and kinds == DEFAULT_KINDS:
+        return (
+            ("patches",)
+            if config.encoder.rpartition("/")[2].removeprefix("vectors:").startswith("patches-")
+            else ("pooled",)
+        )
+    return kinds
 
 
 def take_subset(collection: Collection, limit: int, tiny: bool) -> None:
@@ -104,7 +121,11 @@ def drop_other_media(collection: Collection, encoder: Encoder) -> None:
             f"--encoder {encoder.name} takes {encoder.modality} media and there are only {kinds} media here"
         )
     if others:
-        print(f"{len(others)} media are passed over: {encoder.name} takes {encoder.modality} media ({min(others)})")
+        counts = Counter(media[origin].modality for origin in others)
+        kinds = ", ".join(f"{number} {modality}" for modality, number in sorted(counts.items()))
+        print(
+            f"{len(others)} media are passed over: {encoder.name} takes {encoder.modality} media ({kinds}; {min(others)})"
+        )
         collection.media = {origin: medium for origin, medium in media.items() if origin not in others}
         collection.words = collection.words.only(lambda words: others.isdisjoint(words.media))
 
