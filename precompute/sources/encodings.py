@@ -117,7 +117,7 @@ def _best(sample: bytes) -> tuple[str, str]:
                 found[name] = sample.decode(name)
     scores = sorted(((_share(name, text) - chaos.get(name, 0), name) for name, text in found.items()), reverse=True)
     if not scores or scores[0][0] < 0.85:
-        return "", "in no usual encoding"
+        return "", "its encoding can't be told for certain"
     best, name = scores[0]
     if found.get("cp1252") == found[name]:
         name = "cp1252"

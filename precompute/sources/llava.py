@@ -14,7 +14,7 @@ from periscope.precompute.sources import Medium, Problem, Record, Words
 from periscope.precompute.sources.annotations import AnnotationFile, annotations
 from periscope.precompute.sources.conversations import CONVERSATIONS, MARK, conversation
 from periscope.precompute.sources.data_folder import DataFolder
-from periscope.precompute.sources.tables import first_rows, json_rows
+from periscope.precompute.sources.tables import NAMED, first_rows, json_rows
 
 MEDIA = {
     "image": "image",
@@ -32,7 +32,13 @@ class BadConversation(ValueError):
 
 def _files(data: DataFolder) -> list[str]:
     names = data.word_files(".json", ".jsonl")
-    return [name for name in names if any(_spoken(row) is not None for row in first_rows(data, name))]
+    return [name for name in names if _is_llava(first_rows(data, name))]
+
+
+def _is_llava(rows: list[dict]) -> bool:
+    """Whether most of these entries are conversations, and name their media as LLaVA does."""
+    spoken = [row for row in rows if _spoken(row) is not None and not any(map(NAMED.fullmatch, map(str, row)))]
+    return 2 * len(spoken) > len(rows)
 
 
 def _spoken(row: dict) -> list | None:

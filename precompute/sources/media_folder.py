@@ -28,10 +28,19 @@ from periscope.precompute.media import modality_of
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
 from periscope.precompute.sources.conversations import words_of
 from periscope.precompute.sources.data_folder import MODALITIES, DataFolder, composed, whole
-from periscope.precompute.sources.json_stream import numbered_elements
 from periscope.precompute.sources.sidecars import Sidecars
 from periscope.precompute.sources.splits import split_in
-from periscope.precompute.sources.tables import FILES, NAMED, SUFFIXES, WORDS, header_of, json_rows, pyarrow, rows
+from periscope.precompute.sources.tables import (
+    FILES,
+    NAMED,
+    SUFFIXES,
+    WORDS,
+    header_of,
+    json_rows,
+    note_truth,
+    pyarrow,
+    rows,
+)
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.json", "metadata.parquet")
 MANY = 200  # rows of a .json that are looked at for its columns
@@ -86,12 +95,10 @@ def _json_table(data: DataFolder, name: str) -> WordTable | None:
     found: dict[str, dict[str, None]] = defaultdict(dict)
     mapped = 0
     try:
-        with data.open(name) as stream:
-            elements = numbered_elements(stream, data.encoding(name), lambda _: None)
-            for _, key, row in islice(elements, MANY):
-                if isinstance(row, dict) and not modality_of(key):
-                    found[key].update(dict.fromkeys(map(str, row)))
-                mapped += bool(modality_of(key))
+        for _, key, row in islice(json_rows(data, name), MANY):
+            if isinstance(row, dict) and not modality_of(key):
+                found[key].update(dict.fromkeys(map(str, row)))
+            mapped += bool(modality_of(key))
     except (OSError, ValueError):
         pass
     if mapped:
@@ -225,6 +232,7 @@ def _rows(data: DataFolder, table: WordTable, worded: set[str]) -> Iterator[Reco
             again += 1
             continue
         said = {column: cell for column, cell in row.items() if column not in table.files or column in table.words}
+        note_truth(data, table.name, said)
         split = of_table or data.split_of(origins[0], folders_only=True)
         yield from words_of(said, origins, where, split)
     if again:

@@ -18,7 +18,7 @@ from periscope.precompute.sources.arrow_media import cell_bytes, is_list, media_
 from periscope.precompute.sources.conversations import CLASSES
 from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.media_folder import METADATA
-from periscope.precompute.sources.tables import ROWS, WORDS, plain_rows, pyarrow
+from periscope.precompute.sources.tables import ROWS, WORDS, note_truth, plain_rows, pyarrow
 
 FEW_ROWS = 16  # at once, where the words' batches hold the media too
 LOCK = threading.Lock()
@@ -96,6 +96,7 @@ def _rows(data: DataFolder, name: str, column: str, modality: str) -> Iterator[R
         at = 0
         for batch in file.iter_batches(FEW_ROWS if several else ROWS, row_groups=[group], columns=wanted):
             for row in plain_rows(batch) if wanted else ():
+                note_truth(data, name, row)
                 part = partial(read_cell, group, at, column)
                 yield from records_of(row, f"{name}/{number + at:06d}", path, column, modality, part, split)
                 at += 1

@@ -15,7 +15,7 @@ from periscope.precompute.sources.arrow_media import cell_bytes, is_list, media_
 from periscope.precompute.sources.data_folder import DataFolder
 from periscope.precompute.sources.parquet_table import FEW_ROWS
 from periscope.precompute.sources.splits import split_named
-from periscope.precompute.sources.tables import ROWS, plain_rows
+from periscope.precompute.sources.tables import ROWS, note_truth, plain_rows
 
 
 def read_row(split: str, row: int, column: str, place: int | None, path: Path) -> bytes:
@@ -70,6 +70,7 @@ def saved_dataset(data: DataFolder) -> Iterator[Record]:
         words = table.select_columns(wanted).iter(FEW_ROWS if several else ROWS) if wanted else ()
         rows = (row for batch in words for row in plain_rows(batch)) if wanted else ({} for _ in range(len(table)))
         for at, row in enumerate(rows):
+            note_truth(data, name or data.path.name, row)
             part = partial(read_row, name, at, column)
             origin = f"{name}/{at:06d}" if name else f"{at:06d}"
             yield from records_of(row, origin, data.root, column, modality, part, split_named(name))

@@ -19,6 +19,7 @@ from periscope.precompute.sources.encodings import DAMAGED
 from periscope.precompute.sources.json_stream import numbered_elements
 from periscope.precompute.sources.text_file import stream_lines
 
+LINES = (".jsonl", ".ndjson")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 ROWS = 1000  # of a parquet file that are held at once
 DELIMITERS = ",;\t|"
@@ -43,13 +44,13 @@ def rows(data: DataFolder, name: str, only: Sequence[str] | None = None) -> Iter
     `data.problems` with their line. only: the columns that are wanted of a .parquet. Raises OSError, and
     PrecomputeError when a .parquet can't be read for want of pyarrow.
     """
-    end = name.lower().rsplit(".", 1)[-1]
-    if end == "parquet":
+    lines = name.lower().endswith(LINES)
+    if name.lower().endswith(".parquet"):
         yield from _parquet(data, name, only)
-    elif end == "json" or (end in ("jsonl", "ndjson") and data.first_character(name) == "["):
+    elif name.lower().endswith(".json") or (lines and data.first_character(name) == "["):
         for number, _, row in json_rows(data, name):
             yield number, row if isinstance(row, dict) else None
-    elif end in ("jsonl", "ndjson"):
+    elif lines:
         with data.open(name) as stream:
             for number, line in enumerate(stream_lines(stream, data.encoding(name)), 1):
                 if DAMAGED in line:
@@ -61,7 +62,13 @@ def rows(data: DataFolder, name: str, only: Sequence[str] | None = None) -> Iter
 
 
 def json_rows(data: DataFolder, name: str) -> Iterator[tuple[int, str, Any]]:
-    """(line, key, element) of a .json as `json_stream.elements` gives them; what is damaged is listed."""
+    """(line, key, element) of a .json as `json_stream.elements` gives them, or of a .jsonl, whose elements have the key
+    "", None for a line that isn't an object; what is damaged is listed.
+    """
+    if name.lower().endswith(LINES) and data.first_character(name) != "[":
+        for number, row in rows(data, name):
+            yield number, "", row
+        return
     with data.open(name) as stream:
         yield from numbered_elements(stream, data.encoding(name), data.damage(name))
 
@@ -87,10 +94,11 @@ def header_of(data: DataFolder, name: str) -> Header:
     known = {mark: sum(map(is_known, cells)) for mark, cells in forms.items()}
     if not any(known.values()):
         for mark in DELIMITERS:
-            first = head[0].split(mark)[0].strip().strip('"')
-            if len(forms[mark]) > 1 and first and (mark == "|" or modality_of(first)) and data.names_medium(first):
-                if mark == "|" and len(forms[mark]) < 4:  # LJSpeech's metadata.csv, in which quotes are words
-                    return Header(LJSPEECH[: len(head[0].split(mark))], mark, 1, False)
+            raw = head[0].split(mark)
+            first = raw[0].strip().strip('"')
+            if len(raw) > 1 and first and (mark == "|" or modality_of(first)) and data.names_medium(first):
+                if mark == "|" and len(raw) < 4:  # LJSpeech's metadata.csv, in which quotes are words
+                    return Header(LJSPEECH[: len(raw)], mark, 1, False)
                 return Header(("file_name", "text"), mark, 1)
     delimiter = max(DELIMITERS, key=lambda mark: (known[mark], len(forms[mark])))
     return Header(tuple(forms[delimiter]), delimiter)
@@ -251,6 +259,12 @@ def pyarrow(name: str) -> Any:
     return pyarrow
 
 
+def note_truth(data: DataFolder, name: str, row: dict) -> None:
+    """Say how true and false become words, if a row of the file has any."""
+    if any(isinstance(cell, bool) and str(column).strip().lower() in WORDS for column, cell in row.items()):
+        data.note(f"{name}: true and false are written yes and no")
+
+
 def plain_rows(batch: Any) -> list[dict]:
     """The rows of an Arrow batch or table as Python's values, numbers of single precision as they are written: 0.1, not
     0.10000000149011612.
@@ -285,9 +299,7 @@ def json_object(line: str) -> dict | None:
 def first_rows(data: DataFolder, name: str, count: int = 20) -> list[dict]:
     """The objects among the first elements of a .json array or of JSON Lines, whatever the file's name ends in."""
     try:
-        with data.open(name) as stream:
-            found = numbered_elements(stream, data.encoding(name), lambda _: None)
-            return [row for _, key, row in islice(found, count) if not key and isinstance(row, dict)]
+        return [row for _, key, row in islice(json_rows(data, name), count) if not key and isinstance(row, dict)]
     except (OSError, ValueError):
         return []
 
