@@ -96,8 +96,8 @@ def without_words(collection: Collection) -> str:
         return ""
     tried = f" ({len(collection.unused)} files look like words and aren't used: see above)" if collection.unused else ""
     return (
-        f"warning: no medium has words{tried}, and train.py can't use a set without them. Put cat.txt beside cat.jpg, or "
-        'metadata.jsonl with lines {"file_name": "cat.jpg", "text": "A cat."} into the folder, and run the '
+        f"warning: no medium has words{tried}, and train.py can't use a set without them. Put cat.txt beside cat.jpg, "
+        'or metadata.jsonl with lines {"file_name": "cat.jpg", "text": "A cat."} into the folder, and run the '
         "same command again: what is encoded stays. Or pass words to train.py --text FILE"
     )
 

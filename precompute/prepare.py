@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import torch
 
 from periscope.errors import PrecomputeError
@@ -15,7 +16,8 @@ from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.names import ENCODERS
 from periscope.precompute.encoders.registry import load_encoder, over_frames
 from periscope.precompute.encoders.vectors import encoder_for
-from periscope.precompute.media import suits
+from periscope.precompute.media import read_file, suits
+from periscope.precompute.media.container import FORMATS
 from periscope.precompute.pipeline.filters import Filters
 from periscope.precompute.pipeline.job import Job
 from periscope.precompute.pipeline.similarity import Similarity
@@ -64,11 +66,8 @@ def kinds_of(config: PrecomputeConfig) -> tuple[str, ...]:
     """The kinds of features that are asked for; of ready-made vectors the one kind that they are, where none were."""
     kinds = tuple(dict.fromkeys(config.kinds))
     if config.encoder.startswith("vectors:") and kinds == DEFAULT_KINDS:
-        return (
-            ("patches",)
-            if config.encoder.rpartition("/")[2].removeprefix("vectors:").startswith("patches-")
-            else ("pooled",)
-        )
+        form = config.encoder.removeprefix("vectors:").rpartition("/")[2]
+        return ("patches",) if form.startswith("patches-") else ("pooled",)
     return kinds
 
 
@@ -114,6 +113,9 @@ def drop_other_media(collection: Collection, encoder: Encoder) -> None:
     Raises PrecomputeError when none is left.
     """
     media = collection.media
+    if encoder.modality == "audio":
+        sounds = {origin: replace(medium, modality="audio") for origin, medium in media.items() if is_sound(medium)}
+        media.update(sounds)
     others = {origin for origin, medium in media.items() if not suits(origin, medium.modality, encoder.modality)}
     if len(others) == len(media):
         kinds = ", ".join(sorted(_modalities(media.values())))
@@ -123,11 +125,21 @@ def drop_other_media(collection: Collection, encoder: Encoder) -> None:
     if others:
         counts = Counter(media[origin].modality for origin in others)
         kinds = ", ".join(f"{number} {modality}" for modality, number in sorted(counts.items()))
-        print(
-            f"{len(others)} media are passed over: {encoder.name} takes {encoder.modality} media ({kinds}; {min(others)})"
-        )
+        takes = f"{encoder.name} takes {encoder.modality} media"
+        print(f"{len(others)} media are passed over: {takes} ({kinds}; {min(others)})")
         collection.media = {origin: medium for origin, medium in media.items() if origin not in others}
         collection.words = collection.words.only(lambda words: others.isdisjoint(words.media))
+
+
+def is_sound(medium: Medium) -> bool:
+    """Whether a file with the name of a clip has sound and no pictures, as browsers' recordings (.webm) do."""
+    if medium.modality != "video" or medium.part is not read_file:
+        return False
+    try:
+        with av.open(medium.path, options={"format_whitelist": ",".join(FORMATS)}) as container:
+            return bool(container.streams.audio) and not container.streams.video
+    except (av.FFmpegError, OSError, ValueError):
+        return False
 
 
 def _filters(config: PrecomputeConfig, collection: Collection, encoder: Encoder) -> Filters:

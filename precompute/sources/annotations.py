@@ -36,8 +36,8 @@ class AnnotationFile:
         return self.folder.split_of(self.name)
 
     def elements(self, key: str | None = None) -> Iterator[tuple[str, Any]]:
-        """(key, element) of a .json file, as `json_stream.elements` gives them; only those at `key` if it is given. What
-        is damaged is listed, and what is whole before and after it given.
+        """(key, element) of a .json file, as `json_stream.elements` gives them; only those at `key` if it is given.
+        What is damaged is listed, and what is whole before and after it given.
         """
         for _, found, element in json_rows(self.folder, self.name):
             if key is None or found == key:

@@ -225,7 +225,7 @@ class DataFolder:
 
     def text_of(self, content: bytes, name: str, others: Callable[[], Iterable[bytes]], group: str = "") -> str:
         """The text of these few bytes, which alone may not tell their encoding: that of the `others`, which the same
-        program wrote, counts more, and is told once for each `group`. Raises UnreadableTextError where it can't be told.
+        program wrote, counts more, and is told once for each `group`. Raises UnreadableTextError if it can't.
         """
         own = tell_encoding(io.BytesIO(content))
         if own.name.startswith("utf") and not own.doubt:

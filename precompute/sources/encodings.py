@@ -136,7 +136,7 @@ def _share(name: str, text: str) -> float:
     outside = [char for char in text if char > "\x7f"]
     if not outside:
         return 0.0
-    if name in LATIN and len(re.findall("[a-zA-Z]", text)) < len(outside):
+    if name in LATIN and len(re.findall("[a-zA-Z]", text)) < max(3, len(outside)):
         return 0.0
     if name in LATIN:
         letters = [char.lower() for char in outside if char not in TYPOGRAPHY]

@@ -24,7 +24,7 @@ def elements(
     """(key, element) of a JSON object or array, or of several objects after one another, in the file's order.
 
     An array gives ("", element) for each of its elements. An object gives (key, element) for each element of a value
-    that is an array, and (key, value) for any other. JSON Lines give ("", object) for each, whatever the file is called.
+    that is an array, and (key, value) for any other. JSON Lines give ("", object) for each, whatever the file's name.
 
     encoding: of the file, told by its bytes without it · damage: is called for elements that can't be read; the whole
     ones before and after are given. Without it, raises ValueError, after all that is whole, when the text isn't JSON or

@@ -15,7 +15,6 @@ all the same.
 """
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -156,7 +155,7 @@ def media_folder(data: DataFolder) -> Iterator[Record]:
         split = data.split_of(name, folders_only=True) or by_name.get(name)
         yield from sidecars.words(name, split)
     if by_name:
-        for name, split in by_name.items():
+        for split in by_name.values():
             data.split_signs.setdefault(split, {}).setdefault("names of the media", None)
     sidecars.finish()
 

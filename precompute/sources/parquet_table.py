@@ -1,9 +1,10 @@
 """Parquet files with the media in them: Hugging Face's Hub (https://huggingface.co/docs/hub/datasets-image#parquet-format)
 and img2dataset's `--output_format parquet` (https://github.com/rom1504/img2dataset#output-format).
 
-Of the columns that hold pictures, sounds or clips, or lists of them, the first is taken, one called `image`, `audio` and
-the like before others, and masks last; without any, the first that holds vectors. Words come from columns of the usual names: `caption`, `text`, `question` and `answer`, `conversations`, ...
-Splits come from a `split` column or the file's name (`train-00000-of-00002.parquet`).
+Of the columns that hold pictures, sounds or clips, or lists of them, the first is taken; those called `image`, `audio`
+and the like come before others, and masks last. Without any, the first that holds vectors is taken. Words come from
+columns of the usual names: `caption`, `text`, `question` and `answer`, `conversations`, ... Splits come from a `split`
+column, or the name of the file (`train-00000-of-00002.parquet`) or of its folder.
 """
 
 import threading

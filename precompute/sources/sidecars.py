@@ -1,5 +1,5 @@
-"""Files of words that stand beside their media: `cat.txt`, `cat.jpg.txt`, `cat.caption`, `cat.json`, `captions/cat.txt`,
-and one for each language, `cat.en.txt`.
+"""Files of words beside their media: `cat.txt`, `cat.jpg.txt`, `cat.caption`, `cat.json`, `captions/cat.txt`, and one
+for each language, `cat.en.txt`.
 """
 
 import os
@@ -19,12 +19,16 @@ from periscope.precompute.sources.text_file import DAMAGED, captions_in
 ENDS = (".txt", ".caption", ".json")
 FOLDERS = ("captions", "caption", "texts", "text", "txt", "descriptions", "transcripts")
 BOXES = re.compile(r"\d+(\s+[-+\d.eE]+){4,}")  # YOLO's labels, a class and the numbers of a box
-CODES = frozenset(  # https://www.loc.gov/standards/iso639-2/php/code_list.php, of two letters
-    "aa ab af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo "
-    "es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka "
-    "kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng "
-    "nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su "
-    "sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu".split()
+# https://www.loc.gov/standards/iso639-2/php/code_list.php, those of two letters
+CODES = frozenset(
+    re.findall(
+        "..",
+        "aaabafakamanarasavayazbabebgbhbibmbnbobrbscacechcocrcscucvcydadedvdzeeeleneoes"
+        "eteufafffifjfofrfygagdglgngugvhahehihohrhthuhyhziaidieigiiikioisitiujajvkakgki"
+        "kjkkklkmknkokrkskukvkwkylalblglilnloltlulvmgmhmimkmlmnmrmsmtmynanbndnengnlnnno"
+        "nrnvnyocojomorospapiplpsptqurmrnrorurwsascsdsesgsiskslsmsnsosqsrssstsusvswtate"
+        "tgthtitktltntotrtstttwtyugukuruzvevivowawoxhyiyozazhzu",
+    )
 )
 MARKED = re.compile(r"([a-z]{2,3}(?:[_-][A-Za-z]{2,4})?(?:@\w+)?)(?:\.utf-?8)?\s*=\s*(.+)")
 MANY_LANGUAGES = 5  # that are named
@@ -150,7 +154,7 @@ class Sidecars:
                 told.append((mark[1].lower().replace("-", "_"), mark[2]))
             else:
                 told.append((of_file or ("en" if several else ""), line))
-        self.languages.update({language for language, _ in told if language})
+        self.languages.update(list(dict.fromkeys(language for language, _ in told if language)))
         wanted = self.data.language.lower().replace("-", "_")
         if not wanted:
             return [words for _, words in told]

@@ -185,31 +185,38 @@ class _Table:
                 if len(cells) == self.width
                 else (None, 1, f"{len(cells)} cells for {self.width} columns")
             )
-        cells, used = _cells(line, delimiter), 1
-        raw = line.split(delimiter)
+        cells, used, wrong = _cells(line, delimiter), 1, ""
         if cells is None:
-            cells, used = self._continued(at)
-        if cells is None and delimiter == "\t" and len(raw) == self.width:
+            cells, used, wrong = self._continued(at)
+        raw = line.split(delimiter)
+        if cells is None and used == 1 and delimiter == "\t" and len(raw) == self.width:
             return raw, 1, ""  # tables by tabs are often written without quoting
         if cells is None:
-            return None, 1, "a quote isn't closed, or stands inside a quoted cell"
+            return None, used, wrong
         if any(DAMAGED in cell for cell in cells):
             return None, used, self.data.encoding(self.name).doubt or "bytes that are no text"
         fitted, wrong = self._fitted(cells, at, line if used == 1 else "")
         return fitted, used, wrong
 
-    def _continued(self, at: int) -> tuple[list[str] | None, int]:
-        """The cells of a row whose quoted cell goes on in the next lines, and how many lines it takes; unless one of
-        these is a row of its own.
+    def _continued(self, at: int) -> tuple[list[str] | None, int, str]:
+        """As `_row`, for a row whose quoted cell goes on in the next lines. Where these look like rows of their own, a
+        quote may be missing, and nobody can know.
         """
-        delimiter = self.header.delimiter
+        rows = 0
         for used in range(2, min(CONTINUED, len(self.lines) - at) + 1):
-            if self._is_row(self.lines[at + used - 1]):
-                return None, 1
-            cells = _cells("\n".join(self.lines[at : at + used]), delimiter)
+            rows += self._is_row(self.lines[at + used - 1])
+            cells = _cells("\n".join(self.lines[at : at + used]), self.header.delimiter)
+            if cells is not None and len(cells) == self.width:
+                if rows:
+                    return (
+                        None,
+                        used,
+                        f"up to line {at + used} a quoted cell holds what looks like rows: is a quote missing?",
+                    )
+                return cells, used, ""
             if cells is not None:
-                return (cells, used) if len(cells) == self.width else (None, 1)
-        return None, 1
+                break
+        return None, 1, "a quote isn't closed, or stands inside a quoted cell"
 
     def _is_row(self, line: str) -> bool:
         raw = line.split(self.header.delimiter)

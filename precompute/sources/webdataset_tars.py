@@ -2,11 +2,11 @@
 `00000.parquet` and `00000_stats.json`. https://github.com/rom1504/img2dataset#output-format; webdataset's convention:
 https://github.com/webdataset/webdataset#the-webdataset-format.
 
-Files of one name up to the first dot of its last part are one sample: its media, and its words from `.txt`, each line of
-which is a caption, else from the `.json` by the usual names (`caption`, `conversations`, ...). A `.json` with a `status` other than "success" is
-counted as a problem; what img2dataset couldn't fetch, it lists in the .parquet alone, from which it is counted too, if
-pyarrow is installed. The tars must not be compressed: media are read by position, so that a stopped run goes on where
-it was.
+Files of one name up to the first dot of its last part are one sample, wherever in the tar they are: its media, and its
+words from `.txt`, a caption a line, else from `.caption`, else from the `.json` by the usual names (`caption`,
+`conversations`, ...). A `.json` with a `status` other than "success" is counted as a problem; what img2dataset couldn't
+fetch, it lists in the .parquet alone, from which it is counted too, if pyarrow is installed. The tars must not be
+compressed: media are read by position, so that a stopped run goes on where it was.
 """
 
 import importlib.util

@@ -12,13 +12,19 @@ import wave
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import av
+import numpy as np
 import pytest
 from data_folders import llava_row
 from PIL import Image
 
 from periscope.errors import PrecomputeError
+from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.plan import describe_words
+from periscope.precompute.prepare import drop_other_media
 from periscope.precompute.sources import Collection, collect
 
 CAFE = unicodedata.normalize("NFD", "Café")
@@ -27,7 +33,7 @@ Texts = list[tuple[str, tuple[str, ...], str | None]]  # medium, contents of the
 
 @dataclass(frozen=True)
 class Case:
-    """files: name -> content · media: number of pictures 0.jpg, 1.jpg, ... beside them · texts: all that must come out ·
+    """files: name -> content · media: number of pictures 0.jpg, 1.jpg, ... beside them · texts: all that must come out
     problems: reason and what its detail must hold · said: what the plan must hold · given: the file given as --data.
     """
 
@@ -50,6 +56,18 @@ def beep(rate: int = 8000) -> bytes:
     with wave.open(stream, "wb") as sound:
         sound.setparams((1, 2, rate, 0, "NONE", ""))
         sound.writeframes(b"\0\1" * 800)
+    return stream.getvalue()
+
+
+def webm() -> bytes:
+    """Sound alone, as browsers record it."""
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="webm") as container:
+        track = container.add_stream("libopus", rate=48000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 48000
+        container.mux(track.encode(frame))
+        container.mux(track.encode(None))
     return stream.getvalue()
 
 
@@ -185,6 +203,10 @@ def made() -> dict[str, Callable[[], Case]]:
 
     both = {"0.jpg": png(), "1.jpg": png(1)}
     return {
+        "audio_webm": lambda: Case(
+            {f"{n}.webm": webm() for n in (1, 2, 3)} | {f"{n}.txt": f"tone {n}" for n in (1, 2, 3)},
+            [(f"{n}.webm", (f"tone {n}",), None) for n in (1, 2, 3)],
+        ),
         "coco_ids_mixed": lambda: coco(str),
         "coco_ids_float": lambda: coco(float),
         "commonvoice_tsv": lambda: Case(
@@ -243,9 +265,9 @@ def made() -> dict[str, Callable[[], Case]]:
         ),
         "csv_quote_closed_by_another_row": lambda: Case(
             {"metadata.csv": 'file_name,text\n0.jpg,"A sign\n1.jpg,A disk of 5"\n2.jpg,"two\nlines"\n'},
-            [("1.jpg", ('A disk of 5"',), None), ("2.jpg", ("two lines",), None)],
+            [("2.jpg", ("two lines",), None)],
             3,
-            [("row can't be read", "line 2")],
+            [("row can't be read", "line 2: up to line 3 a quoted cell holds what looks like rows")],
         ),
         "csv_unquoted_comma": lambda: Case(
             {
@@ -302,12 +324,13 @@ def made() -> dict[str, Callable[[], Case]]:
         ),
         "ljspeech_metadata_csv": lambda: Case(
             {
-                "metadata.csv": "".join(f"LJ001-000{n}|Printing, in the only sense {n}|Printing, in the only sense {n}\n"
-                                        for n in range(3)),
+                "metadata.csv": "".join(
+                    f"LJ001-000{n}|Printing, in the only sense {n}|Printing, in the only sense {n}\n" for n in range(3)
+                ),
                 **{f"wavs/LJ001-000{n}.wav": beep() for n in range(3)},
             },
             [(f"wavs/LJ001-000{n}.wav", (f"Printing, in the only sense {n}",), None) for n in range(3)],
-        ),  # fmt: skip
+        ),
         "ljspeech_quotes": lambda: Case(
             {"metadata.csv": 'a|"Nr. 5|"number five\nb|No. 6|\n', "wavs/a.wav": beep(), "wavs/b.wav": beep()},
             [("wavs/a.wav", ('"number five',), None), ("wavs/b.wav", ("No. 6",), None)],
@@ -333,7 +356,8 @@ def made() -> dict[str, Callable[[], Case]]:
             {
                 f"{CAFE}.jpg": png(),
                 "b.jpg": png(1),
-                "metadata.jsonl": '{"file_name": "Caf\\u00e9.jpg", "text": "coffee"}\n{"file_name": "b.jpg", "text": "b"}',
+                "metadata.jsonl": '{"file_name": "Caf\\u00e9.jpg", "text": "coffee"}\n'
+                '{"file_name": "b.jpg", "text": "b"}',
             },
             [(f"{CAFE}.jpg", ("coffee",), None), ("b.jpg", ("b",), None)],
         ),
@@ -391,7 +415,11 @@ def made() -> dict[str, Callable[[], Case]]:
             {
                 "00000.tar": tar_of(
                     {
-                        f"./{mark}{n}.{end}": b"\0\5\26\7\0\2\0\0Mac OS X" if mark else png(n) if end == "jpg" else f"cap {n}"
+                        f"./{mark}{n}.{end}": b"\0\5\26\7\0\2\0\0Mac OS X"
+                        if mark
+                        else png(n)
+                        if end == "jpg"
+                        else f"cap {n}"
                         for n in range(4)
                         for end in ("jpg", "txt")
                         for mark in ("._", "")
@@ -405,29 +433,39 @@ def made() -> dict[str, Callable[[], Case]]:
             [("00000.tar/0.jpg", (words,), None) for words in ("a dog", "a brown dog")],
         ),
         "tar_unordered": lambda: Case(
-            {
-                "00000.tar": tar_of(
-                    {f"{n}.jpg": png(n) for n in range(4)} | {f"{n}.txt": f"cap {n}" for n in range(4)}
-                )
-            },
+            {"00000.tar": tar_of({f"{n}.jpg": png(n) for n in range(4)} | {f"{n}.txt": f"cap {n}" for n in range(4)})},
             [(f"00000.tar/{n}.jpg", (f"cap {n}",), None) for n in range(4)],
         ),
         "tars_in_split_folders": tar_folders,
         "tar_gbk": lambda: Case(
-            {"00000.tar": tar_of({"0.jpg": png(), "0.txt": "狗".encode("gbk"), "1.jpg": png(1), "1.txt": chinese[0].encode("gbk")})},
+            {
+                "00000.tar": tar_of(
+                    {"0.jpg": png(), "0.txt": "狗".encode("gbk"), "1.jpg": png(1), "1.txt": chinese[0].encode("gbk")}
+                )
+            },
             [("00000.tar/0.jpg", ("狗",), None), ("00000.tar/1.jpg", (chinese[0],), None)],
         ),
         "encoding_not_certain": lambda: Case(
             {"0.txt": "狗".encode("gbk")}, [], 1, [("words can't be read", "can't be told for certain")]
         ),
         "names_of_media_with_splits": lambda: Case(
-            {f"{split}_{n}.{end}": png(n) if end == "jpg" else split for split in ("train", "test") for n in range(2)
-             for end in ("jpg", "txt")},
+            {
+                f"{split}_{n}.{end}": png(n) if end == "jpg" else split
+                for split in ("train", "test")
+                for n in range(2)
+                for end in ("jpg", "txt")
+            },
             [(f"{split}_{n}.jpg", (split,), split) for split in ("train", "test") for n in range(2)],
         ),
         "a_picture_of_a_train": lambda: Case(
-            {"train.jpg": png(), "train.txt": "A train.", "dog.jpg": png(1), "dog.txt": "A dog.", "train/2.jpg": png(2),
-             "train/2.txt": "Another."},
+            {
+                "train.jpg": png(),
+                "train.txt": "A train.",
+                "dog.jpg": png(1),
+                "dog.txt": "A dog.",
+                "train/2.jpg": png(2),
+                "train/2.txt": "Another.",
+            },
             [("train.jpg", ("A train.",), None), ("dog.jpg", ("A dog.",), None), ("train/2.jpg", ("Another.",), None)],
         ),
         "commonvoice_invalidated": lambda: Case(
@@ -440,12 +478,17 @@ def made() -> dict[str, Callable[[], Case]]:
             said=("invalidated.tsv", "its name says no split"),
         ),
         "two_files_of_words": lambda: Case(
-            {"a.csv": "image,caption\n0.jpg,zero\n", "b.json": [{"image": "0.jpg", "caption": "zero"}], **both,
-             "notes.txt": "buy milk", "story.srt": "x"},
+            {
+                "a.csv": "image,caption\n0.jpg,zero\n",
+                "b.json": [{"image": "0.jpg", "caption": "zero"}],
+                **both,
+                "notes.txt": "buy milk",
+                "story.srt": "x",
+            },
             captions("zero"),
             said=("b.json: 1 rows aren't used", "not used: notes.txt: no medium of its name", "story.srt: a form"),
         ),
-    }  # fmt: skip
+    }
 
 
 MADE = made()
@@ -482,6 +525,9 @@ def check(name: str, case: Case, data: Path) -> None:
     told = "\n".join(describe_words(found))
     assert all(words in told for words in case.said), told
     assert all(medium.read() for medium in found.media.values())
+    if name == "audio_webm":
+        drop_other_media(found, cast(Encoder, SimpleNamespace(name="e", modality="audio")))
+        assert [medium.modality for medium in found.media.values()] == ["audio"] * 3 and len(found.words) == 3
 
 
 @pytest.mark.parametrize("name", MADE)
