@@ -57,7 +57,7 @@ def _splits(collection: Collection) -> list[str]:
         more = f" and {len(signs) - FEW} more" if len(signs) > FEW else ""
         sign = f"by {', '.join(signs[:FEW])}{more}" if signs else "named in the words"
         if not split:
-            split, sign = "none named", "2% of the media are held out by their content"
+            split, sign = "none named", "of these media some are held out by their content"
         lines.append(f"split {split}: {number} texts, {len(media[split if split in media else ''])} media ({sign})")
     return lines
 

@@ -127,20 +127,9 @@ class Collection:
 
 
 WORD_LIKE = (
-    ".txt",
-    ".caption",
-    ".json",
-    ".jsonl",
-    ".ndjson",
-    ".csv",
-    ".tsv",
-    ".parquet",
-    ".srt",
-    ".vtt",
-    ".lab",
-    ".trn",
+    *(".txt", ".caption", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".srt", ".vtt", ".lab"),
+    *(".trn", ".xml", ".xls", ".xlsx", ".ods", ".yaml", ".yml", ".md", ".docx"),
 )
-WORD_LIKE += (".xml", ".xls", ".xlsx", ".ods", ".yaml", ".yml", ".arrow", ".md", ".docx")
 
 
 def collect(path: Path | str, language: str = "") -> Collection:

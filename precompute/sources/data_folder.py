@@ -330,7 +330,7 @@ class DataFolder:
         name = os.path.relpath(target, self.root).replace(os.sep, "/")
         if not os.path.isfile(target):
             name = self._by_form(name, self.names()) or self._by_form(name, self.members()) or name
-            target = self.root / name
+            target = f"{self.root}/{name}"
         elif not self.inside(name):
             return Problem(wanted, "outside the data folder", f"{where}: a link to {os.path.realpath(target)}")
         if os.path.isfile(target) or name in self.members():

@@ -43,7 +43,8 @@ BYTES = {  # leading bytes of the usual characters of an encoding
     "cp932": ((0x81, 0x83), (0x88, 0x98)),
     "euc_jp": ((0xA1, 0xA5), (0xB0, 0xCF)),
 }
-LETTERS = {"cp1251": "Ѐ-ӿ", "koi8_r": "Ѐ-ӿ", "cp1253": "Ͱ-Ͽ", "cp1255": "א-ת", "cp1256": "\u0600-\u06ff"}
+CYRILLIC = "А-яЁёІіЇїЄєҐґЎў"
+LETTERS = {"cp1251": CYRILLIC, "koi8_r": CYRILLIC, "cp1253": "Ͱ-Ͽ", "cp1255": "א-ת", "cp1256": "\u0600-\u06ff"}
 CANDIDATES = (*LATIN, *LETTERS, *BYTES)
 SEPARATORS = re.compile(rb"[\n\",]")
 
@@ -147,6 +148,9 @@ def _share(name: str, text: str) -> float:
         letters = [letter for run in re.findall(f"[{LETTERS[name]}]{{2,}}", text) for letter in run]
         mixed = len(re.findall(f"[a-zA-Z][{LETTERS[name]}]|[{LETTERS[name]}][a-zA-Z]", text))
         typography = sum(char in TYPOGRAPHY for char in outside)
+        if len(letters) < 4:
+            return 0.0
+        mixed += len(re.findall("[а-яё][А-ЯЁ]", text))
         shouted = sum(letter.isupper() for letter in letters) * 2 > len(letters) > 2  # KOI8 has them the other way
         return max(0.0, (len(letters) + (typography if letters else 0) - 2 * mixed) / len(outside) - 0.3 * shouted)
     return _usual_east_asian(name, text, outside)

@@ -152,11 +152,10 @@ def media_folder(data: DataFolder) -> Iterator[Record]:
         if name in worded:
             sidecars.pass_over(name, "a table has the words of its medium")
             continue
-        split = data.split_of(name, folders_only=True) or by_name.get(name)
+        split = data.split_of(name, folders_only=True)
+        if not split and (split := by_name.get(name)):
+            data.split_signs.setdefault(split, {})["the names of the media"] = None
         yield from sidecars.words(name, split)
-    if by_name:
-        for split in by_name.values():
-            data.split_signs.setdefault(split, {}).setdefault("names of the media", None)
     sidecars.finish()
 
 

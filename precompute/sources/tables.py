@@ -178,17 +178,14 @@ class _Table:
         line, delimiter = self.lines[at], self.header.delimiter
         if DAMAGED in line:
             return None, 1, self.data.encoding(self.name).doubt or "bytes that are no text"
+        raw = line.split(delimiter)
         if not self.header.quoted:
-            cells = line.split(delimiter)
-            return (
-                (cells, 1, "")
-                if len(cells) == self.width
-                else (None, 1, f"{len(cells)} cells for {self.width} columns")
-            )
+            fits = len(raw) == self.width
+            return (raw if fits else None), 1, f"{len(raw)} cells for {self.width} columns"
+        cells: list[str] | None
         cells, used, wrong = _cells(line, delimiter), 1, ""
         if cells is None:
             cells, used, wrong = self._continued(at)
-        raw = line.split(delimiter)
         if cells is None and used == 1 and delimiter == "\t" and len(raw) == self.width:
             return raw, 1, ""  # tables by tabs are often written without quoting
         if cells is None:
