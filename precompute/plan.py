@@ -27,6 +27,11 @@ def describe_words(collection: Collection) -> list[str]:
     captioned = {origin for words in collection.words for origin in words.media}
     count = len(captioned.intersection(collection.media))
     lines = [f"words: {len(collection.words)} texts about {count} of {len(collection.media)} media"]
+    unanswered = sum(all(turn["role"] != "assistant" for turn in words.turns) for words in collection.words)
+    if unanswered:
+        lines.append(
+            f"words: {unanswered} of these texts are questions without an answer, from which nothing is learnt"
+        )
     lines += _splits(collection)
     lines += [f"note: {note}" for note in collection.notes[:SHOWN]]
     if len(collection.notes) > SHOWN:

@@ -19,6 +19,7 @@ CAPTIONS = (
     *("text", "caption", "captions", "normalized_text", "sentences", "sentence", "description", "descriptions", "txt"),
     *("texts", "transcription", "transcript", "transcripts", "utterance", "alt_text", "alt", "label", "labels"),
 )
+NUMBERED = re.compile(r"(caption|text|sentence|description)_?\d+")  # several columns of captions
 CLASSES = ("label", "labels")  # whose numbers are classes, not words
 MISSING = frozenset(
     {"", "nan", "NaN", "NAN", "None", "NULL", "null", "<NA>", "#N/A", "NaT"}
@@ -93,13 +94,24 @@ def most_common(answers: Sequence[str]) -> str | None:
     return max(counts, key=lambda answer: counts[answer]) if counts else None
 
 
+def column_name(column: object) -> str:
+    """The name of a column as such names are compared: "Image Name" is image_name."""
+    return re.sub(r"[\s-]+", "_", str(column).strip().lower())
+
+
+def names_words(column: object) -> bool:
+    """Whether a column usually holds words."""
+    name = column_name(column)
+    return name == "question" or name in (*CAPTIONS, *ANSWERS, *CONVERSATIONS) or bool(NUMBERED.fullmatch(name))
+
+
 def words_of(row: Mapping, media: tuple[str, ...], where: str, split: str | None = None) -> Iterator[Words | Problem]:
     """The texts in one row of a table about `media`, by the usual names of columns, in any case: a conversation, else
     a question with its answer, else captions.
 
     split: that of the table, unless the row has a `split` of its own.
     """
-    row = {str(column).strip().lower(): cell for column, cell in row.items()}
+    row = {column_name(column): cell for column, cell in row.items()}
     split = split_named(row.get("split")) or split
     for column in CONVERSATIONS:
         turns_told = listed(row.get(column))
@@ -116,9 +128,10 @@ def words_of(row: Mapping, media: tuple[str, ...], where: str, split: str | None
         every = strings(row.get("answers"))
         yield Words(media, question(asked, most_common(answers)), split, None, {"answers": every} if every else {})
         return
-    for column in CAPTIONS:
+    numbered = [cell for column, cell in row.items() if NUMBERED.fullmatch(column)]
+    for column, cell in [*((column, row.get(column)) for column in CAPTIONS), ("caption_1", numbered)]:
         try:
-            captions = captions_of(row.get(column), column in CLASSES)
+            captions = captions_of(cell, column in CLASSES)
         except ValueError as error:
             yield Problem(media[0] if media else where, "words can't be read", f"{where}: {error}")
             return

@@ -471,7 +471,7 @@ def _walk(root: Path, wall: str, problems: list[Problem]) -> Iterator[str]:
             elif entry.is_file():
                 yield entry.path
             else:
-                refuse(entry, "not a regular file", "a pipe, a device, a socket or a broken link")
+                refuse(entry, "can't be opened", "not a regular file: a pipe, a device, a socket or a broken link")
         for folder in folders:
             yield from below(folder)
 

@@ -25,7 +25,7 @@ from typing import Any
 from periscope.errors import PrecomputeError
 from periscope.precompute.media import modality_of
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.conversations import words_of
+from periscope.precompute.sources.conversations import column_name, names_words, words_of
 from periscope.precompute.sources.data_folder import MODALITIES, DataFolder, composed, whole
 from periscope.precompute.sources.sidecars import Sidecars
 from periscope.precompute.sources.splits import split_in
@@ -33,7 +33,6 @@ from periscope.precompute.sources.tables import (
     FILES,
     NAMED,
     SUFFIXES,
-    WORDS,
     header_of,
     json_rows,
     note_truth,
@@ -59,14 +58,14 @@ class WordTable:
     @property
     def files(self) -> list[str]:
         """The columns that name media, the surest first."""
-        lowered = {column.strip().lower(): column for column in reversed(self.columns)}
+        lowered = {column_name(column): column for column in reversed(self.columns)}
         named = [column for low, column in lowered.items() if NAMED.fullmatch(low) and low not in FILES]
         return [lowered[column] for column in FILES if column in lowered] + named[::-1]
 
     @property
     def words(self) -> list[str]:
         """The columns of words."""
-        return [column for column in self.columns if column.strip().lower() in WORDS]
+        return [column for column in self.columns if names_words(column)]
 
     @property
     def is_metadata(self) -> bool:

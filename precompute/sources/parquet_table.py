@@ -16,10 +16,10 @@ from typing import Any
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.sources import Problem, Record, source
 from periscope.precompute.sources.arrow_media import cell_bytes, is_list, media_columns, records_of
-from periscope.precompute.sources.conversations import CLASSES
+from periscope.precompute.sources.conversations import CLASSES, column_name, names_words
 from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.media_folder import METADATA
-from periscope.precompute.sources.tables import ROWS, WORDS, note_truth, plain_rows, pyarrow
+from periscope.precompute.sources.tables import ROWS, note_truth, plain_rows, pyarrow
 
 FEW_ROWS = 16  # at once, where the words' batches hold the media too
 LOCK = threading.Lock()
@@ -84,10 +84,11 @@ def _rows(data: DataFolder, name: str, column: str, modality: str) -> Iterator[R
     path, split, number = data.root / name, data.split_of(name), 0
     file = pyarrow(name).parquet.ParquetFile(path)
     several = is_list(file.schema_arrow.field(column).type) and modality != "vector"
-    if not any(other.strip().lower() in WORDS for other in file.schema_arrow.names):
+    words = set(map(column_name, filter(names_words, file.schema_arrow.names)))
+    if not words:
         others = ", ".join(other for other in file.schema_arrow.names if other != column) or "no others"
         data.unused[name] = f"no column of words (beside {column}: {others})"
-    elif {other.strip().lower() for other in file.schema_arrow.names} & WORDS <= set(CLASSES):
+    elif words <= set(CLASSES):
         data.note(f"{name}: numbers in a column of labels are classes, no words")
     wanted = [other for other in file.schema_arrow.names if several or other != column]
     for group in range(file.num_row_groups):

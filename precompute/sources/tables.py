@@ -13,7 +13,7 @@ from typing import Any
 from periscope.errors import PrecomputeError
 from periscope.precompute.media import modality_of
 from periscope.precompute.sources import Problem
-from periscope.precompute.sources.conversations import ANSWERS, CAPTIONS, CONVERSATIONS, MISSING
+from periscope.precompute.sources.conversations import MISSING, column_name, names_words
 from periscope.precompute.sources.data_folder import DataFolder
 from periscope.precompute.sources.encodings import DAMAGED
 from periscope.precompute.sources.json_stream import numbered_elements
@@ -27,10 +27,9 @@ FILES = (  # columns that name a medium, the surest first
     *("file_name", "filename", "file", "file_path", "filepath", "path", "image", "img", "images", "image_path"),
     *("img_path", "image_file", "image_name", "img_name", "picture", "photo", "audio", "audios", "audio_path"),
     *("audio_file", "audio_filepath", "sound", "wav", "wav_path", "video", "videos", "video_path", "video_file"),
-    *("clip", "clip_path", "media", "media_path", "medium"),
+    *("clip", "clip_path", "media", "media_path", "medium", "image_id", "img_id"),
 )
 NAMED = re.compile(r"(\w+_)?file_?name")
-WORDS = frozenset((*CAPTIONS, *ANSWERS, *CONVERSATIONS, "question"))
 BESIDE = frozenset({"split", "subset", "id", "idx", "index", "lang", "language", "locale", *FILES})
 LJSPEECH = ("file_name", "transcription", "normalized_text")
 CONTINUED = 100  # lines that a quoted cell may go on for
@@ -106,8 +105,13 @@ def header_of(data: DataFolder, name: str) -> Header:
 
 def is_known(column: str) -> bool:
     """Whether a column's name is one that media or words usually have."""
-    name = column.strip().lower()
-    return name in FILES or name in WORDS or bool(NAMED.fullmatch(name))
+    return names_file(column) or names_words(column)
+
+
+def names_file(column: str) -> bool:
+    """Whether a column usually names media."""
+    name = column_name(column)
+    return name in FILES or bool(NAMED.fullmatch(name))
 
 
 def columns(data: DataFolder, name: str) -> list[str]:
@@ -139,9 +143,10 @@ class _Table:
         self.lines = data.text(name).removesuffix("\n").split("\n")
         self.header = header_of(data, name)
         self.width = len(self.header.columns)
-        names = [column.strip().lower() for column in self.header.columns]
-        self.file = next((at for at, column in enumerate(names) if column in FILES or NAMED.fullmatch(column)), None)
-        alone = bool(names) and names[-1] in WORDS and set(names[:-1]) <= BESIDE
+        names = [column_name(column) for column in self.header.columns]
+        naming = sorted((_rank(name), at) for at, name in enumerate(names) if names_file(name))
+        self.file = naming[0][1] if naming else None
+        alone = bool(names) and names_words(names[-1]) and set(names[:-1]) <= BESIDE
         self.open_ended = alone and self.file is not None and self.header.first > 1
         self.joined: list[int] = []
         self.empty = 0
@@ -250,6 +255,10 @@ class _Table:
         return row
 
 
+def _rank(name: str) -> int:
+    return FILES.index(name) if name in FILES else len(FILES)
+
+
 def _several(cell: Any) -> list:
     return cell if isinstance(cell, list) else [cell]
 
@@ -265,7 +274,7 @@ def pyarrow(name: str) -> Any:
 
 def note_truth(data: DataFolder, name: str, row: dict) -> None:
     """Say how true and false become words, if a row of the file has any."""
-    if any(isinstance(cell, bool) and str(column).strip().lower() in WORDS for column, cell in row.items()):
+    if any(isinstance(cell, bool) and names_words(column) for column, cell in row.items()):
         data.note(f"{name}: true and false are written yes and no")
 
 

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 from periscope.errors import FeatureSetError
 from periscope.precompute.sources import Problem, Record, Words, source
+from periscope.precompute.sources.conversations import names_words
 from periscope.precompute.sources.data_folder import DataFolder, first_row, whole
 from periscope.precompute.sources.encodings import DAMAGED
-from periscope.precompute.sources.tables import FILES, WORDS
+from periscope.precompute.sources.tables import names_file
 from periscope.precompute.sources.text_file import stream_lines
 from periscope.precompute.sources.vectors import row_at, vectors_below
 from periscope.shards.texts import parse_text
@@ -31,8 +32,7 @@ def _detect(data: DataFolder) -> str:
 
 
 def _is_table(row: dict) -> bool:
-    names = {str(name).strip().lower() for name in row}
-    return "turns" not in names and bool(names & set(FILES)) and bool(names & WORDS)
+    return "turns" not in row and any(names_file(name) for name in row) and any(names_words(name) for name in row)
 
 
 @source("conversations", "a .jsonl of conversations, or a folder with texts.jsonl and its media", _detect, 10)
