@@ -24,15 +24,19 @@ def describe_words(collection: Collection) -> list[str]:
     """What is said of the words before anything is encoded: how many there are, of which split and by what sign, what
     isn't used and why, and three texts as they will be trained on.
     """
-    captioned = {origin for words in collection.words for origin in words.media}
-    count = len(captioned.intersection(collection.media))
-    lines = [f"words: {len(collection.words)} texts about {count} of {len(collection.media)} media"]
-    unanswered = sum(all(turn["role"] != "assistant" for turn in words.turns) for words in collection.words)
+    texts, media, unanswered = Counter[str](), defaultdict[str, set[str]](set), 0
+    for words in collection.words:
+        texts[words.split or ""] += 1
+        media[words.split or ""].update(words.media)
+        unanswered += all(turn["role"] != "assistant" for turn in words.turns)
+    captioned = len(set().union(*media.values()).intersection(collection.media))
+    lines = [f"words: {len(collection.words)} texts about {captioned} of {len(collection.media)} media"]
     if unanswered:
         lines.append(
             f"words: {unanswered} of these texts are questions without an answer, from which nothing is learnt"
         )
-    lines += _splits(collection)
+    for split, number in sorted(texts.items()):
+        lines.append(_split(split, number, len(media[split]), collection.split_signs.get(split, [])))
     lines += [f"note: {note}" for note in collection.notes[:SHOWN]]
     if len(collection.notes) > SHOWN:
         lines.append(f"note: and {len(collection.notes) - SHOWN} more of this kind")
@@ -49,22 +53,12 @@ def describe_words(collection: Collection) -> list[str]:
     return lines
 
 
-def _splits(collection: Collection) -> list[str]:
-    texts, media = Counter[str](), defaultdict[str, set[str]](set)
-    for words in collection.words:
-        texts[words.split or ""] += 1
-        media[words.split or ""].update(words.media)
-    if not texts:
-        return []
-    lines = []
-    for split, number in sorted(texts.items()):
-        signs = collection.split_signs.get(split, [])
-        more = f" and {len(signs) - FEW} more" if len(signs) > FEW else ""
-        sign = f"by {', '.join(signs[:FEW])}{more}" if signs else "named in the words"
-        if not split:
-            split, sign = "none named", "of these media some are held out by their content"
-        lines.append(f"split {split}: {number} texts, {len(media[split if split in media else ''])} media ({sign})")
-    return lines
+def _split(split: str, texts: int, media: int, signs: list[str]) -> str:
+    more = f" and {len(signs) - FEW} more" if len(signs) > FEW else ""
+    sign = f"by {', '.join(signs[:FEW])}{more}" if signs else "named in the words"
+    if not split:
+        sign = "some of these media are held out by their content"
+    return f"split {split or 'none named'}: {texts} texts, {media} media ({sign})"
 
 
 def _unused(unused: Mapping[str, str]) -> list[str]:

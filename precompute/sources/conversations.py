@@ -8,6 +8,7 @@ import re
 import tokenize
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from periscope.precompute.sources import Problem, Words
 from periscope.precompute.sources.splits import split_named
@@ -94,6 +95,7 @@ def most_common(answers: Sequence[str]) -> str | None:
     return max(counts, key=lambda answer: counts[answer]) if counts else None
 
 
+@lru_cache(maxsize=1024)
 def column_name(column: object) -> str:
     """The name of a column as such names are compared: "Image Name" is image_name."""
     return re.sub(r"[\s-]+", "_", str(column).strip().lower())

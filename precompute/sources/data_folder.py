@@ -62,6 +62,7 @@ class DataFolder:
         self._encodings: dict[str, Encoding] = {}
         self._same_form: dict[int, dict[str, str]] = {}
         self._heads: dict[str, list[str]] = {}
+        self._listed: frozenset[str] = frozenset()
         self._held_out: bool | None = None
         self._shared: dict[str, Encoding] = {}
         self._named: set[tuple[str, str]] = set()
@@ -93,11 +94,14 @@ class DataFolder:
         if self._loose is None:
             found = _walk(self.root, self.wall, self.problems)
             self._loose = [os.path.relpath(path, self.root).replace(os.sep, "/") for path in found]
+            self._listed = frozenset(self._loose)
         return self._loose
 
     def inside(self, name: str) -> bool:
         """Whether a file that is reached by this name lies in the folder, wherever links lead."""
-        return name in self.given or os.path.realpath(self.root / name).startswith(self.wall)
+        if name in self._listed or name in self.given:
+            return True
+        return os.path.realpath(self.root / name).startswith(self.wall)
 
     def note(self, text: str) -> None:
         """Something that people should know of how the data are read; said once."""
@@ -328,6 +332,8 @@ class DataFolder:
         if not Path(target).is_relative_to(self.root) or re.match("[A-Za-z]:/", path):
             return Problem(wanted, "outside the data folder", where)
         name = os.path.relpath(target, self.root).replace(os.sep, "/")
+        if name in self._listed:
+            return self.medium(name)
         if not os.path.isfile(target):
             name = self._by_form(name, self.names()) or self._by_form(name, self.members()) or name
             target = f"{self.root}/{name}"

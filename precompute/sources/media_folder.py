@@ -18,6 +18,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
@@ -55,14 +56,14 @@ class WordTable:
     key: str = ""
     mapping: bool = False
 
-    @property
+    @cached_property
     def files(self) -> list[str]:
         """The columns that name media, the surest first."""
         lowered = {column_name(column): column for column in reversed(self.columns)}
         named = [column for low, column in lowered.items() if NAMED.fullmatch(low) and low not in FILES]
         return [lowered[column] for column in FILES if column in lowered] + named[::-1]
 
-    @property
+    @cached_property
     def words(self) -> list[str]:
         """The columns of words."""
         return [column for column in self.columns if names_words(column)]

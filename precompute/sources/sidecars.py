@@ -62,6 +62,7 @@ class Sidecars:
             base, mark, code = stem[:-3], stem[-3:-2], stem[-2:]
             if mark in (".", "_", "-") and code.lower() in CODES and stem not in stems and base in stems:
                 self.marked.setdefault(base, []).append(Sidecar(name, code.lower()))
+        self.places = {os.path.dirname(key) for key in self.files}
         self.languages = Counter[str]()
         self.lacking = 0
 
@@ -73,11 +74,11 @@ class Sidecars:
         above = os.path.dirname(folder)
         keys = [begin + end for end in ENDS for begin in (stem, path)]
         for other in FOLDERS:
-            for place in {os.path.join(above, other), os.path.join(folder, other)} - {folder}:
+            for place in sorted({os.path.join(above, other), os.path.join(folder, other)} & self.places - {folder}):
                 keys += [os.path.join(place, begin) + end for end in ENDS for begin in (base, os.path.basename(path))]
             if folder and above != folder:  # captions/train/cat.txt for images/train/cat.jpg
                 twin = os.path.join(os.path.dirname(above), other, os.path.basename(folder))
-                keys += [os.path.join(twin, base) + end for end in ENDS]
+                keys += [os.path.join(twin, base) + end for end in ENDS] if twin in self.places else []
         found = [self.files[key] for key in dict.fromkeys(keys) if key in self.files]
         return list(dict.fromkeys(found))
 
