@@ -27,6 +27,7 @@ def run(config: PrecomputeConfig) -> None:
     from periscope.device import choose_device
     from periscope.precompute.allocator import keep_freed_memory
     from periscope.precompute.pipeline.job import precompute
+    from periscope.precompute.plan import without_words
     from periscope.precompute.prepare import prepare
     from periscope.precompute.remote import collected
 
@@ -39,10 +40,12 @@ def run(config: PrecomputeConfig) -> None:
         data = make_demo(demo.demo, Path("demo/media") / f"seed-{demo.demo_seed}{suffix}", demo.demo_seed)
         if config.encoder == "demo":
             config = replace(config, encoder=f"demo{suffix}")
-    with collected(data) as collection:
+    with collected(data, config.selection.language) as collection:
         job = prepare(config, collection, out, device)
         keep_freed_memory()
         precompute(job)
+        if advice := without_words(collection):
+            print(advice)
 
 
 def make_demo(modality: str, folder: Path, seed: int) -> Path:

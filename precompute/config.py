@@ -17,12 +17,12 @@ DESCRIPTION = """Encode media once with a frozen encoder into a feature set that
 again to resume it, or to add new media.
 
 --data takes: a folder or .zip of images, sounds or clips, with or without captions (.txt files of the same names, or
-metadata.jsonl, .csv or .parquet with file_name and text); texts.jsonl (conversations), alone or in a folder with its
-media; a published dataset as it unpacks (LLaVA conversations, COCO captions, Karpathy's splits, Flickr30k, VQAv2, GQA,
-TextVQA, TextCaps, VizWiz, Visual7W, VSR, POPE, RefCOCO, AI2D, AudioCaps, Clotho, MSR-VTT, MSRVTT-QA, MSVD, MSVD-QA);
-webdataset .tar files as img2dataset writes them (a folder, a pattern like {00000..00009}.tar, or pipe:COMMAND); parquet
-files that contain the media; a Hugging Face dataset saved to disk, or hf:owner/name; ready-made vectors (.npy,
-.safetensors, parquet). The layout is detected and printed; see docs/data.md.
+a table such as metadata.jsonl or captions.csv with file_name and text); texts.jsonl (conversations), alone or in a
+folder with its media; a published dataset as it unpacks (LLaVA conversations, COCO captions, Karpathy's splits,
+Flickr30k, VQAv2, GQA, TextVQA, TextCaps, VizWiz, Visual7W, VSR, POPE, RefCOCO, AI2D, AudioCaps, Clotho, MSR-VTT,
+MSRVTT-QA, MSVD, MSVD-QA); webdataset .tar files as img2dataset writes them (a folder, a pattern like
+{00000..00009}.tar, or pipe:COMMAND); parquet files that contain the media; a Hugging Face dataset saved to disk, or
+hf:owner/name; ready-made vectors (.npy, .safetensors, parquet). The layout is detected and printed; see docs/data.md.
 """
 EXAMPLES = (
     "python precompute.py                                               the demo's images",
@@ -53,6 +53,9 @@ class SelectionOptions:
     """Leave out images whose shorter side is below this many pixels; 0: off."""
     duplicates: Literal["keep", "drop"] = "keep"
     """Of media with identical bytes keep all, or only the first, with the texts of all."""
+    language: Annotated[str, Metavar("CODE")] = ""
+    """Of words beside the media in several languages (cat.en.txt, or lines like en=A cat.) take these alone, e.g. en;
+    without it all."""
     similarity: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     """Leave out captions whose CLIP cosine similarity to their image is lower, and images left without any; 0: off."""
 

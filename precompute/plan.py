@@ -2,18 +2,103 @@
 
 import os
 import shutil
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
 from periscope.errors import FeatureSetError, PrecomputeError
+from periscope.precompute.sources import Collection, Problem
 from periscope.shards.codecs import CODECS
 from periscope.shards.features import settle_storage, stored_bytes
 from periscope.units import format_bytes, format_duration
 
 OVERHEAD = 2600  # bytes of tar headers, padding, json and safetensors header per medium, and its row in the index
+FEW, SHOWN = 3, 20  # names in one line; lines of one kind
+WIDTH = 300  # characters of a turn that are shown
 SPARE = 64 << 20  # left free on the disk
+
+
+def describe_words(collection: Collection) -> list[str]:
+    """What is said of the words before anything is encoded: how many there are, of which split and by what sign, what
+    isn't used and why, and three texts as they will be trained on.
+    """
+    texts, media, unanswered = Counter[str](), defaultdict[str, set[str]](set), 0
+    for words in collection.words:
+        texts[words.split or ""] += 1
+        media[words.split or ""].update(words.media)
+        unanswered += all(turn["role"] != "assistant" for turn in words.turns)
+    captioned = len(set().union(*media.values()).intersection(collection.media))
+    lines = [f"words: {len(collection.words)} texts about {captioned} of {len(collection.media)} media"]
+    if unanswered:
+        lines.append(
+            f"words: {unanswered} of these texts are questions without an answer, from which nothing is learnt"
+        )
+    for split, number in sorted(texts.items()):
+        lines.append(_split(split, number, len(media[split]), collection.split_signs.get(split, [])))
+    lines += [f"note: {note}" for note in collection.notes[:SHOWN]]
+    if len(collection.notes) > SHOWN:
+        lines.append(f"note: and {len(collection.notes) - SHOWN} more of this kind")
+    lines += _unused(collection.unused)
+    reasons: dict[str, list[Problem]] = defaultdict(list)
+    for problem in collection.problems:
+        reasons[problem.reason].append(problem)
+    for reason, problems in sorted(reasons.items(), key=lambda row: -len(row[1])):
+        first = problems[0]
+        lines.append(f"rejected: {len(problems)} {reason}, e.g. {first.origin} ({first.detail or reason})")
+    lines += _samples(collection)
+    if advice := without_words(collection):
+        lines.append(advice)
+    return lines
+
+
+def _split(split: str, texts: int, media: int, signs: list[str]) -> str:
+    more = f" and {len(signs) - FEW} more" if len(signs) > FEW else ""
+    sign = f"by {', '.join(signs[:FEW])}{more}" if signs else "named in the words"
+    if not split:
+        sign = "some of these media are held out by their content"
+    return f"split {split or 'none named'}: {texts} texts, {media} media ({sign})"
+
+
+def _unused(unused: Mapping[str, str]) -> list[str]:
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, why in unused.items():
+        groups[os.path.splitext(name)[1].lower(), why].append(name)
+    lines = []
+    for (end, why), names in sorted(groups.items(), key=lambda row: -len(row[1])):
+        named = ", ".join(names[:FEW]) + (", ..." if len(names) > FEW else "")
+        lines.append(
+            f"not used: {named}: {why}" if len(names) <= FEW else f"not used: {len(names)} {end}: {why} ({named})"
+        )
+    return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"not used: and {len(lines) - SHOWN} more kinds"]
+
+
+def _samples(collection: Collection) -> list[str]:
+    total = len(collection.words)
+    lines = []
+    for number in sorted({0, total // 2, total - 1}) if total else ():
+        words = collection.words[number]
+        lines.append(f"sample {number + 1} of {total}: {', '.join(words.media) or 'no medium'}")
+        lines += [f"  {turn['role']}: {_short(turn['content'])}" for turn in words.turns]
+    return lines
+
+
+def _short(text: str) -> str:
+    written = text.replace("\n", "\\n")
+    return written if len(written) <= WIDTH else f"{written[:WIDTH]}... ({len(written)} characters)"
+
+
+def without_words(collection: Collection) -> str:
+    """What to do about a set that has no text; "" where it has any."""
+    if len(collection.words):
+        return ""
+    tried = f" ({len(collection.unused)} files look like words and aren't used: see above)" if collection.unused else ""
+    return (
+        f"warning: no medium has words{tried}, and train.py can't use a set without them. Put cat.txt beside cat.jpg, "
+        'or metadata.jsonl with lines {"file_name": "cat.jpg", "text": "A cat."} into the folder, and run the '
+        "same command again: what is encoded stays. Or pass words to train.py --text FILE"
+    )
 
 
 def bytes_each(features: Mapping[str, dict]) -> dict[str, int]:

@@ -1,11 +1,13 @@
 """From options and media to a job: which media, which encoder, which filters."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import torch
 
 from periscope.errors import PrecomputeError
@@ -14,14 +16,17 @@ from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.names import ENCODERS
 from periscope.precompute.encoders.registry import load_encoder, over_frames
 from periscope.precompute.encoders.vectors import encoder_for
-from periscope.precompute.media import suits
+from periscope.precompute.media import read_file, suits
+from periscope.precompute.media.container import FORMATS
 from periscope.precompute.pipeline.filters import Filters
 from periscope.precompute.pipeline.job import Job
 from periscope.precompute.pipeline.similarity import Similarity
+from periscope.precompute.plan import describe_words
 from periscope.precompute.sources import Collection, Medium
 
 FRAMES = 8  # of each clip, with an image encoder
 TINY_MEDIA = 64
+DEFAULT_KINDS = PrecomputeConfig().kinds
 SUGGESTED = ("clip-l-336", "siglip2-b", "dinov2-b")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -31,14 +36,16 @@ def prepare(config: PrecomputeConfig, collection: Collection, out: Path, device:
 
     Raises PrecomputeError for an unknown encoder, and for media that no encoder asked for can take.
     """
-    take_subset(collection, config.limit, config.tiny)
     if config.encoder == "demo" and _modalities(collection.media.values()) == {"vector"}:
         name, kind = encoder_for(list(collection.media.values()))
         config = replace(config, encoder=name, kinds=(kind,))
         print(f"the media are ready-made vectors: --encoder {name}, --kinds {kind}")
-    kinds = tuple(dict.fromkeys(config.kinds))
+    kinds = kinds_of(config)
     encoder = choose_encoder(config, kinds, collection.media.values(), device)
     drop_other_media(collection, encoder)
+    take_subset(collection, config.limit, config.tiny)
+    for line in describe_words(collection):
+        print(line)
     storage, compute = config.storage, config.compute
     return Job(
         collection=collection,
@@ -53,6 +60,15 @@ def prepare(config: PrecomputeConfig, collection: Collection, out: Path, device:
         filters=_filters(config, collection, encoder),
         ray=compute.ray,
     )
+
+
+def kinds_of(config: PrecomputeConfig) -> tuple[str, ...]:
+    """The kinds of features that are asked for; of ready-made vectors the one kind that they are, where none were."""
+    kinds = tuple(dict.fromkeys(config.kinds))
+    if config.encoder.startswith("vectors:") and kinds == DEFAULT_KINDS:
+        form = config.encoder.removeprefix("vectors:").rpartition("/")[2]
+        return ("patches",) if form.startswith("patches-") else ("pooled",)
+    return kinds
 
 
 def take_subset(collection: Collection, limit: int, tiny: bool) -> None:
@@ -97,6 +113,9 @@ def drop_other_media(collection: Collection, encoder: Encoder) -> None:
     Raises PrecomputeError when none is left.
     """
     media = collection.media
+    if encoder.modality == "audio":
+        sounds = {origin: replace(medium, modality="audio") for origin, medium in media.items() if is_sound(medium)}
+        media.update(sounds)
     others = {origin for origin, medium in media.items() if not suits(origin, medium.modality, encoder.modality)}
     if len(others) == len(media):
         kinds = ", ".join(sorted(_modalities(media.values())))
@@ -104,9 +123,23 @@ def drop_other_media(collection: Collection, encoder: Encoder) -> None:
             f"--encoder {encoder.name} takes {encoder.modality} media and there are only {kinds} media here"
         )
     if others:
-        print(f"{len(others)} media are passed over: {encoder.name} takes {encoder.modality} media ({min(others)})")
+        counts = Counter(media[origin].modality for origin in others)
+        kinds = ", ".join(f"{number} {modality}" for modality, number in sorted(counts.items()))
+        takes = f"{encoder.name} takes {encoder.modality} media"
+        print(f"{len(others)} media are passed over: {takes} ({kinds}; {min(others)})")
         collection.media = {origin: medium for origin, medium in media.items() if origin not in others}
         collection.words = collection.words.only(lambda words: others.isdisjoint(words.media))
+
+
+def is_sound(medium: Medium) -> bool:
+    """Whether a file with the name of a clip has sound and no pictures, as browsers' recordings (.webm) do."""
+    if medium.modality != "video" or medium.part is not read_file:
+        return False
+    try:
+        with av.open(medium.path, options={"format_whitelist": ",".join(FORMATS)}) as container:
+            return bool(container.streams.audio) and not container.streams.video
+    except (av.FFmpegError, OSError, ValueError):
+        return False
 
 
 def _filters(config: PrecomputeConfig, collection: Collection, encoder: Encoder) -> Filters:

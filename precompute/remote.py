@@ -44,19 +44,19 @@ def read_address(address: str, _: Path) -> bytes:
 
 
 @contextmanager
-def collected(data: Path | str) -> Iterator[Collection]:
-    """Like `sources.collect`, for a path or an address; local copies exist while the block runs.
+def collected(data: Path | str, language: str = "") -> Iterator[Collection]:
+    """As `sources.collect`, for a path or an address; what was copied from there exists while the block runs.
 
     Raises PrecomputeError when the protocol's library is missing, the address can't be listed, or holds no media.
     """
     if not is_address(data):
-        yield collect(Path(data))
+        yield collect(Path(data), language)
         return
     address = address_of(data)
     with TemporaryDirectory(prefix="precompute-") as here:
         addresses = _mirror(address, Path(here))
         single = len(addresses) == 1 and "" in addresses
-        found = collect(Path(here, PurePosixPath(address).name) if single else Path(here))
+        found = collect(Path(here, PurePosixPath(address).name) if single else Path(here), language)
         for origin, medium in found.media.items():
             if medium.part is read_file:
                 path = Path(os.path.relpath(medium.path, here)).as_posix()

@@ -112,24 +112,38 @@ def source(name: str, looks: str, detect: Callable[[DataFolder], str], order: in
 
 @dataclass
 class Collection:
-    """What a source found: the name of the layout, media by origin, texts, and problems."""
+    """Everything a source gave: media by origin (each once), words, problems, and the name of the layout.
+
+    notes: what people should know of how it was read · unused: file that looks like words -> why it isn't used ·
+    split_signs: split -> what names it.
+    """
 
     layout: str
     media: dict[str, Medium]
     words: DiskList[Words]
     problems: list[Problem]
+    notes: list[str] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
+    split_signs: dict[str, list[str]] = field(default_factory=dict)
 
 
-def collect(path: Path | str) -> Collection:
-    """Read `path` with the layout that fits, and print which and why. Raises PrecomputeError when it doesn't exist, has
-    no known layout, or holds no media.
+WORD_LIKE = (
+    *(".txt", ".caption", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".srt", ".vtt", ".lab"),
+    *(".trn", ".xml", ".xls", ".xlsx", ".ods", ".yaml", ".yml", ".md", ".docx"),
+)
+
+
+def collect(path: Path | str, language: str = "") -> Collection:
+    """Read `path` with the layout it looks like, and print which and why. language: which one is wanted of files beside
+    media that hold several, "" for all. Raises PrecomputeError when it doesn't exist, looks like none, or holds no
+    medium.
     """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     from periscope.precompute.sources.data_folder import DataFolder
     from periscope.precompute.sources.fetched import fetched
 
-    data = DataFolder(fetched(path))
+    data = DataFolder(fetched(path), language)
     layouts = sorted(LAYOUTS.values(), key=lambda layout: layout.order)
     fitting = [(layout, why) for layout in layouts if (why := layout.detect(data))]
     if not fitting:
@@ -143,14 +157,45 @@ def collect(path: Path | str) -> Collection:
         if isinstance(record, Medium):
             found.media.setdefault(record.origin, record)
         elif isinstance(record, Words):
-            found.words.append(record)
+            if wrong := _unreadable(record):
+                found.problems.append(wrong)
+            else:
+                found.words.append(record)
         else:
             found.problems.append(record)
     found.problems = list(dict.fromkeys([*found.problems, *data.problems]))
+    found.notes, found.unused = data.notes, _unused(data, layout)
+    found.split_signs = {split: list(signs) for split, signs in data.split_signs.items()}
     if not found.media:
+        if address := data.addresses():
+            raise PrecomputeError(
+                f"{address} are only addresses of media: fetch them first, with img2dataset for example, and pass the "
+                "folder that it writes as --data"
+            )
         why = ""
         if found.problems:
             first = found.problems[0]
             why = f" ({len(found.problems)} problems: {first.origin[:80]}, {first.reason}: {first.detail[:80]})"
         raise PrecomputeError(f"no media in {data.path}, read as {layout.looks}{why}")
+    return found
+
+
+def _unreadable(words: Words) -> Problem | None:
+    """The problem with a text that can't be written as UTF-8: it holds half a character, or bytes that are no text."""
+    for turn in words.turns:
+        try:
+            str(turn.get("content")).encode()
+        except UnicodeEncodeError:
+            origin = words.media[0] if words.media else words.id or "a text"
+            return Problem(origin, "words can't be read", f"half a character in: {turn['content'][:60]!a}")
+    return None
+
+
+def _unused(data: DataFolder, layout: Layout) -> dict[str, str]:
+    """Files that look like words -> why they aren't used."""
+    found = {name: why for name, why in data.unused.items()}
+    for name in () if data.given else data.names():
+        if name.lower().endswith(WORD_LIKE) and name not in data.used and name not in found:
+            readable = layout.order >= GENERAL
+            found[name] = "a form that isn't read" if readable else f"the data are read as {layout.name}"
     return found

@@ -7,9 +7,8 @@ from typing import Any
 
 from periscope.precompute.sources import Medium, Problem, Record, Turns, Words, source
 from periscope.precompute.sources.data_folder import DataFolder, whole
-from periscope.precompute.sources.json_stream import elements
-from periscope.precompute.sources.splits import split_in
-from periscope.precompute.sources.tables import rows
+from periscope.precompute.sources.encodings import DAMAGED
+from periscope.precompute.sources.tables import json_rows, rows
 from periscope.precompute.sources.text_file import stream_lines
 
 
@@ -33,25 +32,28 @@ class AnnotationFile:
 
     @property
     def split(self) -> str | None:
-        """The split that the name speaks of, or None."""
-        return split_in(self.base)
+        """The split that the file's name, else its folder, speaks of, or None."""
+        return self.folder.split_of(self.name)
 
     def elements(self, key: str | None = None) -> Iterator[tuple[str, Any]]:
-        """(key, element) of a .json file, as `json_stream.elements` gives them; only those at `key` if it is given."""
-        with self.folder.open(self.name) as stream:
-            for found, element in elements(stream):
-                if key is None or found == key:
-                    yield found, element
+        """(key, element) of a .json file, as `json_stream.elements` gives them; only those at `key` if it is given.
+        What is damaged is listed, and what is whole before and after it given.
+        """
+        for _, found, element in json_rows(self.folder, self.name):
+            if key is None or found == key:
+                yield found, element
 
     def rows(self) -> Iterator[tuple[int, dict | None]]:
-        """(line, row) of a .csv, .tsv, .jsonl or .parquet; None for a line that can't be read."""
+        """(line, row) of a .csv, .tsv, .jsonl, .json or .parquet; None for a line that can't be read."""
         return rows(self.folder, self.name)
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """(number, line) of a text file, without blank lines."""
         with self.folder.open(self.name) as stream:
-            for number, line in enumerate(stream_lines(stream), 1):
-                if line.strip():
+            for number, line in enumerate(stream_lines(stream, self.folder.encoding(self.name)), 1):
+                if DAMAGED in line:
+                    self.folder.refuse_line(self.name, number)
+                elif line.strip():
                     yield number, line
 
     def line(self, number: int) -> str:
@@ -117,6 +119,7 @@ def annotations(
             media: dict[object, Medium | Problem] = {}
             facts = shared(folder)
             for file in files(folder):
+                folder.used.add(file)
                 yield from whole(file, read(AnnotationFile(folder, file, facts, media)))
 
         source(name, looks, detect, order)(read_all)

@@ -15,6 +15,7 @@ from periscope.errors import MediaError
 from periscope.precompute.media import read_file
 from periscope.precompute.sources import Medium, Problem, Record
 from periscope.precompute.sources.conversations import words_of
+from periscope.precompute.sources.data_folder import wall_of
 from periscope.precompute.sources.vectors import payload
 
 TYPES = {"Image": "image", "Audio": "audio", "Video": "video"}  # features of Hugging Face's datasets
@@ -25,8 +26,15 @@ NAMED = {  # for columns of bytes without further information
 }
 
 
+ASIDE = frozenset(
+    {"mask", "masks", "segmentation", "seg", "depth", "annotation", "edge", "edges", "conditioning", "thumbnail"}
+)
+
+
 def media_columns(schema: Any) -> dict[str, str]:
-    """Columns of an Arrow schema that hold media -> their modality; only without any, those that hold vectors."""
+    """Columns of an Arrow schema that hold media -> their modality; only without any, those that hold vectors. First
+    come those that are called by their modality, last those that accompany a medium, as masks do.
+    """
     import pyarrow as pa
 
     features = _features(schema.metadata or {})
@@ -46,7 +54,16 @@ def media_columns(schema: Any) -> dict[str, str]:
             modality = features.get(field.name) or NAMED.get(field.name.lower())
             if modality or not binary:
                 media[field.name] = modality or "image"
-    return media or vectors
+    chosen = media or vectors
+    best = sorted(
+        chosen,
+        key=lambda name: (
+            name.lower() in ASIDE or bool(ASIDE & set(name.lower().split("_"))),
+            name not in media,
+            NAMED.get(name.lower()) is None,
+        ),
+    )
+    return {name: chosen[name] for name in best}
 
 
 def is_list(kind: Any) -> bool:
@@ -94,7 +111,7 @@ def cell_bytes(cell: Any, place: int | None, folder: Path) -> bytes:
         return cell
     if isinstance(path, str) and path:
         inside = Path(os.path.normpath(folder / path))
-        if not inside.is_relative_to(folder):
+        if not inside.is_relative_to(folder) or not os.path.realpath(inside).startswith(wall_of(folder)):
             raise MediaError("outside the data folder", path)
         return read_file(inside)
     raise MediaError("empty cell")

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 from periscope.precompute.sources import Medium, Record, Words
 from periscope.precompute.sources.annotations import AnnotationFile, annotations
-from periscope.precompute.sources.conversations import caption
+from periscope.precompute.sources.conversations import MISSING, caption, identity_of, word
 from periscope.precompute.sources.data_folder import DataFolder, whole
 
 COCO = re.compile(r"captions_(train|val)20\d\d")
 SPLIT_FOLDER = re.compile(r"(train|val|test)\d{4}")
-Described = dict[int | str, tuple[tuple[str, ...], dict]]  # id -> origin and meta, which all its captions share
+Described = dict[str, tuple[tuple[str, ...], dict]]  # id -> origin and meta, which all its captions share
 
 
 def _files(data: DataFolder) -> list[str]:
@@ -41,13 +41,14 @@ def _images(file: AnnotationFile, media: Described) -> Iterator[Record]:
     match = SPLIT_FOLDER.search(file.base)
     for _, image in file.elements("images"):
         name = image.get("file_name") if isinstance(image, dict) else None
-        if not isinstance(name, str) or not isinstance(image.get("id"), int | str):
+        identity = identity_of(image.get("id")) if isinstance(image, dict) else None
+        if not isinstance(name, str) or identity is None:
             yield file.bad_entry("an image without id or file_name", image)
             continue
         medium = file.find(name, prefer=match[0] if match else "")
         yield medium
         if isinstance(medium, Medium):
-            media[image["id"]] = (medium.origin,), {"image_id": image["id"]} | _task(file.base, image)
+            media[identity] = (medium.origin,), {"image_id": image["id"]} | _task(file.base, image)
 
 
 def _task(base: str, image: dict) -> dict[str, str]:
@@ -59,9 +60,10 @@ def _task(base: str, image: dict) -> dict[str, str]:
 
 def _captions(file: AnnotationFile, media: Described) -> Iterator[Record]:
     for _, row in file.elements("annotations"):
-        words = row.get("caption") if isinstance(row, dict) else None
-        if not isinstance(words, str) or not isinstance(row.get("image_id"), int | str):
+        words = word(row.get("caption")) if isinstance(row, dict) else None
+        identity = identity_of(row.get("image_id")) if isinstance(row, dict) else None
+        if words is None or identity is None:
             yield file.bad_entry("an annotation without image_id or caption", row)
-        elif row["image_id"] in media and words.strip():
-            origins, meta = media[row["image_id"]]
+        elif identity in media and words.strip() not in MISSING:
+            origins, meta = media[identity]
             yield Words(origins, caption(words), file.split, None, meta)

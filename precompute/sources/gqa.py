@@ -12,7 +12,7 @@ from functools import partial
 
 from periscope.precompute.sources import Medium, Problem, Record, Words
 from periscope.precompute.sources.annotations import AnnotationFile, annotations
-from periscope.precompute.sources.conversations import question
+from periscope.precompute.sources.conversations import question, word
 from periscope.precompute.sources.data_folder import DataFolder
 from periscope.precompute.sources.splits import split_in
 
@@ -41,8 +41,7 @@ def gqa(file: AnnotationFile) -> Iterator[Record]:
         key = file.name, str(image)
         yield from file.find_once(key, partial(file.find, f"{image}.jpg", prefer="images"))
         if isinstance(medium := file.media[key], Medium):
-            answer = row.get("answer")
-            turns = question(asked, answer if isinstance(answer, str) else None)
+            turns = question(asked, word(row.get("answer")))
             yield Words((medium.origin,), turns, split, identity, _meta(row))
 
 

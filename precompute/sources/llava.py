@@ -13,7 +13,8 @@ from typing import Any
 from periscope.precompute.sources import Medium, Problem, Record, Words
 from periscope.precompute.sources.annotations import AnnotationFile, annotations
 from periscope.precompute.sources.conversations import CONVERSATIONS, MARK, conversation
-from periscope.precompute.sources.data_folder import DataFolder, first_row
+from periscope.precompute.sources.data_folder import DataFolder
+from periscope.precompute.sources.tables import NAMED, first_rows, json_rows
 
 MEDIA = {
     "image": "image",
@@ -30,7 +31,14 @@ class BadConversation(ValueError):
 
 
 def _files(data: DataFolder) -> list[str]:
-    return [name for name in data.word_files(".json", ".jsonl") if _spoken(first_row(data, name)) is not None]
+    names = data.word_files(".json", ".jsonl")
+    return [name for name in names if _is_llava(first_rows(data, name))]
+
+
+def _is_llava(rows: list[dict]) -> bool:
+    """Whether most of these entries are conversations, and name their media as LLaVA does."""
+    spoken = [row for row in rows if _spoken(row) is not None and not any(map(NAMED.fullmatch, map(str, row)))]
+    return 2 * len(spoken) > len(rows)
 
 
 def _spoken(row: dict) -> list | None:
@@ -47,10 +55,7 @@ def _spoken(row: dict) -> list | None:
 )
 def llava(file: AnnotationFile) -> Iterator[Record]:
     """The media and conversations of the file, in its order."""
-    if file.name.lower().endswith(".jsonl"):
-        entries: Iterator[tuple[int, Any]] = file.rows()
-    else:
-        entries = enumerate((row for _, row in file.elements()), 1)
+    entries: Iterator[tuple[int, Any]] = enumerate((row for _, _, row in json_rows(file.folder, file.name)), 1)
     for number, row in entries:
         where = f"{file.name}, entry {number}"
         try:

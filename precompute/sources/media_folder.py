@@ -1,33 +1,121 @@
 """A folder or zip archive of images, sounds or clips, with or without captions.
 
-Texts come from `metadata.jsonl`, `metadata.csv` or `metadata.parquet` in any folder (Hugging Face's imagefolder,
-audiofolder and videofolder: `file_name`, or `image_file_name` and the like, relative to that file; https://huggingface.co/docs/datasets/image_dataset),
-else from a `.txt` beside the medium with the same stem. The metadata's captions stand in `text`, `caption` or
-`captions`, questions in `question` and `answer`; a `split` column is taken if there is one. In a `.txt` each
-non-empty line is one caption. Media without texts are encoded all the same.
+Words come from tables and from files beside the media:
+
+- `metadata.jsonl`, `metadata.csv` or `metadata.parquet` in any folder (Hugging Face's imagefolder, audiofolder and
+  videofolder: `file_name`, or `image_file_name` and the like, relative to that file;
+  https://huggingface.co/docs/datasets/image_dataset), and any other .csv, .tsv, .jsonl, .json or .parquet with a column
+  that names media and one of words: `captions.csv`, Common Voice's `train.tsv`, LJSpeech's `metadata.csv`
+- else `cat.txt`, `cat.jpg.txt`, `cat.caption` or `cat.json` beside `cat.jpg`, or `captions/cat.txt` for
+  `images/cat.jpg`. Each non-empty line of a text is one caption
+
+A table's captions stand in `text`, `caption`, `captions` and the like, questions in `question` and `answer`. Splits
+come from a `split` column, else from the table's name, else from the names of folders. Media without words are encoded
+all the same.
 """
 
 import os
-import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import PurePosixPath
+from typing import Any
 
-from periscope.precompute.sources import Problem, Record, Words, source
-from periscope.precompute.sources.conversations import caption, words_of
-from periscope.precompute.sources.data_folder import DataFolder, whole
-from periscope.precompute.sources.tables import rows
-from periscope.precompute.sources.text_file import captions_in
+from periscope.errors import PrecomputeError
+from periscope.precompute.media import modality_of
+from periscope.precompute.sources import Medium, Problem, Record, Words, source
+from periscope.precompute.sources.conversations import column_name, names_words, words_of
+from periscope.precompute.sources.data_folder import MODALITIES, DataFolder, composed, whole
+from periscope.precompute.sources.sidecars import Sidecars
+from periscope.precompute.sources.splits import split_in
+from periscope.precompute.sources.tables import (
+    FILES,
+    NAMED,
+    SUFFIXES,
+    header_of,
+    json_rows,
+    note_truth,
+    pyarrow,
+    rows,
+)
 
-NAMED = re.compile(r"(\w+_)?file_name")
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.json", "metadata.parquet")
+MANY = 200  # rows of a .json that are looked at for its columns
+
+
+@dataclass(frozen=True)
+class WordTable:
+    """A file of rows about media. key: of the array in a .json that holds them · files, words: its columns of media and
+    of words · mapping: whether it is a .json of {medium: words}.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    key: str = ""
+    mapping: bool = False
+
+    @cached_property
+    def files(self) -> list[str]:
+        """The columns that name media, the surest first."""
+        lowered = {column_name(column): column for column in reversed(self.columns)}
+        named = [column for low, column in lowered.items() if NAMED.fullmatch(low) and low not in FILES]
+        return [lowered[column] for column in FILES if column in lowered] + named[::-1]
+
+    @cached_property
+    def words(self) -> list[str]:
+        """The columns of words."""
+        return [column for column in self.columns if names_words(column)]
+
+    @property
+    def is_metadata(self) -> bool:
+        """Whether its name says that it is the folder's."""
+        return PurePosixPath(self.name).name in METADATA
+
+
+def table_in(data: DataFolder, name: str) -> WordTable | None:
+    """The table that a file is by the names of its columns; None when it is none."""
+    end = os.path.splitext(name)[1].lower()
+    if end == ".parquet":
+        try:
+            with data.open(name) as stream:
+                return WordTable(name, tuple(pyarrow(name).parquet.read_schema(stream).names))
+        except PrecomputeError:
+            raise
+        except Exception:  # pyarrow's errors on damaged files are of many classes
+            return None
+    if end in (".csv", ".tsv"):
+        return WordTable(name, tuple(column.strip() for column in header_of(data, name).columns))
+    return _json_table(data, name)
+
+
+def _json_table(data: DataFolder, name: str) -> WordTable | None:
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    mapped = 0
+    try:
+        for _, key, row in islice(json_rows(data, name), MANY):
+            if isinstance(row, dict) and not modality_of(key):
+                found[key].update(dict.fromkeys(map(str, row)))
+            mapped += bool(modality_of(key))
+    except (OSError, ValueError):
+        pass
+    if mapped:
+        return WordTable(name, ("file_name", "text"), mapping=True)
+    tables = [WordTable(name, tuple(columns), key) for key, columns in found.items()]
+    return next((table for table in tables if table.files and table.words), next(iter(tables), None))
 
 
 def _detect(data: DataFolder) -> str:
     if not data.given:
         return "it is a folder"
-    if data.given[0].lower().endswith(".zip"):
+    name = data.given[0]
+    if name.lower().endswith(".zip"):
         return "it is a zip archive"
-    return "it is its metadata" if PurePosixPath(data.given[0]).name in METADATA else ""
+    if PurePosixPath(name).name in METADATA:
+        return "it is its metadata"
+    table = table_in(data, name) if name.lower().endswith(SUFFIXES) else None
+    return f"it has columns {table.files[0]!r} and {table.words[0]!r}" if table and table.files and table.words else ""
 
 
 @source(
@@ -37,44 +125,141 @@ def _detect(data: DataFolder) -> str:
     90,
 )
 def media_folder(data: DataFolder) -> Iterator[Record]:
-    """All media below the folder, and their texts. Given a metadata file, only the media it names."""
-    if data.given and PurePosixPath(data.given[0]).name in METADATA:
-        yield from whole(data.given[0], _metadata(data, data.given[0]))
+    """All media below the folder, and their words: captions as single assistant turns. Given a metadata file or another
+    table, only the media it names.
+    """
+    if data.given and not data.given[0].lower().endswith(".zip"):
+        for name in data.given:
+            if table := table_in(data, name):
+                data.used.add(name)
+                yield from whole(name, _rows(data, table, set()))
         return
-    names, worded = set(data.visible()), set[str]()
-    for name in sorted(name for name in names if PurePosixPath(name).name in METADATA):
-        for record in whole(name, _metadata(data, name)):
+    media = data.media()
+    names = data.visible()
+    worded = set[str]()
+    for table in _tables(data, names, media):
+        data.used.add(table.name)
+        of_table = set[str]()
+        for record in whole(table.name, _rows(data, table, worded)):
             yield record
             if isinstance(record, Words):
-                worded.update(record.media)
-    for name in data.media():
+                of_table.update(record.media)
+        worded |= of_table
+    sidecars = Sidecars(data, names, media)
+    by_name = _splits_by_name(media)
+    for name in media:
         yield data.medium(name)
-        if name not in worded:
-            yield from sidecar(data, name, names)
-
-
-def sidecar(data: DataFolder, name: str, names: set[str]) -> Iterator[Words | Problem]:
-    """The captions in the `.txt` beside a medium, if it is among `names`."""
-    stem = os.path.splitext(name)[0]
-    beside = next((stem + end for end in (".txt", ".TXT") if stem + end in names), None)
-    if beside is None:
-        return
-    try:
-        for words in captions_in(data.text(beside)):
-            yield Words((name,), caption(words))
-    except OSError as error:
-        yield Problem(name, "words can't be read", str(error))
-
-
-def _metadata(data: DataFolder, name: str) -> Iterator[Record]:
-    folder = os.path.dirname(name)
-    for number, row in rows(data, name):
-        where = f"{name}, line {number}"
-        wanted = next((row[column] for column in row if NAMED.fullmatch(column)), None) if row else None
-        if row is None or not isinstance(wanted, str) or not wanted.strip():
-            yield Problem(name, "bad line in a metadata file", f"line {number} has no file_name")
+        if name in worded:
+            sidecars.pass_over(name, "a table has the words of its medium")
             continue
-        medium = data.at(wanted, folder, where)
-        yield medium
-        if not isinstance(medium, Problem):
-            yield from words_of(row, (medium.origin,), where)
+        split = data.split_of(name, folders_only=True)
+        if not split and (split := by_name.get(name)):
+            data.split_signs.setdefault(split, {})["the names of the media"] = None
+        yield from sidecars.words(name, split)
+    sidecars.finish()
+
+
+def _splits_by_name(media: Sequence[str]) -> dict[str, str]:
+    """Medium -> the split that its own name speaks of: only where every name does, and of several, for a picture may be
+    of a train.
+    """
+    found: dict[str, str] = {}
+    for name in media:
+        split = split_in(os.path.splitext(os.path.basename(name))[0])
+        if split is None:
+            return {}
+        found[name] = split
+    return found if len(set(found.values())) > 1 else {}
+
+
+def _tables(data: DataFolder, names: Sequence[str], media: Sequence[str]) -> list[WordTable]:
+    """The tables of words below the folder, those called metadata first; why others aren't used is noted."""
+    beside = {composed(os.path.splitext(name)[0]) for name in media} | set(map(composed, media))
+    found = []
+    for name in sorted(name for name in names if name.lower().endswith(SUFFIXES)):
+        if composed(os.path.splitext(name)[0]) in beside and PurePosixPath(name).name not in METADATA:
+            continue
+        table = table_in(data, name)
+        if table and table.is_metadata and (table.files or not table.columns or name.lower().endswith(".jsonl")):
+            found.append(table)
+        elif table is None or not table.columns:
+            data.unused[name] = "no rows in it that can be read"
+        elif not table.files or not table.words:
+            lacking = "names media" if not table.files else "holds words"
+            data.unused[name] = f"no column that {lacking} ({', '.join(table.columns)[:80]})"
+        else:
+            found.append(table)
+    return sorted(_with_splits(data, found), key=lambda table: (not table.is_metadata, table.name))
+
+
+def _with_splits(data: DataFolder, tables: list[WordTable]) -> list[WordTable]:
+    """Of tables alike in one folder, those whose names say a split, if any does: Common Voice's `validated.tsv` has the
+    rows of all of them, its `invalidated.tsv` wrong words.
+    """
+    alike: dict[tuple, list[WordTable]] = defaultdict(list)
+    for table in tables:
+        alike[os.path.dirname(table.name), table.columns].append(table)
+    kept = []
+    for group in alike.values():
+        named = [table for table in group if split_in(os.path.basename(table.name))]
+        kept += named or group
+        for table in group if named else ():
+            if table not in named:
+                beside = os.path.basename(named[0].name)
+                data.unused[table.name] = f"its name says no split, and {beside} beside it does"
+    return kept
+
+
+def _rows(data: DataFolder, table: WordTable, worded: set[str]) -> Iterator[Record]:
+    """The media and words of a table, but for media that have words already."""
+    folder, again = os.path.dirname(table.name), 0
+    of_table = data.split_of(table.name)
+    for number, row in _table_rows(data, table):
+        where = f"{table.name}, line {number}"
+        wanted = next((row[column] for column in table.files if _is_named(row.get(column))), None) if row else None
+        if row is None or wanted is None:
+            yield Problem(table.name, "bad line in a metadata file", f"line {number} has no file_name")
+            continue
+        paths = wanted if isinstance(wanted, list) else [wanted]
+        media = [_medium(data, path if isinstance(path, str) else str(path), folder, where) for path in paths]
+        yield from media
+        if any(isinstance(medium, Problem) for medium in media):
+            continue
+        origins = tuple(medium.origin for medium in media if isinstance(medium, Medium))
+        if any(origin in worded for origin in origins):
+            again += 1
+            continue
+        said = {column: cell for column, cell in row.items() if column not in table.files or column in table.words}
+        note_truth(data, table.name, said)
+        split = of_table or data.split_of(origins[0], folders_only=True)
+        yield from words_of(said, origins, where, split)
+    if again:
+        data.note(f"{table.name}: {again} rows aren't used, because another table has words for their media")
+
+
+def _is_named(cell: Any) -> bool:
+    if isinstance(cell, list):
+        return bool(cell) and all(isinstance(path, str) and path.strip() for path in cell)
+    return (isinstance(cell, str) and bool(cell.strip())) or (isinstance(cell, int) and not isinstance(cell, bool))
+
+
+def _medium(data: DataFolder, wanted: str, folder: str, where: str) -> Medium | Problem:
+    """The medium at a path relative to the table's folder, else the only one whose path ends so."""
+    found = data.at(wanted, folder, where)
+    if isinstance(found, Medium) and modality_of(found.origin):
+        return found
+    elsewhere = data.find(wanted, where, kinds=MODALITIES)
+    if isinstance(elsewhere, Medium) or elsewhere.reason == "several files of that name":
+        return elsewhere
+    return found if isinstance(found, Problem) else elsewhere
+
+
+def _table_rows(data: DataFolder, table: WordTable) -> Iterator[tuple[int, dict | None]]:
+    if not table.name.lower().endswith(".json"):
+        yield from rows(data, table.name)
+        return
+    for number, key, row in json_rows(data, table.name):
+        if table.mapping:
+            yield number, {"file_name": key, "text": row}
+        elif key == table.key:
+            yield number, row if isinstance(row, dict) else None

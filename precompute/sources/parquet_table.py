@@ -1,12 +1,12 @@
 """Parquet files that contain the media: Hugging Face's Hub (https://huggingface.co/docs/hub/datasets-image#parquet-format)
 and img2dataset's `--output_format parquet` (https://github.com/rom1504/img2dataset#output-format).
 
-The first column of images, sounds or clips, or lists of these, is used; without one, the first of vectors. Texts come
-from columns with the usual names: `caption`, `text`, `question` and `answer`, `conversations`, ...
-Splits come from a `split` column or the file's name (`train-00000-of-00002.parquet`).
+Of the columns that hold pictures, sounds or clips, or lists of them, the first is taken; those called `image`, `audio`
+and the like come before others, and masks last. Without any, the first that holds vectors is taken. Words come from
+columns of the usual names: `caption`, `text`, `question` and `answer`, `conversations`, ... Splits come from a `split`
+column, or the name of the file (`train-00000-of-00002.parquet`) or of its folder.
 """
 
-import os
 import threading
 from collections.abc import Iterator
 from functools import lru_cache, partial
@@ -16,10 +16,10 @@ from typing import Any
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.sources import Problem, Record, source
 from periscope.precompute.sources.arrow_media import cell_bytes, is_list, media_columns, records_of
+from periscope.precompute.sources.conversations import CLASSES, column_name, names_words
 from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.media_folder import METADATA
-from periscope.precompute.sources.splits import split_in
-from periscope.precompute.sources.tables import ROWS, pyarrow
+from periscope.precompute.sources.tables import ROWS, note_truth, plain_rows, pyarrow
 
 FEW_ROWS = 16  # at once, where the words' batches hold the media too
 LOCK = threading.Lock()
@@ -74,13 +74,22 @@ def parquet_table(data: DataFolder) -> Iterator[Record]:
     """The media in the rows of all files, and their words."""
     for name, columns in _files(data).items():
         column, modality = next(iter(columns.items()))
+        data.used.add(name)
+        if others := [other for other in columns if other != column]:
+            data.note(f"{name}: the media are those of column {column!r}; {', '.join(map(repr, others))} isn't used")
         yield from whole(name, _rows(data, name, column, modality))
 
 
 def _rows(data: DataFolder, name: str, column: str, modality: str) -> Iterator[Record]:
-    path, split, number = data.root / name, split_in(os.path.basename(name)), 0
+    path, split, number = data.root / name, data.split_of(name), 0
     file = pyarrow(name).parquet.ParquetFile(path)
     several = is_list(file.schema_arrow.field(column).type) and modality != "vector"
+    words = set(map(column_name, filter(names_words, file.schema_arrow.names)))
+    if not words:
+        others = ", ".join(other for other in file.schema_arrow.names if other != column) or "no others"
+        data.unused[name] = f"no column of words (beside {column}: {others})"
+    elif words <= set(CLASSES):
+        data.note(f"{name}: numbers in a column of labels are classes, no words")
     wanted = [other for other in file.schema_arrow.names if several or other != column]
     for group in range(file.num_row_groups):
         for at in range(file.metadata.row_group(group).num_rows) if not wanted else ():
@@ -88,7 +97,8 @@ def _rows(data: DataFolder, name: str, column: str, modality: str) -> Iterator[R
             yield from records_of({}, f"{name}/{number + at:06d}", path, column, modality, part, split)
         at = 0
         for batch in file.iter_batches(FEW_ROWS if several else ROWS, row_groups=[group], columns=wanted):
-            for row in batch.to_pylist() if wanted else ():
+            for row in plain_rows(batch) if wanted else ():
+                note_truth(data, name, row)
                 part = partial(read_cell, group, at, column)
                 yield from records_of(row, f"{name}/{number + at:06d}", path, column, modality, part, split)
                 at += 1

@@ -14,7 +14,7 @@ from typing import Any
 
 from periscope.precompute.sources import Problem, Record
 from periscope.precompute.sources.annotations import AnnotationFile, about, annotations
-from periscope.precompute.sources.conversations import question
+from periscope.precompute.sources.conversations import identity_of, question
 from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.splits import split_named
 
@@ -41,11 +41,11 @@ def refcoco(file: AnnotationFile) -> Iterator[Record]:
     match = SPLIT.search(file.base)
     split = split_named(match[1]) if match else None
     for _, image in file.elements("images"):
-        if not _is_expression(image) or image.get("id") not in boxes:
+        if not _is_expression(image) or identity_of(image.get("id")) not in boxes:
             yield file.bad_entry("an image without file_name, caption, size or box", image)
             continue
         asked, answer = question(image["caption"], "<box>")
-        answer = answer | {"boxes": [_fractions(boxes[image["id"]], image["width"], image["height"])]}
+        answer = answer | {"boxes": [_fractions(boxes[identity_of(image["id"])], image["width"], image["height"])]}
         dataset = image.get("dataset_name")
         identity = f"{dataset}-{split}-{image['id']}"
         yield from about(file.find(image["file_name"]), (asked, answer), split, identity, {"task": dataset})
@@ -55,7 +55,7 @@ def _boxes(file: AnnotationFile, boxes: dict[object, list]) -> Iterator[Problem]
     for _, row in file.elements("annotations"):
         box = row.get("bbox") if isinstance(row, dict) else None
         if isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box):
-            boxes.setdefault(row.get("image_id"), box)
+            boxes.setdefault(identity_of(row.get("image_id")), box)
         else:
             yield file.bad_entry("an annotation without bbox", row)
 

@@ -15,7 +15,7 @@ from periscope.precompute.sources.arrow_media import cell_bytes, is_list, media_
 from periscope.precompute.sources.data_folder import DataFolder
 from periscope.precompute.sources.parquet_table import FEW_ROWS
 from periscope.precompute.sources.splits import split_named
-from periscope.precompute.sources.tables import ROWS
+from periscope.precompute.sources.tables import ROWS, note_truth, plain_rows
 
 
 def read_row(split: str, row: int, column: str, place: int | None, path: Path) -> bytes:
@@ -63,11 +63,14 @@ def saved_dataset(data: DataFolder) -> Iterator[Record]:
         if not columns:
             continue
         column, modality = next(iter(columns.items()))
+        if split := split_named(name):
+            data.split_signs.setdefault(split, {})[f"the dataset's {name}"] = None
         several = is_list(table.features.arrow_schema.field(column).type) and modality != "vector"
         wanted = [other for other in table.column_names if several or other != column]
         words = table.select_columns(wanted).iter(FEW_ROWS if several else ROWS) if wanted else ()
-        rows = (row for batch in words for row in batch.to_pylist()) if wanted else ({} for _ in range(len(table)))
+        rows = (row for batch in words for row in plain_rows(batch)) if wanted else ({} for _ in range(len(table)))
         for at, row in enumerate(rows):
+            note_truth(data, name or data.path.name, row)
             part = partial(read_row, name, at, column)
             origin = f"{name}/{at:06d}" if name else f"{at:06d}"
             yield from records_of(row, origin, data.root, column, modality, part, split_named(name))

@@ -1,36 +1,29 @@
 """Text files in the encodings that occur in practice."""
 
-import codecs
 import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-HEAD = 200  # bytes that tell the encoding
+from periscope.precompute.sources.encodings import DAMAGED, HANDLER, HEAD, MARKS, Encoding, encoding_of, tell_encoding
+
+__all__ = ["DAMAGED", "HEAD", "MARKS", "captions_in", "decode_text", "encoding_of", "lines_of", "read_text"]
 
 
-def encoding_of(head: bytes) -> str | None:
-    """The encoding by the first bytes: from a byte order mark, UTF-16 without one, or None (UTF-8 or Windows-1252)."""
-    encoding = next((name for mark, name in MARKS if head.startswith(mark)), None)
-    if encoding is None and b"\0" in head[:HEAD]:  # UTF-16 without a mark: which byte of each pair is zero?
-        encoding = "utf-16-le" if head[1:HEAD:2].count(0) >= head[0:HEAD:2].count(0) else "utf-16-be"
-    return encoding
+def decode_text(data: bytes, encoding: Encoding | None = None) -> str:
+    """The text of these bytes, in the encoding that was told before or in the one they seem to have; line ends become
+    newlines. A `DAMAGED` character stands for what isn't text.
+
+    A carriage return ends a line only where no newline does.
+    """
+    name = (encoding or tell_encoding(io.BytesIO(data))).name
+    return newlines(data.decode(name, errors=HANDLER))
 
 
-def decode_text(data: bytes) -> str:
-    """Decode UTF-8, UTF-16 or UTF-32, with or without byte order mark, else Windows-1252; line ends become newlines."""
-    try:
-        text = data.decode(encoding_of(data[:HEAD]) or "utf-8")
-    except UnicodeDecodeError:
-        text = data.decode("cp1252", errors="replace")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def newlines(text: str) -> str:
+    """The text with the line ends of one program as newlines: CR LF, LF, or CR where there is no LF."""
+    text = text.replace("\r\n", "\n")
+    return text.replace("\r", " " if "\n" in text else "\n")
 
 
 def read_text(path: Path) -> str:
@@ -48,14 +41,12 @@ def lines_of(path: Path) -> list[str]:
     return captions_in(read_text(path))
 
 
-def stream_lines(stream: BinaryIO) -> Iterator[str]:
-    """The lines of a text of any length, without line ends, decoded as in `decode_text`."""
-    head = stream.read(HEAD)
-    stream.seek(0)
-    if encoding := encoding_of(head):
-        with io.TextIOWrapper(stream, encoding, errors="replace") as text:
-            for line in text:
-                yield line.rstrip("\n")
-        return
-    for data in stream:
-        yield from decode_text(data).removesuffix("\n").split("\n")
+def stream_lines(stream: BinaryIO, encoding: Encoding | None = None) -> Iterator[str]:
+    """The lines of a text of any length, without their ends, encoded as in `decode_text`."""
+    name = (encoding or tell_encoding(stream)).name
+    with io.TextIOWrapper(stream, name, errors=HANDLER, newline="\n") as text:
+        for line in text:
+            if line.endswith("\n"):
+                yield line.removesuffix("\n").removesuffix("\r").replace("\r", " ")
+            else:
+                yield from newlines(line).removesuffix("\n").split("\n")

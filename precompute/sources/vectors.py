@@ -19,7 +19,7 @@ from periscope.errors import MediaError
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
 from periscope.precompute.sources.conversations import caption
 from periscope.precompute.sources.data_folder import DataFolder
-from periscope.precompute.sources.media_folder import sidecar
+from periscope.precompute.sources.sidecars import Sidecars
 
 SUFFIXES = (".npy", ".safetensors")
 
@@ -128,13 +128,14 @@ def _detect(data: DataFolder) -> str:
 def vectors(data: DataFolder) -> Iterator[Record]:
     """All vectors and their captions."""
     names, rows = set(data.names()), dict[str, list[str]]()
+    sidecars = Sidecars(data, data.names(), data.listed(*SUFFIXES))
     for medium in vectors_below(data):
         yield medium
         if isinstance(medium, Problem):
             continue
         name, _, row = medium.origin.rpartition("/")
         if medium.path == str(data.root / medium.origin):
-            yield from sidecar(data, medium.origin, names)
+            yield from sidecars.words(medium.origin, data.split_of(medium.origin, folders_only=True))
         elif row.isdecimal():
             rows.setdefault(name, []).append(medium.origin)
     for name, origins in rows.items():
@@ -145,6 +146,7 @@ def _lines(data: DataFolder, name: str, origins: list[str], names: set[str]) -> 
     beside = str(Path(name).with_suffix(".txt"))
     if beside not in names:
         return
+    data.used.add(beside)
     lines = data.text(beside).removesuffix("\n").split("\n")
     if len(lines) != len(origins):
         yield Problem(beside, "lines don't match the rows", f"{len(lines)} lines for {len(origins)} rows of {name}")

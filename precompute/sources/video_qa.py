@@ -11,7 +11,7 @@ from functools import partial
 
 from periscope.precompute.sources import Medium, Record, Words
 from periscope.precompute.sources.annotations import AnnotationFile, annotations
-from periscope.precompute.sources.conversations import question
+from periscope.precompute.sources.conversations import question, word
 from periscope.precompute.sources.data_folder import DataFolder
 
 MAPPING = "youtube_mapping.txt"
@@ -44,7 +44,8 @@ def video_qa(file: AnnotationFile) -> Iterator[Record]:
     """The clips that are there, and the questions with their answers."""
     for _, row in file.elements():
         number, asked, answer = (row.get(name) for name in FIELDS) if isinstance(row, dict) else (None, None, None)
-        if not isinstance(number, int | str) or not isinstance(asked, str) or not isinstance(answer, str):
+        answer = word(answer)
+        if not isinstance(number, int | str) or not isinstance(asked, str) or answer is None:
             yield file.bad_entry("a question without video_id, question or answer", row)
             continue
         video = str(number)

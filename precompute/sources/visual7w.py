@@ -15,7 +15,7 @@ from typing import Any
 from periscope.errors import MediaError
 from periscope.precompute.sources import Medium, Problem, Record, Turns, Words
 from periscope.precompute.sources.annotations import AnnotationFile, annotations
-from periscope.precompute.sources.conversations import question
+from periscope.precompute.sources.conversations import identity_of, question
 from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.splits import split_named
 
@@ -44,7 +44,7 @@ def visual7w(file: AnnotationFile) -> Iterator[Record]:
 def _boxes(file: AnnotationFile, boxes: dict[object, dict]) -> Iterator[Problem]:
     for _, row in file.elements("boxes"):
         if isinstance(row, dict):
-            boxes[row.get("box_id")] = row
+            boxes[identity_of(row.get("box_id"))] = row
         else:
             yield file.bad_entry("a box that isn't one", row)
 
@@ -62,13 +62,13 @@ def _image(file: AnnotationFile, image: Any, boxes: dict[object, dict]) -> Itera
     for pair in pairs:
         asked = pair.get("question") if isinstance(pair, dict) else None
         listed = [pair.get("answer"), *(pair.get("multiple_choices") or ())] if isinstance(pair, dict) else []
-        if isinstance(asked, str) and listed and all(choice in boxes for choice in listed):
+        if isinstance(asked, str) and listed and all(identity_of(choice) in boxes for choice in listed):
             try:
                 size = size or _size(medium)
             except (MediaError, OSError) as error:
                 yield Problem(medium.origin, "not a picture", str(error))
                 return
-            listed = [_shares(boxes[choice], *size) for choice in listed]
+            listed = [_shares(boxes[identity_of(choice)], *size) for choice in listed]
         elif not isinstance(asked, str) or not asked.strip() or not all(isinstance(choice, str) for choice in listed):
             yield file.bad_entry("a question without words or answer", pair)
             continue

@@ -12,12 +12,12 @@ from functools import partial
 
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
 from periscope.precompute.sources.annotations import AnnotationFile
-from periscope.precompute.sources.conversations import most_common, people, question
+from periscope.precompute.sources.conversations import identity_of, most_common, people, question, word
 from periscope.precompute.sources.data_folder import DataFolder, whole
 from periscope.precompute.sources.splits import split_in
 
 SUBTYPE = re.compile(r"(train|val|test)(?:-?dev)?(\d{4})")
-Answers = dict[object, tuple[str | None, dict]]  # question id -> answer and meta
+Answers = dict[str, tuple[str | None, dict]]  # question id -> answer and meta
 
 
 def _questions(data: DataFolder) -> list[str]:
@@ -49,17 +49,17 @@ def _annotations(data: DataFolder) -> list[str]:
 
 def _answers(file: AnnotationFile, answers: Answers) -> Iterator[Problem]:
     for _, row in file.elements("annotations"):
-        if isinstance(row, dict) and isinstance(row.get("question_id"), int | str):
-            answers[row["question_id"]] = _answer(row)
+        if isinstance(row, dict) and (identity := identity_of(row.get("question_id"))) is not None:
+            answers[identity] = _answer(row)
         else:
             yield file.bad_entry("an annotation without question_id", row)
 
 
 def _answer(row: dict) -> tuple[str | None, dict]:
     every = people(row.get("answers"))
-    answer = row.get("multiple_choice_answer")
+    answer = word(row.get("multiple_choice_answer"))
     kept = {name: row[name] for name in ("question_type", "answer_type") if isinstance(row.get(name), str)}
-    return answer if isinstance(answer, str) else most_common(every), {"answers": every, **kept}
+    return answer if answer is not None else most_common(every), {"answers": every, **kept}
 
 
 def _asked(file: AnnotationFile, answers: Answers) -> Iterator[Record]:
@@ -70,12 +70,13 @@ def _asked(file: AnnotationFile, answers: Answers) -> Iterator[Record]:
     task = {"task": "vqav2"} if file.base.startswith("v2_") else {}
     for _, row in file.elements("questions"):
         image, asked = (row.get("image_id"), row.get("question")) if isinstance(row, dict) else (None, None)
+        image = int(image) if isinstance(image, str) and image.isdecimal() else image
         if not isinstance(image, int) or not isinstance(asked, str) or not asked.strip():
             yield file.bad_entry("a question without image_id or words", row)
             continue
         names = ([f"COCO_{folder}_{image:012d}.jpg"] if folder else []) + [f"{image:012d}.jpg"]
         yield from file.find_once(image, partial(file.folder.find_first, names, file.name, prefer=folder))
         if isinstance(medium := file.media[image], Medium):
-            identity = row.get("question_id")
-            answer, meta = answers.get(identity, (None, {}))
+            identity = identity_of(row.get("question_id"))
+            answer, meta = answers.get(str(identity), (None, {}))
             yield Words((medium.origin,), question(asked, answer), split, str(identity), task | meta)

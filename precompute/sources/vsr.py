@@ -30,10 +30,15 @@ def vsr(file: AnnotationFile) -> Iterator[Record]:
     """The images, and statements about them: true or false."""
     for number, row in file.rows():
         words, label = (row.get("caption"), row.get("label")) if row else (None, None)
-        if row is None or not isinstance(words, str) or label not in (0, 1) or not isinstance(row.get("image"), str):
+        if (
+            row is None
+            or not isinstance(words, str)
+            or label not in (0, 1, "0", "1", "True", "False")
+            or not isinstance(row.get("image"), str)
+        ):
             yield Problem(file.name, "bad line", f"line {number} lacks an image, a caption or a label")
             continue
         medium = file.find(row["image"], file.line(number))
         meta = {"task": "vsr", "relation": str(row.get("relation") or "")}
-        turns = question(words, str(bool(label)))
+        turns = question(words, str(label in (1, "1", "True")))
         yield from about(medium, turns, file.split, f"vsr-{file.split}-{number}", meta)

@@ -2,28 +2,26 @@
 `00000.parquet` and `00000_stats.json`. https://github.com/rom1504/img2dataset#output-format; webdataset's convention:
 https://github.com/webdataset/webdataset#the-webdataset-format.
 
-Files with the same path up to the first dot of their name are one sample: its media, and its texts from `.txt`, else
-from the `.json` by the usual names (`caption`, `conversations`, ...). A `.json` with a `status` other than "success" is
-counted as a problem. What img2dataset failed to fetch is listed in the .parquet only, and counted if pyarrow is
-installed. The tars must not be compressed: media are read by position, so that a stopped run can continue.
+Files of one name up to the first dot of its last part are one sample, wherever in the tar they are: its media, and its
+words from `.txt`, a caption a line, else from `.caption`, else from the `.json` by the usual names (`caption`,
+`conversations`, ...). A `.json` with a `status` other than "success" is counted as a problem; what img2dataset couldn't
+fetch, it lists in the .parquet alone, from which it is counted too, if pyarrow is installed. The tars must not be
+compressed: media are read by position, so that a stopped run goes on where it was.
 """
 
 import importlib.util
-import os
 import tarfile
 from collections.abc import Iterator
 from functools import partial
-from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from periscope.errors import MediaError
 from periscope.precompute.media import modality_of
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.conversations import caption, words_of
-from periscope.precompute.sources.data_folder import DataFolder, whole
-from periscope.precompute.sources.splits import split_in
+from periscope.precompute.sources.conversations import MISSING, caption, words_of
+from periscope.precompute.sources.data_folder import HEAD, DataFolder, UnreadableTextError, whole
 from periscope.precompute.sources.tables import json_object, rows
-from periscope.precompute.sources.text_file import decode_text
+from periscope.precompute.sources.text_file import captions_in
 
 WORDS = ("txt", "caption", "json")
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -55,16 +53,34 @@ def webdataset_tars(data: DataFolder) -> Iterator[Record]:
     """The media in the tars, in order, with their texts, and what img2dataset failed to fetch."""
     yield from (Problem(name, "compressed archive", "unpack it to a plain .tar") for name in data.listed(*PACKED))
     for name in data.listed(".tar"):
-        split, beside = split_in(os.path.basename(name)), name.removesuffix(".tar") + ".parquet"
-        try:
-            with tarfile.open(data.root / name, "r:") as tar:
-                members = (info for info in tar if info.isreg() and not info.issparse())
-                for key, sample in groupby(members, lambda info: _key(info.name)):
-                    yield from _sample(data, tar, name, key, list(sample), split)
-        except (OSError, tarfile.TarError) as error:
-            yield Problem(name, "damaged archive", str(error))
+        beside = name.removesuffix(".tar") + ".parquet"
+        data.used.update((name, beside))
+        yield from _tar(data, name)
         if (data.root / beside).is_file() and importlib.util.find_spec("pyarrow"):
             yield from whole(beside, _failures(data, beside, name))
+
+
+def _tar(data: DataFolder, name: str) -> Iterator[Record]:
+    samples: dict[str, list[tarfile.TarInfo]] = {}  # members of a sample needn't be neighbours
+    try:
+        with data.open(name) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            damage = ""
+            try:
+                for info in tar:
+                    if info.isreg() and not info.issparse() and not _is_hidden(info.name):
+                        samples.setdefault(_key(info.name), []).append(info)
+            except (OSError, tarfile.TarError) as error:
+                damage = str(error)
+            reader = _TarReader(data, tar, name, samples)
+            for key, members in samples.items():
+                try:
+                    yield from reader.sample(key, members)
+                except (OSError, tarfile.TarError) as error:
+                    damage = str(error)
+            if damage:
+                yield Problem(name, "damaged archive", damage)
+    except (OSError, tarfile.TarError) as error:
+        yield Problem(name, "damaged archive", str(error))
 
 
 def _key(name: str) -> str:
@@ -72,30 +88,67 @@ def _key(name: str) -> str:
     return folder + slash + base.partition(".")[0]
 
 
-def _sample(
-    data: DataFolder, tar: tarfile.TarFile, name: str, key: str, members: list[tarfile.TarInfo], split: str | None
-) -> Iterator[Record]:
-    ends = {PurePosixPath(info.name).suffix.lower().lstrip("."): info for info in members}
-    wanted = [end for end in WORDS if end in ends and ends[end].size <= LARGEST]
-    words = {end: decode_text(_bytes_of(tar, ends[end])).strip() for end in wanted}
-    facts = json_object(words.get("json", "")) or {}
-    status = facts.get("status", "success")
-    if status != "success":
-        yield Problem(f"{name}/{key}", f"img2dataset: {status}", str(facts.get("error_message") or ""))
-        return
-    path = data.root / name
-    media = [
-        Medium(path, f"{name}/{info.name}", modality, partial(read_span, info.offset_data, info.size))
-        for info in members
-        if (modality := modality_of(info.name))
-    ]
-    yield from media
-    origins = tuple(medium.origin for medium in media)
-    said = words.get("txt") or words.get("caption")
-    if media and said:
-        yield Words(origins, caption(said), split)
-    elif media:
-        yield from words_of(facts, origins, f"{name}/{key}", split)
+def _is_hidden(name: str) -> bool:
+    """Whether macOS wrote it beside the file that is meant (`._0.jpg`, `__MACOSX/`), or it is hidden."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+class _TarReader:
+    """Samples of one tar.
+
+    tar: open · name: its own · samples: key -> members.
+    """
+
+    def __init__(self, data: DataFolder, tar: tarfile.TarFile, name: str, samples: dict[str, list[tarfile.TarInfo]]):
+        self.data, self.tar, self.name, self.samples = data, tar, name, samples
+        self.split = data.split_of(name)
+
+    def sample(self, key: str, members: list[tarfile.TarInfo]) -> Iterator[Record]:
+        """The media and words of one sample."""
+        ends = {PurePosixPath(info.name).suffix.lower().lstrip("."): info for info in members}
+        where = f"{self.name}/{key}"
+        words, problems = {}, []
+        for end in WORDS:
+            if end in ends and ends[end].size <= LARGEST:
+                try:
+                    content = _bytes_of(self.tar, ends[end])
+                    words[end] = self.data.text_of(content, f"{self.name}/{ends[end].name}", self._words, self.name)
+                except UnreadableTextError as error:
+                    problems.append(Problem(where, "words can't be read", f"{ends[end].name}: {error}"))
+        facts = json_object(words.get("json", "")) or {}
+        status = facts.get("status", "success")
+        if status != "success":
+            yield Problem(where, f"img2dataset: {status}", str(facts.get("error_message") or ""))
+            return
+        media = [
+            Medium(
+                self.data.root / self.name,
+                f"{self.name}/{info.name}",
+                modality,
+                partial(read_span, info.offset_data, info.size),
+            )
+            for info in members
+            if (modality := modality_of(info.name))
+        ]
+        yield from media
+        if not media:
+            return
+        yield from problems
+        origins = tuple(medium.origin for medium in media)
+        split = self.split or self.data.split_of(where, folders_only=True)
+        lines = captions_in(words.get("txt", "")) or [" ".join(captions_in(words.get("caption", "")))]
+        said = [line for line in lines if line not in MISSING]
+        if said:
+            yield from (Words(origins, caption(line), split) for line in said)
+        else:
+            yield from words_of(facts, origins, where, split)
+
+    def _words(self) -> Iterator[bytes]:
+        for members in self.samples.values():
+            for info in members:
+                if PurePosixPath(info.name).suffix.lower().lstrip(".") in WORDS and info.size <= HEAD:
+                    yield _bytes_of(self.tar, info)
 
 
 def _bytes_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

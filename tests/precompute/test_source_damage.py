@@ -1,6 +1,7 @@
 """Whatever strangers' files hold, a source gives problems or one sentence, never a traceback."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -226,17 +227,57 @@ def test_broken_file_keeps_what_came_before(tmp_path: Path) -> None:
     }
 
 
-def test_links(tmp_path: Path) -> None:
-    picture(tmp_path / "elsewhere/1.jpg")
+def test_links_stay_in_the_folder(tmp_path: Path) -> None:
     data = vqa(tmp_path / "data")
-    for path in (data / "train2014").iterdir():
-        path.rename(tmp_path / "elsewhere" / path.name)
-    (data / "train2014").rmdir()
-    (data / "train2014").symlink_to(tmp_path / "elsewhere")
+    (data / "train2014").rename(data / "images")
+    (data / "train2014").symlink_to(data / "images")
     (data / "loop").symlink_to(data)
-    (data / "dangling.jpg").symlink_to(tmp_path / "nothing.jpg")
     found = collect(data)
-    assert "train2014/COCO_train2014_000000000025.jpg" in found.media and not found.problems
+    assert "images/COCO_train2014_000000000025.jpg" in found.media and not found.problems
+
+
+def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "elsewhere/1.jpg")
+    (tmp_path / "secret.txt").write_text("host")
+    data = tmp_path / "data"
+    for n in range(3):
+        picture(data / f"{n}.jpg")
+    (data / "0.txt").symlink_to(tmp_path / "secret.txt")
+    (data / "1.txt").write_text("one")
+    os.mkfifo(data / "2.txt")
+    os.mkfifo(data / "3.jpg")
+    (data / "4.jpg").symlink_to(tmp_path / "elsewhere/1.jpg")
+    (data / "dangling.jpg").symlink_to(tmp_path / "nothing.jpg")
+    (data / "folder").symlink_to(tmp_path / "elsewhere")
+    (data / "passwd.jsonl").symlink_to("/etc/passwd")
+    found = collect(data)
+    assert [text.turns[0]["content"] for text in found.words] == ["one"] and list(found.media) == [
+        "0.jpg",
+        "1.jpg",
+        "2.jpg",
+    ]
+    assert {(problem.origin, problem.reason) for problem in found.problems} == {
+        *((name, "a link out of the data folder") for name in ("0.txt", "4.jpg", "dangling.jpg", "folder")),
+        ("passwd.jsonl", "a link out of the data folder"),
+        *((name, "can't be opened") for name in ("2.txt", "3.jpg")),
+    }
+    rows = [{"file_name": name, "text": "x"} for name in ("4.jpg", "folder/1.jpg", "3.jpg", "1.jpg")]
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    named = collect(data / "metadata.jsonl")
+    assert list(named.media) == ["1.jpg"] and len(named.words) == 1
+    assert {problem.origin for problem in named.problems} >= {"4.jpg", "folder/1.jpg", "3.jpg"}
+
+
+def test_links_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
+    cache = tmp_path / "datasets--owner--name"
+    picture(cache / "blobs/abc")
+    picture(tmp_path / "outside.jpg")
+    snapshot = cache / "snapshots/123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "a.jpg").symlink_to("../../blobs/abc")
+    (snapshot / "b.jpg").symlink_to(tmp_path / "outside.jpg")
+    found = collect(snapshot)
+    assert list(found.media) == ["a.jpg"] and [problem.origin for problem in found.problems] == ["b.jpg"]
 
 
 def test_clips_of_a_large_set_are_found_quickly(tmp_path: Path) -> None:
