@@ -19,13 +19,14 @@ from periscope.adapters.prompting.template import Template
 from periscope.shards.features import encode, stored_bytes
 from periscope.shards.read import FeatureSet
 from periscope.shards.write import SetWriter, make_key, samples_per_shard
+from periscope.training.config import TrainConfig
 from periscope.training.data.dataset import Batch, TextFeatureDataset
 from periscope.training.data.steps import TrainingSteps
 
 # LLaVA-CC3M's captions are Conceptual Captions': 10.3 tokens, standard deviation 4.5, median 9 (Sharma et al. 2018,
 # https://aclanthology.org/P18-1238, table 2), as a log-normal; a language model's tokenizer makes about 1.3 of a word.
 MEAN, DEVIATION, TOKENS_A_WORD = 10.3, 4.5, 1.3
-SETTINGS = {"lr": 1e-3, "weight_decay": 0.0, "soft_prompt_lr": 0.0}
+CONFIG = TrainConfig(lr=1e-3)
 WORDS = [f"w{number}" for number in range(1000)]
 
 

@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from benchmarks import side_by_side
 from benchmarks._meters import DEVICE, seconds
-from benchmarks._synthetic import SETTINGS, adapted, language_model, some_steps
+from benchmarks._synthetic import CONFIG, adapted, language_model, some_steps
 from periscope.adapters.model import AdaptedModel
 from periscope.adapters.projectors import FeatureShape
 from periscope.training.data.dataset import Batch
@@ -52,7 +52,7 @@ def measure(rounds: int) -> dict[str, dict]:
         model = adapted(lm, spec, shape)
         (batch,) = some_steps(model, BATCH, 1, BATCH, 1)
         encode = partial(_encode, encoder, pixels, shape.kind)
-        optimizer = make_optimizer(model.trained(), SETTINGS)
+        optimizer = make_optimizer(model.trained(), CONFIG)
         ways: dict[str, Callable[[], object]] = {
             "encode": encode,
             "cached": partial(_train, model, optimizer, batch),

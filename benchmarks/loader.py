@@ -15,7 +15,7 @@ from safetensors.torch import load
 
 from benchmarks import side_by_side
 from benchmarks._meters import DEVICE, seconds
-from benchmarks._synthetic import SETTINGS, adapted, caption_lengths, feature_set, language_model, steps_of
+from benchmarks._synthetic import CONFIG, adapted, caption_lengths, feature_set, language_model, steps_of
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.projectors import FeatureShape
@@ -113,7 +113,7 @@ def _share(lm: LanguageModel, features: FeatureSet, rounds: int) -> float:
     """The loader's share of a step's CPU time (on a GPU, of the wall time if it didn't work ahead)."""
     model = adapted(lm, "mlp16", POOLED)
     steps = steps_of(model, features, BATCH)
-    optimizer = make_optimizer(model.trained(), SETTINGS)
+    optimizer = make_optimizer(model.trained(), CONFIG)
     scaler = torch.amp.GradScaler(lm.device.type, enabled=lm.dtype == torch.float16)
     batch = steps[steps.per_epoch // 2]
     train = partial(take_step, model, optimizer, scaler, batch, len(batch), 1.0)

@@ -23,6 +23,7 @@ from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.segments import Segment
 from periscope.adapters.prompting.template import Template
+from periscope.training.config import TrainConfig
 from periscope.training.data.dataset import Batch
 from periscope.training.memory.plan import GIB, plan
 from periscope.training.step import make_optimizer, take_step
@@ -46,7 +47,7 @@ ADAPTERS = {
     "mlp": FeatureShape("patches", 729, 1152, (27, 27)),
 }
 BATCH, WORDS = 16, 64
-SETTINGS = {"lr": 1e-3, "weight_decay": 0.0, "soft_prompt_lr": 0.0}
+CONFIG = TrainConfig(lr=1e-3)
 
 
 def measure(rounds: int) -> dict[str, dict]:
@@ -103,7 +104,7 @@ def train(lm: LanguageModel, spec: str, shape: FeatureShape, rounds: int) -> dic
     longest = adapter.tokens + 1 + WORDS
     needs = replace(plan(lm, adapter, longest, shared=False), free=free)
     micro = needs.micro_batch(BATCH, longest)
-    optimizer = make_optimizer(dict(adapter.named_parameters()), SETTINGS)
+    optimizer = make_optimizer(dict(adapter.named_parameters()), CONFIG)
     scaler = torch.amp.GradScaler(lm.device.type, enabled=lm.dtype == torch.float16)
     seconds = []
     if on_gpu:

@@ -20,11 +20,12 @@ from benchmarks._synthetic import adapted, evenly, language_model, some_steps
 from periscope.adapters.model import AdaptedModel
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.splice import IGNORED
+from periscope.training.config import TrainConfig
 from periscope.training.data.dataset import Batch
 from periscope.training.step import make_optimizer, take_step
 
 MODEL = {"layers": 8, "width": 512, "inner": 1408}
-SETTINGS = {"lr": 0.0, "weight_decay": 0.0, "soft_prompt_lr": 0.0}  # nothing is learnt, so the losses stay the same
+CONFIG = TrainConfig(lr=0.0)  # nothing is learnt, so the losses stay the same
 POOLED, PATCHES = FeatureShape("pooled", 1, 768), FeatureShape("patches", 576, 1024, (24, 24))
 # case: adapter, features, vocabulary, texts in the set, how many are timed, batch sizes to choose from
 CASES = {
@@ -73,7 +74,7 @@ def cut(pairs: list, size: int) -> list[list]:
 
 def train(model: AdaptedModel, batches: list[Batch]) -> float:
     """Periscope's steps; returns the mean loss per target token."""
-    optimizer = make_optimizer(model.trained(), SETTINGS)
+    optimizer = make_optimizer(model.trained(), CONFIG)
     scaler = torch.amp.GradScaler(model.lm.device.type, enabled=model.lm.dtype == torch.float16)
     losses = [take_step(model, optimizer, scaler, batch, len(batch), clip=1.0)[0] for batch in batches]
     targets = [batch.targets for batch in batches]

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from benchmarks import side_by_side
 from benchmarks._meters import seconds
-from benchmarks._synthetic import SETTINGS, adapted, language_model, some_steps
+from benchmarks._synthetic import CONFIG, adapted, language_model, some_steps
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.model import AdaptedModel
 from periscope.adapters.projectors import FeatureShape
@@ -50,7 +50,7 @@ def measure(rounds: int) -> dict[str, dict]:
     for name, case in CASES.items():
         model = adapted(lm, case.spec, case.shape, projector_hidden=case.hidden)
         batches = some_steps(model, case.media, case.captions, case.batch, case.steps)
-        optimizer = make_optimizer(model.trained(), SETTINGS)
+        optimizer = make_optimizer(model.trained(), CONFIG)
         scaler = torch.amp.GradScaler(lm.device.type, enabled=lm.dtype == torch.float16)
         train = partial(_train, model, optimizer, scaler, batches)
         bare = partial(_replay, lm, calls_of(lm, train))

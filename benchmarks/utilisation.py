@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from benchmarks._synthetic import SETTINGS, adapted, caption_lengths, feature_set, steps_of
+from benchmarks._synthetic import CONFIG, adapted, caption_lengths, feature_set, steps_of
 from benchmarks.memory import LIMIT, MISTRAL, PRECISIONS, save_random
 from benchmarks.published_loop import cut, pairs_of, publish
 from periscope.adapters.lm.load import load_language_model
@@ -87,7 +87,7 @@ def train(model: AdaptedModel, steps: TrainingSteps, rounds: int) -> dict[str, f
     on_gpu = lm.device.type == "cuda"
     longest = max(steps.index.lengths)
     micro = plan(lm, adapter, longest, shared=False).micro_batch(BATCH, longest)
-    optimizer = make_optimizer(model.trained(), SETTINGS)
+    optimizer = make_optimizer(model.trained(), CONFIG)
     scaler = torch.amp.GradScaler(lm.device.type, enabled=lm.dtype == torch.float16)
     took, waited, tokens = [], [], []
     for number in range(rounds):
@@ -141,7 +141,7 @@ def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _take(model: AdaptedModel, batches: list[Batch]) -> None:
-    optimizer = make_optimizer(model.trained(), SETTINGS)
+    optimizer = make_optimizer(model.trained(), CONFIG)
     scaler = torch.amp.GradScaler(model.lm.device.type, enabled=model.lm.dtype == torch.float16)
     longest = max(sum(len(segment.ids) for segment in text) for batch in batches for text in batch.texts)
     longest += model.adapter.tokens

@@ -39,7 +39,7 @@ def test_a_table_of_an_adapter_applies_to_that_adapter_alone(tmp_path) -> None:
     path = tmp_path / "own.toml"
     path.write_text("[train]\nlr = 1.0\nsteps = 2\n[adapter.mlp16]\nlr = 3.0\n")
     recipe = load_recipe(str(path))
-    assert recipe.settings({"lr", "steps"}, "mlp16") == {"lr": 3.0, "steps": 2}
-    assert recipe.settings({"lr", "steps"}, "mlp8") == {"lr": 1.0, "steps": 2}
+    assert recipe.train_options({"lr", "steps"}, "mlp16", {}) == {"lr": 3.0, "steps": 2}
+    assert recipe.train_options({"lr", "steps"}, "mlp8", {}) == {"lr": 1.0, "steps": 2}
     with pytest.raises(RecipeError, match=r"sets steps, which train\.py doesn't know"):
-        recipe.settings({"lr"}, "mlp8")
+        recipe.train_options({"lr"}, "mlp8", {})
