@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +18,11 @@ from periscope.paths import tiny_folder
 from periscope.training.config import TrainConfig, parse_request
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help doesn't need
+    from collections.abc import Callable
+
     from periscope.training.distributed import Ranks
     from periscope.training.models.language_model_holder import LanguageModelHolder
+    from periscope.training.progress import StopRequest
     from periscope.training.run import Run
     from periscope.training.session import Session
 
@@ -94,6 +98,8 @@ def fit(session: "Session") -> None:
     on_gpu = session.device.type == "cuda"
     loader = load_steps(session.steps, session.step, schedule.steps, workers=2 if on_gpu else 0, pin=on_gpu)
     saved_at = time.monotonic()
+    if session.evaluation_due and not session.evaluated:
+        evaluate(session, stop, bar.say)  # the process that wrote this checkpoint was stopped before it
     for batch in bar.timed(loader):
         session.step += 1
         rate = set_rates(session.optimizer, session.step, schedule.steps, config)
@@ -104,21 +110,35 @@ def fit(session: "Session") -> None:
         run_folder.log(step=session.step, loss=loss, lr=rate, grad_norm=norm, targets=batch.count(), **timing)
         session.check_loss(loss, bar.say)
 
-        last = bool(ranks.all_max(stop.asked)) or session.step == schedule.steps
-        is_best = False
-        if session.has_heldout and (last or session.step % schedule.eval_every == 0):
-            is_best, lines = session.evaluate()
-            for line in lines:
-                bar.say(line)
+        stopping, last = bool(ranks.all_max(stop.asked)), session.step == schedule.steps
         due = session.step % schedule.save_every == 0 or time.monotonic() - saved_at > SAVE_SECONDS
-        if last or is_best or due:
-            session.save(is_best)
+        if stopping or last or due or session.evaluation_due:
+            session.save()  # before the evaluation, which may take minutes
             saved_at = time.monotonic()
-        if last:
+        if stopping:
+            session.stopped = not last or session.evaluation_due
             break
+        if session.evaluation_due:
+            evaluate(session, stop, bar.say)
+            if session.stopped:
+                break
     session.spent = bar.spent(session.steps.per_epoch)
     bar.close()
     run_folder.close()
+
+
+def evaluate(session: "Session", stop: "StopRequest", say: "Callable[[str], None]") -> None:
+    """Evaluate the checkpoint of this step on the held-out texts; a request to stop ends that (`session.stopped`)."""
+    from periscope.training.progress import StopNow
+
+    alone = session.ranks.size == 1  # several processes wait for one another in the evaluation
+    try:
+        lines = session.evaluate(stop.interrupting() if alone else nullcontext())
+    except StopNow:
+        session.stopped = True
+        return
+    for line in lines:
+        say(line)
 
 
 def finish(session: "Session", holder: "LanguageModelHolder", merged: Path | None = None) -> bool:
@@ -127,9 +147,9 @@ def finish(session: "Session", holder: "LanguageModelHolder", merged: Path | Non
 
     holder.check()
     path = session.run.path
-    if session.caching:
+    if session.caching and session.spent[0]:
         print(session.caching.measured(*session.spent))
-    if session.step < session.schedule.steps:
+    if session.stopped:
         print(f"stopped after step {session.step}; go on with: {command('train', '--resume', path)}")
         return False
     weights = "'s own weights are" if session.lm.lora else " is"

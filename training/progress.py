@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -17,6 +18,10 @@ def default_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+class StopNow(Exception):
+    """A request to stop, in a block that needn't be finished (`StopRequest.interrupting`)."""
+
+
 class StopRequest:
     """Turns Ctrl-C or SIGTERM (from a scheduler or torchrun) into a request, `asked`, to save a checkpoint and stop.
 
@@ -24,7 +29,7 @@ class StopRequest:
     """
 
     def __init__(self, announce: bool = True):
-        self.asked, self.announce = False, announce
+        self.asked, self.announce, self._interrupts = False, announce, False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 
@@ -34,6 +39,19 @@ class StopRequest:
         self.asked = True
         if self.announce:
             print("\nstopping after this step, with a checkpoint (Ctrl-C again to stop at once)", file=sys.stderr)
+        if self._interrupts:
+            raise StopNow
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """A block that the first signal ends at once by raising `StopNow`: one that may be done again from the start."""
+        self._interrupts = True
+        try:
+            if self.asked:
+                raise StopNow
+            yield
+        finally:
+            self._interrupts = False
 
 
 class ProgressBar:

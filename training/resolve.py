@@ -258,7 +258,7 @@ def resumed(run: Run, flags: Options, finished: bool = False) -> TrainConfig:
                 f"{value}; resume it without --{_flag(name)}, or start a new run"
             )
     config = config_from(options, str(run.path / "config.toml"))
-    if not finished and (run.path / "last").exists() and int(run.step_folder().name) >= (config.steps or 0):
+    if not finished and run.finished():
         raise RunError(f"{run.path} is finished; score it with: {command('eval', '--run', run.path)}")
     return config
 

@@ -100,8 +100,8 @@ class Run:
         """The adapter folders of the last checkpoint: `adapter`, or `adapter-image`, `adapter-audio` and so on."""
         return sorted(self.step_folder().glob("adapter*"))
 
-    def save(self, step: int, write_adapter: Callable[[Path], None], state: dict, keep: int, best: bool) -> Path:
-        """Write a checkpoint under a temporary name and rename it; then point `last` (and `best`) at it.
+    def save(self, step: int, write_adapter: Callable[[Path], None], state: dict, keep: int) -> Path:
+        """Write a checkpoint under a temporary name and rename it; then point `last` at it.
 
         write_adapter: writes the adapter into the folder it is given · state: `{"tensors": {...}, "facts": {...}}` ·
         keep: how many of the newest checkpoints stay, besides the best.
@@ -121,14 +121,33 @@ class Run:
                 sync_folder(path) if path.is_dir() else _sync_file(path)
             os.rename(temporary, final)
             sync_folder(steps)
-        for pointer in ("last", "best") if best else ("last",):
-            replace_bytes(self.path / pointer, f"{final.name}\n".encode())
+        replace_bytes(self.path / "last", f"{final.name}\n".encode())
         pointed = {(self.path / name).read_text().strip() for name in ("last", "best") if (self.path / name).exists()}
         done = sorted(folder.name for folder in steps.iterdir() if folder.name.isdigit())
         for name in done[:-keep]:
             if name not in pointed:
                 shutil.rmtree(steps / name)
         return final
+
+    def point_best(self, step: int) -> None:
+        """Point `best` at the checkpoint of `step`."""
+        replace_bytes(self.path / "best", f"{step:06d}\n".encode())
+
+    def evaluations(self, last: int) -> list[dict]:
+        """The lines of metrics.jsonl that hold an evaluation, up to the step `last`."""
+        return [row for row in self.metrics() if "heldout" in row and row["step"] <= last]
+
+    def finished(self) -> bool:
+        """Whether the last checkpoint is that of the last step, and the evaluation that belongs to it was done."""
+        if not (self.path / "last").is_file():
+            return False
+        folder = self.step_folder()
+        step = int(folder.name)
+        if step < (self.config.steps or 0):
+            return False
+        facts_file = folder / "state" / "facts.json"
+        due = facts_file.is_file() and json.loads(facts_file.read_text()).get("evaluation_due", False)
+        return not due or any(row["step"] == step for row in self.evaluations(step))
 
     def load_state(self, device: str) -> dict:
         """Read the `state` of the last checkpoint, tensors on `device`. Raises RunError when it is damaged."""
@@ -186,6 +205,8 @@ class Run:
         path = self.path / "samples.md"
         head = "# Answers to the same held-out inputs during training\n"
         text = path.read_text(encoding="utf-8") if path.exists() else head
+        if f"\n## step {step}\n" in text:
+            return  # written by a process that was killed before it logged this evaluation
         text += f"\n## step {step}\n\n| medium | prompt | answer | reference |\n|---|---|---|---|\n"
         for sample in samples:
             cells = (sample["media"], sample["prompt"], sample["answer"], sample["reference"])
@@ -198,8 +219,11 @@ class Run:
 class NullRun(Run):
     """A run that another process writes; this one only reads it."""
 
-    def save(self, step: int, write_adapter: Callable[[Path], None], state: dict, keep: int, best: bool) -> Path:
+    def save(self, step: int, write_adapter: Callable[[Path], None], state: dict, keep: int) -> Path:
         return self.path
+
+    def point_best(self, step: int) -> None:
+        pass
 
     def log(self, *, step: int, **values: object) -> None:
         pass

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from periscope.adapters.composed import ComposedModel
-from periscope.adapters.io.checkpoint import save_adapter
+from periscope.adapters.io.checkpoint import describe_adapter, save_adapter
 from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import FOLDER as LORA_FOLDER
@@ -63,7 +64,8 @@ class Session:
     adapter · model: these as one · steps: item i is the batch of step i · run: its folder (a `NullRun` on all ranks but
     the first) · identity: hashes of features, texts and device, by which a resumed run recognises them · caching: what
     cached features save, where that is known · step: the last one taken · best: lowest held-out loss so far ·
-    micro_batch: texts per forward pass · spent: seconds per epoch, and seconds of these spent waiting for data.
+    evaluated: whether the checkpoint that a run is resumed from has had its evaluation · stopped: whether a request to
+    stop left something to do · micro_batch: texts per forward pass · spent: seconds per epoch, and seconds of these spent waiting for data.
     """
 
     config: TrainConfig
@@ -83,6 +85,8 @@ class Session:
     caching: Caching | None = None
     step: int = 0
     best: float | None = None
+    evaluated: bool = False
+    stopped: bool = False
     bad_losses: int = 0
     spent: tuple[float, float] = (0.0, 0.0)
 
@@ -90,22 +94,37 @@ class Session:
     def has_heldout(self) -> bool:
         return any(training_set.heldout for training_set in self.sets)
 
-    def evaluate(self) -> tuple[bool, list[str]]:
-        """Evaluate on the held-out texts and log the result.
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether an evaluation on the held-out texts belongs to this step."""
+        at_end = self.step == self.schedule.steps
+        return self.has_heldout and self.step > 0 and (at_end or self.step % self.schedule.eval_every == 0)
 
-        Returns whether the loss is the lowest so far, and lines to print.
+    def evaluate(self, interrupting: AbstractContextManager) -> list[str]:
+        """Evaluate the checkpoint of this step on the held-out texts, and log the result; lines to print.
+
+        Leaves torch's generator as it was, as a run that is resumed from this checkpoint finds it. interrupting:
+        surrounds the part that takes long, from which an exception may come; nothing is written then.
         """
         trained_texts = self.steps.counts(self.step)
-        losses, ratio, results = evaluate_heldout(self.model, self.sets, trained_texts, self.micro_batch, self.ranks)
-        answers = [sample_answers(self.model, each.dataset, each.heldout) for each in self.sets]
+        generator = torch.get_rng_state()
+        with interrupting:
+            losses, ratio, results = evaluate_heldout(
+                self.model, self.sets, trained_texts, self.micro_batch, self.ranks
+            )
+            answers = [sample_answers(self.model, each.dataset, each.heldout) for each in self.sets]
+        torch.set_rng_state(generator)
+        if self.best is None or losses["real"] < self.best:
+            self.best = losses["real"]
+            self.run.point_best(self.step)  # before the log: a run killed in between does the evaluation again
+        if self.ranks.first:
+            self._write_adapters(self.run.path / "steps" / f"{self.step:06d}" / "adapter", describe_adapter)
         rows = [row | {"id": (number, row["id"])} for number, rows in enumerate(answers) for row in rows]
         several = len(self.sets) > 1
         extra: dict[str, object] = {**peak_memory(str(self.device)), **({"sets": results} if several else {})}
-        self.run.log(step=self.step, heldout=losses, rms_ratio=ratio, scores=training_scores(rows), **extra)
         self.run.write_samples(self.step, [row for rows in answers for row in rows[:SAMPLES]])
-        is_best = self.best is None or losses["real"] < self.best
-        self.best = losses["real"] if is_best else self.best
-        return is_best, [describe(self.step, result, name if several else "") for name, result in results.items()]
+        self.run.log(step=self.step, heldout=losses, rms_ratio=ratio, scores=training_scores(rows), **extra)
+        return [describe(self.step, result, name if several else "") for name, result in results.items()]
 
     def check_loss(self, loss: float, say: Callable[[str], None]) -> None:
         """Raise RunError after several losses that aren't finite, and for fp16 gradients that always overflow."""
@@ -122,34 +141,50 @@ class Session:
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             raise RunError("fp16 gradients overflow at every scale; try --precision bf16 or fp32, or a lower --lr")
 
-    def save(self, is_best: bool) -> None:
-        """Write a checkpoint of the current step."""
+    def _write_adapters(self, folder: Path, write: Callable[..., None]) -> None:
+        """Call `write` (`save_adapter` or `describe_adapter`) for each adapter, with its folder and its facts.
+
+        folder: that of a single adapter; the modality is added to its name where there are several.
+        """
         config = self.config
         training: dict[str, object] = {"held-out loss": self.best, "steps": self.schedule.steps}
         training |= {"batch": config.batch, "lr": config.lr, "seed": config.seed}
         if self.lm.lora:
             training |= {"lora": config.lora.lora, "lora_lr": config.lora.lora_lr}
+        for modality, model in self.modality_models.items():
+            own_sets = [training_set for training_set in self.sets if training_set.modality == modality]
+            own_folder = folder.with_name(f"{folder.name}-{modality}") if len(self.modality_models) > 1 else folder
+            write(own_folder, model.adapter, adapter_facts(model, own_sets, self.step, training), lm=self.lm)
 
-        def write_adapters(folder: Path) -> None:
-            for modality, model in self.modality_models.items():
-                own_sets = [training_set for training_set in self.sets if training_set.modality == modality]
-                own_folder = folder.with_name(f"{folder.name}-{modality}") if len(self.modality_models) > 1 else folder
-                save_adapter(own_folder, model.adapter, adapter_facts(model, own_sets, self.step, training), lm=self.lm)
-
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
         facts = {
             **self.identity,
             "best": self.best,
+            "evaluation_due": self.evaluation_due,
             "micro_batch": self.micro_batch,
             "threads": torch.get_num_threads(),
             "scaler": self.scaler.state_dict(),
         }
         tensors = optimizer_state(self.optimizer) | {"generator": torch.get_rng_state()}
-        self.run.save(self.step, write_adapters, {"tensors": tensors, "facts": facts}, KEEP_CHECKPOINTS, is_best)
+
+        def write_adapters(folder: Path) -> None:
+            self._write_adapters(folder, save_adapter)
+
+        self.run.save(self.step, write_adapters, {"tensors": tensors, "facts": facts}, KEEP_CHECKPOINTS)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a run's last checkpoint."""
         facts = checkpoint.facts
-        self.step, self.best = facts["step"], facts["best"]
+        self.step = facts["step"]
+        evaluations = self.run.evaluations(self.step)
+        self.evaluated = any(row["step"] == self.step for row in evaluations)
+        losses = {row["step"]: row["heldout"]["real"] for row in evaluations}
+        losses = {step: loss for step, loss in losses.items() if math.isfinite(loss)}
+        self.best = min(losses.values(), default=facts["best"])
+        best_step = min(losses, key=losses.__getitem__, default=0)
+        if (self.run.path / "steps" / f"{best_step:06d}").is_dir():  # an earlier version may have been killed before it
+            self.run.point_best(best_step)
         load_optimizer_state(self.optimizer, checkpoint.tensors)
         self.scaler.load_state_dict(facts["scaler"])
         torch.set_rng_state(checkpoint.tensors["generator"].cpu())

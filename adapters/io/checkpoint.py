@@ -19,6 +19,7 @@ from periscope.adapters.lm.lora import lora_parameters, save_lora
 from periscope.adapters.model import Adapter
 from periscope.adapters.tensors import load_tensors
 from periscope.errors import AdapterError
+from periscope.shards.atomic import replace_bytes
 
 WEIGHTS, CARD = "adapter.safetensors", "README.md"
 
@@ -37,6 +38,16 @@ def save_adapter(
     `language_model` (`name` and `identity`), `template` and `training`, as dataclasses or plain JSON. `dtype` of the
     weights is fp32 in a run and bf16 to share.
     """
+    folder.mkdir(parents=True)
+    state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in adapter.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    describe_adapter(folder, adapter, about, lm)
+    if lm and lm.lora:
+        save_lora(folder / LORA, lm, dtype)
+
+
+def describe_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any], lm: LanguageModel | None = None) -> None:
+    """Write adapter.json and the model card of the adapter in `folder`, or replace them. Arguments as `save_adapter`."""
     soft_prompt = adapter.soft_prompt
     config = AdapterConfig.from_dict(
         {
@@ -56,16 +67,11 @@ def save_adapter(
             **msgspec.to_builtins(about),
         }
     )
-    folder.mkdir(parents=True)
-    state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in adapter.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     config.write(folder / CONFIG)
     parameters = sum(parameter.numel() for parameter in adapter.parameters())
     lora = lora_parameters(lm.model) if lm and lm.lora else {}
     text = card(config, parameters, sum(parameter.numel() for parameter in lora.values()))
-    (folder / CARD).write_text(text, encoding="utf-8")
-    if lm and lm.lora:
-        save_lora(folder / LORA, lm, dtype)
+    replace_bytes(folder / CARD, text.encode())
 
 
 def load_adapter(folder: Path, device: str = "cpu") -> tuple[Adapter, AdapterConfig]:

@@ -160,7 +160,7 @@ def _state(path: Path) -> int:
     if not (path / "last").is_file():
         run.remove()
         return NEW
-    return FINISHED if int(run.step_folder().name) >= (run.config.steps or 0) else UNFINISHED
+    return FINISHED if run.finished() else UNFINISHED
 
 
 def outcome(path: Path, choice: Mapping[str, object], failed: str = "") -> dict:
