@@ -1,5 +1,6 @@
 """Train a small adapter on cached features for a frozen language model: python train.py --help."""
 
+import math
 import sys
 import time
 from contextlib import nullcontext
@@ -108,10 +109,11 @@ def fit(session: "Session") -> None:
         )
         timing = bar.update(loss, batch.count())
         run_folder.log(step=session.step, loss=loss, lr=rate, grad_norm=norm, targets=batch.count(), **timing)
-        session.check_loss(loss, bar.say)
+        session.check_loss(loss, batch, bar.say)
 
         stopping, last = bool(ranks.all_max(stop.asked)), session.step == schedule.steps
         due = session.step % schedule.save_every == 0 or time.monotonic() - saved_at > SAVE_SECONDS
+        due = due and math.isfinite(loss)  # a streak of bad losses must not push the good checkpoints out
         if stopping or last or due or session.evaluation_due:
             session.save()  # before the evaluation, which may take minutes
             saved_at = time.monotonic()

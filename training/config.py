@@ -18,7 +18,8 @@ from periscope.flags import Metavar, check_ranges, flat_fields, from_flat, given
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+LearningRate = Annotated[float, msgspec.Meta(ge=0, le=10)]
 
 
 @dataclass
@@ -115,9 +116,9 @@ class OptimizerOptions:
     """Linear warm-up, as a share of the steps."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning rate schedule after the warm-up, down to --min-lr."""
-    min_lr: NotNegative = 0.0
+    min_lr: LearningRate = 0.0
     """Final learning rate."""
-    soft_prompt_lr: NotNegative = 0.0
+    soft_prompt_lr: LearningRate = 0.0
     """Constant learning rate of the soft prompt (0: that of the projector, with its schedule)."""
     weight_decay: NotNegative = 0.0
     """Weight decay; biases and norms have none."""
@@ -133,7 +134,7 @@ class LoraOptions:
 
     lora: str = ""
     """Train LoRA beside the adapter, as in r=64,alpha=16."""
-    lora_lr: NotNegative = 2e-4
+    lora_lr: LearningRate = 2e-4
     """Peak learning rate of LoRA; follows the projector's schedule."""
     freeze_projector: Count = 0
     """Steps at the start that train LoRA alone."""
@@ -175,7 +176,7 @@ class TrainConfig:
     """Optimizer steps (default: from --epochs)."""
     batch: AtLeastOne = 32
     """Texts per optimizer step."""
-    lr: NotNegative = 1e-3
+    lr: LearningRate = 1e-3
     """Peak learning rate; with --lora, 2e-5 by default."""
     seed: Count = 0
     """Seed of the initialisation and the order of texts."""

@@ -44,7 +44,7 @@ class StopRequest:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """A block that the first signal ends at once by raising `StopNow`: one that may be done again from the start."""
+        """A block that the first signal ends at once by raising `StopNow`; its work must be safe to repeat."""
         self._interrupts = True
         try:
             if self.asked:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from periscope.adapters.model import AdaptedModel
 from periscope.errors import RunError
 from periscope.evaluation.training_scores import training_scores
 from periscope.training.config import TrainConfig
+from periscope.training.data.dataset import Batch, not_finite_media
 from periscope.training.data.mix import MixedSteps
 from periscope.training.data.steps import TrainingSteps
 from periscope.training.data.training_set import (
@@ -63,9 +64,11 @@ class Session:
     sets: feature sets with the texts chosen from them · modality_models: modality -> the language model with its
     adapter · model: these as one · steps: item i is the batch of step i · run: its folder (a `NullRun` on all ranks but
     the first) · identity: hashes of features, texts and device, by which a resumed run recognises them · caching: what
-    cached features save, where that is known · step: the last one taken · best: lowest held-out loss so far ·
-    evaluated: whether the checkpoint that a run is resumed from has had its evaluation · stopped: whether a request to
-    stop left something to do · micro_batch: texts per forward pass · spent: seconds per epoch, and seconds of these spent waiting for data.
+    cached features save, where that is known · step: the last one taken · best_rank: (held-out texts left out as not
+    finite, loss) of the best evaluation so far, the least of these pairs · evaluated: whether the checkpoint that a run
+    is resumed from has had its evaluation · stopped: whether a request to stop left something to do · loss: of the last
+    step · bad_losses: steps whose loss wasn't finite · bad_media: media of these whose features aren't · micro_batch:
+    texts per forward pass · spent: seconds per epoch, and seconds of these spent waiting for data.
     """
 
     config: TrainConfig
@@ -84,11 +87,18 @@ class Session:
     micro_batch: int
     caching: Caching | None = None
     step: int = 0
-    best: float | None = None
+    best_rank: tuple[int, float] | None = None
     evaluated: bool = False
     stopped: bool = False
+    loss: float = 0.0
     bad_losses: int = 0
+    bad_media: dict[str, None] = field(default_factory=dict)
     spent: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def best(self) -> float | None:
+        """The lowest held-out loss so far."""
+        return self.best_rank[1] if self.best_rank else None
 
     @property
     def has_heldout(self) -> bool:
@@ -96,9 +106,10 @@ class Session:
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether an evaluation on the held-out texts belongs to this step."""
+        """Whether an evaluation on the held-out texts belongs to this step; not to one whose loss was bad."""
         at_end = self.step == self.schedule.steps
-        return self.has_heldout and self.step > 0 and (at_end or self.step % self.schedule.eval_every == 0)
+        planned = self.step > 0 and self.step % self.schedule.eval_every == 0 and math.isfinite(self.loss)
+        return self.has_heldout and (at_end or planned)
 
     def evaluate(self, interrupting: AbstractContextManager) -> list[str]:
         """Evaluate the checkpoint of this step on the held-out texts, and log the result; lines to print.
@@ -114,32 +125,62 @@ class Session:
             )
             answers = [sample_answers(self.model, each.dataset, each.heldout) for each in self.sets]
         torch.set_rng_state(generator)
-        if self.best is None or losses["real"] < self.best:
-            self.best = losses["real"]
+        not_finite = sum(result["not_finite"] for result in results.values())
+        rank = (not_finite, losses["real"])
+        if math.isfinite(losses["real"]) and (self.best_rank is None or rank < self.best_rank):
+            self.best_rank = rank
             self.run.point_best(self.step)  # before the log: a run killed in between does the evaluation again
         if self.ranks.first:
             self._write_adapters(self.run.path / "steps" / f"{self.step:06d}" / "adapter", describe_adapter)
         rows = [row | {"id": (number, row["id"])} for number, rows in enumerate(answers) for row in rows]
         several = len(self.sets) > 1
         extra: dict[str, object] = {**peak_memory(str(self.device)), **({"sets": results} if several else {})}
+        if not_finite:
+            extra["not_finite"] = not_finite
         self.run.write_samples(self.step, [row for rows in answers for row in rows[:SAMPLES]])
         self.run.log(step=self.step, heldout=losses, rms_ratio=ratio, scores=training_scores(rows), **extra)
         return [describe(self.step, result, name if several else "") for name, result in results.items()]
 
-    def check_loss(self, loss: float, say: Callable[[str], None]) -> None:
-        """Raise RunError after several losses that aren't finite, and for fp16 gradients that always overflow."""
+    def check_loss(self, loss: float, batch: Batch, say: Callable[[str], None]) -> None:
+        """Raise RunError after several losses that aren't finite, for weights that aren't, and for fp16 gradients that
+        always overflow.
+
+        batch: this process's share of the step, in which a medium may have features that aren't finite.
+        """
+        self.loss = loss
         if not math.isfinite(loss):
             self.bad_losses += 1
+            self.bad_media |= {self._origin(key): None for key in not_finite_media(batch)}
+            cause = ""
+            if self.bad_media:
+                first, *others = self.bad_media
+                more = f" and of {len(others)} other media" if others else ""
+                cause = f"the features of {first}{more} aren't finite"
             say(
                 f"step {self.step}: the loss is {loss}, so no step was taken ({self.bad_losses} of at most "
-                f"{MAX_BAD_LOSSES})"
+                f"{MAX_BAD_LOSSES}){'; ' * bool(cause)}{cause}"
             )
             if self.bad_losses == MAX_BAD_LOSSES:
+                advice = "try --precision bf16 or fp32, or a lower --lr"
+                if cause:
+                    advice = f"{cause}: leave these media out, or encode them again"
+                raise RunError(f"the loss was {loss} {MAX_BAD_LOSSES} times; {advice}")
+        for name, parameter in self.model.trained().items():
+            if not parameter.isfinite().all():
                 raise RunError(
-                    f"the loss was {loss} {MAX_BAD_LOSSES} times; try --precision bf16 or fp32, or a lower --lr"
+                    f"the weights of {name} aren't finite after step {self.step}, because its gradient wasn't, and it "
+                    "isn't saved. Resume from the last checkpoint, or start again with a lower --lr"
                 )
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             raise RunError("fp16 gradients overflow at every scale; try --precision bf16 or fp32, or a lower --lr")
+
+    def _origin(self, key: str) -> str:
+        """The name that precompute gave to the medium of a batch's slot."""
+        for training_set in self.sets:
+            stored = key.removeprefix(training_set.dataset.slot_name(""))
+            if training_set.dataset.slot_name(stored) == key and stored in training_set.features.keys:
+                return str(training_set.features.info(stored).get("origin", stored))
+        return key
 
     def _write_adapters(self, folder: Path, write: Callable[..., None]) -> None:
         """Call `write` (`save_adapter` or `describe_adapter`) for each adapter, with its folder and its facts.
@@ -178,11 +219,12 @@ class Session:
         facts = checkpoint.facts
         self.step = facts["step"]
         evaluations = self.run.evaluations(self.step)
-        self.evaluated = any(row["step"] == self.step for row in evaluations)
-        losses = {row["step"]: row["heldout"]["real"] for row in evaluations}
-        losses = {step: loss for step, loss in losses.items() if math.isfinite(loss)}
-        self.best = min(losses.values(), default=facts["best"])
-        best_step = min(losses, key=losses.__getitem__, default=0)
+        self.evaluated = any(row["step"] == self.step for row in evaluations) or not facts.get("evaluation_due", True)
+        ranks = {row["step"]: (row.get("not_finite", 0), row["heldout"]["real"]) for row in evaluations}
+        ranks = {step: rank for step, rank in ranks.items() if math.isfinite(rank[1])}
+        known = None if facts["best"] is None or math.isnan(facts["best"]) else (0, facts["best"])
+        self.best_rank = min(ranks.values(), default=known)
+        best_step = min(ranks, key=ranks.__getitem__, default=0)
         if (self.run.path / "steps" / f"{best_step:06d}").is_dir():  # an earlier version may have been killed before it
             self.run.point_best(best_step)
         load_optimizer_state(self.optimizer, checkpoint.tensors)

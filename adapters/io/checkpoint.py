@@ -47,7 +47,7 @@ def save_adapter(
 
 
 def describe_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any], lm: LanguageModel | None = None) -> None:
-    """Write adapter.json and the model card of the adapter in `folder`, or replace them. Arguments as `save_adapter`."""
+    """Write or replace adapter.json and the model card of the adapter in `folder`. Arguments as `save_adapter`."""
     soft_prompt = adapter.soft_prompt
     config = AdapterConfig.from_dict(
         {

@@ -1,4 +1,4 @@
-"""What a training keeps when it is stopped or killed at a bad moment: the checkpoint, `best`, and every bit of the rest."""
+"""A training stopped or killed at a bad moment keeps its checkpoint and `best`, and resumes to the same bits."""
 
 import json
 import os
@@ -6,8 +6,8 @@ import signal
 
 import pytest
 import torch
-from script_runs import here
 from safetensors.torch import load_file
+from script_runs import here
 
 from periscope.training import session as training_session
 from periscope.training.run import Run

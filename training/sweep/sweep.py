@@ -7,6 +7,7 @@ runs/NAME/sweep.json  sweep.md  sweep.png      the results side by side
 import difflib
 import itertools
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -171,7 +172,7 @@ def outcome(path: Path, choice: Mapping[str, object], failed: str = "") -> dict:
     run = Run.open(path)
     metrics = run.metrics()
     seconds = [line["seconds"] for line in metrics if "seconds" in line]
-    evaluations = [line for line in metrics if "heldout" in line]
+    evaluations = [line for line in metrics if "heldout" in line and math.isfinite(line["heldout"]["real"])]
     row |= {"steps": max((line["step"] for line in metrics), default=0), "of": run.config.steps}
     row |= {"seconds": round(sum(seconds), 2), "seconds_a_step": statistics.median(seconds) if seconds else None}
     row["curve"] = [[line["step"], line["heldout"]["real"]] for line in evaluations]
