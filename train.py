@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,9 +82,14 @@ def train(
     """
     from periscope.training.session import prepare
 
-    session = prepare(config, holder, ranks, path, old, partial)
-    fit(session)
-    return finish(session, holder, merged)
+    with ExitStack() as locks:
+        if old and ranks.first:
+            locks.enter_context(old.locked())
+        session = prepare(config, holder, ranks, path, old, partial)
+        if not old:
+            locks.enter_context(session.run.locked())
+        fit(session)
+        return finish(session, holder, merged)
 
 
 def fit(session: "Session") -> None:

@@ -5,12 +5,14 @@ steps/000500/adapter/  steps/000500/state/        written under a temporary name
 last  best                                        one line each: the name of a step
 """
 
+import fcntl
 import json
 import os
 import platform
 import shutil
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from periscope.adapters.io.schema import CONFIG
 from periscope.adapters.tensors import load_tensors
 from periscope.console import command
 from periscope.errors import RunError
-from periscope.shards.atomic import replace_bytes, sync_folder
+from periscope.shards.atomic import replace_bytes, sync_folder, temporary_folder
 from periscope.training.config import TrainConfig, config_from
 from periscope.training.trackers import Tracker, numbers, open_trackers
 
@@ -38,25 +40,35 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> "Run":
-        """Make the folder with its configuration and environment. Raises RunError when the path exists."""
+        """Make the folder with its configuration and environment; a run without a checkpoint is replaced.
+
+        Raises RunError when there is anything else at `path`.
+        """
         path = Path(path)
         refuse_taken(path)
-        temporary = path.with_name(f"{path.name}.partial")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        (temporary / "config.toml").write_text(_toml(config.to_flat()), encoding="utf-8")
+        if path.exists():
+            with cls(path).locked():
+                cls(path).remove()  # it was stopped before its first checkpoint
+        with temporary_folder(path) as temporary:
+            temporary.mkdir()
+            cls._describe(temporary, config)
+            os.rename(temporary, path)
+        sync_folder(path.parent)
+        return cls(path)
+
+    @staticmethod
+    def _describe(folder: Path, config: TrainConfig) -> None:
+        """Write the configuration and the environment into a new run's folder."""
+        (folder / "config.toml").write_text(_toml(config.to_flat()), encoding="utf-8")
         environment = {
             "python": platform.python_version(),
             "platform": platform.platform(),
             "packages": {name: version(name) for name in PACKAGES},
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         }
-        (temporary / "environment.json").write_text(json.dumps(environment, indent=1) + "\n", encoding="utf-8")
-        for file in temporary.iterdir():
+        (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n", encoding="utf-8")
+        for file in folder.iterdir():
             _sync_file(file)
-        os.rename(temporary, path)
-        sync_folder(path.parent)
-        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -65,9 +77,35 @@ class Run:
             raise RunError(f"{path} is not a run: it holds no config.toml")
         return cls(path)
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """A block in which no other process trains this run. Raises RunError when one does already."""
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(
+                    f"another training is writing {self.path}; wait for it to end, or stop it first"
+                ) from error
+            except OSError:
+                pass  # a file system without locks
+            yield
+        finally:
+            os.close(folder)
+
+    def has_checkpoint(self) -> bool:
+        """Whether it holds a complete checkpoint."""
+        return bool(self._steps())
+
+    def _steps(self) -> list[str]:
+        """The names of the complete checkpoints, oldest first."""
+        steps = self.path / "steps"
+        return sorted(path.name for path in steps.iterdir() if path.name.isdigit()) if steps.is_dir() else []
+
     def remove(self) -> None:
         """Delete a run that has no checkpoint. Raises RunError for any other."""
-        if (self.path / "steps").is_dir() and any(path.name.isdigit() for path in (self.path / "steps").iterdir()):
+        if self.has_checkpoint():
             raise RunError(f"{self.path} has a checkpoint and is not removed")
         shutil.rmtree(self.path)
 
@@ -89,10 +127,13 @@ class Run:
         """The folder of the "last" or "best" checkpoint. Raises RunError when there is none yet."""
         pointer = self.path / pointer_name
         name = pointer.read_text().strip() if pointer.is_file() else ""
+        if pointer_name == "last" and not pointer.is_file():
+            name = next(reversed(self._steps()), "")  # killed between the first checkpoint and its pointer
         folder = self.path / "steps" / name
         if not name.isdigit() or not folder.is_dir():
             raise RunError(
-                f"{self.path} has no checkpoint (it stopped before the first); train again under another --name"
+                f"{self.path} has no checkpoint (it stopped before the first): train it again from the start, with "
+                f"--name {self.path.name}, which replaces it"
             )
         return folder
 
@@ -123,8 +164,7 @@ class Run:
             sync_folder(steps)
         replace_bytes(self.path / "last", f"{final.name}\n".encode())
         pointed = {(self.path / name).read_text().strip() for name in ("last", "best") if (self.path / name).exists()}
-        done = sorted(folder.name for folder in steps.iterdir() if folder.name.isdigit())
-        for name in done[:-keep]:
+        for name in self._steps()[:-keep]:
             if name not in pointed:
                 shutil.rmtree(steps / name)
         return final
@@ -139,7 +179,7 @@ class Run:
 
     def finished(self) -> bool:
         """Whether the last checkpoint is that of the last step, and the evaluation that belongs to it was done."""
-        if not (self.path / "last").is_file():
+        if not self.has_checkpoint():
             return False
         folder = self.step_folder()
         step = int(folder.name)
@@ -219,6 +259,10 @@ class Run:
 class NullRun(Run):
     """A run that another process writes; this one only reads it."""
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
+
     def save(self, step: int, write_adapter: Callable[[Path], None], state: dict, keep: int) -> Path:
         return self.path
 
@@ -239,7 +283,12 @@ class NullRun(Run):
 
 
 def refuse_taken(path: Path) -> None:
-    """Raise RunError when a new run can't be written to `path` because it exists."""
+    """Raise RunError when a new run can't be written to `path` because it exists; a run without a checkpoint, and which
+    no process is training, may be replaced.
+    """
+    if (path / "config.toml").is_file() and not Run(path).has_checkpoint():
+        with Run(path).locked():
+            return
     if path.exists():
         raise RunError(
             f"{path} exists, and a run is never overwritten; "
@@ -286,7 +335,9 @@ def adapter_folder(path: Path, modality: str = "") -> Path:
 
 def newest_run(root: Path) -> Path:
     """The run folder changed last, those of sweeps included. Raises RunError when there is none."""
-    runs = [path.parent for pattern in ("*/config.toml", "*/*/config.toml") for path in Path(root).glob(pattern)]
+    runs = [
+        path.parent for pattern in ("[!.]*/config.toml", "[!.]*/[!.]*/config.toml") for path in Path(root).glob(pattern)
+    ]
     if not runs:
         raise RunError(f"no run in {root}/ yet; train one first: {command('train', '--adapter', 'mlp16')}")
 

@@ -1,7 +1,6 @@
 """The adapter folder, the small thing that people share: weights as safetensors, adapter.json, and a model card."""
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from periscope.adapters.lm.lora import lora_parameters, save_lora
 from periscope.adapters.model import Adapter
 from periscope.adapters.tensors import load_tensors
 from periscope.errors import AdapterError
-from periscope.shards.atomic import replace_bytes
+from periscope.shards.atomic import replace_bytes, temporary_folder
 
 WEIGHTS, CARD = "adapter.safetensors", "README.md"
 
@@ -124,12 +123,9 @@ def write_folder(out: Path, write: Callable[[Path], None]) -> None:
     """
     if out.exists():
         raise AdapterError(f"{out} exists, and nothing is overwritten; choose another --out")
-    temporary = out.with_name(out.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        write(temporary)
-        os.rename(temporary, out)
+        with temporary_folder(out) as temporary:
+            write(temporary)
+            os.rename(temporary, out)
     except OSError as error:
         raise AdapterError(f"{out} can't be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -158,8 +158,9 @@ def _state(path: Path) -> int:
     if not (path / "config.toml").is_file():
         return NEW
     run = Run.open(path)
-    if not (path / "last").is_file():
-        run.remove()
+    if not run.has_checkpoint():
+        with run.locked():
+            run.remove()
         return NEW
     return FINISHED if run.finished() else UNFINISHED
 
@@ -179,7 +180,7 @@ def outcome(path: Path, choice: Mapping[str, object], failed: str = "") -> dict:
     if evaluations:
         best = min(evaluations, key=lambda line: line["heldout"]["real"])
         row |= {"heldout": best["heldout"], "best_step": best["step"]}
-    if (path / "last").is_file():
+    if run.has_checkpoint():
         folders = run.adapter_folders()
         row["tokens"] = sum(json.loads((folder / "adapter.json").read_text())["tokens"] for folder in folders)
         files = [file for folder in folders for file in folder.rglob("*.safetensors")]
