@@ -37,6 +37,8 @@ NO_LM = (
     "mistralai/Mistral-7B-Instruct-v0.3 (15 GB); or a folder with a transformers model"
 )
 
+MOVABLE = ("features", "lm")  # what may be at another place when a run is resumed
+
 Options = Mapping[str, object]  # flat: option name -> value
 
 
@@ -244,11 +246,14 @@ def _same_form(name: str, value: object, other: object) -> bool:
 
 
 def resumed(run: Run, flags: Options, finished: bool = False) -> TrainConfig:
-    """A run's own configuration. `finished`: accept a run whose steps are all done.
+    """A run's own configuration, with the new places of its features and its language model where the flags name them.
 
-    Raises RunError when a flag differs from it, and for a run that is finished.
+    Whether these are the same in content is checked when they are opened. `finished`: accept a run whose steps are all
+    done. Raises RunError when any other flag differs from the configuration, and for a run that is finished.
     """
     options = run.config.to_flat()
+    if not finished:
+        options |= {name: flags[name] for name in MOVABLE if name in flags and _may_have_moved(name, options, flags)}
     if "track" in flags:  # it changes no result
         options["track"] = flags["track"]
     for name, value in flags.items():
@@ -261,6 +266,25 @@ def resumed(run: Run, flags: Options, finished: bool = False) -> TrainConfig:
     if not finished and run.finished():
         raise RunError(f"{run.path} is finished; score it with: {command('eval', '--run', run.path)}")
     return config
+
+
+def _may_have_moved(name: str, before: Options, flags: Options) -> bool:
+    """Whether what a flag names can be what the run was started with, at another place: as many feature sets, with the
+    same weights.
+    """
+    if name != "features":
+        return True
+    old, new = (list(named_sets(options[name]).values()) for options in (before, flags))  # type: ignore[arg-type]
+    return old == new
+
+
+def refuse_missing(config: TrainConfig, run: Run) -> None:
+    """Raise RunError when the feature sets or the language model's folder of a run aren't where they were."""
+    for path in named_sets(config.features):
+        if not Path(path).is_dir():
+            raise RunError(f"{run.path} reads {path}, which isn't there; if it moved, add --features and its new place")
+    if config.lm and Path(config.lm).is_absolute() and not Path(config.lm).exists():
+        raise RunError(f"{run.path} reads {config.lm}, which isn't there; if it moved, add --lm and its new place")
 
 
 def refuse_changes(facts: Mapping, **now: str) -> None:

@@ -119,6 +119,13 @@ class Run:
             raise RunError(f"{path} is damaged: {error}") from None
         return config_from(table, str(path))
 
+    def record_places(self, config: TrainConfig) -> None:
+        """Write into config.toml where the features and the language model are now, if that has changed."""
+        before, now = self.config.to_flat(), config.to_flat()
+        moved = {name: now[name] for name in ("features", "lm") if now[name] != before[name]}
+        if moved:
+            replace_bytes(self.path / "config.toml", _toml(before | moved).encode())
+
     def config_table(self) -> dict:
         """The configuration, flat, without options that are None."""
         return {name: value for name, value in self.config.to_flat().items() if value is not None}

@@ -32,7 +32,7 @@ from periscope.training.data.training_set import (
 )
 from periscope.training.distributed import Ranks
 from periscope.training.heldout import SAMPLES, describe, evaluate_heldout, peak_memory, sample_answers
-from periscope.training.memory.caching import Caching, caching
+from periscope.training.memory.caching import Caching, caching, ready_made
 from periscope.training.memory.plan import MemoryPlan, choose_checkpointing, combine_plans, plan
 from periscope.training.models.language_model_holder import LanguageModelHolder
 from periscope.training.models.modality_model import (
@@ -41,7 +41,7 @@ from periscope.training.models.modality_model import (
     make_modality_model,
     record_templates,
 )
-from periscope.training.resolve import NO_LM, Schedule, refuse_changes, settle_schedule
+from periscope.training.resolve import NO_LM, Schedule, refuse_changes, refuse_missing, settle_schedule
 from periscope.training.run import NullRun, Run, adapter_folder, load_optimizer_state, optimizer_state
 from periscope.training.step import make_optimizer
 
@@ -248,6 +248,8 @@ def prepare(
     if config.lm is None:
         raise RunError(NO_LM)
     device = torch.device(holder.device)
+    if old:
+        refuse_missing(config, old)
     sources = open_sets(config, partial)
     identity = identity_of(sources, config.data.text) | {"device": device.type}
     ranks.check_same("settings or files", [config.to_flat(), identity])
@@ -255,8 +257,13 @@ def prepare(
     if checkpoint:
         refuse_changes(checkpoint.facts, **identity)
     lm = holder.load(config.lm, config.model.precision)
+    identity["language model"] = holder.sha256
+    if old and checkpoint and config.lm != old.config.lm and "language model" in checkpoint.facts:
+        refuse_changes(checkpoint.facts, **{"language model": holder.sha256})
     torch.manual_seed(config.seed)
     models, model = make_models(config, sources, lm, holder.device, old)
+    if old and ranks.first:
+        old.record_places(config)  # they are what they were at the checkpoint
     sets = [choose_texts(source, models[source.modality], config.data.limit) for source in sources]
     steps = make_steps(sets, config, ranks.rank, ranks.size)
     schedule = settle_schedule(config, steps.per_epoch)
@@ -343,13 +350,17 @@ def plan_memory(
 
 
 def plan_caching(config: TrainConfig, sets: Sequence[TrainingSet], ranks: Ranks) -> Caching | None:
-    """What cached features save over encoding in every step, printed; None for several sets, or where it isn't
-    known.
+    """What cached features save over encoding in every step, printed; None for several sets, for vectors that came
+    ready-made, and where it isn't known. Texts that are chosen (--text, --limit) are charged for their own media alone.
     """
-    if len(sets) > 1:
-        return None
     training_set = sets[0]
-    saving = caching(training_set.features, training_set.source.shape.kind, training_set.index, config, ranks.size)
+    features, index = training_set.features, training_set.index
+    if len(sets) > 1 or ready_made(features):
+        return None
+    media = None
+    if config.data.text or config.data.limit:
+        media = len({key for texts in (index.texts, training_set.heldout) for text in texts for key in text.media})
+    saving = caching(features, training_set.source.shape.kind, index, config, ranks.size, media)
     print(saving or "caching: nothing is known about how long encoding this set took")
     return saving
 

@@ -1,10 +1,13 @@
 """Run folders that two processes want, that were left half made, or whose features and language model moved."""
 
+import json
 import os
 import shutil
 import socket
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from script_runs import here
 from toy_runs import run_at, save_step
 
@@ -145,3 +148,50 @@ def test_a_half_made_run_is_not_the_newest(tmp_path):
     run = run_at(tmp_path / "r")
     shutil.copytree(run.path, tmp_path / ".s.partial-here-1")
     assert newest_run(tmp_path) == run.path
+
+
+def test_a_run_goes_on_where_its_features_and_language_model_have_moved(home, train, monkeypatch, tmp_path):
+    for name in ("moves", "stays"):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            stop_after(patch, 3)
+            train(*TRAIN[1:], "--steps", "6", "--name", name)
+    train("--resume", "runs/stays")
+    features, lm = tmp_path / "elsewhere", tmp_path / "lm2"
+    shutil.copytree(home / "features" / "photos", features)
+    shutil.copytree(home / "lm", lm)
+    run = Run.open(home / "runs" / "moves")
+    other = features.with_name("other")
+    shutil.copytree(features, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["shards"][0]["sha256"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="the features changed since the checkpoint"):
+        train("--resume", "runs/moves", "--features", str(other))
+    weights = load_file(lm / "model.safetensors")
+    next(iter(weights.values())).add_(1)
+    shutil.copytree(lm, tmp_path / "lm3")
+    save_file(weights, tmp_path / "lm3" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match="the language model changed since the checkpoint"):
+        train("--resume", "runs/moves", "--lm", str(tmp_path / "lm3"))
+    with pytest.raises(RunError, match="was started with features"):
+        train("--resume", "runs/moves", "--features", f"{features}=1", f"{other}=2")
+    assert run.config.features == ("features/photos",) and run.config.lm == "lm"
+    train("--resume", "runs/moves", "--features", str(features), "--lm", str(lm))
+    assert run.config.features == (str(features),) and run.config.lm == str(lm)
+    one, two = (
+        load_file(home / f"runs/{name}/steps/000006/adapter/adapter.safetensors") for name in ("moves", "stays")
+    )
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_resume_says_how_to_name_the_new_place(home, train, monkeypatch, tmp_path):
+    shutil.copytree(home / "features" / "photos", tmp_path / "here")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_after(patch, 3)
+        train("--features", str(tmp_path / "here"), *TRAIN[3:], "--steps", "6", "--name", "lost")
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(
+        RunError, match=r"reads .*/here, which isn't there; if it moved, add --features and its new place"
+    ):
+        train("--resume", "runs/lost")
+    assert "done" in train("--resume", "runs/lost", "--features", str(tmp_path / "there"))
