@@ -106,7 +106,8 @@ def fit(session: "Session") -> None:
     saved_at = time.monotonic()
     if session.evaluation_due and not session.evaluated:
         evaluate(session, stop, bar.say)  # the process that wrote this checkpoint was stopped before it
-    for batch in bar.timed(loader):
+    ended = session.stopped or session.out_of_patience
+    for batch in () if ended else bar.timed(loader):
         session.step += 1
         rate = set_rates(session.optimizer, session.step, schedule.steps, config)
         loss, norm, session.micro_batch = take_step(
@@ -127,7 +128,7 @@ def fit(session: "Session") -> None:
             break
         if session.evaluation_due:
             evaluate(session, stop, bar.say)
-            if session.stopped:
+            if session.stopped or session.out_of_patience:
                 break
     session.spent = bar.spent(session.steps.per_epoch)
     bar.close()
@@ -146,6 +147,11 @@ def evaluate(session: "Session", stop: "StopRequest", say: "Callable[[str], None
         return
     for line in lines:
         say(line)
+    if session.out_of_patience and session.step < session.schedule.steps:
+        say(
+            f"step {session.step}: no lower held-out loss in {session.stale} evaluations (--patience), so training "
+            f"ends here; the best checkpoint is that of step {session.best_step}"
+        )
 
 
 def finish(session: "Session", holder: "LanguageModelHolder", merged: Path | None = None) -> bool:

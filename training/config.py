@@ -149,6 +149,9 @@ class LoggingOptions:
     save_every: AtLeastOne | None = None
     """Steps between checkpoints (default: --eval-every). Also saved: the best held-out loss, every 10 minutes, and the
     end."""
+    patience: Count | None = None
+    """Evaluations without a lower held-out loss before training stops (0: off; default: 3, but off where --steps,
+    --epochs or a paper's recipe fixes the length)."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Also log to TensorBoard (in the run folder) or Weights & Biases."""
 

@@ -27,6 +27,7 @@ from periscope.training.trackers import require_trackers
 # Encoder of the demo -> the recipe to use with its features.
 DEMO_RECIPES = {"demo": "demo", "demo-dino": "demo", "demo-audio": "demo-audio", "demo-video": "demo-video"}
 STAGE_2_LR = 2e-5  # of a projector trained beside LoRA, as in LLaVA-1.5 and an independent AnyMAL reproduction
+PATIENCE = 3  # evaluations without a lower held-out loss, where nothing fixes the length of a training
 TINY = {"steps": 20, "batch": 8, "eval_every": 10, "precision": "auto"}
 # The form of a projector and a soft prompt, which a run that starts from another's adapter can't change.
 ADAPTER_FORM = ("adapter", "soft_prompt", "soft_prompt_mlp", "output_norm", "projector_hidden", "projector_layers")
@@ -93,6 +94,8 @@ def resolve(request: Request, tiny_folder: Path) -> TrainConfig:
     start = read_start(str(flags["init"])) if flags.get("init") else None
     recipe = load_recipe(request.recipe) if request.recipe else None
     options = _recipe_options(recipe, flags, start) if recipe else {}
+    if recipe and recipe.about.get("paper"):
+        options = {"patience": 0, **options}  # train as long as the paper
     encoder = recipe.precompute.get("encoder") if recipe else None
     if start:
         _note_other_model(options, start, request)
@@ -305,6 +308,8 @@ def settle_schedule(config: TrainConfig, per_epoch: int) -> Schedule:
     chosen, and record it in the configuration. `per_epoch`: steps in an epoch.
     """
     steps = config.steps
+    if config.logging.patience is None:
+        config.logging.patience = 0 if steps or config.epochs else PATIENCE
     if steps is None and config.epochs:
         steps = max(1, round(config.epochs * per_epoch))
         print(f"steps: {steps}, for {config.epochs:g} epochs of {per_epoch}")

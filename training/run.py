@@ -7,6 +7,7 @@ last  best                                        one line each: the name of a s
 
 import fcntl
 import json
+import math
 import os
 import platform
 import shutil
@@ -185,13 +186,17 @@ class Run:
         return [row for row in self.metrics() if "heldout" in row and row["step"] <= last]
 
     def finished(self) -> bool:
-        """Whether the last checkpoint is that of the last step, and the evaluation that belongs to it was done."""
+        """Whether the last checkpoint is that of the last step, and the evaluation that belongs to it was done; or
+        training ended early, as --patience says.
+        """
         if not self.has_checkpoint():
             return False
         folder = self.step_folder()
         step = int(folder.name)
-        if step < (self.config.steps or 0):
-            return False
+        config = self.config
+        if step < (config.steps or 0):
+            _, stale = best_evaluation(self.evaluations(step))
+            return 0 < (config.logging.patience or 0) <= stale
         facts_file = folder / "state" / "facts.json"
         due = facts_file.is_file() and json.loads(facts_file.read_text()).get("evaluation_due", False)
         return not due or any(row["step"] == step for row in self.evaluations(step))
@@ -287,6 +292,22 @@ class NullRun(Run):
 
     def track(self, names: Sequence[str], first: int) -> None:
         pass
+
+
+def best_evaluation(rows: Sequence[dict]) -> tuple[dict | None, int]:
+    """The best of some evaluations (lines of metrics.jsonl), and how many came after it.
+
+    The best is the first with the lowest loss, among those that left out the fewest texts as not finite; None when no
+    loss is finite.
+    """
+    finite = [i for i, row in enumerate(rows) if math.isfinite(row["heldout"]["real"])]
+    best = min(finite, key=lambda i: evaluation_rank(rows[i]), default=None)
+    return (None, len(rows)) if best is None else (rows[best], len(rows) - 1 - best)
+
+
+def evaluation_rank(row: dict) -> tuple[int, float]:
+    """(held-out texts left out as not finite, loss) of an evaluation: the least is the best."""
+    return row.get("not_finite", 0), row["heldout"]["real"]
 
 
 def refuse_taken(path: Path) -> None:

@@ -42,11 +42,20 @@ from periscope.training.models.modality_model import (
     record_templates,
 )
 from periscope.training.resolve import NO_LM, Schedule, refuse_changes, refuse_missing, settle_schedule
-from periscope.training.run import NullRun, Run, adapter_folder, load_optimizer_state, optimizer_state
+from periscope.training.run import (
+    NullRun,
+    Run,
+    adapter_folder,
+    best_evaluation,
+    evaluation_rank,
+    load_optimizer_state,
+    optimizer_state,
+)
 from periscope.training.step import make_optimizer
 
 KEEP_CHECKPOINTS = 3
 MAX_BAD_LOSSES = 5
+FEW_TEXTS = 1000  # fewer make an adapter remember them
 
 
 @dataclass
@@ -65,10 +74,11 @@ class Session:
     adapter · model: these as one · steps: item i is the batch of step i · run: its folder (a `NullRun` on all ranks but
     the first) · identity: hashes of features, texts and device, by which a resumed run recognises them · caching: what
     cached features save, where that is known · step: the last one taken · best_rank: (held-out texts left out as not
-    finite, loss) of the best evaluation so far, the least of these pairs · evaluated: whether the checkpoint that a run
-    is resumed from has had its evaluation · stopped: whether a request to stop left something to do · loss: of the last
-    step · bad_losses: steps whose loss wasn't finite · bad_media: media of these whose features aren't · micro_batch:
-    texts per forward pass · spent: seconds per epoch, and seconds of these spent waiting for data.
+    finite, loss) of the best evaluation so far, that of `best_step` · stale: evaluations since · evaluated: whether the
+    checkpoint that a run is resumed from has had its evaluation · stopped: whether a request to stop left something to
+    do · loss: of the last step · bad_losses: steps whose loss wasn't finite · bad_media: media of these whose features
+    aren't · micro_batch: texts per forward pass · spent: seconds per epoch, and seconds of these spent waiting for
+    data.
     """
 
     config: TrainConfig
@@ -90,6 +100,8 @@ class Session:
     best_rank: tuple[int, float] | None = None
     evaluated: bool = False
     stopped: bool = False
+    best_step: int = 0
+    stale: int = 0
     loss: float = 0.0
     bad_losses: int = 0
     bad_media: dict[str, None] = field(default_factory=dict)
@@ -103,6 +115,11 @@ class Session:
     @property
     def has_heldout(self) -> bool:
         return any(training_set.heldout for training_set in self.sets)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the held-out loss has stopped falling, as --patience says."""
+        return 0 < (self.config.logging.patience or 0) <= self.stale
 
     @property
     def evaluation_due(self) -> bool:
@@ -127,8 +144,9 @@ class Session:
         torch.set_rng_state(generator)
         not_finite = sum(result["not_finite"] for result in results.values())
         rank = (not_finite, losses["real"])
+        self.stale += 1
         if math.isfinite(losses["real"]) and (self.best_rank is None or rank < self.best_rank):
-            self.best_rank = rank
+            self.best_rank, self.best_step, self.stale = rank, self.step, 0
             self.run.point_best(self.step)  # before the log: a run killed in between does the evaluation again
         if self.ranks.first:
             self._write_adapters(self.run.path / "steps" / f"{self.step:06d}" / "adapter", describe_adapter)
@@ -220,13 +238,11 @@ class Session:
         self.step = facts["step"]
         evaluations = self.run.evaluations(self.step)
         self.evaluated = any(row["step"] == self.step for row in evaluations) or not facts.get("evaluation_due", True)
-        ranks = {row["step"]: (row.get("not_finite", 0), row["heldout"]["real"]) for row in evaluations}
-        ranks = {step: rank for step, rank in ranks.items() if math.isfinite(rank[1])}
-        known = None if facts["best"] is None or math.isnan(facts["best"]) else (0, facts["best"])
-        self.best_rank = min(ranks.values(), default=known)
-        best_step = min(ranks, key=ranks.__getitem__, default=0)
-        if (self.run.path / "steps" / f"{best_step:06d}").is_dir():  # an earlier version may have been killed before it
-            self.run.point_best(best_step)
+        best, self.stale = best_evaluation(evaluations)
+        if best:
+            self.best_rank, self.best_step = evaluation_rank(best), best["step"]
+            if (self.run.path / "steps" / f"{self.best_step:06d}").is_dir():
+                self.run.point_best(self.best_step)  # an earlier version may have been killed before it did
         load_optimizer_state(self.optimizer, checkpoint.tensors)
         self.scaler.load_state_dict(facts["scaler"])
         torch.set_rng_state(checkpoint.tensors["generator"].cpu())
@@ -265,6 +281,8 @@ def prepare(
     if old and ranks.first:
         old.record_places(config)  # they are what they were at the checkpoint
     sets = [choose_texts(source, models[source.modality], config.data.limit) for source in sources]
+    if not old and not config.init:
+        warn_of_few_texts(sets)
     steps = make_steps(sets, config, ranks.rank, ranks.size)
     schedule = settle_schedule(config, steps.per_epoch)
     memory, longest = plan_memory(config, sets, models, lm)
@@ -328,6 +346,17 @@ def initialise_adapters(
         if training_set.modality not in done:
             done.add(training_set.modality)
             initialise_adapter(models[training_set.modality], training_set, set_steps.first_rows())
+
+
+def warn_of_few_texts(sets: Sequence[TrainingSet]) -> None:
+    """Print a warning when a new adapter is to be trained on fewer than `FEW_TEXTS` texts."""
+    count = sum(len(training_set.index.texts) for training_set in sets)
+    if count < FEW_TEXTS:
+        kind = "texts" if any(any(training_set.index.is_question) for training_set in sets) else "captions"
+        print(
+            f"warning: {count} {kind} are too few to learn to see; thousands are usual; start from a shared adapter "
+            "with --init"
+        )
 
 
 def plan_memory(
