@@ -16,7 +16,7 @@ if find_spec("periscope") is None:
 from periscope.console import command, run
 from periscope.device import choose_device
 from periscope.paths import tiny_folder
-from periscope.training.config import TrainConfig, parse_request
+from periscope.training.config import TrainConfig, check_paths, parse_request
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help doesn't need
     from collections.abc import Callable
@@ -36,6 +36,7 @@ def main() -> None:
         from periscope.training.memory.recipe_table import listing
 
         return print(listing())
+    check_paths(request)
     device = choose_device(request.device)
 
     from periscope.adapters.io.merge_lora import refuse_merge

@@ -303,6 +303,22 @@ def parse_request(args: Sequence[str] | None = None) -> Request:
                    flags.resume, **command)  # fmt: skip
 
 
+def check_paths(request: Request) -> None:
+    """Raise RunError for a file or folder on the command line that isn't there: before torch is imported, which takes
+    seconds.
+    """
+    flags = request.flags
+    for name in ("text", "init"):
+        if (path := flags.get(name)) and not Path(str(path)).exists():
+            raise RunError(f"--{name} {path}: there is no such {'file' if name == 'text' else 'run or adapter folder'}")
+    features = flags.get("features", ())
+    for path in [features] if isinstance(features, str) else features:  # type: ignore[attr-defined]
+        if not Path(path).is_dir() and not Path(path.rpartition("=")[0] or path).is_dir():
+            raise RunError(f"--features {path}: there is no such folder")
+    if request.resume and not request.resume.is_dir():
+        raise RunError(f"--resume {request.resume}: there is no such run")
+
+
 def option_names() -> list[str]:
     """The flat names of a training's options."""
     return [name for name in flat_fields(TrainConfig) if name != "by_modality"]

@@ -108,7 +108,24 @@ def resolve(request: Request, tiny_folder: Path) -> TrainConfig:
     if config.lm is None:
         config, by_modality = _with_demo_recipe(config, encoders, flags, options, by_modality)
     config.by_modality = {modality: _for_modality(table, flags) for modality, table in by_modality.items()}
+    for modality in by_modality or [""]:
+        refuse_contradictions(config.of_modality(modality))
     return make_tiny(config, flags, tiny_folder) if request.tiny else config
+
+
+def refuse_contradictions(config: TrainConfig) -> None:
+    """Raise RunError for options of one adapter that can't go together."""
+    kind, projector, adapter = find_projector(config.adapter)[0].kind, config.projector, config.adapter
+    if kind == "layers" or adapter == "none":
+        for name, value in (("warm-start", projector.warm_start), ("start-words", projector.start_words)):
+            if value:
+                raise RunError(
+                    f"--{name} needs an adapter whose tokens stand among the words, not {adapter}; leave it out"
+                )
+    if adapter == "none" and not projector.soft_prompt:
+        raise RunError("--adapter none alone leaves nothing to train; give it a --soft-prompt")
+    if projector.soft_prompt_mlp and not projector.soft_prompt:
+        raise RunError("--soft-prompt-mlp needs a --soft-prompt")
 
 
 def _recipe_options(recipe: Recipe, flags: Options, start: Start | None) -> Options:
