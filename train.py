@@ -1,7 +1,9 @@
 """Train a small adapter on cached features for a frozen language model: python train.py --help."""
 
+import math
 import sys
 import time
+from contextlib import ExitStack, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +16,14 @@ if find_spec("periscope") is None:
 from periscope.console import command, run
 from periscope.device import choose_device
 from periscope.paths import tiny_folder
-from periscope.training.config import TrainConfig, parse_request
+from periscope.training.config import TrainConfig, check_paths, parse_request
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help doesn't need
+    from collections.abc import Callable
+
     from periscope.training.distributed import Ranks
     from periscope.training.models.language_model_holder import LanguageModelHolder
+    from periscope.training.progress import StopRequest
     from periscope.training.run import Run
     from periscope.training.session import Session
 
@@ -31,6 +36,7 @@ def main() -> None:
         from periscope.training.memory.recipe_table import listing
 
         return print(listing())
+    check_paths(request)
     device = choose_device(request.device)
 
     from periscope.adapters.io.merge_lora import refuse_merge
@@ -77,9 +83,14 @@ def train(
     """
     from periscope.training.session import prepare
 
-    session = prepare(config, holder, ranks, path, old, partial)
-    fit(session)
-    return finish(session, holder, merged)
+    with ExitStack() as locks:
+        if old and ranks.first:
+            locks.enter_context(old.locked())
+        session = prepare(config, holder, ranks, path, old, partial)
+        if not old:
+            locks.enter_context(session.run.locked())
+        fit(session)
+        return finish(session, holder, merged)
 
 
 def fit(session: "Session") -> None:
@@ -94,7 +105,10 @@ def fit(session: "Session") -> None:
     on_gpu = session.device.type == "cuda"
     loader = load_steps(session.steps, session.step, schedule.steps, workers=2 if on_gpu else 0, pin=on_gpu)
     saved_at = time.monotonic()
-    for batch in bar.timed(loader):
+    if session.evaluation_due and not session.evaluated:
+        evaluate(session, stop, bar.say)  # the process that wrote this checkpoint was stopped before it
+    ended = session.stopped or session.out_of_patience
+    for batch in () if ended else bar.timed(loader):
         session.step += 1
         rate = set_rates(session.optimizer, session.step, schedule.steps, config)
         loss, norm, session.micro_batch = take_step(
@@ -102,23 +116,43 @@ def fit(session: "Session") -> None:
         )
         timing = bar.update(loss, batch.count())
         run_folder.log(step=session.step, loss=loss, lr=rate, grad_norm=norm, targets=batch.count(), **timing)
-        session.check_loss(loss, bar.say)
+        session.check_loss(loss, norm, batch, bar.say)
 
-        last = bool(ranks.all_max(stop.asked)) or session.step == schedule.steps
-        is_best = False
-        if session.has_heldout and (last or session.step % schedule.eval_every == 0):
-            is_best, lines = session.evaluate()
-            for line in lines:
-                bar.say(line)
+        stopping, last = bool(ranks.all_max(stop.asked)), session.step == schedule.steps
         due = session.step % schedule.save_every == 0 or time.monotonic() - saved_at > SAVE_SECONDS
-        if last or is_best or due:
-            session.save(is_best)
+        due = due and math.isfinite(loss)  # a streak of bad losses must not push the good checkpoints out
+        if stopping or last or due or session.evaluation_due:
+            session.save()  # before the evaluation, which may take minutes
             saved_at = time.monotonic()
-        if last:
+        if stopping:
+            session.stopped = not last or session.evaluation_due
             break
+        if session.evaluation_due:
+            evaluate(session, stop, bar.say)
+            if session.stopped or session.out_of_patience:
+                break
     session.spent = bar.spent(session.steps.per_epoch)
     bar.close()
     run_folder.close()
+
+
+def evaluate(session: "Session", stop: "StopRequest", say: "Callable[[str], None]") -> None:
+    """Evaluate the checkpoint of this step on the held-out texts; a request to stop ends that (`session.stopped`)."""
+    from periscope.training.progress import StopNow
+
+    alone = session.ranks.size == 1  # several processes wait for one another in the evaluation
+    try:
+        lines = session.evaluate(stop.interrupting() if alone else nullcontext())
+    except StopNow:
+        session.stopped = True
+        return
+    for line in lines:
+        say(line)
+    if session.out_of_patience and session.step < session.schedule.steps:
+        say(
+            f"step {session.step}: no lower held-out loss in {session.stale} evaluations (--patience), so training "
+            f"ends here; the best checkpoint is that of step {session.best_step}"
+        )
 
 
 def finish(session: "Session", holder: "LanguageModelHolder", merged: Path | None = None) -> bool:
@@ -127,9 +161,9 @@ def finish(session: "Session", holder: "LanguageModelHolder", merged: Path | Non
 
     holder.check()
     path = session.run.path
-    if session.caching:
+    if session.caching and session.spent[0]:
         print(session.caching.measured(*session.spent))
-    if session.step < session.schedule.steps:
+    if session.stopped:
         print(f"stopped after step {session.step}; go on with: {command('train', '--resume', path)}")
         return False
     weights = "'s own weights are" if session.lm.lora else " is"

@@ -3,6 +3,8 @@
 import filecmp
 import json
 import os
+import shutil
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +41,37 @@ def replacing(path: Path, alone: bool = True) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path` for a folder to be made and renamed to it; what is left there is deleted at the end.
+
+    The name is this process's own. Those that dead processes of this machine left for the same `path` are deleted. The
+    parent of `path` is made where it is missing.
+    """
+    stem = f".{path.name}{TEMPORARY}-{socket.gethostname()}-"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.iterdir():
+        number = left.name.removeprefix(stem)
+        if left.name.startswith(stem) and number.isdigit() and not _lives(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = path.with_name(f"{stem}{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a dead process that had the same number
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return True
 
 
 class Draft:

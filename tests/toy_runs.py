@@ -15,4 +15,7 @@ def save_step(run, step, best=False, keep=2):
         folder.mkdir()
         (folder / "adapter.json").write_text("{}")
 
-    return run.save(step, write, {"tensors": {"x": torch.tensor([step])}, "facts": {"best": 1.5}}, keep, best)
+    folder = run.save(step, write, {"tensors": {"x": torch.tensor([step])}, "facts": {"best": 1.5}}, keep)
+    if best:
+        run.point_best(step)
+    return folder

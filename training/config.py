@@ -18,7 +18,8 @@ from periscope.flags import Metavar, check_ranges, flat_fields, from_flat, given
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+LearningRate = Annotated[float, msgspec.Meta(ge=0, le=10)]
 
 
 @dataclass
@@ -115,9 +116,9 @@ class OptimizerOptions:
     """Linear warm-up, as a share of the steps."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning rate schedule after the warm-up, down to --min-lr."""
-    min_lr: NotNegative = 0.0
+    min_lr: LearningRate = 0.0
     """Final learning rate."""
-    soft_prompt_lr: NotNegative = 0.0
+    soft_prompt_lr: LearningRate = 0.0
     """Constant learning rate of the soft prompt (0: that of the projector, with its schedule)."""
     weight_decay: NotNegative = 0.0
     """Weight decay; biases and norms have none."""
@@ -133,7 +134,7 @@ class LoraOptions:
 
     lora: str = ""
     """Train LoRA beside the adapter, as in r=64,alpha=16."""
-    lora_lr: NotNegative = 2e-4
+    lora_lr: LearningRate = 2e-4
     """Peak learning rate of LoRA; follows the projector's schedule."""
     freeze_projector: Count = 0
     """Steps at the start that train LoRA alone."""
@@ -148,6 +149,9 @@ class LoggingOptions:
     save_every: AtLeastOne | None = None
     """Steps between checkpoints (default: --eval-every). Also saved: the best held-out loss, every 10 minutes, and the
     end."""
+    patience: Count | None = None
+    """Evaluations without a lower held-out loss before training stops (0: off; default: 3, but off where --steps,
+    --epochs or a paper's recipe fixes the length)."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Also log to TensorBoard (in the run folder) or Weights & Biases."""
 
@@ -175,7 +179,7 @@ class TrainConfig:
     """Optimizer steps (default: from --epochs)."""
     batch: AtLeastOne = 32
     """Texts per optimizer step."""
-    lr: NotNegative = 1e-3
+    lr: LearningRate = 1e-3
     """Peak learning rate; with --lora, 2e-5 by default."""
     seed: Count = 0
     """Seed of the initialisation and the order of texts."""
@@ -297,6 +301,22 @@ def parse_request(args: Sequence[str] | None = None) -> Request:
     command = {option.name: getattr(flags.command, option.name) for option in fields(CommandOptions)}
     return Request({name: table[name] for name in option_names() if name in names}, flags.recipe, flags.name,
                    flags.resume, **command)  # fmt: skip
+
+
+def check_paths(request: Request) -> None:
+    """Raise RunError for a file or folder on the command line that isn't there: before torch is imported, which takes
+    seconds.
+    """
+    flags = request.flags
+    for name in ("text", "init"):
+        if (path := flags.get(name)) and not Path(str(path)).exists():
+            raise RunError(f"--{name} {path}: there is no such {'file' if name == 'text' else 'run or adapter folder'}")
+    features = flags.get("features", ())
+    for path in [features] if isinstance(features, str) else features:  # type: ignore[attr-defined]
+        if not Path(path).is_dir() and not Path(path.rpartition("=")[0] or path).is_dir():
+            raise RunError(f"--features {path}: there is no such folder")
+    if request.resume and not request.resume.is_dir():
+        raise RunError(f"--resume {request.resume}: there is no such run")
 
 
 def option_names() -> list[str]:

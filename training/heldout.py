@@ -1,5 +1,6 @@
 """Evaluation on held-out texts while training: the loss with its controls, the tokens' scale, sample answers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
@@ -7,7 +8,7 @@ import torch
 
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.prompting.boxes import turn_text as with_boxes
-from periscope.evaluation.controls import conditions, evenly, text_losses
+from periscope.evaluation.controls import REAL, conditions, evenly, text_losses
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text
 from periscope.training.data.dataset import TextFeatureDataset, question_of
@@ -20,11 +21,14 @@ BLIND_STEPS, BLIND_DROP = 500, 0.02  # see `still_blind`
 
 
 class SetResult(TypedDict):
-    """One set in an evaluation: losses per condition, projected tokens' RMS over the embeddings', texts trained on."""
+    """One set in an evaluation: losses per condition, projected tokens' RMS over the embeddings', texts trained on, and
+    held-out texts left out because their loss isn't finite.
+    """
 
     heldout: dict[str, float]
     rms_ratio: float
     texts: int
+    not_finite: int
 
 
 def heldout_losses(
@@ -34,9 +38,13 @@ def heldout_losses(
     stand_ins: Mapping[str, str] | None,
     micro: int,
     ranks: Ranks = ALONE,
+    not_finite: set[str] | None = None,
 ) -> dict[str, float]:
     """Loss per target token, in nats, with the `real` features, with those of `stand_ins` (`shuffled`), and without
     media (`none`).
+
+    A text whose loss isn't finite is left out of a mean, unless it is so of all of them; those left out of the `real`
+    one are added to `not_finite`, by id.
 
     stand_ins: medium -> the medium whose features replace its own; without any that control is left out · micro: texts
     per forward pass. Several `ranks` share the texts.
@@ -45,8 +53,11 @@ def heldout_losses(
     under = conditions(("shuffled", "none"), stand_ins)
     losses = {}
     for name, rows in text_losses(model, dataset, own, under, micro).items():
-        loss, count = ranks.sum(sum(loss for loss, _ in rows), sum(count for _, count in rows))
-        losses[name] = loss / count
+        finite = [(loss, count) for loss, count in rows if math.isfinite(loss)]
+        loss, count = ranks.sum(sum(loss for loss, _ in finite), sum(count for _, count in finite))
+        losses[name] = loss / count if count else math.nan
+        if name == REAL and not_finite is not None:
+            not_finite |= {text.id for text, (loss, _) in zip(own, rows, strict=True) if not math.isfinite(loss)}
     return losses
 
 
@@ -63,7 +74,7 @@ def scale_ratio(adapter: Adapter, features: FeatureSet, texts: Sequence[Text]) -
         return 1.0
     device = next(adapter.parameters()).device
     tokens = adapter(features.read_many(keys, adapter.features.kind).to(device))
-    return (tokens.pow(2).mean(-1).sqrt().median() / adapter.embedding_rms).item()
+    return (tokens.pow(2).mean(-1).sqrt().nanmedian() / adapter.embedding_rms).item()
 
 
 def evaluate_heldout(
@@ -77,9 +88,15 @@ def evaluate_heldout(
     for training_set, count in zip(sets, trained_texts, strict=True):
         if not (texts := training_set.heldout):
             continue
-        losses = heldout_losses(model, training_set.dataset, texts, training_set.stand_ins, micro, ranks)
+        bad: set[str] = set()
+        losses = heldout_losses(model, training_set.dataset, texts, training_set.stand_ins, micro, ranks, bad)
         ratio = scale_ratio(training_set.dataset.adapter, training_set.features, texts)
-        results[str(training_set.features.path)] = {"heldout": losses, "rms_ratio": ratio, "texts": count}
+        results[str(training_set.features.path)] = {
+            "heldout": losses,
+            "rms_ratio": ratio,
+            "texts": count,
+            "not_finite": int(ranks.sum(len(bad))[0]),
+        }
     rows = list(results.values())
     counts = [row["texts"] for row in rows]
     conditions = [name for name in rows[0]["heldout"] if all(name in row["heldout"] for row in rows)]
@@ -102,6 +119,8 @@ def describe(step: int, result: SetResult, name: str = "") -> str:
     line += f"tokens at {result['rms_ratio']:.2f} of the embeddings' RMS"
     if name:
         line += f"; {result['texts']:,} texts learnt from"
+    if result["not_finite"]:
+        line += f"; {result['not_finite']} texts left out, whose loss isn't finite"
     if still_blind(step, result["heldout"]):
         line += (
             "\nstill blind: another medium's features do as well. Check that the captions fit the media, "

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -17,6 +18,10 @@ def default_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+class StopNow(Exception):
+    """A request to stop, in a block that needn't be finished (`StopRequest.interrupting`)."""
+
+
 class StopRequest:
     """Turns Ctrl-C or SIGTERM (from a scheduler or torchrun) into a request, `asked`, to save a checkpoint and stop.
 
@@ -24,7 +29,7 @@ class StopRequest:
     """
 
     def __init__(self, announce: bool = True):
-        self.asked, self.announce = False, announce
+        self.asked, self.announce, self._interrupts = False, announce, False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 
@@ -34,6 +39,19 @@ class StopRequest:
         self.asked = True
         if self.announce:
             print("\nstopping after this step, with a checkpoint (Ctrl-C again to stop at once)", file=sys.stderr)
+        if self._interrupts:
+            raise StopNow
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """A block that the first signal ends at once by raising `StopNow`; its work must be safe to repeat."""
+        self._interrupts = True
+        try:
+            if self.asked:
+                raise StopNow
+            yield
+        finally:
+            self._interrupts = False
 
 
 class ProgressBar:
@@ -41,10 +59,15 @@ class ProgressBar:
 
     def __init__(self, steps: int, first: int):
         self.bar = tqdm(total=steps, initial=first, unit=" steps", desc="train", smoothing=0.1)
-        self.loss: float | None = None  # smoothed
+        self._loss_sum, self._loss_tokens = 0.0, 0.0  # both decay alike, so that their ratio is the smoothed loss
         self.steps, self.tokens = 0, 0  # since the start of this process
         self.seconds, self.wait_seconds = 0.0, 0.0  # of these steps
         self._step_start, self._step_wait = time.monotonic(), 0.0
+
+    @property
+    def loss(self) -> float:
+        """The mean loss per target token, in nats; a step counts 5% less with each later one. NaN before the first."""
+        return self._loss_sum / self._loss_tokens if self._loss_tokens else math.nan
 
     def timed(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the loader's batches, measuring the wait for each."""
@@ -66,9 +89,10 @@ class ProgressBar:
         self.tokens += targets
         self.steps += 1
         if math.isfinite(loss):
-            self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
+            self._loss_sum = 0.95 * self._loss_sum + loss * targets
+            self._loss_tokens = 0.95 * self._loss_tokens + targets
         self.bar.set_postfix_str(
-            f"loss {self.loss or math.nan:.3f}, {self.tokens / self.seconds:.0f} target tokens/s, "
+            f"loss {self.loss:.3f}, {self.tokens / self.seconds:.0f} target tokens/s, "
             f"{self.wait_seconds / self.seconds:.0%} waiting for data",
             refresh=False,
         )

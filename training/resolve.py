@@ -27,6 +27,7 @@ from periscope.training.trackers import require_trackers
 # Encoder of the demo -> the recipe to use with its features.
 DEMO_RECIPES = {"demo": "demo", "demo-dino": "demo", "demo-audio": "demo-audio", "demo-video": "demo-video"}
 STAGE_2_LR = 2e-5  # of a projector trained beside LoRA, as in LLaVA-1.5 and an independent AnyMAL reproduction
+PATIENCE = 3  # evaluations without a lower held-out loss, where nothing fixes the length of a training
 TINY = {"steps": 20, "batch": 8, "eval_every": 10, "precision": "auto"}
 # The form of a projector and a soft prompt, which a run that starts from another's adapter can't change.
 ADAPTER_FORM = ("adapter", "soft_prompt", "soft_prompt_mlp", "output_norm", "projector_hidden", "projector_layers")
@@ -36,6 +37,8 @@ NO_LM = (
     "HuggingFaceTB/SmolLM2-360M-Instruct (0.7 GB), Qwen/Qwen3-4B-Instruct-2507 (8 GB) or "
     "mistralai/Mistral-7B-Instruct-v0.3 (15 GB); or a folder with a transformers model"
 )
+
+MOVABLE = ("features", "lm")  # what may be at another place when a run is resumed
 
 Options = Mapping[str, object]  # flat: option name -> value
 
@@ -91,6 +94,8 @@ def resolve(request: Request, tiny_folder: Path) -> TrainConfig:
     start = read_start(str(flags["init"])) if flags.get("init") else None
     recipe = load_recipe(request.recipe) if request.recipe else None
     options = _recipe_options(recipe, flags, start) if recipe else {}
+    if recipe and recipe.about.get("paper"):
+        options = {"patience": 0, **options}  # train as long as the paper
     encoder = recipe.precompute.get("encoder") if recipe else None
     if start:
         _note_other_model(options, start, request)
@@ -103,7 +108,24 @@ def resolve(request: Request, tiny_folder: Path) -> TrainConfig:
     if config.lm is None:
         config, by_modality = _with_demo_recipe(config, encoders, flags, options, by_modality)
     config.by_modality = {modality: _for_modality(table, flags) for modality, table in by_modality.items()}
+    for modality in by_modality or [""]:
+        refuse_contradictions(config.of_modality(modality))
     return make_tiny(config, flags, tiny_folder) if request.tiny else config
+
+
+def refuse_contradictions(config: TrainConfig) -> None:
+    """Raise RunError for options of one adapter that can't go together."""
+    kind, projector, adapter = find_projector(config.adapter)[0].kind, config.projector, config.adapter
+    if kind == "layers" or adapter == "none":
+        for name, value in (("warm-start", projector.warm_start), ("start-words", projector.start_words)):
+            if value:
+                raise RunError(
+                    f"--{name} needs an adapter whose tokens stand among the words, not {adapter}; leave it out"
+                )
+    if adapter == "none" and not projector.soft_prompt:
+        raise RunError("--adapter none alone leaves nothing to train; give it a --soft-prompt")
+    if projector.soft_prompt_mlp and not projector.soft_prompt:
+        raise RunError("--soft-prompt-mlp needs a --soft-prompt")
 
 
 def _recipe_options(recipe: Recipe, flags: Options, start: Start | None) -> Options:
@@ -244,11 +266,14 @@ def _same_form(name: str, value: object, other: object) -> bool:
 
 
 def resumed(run: Run, flags: Options, finished: bool = False) -> TrainConfig:
-    """A run's own configuration. `finished`: accept a run whose steps are all done.
+    """A run's own configuration, with the new places of its features and its language model where the flags name them.
 
-    Raises RunError when a flag differs from it, and for a run that is finished.
+    Whether these are the same in content is checked when they are opened. `finished`: accept a run whose steps are all
+    done. Raises RunError when any other flag differs from the configuration, and for a run that is finished.
     """
     options = run.config.to_flat()
+    if not finished:
+        options |= {name: flags[name] for name in MOVABLE if name in flags and _may_have_moved(name, options, flags)}
     if "track" in flags:  # it changes no result
         options["track"] = flags["track"]
     for name, value in flags.items():
@@ -258,9 +283,28 @@ def resumed(run: Run, flags: Options, finished: bool = False) -> TrainConfig:
                 f"{value}; resume it without --{_flag(name)}, or start a new run"
             )
     config = config_from(options, str(run.path / "config.toml"))
-    if not finished and (run.path / "last").exists() and int(run.step_folder().name) >= (config.steps or 0):
+    if not finished and run.finished():
         raise RunError(f"{run.path} is finished; score it with: {command('eval', '--run', run.path)}")
     return config
+
+
+def _may_have_moved(name: str, before: Options, flags: Options) -> bool:
+    """Whether what a flag names can be what the run was started with, at another place: as many feature sets, with the
+    same weights.
+    """
+    if name != "features":
+        return True
+    old, new = (list(named_sets(options[name]).values()) for options in (before, flags))  # type: ignore[arg-type]
+    return old == new
+
+
+def refuse_missing(config: TrainConfig, run: Run) -> None:
+    """Raise RunError when the feature sets or the language model's folder of a run aren't where they were."""
+    for path in named_sets(config.features):
+        if not Path(path).is_dir():
+            raise RunError(f"{run.path} reads {path}, which isn't there; if it moved, add --features and its new place")
+    if config.lm and Path(config.lm).is_absolute() and not Path(config.lm).exists():
+        raise RunError(f"{run.path} reads {config.lm}, which isn't there; if it moved, add --lm and its new place")
 
 
 def refuse_changes(facts: Mapping, **now: str) -> None:
@@ -281,6 +325,8 @@ def settle_schedule(config: TrainConfig, per_epoch: int) -> Schedule:
     chosen, and record it in the configuration. `per_epoch`: steps in an epoch.
     """
     steps = config.steps
+    if config.logging.patience is None:
+        config.logging.patience = 0 if steps or config.epochs else PATIENCE
     if steps is None and config.epochs:
         steps = max(1, round(config.epochs * per_epoch))
         print(f"steps: {steps}, for {config.epochs:g} epochs of {per_epoch}")

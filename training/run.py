@@ -5,13 +5,16 @@ steps/000500/adapter/  steps/000500/state/        written under a temporary name
 last  best                                        one line each: the name of a step
 """
 
+import fcntl
 import json
+import math
 import os
 import platform
 import re
 import shutil
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +26,7 @@ from periscope.adapters.io.schema import CONFIG
 from periscope.adapters.tensors import load_tensors
 from periscope.console import command
 from periscope.errors import RunError
-from periscope.shards.atomic import replace_bytes, sync_folder
+from periscope.shards.atomic import replace_bytes, sync_folder, temporary_folder
 from periscope.training.config import TrainConfig, config_from
 from periscope.training.trackers import Tracker, numbers, open_trackers
 
@@ -40,25 +43,35 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> "Run":
-        """Make the folder with its configuration and environment. Raises RunError when the path exists."""
+        """Make the folder with its configuration and environment; a run without a checkpoint is replaced.
+
+        Raises RunError when there is anything else at `path`.
+        """
         path = Path(path)
         refuse_taken(path)
-        temporary = path.with_name(f"{path.name}.partial")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        (temporary / "config.toml").write_text(_toml(config.to_flat()), encoding="utf-8")
+        if path.exists():
+            with cls(path).locked():
+                cls(path).remove()  # it was stopped before its first checkpoint
+        with temporary_folder(path) as temporary:
+            temporary.mkdir()
+            cls._describe(temporary, config)
+            os.rename(temporary, path)
+        sync_folder(path.parent)
+        return cls(path)
+
+    @staticmethod
+    def _describe(folder: Path, config: TrainConfig) -> None:
+        """Write the configuration and the environment into a new run's folder."""
+        (folder / "config.toml").write_text(_toml(config.to_flat()), encoding="utf-8")
         environment = {
             "python": platform.python_version(),
             "platform": platform.platform(),
             "packages": {name: version(name) for name in PACKAGES},
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         }
-        (temporary / "environment.json").write_text(json.dumps(environment, indent=1) + "\n", encoding="utf-8")
-        for file in temporary.iterdir():
+        (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n", encoding="utf-8")
+        for file in folder.iterdir():
             _sync_file(file)
-        os.rename(temporary, path)
-        sync_folder(path.parent)
-        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -67,9 +80,35 @@ class Run:
             raise RunError(f"{path} is not a run: it holds no config.toml")
         return cls(path)
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """A block in which no other process trains this run. Raises RunError when one does already."""
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(
+                    f"another training is writing {self.path}; wait for it to end, or stop it first"
+                ) from error
+            except OSError:
+                pass  # a file system without locks
+            yield
+        finally:
+            os.close(folder)
+
+    def has_checkpoint(self) -> bool:
+        """Whether it holds a complete checkpoint."""
+        return bool(self._steps())
+
+    def _steps(self) -> list[str]:
+        """The names of the complete checkpoints, oldest first."""
+        steps = self.path / "steps"
+        return sorted(path.name for path in steps.iterdir() if path.name.isdigit()) if steps.is_dir() else []
+
     def remove(self) -> None:
         """Delete a run that has no checkpoint. Raises RunError for any other."""
-        if (self.path / "steps").is_dir() and any(path.name.isdigit() for path in (self.path / "steps").iterdir()):
+        if self.has_checkpoint():
             raise RunError(f"{self.path} has a checkpoint and is not removed")
         shutil.rmtree(self.path)
 
@@ -83,6 +122,13 @@ class Run:
             raise RunError(f"{path} is damaged: {error}") from None
         return config_from(table, str(path))
 
+    def record_places(self, config: TrainConfig) -> None:
+        """Write into config.toml where the features and the language model are now, if that has changed."""
+        before, now = self.config.to_flat(), config.to_flat()
+        moved = {name: now[name] for name in ("features", "lm") if now[name] != before[name]}
+        if moved:
+            replace_bytes(self.path / "config.toml", _toml(before | moved).encode())
+
     def config_table(self) -> dict:
         """The configuration, flat, without options that are None."""
         return {name: value for name, value in self.config.to_flat().items() if value is not None}
@@ -91,10 +137,13 @@ class Run:
         """The folder of the "last" or "best" checkpoint. Raises RunError when there is none yet."""
         pointer = self.path / pointer_name
         name = pointer.read_text().strip() if pointer.is_file() else ""
+        if pointer_name == "last" and not pointer.is_file():
+            name = next(reversed(self._steps()), "")  # killed between the first checkpoint and its pointer
         folder = self.path / "steps" / name
         if not name.isdigit() or not folder.is_dir():
             raise RunError(
-                f"{self.path} has no checkpoint (it stopped before the first); train again under another --name"
+                f"{self.path} has no checkpoint (it stopped before the first): train it again from the start, with "
+                f"--name {self.path.name}, which replaces it"
             )
         return folder
 
@@ -102,8 +151,8 @@ class Run:
         """The adapter folders of the last checkpoint: `adapter`, or `adapter-image`, `adapter-audio` and so on."""
         return sorted(self.step_folder().glob("adapter*"))
 
-    def save(self, step: int, write_adapter: Callable[[Path], None], state: dict, keep: int, best: bool) -> Path:
-        """Write a checkpoint under a temporary name and rename it; then point `last` (and `best`) at it.
+    def save(self, step: int, write_adapter: Callable[[Path], None], state: dict, keep: int) -> Path:
+        """Write a checkpoint under a temporary name and rename it; then point `last` at it.
 
         write_adapter: writes the adapter into the folder it is given · state: `{"tensors": {...}, "facts": {...}}` ·
         keep: how many of the newest checkpoints stay, besides the best.
@@ -123,14 +172,36 @@ class Run:
                 sync_folder(path) if path.is_dir() else _sync_file(path)
             os.rename(temporary, final)
             sync_folder(steps)
-        for pointer in ("last", "best") if best else ("last",):
-            replace_bytes(self.path / pointer, f"{final.name}\n".encode())
+        replace_bytes(self.path / "last", f"{final.name}\n".encode())
         pointed = {(self.path / name).read_text().strip() for name in ("last", "best") if (self.path / name).exists()}
-        done = sorted(folder.name for folder in steps.iterdir() if folder.name.isdigit())
-        for name in done[:-keep]:
+        for name in self._steps()[:-keep]:
             if name not in pointed:
                 shutil.rmtree(steps / name)
         return final
+
+    def point_best(self, step: int) -> None:
+        """Point `best` at the checkpoint of `step`."""
+        replace_bytes(self.path / "best", f"{step:06d}\n".encode())
+
+    def evaluations(self, last: int) -> list[dict]:
+        """The lines of metrics.jsonl that hold an evaluation, up to the step `last`."""
+        return [row for row in self.metrics() if "heldout" in row and row["step"] <= last]
+
+    def finished(self) -> bool:
+        """Whether the last checkpoint is that of the last step, and the evaluation that belongs to it was done; or
+        training ended early, as --patience says.
+        """
+        if not self.has_checkpoint():
+            return False
+        folder = self.step_folder()
+        step = int(folder.name)
+        config = self.config
+        if step < (config.steps or 0):
+            _, stale = best_evaluation(self.evaluations(step))
+            return 0 < (config.logging.patience or 0) <= stale
+        facts_file = folder / "state" / "facts.json"
+        due = facts_file.is_file() and json.loads(facts_file.read_text()).get("evaluation_due", False)
+        return not due or any(row["step"] == step for row in self.evaluations(step))
 
     def load_state(self, device: str) -> dict:
         """Read the `state` of the last checkpoint, tensors on `device`. Raises RunError when it is damaged."""
@@ -188,6 +259,8 @@ class Run:
         path = self.path / "samples.md"
         head = "# Answers to the same held-out inputs during training\n"
         text = path.read_text(encoding="utf-8") if path.exists() else head
+        if f"\n## step {step}\n" in text:
+            return  # written by a process that was killed before it logged this evaluation
         text += f"\n## step {step}\n\n| medium | prompt | answer | reference |\n|---|---|---|---|\n"
         for sample in samples:
             cells = (sample["media"], sample["prompt"], sample["answer"], sample["reference"])
@@ -200,8 +273,15 @@ class Run:
 class NullRun(Run):
     """A run that another process writes; this one only reads it."""
 
-    def save(self, step: int, write_adapter: Callable[[Path], None], state: dict, keep: int, best: bool) -> Path:
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
+
+    def save(self, step: int, write_adapter: Callable[[Path], None], state: dict, keep: int) -> Path:
         return self.path
+
+    def point_best(self, step: int) -> None:
+        pass
 
     def log(self, *, step: int, **values: object) -> None:
         pass
@@ -216,8 +296,29 @@ class NullRun(Run):
         pass
 
 
+def best_evaluation(rows: Sequence[dict]) -> tuple[dict | None, int]:
+    """The best of some evaluations (lines of metrics.jsonl), and how many came after it.
+
+    The best is the first with the lowest loss, among those that left out the fewest texts as not finite; None when no
+    loss is finite.
+    """
+    finite = [i for i, row in enumerate(rows) if math.isfinite(row["heldout"]["real"])]
+    best = min(finite, key=lambda i: evaluation_rank(rows[i]), default=None)
+    return (None, len(rows)) if best is None else (rows[best], len(rows) - 1 - best)
+
+
+def evaluation_rank(row: dict) -> tuple[int, float]:
+    """(held-out texts left out as not finite, loss) of an evaluation: the least is the best."""
+    return row.get("not_finite", 0), row["heldout"]["real"]
+
+
 def refuse_taken(path: Path) -> None:
-    """Raise RunError when a new run can't be written to `path` because it exists."""
+    """Raise RunError when a new run can't be written to `path` because it exists; a run without a checkpoint, and which
+    no process is training, may be replaced.
+    """
+    if (path / "config.toml").is_file() and not Run(path).has_checkpoint():
+        with Run(path).locked():
+            return
     if path.exists():
         raise RunError(
             f"{path} exists, and a run is never overwritten; "
@@ -267,7 +368,9 @@ def adapter_folder(path: Path, modality: str = "") -> Path:
 
 def newest_run(root: Path) -> Path:
     """The run folder changed last, those of sweeps included. Raises RunError when there is none."""
-    runs = [path.parent for pattern in ("*/config.toml", "*/*/config.toml") for path in Path(root).glob(pattern)]
+    runs = [
+        path.parent for pattern in ("[!.]*/config.toml", "[!.]*/[!.]*/config.toml") for path in Path(root).glob(pattern)
+    ]
     if not runs:
         raise RunError(f"no run in {root}/ yet; train one first: {command('train', '--adapter', 'mlp16')}")
 

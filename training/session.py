@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from periscope.adapters.composed import ComposedModel
-from periscope.adapters.io.checkpoint import save_adapter
+from periscope.adapters.io.checkpoint import describe_adapter, save_adapter
 from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import FOLDER as LORA_FOLDER
@@ -18,6 +19,7 @@ from periscope.console import command
 from periscope.errors import RunError
 from periscope.evaluation.training_scores import training_scores
 from periscope.training.config import TrainConfig
+from periscope.training.data.dataset import Batch, not_finite_media
 from periscope.training.data.mix import MixedSteps
 from periscope.training.data.steps import TrainingSteps
 from periscope.training.data.training_set import (
@@ -31,7 +33,7 @@ from periscope.training.data.training_set import (
 )
 from periscope.training.distributed import Ranks
 from periscope.training.heldout import SAMPLES, describe, evaluate_heldout, for_people, peak_memory, sample_answers
-from periscope.training.memory.caching import Caching, caching
+from periscope.training.memory.caching import Caching, caching, ready_made
 from periscope.training.memory.plan import MemoryPlan, choose_checkpointing, combine_plans, plan
 from periscope.training.models.language_model_holder import LanguageModelHolder
 from periscope.training.models.modality_model import (
@@ -40,12 +42,21 @@ from periscope.training.models.modality_model import (
     make_modality_model,
     record_templates,
 )
-from periscope.training.resolve import NO_LM, Schedule, refuse_changes, settle_schedule
-from periscope.training.run import NullRun, Run, adapter_folder, load_optimizer_state, optimizer_state
+from periscope.training.resolve import NO_LM, Schedule, refuse_changes, refuse_missing, settle_schedule
+from periscope.training.run import (
+    NullRun,
+    Run,
+    adapter_folder,
+    best_evaluation,
+    evaluation_rank,
+    load_optimizer_state,
+    optimizer_state,
+)
 from periscope.training.step import make_optimizer
 
 KEEP_CHECKPOINTS = 3
 MAX_BAD_LOSSES = 5
+FEW_TEXTS = 1000  # fewer make an adapter remember them
 
 
 @dataclass
@@ -63,8 +74,12 @@ class Session:
     sets: feature sets with the texts chosen from them · modality_models: modality -> the language model with its
     adapter · model: these as one · steps: item i is the batch of step i · run: its folder (a `NullRun` on all ranks but
     the first) · identity: hashes of features, texts and device, by which a resumed run recognises them · caching: what
-    cached features save, where that is known · step: the last one taken · best: lowest held-out loss so far ·
-    micro_batch: texts per forward pass · spent: seconds per epoch, and seconds of these spent waiting for data.
+    cached features save, where that is known · step: the last one taken · best_rank: (held-out texts left out as not
+    finite, loss) of the best evaluation so far, that of `best_step` · stale: evaluations since · evaluated: whether the
+    checkpoint that a run is resumed from has had its evaluation · stopped: whether a request to stop left something to
+    do · loss: of the last step · bad_losses: steps whose loss wasn't finite · bad_media: media of these whose features
+    aren't · micro_batch: texts per forward pass · spent: seconds per epoch, and seconds of these spent waiting for
+    data.
     """
 
     config: TrainConfig
@@ -83,9 +98,20 @@ class Session:
     micro_batch: int
     caching: Caching | None = None
     step: int = 0
-    best: float | None = None
+    best_rank: tuple[int, float] | None = None
+    evaluated: bool = False
+    stopped: bool = False
+    best_step: int = 0
+    stale: int = 0
+    loss: float = 0.0
     bad_losses: int = 0
+    bad_media: dict[str, None] = field(default_factory=dict)
     spent: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def best(self) -> float | None:
+        """The lowest held-out loss so far."""
+        return self.best_rank[1] if self.best_rank else None
 
     @property
     def has_heldout(self) -> bool:
@@ -99,71 +125,139 @@ class Session:
         ranked = command("eval", "--run", path, "--loss-drop", "train")
         return f"Nothing is held out to score it on. Next, its losses on what it learnt from: {ranked}"
 
-    def evaluate(self) -> tuple[bool, list[str]]:
-        """Evaluate on the held-out texts and log the result.
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the held-out loss has stopped falling, as --patience says."""
+        return 0 < (self.config.logging.patience or 0) <= self.stale
 
-        Returns whether the loss is the lowest so far, and lines to print.
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether an evaluation on the held-out texts belongs to this step; not to one whose loss was bad."""
+        at_end = self.step == self.schedule.steps
+        planned = self.step > 0 and self.step % self.schedule.eval_every == 0 and math.isfinite(self.loss)
+        return self.has_heldout and (at_end or planned)
+
+    def evaluate(self, interrupting: AbstractContextManager) -> list[str]:
+        """Evaluate the checkpoint of this step on the held-out texts, and log the result; lines to print.
+
+        Leaves torch's generator as it was, as a run that is resumed from this checkpoint finds it. interrupting:
+        surrounds the part that takes long, from which an exception may come; nothing is written then.
         """
         trained_texts = self.steps.counts(self.step)
-        losses, ratio, results = evaluate_heldout(self.model, self.sets, trained_texts, self.micro_batch, self.ranks)
-        answers = [sample_answers(self.model, each.dataset, each.heldout) for each in self.sets]
+        generator = torch.get_rng_state()
+        with interrupting:
+            losses, ratio, results = evaluate_heldout(
+                self.model, self.sets, trained_texts, self.micro_batch, self.ranks
+            )
+            answers = [sample_answers(self.model, each.dataset, each.heldout) for each in self.sets]
+        torch.set_rng_state(generator)
+        not_finite = sum(result["not_finite"] for result in results.values())
+        rank = (not_finite, losses["real"])
+        self.stale += 1
+        if math.isfinite(losses["real"]) and (self.best_rank is None or rank < self.best_rank):
+            self.best_rank, self.best_step, self.stale = rank, self.step, 0
+            self.run.point_best(self.step)  # before the log: a run killed in between does the evaluation again
+        if self.ranks.first:
+            self._write_adapters(self.run.path / "steps" / f"{self.step:06d}" / "adapter", describe_adapter)
         rows = [row | {"id": (number, row["id"])} for number, rows in enumerate(answers) for row in rows]
         several = len(self.sets) > 1
         extra: dict[str, object] = {**peak_memory(str(self.device)), **({"sets": results} if several else {})}
-        self.run.log(step=self.step, heldout=losses, rms_ratio=ratio, scores=training_scores(rows), **extra)
+        if not_finite:
+            extra["not_finite"] = not_finite
         shown = [
             for_people(row, each.dataset)
             for each, set_rows in zip(self.sets, answers, strict=True)
             for row in set_rows[:SAMPLES]
         ]
         self.run.write_samples(self.step, shown)
-        is_best = self.best is None or losses["real"] < self.best
-        self.best = losses["real"] if is_best else self.best
-        return is_best, [describe(self.step, result, name if several else "") for name, result in results.items()]
+        self.run.log(step=self.step, heldout=losses, rms_ratio=ratio, scores=training_scores(rows), **extra)
+        return [describe(self.step, result, name if several else "") for name, result in results.items()]
 
-    def check_loss(self, loss: float, say: Callable[[str], None]) -> None:
-        """Raise RunError after several losses that aren't finite, and for fp16 gradients that always overflow."""
+    def check_loss(self, loss: float, norm: float, batch: Batch, say: Callable[[str], None]) -> None:
+        """Raise RunError after several losses that aren't finite, for weights that aren't, and for fp16 gradients that
+        always overflow.
+
+        norm: of the gradient · batch: this process's share of the step, in which a medium may have features that aren't finite.
+        """
+        self.loss = loss
         if not math.isfinite(loss):
             self.bad_losses += 1
+            self.bad_media |= {self._origin(key): None for key in not_finite_media(batch)}
+            cause = ""
+            if self.bad_media:
+                first, *others = self.bad_media
+                more = f" and of {len(others)} other media" if others else ""
+                cause = f"the features of {first}{more} aren't finite"
             say(
                 f"step {self.step}: the loss is {loss}, so no step was taken ({self.bad_losses} of at most "
-                f"{MAX_BAD_LOSSES})"
+                f"{MAX_BAD_LOSSES}){'; ' * bool(cause)}{cause}"
             )
             if self.bad_losses == MAX_BAD_LOSSES:
+                advice = "try --precision bf16 or fp32, or a lower --lr"
+                if cause:
+                    advice = f"{cause}: leave these media out, or encode them again"
+                raise RunError(f"the loss was {loss} {MAX_BAD_LOSSES} times; {advice}")
+        trained = {} if math.isfinite(norm) else self.model.trained()  # looking at all of them costs a GPU a pause
+        for name, parameter in trained.items():
+            if not parameter.isfinite().all():
                 raise RunError(
-                    f"the loss was {loss} {MAX_BAD_LOSSES} times; try --precision bf16 or fp32, or a lower --lr"
+                    f"the weights of {name} aren't finite after step {self.step}, because its gradient wasn't, and it "
+                    "isn't saved. Resume from the last checkpoint, or start again with a lower --lr"
                 )
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             raise RunError("fp16 gradients overflow at every scale; try --precision bf16 or fp32, or a lower --lr")
 
-    def save(self, is_best: bool) -> None:
-        """Write a checkpoint of the current step."""
+    def _origin(self, key: str) -> str:
+        """The name that precompute gave to the medium of a batch's slot."""
+        for training_set in self.sets:
+            stored = key.removeprefix(training_set.dataset.slot_name(""))
+            if training_set.dataset.slot_name(stored) == key and stored in training_set.features.keys:
+                return str(training_set.features.info(stored).get("origin", stored))
+        return key
+
+    def _write_adapters(self, folder: Path, write: Callable[..., None]) -> None:
+        """Call `write` (`save_adapter` or `describe_adapter`) for each adapter, with its folder and its facts.
+
+        folder: that of a single adapter; the modality is added to its name where there are several.
+        """
         config = self.config
         training: dict[str, object] = {"held-out loss": self.best, "steps": self.schedule.steps}
         training |= {"batch": config.batch, "lr": config.lr, "seed": config.seed}
         if self.lm.lora:
             training |= {"lora": config.lora.lora, "lora_lr": config.lora.lora_lr}
+        for modality, model in self.modality_models.items():
+            own_sets = [training_set for training_set in self.sets if training_set.modality == modality]
+            own_folder = folder.with_name(f"{folder.name}-{modality}") if len(self.modality_models) > 1 else folder
+            write(own_folder, model.adapter, adapter_facts(model, own_sets, self.step, training), lm=self.lm)
 
-        def write_adapters(folder: Path) -> None:
-            for modality, model in self.modality_models.items():
-                own_sets = [training_set for training_set in self.sets if training_set.modality == modality]
-                own_folder = folder.with_name(f"{folder.name}-{modality}") if len(self.modality_models) > 1 else folder
-                save_adapter(own_folder, model.adapter, adapter_facts(model, own_sets, self.step, training), lm=self.lm)
-
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
         facts = {
             **self.identity,
             "best": self.best,
+            "evaluation_due": self.evaluation_due,
             "micro_batch": self.micro_batch,
             "threads": torch.get_num_threads(),
             "scaler": self.scaler.state_dict(),
         }
         tensors = optimizer_state(self.optimizer) | {"generator": torch.get_rng_state()}
-        self.run.save(self.step, write_adapters, {"tensors": tensors, "facts": facts}, KEEP_CHECKPOINTS, is_best)
+
+        def write_adapters(folder: Path) -> None:
+            self._write_adapters(folder, save_adapter)
+
+        self.run.save(self.step, write_adapters, {"tensors": tensors, "facts": facts}, KEEP_CHECKPOINTS)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a run's last checkpoint."""
         facts = checkpoint.facts
-        self.step, self.best = facts["step"], facts["best"]
+        self.step = facts["step"]
+        evaluations = self.run.evaluations(self.step)
+        self.evaluated = any(row["step"] == self.step for row in evaluations) or not facts.get("evaluation_due", True)
+        best, self.stale = best_evaluation(evaluations)
+        if best:
+            self.best_rank, self.best_step = evaluation_rank(best), best["step"]
+            if (self.run.path / "steps" / f"{self.best_step:06d}").is_dir():
+                self.run.point_best(self.best_step)  # an earlier version may have been killed before it did
         load_optimizer_state(self.optimizer, checkpoint.tensors)
         self.scaler.load_state_dict(facts["scaler"])
         torch.set_rng_state(checkpoint.tensors["generator"].cpu())
@@ -185,6 +279,8 @@ def prepare(
     if config.lm is None:
         raise RunError(NO_LM)
     device = torch.device(holder.device)
+    if old:
+        refuse_missing(config, old)
     sources = open_sets(config, partial)
     identity = identity_of(sources, config.data.text) | {"device": device.type}
     ranks.check_same("settings or files", [config.to_flat(), identity])
@@ -192,9 +288,16 @@ def prepare(
     if checkpoint:
         refuse_changes(checkpoint.facts, **identity)
     lm = holder.load(config.lm, config.model.precision)
+    identity["language model"] = holder.sha256
+    if old and checkpoint and config.lm != old.config.lm and "language model" in checkpoint.facts:
+        refuse_changes(checkpoint.facts, **{"language model": holder.sha256})
     torch.manual_seed(config.seed)
     models, model = make_models(config, sources, lm, holder.device, old)
+    if old and ranks.first:
+        old.record_places(config)  # they are what they were at the checkpoint
     sets = [choose_texts(source, models[source.modality], config.data.limit) for source in sources]
+    if not old and not config.init:
+        warn_of_few_texts(sets)
     steps = make_steps(sets, config, ranks.rank, ranks.size)
     schedule = settle_schedule(config, steps.per_epoch)
     memory, longest = plan_memory(config, sets, models, lm)
@@ -260,6 +363,17 @@ def initialise_adapters(
             initialise_adapter(models[training_set.modality], training_set, set_steps.first_rows())
 
 
+def warn_of_few_texts(sets: Sequence[TrainingSet]) -> None:
+    """Print a warning when a new adapter is to be trained on fewer than `FEW_TEXTS` texts."""
+    count = sum(len(training_set.index.texts) for training_set in sets)
+    if count < FEW_TEXTS:
+        kind = "texts" if any(any(training_set.index.is_question) for training_set in sets) else "captions"
+        print(
+            f"warning: {count} {kind} are too few to learn to see; thousands are usual; start from a shared adapter "
+            "with --init"
+        )
+
+
 def plan_memory(
     config: TrainConfig, sets: Sequence[TrainingSet], models: Mapping[str, AdaptedModel], lm: LanguageModel
 ) -> tuple[MemoryPlan, int]:
@@ -280,13 +394,17 @@ def plan_memory(
 
 
 def plan_caching(config: TrainConfig, sets: Sequence[TrainingSet], ranks: Ranks) -> Caching | None:
-    """What cached features save over encoding in every step, printed; None for several sets, or where it isn't
-    known.
+    """What cached features save over encoding in every step, printed; None for several sets, for vectors that came
+    ready-made, and where it isn't known. Texts that are chosen (--text, --limit) are charged for their own media alone.
     """
-    if len(sets) > 1:
-        return None
     training_set = sets[0]
-    saving = caching(training_set.features, training_set.source.shape.kind, training_set.index, config, ranks.size)
+    features, index = training_set.features, training_set.index
+    if len(sets) > 1 or ready_made(features):
+        return None
+    media = None
+    if config.data.text or config.data.limit:
+        media = len({key for texts in (index.texts, training_set.heldout) for text in texts for key in text.media})
+    saving = caching(features, training_set.source.shape.kind, index, config, ranks.size, media)
     print(saving or "caching: nothing is known about how long encoding this set took")
     return saving
 

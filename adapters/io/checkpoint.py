@@ -1,7 +1,6 @@
 """The adapter folder, the small thing that people share: weights as safetensors, adapter.json, and a model card."""
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from periscope.adapters.lm.lora import lora_parameters, save_lora
 from periscope.adapters.model import Adapter
 from periscope.adapters.tensors import load_tensors
 from periscope.errors import AdapterError
+from periscope.shards.atomic import replace_bytes, temporary_folder
 
 WEIGHTS, CARD = "adapter.safetensors", "README.md"
 
@@ -37,6 +37,16 @@ def save_adapter(
     `language_model` (`name` and `identity`), `template` and `training`, as dataclasses or plain JSON. `dtype` of the
     weights is fp32 in a run and bf16 to share.
     """
+    folder.mkdir(parents=True)
+    state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in adapter.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    describe_adapter(folder, adapter, about, lm)
+    if lm and lm.lora:
+        save_lora(folder / LORA, lm, dtype)
+
+
+def describe_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any], lm: LanguageModel | None = None) -> None:
+    """Write or replace adapter.json and the model card of the adapter in `folder`. Arguments as `save_adapter`."""
     soft_prompt = adapter.soft_prompt
     config = AdapterConfig.from_dict(
         {
@@ -56,16 +66,11 @@ def save_adapter(
             **msgspec.to_builtins(about),
         }
     )
-    folder.mkdir(parents=True)
-    state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in adapter.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     config.write(folder / CONFIG)
     parameters = sum(parameter.numel() for parameter in adapter.parameters())
     lora = lora_parameters(lm.model) if lm and lm.lora else {}
     text = card(config, parameters, sum(parameter.numel() for parameter in lora.values()))
-    (folder / CARD).write_text(text, encoding="utf-8")
-    if lm and lm.lora:
-        save_lora(folder / LORA, lm, dtype)
+    replace_bytes(folder / CARD, text.encode())
 
 
 def load_adapter(folder: Path, device: str = "cpu") -> tuple[Adapter, AdapterConfig]:
@@ -118,12 +123,9 @@ def write_folder(out: Path, write: Callable[[Path], None]) -> None:
     """
     if out.exists():
         raise AdapterError(f"{out} exists, and nothing is overwritten; choose another --out")
-    temporary = out.with_name(out.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        write(temporary)
-        os.rename(temporary, out)
+        with temporary_folder(out) as temporary:
+            write(temporary)
+            os.rename(temporary, out)
     except OSError as error:
         raise AdapterError(f"{out} can't be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

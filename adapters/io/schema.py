@@ -31,6 +31,7 @@ from periscope.adapters.lm.language_model import LoraSize
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.template import Template
 from periscope.errors import AdapterError
+from periscope.shards.atomic import replace_bytes
 
 FORMAT = 1
 CONFIG = "adapter.json"
@@ -106,8 +107,8 @@ class AdapterConfig:
         return config
 
     def write(self, path: Path) -> None:
-        """Write the config as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        """Write the config as JSON, atomically."""
+        replace_bytes(path, (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode())
 
 
 # What later versions of format 1 added, with the values that mean what earlier ones did.

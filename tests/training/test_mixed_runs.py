@@ -158,7 +158,7 @@ def test_two_adapters_of_one_run_load_each_alone_and_together(home, train, both_
     assert sorted(folders) == ["audio", "image"]
     both = {m: live.load_adapted(run, modality=m) for m in folders}
     for modality, (model, config) in both.items():
-        assert config["modality"] == modality and config["encoder"]["name"].startswith(modality)
+        assert config.modality == modality and config.encoder["name"].startswith(modality)
         alone, _ = live.load_adapted(folders[modality])
         assert all(
             torch.equal(a, b) for a, b in zip(alone.adapter.parameters(), model.adapter.parameters(), strict=True)

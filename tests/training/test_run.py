@@ -18,8 +18,11 @@ def test_a_run_is_never_overwritten_and_describes_itself(tmp_path, monkeypatch):
     assert (
         json.loads((run.path / "environment.json").read_text())["packages"]["torch"] == torch.__version__.split("+")[0]
     )
+    save_step(run, 1)
     with pytest.raises(RunError, match=r"never overwritten.*--resume"):
         run_at(tmp_path / "r")
+    shutil.rmtree(run.path / "steps")
+    (run.path / "last").unlink()
     with monkeypatch.context() as broken:
         broken.setattr("periscope.training.run.platform.platform", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):

@@ -263,6 +263,11 @@ def medium_contents(features: FeatureSet, texts: Sequence[Text]) -> dict[str, st
     return contents
 
 
+def not_finite_media(batch: Batch) -> list[str]:
+    """The media of a batch whose features aren't all finite."""
+    return [key for key, rows in batch.features.items() if not rows.isfinite().all()]
+
+
 def question_of(text: Text) -> str | None:
     """The last user turn before the answer, or None for a caption."""
     questions = [turn["content"] for turn in text.turns[:-1] if turn["role"] == "user"]

@@ -33,8 +33,8 @@ class Caching:
     def __str__(self) -> str:
         return (
             f"caching: encoding took {_time(self.once)} once ({self.per_medium:.3g} s a medium on {self.device}); in "
-            f"the training loop it would take {_time(self.per_epoch)} in every epoch, so the cache is cheaper after "
-            f"{self.cheaper_from():.2g} epochs"
+            f"the training loop it would take {_time(self.per_epoch)} in every epoch, so the "
+            f"cached features pay off {self._after(0.0)}"
         )
 
     def measured(self, epoch: float, waited: float) -> str:
@@ -42,22 +42,36 @@ class Caching:
         loop = epoch - waited + self.per_epoch
         return (
             f"caching: an epoch took {_time(epoch)} and would have taken {_time(loop)} with the encoder in the loop, "
-            f"{loop / epoch:.2g} times as long; cheaper after {self.cheaper_from(waited):.2g} epochs"
+            f"{loop / epoch:.2g} times as long; the cached features pay off {self._after(waited)}"
         )
 
+    def _after(self, waited: float) -> str:
+        epochs = self.cheaper_from(waited)
+        return f"after {epochs:.2g} epochs" if math.isfinite(epochs) else "never, because reading them takes as long"
 
-def caching(features: FeatureSet, kind: str, index: TextIndex, config: TrainConfig, ranks: int = 1) -> Caching | None:
-    """What cached features save a training on the texts of `index`; None when precompute measured nothing.
 
-    In the loop, `ranks` processes would share the encoding, of one view of each medium.
+def caching(
+    features: FeatureSet, kind: str, index: TextIndex, config: TrainConfig, ranks: int = 1, media: int | None = None
+) -> Caching | None:
+    """What cached features save a training on the texts of `index`; None when precompute measured nothing, and for
+    vectors that came ready-made, without an encoder.
+
+    media: how many were encoded for this training (None: all of the set). In the loop, `ranks` processes would share
+    the encoding, of one view of each medium.
     """
-    timing, media = load_timing(features.path), media_per_epoch(index, config)
-    if timing is None or not media:
+    timing, shown = load_timing(features.path), media_per_epoch(index, config)
+    if timing is None or not shown or ready_made(features):
         return None
     per_medium = timing.seconds / timing.media
     views = features.manifest["features"][kind].get("views", 1)
-    per_epoch = media * (timing.decode + timing.encode / views) / timing.media / ranks
-    return Caching(per_medium * features.manifest["counts"]["media"], per_epoch, per_medium, timing.device)
+    per_epoch = shown * (timing.decode + timing.encode / views) / timing.media / ranks
+    encoded = features.manifest["counts"]["media"] if media is None else media
+    return Caching(per_medium * encoded, per_epoch, per_medium, timing.device)
+
+
+def ready_made(features: FeatureSet) -> bool:
+    """Whether the set holds vectors that the user made, of which Periscope knows no encoder."""
+    return str(features.manifest["encoder"]["name"]).startswith("vectors:")
 
 
 def media_per_epoch(index: TextIndex, config: TrainConfig) -> int:

@@ -53,6 +53,12 @@ class LanguageModelHolder:
         print(f"language model: {lm.name}, {lm.precision} ({lm.reason}), hidden_size {lm.hidden_size}{note}")
         return lm
 
+    @property
+    def sha256(self) -> str:
+        """The hash of the held model's weights."""
+        assert self._held is not None, "no language model was loaded"
+        return self._held.sha256
+
     def check(self) -> None:
         """Raise RunError when a weight has changed since the model was loaded."""
         if self._held and weights_sha256(self._held.lm.model) != self._held.sha256:

@@ -43,7 +43,7 @@ def warm_start(
             words[text.media[0]] = words.get(text.media[0], "") + " " + text.turns[-1]["content"]
         features = dataset.features.read_many(list(words), dataset.kind).to(model.lm.device)
         embeddings = torch.stack([_mean_embedding(model, captions) for captions in words.values()])
-        loss = contrast(adapter(features).mean(1), embeddings)
+        loss = contrast(adapter(features).mean(1), embeddings, _same_words(list(words.values())))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -53,16 +53,28 @@ def warm_start(
     return losses
 
 
-def contrast(tokens: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+def contrast(tokens: torch.Tensor, words: torch.Tensor, same: torch.Tensor | None = None) -> torch.Tensor:
     """CLIP's symmetric cross-entropy of cosines (Radford et al. 2021, arXiv 2103.00020), in nats.
 
     tokens, words: `(media, hidden_size)`; row i of each belongs to medium i. Both are centred over the media first, so
-    that a component which all share, and which a constant output would match, doesn't count.
+    that a component which all share, and which a constant output would match, doesn't count. same: `(media, media)`
+    bool, pairs of different media that have the same words and so aren't contrasted with each other.
     """
     tokens, words = (functional.normalize(rows - rows.mean(0), dim=-1) for rows in (tokens, words))
     scores = INVERSE_TEMPERATURE * tokens @ words.T
+    if same is not None:
+        scores = scores.masked_fill(same.to(scores.device), -torch.inf)
     labels = torch.arange(len(scores), device=scores.device)
     return (functional.cross_entropy(scores, labels) + functional.cross_entropy(scores.T, labels)) / 2
+
+
+def _same_words(words: Sequence[str]) -> torch.Tensor | None:
+    """Which pairs of different media have the same words, `(media, media)` bool; None when there are none."""
+    if len(set(words)) == len(words):
+        return None
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(words))}
+    column = torch.tensor([numbers[text] for text in words])
+    return (column[:, None] == column) & ~torch.eye(len(words), dtype=torch.bool)
 
 
 def _order(about: Sequence[int], steps: int, seed: int) -> list[Sequence[int]]:

@@ -7,6 +7,7 @@ runs/NAME/sweep.json  sweep.md  sweep.png      the results side by side
 import difflib
 import itertools
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -157,10 +158,11 @@ def _state(path: Path) -> int:
     if not (path / "config.toml").is_file():
         return NEW
     run = Run.open(path)
-    if not (path / "last").is_file():
-        run.remove()
+    if not run.has_checkpoint():
+        with run.locked():
+            run.remove()
         return NEW
-    return FINISHED if int(run.step_folder().name) >= (run.config.steps or 0) else UNFINISHED
+    return FINISHED if run.finished() else UNFINISHED
 
 
 def outcome(path: Path, choice: Mapping[str, object], failed: str = "") -> dict:
@@ -171,14 +173,14 @@ def outcome(path: Path, choice: Mapping[str, object], failed: str = "") -> dict:
     run = Run.open(path)
     metrics = run.metrics()
     seconds = [line["seconds"] for line in metrics if "seconds" in line]
-    evaluations = [line for line in metrics if "heldout" in line]
+    evaluations = [line for line in metrics if "heldout" in line and math.isfinite(line["heldout"]["real"])]
     row |= {"steps": max((line["step"] for line in metrics), default=0), "of": run.config.steps}
     row |= {"seconds": round(sum(seconds), 2), "seconds_a_step": statistics.median(seconds) if seconds else None}
     row["curve"] = [[line["step"], line["heldout"]["real"]] for line in evaluations]
     if evaluations:
         best = min(evaluations, key=lambda line: line["heldout"]["real"])
         row |= {"heldout": best["heldout"], "best_step": best["step"]}
-    if (path / "last").is_file():
+    if run.has_checkpoint():
         folders = run.adapter_folders()
         row["tokens"] = sum(json.loads((folder / "adapter.json").read_text())["tokens"] for folder in folders)
         files = [file for folder in folders for file in folder.rglob("*.safetensors")]

@@ -1,8 +1,10 @@
 """What caching buys, on numbers that can be checked by hand; and that precompute notes what the sum needs."""
 
 import math
+import re
 
 import pytest
+from script_runs import here
 
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text
@@ -27,7 +29,8 @@ def test_the_epoch_from_which_it_is_cheaper():
     assert saving.cheaper_from() == 1.25 and saving.cheaper_from(5) == pytest.approx(4 / 3)
     assert saving.cheaper_from(80) == math.inf
     assert "100 s once (1 s a medium on cpu)" in str(saving) and "80 s in every epoch" in str(saving)
-    assert "cheaper after 1.2 epochs" in str(saving)
+    assert "the cached features pay off after 1.2 epochs" in str(saving) and "cheaper" not in str(saving)
+    assert "inf" not in saving.measured(100, 80) and "pay off never" in saving.measured(100, 80)
     # an epoch of 25 s, 5 of them waiting for features: 20 s of steps and 80 of encoding in the loop
     assert "an epoch took 25 s and would have taken 100 s with the encoder in the loop, 4 times" in saving.measured(
         25, 5
@@ -35,9 +38,10 @@ def test_the_epoch_from_which_it_is_cheaper():
 
 
 class Set:
-    def __init__(self, path, views=1):
+    def __init__(self, path, views=1, name="clip"):
         self.path = path
-        self.manifest = {"features": {"pooled": {"views": views}}, "counts": {"media": 120}}
+        features = {"pooled": {"views": views}}
+        self.manifest = {"features": features, "counts": {"media": 120}, "encoder": {"name": name}}
 
 
 def test_it_counts_how_often_a_medium_is_shown(tmp_path):
@@ -54,6 +58,22 @@ def test_it_counts_how_often_a_medium_is_shown(tmp_path):
     assert shared.per_epoch == 20
     assert caching(Set(tmp_path), "pooled", index(100, 5), apart).per_epoch > 4 * saving.per_epoch
     assert caching(Set(tmp_path, views=5), "pooled", index(100, 5), together).per_epoch == 40  # 30 + 50 / 5
+
+
+def test_it_charges_the_media_of_the_texts_alone_and_no_vectors(tmp_path):
+    add_timing(tmp_path, Timing(100, 30.0, 50.0, 20.0, "cpu"))
+    few = caching(Set(tmp_path), "pooled", index(10, 5), TrainConfig(batch=20), media=12)
+    assert (few.once, few.per_epoch) == (12, 8)
+    assert caching(Set(tmp_path, name="vectors:mine/8"), "pooled", index(10, 5), TrainConfig(batch=20)) is None
+
+
+def test_training_on_some_texts_is_charged_for_their_media(home, monkeypatch, capsys):
+    words = ("train.py", "--features", "features/photos", "--lm", "lm", "--adapter", "mlp3", "--steps", "1")
+    seconds = []
+    for name, more in (("all", ()), ("some", ("--limit", "16"))):
+        said = here(home, monkeypatch, capsys, *words, "--batch", "8", "--name", f"caching-{name}", *more)
+        seconds.append(float(re.search(r"caching: encoding took (\S+) s once", said)[1]))
+    assert seconds[1] == pytest.approx(seconds[0] * 32 / 80, rel=0.02)  # 16 to learn from, 16 held out, of 80
 
 
 def test_what_was_noted_adds_up_on_one_device(tmp_path):

@@ -42,6 +42,26 @@ def test_the_contrast_tells_pairs_and_no_constant_meets_it():
     assert without > 0.5 * chance, "cosines alone, not less their mean, hardly tell them"
 
 
+def test_media_with_the_same_words_are_no_contrast_to_each_other(language_model_folder):
+    torch.manual_seed(0)
+    tokens, words = torch.randn(4, 16), torch.randn(4, 16)
+    words[2] = words[0]
+    same = torch.zeros(4, 4, dtype=torch.bool)
+    same[0, 2] = same[2, 0] = True
+    near, far = (functional.normalize(rows - rows.mean(0), dim=-1) for rows in (tokens, words))
+    scores, want = 10 * near @ far.T, 0.0
+    for i, others in enumerate(([1, 3], [0, 2, 3], [1, 3], [0, 1, 2])):  # of each medium, those with other words
+        for row in (scores[i], scores[:, i]):
+            want += (row[[i, *others]].logsumexp(0) - row[i]).item() / 8
+    assert contrast(tokens, words, same).item() == pytest.approx(want, abs=1e-5)
+    assert contrast(words, words).item() > 2 * contrast(words, words, same).item()
+    model, encoded = prepared(language_model_folder)
+    alike = [Text(f"t{i}", (f"m{i}",), ({"role": "assistant", "content": "a red star"},), "train") for i in range(64)]
+    losses = warm_start(model, encoded, encoded.keep(alike, 256), 3, 1e-3, seed=0)
+    assert losses == [0.0] * 3, "nothing tells these apart"
+    assert all(parameter.isfinite().all() for parameter in model.adapter.parameters())
+
+
 @pytest.mark.parametrize("output_norm", [True, False])
 def test_tokens_move_to_their_words_and_nothing_else_moves(output_norm, language_model_folder):
     ends = []
