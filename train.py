@@ -116,7 +116,7 @@ def fit(session: "Session") -> None:
         )
         timing = bar.update(loss, batch.count())
         run_folder.log(step=session.step, loss=loss, lr=rate, grad_norm=norm, targets=batch.count(), **timing)
-        session.check_loss(loss, batch, bar.say)
+        session.check_loss(loss, norm, batch, bar.say)
 
         stopping, last = bool(ranks.all_max(stop.asked)), session.step == schedule.steps
         due = session.step % schedule.save_every == 0 or time.monotonic() - saved_at > SAVE_SECONDS
