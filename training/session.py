@@ -163,7 +163,7 @@ class Session:
         """Raise RunError after several losses that aren't finite, for weights that aren't, and for fp16 gradients that
         always overflow.
 
-        norm: of the gradient · batch: this process's share of the step, whose media may have features that aren't finite.
+        norm: of the gradient · batch: this process's share of the step, where a medium's features may not be finite.
         """
         self.loss = loss
         if not math.isfinite(loss):
