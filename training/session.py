@@ -177,7 +177,7 @@ class Session:
         """Raise RunError after several losses that aren't finite, for weights that aren't, and for fp16 gradients that
         always overflow.
 
-        norm: of the gradient · batch: this process's share of the step, in which a medium may have features that aren't finite.
+        norm: of the gradient · batch: this process's share of the step, where a medium's features may not be finite.
         """
         self.loss = loss
         if not math.isfinite(loss):
@@ -197,15 +197,19 @@ class Session:
                 if cause:
                     advice = f"{cause}: leave these media out, or encode them again"
                 raise RunError(f"the loss was {loss} {MAX_BAD_LOSSES} times; {advice}")
-        trained = {} if math.isfinite(norm) else self.model.trained()  # looking at all of them costs a GPU a pause
-        for name, parameter in trained.items():
-            if not parameter.isfinite().all():
-                raise RunError(
-                    f"the weights of {name} aren't finite after step {self.step}, because its gradient wasn't, and it "
-                    "isn't saved. Resume from the last checkpoint, or start again with a lower --lr"
-                )
+        elif not math.isfinite(norm):
+            self._refuse_bad_weights()
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             raise RunError("fp16 gradients overflow at every scale; try --precision bf16 or fp32, or a lower --lr")
+
+    def _refuse_bad_weights(self) -> None:
+        """Raise RunError when a weight isn't finite, so that no such checkpoint is written."""
+        for name, parameter in self.model.trained().items():
+            if not parameter.isfinite().all():
+                raise RunError(
+                    f"the weights of {name} aren't finite after step {self.step}, which is not saved; start again with "
+                    f"a lower --lr, or from the last checkpoint with --init {self.run.path}"
+                )
 
     def _origin(self, key: str) -> str:
         """The name that precompute gave to the medium of a batch's slot."""
@@ -231,7 +235,8 @@ class Session:
             write(own_folder, model.adapter, adapter_facts(model, own_sets, self.step, training), lm=self.lm)
 
     def save(self) -> None:
-        """Write a checkpoint of the current step."""
+        """Write a checkpoint of the current step. Raises RunError when its weights aren't finite."""
+        self._refuse_bad_weights()
         facts = {
             **self.identity,
             "best": self.best,

@@ -216,7 +216,7 @@ def test_processes_that_find_no_other_are_told_what_to_do(monkeypatch):
 
 
 def test_what_one_process_alone_did_wrong_is_told_too(monkeypatch):
-    monkeypatch.setattr("periscope.console.OTHERS", 0)
+    monkeypatch.setattr("periscope.console.GRACE_SECONDS", 0)
 
     def wrong():
         raise RunError("no such file here")

@@ -114,7 +114,7 @@ def test_a_combination_that_fails_on_one_rank_alone_ends_the_sweep(home, monkeyp
     """The others wait for that rank in the middle of a training, and can't be told to leave it."""
     command = (*BASE, "--sweep", "adapter=mlp2,linear3", "--name", "alone")
     monkeypatch.setattr("periscope.training.distributed.BARRIER_TIMEOUT", timedelta(seconds=1))
-    monkeypatch.setattr("periscope.console.OTHERS", 0)
+    monkeypatch.setattr("periscope.console.GRACE_SECONDS", 0)
 
     def one_fails(rank: int) -> None:
         whole = train_script.train
