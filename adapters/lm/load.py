@@ -1,15 +1,28 @@
-"""Finding and loading a causal language model, by folder or hub id. Code that comes with a model is never run."""
+"""Finding and loading a causal language model, by folder, GGUF file or hub id. Code that comes with a model is never
+run.
+"""
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from periscope.adapters.lm.families import family_of, find_fault, why_refused
+from periscope.adapters.lm.gguf_file import (
+    SUFFIX,
+    GgufFile,
+    dequantize,
+    find_gguf,
+    forget_file,
+    gguf_arguments,
+    read_gguf,
+)
 from periscope.adapters.lm.language_model import LanguageModel, freeze
 from periscope.adapters.lm.precision import (
     DTYPES,
@@ -26,21 +39,31 @@ NO_REMOTE_CODE = {"trust_remote_code": False}
 
 
 def load_language_model(name: str, device: str = "cpu", precision: str = "auto") -> LanguageModel:
-    """Load a causal language model by folder or hub id, frozen and in `eval()`.
+    """Load a causal language model by folder, GGUF file or hub id, frozen and in `eval()`.
 
-    Only safetensors weights are read. A family that isn't tested is checked on a few vectors first
-    (`families.find_fault`).
+    Only safetensors and GGUF weights are read; those of GGUF are dequantized. A family that isn't tested is checked on
+    a few vectors first (`families.find_fault`).
 
     Raises AdapterError when the model isn't found, brings code of its own, belongs to a family that can't be driven by
-    vectors, lacks weights, or has none in safetensors.
+    vectors, lacks weights, or has none in these formats.
     """
     source = find_model(name)
-    config = load_config(source, name)
+    with _opened(source) as (where, gguf):
+        return _load(name, where, gguf, device, precision)
+
+
+def _load(name: str, where: dict[str, Any], gguf: GgufFile | None, device: str, precision: str) -> LanguageModel:
+    config = _config(where, name)
     if reason := why_refused(config):
         raise AdapterError(f"--lm {name} ({config.model_type}) can't be used: {reason}")
     family = family_of(config)
-    trained_in = getattr(config.get_text_config(), "dtype", None)
+    trained_in = gguf.stored_dtype if gguf else getattr(config.get_text_config(), "dtype", None)
     stored = stored_precision(config)
+    if gguf and precision in ("8bit", "4bit"):
+        raise AdapterError(
+            f"--precision {precision} quantizes weights in full precision, and {name} is GGUF, which is dequantized; "
+            "use fp16, bf16 or fp32, or name the model it was made from"
+        )
     if stored:
         if precision not in ("auto", stored):
             raise AdapterError(
@@ -50,21 +73,20 @@ def load_language_model(name: str, device: str = "cpu", precision: str = "auto")
         precision, reason = stored, "as its weights are stored"
     else:
         precision, reason = choose_precision(precision, torch.device(device), trained_in, family.overflows)
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = dequantize() if gguf else {"use_safetensors": True}
     if precision in DTYPES:
         dtype = DTYPES[precision]
     else:
         dtype = DTYPES[choose_precision("auto", torch.device(device), trained_in, family.overflows)[0]]
         if not stored:
-            arguments = quantization(precision, dtype, family.unquantized)
+            arguments |= quantization(precision, dtype, family.unquantized)
         silence_bitsandbytes()
+    tokenizer = _tokenizer(where, gguf, name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **NO_REMOTE_CODE)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
+            **where,
             dtype=dtype,
             device_map={"": device},
-            use_safetensors=True,
             output_loading_info=True,
             **NO_REMOTE_CODE,
             **arguments,
@@ -77,7 +99,11 @@ def load_language_model(name: str, device: str = "cpu", precision: str = "auto")
             f"--lm {name} lacks {len(missing)} of its weights, such as {missing[0]}, and would be given random ones; "
             "fetch it again"
         )
+    if gguf:
+        forget_file(model)
     lm = freeze(name, model, tokenizer, precision, reason)
+    if gguf:
+        lm.note = "; ".join(filter(None, [gguf.describe(precision), lm.note]))
     if not family.tested:
         if fault := find_fault(model, 1e-3 if precision == "fp32" else 0.1):
             raise AdapterError(
@@ -92,22 +118,66 @@ def load_config(source: str, name: str | None = None) -> PretrainedConfig:
 
     Raises AdapterError for a folder or repository without a config of transformers, or with code of its own.
     """
+    with _opened(source) as (where, _):
+        return _config(where, name or source)
+
+
+def load_tokenizer(source: str, name: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model found by `find_model`; `name` is what the user called it.
+
+    Raises AdapterError when it can't be loaded.
+    """
+    with _opened(source) as (where, gguf):
+        return _tokenizer(where, gguf, name or source)
+
+
+@contextmanager
+def _opened(source: str) -> Iterator[tuple[dict[str, Any], GgufFile | None]]:
+    """Arguments of `from_pretrained` that name a model, while the context lasts, and its GGUF file, if it is one."""
+    if not source.lower().endswith(SUFFIX):
+        yield {"pretrained_model_name_or_path": source}, None
+        return
+    gguf = read_gguf(Path(source))
+    with gguf_arguments(gguf) as where:
+        yield where, gguf
+
+
+def _config(where: dict[str, Any], name: str) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(source, **NO_REMOTE_CODE)
+        return AutoConfig.from_pretrained(**where, **NO_REMOTE_CODE)
     except (OSError, ValueError) as error:
-        raise AdapterError(f"--lm {name or source} is not a transformers language model: {_explain(error)}") from error
+        raise AdapterError(f"--lm {name} is not a transformers language model: {_explain(error)}") from error
+
+
+def _tokenizer(where: dict[str, Any], gguf: GgufFile | None, name: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where, **NO_REMOTE_CODE)
+    except (OSError, ValueError, ImportError) as error:
+        raise AdapterError(f"--lm {name}: its tokenizer can't be loaded: {_explain(error)}") from error
+    if gguf and gguf.chat_template:
+        tokenizer.chat_template = gguf.chat_template
+    return tokenizer
 
 
 def find_model(name: str) -> str:
-    """A folder, as given or inside the project (so the demo's is found from anywhere), or else the hub id itself.
+    """A folder or GGUF file, as given or inside the project (so the demo's is found from anywhere), or else the hub id
+    itself. A folder that holds one GGUF model and no other weights is that file.
 
     Raises AdapterError at once, not after a minute, for a folder that doesn't exist or a hub id that is out of reach.
     """
     for folder in (Path(name).expanduser(), PROJECT / name):
+        if gguf := find_gguf(folder):
+            return str(gguf)
+        if folder.is_file():
+            raise AdapterError(
+                f"--lm {name} is a file, and not GGUF; name the folder with its config.json, or a {SUFFIX} file"
+            )
         if folder.is_dir():
             if not (folder / "config.json").is_file():
                 raise AdapterError(f"--lm {name} is a folder without a config.json, so it is not a transformers model")
             return str(folder)
+    if name.lower().endswith(SUFFIX):
+        raise AdapterError(f"--lm {name}: there is no such file")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise AdapterError(f"--lm {name} is neither a folder that exists nor a hub id of the form owner/name")
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
