@@ -171,7 +171,7 @@ def test_a_real_model_in_gguf_knows_the_capital_of_france_learns_and_answers():
     assert lm.tokenizer.decode(said) == " Paris"
     model = tiny.adapted(REAL)
     turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a cat"}]
-    texts, features = [model.prompt.segments(turns, ["m"])], {"m": torch.randn(1, 12)}
+    texts, features = [model.prompt.segments(turns, ["m"])], {"m": torch.randn(12)}
     optimizer = torch.optim.AdamW(model.adapter.parameters(), lr=1e-2)
     losses = []
     for _ in range(3):
