@@ -19,7 +19,7 @@ from periscope.errors import AdapterError
 
 MEDIA_MARK = "<image>"  # marks media of any modality in a text whose media are all of one modality
 
-Turn = Mapping[str, Any]  # {"role": "user" or "assistant", "content": text, "boxes": optional}
+Turn = Mapping[str, Any]  # {"role": "system", "user" or "assistant", "content": text, "boxes": optional}
 
 
 def mark_of(modality: str) -> str:
@@ -53,8 +53,8 @@ class Prompt:
 
         Media stand where `<image>`, or the mark of their own modality, marks them in user turns; without marks, before
         (or after) the first user turn's words. `<box>` marks stand for a turn's `boxes`. A text that begins with an
-        assistant turn is a caption: a user turn with the media and `caption_prompt` is put before it. With
-        `answer=False` a last assistant turn is left out and the sequence ends where the model is to answer: by
+        assistant turn, system turns aside, is a caption: a user turn with the media and `caption_prompt` is put before
+        it. With `answer=False` a last assistant turn is left out and the sequence ends where the model is to answer: by
         construction a prefix of the sequence with the answer.
 
         Raises AdapterError when marks and media, or marks and boxes, differ in number, or when no assistant turn is
@@ -64,8 +64,9 @@ class Prompt:
         turns = [{**turn, "content": turn_text(turn, decimals)} if turn.get("boxes") else turn for turn in turns]
         if not answer and turns and turns[-1]["role"] == "assistant":
             turns.pop()
-        if not turns or turns[0]["role"] == "assistant":
-            turns.insert(0, {"role": "user", "content": self.template.caption_prompt})
+        start = next((i for i, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
+        if start == len(turns) or turns[start]["role"] == "assistant":
+            turns.insert(start, {"role": "user", "content": self.template.caption_prompt})
         if answer and turns[-1]["role"] != "assistant":
             raise AdapterError("a text to train on must end with an assistant turn")
         roles, contents = [turn["role"] for turn in turns], self._contents(turns, media)
