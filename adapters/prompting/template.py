@@ -14,6 +14,7 @@ from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END, 
 from periscope.adapters.prompting.tokenization import PieceTokenizer
 from periscope.errors import AdapterError
 
+CALLED = {"audio": "sound"}  # in words to the language model; other modalities are called by their name
 THINK, THINK_END = "<think>", "</think>"
 
 
@@ -66,17 +67,20 @@ def default_template(
     tokenizer: PreTrainedTokenizerBase,
     style: str | None = None,
     delimiters: Sequence[str] | None = None,
+    modality: str = "image",
     **fields: Any,
 ) -> Template:
     """The tokenizer's chat template where it has one and the plain form otherwise, unless `style` says which. `fields`
-    sets other fields of `Template`. Today's date is kept for a chat template that prints it.
+    sets other fields of `Template`. A chat template's caption prompt names the `modality`. Today's date is kept for a chat template that prints it.
     """
     if delimiters is not None:
         fields["delimiters"] = tuple(delimiters)
     if (style or ("chat" if tokenizer.chat_template else "plain")) == "chat":
         if "strftime_now" in str(tokenizer.chat_template):
             fields = {"date": f"{datetime.now():%Y-%m-%d}", **fields}
-        return Template(**{"style": "chat", "caption_prompt": "Describe the image.", **fields})
+        return Template(
+            **{"style": "chat", "caption_prompt": f"Describe the {CALLED.get(modality, modality)}.", **fields}
+        )
     return Template(**fields)
 
 

@@ -342,3 +342,12 @@ def test_the_date_that_a_template_prints_stays_that_of_the_run():
     assert shown(Prompt(tokenizer, replace(template, date=""))).startswith(f"Today is {date.today():%d %b %Y}. ")
     with pytest.raises(AdapterError, match="the template's date is '2025-02-30'; it must be a day"):
         Prompt(tokenizer, replace(template, date="2025-02-30"))
+
+
+def test_a_caption_prompt_names_what_is_described():
+    chat = tiny.byte_level(chat=tiny.CHATML)
+    asked = {modality: default_template(chat, modality=modality).caption_prompt for modality in ("audio", "video")}
+    assert asked == {"audio": "Describe the sound.", "video": "Describe the video."}
+    assert default_template(chat).caption_prompt == "Describe the image."
+    assert default_template(chat, modality="audio", caption_prompt="Listen!").caption_prompt == "Listen!"
+    assert default_template(tiny.byte_level(), modality="audio").caption_prompt == ""
