@@ -71,7 +71,8 @@ def default_template(
     **fields: Any,
 ) -> Template:
     """The tokenizer's chat template where it has one and the plain form otherwise, unless `style` says which. `fields`
-    sets other fields of `Template`. A chat template's caption prompt names the `modality`. Today's date is kept for a chat template that prints it.
+    sets other fields of `Template`. A chat template's caption prompt names the `modality`, and today's date is kept for
+    a chat template that prints it.
     """
     if delimiters is not None:
         fields["delimiters"] = tuple(delimiters)
