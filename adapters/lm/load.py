@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from periscope.adapters.lm.families import family_of, find_fault, why_refused
-from periscope.adapters.lm.gguf_file import (
+from periscope.adapters.lm.files.damage import damage_of, find_damage, missing_tokenizer, only_pytorch_weights
+from periscope.adapters.lm.files.gguf_file import (
     SUFFIX,
     GgufFile,
     dequantize,
@@ -31,7 +32,6 @@ from periscope.adapters.lm.gguf_file import (
     read_gguf,
 )
 from periscope.adapters.lm.language_model import LanguageModel, freeze
-from periscope.adapters.lm.model_files import damage_of, find_damage, missing_tokenizer, only_pytorch_weights
 from periscope.adapters.lm.precision import (
     DTYPES,
     choose_precision,
