@@ -8,6 +8,7 @@ from pathlib import Path
 from periscope.errors import AdapterError, PrecomputeError, RunError
 from periscope.inference import LoadedModel
 from periscope.precompute.media import modality_of
+from periscope.text import printable
 
 Files = Mapping[str, Sequence[Path]]  # modality -> files
 
@@ -15,7 +16,8 @@ Files = Mapping[str, Sequence[Path]]  # modality -> files
 def chat(loaded: LoadedModel, media: Files, max_new_tokens: int) -> None:
     """Answer lines from the keyboard until the input ends or a line says /quit."""
     commands = " or ".join(f"/{modality}" for modality in loaded.readers)
-    print(f"about {listed(media)}; an empty line captions, {commands} FILE ... changes what it is about, /quit ends")
+    about = printable(listed(media))
+    print(f"about {about}; an empty line captions, {commands} FILE ... changes what it is about, /quit ends")
     while True:
         try:
             line = input("> ").strip()
@@ -27,9 +29,9 @@ def chat(loaded: LoadedModel, media: Files, max_new_tokens: int) -> None:
             media = changed(loaded, media, line)
             continue
         try:
-            print(reply(loaded, media, line, max_new_tokens))
+            print(printable(reply(loaded, media, line, max_new_tokens)))
         except AdapterError as error:
-            print(error, file=sys.stderr)
+            print(printable(error), file=sys.stderr)
 
 
 def reply(loaded: LoadedModel, media: Files, question: str, max_new_tokens: int) -> str:
@@ -67,7 +69,7 @@ def changed(loaded: LoadedModel, media: Files, line: str) -> Files:
         files = [Path(rest)] if Path(rest).is_file() else [Path(name) for name in shlex.split(rest)]
         check_media(loaded, {modality: files})
     except (PrecomputeError, RunError, ValueError) as error:
-        print(f"{error}; still about {listed(media)}", file=sys.stderr)
+        print(printable(f"{error}; still about {listed(media)}"), file=sys.stderr)
         return media
     return {name: files for name, files in {**media, modality: files}.items() if files}
 

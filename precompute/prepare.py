@@ -19,6 +19,7 @@ from periscope.precompute.pipeline.filters import Filters
 from periscope.precompute.pipeline.job import Job
 from periscope.precompute.pipeline.similarity import Similarity
 from periscope.precompute.sources import Collection, Medium
+from periscope.text import printable
 
 FRAMES = 8  # of each clip, with an image encoder
 TINY_MEDIA = 64
@@ -104,7 +105,8 @@ def drop_other_media(collection: Collection, encoder: Encoder) -> None:
             f"--encoder {encoder.name} takes {encoder.modality} media and there are only {kinds} media here"
         )
     if others:
-        print(f"{len(others)} media are passed over: {encoder.name} takes {encoder.modality} media ({min(others)})")
+        first = printable(min(others))
+        print(f"{len(others)} media are passed over: {encoder.name} takes {encoder.modality} media ({first})")
         collection.media = {origin: medium for origin, medium in media.items() if origin not in others}
         collection.words = collection.words.only(lambda words: others.isdisjoint(words.media))
 
