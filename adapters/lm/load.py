@@ -43,7 +43,7 @@ from periscope.errors import AdapterError
 
 PROJECT = Path(__file__).resolve().parents[2]
 # Left unset, transformers asks on standard input whether to run a stranger's code, and takes `y` for an answer.
-NO_REMOTE_CODE = {"trust_remote_code": False}
+NO_REMOTE_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
 def load_language_model(name: str, device: str = "cpu", precision: str = "auto") -> LanguageModel:

@@ -82,7 +82,7 @@ def read_gguf(path: Path) -> GgufFile:
     """
     if importlib.util.find_spec("gguf") is None:
         raise AdapterError(f'reading {path.name} needs the package gguf: pip install "periscope-adapters[gguf]"')
-    files = (path,)
+    files: tuple[Path, ...] = (path,)
     if part := _PART.fullmatch(path.name):
         files = tuple(path.with_name(_part(part, number + 1)) for number in range(int(part[3])))
         if missing := [file.name for file in files if not file.is_file()]:
