@@ -185,7 +185,8 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
         raise AdapterError(f"--lm {name}: its tokenizer has no tokens; copy tokenizer.json from the original model")
     # A special token that nothing prints, such as a pad token of a fine-tune's own, does no harm: words from data never
     # become special tokens.
-    unused = set(tokenizer.all_special_tokens) - {tokenizer.bos_token, tokenizer.eos_token}
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    unused = (special | set(tokenizer.all_special_tokens)) - {tokenizer.bos_token, tokenizer.eos_token}
     template = str(tokenizer.chat_template or "")
     beyond = {id_: token for token, id_ in vocabulary.items() if id_ >= len(weight)}
     used = [id_ for id_, token in beyond.items() if token not in unused or token in template]
