@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from periscope.errors import UserError
+from periscope.text import printable
 
 # torch's threads on a CPU (GNU OpenMP) spin while they wait for one another, which starves whatever else needs the
 # cores. Read once, when torch is imported. Training the demo's mlp16 on two cores took 8 times as long beside two busy
@@ -31,10 +32,10 @@ def run(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {printable(error)}")
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(GRACE_SECONDS)
-        sys.exit(f"error in process {os.environ['RANK']}: {error}")
+        sys.exit(f"error in process {os.environ['RANK']}: {printable(error)}")
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)

@@ -207,34 +207,50 @@ class LoadedModel:
             adapters.append(f"{modality}: {adapter.spec} on {encoder} {reader.kind}, {adapter.tokens} tokens")
         return f"LoadedModel({'; '.join(adapters)}; language model {lm.name}, {lm.precision} on {lm.device})"
 
-    def caption(self, media: Media, max_new_tokens: int = 64) -> str:
+    def caption(
+        self, media: Media, max_new_tokens: int = 64, *, temperature: float = 0.0, top_p: float = 1.0, beams: int = 1
+    ) -> str:
         """Describe an image, a sound, a clip, or several together.
 
-        Raises AdapterError and PrecomputeError as `ask` does.
+        Arguments and errors are those of `ask`.
         """
-        return self._generate([], media, max_new_tokens)
+        return self._generate([], media, max_new_tokens, decoding(temperature, top_p, beams))
 
-    def ask(self, media: Media, question: str, max_new_tokens: int = 64) -> str:
-        """Answer a question about media, greedily.
+    def ask(
+        self,
+        media: Media,
+        question: str,
+        max_new_tokens: int = 64,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        beams: int = 1,
+    ) -> str:
+        """Answer a question about media: greedily, or by beam search with several `beams`. With a `temperature` above 0
+        tokens are drawn, from torch's generator, among the likeliest that make up `top_p` of the probability.
 
         `<image>`, `<audio>` and `<video>` in the question say where the next medium of that modality stands; without
         marks the media stand where they did in training, in the order given.
 
-        Raises AdapterError for marks that don't fit the media, PrecomputeError for a file that can't be read.
+        Raises AdapterError for marks that don't fit the media and for values out of range, PrecomputeError for a file
+        that can't be read.
         """
-        return self._generate([{"role": "user", "content": question}], media, max_new_tokens)
+        turns = [{"role": "user", "content": question}]
+        return self._generate(turns, media, max_new_tokens, decoding(temperature, top_p, beams))
 
     def features(self, medium: Medium, modality: str | None = None) -> torch.Tensor:
         """Features of one medium as a shard would hold them: float16, `(width,)` or `(tokens, width)`."""
         return self.readers[modality or self._modality(medium)].features(medium)
 
-    def _generate(self, turns: list[dict[str, str]], media: Media, max_new_tokens: int) -> str:
+    def _generate(
+        self, turns: list[dict[str, str]], media: Media, max_new_tokens: int, decoding: Mapping[str, Any]
+    ) -> str:
         features = {
             f"{modality}:{i}": self.features(medium, modality) for i, (modality, medium) in enumerate(self._flat(media))
         }
         prompt, names = self.model.prompt, list(features)
         segments = prompt.segments(turns, names, answer=False) or prompt.segments(turns, answer=False, start=True)
-        return self.model.generate([segments], features, max_new_tokens)[0]
+        return self.model.generate([segments], features, max_new_tokens, **decoding)[0]
 
     def _flat(self, media: Media) -> list[tuple[str, Medium]]:
         """The media one by one, each with its modality."""
@@ -305,6 +321,25 @@ def load(
     captions_only = [modality for modality, (_, config) in loaded.items() if trained_on_questions(config) is False]
     composed = ComposedModel({modality: model for modality, (model, _) in loaded.items()})
     return LoadedModel(composed, readers, captions_only)
+
+
+def decoding(temperature: float = 0.0, top_p: float = 1.0, beams: int = 1) -> dict[str, Any]:
+    """Arguments of `generate` for a way of decoding; none for greedy decoding.
+
+    Raises AdapterError for a value out of range, and for `top_p` without a temperature, which would do nothing.
+    """
+    if not 0 <= temperature < float("inf"):
+        raise AdapterError(f"temperature is {temperature}; it must be 0 (greedy) or above")
+    if not 0 < top_p <= 1:
+        raise AdapterError(f"top_p is {top_p}; it must be above 0 and at most 1")
+    if beams < 1:
+        raise AdapterError(f"beams is {beams}; it must be 1 or more")
+    if top_p < 1 and not temperature:
+        raise AdapterError(f"top_p is {top_p}, and without a temperature nothing is drawn; set one, such as 0.7")
+    chosen: dict[str, Any] = {"num_beams": beams} if beams > 1 else {}
+    if temperature:
+        chosen |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    return chosen
 
 
 def _reader(config: AdapterConfig, device: str, anyway: bool, moved: str | None) -> Reader:

@@ -13,6 +13,7 @@ from periscope.precompute.remote import collected
 from periscope.shards.atomic import json_line, replace_bytes
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text
+from periscope.text import printable
 from periscope.training.data.dataset import TextFeatureDataset
 
 
@@ -59,7 +60,7 @@ def captions_of_folder(loaded: LoadedModel, data: Path, batch: int, max_new_toke
     if not done:
         raise PrecomputeError(f"{data} holds no {modality} that can be read{f' ({bad[0]})' if bad else ''}")
     if bad:
-        print(f"{len(bad)} media can't be read and have no caption ({bad[0]})")
+        print(f"{len(bad)} media can't be read and have no caption ({printable(bad[0])})")
 
 
 def write_lines(lines: Iterable[dict], out: Path) -> int:

@@ -9,6 +9,7 @@ from periscope.console import command
 from periscope.errors import AdapterError, PrecomputeError, RunError
 from periscope.inference import LoadedModel
 from periscope.precompute.media import modality_of
+from periscope.text import printable
 
 Files = Mapping[str, Sequence[Path]]  # modality -> files
 
@@ -16,7 +17,9 @@ Files = Mapping[str, Sequence[Path]]  # modality -> files
 def chat(loaded: LoadedModel, media: Files, max_new_tokens: int) -> None:
     """Answer lines from the keyboard until the input ends or a line says /quit."""
     commands = " or ".join(f"/{modality}" for modality in loaded.readers)
-    print(f"about {listed(media)}; an empty line captions, {commands} FILE ... changes what it is about, /quit ends")
+    print(
+        f"about {printable(listed(media))}; an empty line captions, {commands} FILE ... changes what it is about, /quit ends"
+    )
     noted = False
     while True:
         try:
@@ -32,9 +35,9 @@ def chat(loaded: LoadedModel, media: Files, max_new_tokens: int) -> None:
             print(note, file=sys.stderr)
             noted = True
         try:
-            print(reply(loaded, media, line, max_new_tokens))
+            print(printable(reply(loaded, media, line, max_new_tokens)))
         except AdapterError as error:
-            print(error, file=sys.stderr)
+            print(printable(error), file=sys.stderr)
 
 
 def reply(loaded: LoadedModel, media: Files, question: str, max_new_tokens: int) -> str:
@@ -90,7 +93,7 @@ def changed(loaded: LoadedModel, media: Files, line: str) -> Files:
         files = [Path(rest)] if Path(rest).is_file() else [Path(name) for name in shlex.split(rest)]
         check_media(loaded, {modality: files})
     except (PrecomputeError, RunError, ValueError) as error:
-        print(f"{error}; still about {listed(media)}", file=sys.stderr)
+        print(printable(f"{error}; still about {listed(media)}"), file=sys.stderr)
         return media
     return {name: files for name, files in {**media, modality: files}.items() if files}
 

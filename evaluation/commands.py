@@ -22,6 +22,7 @@ from periscope.evaluation.scoring.summary import summarise
 from periscope.evaluation.scoring.verdict import loss_verdict
 from periscope.evaluation.sharing import PushRequest, share
 from periscope.precompute.encoders import load_encoder_like
+from periscope.text import printable
 from periscope.training.data.dataset import question_of
 
 WORST_SHOWN = 6  # of the texts that were ranked
@@ -93,7 +94,7 @@ def rank_texts(path: Path, modality: str | None, config: EvalConfig, device: str
     below = sum(each.drop < 0 for each in drops)
     print(f"loss drop with the medium, nats per token, of {len(drops)} texts ({below} below 0); the lowest:")
     for each in drops[:WORST_SHOWN]:
-        print(f"  {each.drop:7.2f}  {loss_drop.one_line(each, run.features)}")
+        print(f"  {each.drop:7.2f}  {printable(loss_drop.one_line(each, run.features))}")
     ranking = run.path / "gain.jsonl"
     count = captioning.write_lines(loss_drop.jsonl_lines(drops, run.features), ranking)
     print(f"written: {ranking}, {count} lines")
@@ -146,7 +147,7 @@ def respond(
     else:
         if prompt and (note := unasked(loaded, media)):
             print(note, file=sys.stderr)
-        print(reply(loaded, media, prompt, max_new_tokens or MAX_NEW_TOKENS))
+        print(printable(reply(loaded, media, prompt, max_new_tokens or MAX_NEW_TOKENS)))
 
 
 def load_models(adapters: Adapters, models: ModelOptions, device: str) -> inference.LoadedModel:
@@ -172,7 +173,7 @@ def push(adapters: Adapters, to: str, options: PushOptions, models: ModelOptions
         raise RunError("one adapter is pushed at a time: name one run")
 
     def agreed(contents: str) -> bool:
-        print(contents)
+        print(printable(contents))
         try:
             return options.yes or input("push this? [y/N] ").strip().lower() in ("y", "yes")
         except EOFError:

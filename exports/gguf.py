@@ -18,7 +18,7 @@ from transformers import SiglipVisionModel
 
 from periscope.adapters.io.checkpoint import CONFIG, load_adapter, write_folder
 from periscope.adapters.io.schema import AdapterConfig
-from periscope.adapters.lm.load import find_model
+from periscope.adapters.lm.load import find_model, load_tokenizer
 from periscope.adapters.model import Adapter
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.errors import AdapterError
@@ -302,14 +302,8 @@ def _normalisation(encoder: Encoder) -> tuple[list[float], list[float]]:
 
 
 def _prompt(config: AdapterConfig, facts: ExportFacts, lm: str | None) -> Prompt:
-    from transformers import AutoTokenizer
-
     name = lm or config.language_model.name
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(find_model(name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"--lm {name}: its tokenizer can't be loaded ({str(error).splitlines()[0]})") from error
-    return Prompt(tokenizer, facts.template, facts.modality)
+    return Prompt(load_tokenizer(find_model(name), name), facts.template, facts.modality)
 
 
 def _readme(config: AdapterConfig, notes: list[str]) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import (
-    AutoConfig,
     CLIPImageProcessorPil,
     GenerationConfig,
     LlavaConfig,
@@ -58,7 +57,7 @@ def export_llava(
         raise AdapterError(f"{adapter} can't be exported to transformers: {'; '.join(way.reasons)}")
     facts = facts_of(config)
     language = _language_model(adapter, config, lm)
-    own = getattr(AutoConfig.from_pretrained(find_model(language.name)).get_text_config(), "dtype", None)
+    own = getattr(load_config(find_model(language.name), language.name).get_text_config(), "dtype", None)
     dtype = DTYPES[precision] if precision else own or torch.float32
     prompt = Prompt(language.tokenizer, facts.template, facts.modality)
     seeing = load_encoder_like(config.encoder, moved=encoder)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from periscope.text import printable
+
 if TYPE_CHECKING:
     from periscope.shards.read import FeatureSet
 
@@ -13,7 +15,7 @@ def verify(folder: Path, /) -> None:
     """Check every byte of a feature set against its manifest, and that all features are finite."""
     from periscope.shards.verify import verify
 
-    print(verify(folder))
+    print(printable(verify(folder)))
 
 
 def inspect(folder: Path, /, picture: Path | None = None) -> None:
@@ -28,7 +30,7 @@ def inspect(folder: Path, /, picture: Path | None = None) -> None:
     from periscope.shards.read import FeatureSet
     from periscope.shards.verify import inspect
 
-    print(inspect(folder))
+    print(printable(inspect(folder)))
     target = picture or folder.resolve().with_suffix(folder.suffix + ".png")
     try:
         contact_sheet(FeatureSet(folder)).save(target, "PNG")

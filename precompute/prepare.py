@@ -23,6 +23,7 @@ from periscope.precompute.pipeline.job import Job
 from periscope.precompute.pipeline.similarity import Similarity
 from periscope.precompute.plan import describe_words
 from periscope.precompute.sources import Collection, Medium
+from periscope.text import printable
 
 FRAMES = 8  # of each clip, with an image encoder
 TINY_MEDIA = 64
@@ -126,7 +127,7 @@ def drop_other_media(collection: Collection, encoder: Encoder) -> None:
         counts = Counter(media[origin].modality for origin in others)
         kinds = ", ".join(f"{number} {modality}" for modality, number in sorted(counts.items()))
         takes = f"{encoder.name} takes {encoder.modality} media"
-        print(f"{len(others)} media are passed over: {takes} ({kinds}; {min(others)})")
+        print(f"{len(others)} media are passed over: {takes} ({kinds}; {printable(min(others))})")
         collection.media = {origin: medium for origin, medium in media.items() if origin not in others}
         collection.words = collection.words.only(lambda words: others.isdisjoint(words.media))
 

@@ -20,9 +20,10 @@ MAY: dict[str, set[str]] = {
     "errors": set(),
     "paths": set(),
     "device": set(),
-    "console": set(),
+    "console": {"text"},
     "flags": set(),
     "units": set(),
+    "text": set(),
     "recipes": set(),
     "shards": set(),
     "adapters": set(),
@@ -36,9 +37,9 @@ MAY: dict[str, set[str]] = {
         *("evaluation.scoring.prediction", "evaluation.scoring.measures"),
     },
     "demo": {"evaluation.tasks"},
-    "precompute": {"shards", "recipes", "paths", "device", "flags", "units"},
+    "precompute": {"shards", "recipes", "paths", "device", "flags", "units", "text"},
     "training": {
-        *("shards", "adapters", "recipes", "paths", "device", "console", "flags", "units"),
+        *("shards", "adapters", "recipes", "paths", "device", "console", "flags", "units", "text"),
         *("evaluation.metrics", "evaluation.controls", "evaluation.training_scores"),
     },
 }

@@ -78,7 +78,7 @@ class PromptOptions:
     delimiters: tuple[str, str] | None = None
     """Text before and after each medium ("" "": none; default: the template's)."""
     caption_prompt: str | None = None
-    """User turn before a caption (default: none; "Describe the image." with a chat template)."""
+    """User turn before a caption (default: none; "Describe the image.", sound or video with a chat template)."""
     question: str | None = None
     """Format of a question without a chat template; {} is replaced by it (default: "Question: {} Answer: ")."""
     media_place: Literal["before", "after"] = "before"

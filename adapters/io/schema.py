@@ -85,7 +85,7 @@ class AdapterConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, in the order in which they are written."""
-        return asdict(self)
+        return asdict(self) | {"template": self.template.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "AdapterConfig":
@@ -129,6 +129,7 @@ ADDED_TEMPLATE_FIELDS = {
     "eos": True,
     "loss_on": "answer",
     "box_decimals": 2,
+    "date": "",
 }
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -14,9 +15,35 @@ from periscope.adapters.lm.precision import DTYPES
 
 ROUNDING = 0.006  # relative; a larger difference is another value
 
+MAX_TENSORS = 2048  # of a digest
+ROWS = 16  # of each tensor
+# Capitals, accents, spaces, digits, scripts, code and special tokens: tokenizers that differ in a normalizer,
+# pre-tokenizer, post-processor or special token make different tokens of some of them.
+PROBES = (
+    "The capital of France is Paris.", "ALL CAPITALS, CamelCase and lower case", "  two  spaces\tand a tab\n\n a line ",
+    "naïve café Ångström ﬁ ① ＡＢＣ e\u0301", "1234567890 3.14159 12,345 0x1F -7 25% $9.99", "don't you'll we'VE I'm",
+    "日本語のテキスト 中文字符 한국어", "Привет мир Γειά σου שלום مرحبا नमस्ते ไทย", "🙂👩‍👩‍👧🏽 a\u200bb\u00a0c\u00add",
+    "def f(x):\n    return {'a': [x ** 2, x != 3]}  # ok", "https://example.org/a_b?c=d&e#f user@example.com",
+    "<s></s><unk><pad><|endoftext|><|im_start|>user<|im_end|> [INST] x [/INST] <think></think> <image></image>", "",
+)  # fmt: skip
+
 Sample = Annotated[list[Finite], Meta(max_length=MAX_LOOPS)]
 # Config fields that say nothing about what the model computes.
 _VOLATILE = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "quantization_config", "use_cache"}
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What every tensor of a language model holds, and what its tokenizer does.
+
+    `tokenizer` is the SHA-256 of the tokens that it makes of `PROBES`, with its special tokens. `rms` and `projection`
+    have an entry for each parameter, sorted by name: RMS, and mean over the values times fixed signs, times the root of
+    their number, of all values of a vector, or of 16 rows of a matrix. None stands for packed weights of 8 or 4 bits.
+    """
+
+    tokenizer: Name
+    rms: Annotated[list[Finite | None], Meta(max_length=MAX_LOOPS)]
+    projection: Annotated[list[Finite | None], Meta(max_length=MAX_LOOPS)]
 
 
 @dataclass(frozen=True)
@@ -26,7 +53,8 @@ class LanguageModelIdentity:
     `config` and `tokenizer` are SHA-256 hashes. `embedding_sample` holds a few values of the word embeddings,
     `weight_sample` a few of matrices inside, by name, which reveal a fine-tune that left the embeddings alone. Values
     are compared with a tolerance, because fp16, bf16 and fp32 copies of one model round differently. bitsandbytes
-    leaves embeddings alone; of its copies no matrix is recorded. Fields are None where an adapter doesn't say.
+    leaves embeddings alone; of its copies no matrix is recorded. Fields are None where an adapter doesn't say; adapters
+    of earlier versions have no `digest`.
     """
 
     model_type: Name | None = None
@@ -36,6 +64,7 @@ class LanguageModelIdentity:
     embedding_sample: Sample | None = None
     weight_sample: Annotated[dict[str, Sample], Meta(max_length=MAX_LOOPS)] = field(default_factory=dict)
     precision: Name | None = None
+    digest: Digest | None = None
 
 
 def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, precision: str) -> LanguageModelIdentity:
@@ -50,6 +79,7 @@ def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, precisi
         embedding_sample=_embedding_sample(model),
         weight_sample=_weight_sample(model) if precision in DTYPES else {},
         precision=precision,
+        digest=_digest(model, tokenizer),
     )
 
 
@@ -70,6 +100,23 @@ def same_language_model(recorded: LanguageModelIdentity, loaded: LanguageModelId
     ours, theirs = recorded.weight_sample, loaded.weight_sample
     if any(_differ(ours[name], theirs[name]) for name in ours.keys() & theirs.keys()):
         return "its weights differ, though not its embeddings"
+    if recorded.digest and loaded.digest:
+        return _digests_differ(recorded.digest, loaded.digest)
+    return None
+
+
+def _digests_differ(recorded: Digest, loaded: Digest) -> str | None:
+    if recorded.tokenizer != loaded.tokenizer:
+        return "its tokenizer makes other tokens of the same texts"
+    if len(recorded.rms) != len(loaded.rms):
+        return "it has other weights"
+    entries = zip(recorded.rms, loaded.rms, recorded.projection, loaded.projection, strict=False)
+    for rms, loaded_rms, projection, loaded_projection in entries:
+        if rms is None or loaded_rms is None or projection is None or loaded_projection is None:
+            continue
+        # A projection is as large as the RMS, or near 0 by chance, so the RMS says what rounding is.
+        if abs(projection - loaded_projection) > ROUNDING * max(rms, loaded_rms) + 1e-6 or _differ([rms], [loaded_rms]):
+            return "some of its weights differ"
     return None
 
 
@@ -101,6 +148,35 @@ def _matrix(module: torch.nn.Module) -> torch.Tensor:
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     return weight
+
+
+def _digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Digest:
+    tokens = [tokenizer(text, split_special_tokens=False).input_ids for text in PROBES]
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
+    own = {name.replace(".base_layer.", "."): v for name, v in model.named_parameters() if ".lora_" not in name}
+    names = sorted(own)
+    chosen = torch.linspace(0, len(names) - 1, min(len(names), MAX_TENSORS), dtype=torch.float64).long().tolist()
+    rms: list[float | None] = []
+    projection: list[float | None] = []
+    for tensor in (own[names[index]].detach() for index in chosen):
+        both = _rms_and_projection(tensor) if tensor.is_floating_point() and tensor.numel() else (None, None)
+        rms.append(both[0])
+        projection.append(both[1])
+    return Digest(_sha256(json.dumps([tokens, special])), rms, projection)
+
+
+def _rms_and_projection(tensor: torch.Tensor) -> tuple[float | None, float | None]:
+    """See `Digest`; in fp64, on the CPU."""
+    if tensor.dim() > 1:
+        rows = tensor.reshape(-1, tensor.shape[-1])
+        tensor = rows[torch.linspace(0, len(rows) - 1, ROWS, dtype=torch.float64, device=rows.device).long()]
+    values = tensor.flatten().cpu().double()
+    signs = (torch.arange(len(values)) * 2654435761 >> 15) % 2 * 2 - 1
+    numbers = values.square().mean().sqrt().item(), (values @ signs.double()).item() / len(values) ** 0.5
+    if not all(math.isfinite(number) for number in numbers):
+        return None, None
+    rms, projection = (float(f"{number:.5g}") for number in numbers)
+    return rms, projection
 
 
 def _embedding_sample(model: PreTrainedModel) -> list[float]:

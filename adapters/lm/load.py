@@ -1,15 +1,36 @@
-"""Finding and loading a causal language model, by folder or hub id. Code that comes with a model is never run."""
+"""Finding and loading a causal language model, by folder, GGUF file or hub id. Code that comes with a model is never
+run.
+"""
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from periscope.adapters.lm.families import family_of, find_fault, why_refused
+from periscope.adapters.lm.files.damage import damage_of, find_damage, missing_tokenizer, only_pytorch_weights
+from periscope.adapters.lm.files.gguf_file import (
+    SUFFIX,
+    GgufFile,
+    dequantize,
+    find_gguf,
+    forget_file,
+    gguf_arguments,
+    read_gguf,
+)
 from periscope.adapters.lm.language_model import LanguageModel, freeze
 from periscope.adapters.lm.precision import (
     DTYPES,
@@ -22,25 +43,35 @@ from periscope.errors import AdapterError
 
 PROJECT = Path(__file__).resolve().parents[2]
 # Left unset, transformers asks on standard input whether to run a stranger's code, and takes `y` for an answer.
-NO_REMOTE_CODE = {"trust_remote_code": False}
+NO_REMOTE_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
 def load_language_model(name: str, device: str = "cpu", precision: str = "auto") -> LanguageModel:
-    """Load a causal language model by folder or hub id, frozen and in `eval()`.
+    """Load a causal language model by folder, GGUF file or hub id, frozen and in `eval()`.
 
-    Only safetensors weights are read. A family that isn't tested is checked on a few vectors first
-    (`families.find_fault`).
+    Weights are safetensors, or GGUF, which is dequantized; where a folder has neither, pytorch_model.bin, read with
+    torch's weights_only loader. A family that isn't tested is checked on a few vectors first (`families.find_fault`).
 
     Raises AdapterError when the model isn't found, brings code of its own, belongs to a family that can't be driven by
-    vectors, lacks weights, or has none in safetensors.
+    vectors, has a damaged file or a tokenizer of another model, or lacks weights.
     """
     source = find_model(name)
-    config = load_config(source, name)
+    with _opened(source) as (where, gguf):
+        return _load(name, where, gguf, device, precision)
+
+
+def _load(name: str, where: dict[str, Any], gguf: GgufFile | None, device: str, precision: str) -> LanguageModel:
+    config = _config(where, name)
     if reason := why_refused(config):
         raise AdapterError(f"--lm {name} ({config.model_type}) can't be used: {reason}")
     family = family_of(config)
-    trained_in = getattr(config.get_text_config(), "dtype", None)
+    trained_in = gguf.stored_dtype if gguf else getattr(config.get_text_config(), "dtype", None)
     stored = stored_precision(config)
+    if gguf and precision in ("8bit", "4bit"):
+        raise AdapterError(
+            f"--precision {precision} quantizes weights in full precision, and {name} is GGUF, which is dequantized; "
+            "use fp16, bf16 or fp32, or name the model it was made from"
+        )
     if stored:
         if precision not in ("auto", stored):
             raise AdapterError(
@@ -50,34 +81,43 @@ def load_language_model(name: str, device: str = "cpu", precision: str = "auto")
         precision, reason = stored, "as its weights are stored"
     else:
         precision, reason = choose_precision(precision, torch.device(device), trained_in, family.overflows)
-    arguments: dict[str, Any] = {}
+    notes = [gguf.describe(precision)] if gguf else []
+    arguments: dict[str, Any] = dequantize() if gguf else {"use_safetensors": True}
+    if not gguf and only_pytorch_weights(Path(where["pretrained_model_name_or_path"])):
+        arguments = {"use_safetensors": False, "weights_only": True}
+        notes.append("weights from pytorch_model.bin, which hold no code that is run")
     if precision in DTYPES:
         dtype = DTYPES[precision]
     else:
         dtype = DTYPES[choose_precision("auto", torch.device(device), trained_in, family.overflows)[0]]
         if not stored:
-            arguments = quantization(precision, dtype, family.unquantized)
+            arguments |= quantization(precision, dtype, family.unquantized)
         silence_bitsandbytes()
+    tokenizer = _tokenizer(where, gguf, name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **NO_REMOTE_CODE)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
+            **where,
             dtype=dtype,
             device_map={"": device},
-            use_safetensors=True,
             output_loading_info=True,
             **NO_REMOTE_CODE,
             **arguments,
         )
         model, loading = loaded
-    except (OSError, ValueError, ImportError) as error:
-        raise AdapterError(f"--lm {name} can't be loaded: {_explain(error)}") from error
+    except BaseException as error:
+        raise _refusal(error, f"--lm {name} can't be loaded", where) from error
     if missing := sorted(loading["missing_keys"]):
         raise AdapterError(
             f"--lm {name} lacks {len(missing)} of its weights, such as {missing[0]}, and would be given random ones; "
             "fetch it again"
         )
+    if gguf:
+        forget_file(model)
+    _check_tokenizer(tokenizer, model, name)
     lm = freeze(name, model, tokenizer, precision, reason)
+    if not 0 < lm.embedding_rms < float("inf"):
+        raise AdapterError(f"--lm {name}: its word embeddings are zero or not finite; download the weights again")
+    lm.note = "; ".join(filter(None, [*notes, lm.note]))
     if not family.tested:
         if fault := find_fault(model, 1e-3 if precision == "fp32" else 0.1):
             raise AdapterError(
@@ -92,22 +132,105 @@ def load_config(source: str, name: str | None = None) -> PretrainedConfig:
 
     Raises AdapterError for a folder or repository without a config of transformers, or with code of its own.
     """
+    with _opened(source) as (where, _):
+        return _config(where, name or source)
+
+
+def load_tokenizer(source: str, name: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model found by `find_model`; `name` is what the user called it.
+
+    Raises AdapterError when it can't be loaded.
+    """
+    with _opened(source) as (where, gguf):
+        return _tokenizer(where, gguf, name or source)
+
+
+@contextmanager
+def _opened(source: str) -> Iterator[tuple[dict[str, Any], GgufFile | None]]:
+    """Arguments of `from_pretrained` that name a model, while the context lasts, and its GGUF file, if it is one."""
+    if not source.lower().endswith(SUFFIX):
+        yield {"pretrained_model_name_or_path": source}, None
+        return
+    gguf = read_gguf(Path(source))
+    with gguf_arguments(gguf) as where:
+        yield where, gguf
+
+
+def _config(where: dict[str, Any], name: str) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(source, **NO_REMOTE_CODE)
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"--lm {name or source} is not a transformers language model: {_explain(error)}") from error
+        return AutoConfig.from_pretrained(**where, **NO_REMOTE_CODE)
+    except BaseException as error:
+        raise _refusal(error, f"--lm {name} is not a transformers language model", where, "config.json") from error
+
+
+def _tokenizer(where: dict[str, Any], gguf: GgufFile | None, name: str) -> PreTrainedTokenizerBase:
+    folder = Path(where["pretrained_model_name_or_path"])
+    if not gguf and folder.is_dir() and (missing := missing_tokenizer(folder)):
+        raise AdapterError(f"--lm {name}: {missing}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where, **NO_REMOTE_CODE)
+    except BaseException as error:
+        raise _refusal(error, f"--lm {name}: its tokenizer can't be loaded", where) from error
+    if gguf and gguf.chat_template:
+        tokenizer.chat_template = gguf.chat_template
+    return tokenizer
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
+    """Raise AdapterError when the tokenizer makes ids that the model has no embedding for."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    vocabulary = tokenizer.get_vocab()
+    if not vocabulary:
+        raise AdapterError(f"--lm {name}: its tokenizer has no tokens; copy tokenizer.json from the original model")
+    # A special token that nothing prints, such as a pad token of a fine-tune's own, does no harm: words from data never
+    # become special tokens.
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    unused = (special | set(tokenizer.all_special_tokens)) - {tokenizer.bos_token, tokenizer.eos_token}
+    template = str(tokenizer.chat_template or "")
+    beyond = {id_: token for token, id_ in vocabulary.items() if id_ >= len(weight)}
+    used = [id_ for id_, token in beyond.items() if token not in unused or token in template]
+    if used:
+        raise AdapterError(
+            f"--lm {name}: its tokenizer knows {beyond[used[0]]!r} as id {used[0]}, and the model embeds ids below "
+            f"{len(weight)}; copy tokenizer.json and tokenizer_config.json from the model that the weights belong to"
+        )
+
+
+def _refusal(error: BaseException, what: str, where: dict[str, Any], config: str = "") -> BaseException:
+    """The AdapterError for whatever transformers raised: it names the damaged file where one is found, among all files
+    or as the one called `config`. Ctrl-C and exits stay what they are.
+
+    The tokenizers library panics over some files, and a panic isn't an `Exception`.
+    """
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        return error
+    folder = Path(where["pretrained_model_name_or_path"])
+    local = folder.is_dir() and "gguf_file" not in where and "trust_remote_code" not in str(error)
+    if local and (damage := damage_of(folder / config) if config else find_damage(folder)):
+        return AdapterError(f"{what}: {damage}")
+    return AdapterError(f"{what}: {_explain(error)}")
 
 
 def find_model(name: str) -> str:
-    """A folder, as given or inside the project (so the demo's is found from anywhere), or else the hub id itself.
+    """A folder or GGUF file, as given or inside the project (so the demo's is found from anywhere), or else the hub id
+    itself. A folder that holds one GGUF model and no other weights is that file.
 
     Raises AdapterError at once, not after a minute, for a folder that doesn't exist or a hub id that is out of reach.
     """
     for folder in (Path(name).expanduser(), PROJECT / name):
+        if gguf := find_gguf(folder):
+            return str(gguf)
+        if folder.is_file():
+            raise AdapterError(
+                f"--lm {name} is a file, and not GGUF; name the folder with its config.json, or a {SUFFIX} file"
+            )
         if folder.is_dir():
             if not (folder / "config.json").is_file():
                 raise AdapterError(f"--lm {name} is a folder without a config.json, so it is not a transformers model")
             return str(folder)
+    if name.lower().endswith(SUFFIX):
+        raise AdapterError(f"--lm {name}: there is no such file")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise AdapterError(f"--lm {name} is neither a folder that exists nor a hub id of the form owner/name")
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
@@ -137,8 +260,10 @@ def _hub_address() -> tuple[str, int]:
     return host, int(port or (80 if scheme == "http:" else 443))
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: BaseException) -> str:
     """An error of transformers in a few words."""
     if "trust_remote_code" in str(error):
         return "it brings Python code of its own, which is never run; use a model of a class that transformers has"
-    return str(error).strip().splitlines()[0]
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights have other sizes than config.json says; download both again"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

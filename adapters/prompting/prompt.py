@@ -20,7 +20,7 @@ from periscope.errors import AdapterError
 
 MEDIA_MARK = "<image>"  # marks media of any modality in a text whose media are all of one modality
 
-Turn = Mapping[str, Any]  # {"role": "user" or "assistant", "content": text, "boxes": optional}
+Turn = Mapping[str, Any]  # {"role": "system", "user" or "assistant", "content": text, "boxes": optional}
 
 
 def mark_of(modality: str) -> str:
@@ -64,7 +64,7 @@ class Prompt:
 
         Media stand where `<image>`, or the mark of their own modality, marks them in user turns; without marks, before
         (or after) the first user turn's words. `<box>` marks stand for a turn's `boxes`. A text that begins with an
-        assistant turn is a caption: a user turn with the media and `caption_prompt` is put before it. With
+        assistant turn, system turns aside, is a caption: a user turn with the media and `caption_prompt` is put before it. With
         `answer=False` a last assistant turn is left out and the sequence ends where the model is to answer: by
         construction a prefix of the sequence with the answer. `start` puts `start_ids` first, for a text whose first
         words would have nothing before them to be predicted from (see `needs_start`).
@@ -76,8 +76,9 @@ class Prompt:
         turns = [{**turn, "content": turn_text(turn, decimals)} if turn.get("boxes") else turn for turn in turns]
         if not answer and turns and turns[-1]["role"] == "assistant":
             turns.pop()
-        if not turns or turns[0]["role"] == "assistant":
-            turns.insert(0, {"role": "user", "content": self.template.caption_prompt})
+        first = next((i for i, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
+        if first == len(turns) or turns[first]["role"] == "assistant":
+            turns.insert(first, {"role": "user", "content": self.template.caption_prompt})
         if answer and turns[-1]["role"] != "assistant":
             raise AdapterError("a text to train on must end with an assistant turn")
         roles, contents = [turn["role"] for turn in turns], self._contents(turns, media)

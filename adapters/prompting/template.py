@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from itertools import takewhile
 from typing import Annotated, Any
 
@@ -12,6 +13,9 @@ from periscope.adapters.limits import Count, Name, Words, WordsWithSlot
 from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END, Piece, Segment, is_data
 from periscope.adapters.prompting.tokenization import PieceTokenizer
 from periscope.errors import AdapterError
+
+CALLED = {"audio": "sound"}  # in words to the language model; other modalities are called by their name
+THINK, THINK_END = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Template:
     - `eos`: train the model to end its answer.
     - `loss_on`: "answer", or "all" words as eP-ALM does: questions and the template's own words too.
     - `box_decimals`: decimals of box coordinates in text.
+    - `date`: "YYYY-MM-DD", what a chat template that prints today's date prints; "" is today.
     """
 
     style: Name = "plain"
@@ -45,10 +50,12 @@ class Template:
     eos: bool = True
     loss_on: Name = "answer"
     box_decimals: Annotated[int, Meta(ge=0, le=20)] = 2
+    date: Annotated[str, Meta(pattern=r"^(\d{4}-\d\d-\d\d)?\Z")] = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        return asdict(self)
+        """The fields as plain JSON values; without `date` where the template prints none."""
+        values = asdict(self)
+        return values if self.date else {name: value for name, value in values.items() if name != "date"}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Template":
@@ -60,15 +67,21 @@ def default_template(
     tokenizer: PreTrainedTokenizerBase,
     style: str | None = None,
     delimiters: Sequence[str] | None = None,
+    modality: str = "image",
     **fields: Any,
 ) -> Template:
     """The tokenizer's chat template where it has one and the plain form otherwise, unless `style` says which. `fields`
-    sets other fields of `Template`.
+    sets other fields of `Template`. A chat template's caption prompt names the `modality`, and today's date is kept for
+    a chat template that prints it.
     """
     if delimiters is not None:
         fields["delimiters"] = tuple(delimiters)
     if (style or ("chat" if tokenizer.chat_template else "plain")) == "chat":
-        return Template(**{"style": "chat", "caption_prompt": "Describe the image.", **fields})
+        if "strftime_now" in str(tokenizer.chat_template):
+            fields = {"date": f"{datetime.now():%Y-%m-%d}", **fields}
+        return Template(
+            **{"style": "chat", "caption_prompt": f"Describe the {CALLED.get(modality, modality)}.", **fields}
+        )
     return Template(**fields)
 
 
@@ -87,6 +100,11 @@ def check_template(template: Template, tokenizer: PreTrainedTokenizerBase) -> No
             f"the template puts media {template.media!r} the words and has its loss on {template.loss_on!r}; these "
             "must be before or after, and answer or all"
         )
+    if template.date:
+        try:
+            datetime.strptime(template.date, "%Y-%m-%d")
+        except ValueError:
+            raise AdapterError(f"the template's date is {template.date!r}; it must be a day, as 2026-01-31") from None
 
 
 def soft_slots(length: int, template: Template) -> dict[str, int]:
@@ -97,7 +115,9 @@ def soft_slots(length: int, template: Template) -> dict[str, int]:
 
 
 class PlainTemplate:
-    """The form of base models: `question` around each user turn, the end-of-text token after each answer."""
+    """The form of base models: `question` around each user turn, the end-of-text token after each answer. A system turn
+    is text on a line of its own.
+    """
 
     def __init__(self, text: PieceTokenizer, template: Template):
         self.template, self.bos_ids = template, text.bos_ids
@@ -114,6 +134,9 @@ class PlainTemplate:
                 continue
             if i:
                 yield Piece("\n")
+            if role == "system":
+                yield from content
+                continue
             media = list(takewhile(lambda item: not is_data(item), content))
             yield from media
             if content[len(media) :]:
@@ -132,7 +155,7 @@ class ChatTemplate:
     def __init__(self, text: PieceTokenizer, template: Template):
         self.template, self.tokenizer = template, text.tokenizer
         self._rendered: dict[tuple[object, ...], str] = {}  # by roles
-        self.turn_end = self._find_turn_end(text)
+        self.turn_end, self._turn_end_text = self._find_turn_end(text)
 
     def lay_out(self, roles: Sequence[str], contents: Sequence[list[Segment | Piece]]) -> Iterator[Segment | Piece]:
         """The pieces and slots of a conversation, in order. `contents` are the turns' words and slots.
@@ -146,9 +169,9 @@ class ChatTemplate:
                 continue
             if i == len(roles) and done == i:
                 break
-            rest = self._render(roles[:i], generate=True)
+            rest = self._up_to_answer(roles[:i])
             if done:
-                rest = rest.split(_sentinel(done - 1))[1].removeprefix(str(self.tokenizer.decode(list(self.turn_end))))
+                rest = rest.split(_sentinel(done - 1))[1].removeprefix(self._turn_end_text)
             for k in range(done, i):
                 piece, rest = rest.split(_sentinel(k))
                 yield from (Piece(piece), *contents[k])
@@ -158,15 +181,39 @@ class ChatTemplate:
                 yield Segment(ids=self.turn_end, target=self.template.eos)
             done = i + 1
 
+    def _up_to_answer(self, roles: Sequence[str]) -> str:
+        """What stands before the answer to turns with these roles, rendered with sentinels.
+
+        That is the template's generation prompt with whatever the template prints between that and an answer: Llama
+        2's space, gpt-oss' channel header. A generation prompt that opens `<think>` (DeepSeek-R1) gets an empty block
+        (arXiv 2504.09858), as Qwen3's own does when told not to think.
+        """
+        asked = self._render(roles, generate=True)
+        turns = len(roles)
+        answered = self._render([*roles, "assistant"], generate=False).split(_sentinel(turns))[0]
+        if answered.startswith(asked):
+            asked = answered
+        opened = asked.split(_sentinel(turns - 1))[-1]
+        if opened.count(THINK) > opened.count(THINK_END):
+            asked = asked.rstrip("\n") + f"\n\n{THINK_END}\n\n"
+        return asked
+
     def _render(self, roles: Sequence[str], generate: bool) -> str:
         form = (*roles, generate)
         if form in self._rendered:
             return self._rendered[form]
         marked = [{"role": role, "content": _sentinel(i)} for i, role in enumerate(roles)]
+        template = None  # the tokenizer's own
+        if self.template.date:
+            template = _clock(datetime.fromisoformat(self.template.date)) + str(self.tokenizer.chat_template)
         try:
             # A template with a thinking mode is told not to use it, so that the answer follows the prompt at once.
             text = self.tokenizer.apply_chat_template(
-                marked, tokenize=False, add_generation_prompt=generate, enable_thinking=False
+                marked,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=generate,
+                enable_thinking=False,
             )
         except Exception as error:  # Jinja passes on whatever the template's author raises
             raise AdapterError(f"this tokenizer's chat template refuses these turns: {error}") from error
@@ -176,13 +223,28 @@ class ChatTemplate:
         self._rendered[form] = text
         return text
 
-    def _find_turn_end(self, text: PieceTokenizer) -> tuple[int, ...]:
-        """What the template prints after an assistant turn up to its first special token, or the end-of-text token."""
+    def _find_turn_end(self, text: PieceTokenizer) -> tuple[tuple[int, ...], str]:
+        """What the template prints after an assistant turn up to its first special token, as ids and as text, or the
+        end-of-text token.
+        """
         after_answer = self._render(["user", "assistant"], generate=False).split(_sentinel(1))[1]
         ids = tuple(text.ids(after_answer, from_data=False))
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
         ends = [i for i, token in enumerate(ids) if token in special]
-        return ids[: ends[0] + 1] if ends else (self.tokenizer.eos_token_id,)
+        if not ends:
+            return (self.tokenizer.eos_token_id,), ""
+        token = str(self.tokenizer.convert_ids_to_tokens(ids[ends[0]]))
+        before, _, _ = after_answer.partition(token)
+        return ids[: ends[0] + 1], before + token
+
+
+def _clock(day: datetime) -> str:
+    """Jinja that defines `strftime_now`, which templates print today's date with, as a function that tells `day`'s. It
+    hides the one that transformers defines; a Python function can't be passed to a template.
+    """
+    directives = ["%-d", "%-m", *(f"%{letter}" for letter in "aAbBdHIjmMpSUwWyYcxX")]
+    replaced = "".join(f"|replace({directive!r}, {day.strftime(directive)!r})" for directive in directives)
+    return "{%- macro strftime_now(format) -%}{{ format" + replaced + " }}{%- endmacro -%}"
 
 
 def _sentinel(turn: int) -> str:

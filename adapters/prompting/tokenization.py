@@ -15,7 +15,7 @@ class PieceTokenizer:
     The template's own pieces keep their special tokens; words from data never become special tokens: `</s>` in a
     caption is text. `bos_ids` is the begin-of-text token that the tokenizer adds, if any.
 
-    Raises AdapterError for a tokenizer without an end-of-text token.
+    Raises AdapterError for a tokenizer without an end-of-text token, or one that makes no tokens of text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -24,6 +24,8 @@ class PieceTokenizer:
         self.tokenizer = tokenizer
         self._template_ids: dict[str, Sequence[int]] = {}  # the template's own pieces recur in every text
         probe = tokenizer("a", add_special_tokens=False).input_ids  # turns padding and truncation off
+        if not probe:
+            raise AdapterError("this tokenizer makes no tokens of text; copy tokenizer.json from the original model")
         # The Rust tokenizer called directly takes half the time.
         self._fast: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self._adds_space = str(tokenizer.convert_ids_to_tokens(probe)[0]).startswith("▁")

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from periscope.precompute.pipeline.filters import REASONS
+from periscope.text import printable
 
 FREQUENT = 0.05  # share of the media from which a reason gets a warning
 ADVICE = {
@@ -38,6 +39,6 @@ def report_rejects(rows: Sequence[dict[str, str]], asked: int, dropped_texts: in
             print(f"warning: {number} of {asked} were left out for one reason, {reason!r}: {advice}")
     if rows:
         reasons = ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
-        print(f"{len(rows)} left out ({reasons}); rejected.jsonl lists them")
+        print(f"{len(rows)} left out ({printable(reasons)}); rejected.jsonl lists them")
     if dropped_texts:
         print(f"{dropped_texts} texts were left out with their media")

@@ -10,6 +10,7 @@ from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.pipeline.filters import Filters
 from periscope.precompute.sources import Medium
 from periscope.shards.write import SetWriter, make_key
+from periscope.text import printable
 
 
 def keys_of(media: Mapping[str, Medium]) -> dict[str, Medium]:
@@ -51,7 +52,7 @@ def refuse_lost_media(writer: SetWriter, media: Mapping[str, Medium], threads: E
             f"{writer.folder} holds {len(lost)} media that aren't asked for now ({min(lost)}): "
             "choose another --out, or the same --data and --limit"
         )
-    print(f"{len(gone)} media have other names now and are encoded under these ({min(gone)})")
+    print(f"{len(gone)} media have other names now and are encoded under these ({printable(min(gone))})")
 
 
 def content_hash(medium: Medium) -> str:

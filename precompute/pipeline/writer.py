@@ -16,6 +16,7 @@ from periscope.precompute.sources import Collection, Medium, Words
 from periscope.precompute.sources.disk_list import DiskList
 from periscope.shards.split import resolve_splits
 from periscope.shards.write import SetWriter, ShardWriter, make_key
+from periscope.text import printable
 
 
 def write_batch(batch: Iterable[EncodedSample], task: EncodingTask, shard: ShardWriter, clock: Clock) -> None:
@@ -121,4 +122,4 @@ def _thumbnails(media: Mapping[str, Medium], wanted: Iterable[str], modality: st
         try:
             yield key, thumbnail(media[key].read(), modality)
         except MediaError as error:
-            print(f"no thumbnail of {media[key].origin}: {error}")
+            print(f"no thumbnail of {printable(media[key].origin)}: {printable(error)}")

@@ -1,6 +1,7 @@
 """Turns to segments, per kind of tokenizer: the prompt is a prefix of the training text, and what is a target."""
 
 from dataclasses import replace
+from datetime import date
 
 import pytest
 import tiny
@@ -262,3 +263,91 @@ def test_boxes_are_words_and_are_read_back():
         turn_text({**turn, "boxes": [[0, 0, 1, 1]]})
     with pytest.raises(AdapterError, match="is no box"):
         box_text((12, 40, 200, 300))
+
+
+LLAMA_2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
+    "{% elif m.role == 'assistant' %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+GPT_OSS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}"
+    "<|im_start|>assistant channel final: {{ m.content }}<|im_end|>"
+    "{% else %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+)
+QWEN3 = (  # an empty block before the last answer, none before earlier ones
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+DEEPSEEK_R1 = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}"
+    "{% else %}<|im_end|>{{ m.content.split('</think>')[-1] }}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_end|><think>\n{% endif %}"
+)
+EMPTY = "<think>\n\n</think>\n\n"
+# What stands between the question and the answer, and after the answer; targets in capitals.
+AROUND = {
+    "Llama 2": (LLAMA_2, " [/INST]", " BLUE </S>"),
+    "gpt-oss": (GPT_OSS, "<|im_end|><|im_start|>assistant channel final:", " BLUE<|IM_END|>"),
+    "Qwen3": (QWEN3, f"<|im_end|>\n<|im_start|>assistant\n{EMPTY}", "BLUE<|IM_END|>"),
+    "DeepSeek-R1": (DEEPSEEK_R1, f"<|im_end|>{EMPTY}", "BLUE</S>"),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_what_a_chat_template_prints_before_an_answer_is_its_context(name):
+    chat, between, learnt = AROUND[name]
+    tokenizer = tiny.byte_level(chat=chat)
+    prompt = Prompt(tokenizer, Template(style="chat", delimiters=("", "")))
+    assert shown(prompt).endswith(f"What colour is the star?{between}{learnt}")
+    for turns in (CAPTION, QUESTION, TALK):
+        whole, asked = flat(prompt.segments(turns, ["m"])), flat(prompt.segments(turns, ["m"], answer=False))
+        assert whole[: len(asked)] == asked and len(whole) > len(asked)
+        words = tokenizer.decode([i for i in whole if i != "m"], skip_special_tokens=False)
+        assert words.count("<think>") == words.count("</think>")
+    assert shown(prompt, QUESTION, answer=False).endswith(f"What colour is the star?{between}")
+    answered = tokenizer.apply_chat_template(TALK, tokenize=False)
+    if name in ("Llama 2", "gpt-oss"):  # the others print no block before earlier answers
+        assert tokenizer.decode(flat(prompt.segments(TALK)), skip_special_tokens=False) == answered
+    ends = shown(prompt, TALK).upper().count(learnt.strip()[-6:])
+    assert ends == answered.upper().count(learnt.strip()[-6:]), "each answer ends once"
+
+
+def test_a_system_turn_is_text_before_the_first_question_and_is_not_asked():
+    system = {"role": "system", "content": "Answer in one word."}
+    prompt = Prompt(tiny.byte_level(bos=True), Template(delimiters=("#", "#")))
+    asked = "Question: What colour is the star? Answer:"
+    assert shown(prompt, [system, *QUESTION]) == f"<s>Answer in one word.\n#{{m}}#{asked} BLUE</S>"
+    assert shown(prompt, [system, *CAPTION]) == "<s>Answer in one word.\n#{m}#A RED CIRCLE</S>"
+    assert shown(prompt, [system], answer=False) == "<s>Answer in one word.\n#{m}#"
+    chat = Prompt(tiny.byte_level(chat=tiny.CHATML), Template(style="chat", caption_prompt="Look!"))
+    words = shown(chat, [system, *CAPTION])
+    assert words.index("Answer in one word.") < words.index("{m}") < words.index("Look!")
+    for turns in ([system, *QUESTION], [system, *CAPTION]):
+        whole, start = flat(prompt.segments(turns, ["m"])), flat(prompt.segments(turns, ["m"], answer=False))
+        assert whole[: len(start)] == start
+
+
+def test_the_date_that_a_template_prints_stays_that_of_the_run():
+    chat = "Today is {{ strftime_now('%d %b %Y') }}. " + tiny.CHATML
+    tokenizer = tiny.byte_level(chat=chat)
+    template = replace(default_template(tokenizer), date="2025-02-03")
+    assert default_template(tokenizer).date == date.today().isoformat()
+    assert shown(Prompt(tokenizer, template)).startswith("Today is 03 Feb 2025. ")
+    assert Template.from_dict(template.to_dict()) == template
+    timeless = default_template(tiny.byte_level(chat=tiny.CHATML))
+    assert timeless.date == "" and "date" not in timeless.to_dict()
+    assert shown(Prompt(tokenizer, replace(template, date=""))).startswith(f"Today is {date.today():%d %b %Y}. ")
+    with pytest.raises(AdapterError, match="the template's date is '2025-02-30'; it must be a day"):
+        Prompt(tokenizer, replace(template, date="2025-02-30"))
+
+
+def test_a_caption_prompt_names_what_is_described():
+    chat = tiny.byte_level(chat=tiny.CHATML)
+    asked = {modality: default_template(chat, modality=modality).caption_prompt for modality in ("audio", "video")}
+    assert asked == {"audio": "Describe the sound.", "video": "Describe the video."}
+    assert default_template(chat).caption_prompt == "Describe the image."
+    assert default_template(chat, modality="audio", caption_prompt="Listen!").caption_prompt == "Listen!"
+    assert default_template(tiny.byte_level(), modality="audio").caption_prompt == ""

@@ -132,7 +132,7 @@ def test_an_adapter_of_the_first_version_is_migrated(home):
     whole = AdapterConfig.from_dict(values)
     for name in ADDED_FIELDS.keys() - {"storage"}:
         del values[name]
-    for name in ADDED_TEMPLATE_FIELDS:
+    for name in ADDED_TEMPLATE_FIELDS.keys() - {"date"}:  # written only for a template that prints it
         del values["template"][name]
     for name in ("weight_sample", "precision"):
         del values["language_model"]["identity"][name]

@@ -40,7 +40,7 @@ def make_modality_model(source: OpenedSet, lm: LanguageModel, device: str, old: 
         if adapter.soft_prompt is not None:
             ids = torch.randint(len(lm.tokenizer), (adapter.soft_tokens,))
             adapter.soft_prompt.start_from(lm.embed(ids.to(device)))
-    template = facts.template if old else make_template(config.prompt, source.shape, adapter, lm)
+    template = facts.template if old else make_template(config.prompt, source.shape, adapter, lm, source.modality)
     parameters = sum(parameter.numel() for parameter in adapter.parameters())
     label = f"adapter of {source.adapter_modality}" if source.adapter_modality else "adapter"
     print(f"{label}: {adapter.spec}, {parameters:,} parameters, {source.shape.kind} to {adapter.tokens} tokens")
@@ -76,7 +76,9 @@ def build_adapter(
     )
 
 
-def make_template(options: PromptOptions, shape: FeatureShape, adapter: Adapter, lm: LanguageModel) -> Template:
+def make_template(
+    options: PromptOptions, shape: FeatureShape, adapter: Adapter, lm: LanguageModel, modality: str = "image"
+) -> Template:
     """The template that the options describe; the rest is chosen by the tokenizer.
 
     Raises AdapterError for a row separator with an adapter that doesn't give one token per patch of a grid.
@@ -93,6 +95,7 @@ def make_template(options: PromptOptions, shape: FeatureShape, adapter: Adapter,
         lm.tokenizer,
         options.template,
         options.delimiters,
+        modality,
         media=options.media_place,
         soft_prompt=options.soft_prompt_place,
         row_separator=options.row_separator,

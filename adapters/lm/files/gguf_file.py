@@ -1,0 +1,211 @@
+"""Language models in GGUF, llama.cpp's file format: read through transformers, dequantized when loaded.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. What can be read is what transformers maps to a
+class of its own (https://huggingface.co/docs/transformers/gguf).
+"""
+
+import importlib.util
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from periscope.errors import AdapterError
+
+SUFFIX = ".gguf"
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF language model: its files (one, or all parts in order), and what its header says of them.
+
+    `quantization` is llama.cpp's name, such as Q4_K_M; `chat_template` is Jinja.
+    """
+
+    files: tuple[Path, ...]
+    quantization: str
+    chat_template: str | None
+
+    def describe(self, precision: str) -> str:
+        """What is loaded, for people."""
+        parts = f" in {len(self.files)} files" if len(self.files) > 1 else ""
+        if self.quantization in ("F32", "F16", "BF16"):
+            return f"GGUF {self.files[0].name}{parts}, {self.quantization}"
+        return (
+            f"GGUF {self.files[0].name}{parts}, {self.quantization}, dequantized to {precision}: answers follow the "
+            "dequantized weights"
+        )
+
+    @property
+    def stored_dtype(self) -> torch.dtype | None:
+        """The dtype of weights that aren't quantized."""
+        return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}.get(self.quantization)
+
+
+def find_gguf(path: Path) -> Path | None:
+    """The GGUF file that `path` names: itself, or the only model in a folder without other weights; of a model in
+    several parts the first. None for anything else.
+
+    Raises AdapterError for a folder of several models, and for a part that isn't the first.
+    """
+    if path.suffix.lower() == SUFFIX and path.is_file():
+        part = _PART.fullmatch(path.name)
+        if part and int(part[2]) != 1:
+            raise AdapterError(f"--lm {path} is part {int(part[2])} of a model; name its first file, {_part(part, 1)}")
+        return path
+    if not path.is_dir() or any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
+        return None
+    # mmproj files hold an image encoder for llama.cpp's own use.
+    files = sorted(file for file in path.glob(f"*{SUFFIX}") if "mmproj" not in file.name.lower())
+    models: dict[str, Path] = {}
+    for file in files:
+        part = _PART.fullmatch(file.name)
+        models.setdefault(part[1] if part else file.name, file)
+    if len(models) > 1:
+        names = ", ".join(file.name for file in models.values())
+        raise AdapterError(f"--lm {path} holds {len(models)} GGUF models; name one file: {names}")
+    return next(iter(models.values()), None)
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """The GGUF model whose first file is `path`.
+
+    Raises AdapterError when the package gguf or a part is missing, and for a file that can't be read or isn't a
+    language model.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise AdapterError(f'reading {path.name} needs the package gguf: pip install "periscope-adapters[gguf]"')
+    files: tuple[Path, ...] = (path,)
+    if part := _PART.fullmatch(path.name):
+        files = tuple(path.with_name(_part(part, number + 1)) for number in range(int(part[3])))
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise AdapterError(
+                f"--lm {path.parent} lacks {missing[0]}, one of the model's {len(files)} parts; download it into that "
+                "folder"
+            )
+    readers = [_open(file) for file in files]
+    fields = readers[0].fields
+    count = _value(fields, "split.count")
+    if count and int(count) != len(files):
+        raise AdapterError(
+            f"--lm {path} is one of {count} parts, and its name doesn't say which; give the parts their first names "
+            f"back, such as model-00001-of-{int(count):05}.gguf"
+        )
+    architecture = _value(fields, "general.architecture")
+    if architecture in (None, "clip"):
+        raise AdapterError(f"--lm {path} is no language model (its architecture is {architecture}); name the model's")
+    return GgufFile(files, _quantization(readers), _value(fields, "tokenizer.chat_template"))
+
+
+@contextmanager
+def gguf_arguments(model: GgufFile) -> Iterator[dict[str, Any]]:
+    """Arguments of `from_pretrained` that name the model, while the context lasts.
+
+    The file is shown to transformers alone in a folder, because it would read a tokenizer or a config beside it. Parts
+    are joined there, since transformers reads one file.
+    """
+    with tempfile.TemporaryDirectory(prefix="periscope-gguf-") as folder:
+        file = Path(folder) / f"model{SUFFIX}"
+        if len(model.files) == 1:
+            file.symlink_to(model.files[0].absolute())
+        else:
+            try:
+                _join(model.files, file)
+            except OSError as error:
+                raise AdapterError(
+                    f"the {len(model.files)} parts of {model.files[0]} can't be joined in {folder}: "
+                    f"{error.strerror or error}; set TMPDIR to a folder with room for them"
+                ) from error
+        yield {"pretrained_model_name_or_path": folder, "gguf_file": file.name}
+
+
+def dequantize() -> dict[str, Any]:
+    """Arguments of the model's `from_pretrained` that unpack all weights."""
+    import transformers
+
+    # Versions before GgufConfig always do.
+    made = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": made(dequantize=True)} if made else {}
+
+
+def forget_file(model: Any) -> None:
+    """Remove what marks a dequantized model as quantized, which would keep it from being saved or given a LoRA."""
+    for owner, name in (
+        (model.config, "quantization_config"),
+        (model, "hf_quantizer"),
+        (model, "quantization_method"),
+        (model, "is_quantized"),
+    ):
+        if name in vars(owner):
+            delattr(owner, name)
+
+
+def _part(match: re.Match[str], number: int) -> str:
+    return f"{match[1]}-{number:05}-of-{match[3]}{SUFFIX}"
+
+
+def _open(file: Path) -> Any:
+    from gguf import GGUFReader
+
+    with file.open("rb") as opened:
+        start = opened.read(4)
+    if start != b"GGUF":
+        raise AdapterError(f"--lm {file} is not a GGUF file, whatever its name says; download it again")
+    try:
+        return GGUFReader(file)
+    except Exception as error:  # whatever reading past the end of a cut file raises
+        raise AdapterError(f"--lm {file} is cut or damaged: {_first_line(error)}; download it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _value(fields: Any, name: str) -> Any:
+    field = fields.get(name)
+    return None if field is None else field.contents()
+
+
+def _quantization(readers: list[Any]) -> str:
+    """llama.cpp's name of the file type; where a file doesn't say, the type of most of its bytes."""
+    from gguf import LlamaFileType
+
+    number = _value(readers[0].fields, "general.file_type")
+    if number is not None and int(number) in LlamaFileType._value2member_map_:
+        return LlamaFileType(int(number)).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    sizes: dict[str, int] = {}
+    for reader in readers:
+        for tensor in reader.tensors:
+            sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + tensor.n_bytes
+    return max(sizes, key=lambda kind: sizes[kind], default="without weights")
+
+
+def _join(files: tuple[Path, ...], out: Path) -> None:
+    """Write the parts that llama.cpp's gguf-split made as one file."""
+    from gguf import GGUFValueType, GGUFWriter
+
+    readers = [_open(file) for file in files]
+    writer = GGUFWriter(out, readers[0].fields["general.architecture"].contents())
+    for field in readers[0].fields.values():
+        if field.name.startswith(("GGUF.", "split.")) or field.name == "general.architecture":
+            continue
+        inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+    tensors = [tensor for reader in readers for tensor in reader.tensors]
+    for tensor in tensors:
+        writer.add_tensor_info(
+            tensor.name, tensor.data.shape, tensor.data.dtype, tensor.data.nbytes, tensor.tensor_type
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in tensors:
+        writer.write_tensor_data(tensor.data, tensor_endianess=readers[0].endianess)
+    writer.close()

@@ -1,0 +1,186 @@
+"""A language model in GGUF computes what the same weights in safetensors do."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from periscope.adapters.lm.identity import same_language_model, weights_sha256
+from periscope.adapters.lm.load import find_model, load_config, load_language_model
+from periscope.adapters.lm.lora import add_lora, remove_lora
+from periscope.errors import AdapterError
+
+gguf = pytest.importorskip("gguf")
+REAL = Path("~/.cache/periscope/real/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").expanduser()
+NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "model.layers": "blk",
+}  # fmt: skip
+
+
+def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp's order of the rows of q and k, whose rotary embedding pairs neighbours."""
+    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_gguf(folder: Path, out: Path, parts: int = 1, kind: str = "F32") -> list[Path]:
+    """The Llama in `folder` as GGUF; in several parts as llama.cpp's gguf-split names and marks them."""
+    lm = load_language_model(str(folder))
+    config, tokenizer = lm.model.config, lm.tokenizer
+    options = {"split_max_tensors": -(-len(lm.model.state_dict()) // parts)} if parts > 1 else {}
+    writer = gguf.GGUFWriter(out, "llama", **options)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_file_type(gguf.LlamaFileType[{"F32": "ALL_F32", "Q8_0": "MOSTLY_Q8_0"}[kind]])
+    vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    special = set(tokenizer.all_special_tokens)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3 if token in special else 1 for token in vocabulary])
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+    for name, tensor in lm.model.state_dict().items():
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        values = tensor.numpy()
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        for part, count in heads.items():
+            values = permuted(values, count) if part in name else values
+        for ours, theirs in NAMES.items():
+            name = name.replace(ours, theirs)
+        if kind == "Q8_0" and values.ndim == 2:
+            packed = gguf.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(name, np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(out.parent.glob(f"{out.stem}*.gguf"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save_language_model("smollm", tmp_path_factory.mktemp("smollm"))
+
+
+@torch.no_grad()
+def logits(lm, words="the quick brown fox"):
+    return lm.model(input_ids=torch.tensor([lm.tokenizer(words).input_ids])).logits.float()
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_same_weights_in_gguf_give_the_same_logits(folder, tmp_path, parts):
+    files = write_gguf(folder, tmp_path / "small.gguf", parts)
+    assert len(files) == parts
+    there, here = load_language_model(str(folder)), load_language_model(str(files[0]))
+    assert torch.allclose(logits(there), logits(here), atol=1e-5)
+    assert here.tokenizer.chat_template == there.tokenizer.chat_template
+    assert f"GGUF {files[0].name}" in here.note and "F32" in here.note
+    assert find_model(str(tmp_path)) == str(files[0]) and load_config(str(files[0])).model_type == "llama"
+    again = load_language_model(str(tmp_path))
+    assert same_language_model(here.identity(), again.identity()) is None
+    assert weights_sha256(here.model) == weights_sha256(again.model)
+
+
+def test_quantized_weights_are_unpacked_to_the_chosen_precision(folder, tmp_path):
+    (file,) = write_gguf(folder, tmp_path / "small.gguf", kind="Q8_0")
+    there = load_language_model(str(folder))
+    for precision in ("fp32", "fp16"):
+        lm = load_language_model(str(file), precision=precision)
+        assert {p.dtype for p in lm.model.parameters()} == {torch.float32 if precision == "fp32" else torch.float16}
+        assert f"Q8_0, dequantized to {precision}: answers follow the dequantized weights" in lm.note
+        error = (logits(lm) - logits(there)).square().mean().sqrt()
+        assert 0 < error < 0.05 * logits(there).std()
+    add_lora(lm, 2, 4.0)
+    remove_lora(lm)
+    lm.model.save_pretrained(tmp_path / "unpacked")
+    lm.tokenizer.save_pretrained(tmp_path / "unpacked")
+    copy = load_language_model(str(tmp_path / "unpacked"), precision="fp16")
+    assert torch.equal(logits(copy), logits(lm))
+    with pytest.raises(AdapterError, match="--precision 4bit quantizes weights in full precision"):
+        load_language_model(str(file), precision="4bit")
+
+
+def test_what_lies_beside_a_gguf_file_changes_nothing(folder, tmp_path):
+    (file,) = write_gguf(folder, tmp_path / "small.gguf")
+    alone = load_language_model(str(file)).identity()
+    other = tiny.save_language_model("llama", tmp_path / "other")
+    for neighbour in other.iterdir():
+        shutil.copy(neighbour, tmp_path)
+    assert load_language_model(str(file)).identity() == alone
+    assert find_model(str(tmp_path)) == str(tmp_path), "the folder's own safetensors are the model"
+
+
+def test_wrong_gguf_files_get_a_sentence(folder, tmp_path, monkeypatch):
+    files = write_gguf(folder, tmp_path / "small.gguf", 3)
+    with pytest.raises(AdapterError, match="is part 2 of a model; name its first file, small-00001-of-00003"):
+        load_language_model(str(files[1]))
+    shutil.copy(files[0], tmp_path / "one.gguf")
+    with pytest.raises(AdapterError, match="is one of 3 parts, and its name doesn't say which"):
+        load_language_model(str(tmp_path / "one.gguf"))
+    with pytest.raises(AdapterError, match=r"holds 2 GGUF models; name one file: one\.gguf, small-00001"):
+        load_language_model(str(tmp_path))
+    files[2].unlink()
+    with pytest.raises(AdapterError, match=r"lacks small-00003-of-00003.gguf, one of the model's 3 parts"):
+        load_language_model(str(files[0]))
+    with pytest.raises(AdapterError, match="there is no such file"):
+        load_language_model(str(tmp_path / "none.gguf"))
+    whole = tmp_path / "whole" / "whole.gguf"
+    whole.parent.mkdir()
+    write_gguf(folder, whole)
+    data = whole.read_bytes()
+    for size in (2, 30, 500, len(data) // 2, len(data) - 40):
+        whole.write_bytes(data[:size])
+        with pytest.raises(AdapterError, match=r"whole\.gguf is (cut or damaged|not a GGUF file)"):
+            load_language_model(str(whole))
+    whole.write_bytes(data)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(AdapterError, match=r'needs the package gguf: pip install "periscope-adapters\[gguf\]"'):
+        load_language_model(str(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_file(), reason="python -m studies.real.assets --only smollm2 makes the file")
+def test_a_real_model_in_gguf_knows_the_capital_of_france_learns_and_answers():
+    lm = load_language_model(str(REAL))
+    assert "Q4_1, dequantized to fp32" in lm.note and lm.tokenizer.chat_template
+    said = logits(lm, "The capital of France is")[0, -1].argmax()
+    assert lm.tokenizer.decode(said) == " Paris"
+    model = tiny.adapted(REAL)
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a cat"}]
+    texts, features = [model.prompt.segments(turns, ["m"])], {"m": torch.randn(12)}
+    optimizer = torch.optim.AdamW(model.adapter.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(3):
+        loss, _ = model.loss(texts, features)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[2] < losses[0]
+    asked = [model.prompt.segments(turns, ["m"], answer=False)]
+    assert isinstance(model.generate(asked, features, max_new_tokens=4)[0], str)
+    assert same_language_model(lm.identity(), load_language_model(str(REAL)).identity()) is None
