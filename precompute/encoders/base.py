@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -66,12 +67,17 @@ class Encoder:
         self.blocks = LAST_BLOCKS if blocks is None else blocks
         self.name = identifier
 
-    def decode(self, data: bytes) -> Any:
+    def decode(self, data: Any) -> Any:
         """The bytes of a medium -> what `preprocess` takes: an RGB image. Raises MediaError."""
         return decode_image(data)
 
-    def inputs(self, data: bytes) -> torch.Tensor:
-        """The bytes of a medium -> one input of `forward`. Raises MediaError, also for what preprocessing raises."""
+    def inputs(self, data: bytes | Image.Image | np.ndarray) -> torch.Tensor:
+        """The bytes of a medium (for an image encoder also an image, see `decode_image`) -> one input of `forward`.
+
+        Raises MediaError, also for what preprocessing raises.
+        """
+        if not isinstance(data, bytes) and self.modality != "image":
+            raise MediaError("not a medium", f"{self.name} takes {self.modality} files, not a {type(data).__name__}")
         medium = self.decode(data)
         try:
             return self.preprocess(medium)

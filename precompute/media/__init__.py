@@ -5,7 +5,7 @@ import os
 from periscope.errors import MediaError
 from periscope.precompute.media.clip import SUFFIXES as CLIPS
 from periscope.precompute.media.clip import decode_clip
-from periscope.precompute.media.file import read_file
+from periscope.precompute.media.file import local_path, read_bytes, read_file
 from periscope.precompute.media.picture import SUFFIXES as PICTURES
 from periscope.precompute.media.picture import decode_image, thumbnail_jpeg
 from periscope.precompute.media.sound import PICTURE_RATE, PICTURED, decode_sound, spectrogram
@@ -16,7 +16,9 @@ __all__ = [
     "decode_clip",
     "decode_image",
     "decode_sound",
+    "local_path",
     "modality_of",
+    "read_bytes",
     "read_file",
     "suits",
     "thumbnail",

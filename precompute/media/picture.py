@@ -4,12 +4,13 @@ import importlib.util
 import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from periscope.errors import MediaError
-from periscope.precompute.media.file import read_file
+from periscope.precompute.media.file import read_bytes
 
 # A whitelist, so that a file called .png can't reach readers of Pillow that start other programs (EPS).
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
@@ -34,36 +35,67 @@ if importlib.util.find_spec("pillow_heif"):
     register_heif_opener(thumbnails=False)
 
 
-def decode_image(source: bytes | Path | str) -> Image.Image:
-    """Decode an image (bytes or path) to an upright PIL image of mode RGB.
+Picture = bytes | Path | str | BinaryIO | np.ndarray | Image.Image
+
+
+def decode_image(source: Picture) -> Image.Image:
+    """Decode an image to an upright PIL image of mode RGB.
+
+    source: the bytes of a file, its path, an open binary file, a PIL image of any mode, or a uint8 array `(height,
+    width, 3)` (also `(height, width)` and, with alpha, `(height, width, 4)`).
 
     The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency becomes white, an animation gives
-    its first frame. Raises MediaError with a short reason for anything that isn't a complete image.
+    its first frame. A PIL image passed in is left as it is. Raises MediaError with a short reason for anything that
+    isn't a complete image.
     """
-    if not isinstance(source, bytes):
-        source = read_file(Path(source))
-    if not source:
+    if isinstance(source, np.ndarray):
+        source = _from_array(source)
+    if isinstance(source, Image.Image):
+        return _decoded(source, b"", own=False)
+    data = source if isinstance(source, bytes) else read_bytes(source)
+    if not data:
         raise MediaError("empty file")
     try:
-        image = Image.open(io.BytesIO(source), formats=_formats())
+        image = Image.open(io.BytesIO(data), formats=_formats())
+    except Exception as error:
+        raise _trouble(error, data) from error
+    return _decoded(image, data, own=True)
+
+
+def _from_array(values: np.ndarray) -> Image.Image:
+    if values.dtype != np.uint8 or values.ndim not in (2, 3) or values.shape[2:] not in ((), (3,), (4,)):
+        shape = " x ".join(map(str, values.shape))
+        raise MediaError("not a picture", f"an array is (height, width, 3) uint8, not ({shape}) {values.dtype}")
+    if not values.size:
+        raise MediaError("not a picture", "the array is empty")
+    return Image.fromarray(values)
+
+
+def _decoded(image: Image.Image, data: bytes, own: bool) -> Image.Image:
+    """An opened image -> upright RGB. own: whether it may be changed."""
+    try:
         if max(image.size) > THINNEST * min(image.size):
             raise MediaError("too long and thin", f"{image.width} x {image.height} pixels")
         image.load()
-        return to_rgb(_upright(image))
-    except MediaError:
-        raise
-    except UnidentifiedImageError as error:
-        raise _unidentified(source) from error
-    except Image.DecompressionBombError as error:
-        raise MediaError("too many pixels", str(error)) from error
-    except MemoryError as error:
-        raise MediaError("too large for the memory") from error
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
-        text = str(error) or type(error).__name__
-        cut = isinstance(error, EOFError) or any(
-            word in text.lower() for word in ("truncated", "broken data", "premature")
-        )
-        raise MediaError("truncated" if cut else "damaged", text) from error
+        return to_rgb(_upright(image, own))
+    except Exception as error:
+        raise _trouble(error, data) from error
+
+
+def _trouble(error: Exception, data: bytes) -> Exception:
+    """The MediaError for what Pillow raised: its readers raise nearly anything on damaged files."""
+    if isinstance(error, MediaError):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return _unidentified(data)
+    if isinstance(error, Image.DecompressionBombError):
+        return MediaError("too many pixels", str(error))
+    if isinstance(error, MemoryError):
+        return MediaError("too large for the memory")
+    text = str(error) or type(error).__name__
+    words = ("truncated", "broken data", "premature")
+    cut = isinstance(error, EOFError) or any(word in text.lower() for word in words)
+    return MediaError("truncated" if cut else "damaged", text)
 
 
 def thumbnail_jpeg(image: Image.Image) -> bytes:
@@ -80,11 +112,14 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, own: bool) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        if not own:
+            return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     except Exception:  # a damaged EXIF block is no reason to lose the picture
-        return image
+        pass
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -100,7 +135,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _unidentified(source: bytes) -> MediaError:
