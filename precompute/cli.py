@@ -5,10 +5,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from periscope.errors import PrecomputeError
 from periscope.precompute.config import PrecomputeConfig, read_config
 
+if TYPE_CHECKING:
+    from periscope.precompute.encoders import Encoder
+
+USUAL_KINDS = ("pooled", "patches")
 DEMOS = {"image": "scenes", "audio": "sounds", "video": "clips"}  # modality -> module of periscope.demo
 
 
@@ -40,9 +45,19 @@ def run(config: PrecomputeConfig) -> None:
         if config.encoder == "demo":
             config = replace(config, encoder=f"demo{suffix}")
     with collected(data) as collection:
-        job = prepare(config, collection, out, device)
+        job = prepare(replace(config, kinds=config.kinds or ()), collection, out, device)
+        if not job.kinds:
+            job = replace(job, kinds=usual_kinds(job.encoder))
         keep_freed_memory()
         precompute(job)
+
+
+def usual_kinds(encoder: "Encoder") -> tuple[str, ...]:
+    """Those of pooled and patches that the encoder gives; prints which one it doesn't."""
+    kinds = tuple(kind for kind in USUAL_KINDS if kind in encoder.kinds)
+    if lacking := [kind for kind in USUAL_KINDS if kind not in kinds]:
+        print(f"{encoder.name} gives no {' and no '.join(lacking)} features: --kinds {' '.join(kinds)}")
+    return kinds
 
 
 def make_demo(modality: str, folder: Path, seed: int) -> Path:

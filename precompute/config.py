@@ -105,8 +105,9 @@ class PrecomputeConfig:
     """Folder, file or address of the media. Without it the demo's media are drawn and used."""
     encoder: Annotated[str, Metavar("NAME")] = "demo"
     """Short name (clip-l-336, siglip2-b, dinov2-b, ...), open_clip:ARCHITECTURE/TAG, Hub id, or folder."""
-    kinds: Annotated[tuple[Kind, ...], Meta(min_length=1)] = ("pooled", "patches")
-    """Features to keep: pooled (one vector), patches (one vector per patch), layers (CLS of the last 6 blocks)."""
+    kinds: Annotated[tuple[Kind, ...], Meta(min_length=1)] | None = None
+    """Features to keep: pooled (one vector), patches (one vector per patch), layers (CLS of the last 6 blocks). Without
+    it pooled and patches, as far as the encoder gives them."""
     out: Annotated[Path | None, Metavar("FOLDER")] = None
     """Folder of the feature set. Without it features/NAME, named after --data or the recipe."""
     recipe: Annotated[str, Metavar("NAME|FILE")] = ""

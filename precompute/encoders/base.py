@@ -32,6 +32,7 @@ class Encoder:
     modality: str = "image"
     takes: frozenset[str] = frozenset()
     usual_layer: int = -2
+    convolutional: bool = False  # its patches are the cells of its last feature map
     kinds: frozenset[str] = frozenset({"pooled"})
     grid: tuple[int, int] | None = None
     preprocessing: Mapping[str, Any] = MappingProxyType({})
@@ -126,6 +127,8 @@ class Encoder:
         for kind in kinds:
             if kind not in self.kinds:
                 why = " (it has no CLS token with a final norm)" if kind == "layers" else ""
+                if why and self.convolutional:
+                    why = " (a convolutional network has no CLS token)"
                 raise PrecomputeError(
                     f"encoder {self.name} can't give {kind!r} features{why}, only {', '.join(sorted(self.kinds))}"
                 )
@@ -189,3 +192,18 @@ class Encoder:
             picked = flat[torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat)), dtype=torch.float64).long()]
             digest.update(f"{name}{list(tensor.shape)}".encode() + picked.float().cpu().numpy().tobytes())
         self.weights = digest.hexdigest()
+
+
+def tokens_of(maps: torch.Tensor) -> torch.Tensor:
+    """Feature maps `(batch, width, rows, columns)` -> `(batch, rows * columns, width)`, row by row."""
+    return maps.flatten(2).transpose(1, 2)
+
+
+def last_map_only(identifier: str, layer: int | None) -> int:
+    """The `patch_layer` of an encoder whose stages have grids of different sizes: -1.
+
+    Raises PrecomputeError for another one.
+    """
+    if layer not in (None, -1):
+        raise PrecomputeError(f"{identifier} gives the feature map of its last stage only, not --layer {layer}")
+    return -1
