@@ -15,7 +15,21 @@ FORMATS = (
     *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpeg", "mpegts", "mpegvideo", "flv"),
     *("gif", "ogv", "h264", "hevc"),
 )
+ID3_HEADER = 10
 av.logging.set_level(av.logging.PANIC)
+
+
+def without_tag(data: bytes) -> bytes:
+    """A WAV or AIFF file without the ID3 tag that some programs put before it; anything else as it is.
+
+    https://id3.org/id3v2.4.0-structure: the size is in the last four bytes of the header, 7 bits each.
+    """
+    if data[:3] != b"ID3" or len(data) < ID3_HEADER:
+        return data
+    start = ID3_HEADER
+    for place, byte in enumerate(reversed(data[6:10])):
+        start += (byte & 127) << 7 * place
+    return data[start:] if data[start : start + 4] in (b"RIFF", b"RF64", b"FORM") else data
 
 
 @contextmanager
@@ -26,7 +40,7 @@ def opened(data: bytes, kind: Literal["audio", "video"], what: str) -> Iterator[
     if not data:
         raise MediaError("empty file")
     try:
-        with av.open(io.BytesIO(data), options={"format_whitelist": ",".join(FORMATS)}) as container:
+        with av.open(io.BytesIO(without_tag(data)), options={"format_whitelist": ",".join(FORMATS)}) as container:
             stream: Any = container.streams.best(kind)
             if stream is None:
                 raise MediaError(f"no {what} in it", container.format.name)

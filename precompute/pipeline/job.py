@@ -18,7 +18,7 @@ from periscope.precompute.pipeline.clock import Clock
 from periscope.precompute.pipeline.encode import BatchEncoder, forward
 from periscope.precompute.pipeline.filters import Filters
 from periscope.precompute.pipeline.ray_encode import encode_on_ray
-from periscope.precompute.pipeline.reader import Reader, encoder_inputs
+from periscope.precompute.pipeline.reader import Reader, encoder_inputs, read_medium
 from periscope.precompute.pipeline.resume import keys_of, media_to_encode, refuse_lost_media
 from periscope.precompute.pipeline.task import EncodingTask
 from periscope.precompute.pipeline.writer import finish, write_batch
@@ -180,7 +180,7 @@ def _estimate(job: Job, todo: dict[str, Medium]) -> float:
     began = time.perf_counter()
     for key, medium in list(todo.items())[: max(1, min(job.batch_size, TRIAL) // task.views)]:
         try:
-            inputs.append(encoder_inputs(medium.read(), key, task))
+            inputs.append(encoder_inputs(read_medium(medium, task), key, task))
         except MediaError:
             continue
     if not inputs:
