@@ -44,6 +44,8 @@ def opened(data: bytes, kind: Literal["audio", "video"], what: str) -> Iterator[
             stream: Any = container.streams.best(kind)
             if stream is None:
                 raise MediaError(f"no {what} in it", container.format.name)
+            if stream.codec_context is None:
+                raise MediaError(f"not a {what}", "its codec isn't known")
             stream.thread_count = 1  # several media are decoded at once, each in its own thread
             yield container, stream
     except MediaError:
@@ -54,8 +56,11 @@ def opened(data: bytes, kind: Literal["audio", "video"], what: str) -> Iterator[
         raise MediaError(f"not a {what}", f"{error} (begins with {data[:12]!r})") from error
 
 
-def frames_of(container: Any, stream: Any) -> Iterator[Any]:
-    """The decoded frames of a stream, in order; damaged packets are skipped, a damaged end stops."""
+def frames_of(container: Any, stream: Any, decoder: Any = None) -> Iterator[Any]:
+    """The decoded frames of a stream, in order; damaged packets are skipped, a damaged end stops. decoder: a codec
+    context in place of the stream's own.
+    """
+    decoder = decoder or stream
     packets = container.demux(stream)
     while True:
         try:
@@ -65,6 +70,6 @@ def frames_of(container: Any, stream: Any) -> Iterator[Any]:
         except av.FFmpegError:
             packet = None  # flushes the decoder
         with suppress(av.FFmpegError):
-            yield from stream.decode(packet)
+            yield from decoder.decode(packet)
         if packet is None:
             return
