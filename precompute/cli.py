@@ -31,10 +31,12 @@ def run(config: PrecomputeConfig) -> None:
     """Find the media, load the encoder, and encode."""
     from periscope.device import choose_device
     from periscope.precompute.allocator import keep_freed_memory
+    from periscope.precompute.media.limits import Limits, set_limits
     from periscope.precompute.pipeline.job import precompute
     from periscope.precompute.prepare import prepare
     from periscope.precompute.remote import collected
 
+    set_limits(Limits(config.limits.max_pixels, config.limits.max_bytes))
     demo = config.demo_media
     suffix = "" if demo.demo == "image" else f"-{demo.demo}"
     out = config.out or Path("features") / (_set_name(config, f"demo{suffix}") + "-tiny" * config.tiny)

@@ -88,6 +88,16 @@ class ComputeOptions:
 
 
 @dataclass
+class LimitOptions:
+    """What is left out as too large, so that no single file fills the memory."""
+
+    max_pixels: Annotated[int, Meta(ge=1)] = 200_000_000
+    """Pixels per picture; a quarter of it per WebP, AVIF, HEIC or JPEG 2000 picture and per frame of a clip."""
+    max_bytes: Annotated[int, Meta(ge=1)] = 1_000_000_000
+    """Bytes per file."""
+
+
+@dataclass
 class DemoOptions:
     """The demo's media, used without --data."""
 
@@ -122,6 +132,7 @@ class PrecomputeConfig:
     selection: SelectionOptions = field(default_factory=SelectionOptions)
     preprocessing: PreprocessingOptions = field(default_factory=PreprocessingOptions)
     compute: ComputeOptions = field(default_factory=ComputeOptions)
+    limits: LimitOptions = field(default_factory=LimitOptions)
     demo_media: DemoOptions = field(default_factory=DemoOptions)
 
     def encoder_choices(self) -> dict[str, int | str]:

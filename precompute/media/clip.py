@@ -1,5 +1,6 @@
 """Decoding clips: bytes -> a few frames."""
 
+import math
 import struct
 from bisect import bisect_right
 from itertools import pairwise
@@ -11,6 +12,7 @@ from PIL import Image
 
 from periscope.errors import MediaError
 from periscope.precompute.media.container import frames_of, opened
+from periscope.precompute.media.limits import limits
 from periscope.precompute.media.picture import to_rgb
 
 SUFFIXES = frozenset(
@@ -40,7 +42,8 @@ def decode_clip(data: bytes, frames: int = 8) -> list[Image.Image]:
     its time: the same bytes always give the same frames. A clip with fewer frames repeats some; of a clip with a
     damaged end, the part before it counts. Transparency becomes white.
 
-    Only the frames asked for stay in memory. Raises MediaError when no frame can be decoded.
+    Only the frames asked for stay in memory, reduced where all of them would have too many pixels. Raises MediaError
+    when no frame can be decoded, and for frames of more pixels than the limits allow.
     """
     times = _times(data)
     while True:
@@ -99,13 +102,21 @@ def _pick(data: bytes, wanted: list[int]) -> tuple[list[Image.Image], int]:
     with opened(data, "video", "clip") as (container, stream):
         for frame in frames_of(container, stream, _alpha_decoder(stream)):
             if seen == wanted[len(found)]:
-                image = _upright(frame)
+                image = _upright(frame, limits().clip() // len(wanted))
                 while len(found) < len(wanted) and wanted[len(found)] == seen:
                     found.append(image)
             seen += 1
             if len(found) == len(wanted):
                 break
     return found, seen
+
+
+def _fitting(frame: av.VideoFrame, most: int) -> av.VideoFrame:
+    """A frame, reduced by a whole number if it has more than `most` pixels."""
+    step = math.ceil((frame.width * frame.height / most) ** 0.5)
+    if step <= 1:
+        return frame
+    return frame.reformat(max(1, frame.width // step), max(1, frame.height // step), interpolation="AREA")
 
 
 def _alpha_decoder(stream: Any) -> Any:
@@ -118,13 +129,17 @@ def _alpha_decoder(stream: Any) -> Any:
     except (av.FFmpegError, ValueError):  # an FFmpeg without libvpx
         return None
     decoder.thread_count = 1
+    decoder.options = {"max_pixels": str(limits().frame())}
     return decoder
 
 
-def _upright(frame: av.VideoFrame) -> Image.Image:
-    """https://ffmpeg.org/doxygen/trunk/group__lavu__video__display.html"""
-    clear = any(component.is_alpha for component in frame.format.components)
-    image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"))) if clear else frame.to_image()
+def _upright(frame: av.VideoFrame, most: int) -> Image.Image:
+    """A frame as it is shown, of at most this many pixels.
+
+    https://ffmpeg.org/doxygen/trunk/group__lavu__video__display.html
+    """
+    clear, small = any(component.is_alpha for component in frame.format.components), _fitting(frame, most)
+    image = to_rgb(Image.fromarray(small.to_ndarray(format="rgba"))) if clear else small.to_image()
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import av
 
 from periscope.errors import MediaError
+from periscope.precompute.media.limits import check_pixels, limits
 
 # A whitelist (https://ffmpeg.org/ffmpeg-formats.html), so that a playlist called .mp4 can't make it open other files.
 FORMATS = (
@@ -39,13 +40,18 @@ def opened(data: bytes, kind: Literal["audio", "video"], what: str) -> Iterator[
     """
     if not data:
         raise MediaError("empty file")
+    most = {"max_pixels": str(limits().frame())}  # of a frame, also while streams are looked for
+    formats = {"format_whitelist": ",".join(FORMATS)}
     try:
-        with av.open(io.BytesIO(without_tag(data)), options={"format_whitelist": ",".join(FORMATS)}) as container:
+        with av.open(io.BytesIO(without_tag(data)), container_options=formats, stream_options=[most] * 8) as container:
             stream: Any = container.streams.best(kind)
             if stream is None:
                 raise MediaError(f"no {what} in it", container.format.name)
             if stream.codec_context is None:
                 raise MediaError(f"not a {what}", "its codec isn't known")
+            if kind == "video":
+                check_pixels(stream.codec_context.width, stream.codec_context.height, limits().frame(), " per frame")
+                stream.codec_context.options = most
             stream.thread_count = 1  # several media are decoded at once, each in its own thread
             yield container, stream
     except MediaError:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.media.picture import mended
 from periscope.precompute.pipeline import augment as augmentation
 from periscope.precompute.pipeline.clock import Clock
 from periscope.precompute.pipeline.encode import BatchEncoder, forward
@@ -101,10 +102,13 @@ def precompute(job: Job) -> bool:
         todo = media_to_encode(writer, media, threads, job.filters)
         if todo:
             _announce(job, todo, writer)
+            mended.clear()  # of the trial
             if job.ray:
                 encode_on_ray(todo, task, writer, job.ray, job.batch_size, _per_shard(task))
             else:
                 encode_media(job, todo, writer, threads)
+        for kind, count in mended.items():
+            print(f"note: {count} x {kind}: read all the same")
         return finish(collection, media, writer, task)
 
 

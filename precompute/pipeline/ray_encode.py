@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from periscope.errors import MediaError, PrecomputeError
 from periscope.paths import PACKAGE
+from periscope.precompute.media.limits import set_limits
 from periscope.precompute.pipeline.encode import forward, pick, to_stored
 from periscope.precompute.pipeline.reader import encoder_inputs, read_medium
 from periscope.precompute.pipeline.task import EncodingTask
@@ -151,7 +152,9 @@ def _import_path() -> dict[str, str]:
 def _fetched(reference: object) -> EncodingTask:
     import ray
 
-    return ray.get(reference)
+    task = ray.get(reference)
+    set_limits(task.limits)
+    return task
 
 
 def _decode(batch: dict, shared: list) -> dict:

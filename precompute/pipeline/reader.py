@@ -9,9 +9,11 @@ import torch
 
 from periscope.errors import MediaError
 from periscope.precompute.media import has_pictures
+from periscope.precompute.media.limits import check_bytes
 from periscope.precompute.pipeline import augment as augmentation
 from periscope.precompute.pipeline.task import EncodingTask
 from periscope.precompute.sources import Medium
+from periscope.precompute.sources.zip_archive import ByteSpan
 from periscope.shards.write import SetWriter
 
 AHEAD = 3  # batches being decoded while one is encoded
@@ -68,8 +70,14 @@ class Reader:
 
 
 def read_medium(medium: Medium, task: EncodingTask) -> bytes:
-    """The bytes of a medium. Raises MediaError when they can't be read, and for a clip where a sound is wanted."""
+    """The bytes of a medium. Raises MediaError when they can't be read, and for a clip where a sound is wanted, and
+    for more bytes than the limits allow.
+    """
+    for span in getattr(medium.part, "args", ()):
+        if isinstance(span, ByteSpan):  # of an archive, where a few bytes can unpack to gigabytes
+            check_bytes(span.size)
     data = medium.read()
+    check_bytes(len(data))
     if task.encoder.modality == "audio" and medium.modality == "video" and has_pictures(data):
         raise MediaError("a clip, not a sound", "it has pictures; only its sound would be encoded")
     return data
