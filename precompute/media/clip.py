@@ -140,7 +140,7 @@ def _upright(frame: av.VideoFrame, most: int) -> Image.Image:
     """
     clear, small = any(component.is_alpha for component in frame.format.components), _fitting(frame, most)
     image = to_rgb(Image.fromarray(small.to_ndarray(format="rgba"))) if clear else small.to_image()
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image
     a, b, _, c, d = (number / 65536 for number in struct.unpack("=9i", bytes(matrix))[:5])

@@ -41,9 +41,10 @@ def opened(data: bytes, kind: Literal["audio", "video"], what: str) -> Iterator[
     if not data:
         raise MediaError("empty file")
     most = {"max_pixels": str(limits().frame())}  # of a frame, also while streams are looked for
+    streams: Any = [most] * 8  # PyAV types a list of str
     formats = {"format_whitelist": ",".join(FORMATS)}
     try:
-        with av.open(io.BytesIO(without_tag(data)), container_options=formats, stream_options=[most] * 8) as container:
+        with av.open(io.BytesIO(without_tag(data)), container_options=formats, stream_options=streams) as container:
             stream: Any = container.streams.best(kind)
             if stream is None:
                 raise MediaError(f"no {what} in it", container.format.name)

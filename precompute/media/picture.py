@@ -6,7 +6,7 @@ import math
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -181,7 +181,8 @@ def _bits(image: Image.Image) -> int:
     """
     if not image.mode.startswith("I"):
         return 8
-    low, high = image.getextrema()
+    extrema: Any = image.getextrema()  # a pair, as there is one channel
+    low, high = extrema
     if not 0 <= low <= high <= 65535:
         raise MediaError("32-bit pixels", "no known range; save it as 8 or 16 bits")
     return next(bits for bits in (8, 10, 12, 14, 16) if high < 1 << bits)

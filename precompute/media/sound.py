@@ -84,7 +84,7 @@ def _check(stream: Any) -> None:
 
 def _resampled(frames: Iterator[Any], rate: int) -> Iterator[np.ndarray]:
     """Decoded frames -> mono samples `(samples,)` at `rate` Hz, with a new resampler wherever the format changes."""
-    resampler: av.AudioResampler | None = None
+    resampler: Any = None
     form: tuple[int, str, str] | None = None
     for frame in frames:
         now = (frame.rate, frame.layout.name, frame.format.name)
