@@ -152,7 +152,7 @@ def _import_path() -> dict[str, str]:
 def _fetched(reference: object) -> EncodingTask:
     import ray
 
-    task = ray.get(reference)
+    task: EncodingTask = ray.get(reference)
     set_limits(task.limits)
     return task
 
