@@ -16,8 +16,9 @@ the same preprocessing, the same encoder (another one is refused), the same code
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -35,11 +36,13 @@ from periscope.adapters.prompting.prompt import Prompt
 from periscope.device import choose_device
 from periscope.errors import AdapterError, PrecomputeError
 from periscope.precompute.encoders import Encoder, load_encoder_like
-from periscope.precompute.media import modality_of, read_file, suits
+from periscope.precompute.media import local_path, modality_of, read_bytes, suits
 from periscope.shards.features import CODECS, round_trip
 from periscope.training.run import Run
 
-Medium = Image.Image | Path | str | bytes  # an image, sound or clip
+# An image, sound or clip: a file's path, its bytes, or the open file; an image also as a PIL image or as a NumPy array
+# (height, width, 3) of uint8.
+Medium = Image.Image | np.ndarray | Path | str | bytes | BinaryIO
 Media = Medium | Sequence[Medium] | Mapping[str, Medium | Sequence[Medium]]
 CACHED_FILES = 16  # files whose features a reader keeps
 
@@ -160,22 +163,22 @@ class Reader:
     def features(self, medium: Medium) -> torch.Tensor:
         """Features of one image, sound or clip as a shard would hold them: float16, `(width,)` or `(tokens, width)`.
 
-        Raises PrecomputeError for a file that can't be decoded as the encoder's modality.
+        Raises PrecomputeError for a medium that can't be decoded as the encoder's modality.
         """
         key = None
         if isinstance(medium, str | Path):
-            medium = Path(medium)
-            key = (medium, medium.stat().st_mtime_ns) if medium.exists() else None
-            if key in self._cache:
-                return self._cache[key]
             try:
-                inputs = self.encoder.inputs(read_file(medium))
+                path = local_path(medium)
+                key = (path, path.stat().st_mtime_ns) if path.exists() else None
+                if key in self._cache:
+                    return self._cache[key]
+                inputs = self.encoder.inputs(read_bytes(path))
             except PrecomputeError as error:
                 raise PrecomputeError(f"{medium}: {error}") from error
-        elif isinstance(medium, Image.Image):
-            inputs = self.encoder.preprocess(medium)
-        else:
+        elif isinstance(medium, Image.Image | np.ndarray):
             inputs = self.encoder.inputs(medium)
+        else:
+            inputs = self.encoder.inputs(read_bytes(medium))
         encoded = self.encoder.encode(inputs[None], [self.kind])[self.kind][0]
         features = round_trip(encoded, self.storage)
         if key:
@@ -188,9 +191,10 @@ class Reader:
 class LoadedModel:
     """Adapters with their encoders on one language model. Made by `load`.
 
-    Media are a file, a list of files, or a mapping from modality to these; a file's bytes and PIL images work too. With
-    adapters of several modalities a file's name tells its modality, or else the mapping must. `captions_only` are the
-    modalities whose adapters were trained on captions alone, which know no questions.
+    Media are a file, a list of files, or a mapping from modality to these. In place of a path, a file's bytes or an
+    open binary file will do, and for an image a PIL image or a NumPy array `(height, width, 3)` of uint8. With adapters
+    of several modalities a file's name tells its modality, or else the mapping must. `captions_only` are the modalities
+    whose adapters were trained on captions alone, which know no questions.
     """
 
     def __init__(self, model: ComposedModel, readers: Mapping[str, Reader], captions_only: Collection[str] = ()):
@@ -262,9 +266,10 @@ class LoadedModel:
         """The modality of the adapter that reads a medium. Raises AdapterError when it can't be told."""
         if len(self.readers) == 1:
             return next(iter(self.readers))
-        name = str(medium) if isinstance(medium, str | Path) else ""
-        kind = "image" if isinstance(medium, Image.Image) else modality_of(name) if name else None
+        name = str(medium if isinstance(medium, str | Path) else getattr(medium, "name", ""))
+        kind = "image" if isinstance(medium, Image.Image | np.ndarray) else modality_of(name) if name else None
         fitting = [modality for modality in self.readers if kind and suits(name, kind, modality)]
+        fitting.sort(key=lambda modality: modality != kind)
         if not fitting:
             shown = name or f"a {type(medium).__name__}"
             raise AdapterError(

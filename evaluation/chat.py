@@ -17,9 +17,8 @@ Files = Mapping[str, Sequence[Path]]  # modality -> files
 def chat(loaded: LoadedModel, media: Files, max_new_tokens: int) -> None:
     """Answer lines from the keyboard until the input ends or a line says /quit."""
     commands = " or ".join(f"/{modality}" for modality in loaded.readers)
-    print(
-        f"about {printable(listed(media))}; an empty line captions, {commands} FILE ... changes what it is about, /quit ends"
-    )
+    about = printable(listed(media))
+    print(f"about {about}; an empty line captions, {commands} FILE ... changes what it is about, /quit ends")
     noted = False
     while True:
         try:

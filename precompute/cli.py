@@ -5,10 +5,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from periscope.errors import PrecomputeError
 from periscope.precompute.config import PrecomputeConfig, read_config
 
+if TYPE_CHECKING:
+    from periscope.precompute.encoders import Encoder
+
+USUAL_KINDS = ("pooled", "patches")
 DEMOS = {"image": "scenes", "audio": "sounds", "video": "clips"}  # modality -> module of periscope.demo
 
 
@@ -26,11 +31,13 @@ def run(config: PrecomputeConfig) -> None:
     """Find the media, load the encoder, and encode."""
     from periscope.device import choose_device
     from periscope.precompute.allocator import keep_freed_memory
+    from periscope.precompute.media.limits import Limits, set_limits
     from periscope.precompute.pipeline.job import precompute
     from periscope.precompute.plan import without_words
     from periscope.precompute.prepare import prepare
     from periscope.precompute.remote import collected
 
+    set_limits(Limits(config.limits.max_pixels, config.limits.max_bytes))
     demo = config.demo_media
     suffix = "" if demo.demo == "image" else f"-{demo.demo}"
     out = config.out or Path("features") / (_set_name(config, f"demo{suffix}") + "-tiny" * config.tiny)
@@ -41,11 +48,21 @@ def run(config: PrecomputeConfig) -> None:
         if config.encoder == "demo":
             config = replace(config, encoder=f"demo{suffix}")
     with collected(data, config.selection.language) as collection:
-        job = prepare(config, collection, out, device)
+        job = prepare(replace(config, kinds=config.kinds or ()), collection, out, device)
+        if not job.kinds:
+            job = replace(job, kinds=usual_kinds(job.encoder))
         keep_freed_memory()
         precompute(job)
         if advice := without_words(collection):
             print(advice)
+
+
+def usual_kinds(encoder: "Encoder") -> tuple[str, ...]:
+    """Those of pooled and patches that the encoder gives; prints which one it doesn't."""
+    kinds = tuple(kind for kind in USUAL_KINDS if kind in encoder.kinds)
+    if lacking := [kind for kind in USUAL_KINDS if kind not in kinds]:
+        print(f"{encoder.name} gives no {' and no '.join(lacking)} features: --kinds {' '.join(kinds)}")
+    return kinds
 
 
 def make_demo(modality: str, folder: Path, seed: int) -> Path:

@@ -91,6 +91,16 @@ class ComputeOptions:
 
 
 @dataclass
+class LimitOptions:
+    """What is left out as too large, so that no single file fills the memory."""
+
+    max_pixels: Annotated[int, Meta(ge=1)] = 200_000_000
+    """Pixels per picture; a quarter of it per WebP, AVIF, HEIC or JPEG 2000 picture and per frame of a clip."""
+    max_bytes: Annotated[int, Meta(ge=1)] = 1_000_000_000
+    """Bytes per file."""
+
+
+@dataclass
 class DemoOptions:
     """The demo's media, used without --data."""
 
@@ -108,8 +118,9 @@ class PrecomputeConfig:
     """Folder, file or address of the media. Without it the demo's media are drawn and used."""
     encoder: Annotated[str, Metavar("NAME")] = "demo"
     """Short name (clip-l-336, siglip2-b, dinov2-b, ...), open_clip:ARCHITECTURE/TAG, Hub id, or folder."""
-    kinds: Annotated[tuple[Kind, ...], Meta(min_length=1)] = ("pooled", "patches")
-    """Features to keep: pooled (one vector), patches (one vector per patch), layers (CLS of the last 6 blocks)."""
+    kinds: Annotated[tuple[Kind, ...], Meta(min_length=1)] | None = None
+    """Features to keep: pooled (one vector), patches (one vector per patch), layers (CLS of the last 6 blocks). Without
+    it pooled and patches, as far as the encoder gives them."""
     out: Annotated[Path | None, Metavar("FOLDER")] = None
     """Folder of the feature set. Without it features/NAME, named after --data or the recipe."""
     recipe: Annotated[str, Metavar("NAME|FILE")] = ""
@@ -124,6 +135,7 @@ class PrecomputeConfig:
     selection: SelectionOptions = field(default_factory=SelectionOptions)
     preprocessing: PreprocessingOptions = field(default_factory=PreprocessingOptions)
     compute: ComputeOptions = field(default_factory=ComputeOptions)
+    limits: LimitOptions = field(default_factory=LimitOptions)
     demo_media: DemoOptions = field(default_factory=DemoOptions)
 
     def encoder_choices(self) -> dict[str, int | str]:

@@ -1,16 +1,20 @@
 """`periscope.load` from another program, outside the clone."""
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
+import torch
 from PIL import Image
 
 import periscope
-from periscope.errors import AdapterError, DeviceError
+from periscope.errors import AdapterError, DeviceError, PrecomputeError
+from periscope.precompute.media import decode_image
 
 PROGRAM = """
 import periscope
@@ -50,6 +54,65 @@ def test_files_bytes_and_images_are_the_same_media(home):
         model.ask(path, "Is <image> like <image>?")
     features = model.features(path)
     assert features.shape == (model.model.models["image"].adapter.features.width,) and features.dtype.itemsize == 2
+
+
+def stored_forms():
+    """Pictures whose pixels aren't simply RGB, as PIL images and as the files that hold them."""
+    corner = Image.new("RGB", (40, 30), "red")
+    corner.paste("blue", (0, 0, 40, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    clear = Image.new("RGBA", (40, 30), (255, 0, 0, 0))
+    clear.paste((0, 90, 0, 255), (0, 0, 12, 12))
+    ramp = np.linspace(0, 65535, 40).astype(np.uint16)[None].repeat(30, 0)
+    glyph = corner.quantize(4)
+    glyph.info["transparency"] = 0
+    return {
+        "orientation": (corner, {"exif": exif}),
+        "alpha": (clear, {}),
+        "grey and alpha": (clear.convert("LA"), {}),
+        "16 bits": (Image.fromarray(ramp), {}),
+        "palette": (glyph, {"transparency": 0}),
+        "bilevel": (corner.convert("1"), {}),
+        "cmyk": (corner.convert("CMYK"), {"form": "TIFF"}),
+    }
+
+
+@pytest.mark.parametrize("form", list(stored_forms()))
+def test_an_image_gives_what_its_file_gives(home, form):
+    model = periscope.load(home / "whole", device="cpu")
+    image, options = stored_forms()[form]
+    stream = io.BytesIO()
+    image.save(stream, options.pop("form", "PNG"), **options)
+    path = home / "stored.png"
+    path.write_bytes(stream.getvalue())
+    wanted = model.features(path)
+    stream.seek(0)
+    with path.open("rb") as file:
+        for medium in (Image.open(path), bytearray(stream.getvalue()), stream, file):
+            assert torch.equal(model.features(medium), wanted)
+    upright = np.asarray(decode_image(path))
+    assert upright.dtype == np.uint8 and torch.equal(model.features(upright), wanted)
+
+
+def test_a_picture_passed_in_stays_as_it_is(home):
+    model, picture = periscope.load(home / "whole", device="cpu"), Image.new("LA", (40, 30), (10, 99))
+    picture.getexif()[0x0112] = 6
+    model.features(picture)
+    assert (picture.mode, picture.size, picture.getexif()[0x0112]) == ("LA", (40, 30), 6)
+
+
+def test_home_is_expanded_and_addresses_are_refused(home, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
+    model = periscope.load(home / "whole", device="cpu")
+    assert torch.equal(model.features("~/cat.png"), model.features(home / "cat.png"))
+    for address in ("http://example.org/cat.png", "https://example.org/cat.png"):
+        with pytest.raises(PrecomputeError, match=f"download {address} and pass the file"):
+            model.features(address)
+    with pytest.raises(PrecomputeError, match=r"\(height, width, 3\) uint8, not \(3 x 40 x 30\) float32"):
+        model.features(np.zeros((3, 40, 30), np.float32))
+    with pytest.raises(PrecomputeError, match="a int is no path"):
+        model.features(7)
 
 
 def test_a_loaded_model_says_what_it_is(home):

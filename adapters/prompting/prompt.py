@@ -64,8 +64,8 @@ class Prompt:
 
         Media stand where `<image>`, or the mark of their own modality, marks them in user turns; without marks, before
         (or after) the first user turn's words. `<box>` marks stand for a turn's `boxes`. A text that begins with an
-        assistant turn, system turns aside, is a caption: a user turn with the media and `caption_prompt` is put before it. With
-        `answer=False` a last assistant turn is left out and the sequence ends where the model is to answer: by
+        assistant turn, system turns aside, is a caption: a user turn with the media and `caption_prompt` is put before
+        it. With `answer=False` a last assistant turn is left out and the sequence ends where the model is to answer: by
         construction a prefix of the sequence with the answer. `start` puts `start_ids` first, for a text whose first
         words would have nothing before them to be predicted from (see `needs_start`).
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -31,6 +32,7 @@ class Encoder:
     modality: str = "image"
     takes: frozenset[str] = frozenset()
     usual_layer: int = -2
+    convolutional: bool = False  # its patches are the cells of its last feature map
     kinds: frozenset[str] = frozenset({"pooled"})
     grid: tuple[int, int] | None = None
     preprocessing: Mapping[str, Any] = MappingProxyType({})
@@ -66,12 +68,17 @@ class Encoder:
         self.blocks = LAST_BLOCKS if blocks is None else blocks
         self.name = identifier
 
-    def decode(self, data: bytes) -> Any:
+    def decode(self, data: Any) -> Any:
         """The bytes of a medium -> what `preprocess` takes: an RGB image. Raises MediaError."""
         return decode_image(data)
 
-    def inputs(self, data: bytes) -> torch.Tensor:
-        """The bytes of a medium -> one input of `forward`. Raises MediaError, also for what preprocessing raises."""
+    def inputs(self, data: bytes | Image.Image | np.ndarray) -> torch.Tensor:
+        """The bytes of a medium (for an image encoder also an image, see `decode_image`) -> one input of `forward`.
+
+        Raises MediaError, also for what preprocessing raises.
+        """
+        if not isinstance(data, bytes) and self.modality != "image":
+            raise MediaError("not a medium", f"{self.name} takes {self.modality} files, not a {type(data).__name__}")
         medium = self.decode(data)
         try:
             return self.preprocess(medium)
@@ -120,6 +127,8 @@ class Encoder:
         for kind in kinds:
             if kind not in self.kinds:
                 why = " (it has no CLS token with a final norm)" if kind == "layers" else ""
+                if why and self.convolutional:
+                    why = " (a convolutional network has no CLS token)"
                 raise PrecomputeError(
                     f"encoder {self.name} can't give {kind!r} features{why}, only {', '.join(sorted(self.kinds))}"
                 )
@@ -183,3 +192,18 @@ class Encoder:
             picked = flat[torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat)), dtype=torch.float64).long()]
             digest.update(f"{name}{list(tensor.shape)}".encode() + picked.float().cpu().numpy().tobytes())
         self.weights = digest.hexdigest()
+
+
+def tokens_of(maps: torch.Tensor) -> torch.Tensor:
+    """Feature maps `(batch, width, rows, columns)` -> `(batch, rows * columns, width)`, row by row."""
+    return maps.flatten(2).transpose(1, 2)
+
+
+def last_map_only(identifier: str, layer: int | None) -> int:
+    """The `patch_layer` of an encoder whose stages have grids of different sizes: -1.
+
+    Raises PrecomputeError for another one.
+    """
+    if layer not in (None, -1):
+        raise PrecomputeError(f"{identifier} gives the feature map of its last stage only, not --layer {layer}")
+    return -1

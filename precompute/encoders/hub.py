@@ -1,10 +1,28 @@
 """Whether a model is cached or can be downloaded, found out before a library spends half a minute on it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from periscope.errors import PrecomputeError
 
 SECONDS = 10
+
+
+@contextmanager
+def no_remote_code() -> Iterator[None]:
+    """Within, transformers refuses a model that brings code of its own, where it would ask on standard input.
+
+    For libraries that call it without `trust_remote_code=False`.
+    """
+    from transformers import dynamic_module_utils
+
+    before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
 
 
 def reach(repo: str, *needed: tuple[str, ...]) -> tuple[bool, str | None]:

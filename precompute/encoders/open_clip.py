@@ -17,7 +17,7 @@ from periscope.errors import PrecomputeError
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.framing import CHOICES, NORMALS, Framing
-from periscope.precompute.encoders.hub import reach
+from periscope.precompute.encoders.hub import no_remote_code, reach
 from periscope.precompute.encoders.registry import register
 from periscope.precompute.encoders.timm import final_norm
 
@@ -144,7 +144,7 @@ def create(open_clip: Any, identifier: str) -> tuple[Any, dict, str | None]:
             )
         if where.get("hf_hub"):
             _, revision = reach(where["hf_hub"].rstrip("/"), WEIGHTS)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), no_remote_code():
         warnings.simplefilter("ignore")
         try:
             return open_clip.create_model(name, pretrained=tag, require_pretrained=True), config, revision

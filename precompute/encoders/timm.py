@@ -1,4 +1,4 @@
-"""Vision transformers through timm, by tag or folder.
+"""Vision transformers and convolutional networks through timm, by tag or folder.
 
 https://github.com/huggingface/pytorch-image-models (Apache-2.0)
 """
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.base import Encoder, last_map_only, tokens_of
 from periscope.precompute.encoders.folders import find_folder, portable
 from periscope.precompute.encoders.framing import CHOICES, NORMALS, Framing
 from periscope.precompute.encoders.hub import reach
@@ -24,12 +24,12 @@ WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
 
 @register("timm")
 class Timm(Encoder):
-    """identifier: `ARCHITECTURE.TAG`, or a folder with timm's config.json and model.safetensors; with `@384` at that
-    image size, the position embedding interpolated.
+    """identifier: `ARCHITECTURE.TAG` (the tag may be left out when there is only one), or a folder with timm's
+    config.json and model.safetensors; with `@384` at that image size, the position embedding interpolated.
 
-    pooled: the input of timm's classifier (the CLS after the final norm, or an attention head's output) · patches:
-    after block `patch_layer`, no norm, no CLS, no registers · layers: the CLS after each of the last blocks, each
-    through the final norm.
+    pooled: the input of timm's classifier (the CLS after the final norm, an attention head's output, or a convolutional
+    network's pooled vector) · patches: after block `patch_layer`, no norm, no CLS, no registers; of a convolutional
+    network its last feature map · layers: the CLS after each of the last blocks, each through the final norm.
     """
 
     takes = CHOICES
@@ -41,6 +41,7 @@ class Timm(Encoder):
         name, _, side = identifier.partition("@")
         if side and not side.isdigit():
             raise PrecomputeError(f"--encoder timm:{identifier}: behind @ stands the side in pixels, as in NAME@384")
+        name = _with_tag(name)
         model, self.revision = _create(name, int(side) if side else None)
         model.eval().requires_grad_(False)
         self.id = f"{portable(name)}@{side}" if side else portable(name)
@@ -57,13 +58,18 @@ class Timm(Encoder):
             self.preprocessing = self._transform.describe()
         self.config = {"architecture": model.pretrained_cfg.get("architecture"), "class": type(model).__name__}
         self.note_weights(model)
-        maps = grid_maps(model, self.preprocess(Image.new("RGB", (64, 64)))[None], identifier)
+        pixels = self.preprocess(Image.new("RGB", (64, 64)))[None]
+        last_map = feature_map(model, pixels)
+        self.convolutional = last_map is not None
+        maps = grid_maps(model, pixels, identifier) if last_map is None else [last_map]
         rows, columns = maps[0].shape[2:]
         self.depth, self.grid, self.width = len(maps), (rows, columns), maps[0].shape[1]
         self.image_size = facts["input_size"][-1]
         self.patch_size = facts["input_size"][-1] // columns
         has_cls = getattr(model, "cls_token", None) is not None
         self.kinds = frozenset({"pooled", "patches", "layers"} if has_cls else {"pooled", "patches"})
+        if self.convolutional:
+            self.patch_layer = last_map_only(identifier, choices.get("patch_layer"))
         self.blocks = min(self.blocks, self.depth)
         if not -self.depth <= self.patch_layer <= -1:
             raise PrecomputeError(f"{identifier} has {self.depth} blocks: patch_layer is from {-self.depth} to -1")
@@ -73,6 +79,9 @@ class Timm(Encoder):
         return self._transform(image)
 
     def forward(self, pixels: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
+        if self.convolutional:
+            last = self.model.forward_features(pixels)
+            return {"pooled": self.model.forward_head(last, pre_logits=True), "patches": tokens_of(last)}
         wanted = {self.depth + self.patch_layer} if "patches" in kinds else set()
         if "layers" in kinds:
             wanted |= set(range(self.depth - self.blocks, self.depth))
@@ -102,6 +111,17 @@ def final_norm(trunk: Any) -> torch.nn.Module:
     return trunk.fc_norm if isinstance(trunk.norm, torch.nn.Identity) else trunk.norm
 
 
+def feature_map(model: Any, pixels: torch.Tensor) -> torch.Tensor | None:
+    """A convolutional network's last feature map, `(1, width, rows, columns)`; None for any other architecture."""
+    if hasattr(model, "patch_embed") or getattr(model, "output_fmt", "NCHW") != "NCHW":
+        return None  # a transformer, plain or in stages
+    if not any(isinstance(module, torch.nn.Conv2d) and module.kernel_size[0] > 1 for module in model.modules()):
+        return None
+    with torch.no_grad():
+        found = model.forward_features(pixels)
+    return found if isinstance(found, torch.Tensor) and found.ndim == 4 else None
+
+
 def grid_maps(model: Any, pixels: torch.Tensor, identifier: str) -> list[torch.Tensor]:
     """Every block's output for one image: `(1, width, rows, columns)` each.
 
@@ -115,12 +135,25 @@ def grid_maps(model: Any, pixels: torch.Tensor, identifier: str) -> list[torch.T
         except AssertionError as error:
             raise PrecomputeError(f"--encoder {identifier} can't take pictures of this size ({error})") from error
     if not maps or any(m.ndim != 4 or m.shape[1:] != maps[0].shape[1:] for m in maps):
-        raise PrecomputeError(f"--encoder {identifier}: only plain vision transformers give patches and a CLS")
+        raise PrecomputeError(
+            f"--encoder {identifier}: only plain vision transformers give patches and a CLS, and convolutional "
+            "networks a feature map"
+        )
     return maps
 
 
 def _tokens(state: Any) -> torch.Tensor:
     return state[0] if isinstance(state, tuple) else state
+
+
+def _with_tag(name: str) -> str:
+    """The name of a pretrained model, with its tag where there is only one."""
+    import timm
+
+    if "." in name or find_folder(name) is not None or not timm.is_model(name):
+        return name
+    tagged = timm.list_pretrained(f"{name}.*")
+    return tagged[0] if len(tagged) == 1 else name
 
 
 def _create(name: str, side: int | None) -> tuple[Any, str | None]:
@@ -144,7 +177,12 @@ def _create(name: str, side: int | None) -> tuple[Any, str | None]:
         weights: Any = timm.get_pretrained_cfg(name)
         _, revision = reach(weights.hf_hub_id, WEIGHTS)
     try:
-        model: Any = timm.create_model(known, pretrained=True, **size)
+        try:
+            model: Any = timm.create_model(known, pretrained=True, **size)
+        except TypeError as error:  # a convolutional network takes any size
+            if "img_size" not in str(error):
+                raise
+            model = timm.create_model(known, pretrained=True)
         model.reset_classifier(0)  # afterwards: asked for no classes, timm would overlook missing weights
         return model, revision
     except Exception as error:  # the library raises RuntimeError, TypeError, OSError and its downloader's own

@@ -5,10 +5,10 @@ import os
 from periscope.errors import MediaError
 from periscope.precompute.media.clip import SUFFIXES as CLIPS
 from periscope.precompute.media.clip import decode_clip
-from periscope.precompute.media.file import read_file
+from periscope.precompute.media.file import local_path, read_bytes, read_file
 from periscope.precompute.media.picture import SUFFIXES as PICTURES
 from periscope.precompute.media.picture import decode_image, thumbnail_jpeg
-from periscope.precompute.media.sound import PICTURE_RATE, PICTURED, decode_sound, spectrogram
+from periscope.precompute.media.sound import PICTURE_RATE, PICTURED, decode_sound, has_pictures, spectrogram
 from periscope.precompute.media.sound import SUFFIXES as SOUNDS
 
 __all__ = [
@@ -16,7 +16,10 @@ __all__ = [
     "decode_clip",
     "decode_image",
     "decode_sound",
+    "has_pictures",
+    "local_path",
     "modality_of",
+    "read_bytes",
     "read_file",
     "suits",
     "thumbnail",
@@ -25,6 +28,7 @@ __all__ = [
 
 SUFFIXES = {"image": PICTURES, "audio": SOUNDS, "video": CLIPS}
 ANIMATED = frozenset({".gif"})  # images, but clips for a video encoder
+AUDIO_ONLY = frozenset({".webm", ".mp4", ".3gp", ".3g2"})  # clips by name, which recorders also use for sounds
 
 
 def modality_of(name: str) -> str | None:
@@ -34,8 +38,12 @@ def modality_of(name: str) -> str | None:
 
 
 def suits(name: str, modality: str, wanted: str) -> bool:
-    """Whether an encoder of `wanted` media takes a medium of this name and modality."""
-    return modality == wanted or (wanted == "video" and os.path.splitext(name)[1].lower() in ANIMATED)
+    """Whether an encoder of `wanted` media may take a medium of this name and modality.
+
+    An audio encoder may take a .webm, .mp4 or .3gp, which can be a sound alone; `has_pictures` tells.
+    """
+    also = {"video": ANIMATED, "audio": AUDIO_ONLY}.get(wanted, frozenset())
+    return modality == wanted or os.path.splitext(name)[1].lower() in also
 
 
 def thumbnail(data: bytes, modality: str) -> bytes:

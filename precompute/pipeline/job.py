@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.media.picture import mended
 from periscope.precompute.pipeline import augment as augmentation
 from periscope.precompute.pipeline.clock import Clock
 from periscope.precompute.pipeline.encode import BatchEncoder, forward
 from periscope.precompute.pipeline.filters import Filters
 from periscope.precompute.pipeline.ray_encode import encode_on_ray
-from periscope.precompute.pipeline.reader import Reader, encoder_inputs
+from periscope.precompute.pipeline.reader import Reader, encoder_inputs, read_medium
 from periscope.precompute.pipeline.resume import keys_of, media_to_encode, refuse_lost_media
 from periscope.precompute.pipeline.task import EncodingTask
 from periscope.precompute.pipeline.writer import finish, write_batch
@@ -101,10 +102,13 @@ def precompute(job: Job) -> bool:
         todo = media_to_encode(writer, media, threads, job.filters)
         if todo:
             _announce(job, todo, writer)
+            mended.clear()  # of the trial
             if job.ray:
                 encode_on_ray(todo, task, writer, job.ray, job.batch_size, _per_shard(task))
             else:
                 encode_media(job, todo, writer, threads)
+        for kind, count in mended.items():
+            print(f"note: {count} x {kind}: read all the same")
         return finish(collection, media, writer, task)
 
 
@@ -180,7 +184,7 @@ def _estimate(job: Job, todo: dict[str, Medium]) -> float:
     began = time.perf_counter()
     for key, medium in list(todo.items())[: max(1, min(job.batch_size, TRIAL) // task.views)]:
         try:
-            inputs.append(encoder_inputs(medium.read(), key, task))
+            inputs.append(encoder_inputs(read_medium(medium, task), key, task))
         except MediaError:
             continue
     if not inputs:

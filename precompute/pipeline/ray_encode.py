@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from periscope.errors import MediaError, PrecomputeError
 from periscope.paths import PACKAGE
+from periscope.precompute.media.limits import set_limits
 from periscope.precompute.pipeline.encode import forward, pick, to_stored
-from periscope.precompute.pipeline.reader import encoder_inputs
+from periscope.precompute.pipeline.reader import encoder_inputs, read_medium
 from periscope.precompute.pipeline.task import EncodingTask
 from periscope.precompute.sources import Medium
 from periscope.shards.write import SetWriter
@@ -151,7 +152,9 @@ def _import_path() -> dict[str, str]:
 def _fetched(reference: object) -> EncodingTask:
     import ray
 
-    return ray.get(reference)
+    task: EncodingTask = ray.get(reference)
+    set_limits(task.limits)
+    return task
 
 
 def _decode(batch: dict, shared: list) -> dict:
@@ -164,7 +167,7 @@ def _decode(batch: dict, shared: list) -> dict:
 def _decode_one(task: EncodingTask, key: str, medium: Medium) -> dict:
     row = {"key": str(key), "digest": "", "data": b"", "reason": "", "detail": ""}
     try:
-        data = medium.read()
+        data = read_medium(medium, task)
         row["digest"] = hashlib.sha256(data).hexdigest()
         row["data"] = save_tensors({"views": torch.stack(encoder_inputs(data, str(key), task))})
     except MediaError as error:

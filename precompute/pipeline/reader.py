@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from periscope.errors import MediaError
+from periscope.precompute.media import has_pictures
+from periscope.precompute.media.limits import check_bytes
 from periscope.precompute.pipeline import augment as augmentation
 from periscope.precompute.pipeline.task import EncodingTask
 from periscope.precompute.sources import Medium
+from periscope.precompute.sources.zip_archive import ByteSpan
 from periscope.shards.write import SetWriter
 
 AHEAD = 3  # batches being decoded while one is encoded
@@ -54,7 +57,7 @@ class Reader:
     def read(self, key: str, medium: Medium) -> Sample:
         """Read and decode one medium; a damaged one becomes a sample with an error."""
         try:
-            data = medium.read()
+            data = read_medium(medium, self.task)
         except MediaError as error:
             return Sample(key, medium, "", error=error)
         digest = hashlib.sha256(data).hexdigest()
@@ -64,6 +67,20 @@ class Reader:
             return Sample(key, medium, digest, inputs=encoder_inputs(data, key, self.task))
         except MediaError as error:
             return Sample(key, medium, digest, error=error)
+
+
+def read_medium(medium: Medium, task: EncodingTask) -> bytes:
+    """The bytes of a medium. Raises MediaError when they can't be read, and for a clip where a sound is wanted, and
+    for more bytes than the limits allow.
+    """
+    for span in getattr(medium.part, "args", ()):
+        if isinstance(span, ByteSpan):  # of an archive, where a few bytes can unpack to gigabytes
+            check_bytes(span.size)
+    data = medium.read()
+    check_bytes(len(data))
+    if task.encoder.modality == "audio" and medium.modality == "video" and has_pictures(data):
+        raise MediaError("a clip, not a sound", "it has pictures; only its sound would be encoded")
+    return data
 
 
 def encoder_inputs(data: bytes, key: str, task: EncodingTask) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ import torch
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.folders import find_folder
+from periscope.precompute.encoders.hub import no_remote_code
 from periscope.precompute.sources import Words
 
 BATCH = 256  # captions at once
@@ -121,7 +122,8 @@ def _text_tower(encoder: Encoder) -> tuple[Any, Callable[[list[str]], torch.Tens
     name = f"local-dir:{folder.resolve()}" if folder else encoder.id
     name = name if name.startswith(("local-dir:", "hf-hub:")) else name.partition("/")[0]
     try:
-        tokens = open_clip.get_tokenizer(name)
+        with no_remote_code():
+            tokens = open_clip.get_tokenizer(name)
     except Exception as error:  # the library and the Hub's client raise many kinds
         raise PrecomputeError(f"the tokenizer of {encoder.name} can't be had ({error})") from error
     with contextlib.suppress(AttributeError):

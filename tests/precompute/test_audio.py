@@ -2,8 +2,12 @@
 
 import io
 import json
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -12,7 +16,7 @@ from tiny_media import SOUND_FORMATS, clip, greys, sine, sound
 
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.encoders import load_encoder, load_encoder_like
-from periscope.precompute.media import decode_sound, modality_of, thumbnail
+from periscope.precompute.media import decode_sound, has_pictures, modality_of, suits, thumbnail
 from periscope.precompute.media.sound import spectrogram
 from periscope.precompute.tiny_encoders import tiny_folder
 
@@ -88,6 +92,109 @@ def test_troubles_have_short_reasons() -> None:
     assert (
         reason(b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n") == "not a sound"
     )
+
+
+def wav(rate: int, channels: int, samples: np.ndarray) -> bytes:
+    """A WAV file with any header. samples: int16, or float32 for format 3."""
+    width = samples.dtype.itemsize
+    form = 3 if samples.dtype == np.float32 else 1
+    facts = struct.pack("<HHIIHH", form, channels, rate, rate * channels * width, channels * width, 8 * width)
+    body = b"WAVEfmt " + struct.pack("<I", len(facts)) + facts + b"data" + struct.pack("<I", samples.nbytes)
+    return b"RIFF" + struct.pack("<I", len(body) + samples.nbytes) + body + samples.tobytes()
+
+
+def test_impossible_headers_are_refused_before_resampling() -> None:
+    """In a process of its own: FFmpeg's resampler ends it with a segmentation fault."""
+    noise = np.random.default_rng(0).integers(-9000, 9000, 80000).astype(np.int16)
+    code = (
+        "import sys\nfrom periscope.precompute.media import decode_sound\n"
+        "try: print(len(decode_sound(sys.stdin.buffer.read())))\nexcept ValueError as error: print(error)"
+    )
+    for rate, channels, answer in (
+        (1, 8, "implausible sample rate: 1 Hz, not 1000 to 768000"),
+        (999, 1, "implausible sample rate"),
+        (800_000, 1, "implausible sample rate"),
+        (48_000, 40, "implausible number of channels: 40, not 1 to 32"),
+        (1000, 1, "1280000"),
+        (48_000, 8, "3333"),
+    ):
+        data = wav(rate, channels, noise)
+        done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=False)
+        assert done.returncode == 0 and done.stdout.decode().startswith(answer), (rate, channels, done)
+
+
+@pytest.mark.parametrize("form", ["mp3", "ogg", "opus"])
+def test_joined_sounds_are_decoded_to_the_end(form: str) -> None:
+    """Of the second, other than the first in its rate and its channels, all is heard too."""
+    first = 48000 if form == "opus" else 44100
+    second = 24000 if form == "opus" else 22050
+    low, high = sine(440, 1.0, first), sine(880, 3.0, second)
+    joined = sound(np.stack([low, low]), first, form) + sound(high, second, form)
+    wave = decode_sound(joined)
+    assert abs(len(wave) - 4 * RATE) < 0.4 * RATE
+    assert abs(loudest(wave[: RATE * 3 // 4]) - 440) < 5 and abs(loudest(wave[RATE * 3 // 2 :]) - 880) < 5
+
+
+def recorded(container: str, codec: str) -> bytes:
+    """A sound in a container of clips, as recorders write it."""
+    stream = io.BytesIO()
+    with av.open(stream, "w", format=container) as out:
+        track = out.add_stream(codec, rate=48000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(sine(440, 1.0, 48000)[None], format="fltp", layout="mono")
+        frame.rate, frame.pts = 48000, 0
+        resampler = av.AudioResampler(format=track.format, layout="mono", rate=48000, frame_size=track.frame_size)
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            out.mux(track.encode(part))
+        out.mux(track.encode(None))
+    return stream.getvalue()
+
+
+CONTAINERS = {"webm": ("webm", "libopus"), "mp4": ("mp4", "aac"), "3gp": ("3gp", "aac")}
+
+
+@pytest.mark.parametrize("form", list(CONTAINERS))
+def test_a_sound_in_a_container_of_clips(form: str) -> None:
+    data = recorded(*CONTAINERS[form])
+    assert suits(f"a/b.{form.upper()}", "video", "audio") and not has_pictures(data)
+    assert abs(loudest(decode_sound(data)) - 440) < 3
+    assert not suits("b.avi", "video", "audio")
+
+
+def test_sounds_named_like_clips_are_encoded_and_clips_are_not(folders: dict[str, Path], tmp_path: Path) -> None:
+    from periscope.precompute.cli import main
+    from periscope.shards.read import FeatureSet
+
+    (tmp_path / "data").mkdir()
+    for form, how in CONTAINERS.items():
+        (tmp_path / f"data/sound.{form}").write_bytes(recorded(*how))
+    (tmp_path / "data/clip.mp4").write_bytes(clip(greys(3)))
+    with (tmp_path / "data/both.mp4").open("wb") as file, av.open(file, "w", format="mp4") as out:
+        pictures, track = out.add_stream("libx264", rate=10), out.add_stream("aac", rate=16000, layout="mono")
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
+        out.mux([*pictures.encode(av.VideoFrame.from_image(greys(1)[0])), *pictures.encode(None)])
+        frame = av.AudioFrame.from_ndarray(sine(440, 0.064, 16000)[None], format="fltp", layout="mono")
+        frame.rate = 16000
+        out.mux([*track.encode(frame), *track.encode(None)])
+    main(["--data", str(tmp_path / "data"), "--encoder", str(folders["ast"]), "--out", str(tmp_path / "set")])
+    features = FeatureSet(tmp_path / "set")
+    assert sorted(features.info(key)["origin"] for key in features.keys) == ["sound.3gp", "sound.mp4", "sound.webm"]
+    rejected = (tmp_path / "set/rejected.jsonl").read_text()
+    assert rejected.count("a clip, not a sound") == 1 and "no sound in it" in rejected
+
+
+def test_a_wav_behind_an_id3_tag() -> None:
+    plain = sound(sine(440, 0.5, RATE), RATE)
+    for length in (20, 300, 70_000):
+        size = bytes((length >> shift) & 127 for shift in (21, 14, 7, 0))
+        tagged = b"ID3\x04\0\0" + size + bytes(length) + plain
+        assert np.array_equal(decode_sound(tagged), decode_sound(plain))
+
+
+def test_float_samples_beyond_one_are_scaled_by_their_peak() -> None:
+    wave = sine(440, 0.5, RATE, 4.0)
+    loud, quiet = decode_sound(wav(RATE, 1, wave)), decode_sound(wav(RATE, 1, wave / 8))
+    assert np.abs(loud - wave / np.abs(wave).max()).max() < 1e-3 and np.abs(loud).max() == 1
+    assert np.abs(quiet - wave / 8).max() < 1e-3
 
 
 def test_more_than_two_hours_are_refused_only_when_all_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from periscope.precompute.config import PrecomputeConfig, read_config
 FLAGS = {
     *("data", "encoder", "kinds", "recipe", "tiny", "out", "store", "pool", "views", "min_side", "duplicates"),
     *("similarity", "limit", "device", "precision", "batch", "workers", "frames", "windows", "resize", "normalise"),
-    *("layer", "ray", "demo", "demo_seed"),
+    *("layer", "ray", "demo", "demo_seed", "max_pixels", "max_bytes"),
 }
 
 
@@ -77,5 +77,5 @@ def test_help_starts_with_the_common_flags_and_loads_no_torch():
     )
     flags = ("data", "encoder", "kinds", "out", "recipe", "limit", "tiny", "device")
     assert [common.index(f"--{flag}") for flag in flags] == sorted(common.index(f"--{flag}") for flag in flags)
-    assert len(groups) == 5 and "--store" not in common and "(default: None)" not in done.stdout
+    assert len(groups) == 6 and "--store" not in common and "(default: None)" not in done.stdout
     assert "  python precompute.py --data photos/ --encoder clip-l-336           a folder of images" in done.stdout

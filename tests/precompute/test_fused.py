@@ -181,12 +181,14 @@ def test_missing_weights_are_never_random(tmp_path: Path) -> None:
         load_encoder(str(folder))
 
 
-def test_convolutions_are_refused(tmp_path: Path) -> None:
+def test_transformers_in_stages_are_refused(tmp_path: Path) -> None:
     from timm.models import create_model, save_for_hf
 
-    save_for_hf(create_model("resnet10t"), str(tmp_path / "resnet"), safe_serialization=True)
+    small = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+    model = create_model("swin_tiny_patch4_window7_224.ms_in1k", **small)
+    save_for_hf(model, str(tmp_path / "swin"), model_args=small, safe_serialization=True)
     with pytest.raises(PrecomputeError, match="only plain vision transformers"):
-        load_encoder(str(tmp_path / "resnet"))
+        load_encoder(str(tmp_path / "swin"))
 
 
 @pytest.mark.parametrize("size", [(53, 41), (41, 53), (40, 40), (300, 31)])

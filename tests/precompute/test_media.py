@@ -2,15 +2,20 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tiny_media import clip
 
 from periscope.errors import MediaError
 from periscope.precompute.media import decode_image, picture, thumbnail_jpeg
+from periscope.precompute.media.limits import Limits, set_limits
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 
@@ -84,6 +89,148 @@ def test_sixteen_bit_grey_is_scaled() -> None:
     assert np.array_equal(np.asarray(image)[0, :, 0], np.arange(256))
     tiff = decode_image(data(Image.fromarray(ramp), "TIFF"))
     assert np.array_equal(np.asarray(tiff), np.asarray(image))
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_grey_of_fewer_than_sixteen_bits_is_scaled_by_its_depth(bits: int) -> None:
+    ramp = np.linspace(0, (1 << bits) - 1, 256).astype(np.uint16)[None].repeat(8, 0)
+    for form in ("PNG", "TIFF"):
+        image = np.asarray(decode_image(data(Image.fromarray(ramp), form)), int)
+        assert np.abs(image[0, :, 0] - np.arange(256)).max() <= 1 and image.max() == 255
+    dark = np.full((8, 8), 200, np.uint16)
+    assert mean(decode_image(data(Image.fromarray(dark), "PNG"))) == [200] * 3
+
+
+def smooth(size: tuple[int, int]) -> Image.Image:
+    return Image.effect_noise((size[0] // 8, size[1] // 8), 80).convert("RGB").resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("image", ["smooth", "noise", "flat", "grey"])
+def test_a_jpeg_lacking_only_its_end_marker_is_read(image: str, options: dict) -> None:
+    made = {
+        "smooth": smooth((200, 160)),
+        "noise": Image.effect_noise((200, 160), 80).convert("RGB"),
+        "flat": Image.new("RGB", (200, 160), "navy"),
+        "grey": smooth((200, 160)).convert("L"),
+    }[image]
+    source = data(made, "JPEG", quality=90, **options)
+    assert source[-2:] == b"\xff\xd9"
+    before = picture.mended[picture.END_MARKER]
+    assert np.array_equal(np.asarray(decode_image(source[:-2])), np.asarray(decode_image(source)))
+    if image != "noise":  # with so much data, Pillow itself may not miss the marker
+        assert picture.mended[picture.END_MARKER] == before + 1
+    if image != "flat" and not options.get("progressive"):
+        for part in (0.5, 0.7, 0.85):
+            assert reason(source[: int(len(source) * part)]) == "truncated"
+
+
+def test_long_texts_and_colour_profiles_are_read() -> None:
+    notes = PngInfo()
+    notes.add_text("comment", "long " * 1_000_000, zip=True)
+    assert decode_image(data(two_halves(), "PNG", pnginfo=notes)).size == (40, 20)
+    assert decode_image(data(two_halves(), "PNG", icc_profile=bytes(3_000_000))).size == (40, 20)
+
+
+PEAK = """
+import sys
+from periscope.precompute.media import decode_clip, decode_image
+from periscope.errors import MediaError
+with open(sys.argv[2], "rb") as file: data = file.read()
+try:
+    found = decode_image(data) if sys.argv[1] == "image" else decode_clip(data, 8)
+    print("decoded", *(found if isinstance(found, list) else [found])[0].size)
+except MediaError as error: print(error.reason)
+with open("/proc/self/status") as file:  # rusage would count what the process that started this one took
+    print(next(int(line.split()[1]) // 1000 for line in file if line.startswith("VmHWM")))
+"""
+
+
+def peak(source: bytes, kind: str, folder: Path) -> tuple[str, int]:
+    """(what came of decoding in a process of its own; its largest memory in MB)."""
+    (folder / "file").write_bytes(source)
+    done = subprocess.run([sys.executable, "-c", PEAK, kind, str(folder / "file")], capture_output=True, check=True)
+    answer, most = done.stdout.decode().splitlines()
+    return answer, int(most)
+
+
+def gif_of(width: int, height: int) -> bytes:
+    """A GIF whose canvas is larger than its one small frame."""
+    small = bytearray(data(Image.new("P", (4, 4)), "GIF"))
+    small[6:10] = struct.pack("<HH", width, height)
+    return bytes(small)
+
+
+def grey16_png(width: int, height: int) -> bytes:
+    """A 16-bit grey PNG, black except for its first pixel, written row by row."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    packer, rows = zlib.compressobj(9), []
+    for row in range(height):
+        rows.append(packer.compress(b"\0" + (b"\xff\xff" if not row else b"\0\0") + bytes(2 * width - 2)))
+    body = b"".join([*rows, packer.flush()])
+    header = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+WEBP = b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f" + struct.pack("<I", 12999 | 12999 << 14) + bytes(9)
+
+
+def test_small_files_of_huge_pictures_take_little_memory(tmp_path: Path) -> None:
+    assert peak(WEBP, "image", tmp_path)[0] == "too many pixels" and peak(WEBP, "image", tmp_path)[1] < 1000
+    answer, most = peak(grey16_png(13000, 13000), "image", tmp_path)
+    assert answer == "decoded 6500 6500" and most < 1000
+    for kind, wanted in (("image", "too many pixels"), ("clip", "damaged")):  # FFmpeg gives no size of the clip
+        answer, most = peak(gif_of(65000, 65000), kind, tmp_path)
+        assert answer == wanted and most < 1000
+    answer, most = peak(data(Image.new("RGB", (13000, 13000), "red"), "JPEG"), "image", tmp_path)
+    assert answer == "decoded 6500 6500" and most < 1000
+
+
+def test_frames_of_huge_clips_take_little_memory(tmp_path: Path) -> None:
+    for size, answer in (((9600, 6000), "too many pixels"), ((7680, 4320), "decoded 3840 2160")):
+        source = clip([Image.new("RGB", size, "grey")] * 9, preset="ultrafast", **{"x264-params": "threads=1"})
+        found, most = peak(source, "clip", tmp_path)
+        assert found == answer and most < 1000
+
+
+def test_the_limits_are_those_that_were_set(tmp_path: Path) -> None:
+    try:
+        set_limits(Limits(pixels=799, bytes=400))
+        assert reason(data(two_halves(), "PNG")) == "too many pixels"
+        assert reason(data(two_halves((18, 18)), "WEBP")) == "too many pixels"
+        (tmp_path / "long.png").write_bytes(bytes(401))
+        assert reason(tmp_path / "long.png") == "too many bytes"
+        with (tmp_path / "long.png").open("rb") as file:
+            assert reason(file) == "too many bytes"
+    finally:
+        set_limits(Limits())
+    assert decode_image(data(two_halves(), "PNG")).size == (40, 20)
+
+
+def test_a_huge_picture_is_reduced_as_it_would_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orientation, transparency, palette and 16 bits are those of the picture at full size."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    clear = two_halves((64, 40)).convert("RGBA")
+    clear.paste((0, 0, 0, 0), (0, 0, 16, 16))
+    ramp = Image.fromarray(np.linspace(0, 4095, 64).astype(np.uint16)[None].repeat(40, 0))
+    sources = [
+        data(two_halves((64, 40)), "PNG", exif=exif),
+        data(two_halves((64, 40)), "JPEG", exif=exif, quality=98, subsampling=0),
+        data(clear, "PNG"),
+        data(two_halves((64, 40)).quantize(), "GIF"),
+        data(ramp, "PNG"),
+    ]
+    whole = [decode_image(source) for source in sources]
+    monkeypatch.setattr(picture, "REDUCED", 64 * 40 // 4)
+    monkeypatch.setattr(picture, "STRIP", 64 * 8)
+    for source, full in zip(sources, whole, strict=True):
+        small = decode_image(source)
+        assert small.size == (full.width // 2, full.height // 2) and small.mode == "RGB"
+        assert np.abs(np.asarray(small, int) - np.asarray(full.reduce(2), int)).mean() < 3
 
 
 def test_unknown_ranges_are_refused() -> None:

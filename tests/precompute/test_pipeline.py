@@ -1,7 +1,10 @@
 """The three stages of encoding, each on its own: reader, encode, writer; and what a resumed run leaves alone."""
 
 import hashlib
+import io
 import threading
+import tracemalloc
+import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from encoded_photos import noise
+from PIL import Image
 
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.encoders import Encoder
@@ -16,7 +20,7 @@ from periscope.precompute.pipeline.clock import Clock
 from periscope.precompute.pipeline.encode import BatchEncoder, forward, pick, to_stored
 from periscope.precompute.pipeline.filters import DUPLICATE, Filters
 from periscope.precompute.pipeline.job import Job, one_behind, precompute
-from periscope.precompute.pipeline.reader import AHEAD, Reader, Sample, encoder_inputs
+from periscope.precompute.pipeline.reader import AHEAD, Reader, Sample, encoder_inputs, read_medium
 from periscope.precompute.pipeline.rejects import report_rejects
 from periscope.precompute.pipeline.resume import keys_of, media_to_encode, refuse_lost_media
 from periscope.precompute.pipeline.task import EncodingTask
@@ -74,6 +78,35 @@ def done(value: Sample) -> Future:
 
 
 # --- reader ---
+
+
+def test_a_member_that_unpacks_to_too_much_is_not_unpacked(tmp_path):
+    """1.1 GB of zeros in 5 MB: refused by its stated size, before anything is read."""
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("zeros.png", "w", force_zip64=True) as member:
+            for _ in range(1100):
+                member.write(bytes(1_000_000))
+        noise(tmp_path / "one.png", 0)
+        archive.write(tmp_path / "one.png", "one.png")
+    found, task = collect(tmp_path / "photos.zip").media.values(), task_for(MeanColour())
+    media = {medium.origin.rpartition("/")[2]: medium for medium in found}
+    tracemalloc.start()
+    with pytest.raises(MediaError, match=r"too many bytes: 1,100,000,000, and --max-bytes is 1,000,000,000"):
+        read_medium(media["zeros.png"], task)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+    assert read_medium(media["one.png"], task) == (tmp_path / "one.png").read_bytes()
+
+
+def test_jpegs_without_their_end_marker_are_counted(tmp_path, capsys):
+    folder = photos(tmp_path / "photos", 3)
+    for number in range(2):
+        stream = io.BytesIO()
+        Image.new("RGB", (40, 30), (number, 90, 9)).save(stream, "JPEG")
+        (folder / f"cut{number}.jpg").write_bytes(stream.getvalue()[:-2])
+    precompute(Job(collect(folder), MeanColour(), ("pooled",), tmp_path / "cut-set"))
+    assert "note: 2 x JPEG without its end marker: read all the same" in capsys.readouterr().out
+    assert len(FeatureSet(tmp_path / "cut-set").keys) == 5
 
 
 def test_the_reader_decodes_in_order_and_lists_what_is_damaged(tmp_path, threads, writer):

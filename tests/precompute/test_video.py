@@ -4,8 +4,10 @@ import io
 import json
 import shutil
 import tracemalloc
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -65,11 +67,16 @@ def test_a_missing_duration_is_no_matter(form: str) -> None:
 
 
 def turned(data: bytes, degrees: int) -> bytes:
-    """An MP4 whose track header's matrix says it is shown turned clockwise, as a phone writes it.
+    """An MP4 that is shown turned clockwise, as a phone writes it."""
+    return shown_by(data, {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees])
+
+
+def shown_by(data: bytes, numbers: tuple[int, int, int, int]) -> bytes:
+    """An MP4 with these numbers in the matrix of its track header.
 
     ISO/IEC 14496-12, 8.3.2: the matrix is the nine 32-bit numbers before the width and the height at the end of tkhd.
     """
-    a, b, c, d = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
+    a, b, c, d = numbers
     matrix = b"".join(
         number.to_bytes(4, "big", signed=True) for number in (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     )
@@ -85,6 +92,82 @@ def test_a_phones_clip_is_upright(degrees: int) -> None:
     frame = decode_clip(turned(clip([stored] * 3), degrees), 1)[0]
     assert frame.size == upright.size
     assert np.abs(np.asarray(frame, float) - np.asarray(upright, float)).mean() < 8
+
+
+MIRRORED = {
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
+
+
+@pytest.mark.parametrize("matrix", list(MIRRORED))
+def test_a_mirrored_clip_is_flipped(matrix: tuple[int, int, int, int]) -> None:
+    """As selfie cameras write it; each of these undoes itself."""
+    upright = Image.new("RGB", (64, 48), "blue")
+    upright.paste("red", (0, 0, 20, 10))
+    frame = decode_clip(shown_by(clip([upright.transpose(MIRRORED[matrix])] * 3), matrix), 1)[0]
+    assert frame.size == upright.size
+    assert np.abs(np.asarray(frame, float) - np.asarray(upright, float)).mean() < 8
+
+
+def half_clear(codec: str, pixels: str, container: str) -> bytes:
+    """A red clip whose right half is transparent."""
+    rgba, stream = np.zeros((48, 64, 4), np.uint8), io.BytesIO()
+    rgba[..., 0], rgba[:, :32, 3] = 255, 255
+    with av.open(stream, "w", format=container) as out:
+        track = out.add_stream(codec, rate=10, options={"auto-alt-ref": "0"} if codec.startswith("libvpx") else {})
+        track.width, track.height, track.pix_fmt = 64, 48, pixels
+        for _ in range(4):
+            out.mux(track.encode(av.VideoFrame.from_ndarray(rgba, format="rgba").reformat(format=pixels)))
+        out.mux(track.encode(None))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("libvpx", "yuva420p", "webm"),
+        ("libvpx-vp9", "yuva420p", "webm"),
+        ("prores_ks", "yuva444p10le", "mov"),
+        ("qtrle", "argb", "mov"),
+    ],
+)
+def test_a_transparent_clip_lies_on_white(how: tuple[str, str, str]) -> None:
+    for frame in decode_clip(half_clear(*how), 3):
+        left, right = np.asarray(frame, int)[24, 8], np.asarray(frame, int)[24, 56]
+        assert np.abs(left - (255, 0, 0)).max() < 12 and np.abs(right - 255).max() < 6
+
+
+@pytest.mark.parametrize("form", ["mkv", "mp4", "webm"])
+def test_frames_of_a_variable_rate_are_even_in_time(form: str) -> None:
+    """Ten frames in the first second, then one per second for ten seconds."""
+    container, codec = CLIP_FORMATS[form]
+    times, stream = [*range(0, 1000, 100), *range(1000, 11000, 1000)], io.BytesIO()
+    with av.open(stream, "w", format=container) as out:
+        track = out.add_stream(codec, rate=1000)
+        track.width, track.height, track.pix_fmt, track.time_base = 64, 48, "yuv420p", Fraction(1, 1000)
+        track.codec_context.time_base = Fraction(1, 1000)
+        track.bit_rate = 2_000_000
+        for image, time in zip(greys(20), times, strict=True):
+            frame = av.VideoFrame.from_image(image)
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            out.mux(track.encode(frame))
+        out.mux(track.encode(None))
+    length = 10_000 + 100
+    middles = [(2 * part + 1) * length / 10 for part in range(5)]
+    wanted = [max(n for n, time in enumerate(times) if time <= middle) for middle in middles]
+    found = numbers(decode_clip(stream.getvalue(), 5))
+    assert all(abs(a - b) <= 1 for a, b in zip(found, wanted, strict=True)), (found, wanted)
+    assert found[0] >= 9 and found == sorted(set(found))
+
+
+@pytest.mark.parametrize("form", ["mkv", "webm", "mp4"])
+@pytest.mark.parametrize("rate", [24, 30, 60])
+def test_rounded_times_are_an_even_rate(form: str, rate: int) -> None:
+    """Matroska's times are whole milliseconds."""
+    assert numbers(decode_clip(clip(greys(16), form, rate), 8)) == list(range(1, 16, 2))
 
 
 def test_transparency_lies_on_white() -> None:

@@ -6,6 +6,7 @@ from periscope.errors import PrecomputeError
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.registry import register
 from periscope.precompute.encoders.transformers.audio import SOUNDS
+from periscope.precompute.encoders.transformers.convolutional import NETWORKS, Convolutional
 from periscope.precompute.encoders.transformers.image import TOWERS, Transformers
 from periscope.precompute.encoders.transformers.loading import find
 from periscope.precompute.encoders.transformers.video import CLIPS
@@ -19,7 +20,7 @@ def transformers_encoder(identifier: str = "", **choices: Any) -> Encoder:
     """
     place = find(identifier)
     kind = place.config.model_type
-    families = {**dict.fromkeys(TOWERS, Transformers), **SOUNDS, **CLIPS}
+    families = {**dict.fromkeys(TOWERS, Transformers), **dict.fromkeys(NETWORKS, Convolutional), **SOUNDS, **CLIPS}
     if kind not in families:
         flexible = " (its NaFlex form has no fixed resolution; take a fixed one)" if kind == "siglip2" else ""
         raise PrecomputeError(

@@ -43,14 +43,36 @@ TOWERS = {
 }
 
 
-class Transformers(Encoder):
+class PreparedImages(Encoder):
+    """Base class of encoders whose images an image processor of transformers prepares, or a `Framing`."""
+
+    library = "transformers"
+    takes = CHOICES
+
+    def _prepare(self, place: Place) -> None:
+        self._framing: Framing | None = None
+        options: dict[str, Any] = {}
+        if normal := self.choices.get("normalise"):
+            options = dict(zip(("image_mean", "image_std"), NORMALS[normal], strict=True))
+        processor = self._processor = load_processor(place, "AutoImageProcessor", backend="pil", **options)
+        self.preprocessing = described(processor)
+        if resize := self.choices.get("resize"):
+            height, width = self.preprocess(self.example()).shape[-2:]
+            self._framing = framing_of(processor, resize, (height, width))
+            self.preprocessing = self._framing.describe()
+
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
+        if self._framing:
+            return self._framing(image)
+        # channels_last is given, or an image three pixels high would be taken for channels first
+        return self._processor(images=image, return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]
+
+
+class Transformers(PreparedImages):
     """pooled: the tower's output vector (CLIP: projected; SigLIP: its attention head's; DINO, ViT: the CLS after the
     final norm) · patches: hidden_states[patch_layer] without CLS, registers or norm · layers: the CLS of the last
     blocks' hidden states, each through the final LayerNorm.
     """
-
-    library = "transformers"
-    takes = CHOICES
 
     def __init__(self, place: Place, **choices: Any):
         super().__init__(place.identifier, **choices)
@@ -81,24 +103,6 @@ class Transformers(Encoder):
         if not -self.depth - 1 <= self.patch_layer <= -1:
             raise PrecomputeError(f"{self.id} has {self.depth} blocks: patch_layer is from {-self.depth - 1} to -1")
         self.model = model.to(self.device, self.dtype)
-
-    def _prepare(self, place: Place) -> None:
-        self._framing: Framing | None = None
-        options: dict[str, Any] = {}
-        if normal := self.choices.get("normalise"):
-            options = dict(zip(("image_mean", "image_std"), NORMALS[normal], strict=True))
-        processor = self._processor = load_processor(place, "AutoImageProcessor", backend="pil", **options)
-        self.preprocessing = described(processor)
-        if resize := self.choices.get("resize"):
-            height, width = self.preprocess(self.example()).shape[-2:]
-            self._framing = framing_of(processor, resize, (height, width))
-            self.preprocessing = self._framing.describe()
-
-    def preprocess(self, image: Image.Image) -> torch.Tensor:
-        if self._framing:
-            return self._framing(image)
-        # channels_last is given, or an image three pixels high would be taken for channels first
-        return self._processor(images=image, return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]
 
     def forward(self, pixels: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
         deep = "patches" in kinds or "layers" in kinds

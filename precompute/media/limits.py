@@ -1,0 +1,47 @@
+"""How large a file may be before it is refused: what `--max-pixels` and `--max-bytes` set, for the whole process."""
+
+from dataclasses import dataclass
+
+from periscope.errors import MediaError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """pixels: of a picture, in a format that is decoded in place · bytes: of a file."""
+
+    pixels: int = 200_000_000
+    bytes: int = 1_000_000_000
+
+    def frame(self) -> int:
+        """Most pixels of a clip's frame: a decoder holds several of them."""
+        return self.pixels // 4
+
+    def clip(self) -> int:
+        """Most pixels of all frames of a clip that are kept."""
+        return self.pixels * 3 // 4
+
+
+_current = Limits()
+
+
+def limits() -> Limits:
+    """The limits in force."""
+    return _current
+
+
+def set_limits(new: Limits) -> None:
+    """Set the limits of this process."""
+    global _current
+    _current = new
+
+
+def check_bytes(size: int) -> None:
+    """Raise MediaError for a file of more bytes than may be read."""
+    if size > _current.bytes:
+        raise MediaError("too many bytes", f"{size:,}, and --max-bytes is {_current.bytes:,}")
+
+
+def check_pixels(width: int, height: int, most: int, what: str = "") -> None:
+    """Raise MediaError for more than `most` pixels."""
+    if width * height > most:
+        raise MediaError("too many pixels", f"{width} x {height}{what}: more than {most:,}; see --max-pixels")
