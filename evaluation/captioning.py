@@ -6,11 +6,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from periscope.adapters.model import AdaptedModel
+from periscope.atomic import json_line, replace_bytes
 from periscope.errors import PrecomputeError, RunError
 from periscope.inference import LoadedModel
 from periscope.precompute.media import suits
 from periscope.precompute.remote import collected
-from periscope.shards.atomic import json_line, replace_bytes
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text
 from periscope.text import printable

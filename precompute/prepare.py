@@ -65,7 +65,7 @@ def prepare(config: PrecomputeConfig, collection: Collection, out: Path, device:
 
 def kinds_of(config: PrecomputeConfig) -> tuple[str, ...]:
     """The kinds of features that are asked for; of ready-made vectors the one kind that they are, where none were."""
-    kinds = tuple(dict.fromkeys(config.kinds))
+    kinds = tuple(dict.fromkeys(config.kinds or ()))
     if config.encoder.startswith("vectors:") and kinds == DEFAULT_KINDS:
         form = config.encoder.removeprefix("vectors:").rpartition("/")[2]
         return ("patches",) if form.startswith("patches-") else ("pooled",)

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from periscope.atomic import replace_bytes
 from periscope.errors import FeatureSetError
-from periscope.shards.atomic import replace_bytes
 from periscope.shards.features import layout
 
 NAME = "index.safetensors"

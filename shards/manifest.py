@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from periscope.atomic import replace_bytes
 from periscope.errors import FeatureSetError
-from periscope.shards.atomic import replace_bytes
 from periscope.shards.codecs import CODECS
 from periscope.shards.features import KINDS
 from periscope.shards.index import SHARD

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from periscope.shards.atomic import replace_bytes
+from periscope.atomic import replace_bytes
 
 NAME = "timing.json"
 

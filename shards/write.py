@@ -22,10 +22,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from webdataset import TarWriter
 
+from periscope.atomic import TEMPORARY, Draft, json_line, replace_bytes, replacing, sync_folder
 from periscope.errors import FeatureSetError
 from periscope.shards import index
 from periscope.shards import manifest as manifests
-from periscope.shards.atomic import TEMPORARY, Draft, json_line, replace_bytes, replacing, sync_folder
 from periscope.shards.features import decode, describe, settle_storage
 from periscope.shards.index import SHARD, Index, Sample, SampleRows, load_index, save_index, scan_shard, sha256_file
 from periscope.shards.read import HELDOUT, TEXTS, THUMBNAILS

@@ -18,6 +18,7 @@ CROWDED = {"precompute/sources"}  # one file a dataset layout
 # inside a package has a row of its own; all else belongs to the longest row that contains it.
 MAY: dict[str, set[str]] = {
     "errors": set(),
+    "atomic": set(),
     "paths": set(),
     "device": set(),
     "console": {"text"},
@@ -25,8 +26,8 @@ MAY: dict[str, set[str]] = {
     "units": set(),
     "text": set(),
     "recipes": set(),
-    "shards": set(),
-    "adapters": set(),
+    "shards": {"atomic"},
+    "adapters": {"atomic"},
     "evaluation.metrics": set(),
     "evaluation.tasks": {"evaluation.metrics"},
     "evaluation.controls": {"evaluation.metrics", "shards"},
@@ -37,9 +38,9 @@ MAY: dict[str, set[str]] = {
         *("evaluation.scoring.prediction", "evaluation.scoring.measures"),
     },
     "demo": {"evaluation.tasks"},
-    "precompute": {"shards", "recipes", "paths", "device", "flags", "units", "text"},
+    "precompute": {"atomic", "shards", "recipes", "paths", "device", "flags", "units", "text"},
     "training": {
-        *("shards", "adapters", "recipes", "paths", "device", "console", "flags", "units", "text"),
+        *("atomic", "shards", "adapters", "recipes", "paths", "device", "console", "flags", "units", "text"),
         *("evaluation.metrics", "evaluation.controls", "evaluation.training_scores"),
     },
 }

@@ -41,7 +41,7 @@ def test_answers_and_file_names_in_a_chat_print_no_escapes(monkeypatch, capsys):
     def features(file, modality):
         raise PrecomputeError(f"{file} isn't there")
 
-    loaded = SimpleNamespace(readers={"image": None}, ask=ask, features=features)
+    loaded = SimpleNamespace(readers={"image": None}, ask=ask, features=features, captions_only=frozenset())
     monkeypatch.setattr("sys.stdin", io.StringIO("what?\nfail\n/image 'missing\x1b[2J.png'\n/quit\n"))
     chat(loaded, {"image": [EVIL]}, 4)
     out, err = capsys.readouterr()
@@ -61,7 +61,7 @@ def test_what_inspect_and_the_listing_of_loss_drops_show_of_a_set_prints_no_esca
     tools.inspect(tmp_path / "set")
     assert f"captions:\n  {HARMLESS}\n" in capsys.readouterr().out
 
-    run = SimpleNamespace(of_split=lambda split: [], model=None, features=None)
+    run = SimpleNamespace(of_split=lambda split: [], model=None, features=None, path=tmp_path)
     monkeypatch.setattr(commands, "open_scored", lambda *arguments: run)
     monkeypatch.setattr(commands.loss_drop, "rank_texts", lambda *arguments: [SimpleNamespace(drop=-1.0)])
     monkeypatch.setattr(commands.loss_drop, "one_line", lambda each, features: EVIL)

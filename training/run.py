@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 
 from periscope.adapters.io.schema import CONFIG
 from periscope.adapters.tensors import load_tensors
+from periscope.atomic import replace_bytes, sync_folder, temporary_folder
 from periscope.console import command
 from periscope.errors import RunError
-from periscope.shards.atomic import replace_bytes, sync_folder, temporary_folder
 from periscope.training.config import TrainConfig, config_from
 from periscope.training.trackers import Tracker, numbers, open_trackers
 

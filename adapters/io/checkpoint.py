@@ -17,8 +17,8 @@ from periscope.adapters.lm.lora import FOLDER as LORA
 from periscope.adapters.lm.lora import lora_parameters, save_lora
 from periscope.adapters.model import Adapter
 from periscope.adapters.tensors import load_tensors
+from periscope.atomic import replace_bytes, temporary_folder
 from periscope.errors import AdapterError
-from periscope.shards.atomic import replace_bytes, temporary_folder
 
 WEIGHTS, CARD = "adapter.safetensors", "README.md"
 

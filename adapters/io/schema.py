@@ -30,8 +30,8 @@ from periscope.adapters.lm.injection import Injection
 from periscope.adapters.lm.language_model import LoraSize
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.template import Template
+from periscope.atomic import replace_bytes
 from periscope.errors import AdapterError
-from periscope.shards.atomic import replace_bytes
 
 FORMAT = 1
 CONFIG = "adapter.json"

@@ -4,12 +4,12 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from periscope.atomic import replace_bytes
 from periscope.errors import RunError, ScoreError
 from periscope.evaluation.report.compare_picture import picture
 from periscope.evaluation.report.compare_settings import ranking
 from periscope.evaluation.report.compare_table import table
 from periscope.evaluation.report.runs import RunFolder
-from periscope.shards.atomic import replace_bytes
 
 UNSCORED = -1e9  # sorts last
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from periscope.atomic import json_line, replace_bytes
 from periscope.errors import RunError
 from periscope.evaluation.report.page import Medium, report
 from periscope.evaluation.report.runs import RunFolder
 from periscope.evaluation.report.sample_sheet import contact_sheet, pick
 from periscope.evaluation.scoring.prediction import Prediction
 from periscope.precompute.preview import preview
-from periscope.shards.atomic import json_line, replace_bytes
 from periscope.shards.read import FeatureSet
 
 

@@ -121,7 +121,7 @@ def test_a_stop_in_a_later_control_loses_nothing(home, tmp_path, monkeypatch, ca
         script.main()
 
     call(train_script, "--features", "features/photos", "--lm", "lm", "--adapter", "mlp3", "--steps", "2",
-         "--name", "stopped")  # fmt: skip
+         "--name", "stopped-scoring")  # fmt: skip
     generate, calls = AdaptedModel.generate, []
 
     def stop(self, *given, **named):
@@ -132,8 +132,8 @@ def test_a_stop_in_a_later_control_loses_nothing(home, tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(AdaptedModel, "generate", stop)
     with pytest.raises(KeyboardInterrupt):
-        call(eval_script, "--run", "runs/stopped", "--max-new-tokens", "3")
-    run = home / "runs" / "stopped"
+        call(eval_script, "--run", "runs/stopped-scoring", "--max-new-tokens", "3")
+    run = home / "runs" / "stopped-scoring"
     result = json.loads((run / "eval.json").read_text())
     assert result["finished"] is False and result["complete"] == {"heldout": ["real", "shuffled"]}
     assert {"real", "shuffled", "verdict"} <= set(result["splits"]["heldout"]) and "blank" not in result
@@ -147,7 +147,7 @@ def test_a_stop_in_a_later_control_loses_nothing(home, tmp_path, monkeypatch, ca
     monkeypatch.setattr(AdaptedModel, "generate", generate)
     capsys.readouterr()
     # One checkpoint and one adapter folder by themselves, and a run whose training goes on beside.
-    call(eval_script, "--run", "runs/stopped/steps/000002", "--max-new-tokens", "3")
+    call(eval_script, "--run", "runs/stopped-scoring/steps/000002", "--max-new-tokens", "3")
     step = run / "steps/000002"
     assert json.loads((step / "eval.json").read_text())["finished"] and (step / "report.html").is_file()
     assert json.loads((run / "eval.json").read_text()) == result, "the run's own scores stay"
@@ -173,8 +173,8 @@ def test_the_best_checkpoint_is_scored_and_its_step_is_read_once(home, monkeypat
         script.main()
 
     call(train_script, "--features", "features/photos", "--lm", "lm", "--adapter", "mlp3", "--steps", "4",
-         "--save-every", "2", "--name", "two")  # fmt: skip
-    run = home / "runs" / "two"
+         "--save-every", "2", "--name", "two-checkpoints")  # fmt: skip
+    run = home / "runs" / "two-checkpoints"
     (run / "best").write_text("000002\n")
     load = scored_run.load_adapted
 
@@ -185,5 +185,5 @@ def test_the_best_checkpoint_is_scored_and_its_step_is_read_once(home, monkeypat
     monkeypatch.setattr(scored_run, "load_adapted", trained_on)
     for flags, step in (((), "000002"), (("--last",), "000004")):
         (run / "last").write_text("000004\n")
-        call(eval_script, "--run", "runs/two", "--max-new-tokens", "2", "--limit", "4", *flags)
+        call(eval_script, "--run", "runs/two-checkpoints", "--max-new-tokens", "2", "--limit", "4", *flags)
         assert json.loads((run / "eval.json").read_text())["step"] == step

@@ -84,7 +84,7 @@ def zoo(folder: Path) -> dict[str, str]:
         "日本 é🐈.png",
         "é.png",
     ):
-        noise(folder / name, hash(name) % 1000)
+        noise(folder / name, sum(name.encode()) % 1000)
     noise(folder / "e\u0301.png", 7)
     jpeg = io.BytesIO()
     Image.effect_noise((64, 64), 90).save(jpeg, "JPEG")

@@ -156,7 +156,7 @@ def test_killed_between_any_two_steps(
     tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch, extending: bool
 ) -> None:
     """Stop before each rename in turn; every rerun must end with the same bytes, and a finished set stay readable."""
-    from periscope.shards import atomic
+    from periscope import atomic
 
     class Killed(BaseException):
         pass

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from periscope.atomic import replace_bytes, replacing
 from periscope.errors import FeatureSetError
 from periscope.shards import write as writing
-from periscope.shards.atomic import replace_bytes, replacing
 from periscope.shards.features import encode_fp16, round_trip
 from periscope.shards.index import NAME as INDEX
 from periscope.shards.read import FeatureSet

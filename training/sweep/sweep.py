@@ -19,8 +19,8 @@ import torch
 from safetensors import safe_open
 
 from periscope.adapters.lm.lora import parse_lora
+from periscope.atomic import replace_bytes, replacing
 from periscope.errors import AdapterError, FeatureSetError, RunError
-from periscope.shards.atomic import replace_bytes, replacing
 from periscope.training.config import RENAMED, Request, TrainConfig, option_names, parse_request
 from periscope.training.distributed import RankLeft, Ranks
 from periscope.training.models.language_model_holder import LanguageModelHolder

@@ -1,4 +1,4 @@
-"""Atomic file writes."""
+"""Files that are whole or not there: temporary names, renames, locks."""
 
 import filecmp
 import json
