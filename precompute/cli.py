@@ -11,9 +11,8 @@ from periscope.errors import PrecomputeError
 from periscope.precompute.config import PrecomputeConfig, read_config
 
 if TYPE_CHECKING:
-    from periscope.precompute.encoders import Encoder
+    pass
 
-USUAL_KINDS = ("pooled", "patches")
 DEMOS = {"image": "scenes", "audio": "sounds", "video": "clips"}  # modality -> module of periscope.demo
 
 
@@ -48,21 +47,11 @@ def run(config: PrecomputeConfig) -> None:
         if config.encoder == "demo":
             config = replace(config, encoder=f"demo{suffix}")
     with collected(data, config.selection.language) as collection:
-        job = prepare(replace(config, kinds=config.kinds or ()), collection, out, device)
-        if not job.kinds:
-            job = replace(job, kinds=usual_kinds(job.encoder))
+        job = prepare(config, collection, out, device)
         keep_freed_memory()
         precompute(job)
         if advice := without_words(collection):
             print(advice)
-
-
-def usual_kinds(encoder: "Encoder") -> tuple[str, ...]:
-    """Those of pooled and patches that the encoder gives; prints which one it doesn't."""
-    kinds = tuple(kind for kind in USUAL_KINDS if kind in encoder.kinds)
-    if lacking := [kind for kind in USUAL_KINDS if kind not in kinds]:
-        print(f"{encoder.name} gives no {' and no '.join(lacking)} features: --kinds {' '.join(kinds)}")
-    return kinds
 
 
 def make_demo(modality: str, folder: Path, seed: int) -> Path:

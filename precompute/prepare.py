@@ -27,7 +27,7 @@ from periscope.text import printable
 
 FRAMES = 8  # of each clip, with an image encoder
 TINY_MEDIA = 64
-DEFAULT_KINDS = PrecomputeConfig().kinds
+USUAL_KINDS = ("pooled", "patches")  # where --kinds is not given
 SUGGESTED = ("clip-l-336", "siglip2-b", "dinov2-b")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -43,6 +43,7 @@ def prepare(config: PrecomputeConfig, collection: Collection, out: Path, device:
         print(f"the media are ready-made vectors: --encoder {name}, --kinds {kind}")
     kinds = kinds_of(config)
     encoder = choose_encoder(config, kinds, collection.media.values(), device)
+    kinds = kinds or usual_kinds(encoder)
     drop_other_media(collection, encoder)
     take_subset(collection, config.limit, config.tiny)
     for line in describe_words(collection):
@@ -64,11 +65,19 @@ def prepare(config: PrecomputeConfig, collection: Collection, out: Path, device:
 
 
 def kinds_of(config: PrecomputeConfig) -> tuple[str, ...]:
-    """The kinds of features that are asked for; of ready-made vectors the one kind that they are, where none were."""
+    """The kinds of features asked for. Where none are: of ready-made vectors the one kind that they are, else ()."""
     kinds = tuple(dict.fromkeys(config.kinds or ()))
-    if config.encoder.startswith("vectors:") and kinds == DEFAULT_KINDS:
+    if config.encoder.startswith("vectors:") and not kinds:
         form = config.encoder.removeprefix("vectors:").rpartition("/")[2]
         return ("patches",) if form.startswith("patches-") else ("pooled",)
+    return kinds
+
+
+def usual_kinds(encoder: Encoder) -> tuple[str, ...]:
+    """Those of pooled and patches that the encoder gives; prints which one it doesn't."""
+    kinds = tuple(kind for kind in USUAL_KINDS if kind in encoder.kinds)
+    if lacking := [kind for kind in USUAL_KINDS if kind not in kinds]:
+        print(f"{encoder.name} gives no {' and no '.join(lacking)} features: --kinds {' '.join(kinds)}")
     return kinds
 
 

@@ -44,7 +44,7 @@ def test_limit_counts_the_media_that_the_encoder_takes(tmp_path: Path) -> None:
         (["--encoder", "vectors:clip/1280"], ("pooled",)),
         (["--encoder", "vectors:1280"], ("pooled",)),
         (["--encoder", "vectors:a/patches-9x8"], ("patches",)),
-        (["--encoder", "clip-l-336"], ("pooled", "patches")),
+        (["--encoder", "clip-l-336"], ()),
         (["--encoder", "vectors:1280", "--kinds", "pooled"], ("pooled",)),
     ],
 )
