@@ -105,7 +105,7 @@ def facts_of(config: AdapterConfig) -> ExportFacts:
         layer=(encoder.get("layer") or {}).get("patches") or -2,
         resize=_resize(encoder.get("preprocessing") or {}),
         pooled="pool" in (config.storage or {}),
-        model_type=config.language_model.identity.model_type,
+        model_type=config.language_model.identity.model_type or "",
         template=config.template,
     )
 
