@@ -100,7 +100,7 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(1)
     paths: dict[str | None, Path] = {"image": options.image, "audio": options.audio}
-    loaded = live.load_several(paths)
+    loaded = {str(modality): pair for modality, pair in live.load_several(paths).items()}
     parts = {modality: part for modality, (part, _) in loaded.items()}
     kinds = {m: config.features.kind for m, (_, config) in loaded.items()}
     sets = {m: Set(paths[m], kinds[m], THINGS[m]) for m in parts}
