@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +19,8 @@ from periscope.paths import tiny_folder
 from periscope.training.config import TrainConfig, check_paths, parse_request
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help doesn't need
-    from collections.abc import Callable
-
     from periscope.training.distributed import Ranks
     from periscope.training.models.language_model_holder import LanguageModelHolder
-    from periscope.training.progress import StopRequest
     from periscope.training.run import Run
     from periscope.training.session import Session
 
@@ -106,7 +103,7 @@ def fit(session: "Session") -> None:
     loader = load_steps(session.steps, session.step, schedule.steps, workers=2 if on_gpu else 0, pin=on_gpu)
     saved_at = time.monotonic()
     if session.evaluation_due and not session.evaluated:
-        evaluate(session, stop, bar.say)  # the process that wrote this checkpoint was stopped before it
+        session.evaluate_unless_stopped(stop, bar.say)  # the process that wrote this checkpoint was stopped before it
     ended = session.stopped or session.out_of_patience
     for batch in () if ended else bar.timed(loader):
         session.step += 1
@@ -128,31 +125,12 @@ def fit(session: "Session") -> None:
             session.stopped = not last or session.evaluation_due
             break
         if session.evaluation_due:
-            evaluate(session, stop, bar.say)
+            session.evaluate_unless_stopped(stop, bar.say)
             if session.stopped or session.out_of_patience:
                 break
     session.spent = bar.spent(session.steps.per_epoch)
     bar.close()
     run_folder.close()
-
-
-def evaluate(session: "Session", stop: "StopRequest", say: "Callable[[str], None]") -> None:
-    """Evaluate the checkpoint of this step on the held-out texts; a request to stop ends that (`session.stopped`)."""
-    from periscope.training.progress import StopNow
-
-    alone = session.ranks.size == 1  # several processes wait for one another in the evaluation
-    try:
-        lines = session.evaluate(stop.interrupting() if alone else nullcontext())
-    except StopNow:
-        session.stopped = True
-        return
-    for line in lines:
-        say(line)
-    if session.out_of_patience and session.step < session.schedule.steps:
-        say(
-            f"step {session.step}: no lower held-out loss in {session.stale} evaluations (--patience), so training "
-            f"ends here; the best checkpoint is that of step {session.best_step}"
-        )
 
 
 def finish(session: "Session", holder: "LanguageModelHolder", merged: Path | None = None) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from periscope.training.models.modality_model import (
     make_modality_model,
     record_templates,
 )
+from periscope.training.progress import StopNow, StopRequest
 from periscope.training.resolve import NO_LM, Schedule, refuse_changes, refuse_missing, settle_schedule
 from periscope.training.run import (
     NullRun,
@@ -136,6 +137,22 @@ class Session:
         at_end = self.step == self.schedule.steps
         planned = self.step > 0 and self.step % self.schedule.eval_every == 0 and math.isfinite(self.loss)
         return self.has_heldout and (at_end or planned)
+
+    def evaluate_unless_stopped(self, stop: StopRequest, say: Callable[[str], None]) -> None:
+        """Evaluate the checkpoint of this step and print the result; a request to stop ends that (`stopped`)."""
+        alone = self.ranks.size == 1  # several processes wait for one another in the evaluation
+        try:
+            lines = self.evaluate(stop.interrupting() if alone else nullcontext())
+        except StopNow:
+            self.stopped = True
+            return
+        for line in lines:
+            say(line)
+        if self.out_of_patience and self.step < self.schedule.steps:
+            say(
+                f"step {self.step}: no lower held-out loss in {self.stale} evaluations (--patience), so training ends "
+                f"here; the best checkpoint is that of step {self.best_step}"
+            )
 
     def evaluate(self, interrupting: AbstractContextManager) -> list[str]:
         """Evaluate the checkpoint of this step on the held-out texts, and log the result; lines to print.
