@@ -16,14 +16,15 @@ from PIL import Image
 from torch.nn import functional
 from transformers import SiglipVisionModel
 
-from periscope.adapters.io.checkpoint import CONFIG, load_adapter, write_folder
+from periscope.adapters.io.checkpoint import CONFIG, write_folder
 from periscope.adapters.io.schema import AdapterConfig
 from periscope.adapters.lm.load import find_model, load_tokenizer
 from periscope.adapters.model import Adapter
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.errors import AdapterError
-from periscope.exports.check import LLAMA_CPP, ExportFacts, exit_named, facts_of
+from periscope.exports.check import LLAMA_CPP, ExportFacts, facts_of
 from periscope.exports.prompt_form import MTMD_MARKER, chat_template, id_differences
+from periscope.exports.source import open_adapter
 from periscope.exports.towers import has_class_token, vision_tower
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.registry import load_encoder_like
@@ -54,12 +55,7 @@ def export_gguf(
     moved · precision: of the matrices, "f32" or "f16". Returns what the user should know, as sentences. Raises
     AdapterError where this way out is closed, PrecomputeError where the encoder can't be had.
     """
-    if out.exists():
-        raise AdapterError(f"{out} exists, and nothing is overwritten; choose another --out")
-    trained, config = load_adapter(adapter)
-    way = exit_named(config, LLAMA_CPP)
-    if not way.open:
-        raise AdapterError(f"{adapter} can't be exported to llama.cpp: {'; '.join(way.reasons)}")
+    trained, config, way = open_adapter(adapter, out, LLAMA_CPP)
     facts = facts_of(config)
     prompt = _prompt(config, facts, lm)
     template = chat_template(prompt, MTMD_MARKER)

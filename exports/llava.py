@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
-from periscope.adapters.io.checkpoint import load_adapter, write_folder
+from periscope.adapters.io.checkpoint import write_folder
 from periscope.adapters.io.merge_lora import merge_into
 from periscope.adapters.io.schema import AdapterConfig
 from periscope.adapters.lm.identity import same_language_model
@@ -29,8 +29,9 @@ from periscope.adapters.lm.precision import DTYPES, stored_precision
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.errors import AdapterError
-from periscope.exports.check import TRANSFORMERS, exit_named, facts_of
+from periscope.exports.check import TRANSFORMERS, facts_of
 from periscope.exports.prompt_form import IMAGE_TOKEN, chat_template, id_differences
+from periscope.exports.source import open_adapter
 from periscope.exports.towers import VisionTower, has_class_token, vision_tower
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.registry import load_encoder_like
@@ -49,12 +50,7 @@ def export_llava(
     by default the language model's own. A LoRA is merged. Returns what the user should know, as sentences. Raises
     AdapterError where this way out is closed, and when the model doesn't compute what the adapter does.
     """
-    if out.exists():
-        raise AdapterError(f"{out} exists, and nothing is overwritten; choose another --out")
-    trained, config = load_adapter(adapter)
-    way = exit_named(config, TRANSFORMERS)
-    if not way.open:
-        raise AdapterError(f"{adapter} can't be exported to transformers: {'; '.join(way.reasons)}")
+    trained, config, way = open_adapter(adapter, out, TRANSFORMERS)
     facts = facts_of(config)
     language = _language_model(adapter, config, lm)
     own = getattr(load_config(find_model(language.name), language.name).get_text_config(), "dtype", None)
