@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from periscope.adapters.composed import ComposedModel
 from periscope.adapters.io.checkpoint import describe_adapter, save_adapter
 from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
+from periscope.adapters.lm.identity import LanguageModelIdentity
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import FOLDER as LORA_FOLDER
 from periscope.adapters.lm.lora import add_lora, load_lora, lora_parameters, parse_lora
@@ -108,6 +110,11 @@ class Session:
     bad_losses: int = 0
     bad_media: dict[str, None] = field(default_factory=dict)
     spent: tuple[float, float] = (0.0, 0.0)
+
+    @cached_property
+    def lm_identity(self) -> LanguageModelIdentity:
+        """How the language model is recognised: read from it once, because it is frozen."""
+        return self.lm.identity()
 
     @property
     def best(self) -> float | None:
@@ -249,7 +256,8 @@ class Session:
         for modality, model in self.modality_models.items():
             own_sets = [training_set for training_set in self.sets if training_set.modality == modality]
             own_folder = folder.with_name(f"{folder.name}-{modality}") if len(self.modality_models) > 1 else folder
-            write(own_folder, model.adapter, adapter_facts(model, own_sets, self.step, training), lm=self.lm)
+            facts = adapter_facts(model, self.lm_identity, own_sets, self.step, training)
+            write(own_folder, model.adapter, facts, lm=self.lm)
 
     def save(self) -> None:
         """Write a checkpoint of the current step. Raises RunError when its weights aren't finite."""

@@ -8,7 +8,7 @@ import torch
 
 from periscope.adapters.io.checkpoint import load_adapter
 from periscope.adapters.io.schema import AdapterConfig, read_adapter_config
-from periscope.adapters.lm.identity import same_language_model
+from periscope.adapters.lm.identity import LanguageModelIdentity, same_language_model
 from periscope.adapters.lm.injection import Injection, injection_into
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.model import AdaptedModel, Adapter
@@ -152,17 +152,19 @@ def refuse_other_start(about: AdapterConfig, path: Path | str, features: Feature
         raise RunError(f"{lm.name} is not the language model that {path} was trained with: {difference}")
 
 
-def adapter_facts(model: AdaptedModel, sets: Sequence[TrainingSet], step: int, training: dict) -> dict:
+def adapter_facts(
+    model: AdaptedModel, identity: LanguageModelIdentity, sets: Sequence[TrainingSet], step: int, training: dict
+) -> dict:
     """What adapter.json records of an adapter's encoder, language model and training (see `save_adapter`).
 
-    sets: the training sets it reads · training: further facts of the training.
+    identity: the language model's · sets: the training sets it reads · training: further facts of the training.
     """
     features, kind = sets[0].features, sets[0].source.shape.kind
     return {
         "modality": sets[0].modality,
         "encoder": features.manifest["encoder"],
         "storage": features.manifest["features"][kind],
-        "language_model": {"name": model.lm.name, "identity": model.lm.identity()},
+        "language_model": {"name": model.lm.name, "identity": identity},
         "template": model.prompt.template,
         "training": {
             "features": ", ".join(training_set.features.path.name for training_set in sets),
