@@ -428,7 +428,7 @@ def write_card(folder: Path, what: str, args, steps: int, batch: int, seconds: f
     lines = [
         f"# The demo's {what}",
         "",
-        f"Pretrained from nothing by `python -m studies.pretrain --only {kind}`. It knows the demo's media and",
+        f"Pretrained from scratch by `python -m studies.pretrain --only {kind}`. It knows the demo's media and",
         "nothing else. MIT licence, as the project.",
         "",
         f"- Data: {data}; nothing of the held-out sets, no pair of `NEW_PAIRS`",

@@ -218,7 +218,7 @@ def write_card(folder: Path, args, step: int, seconds: float, scores: dict, rand
     lines = [
         "# The demo's encoder without words",
         "",
-        "Pretrained from nothing by `python -m studies.pretrain_dino`, self-supervised: no caption, no label. It knows",
+        "Pretrained from scratch by `python -m studies.pretrain_dino`, self-supervised: no caption, no label. It knows",
         "the demo's scenes and nothing else. MIT licence, as the project.",
         "",
         f'- Data: {args.pictures:,} drawn scenes (`demo/scenes.py`, split "train"), as JPEG at {IMAGE} pixels; no',

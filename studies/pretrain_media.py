@@ -250,7 +250,7 @@ def write_card(
     lines = [
         f"# The demo's encoder of {room}",
         "",
-        f"Pretrained from nothing by `python -m studies.pretrain_media --only {name}`. It knows the demo's {room} and",
+        f"Pretrained from scratch by `python -m studies.pretrain_media --only {name}`. It knows the demo's {room} and",
         "nothing else. MIT licence, as the project.",
         "",
         f'- Data: {count:,} drawn {things} (`demo/{room}.py`, split "train"), read as files; none of the held-out',

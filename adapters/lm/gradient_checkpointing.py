@@ -18,7 +18,7 @@ def checkpoint_layers(lm: LanguageModel, every: int = 1) -> int:
     """Recompute every `every`-th layer of the language model in the backward pass; 0 turns it off.
 
     Such a layer keeps one vector per token instead of about 20, for a third more time. Losses and gradients are the
-    same. Returns the number of such layers. Raises AdapterError for a model without a plain stack of layers.
+    same. Returns how many layers are recomputed. Raises AdapterError for a model without a list of layers.
     """
     for layer in lm.model.modules():
         forward = layer.forward

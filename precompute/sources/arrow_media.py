@@ -1,7 +1,7 @@
 """Media inside Arrow and parquet tables, as Hugging Face's datasets and img2dataset store them.
 
-A medium is `{"bytes", "path"}` (https://huggingface.co/docs/datasets/about_dataset_features, Image and Audio), plain
-bytes, or a list of such; a vector is a list of numbers, or a list of such lists.
+A medium is `{"bytes", "path"}` (https://huggingface.co/docs/datasets/about_dataset_features, Image and Audio) or plain
+bytes; a cell may hold a list of media. A vector is a list of numbers; patches are a list of vectors.
 """
 
 import json

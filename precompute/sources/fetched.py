@@ -14,7 +14,7 @@ CACHE = "~/.cache/periscope"  # where no XDG_CACHE_HOME says otherwise
 
 
 def fetched(path: Path | str) -> Path | str:
-    """The local path of such data; any other path as it is.
+    """The local copy of a dataset on the Hub or behind a command; any other path is returned unchanged.
 
     `hf:owner/name`, or `hf:owner/name/folder`, is a dataset repository on the Hugging Face Hub, kept in its cache;
     private ones need `hf auth login`. `pipe:COMMAND` is a shell command that prints a webdataset tar; with
