@@ -38,7 +38,7 @@ from periscope.errors import AdapterError, PrecomputeError
 from periscope.precompute.encoders import Encoder, load_encoder_like
 from periscope.precompute.media import local_path, modality_of, read_bytes, suits
 from periscope.shards.features import CODECS, round_trip
-from periscope.training.run import Run
+from periscope.training import run
 
 # An image, sound or clip: a file's path, its bytes, or the open file; an image also as a PIL image or as a NumPy array
 # (height, width, 3) of uint8.
@@ -54,14 +54,7 @@ def adapter_folders(path: Path | str) -> dict[str, Path]:
     Raises AdapterError for a damaged adapter, and RunError for anything else.
     """
     path = fetch_adapter(str(path)) if is_hub_id(str(path)) else Path(path)
-    if (path / CONFIG).is_file():
-        folders = [path]
-    elif path.name.isdigit() and not (path / "config.toml").is_file():  # one checkpoint, as runs/first/steps/000500
-        folders = sorted(file.parent for file in path.glob(f"adapter*/{CONFIG}"))
-    else:
-        folders = []
-    folders = folders or Run.open(path).adapter_folders()
-    return {read_adapter_config(folder).modality: folder for folder in folders}
+    return {read_adapter_config(folder).modality: folder for folder in run.adapter_folders(path)}
 
 
 def adapter_folder(path: Path | str, modality: str | None = None) -> Path:

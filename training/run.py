@@ -346,21 +346,26 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, to
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def adapter_folder(path: Path, modality: str = "") -> Path:
-    """The adapter folder at `path`: itself, or that in a checkpoint's folder, or that of a run's last checkpoint; of
-    several, that of `modality`.
-
-    modality: whose adapter, where the run has several.
-
-    Raises RunError for a run without a checkpoint, and for a run of several adapters when no modality is named.
+def adapter_folders(path: Path) -> list[Path]:
+    """The adapter folders at `path`: itself, those in a checkpoint's folder (runs/NAME/steps/000500), or those of a
+    run's last checkpoint. Raises RunError for a run without a checkpoint, and for anything else.
     """
     if (path / CONFIG).is_file():
-        return path
-    is_step = path.name.isdigit() and not (path / "config.toml").is_file()
-    step = path if is_step and any(path.glob(f"adapter*/{CONFIG}")) else Run.open(path).step_folder()
-    if modality:
-        return step / f"adapter-{modality}"
-    first, *others = sorted(step.glob("adapter*"))
+        return [path]
+    in_checkpoint = []
+    if path.name.isdigit() and not (path / "config.toml").is_file():
+        in_checkpoint = sorted(file.parent for file in path.glob(f"adapter*/{CONFIG}"))
+    return in_checkpoint or Run.open(path).adapter_folders()
+
+
+def adapter_folder(path: Path, modality: str = "") -> Path:
+    """The adapter folder at `path` (see `adapter_folders`); of several, that of `modality`.
+
+    Raises RunError as `adapter_folders`, and for several adapters when no modality is named.
+    """
+    first, *others = adapter_folders(path)
+    if modality and first != path:
+        return first.parent / f"adapter-{modality}"
     if others:
         raise RunError(f"{path} holds {1 + len(others)} adapters; name the folder of one, as {first}")
     return first
