@@ -40,6 +40,7 @@ from periscope.adapters.lm.precision import (
     stored_precision,
 )
 from periscope.errors import AdapterError
+from periscope.quiet import quiet_transformers
 
 PROJECT = Path(__file__).resolve().parents[2]
 # Left unset, transformers asks on standard input whether to run a stranger's code, and takes `y` for an answer.
@@ -95,14 +96,15 @@ def _load(name: str, where: dict[str, Any], gguf: GgufFile | None, device: str, 
         silence_bitsandbytes()
     tokenizer = _tokenizer(where, gguf, name)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **where,
-            dtype=dtype,
-            device_map={"": device},
-            output_loading_info=True,
-            **NO_REMOTE_CODE,
-            **arguments,
-        )
+        with quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                **where,
+                dtype=dtype,
+                device_map={"": device},
+                output_loading_info=True,
+                **NO_REMOTE_CODE,
+                **arguments,
+            )
         model, loading = loaded
     except BaseException as error:
         raise _refusal(error, f"--lm {name} can't be loaded", where) from error

@@ -11,6 +11,7 @@ import torch
 from periscope.errors import PrecomputeError
 from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.hub import reach
+from periscope.quiet import quiet_transformers
 
 CACHED = (
     ("config.json",),
@@ -89,19 +90,11 @@ def plain(value: dict) -> dict:
 @contextmanager
 def _plainly(identifier: str) -> Iterator[None]:
     """Silence the library's warnings and progress bars, and turn its errors into one sentence."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # full CLIP checkpoints name their text tower as "unexpected" at length
-    logging.disable_progress_bar()
     try:
-        yield
+        with quiet_transformers(warnings=False):  # full CLIP checkpoints list their text tower as "unexpected"
+            yield
     except PrecomputeError:
         raise
     except Exception as error:  # OSError, ValueError, KeyError, safetensors' and the downloader's own
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PrecomputeError(f"--encoder {identifier}: transformers can't load it ({line})") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
