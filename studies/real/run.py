@@ -27,15 +27,15 @@ import tyro
 
 from periscope.console import run
 from periscope.errors import UserError
+from periscope.shards.read import FeatureSet
 from studies.real.assets import folder
-from studies.real.encode import metadata, write_vectors
+from studies.real.encode import metadata
 from studies.real.judge import Answer, Sentences, judge
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUND, PAGE = ROOT / "runs" / "real", ROOT / "docs" / "real.md"
 CURVES, GRID = ROOT / "docs" / "real-curves.png", ROOT / "docs" / "real-answers.png"
 BEGIN, END = "<!-- made by studies.real.run -->", "<!-- end -->"
-ENCODERS = {"pooled": "vectors:efficientnet-lite0/1280", "patches": "vectors:efficientnet-lite0/patches-49x320"}
 TRAIN = ("--template", "plain", "--warm-start", "60", "--batch", "8", "--lr", "1e-3")
 RIDGE = 3000.0  # on standardised features
 
@@ -118,7 +118,7 @@ def slug(name: str) -> str:
 def arm_result(name: str, seed: int, steps: int, vectors: Sentences) -> dict:
     """Train and evaluate one arm with one seed; what came of it."""
     arm, where = ARMS[name], f"real-{slug(name)}-{steps}-{seed}"
-    features = feature_set(arm.data, arm.kind)
+    features = feature_set(arm.data)
     command = ["--features", features, "--lm", folder("smollm2"), *TRAIN, *arm.flags, "--steps", steps, "--seed", seed]
     train(where, steps, [*command, "--eval-every", max(1, steps // 4)])
     folder_of = ROOT / "runs" / where
@@ -133,17 +133,26 @@ def arm_result(name: str, seed: int, steps: int, vectors: Sentences) -> dict:
         "minutes": round(sum(row.get("seconds", 0.0) for row in log) / 60, 2),
         "curve": [[row["step"], row["loss"]] for row in log if "loss" in row],
         "heldout": [[row["step"], row["heldout"]] for row in log if "heldout" in row],
-        **judged_answers(predictions(folder_of), arm.data, vectors),
+        **judged_answers(predictions(folder_of, arm.data), arm.data, vectors),
     }
 
 
-def feature_set(data: str, kind: str) -> Path:
+def feature_set(data: str) -> Path:
     """The feature set of one of the emoji folders, made unless it is there."""
-    out = ROOT / "features" / f"real-{data}-{kind}"
+    out = ROOT / "features" / f"real-{data}"
     if not (out / "manifest.json").is_file():
-        vectors = write_vectors(folder("emoji") / data, data)[kind]
-        script("precompute.py", "--data", vectors, "--encoder", ENCODERS[kind], "--kinds", kind, "--out", out)
+        encoder = f"timm:{folder('efficientnet-lite0')}"
+        kinds = ("--kinds", "pooled", "patches")
+        script("precompute.py", "--data", folder("emoji") / data, "--encoder", encoder, *kinds, "--out", out)
     return out
+
+
+def pooled(data: str) -> np.ndarray:
+    """The pooled features of one of the emoji folders, in the order of its metadata.jsonl: (pictures, 1280)."""
+    features = FeatureSet(feature_set(data))
+    keys = {features.info(key)["origin"]: key for key in features.keys}
+    rows = metadata(folder("emoji") / data)
+    return features.read_many([keys[row["file_name"]] for row in rows], "pooled").double().numpy()
 
 
 def train(name: str, steps: int, command: Sequence[object]) -> None:
@@ -178,14 +187,18 @@ def flag_of(name: str, flags: Sequence[str]) -> str:
     return [value for flag, value in pairwise(flags) if flag == name][-1]
 
 
-def predictions(place: Path) -> list[Answer]:
+def predictions(place: Path, data: str) -> list[Answer]:
     """What eval.py wrote about a run."""
-    rows = [json.loads(line) for line in (place / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [
-        Answer(row["answer"], row["reference"], row["meta"]["group"], row["split"], row["control"] or "",
-               row["meta"]["file_name"])
-        for row in rows
-    ]  # fmt: skip
+    features = FeatureSet(feature_set(data))
+    groups = {row["file_name"]: row["group"] for row in metadata(folder("emoji") / data)}
+    answers = []
+    for line in (place / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        picture = features.info(row["media"][0])["origin"]
+        answers.append(
+            Answer(row["answer"], row["reference"], groups[picture], row["split"], row["control"] or "", picture)
+        )
+    return answers
 
 
 def judged_answers(answers: Sequence[Answer], data: str, vectors: Sentences) -> dict:
@@ -212,7 +225,7 @@ def baseline_result(name: str, vectors: Sentences, data: str = "small") -> dict:
     """What the features alone name, without a language model."""
     start = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     rows = metadata(folder("emoji") / data)
-    features = np.load(write_vectors(folder("emoji") / data, data)["pooled"] / "vectors.npy").astype(np.float64)
+    features = pooled(data)
     names, splits = np.array([row["text"] for row in rows]), np.array([row["split"] for row in rows])
     seen = splits == "train"
     guess = nearest_picture if name == BASELINES[0] else ridge

@@ -179,14 +179,6 @@ def test_the_arms_flags_are_ones_that_the_script_knows() -> None:
     assert study.flag_of("--warm-start", [*study.TRAIN, *study.ARMS["soft prompt"].flags]) == "0"
 
 
-def test_texts_are_named_by_their_row(tmp_path) -> None:
-    row = {"file_name": "google/1f408.png", "text": "cat", "split": "val", "group": "animals-nature", "style": "google"}
-    line = encode.text_line(7, row)
-    assert line["media"] == ["vectors.npy/000007"] and line["split"] == "val"
-    assert line["turns"] == [{"role": "assistant", "content": "cat"}]
-    assert line["meta"] == {"file_name": "google/1f408.png", "group": "animals-nature", "style": "google"}
-
-
 # Slow: the real weights and pictures
 
 
@@ -237,10 +229,10 @@ def test_the_image_encoder_was_trained() -> None:
     """The nearest training picture has the right name for far more drawings of another style than chance's 0.4%."""
     asset("efficientnet-lite0"), asset("emoji")
     rows = encode.metadata(assets.folder("emoji") / "small")
-    features = np.load(encode.write_vectors(assets.folder("emoji") / "small", "small")["pooled"] / "vectors.npy")
+    features = study.pooled("small")
     names, splits = np.array([row["text"] for row in rows]), np.array([row["split"] for row in rows])
     seen, val = splits == "train", splits == "val"
-    said = study.nearest_picture(features[seen].astype(float), names[seen], features[val].astype(float))
+    said = study.nearest_picture(features[seen], names[seen], features[val])
     assert 0.35 < np.mean(np.array(said) == names[val]) < 0.5
 
 
