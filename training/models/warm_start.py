@@ -14,6 +14,7 @@ from periscope.adapters.model import AdaptedModel
 from periscope.errors import AdapterError
 from periscope.training.data.dataset import TextFeatureDataset, TextIndex
 from periscope.training.data.order import epoch_steps, steps_per_epoch
+from periscope.training.data.steps import choose_view
 
 BATCH_MEDIA = 64  # media contrasted with one another in a step
 INVERSE_TEMPERATURE = 10.0  # factor of the cosines before the softmax
@@ -36,12 +37,14 @@ def warm_start(
     if not usable:
         raise AdapterError("--warm-start needs texts about one medium each; there are none")
     optimizer = torch.optim.AdamW(adapter.projector.parameters(), lr=lr, weight_decay=0.0)
+    stored_views = dataset.features.manifest["features"][dataset.kind].get("views", 1)
     losses = []
-    for step in _order([index.about[i] for i in usable], steps, seed):
+    for number, step in enumerate(_order([index.about[i] for i in usable], steps, seed)):
         words: dict[str, str] = {}
         for text in (index.texts[usable[i]] for i in step):
             words[text.media[0]] = words.get(text.media[0], "") + " " + text.turns[-1]["content"]
-        features = dataset.features.read_many(list(words), dataset.kind).to(model.lm.device)
+        views = [choose_view(seed, number, medium, stored_views) for medium in words] if stored_views > 1 else None
+        features = dataset.features.read_many(list(words), dataset.kind, views).to(model.lm.device)
         embeddings = torch.stack([_mean_embedding(model, captions) for captions in words.values()])
         loss = contrast(adapter(features).mean(1), embeddings, _same_words(list(words.values())))
         optimizer.zero_grad()
