@@ -21,6 +21,8 @@ AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 LearningRate = Annotated[float, msgspec.Meta(ge=0, le=10)]
 
+BATCH = 32  # texts per optimizer step, unless there are few
+
 
 @dataclass
 class DataOptions:
@@ -52,8 +54,9 @@ class ProjectorOptions:
     """Number of transformer blocks in the projector (0: perceiver 6, mapl 4)."""
     start_words: str = ""
     """Initialise the projected tokens with the embeddings of these words."""
-    warm_start: Count = 0
-    """Contrastive steps before training that pull tokens toward their captions' embeddings (0: off; 60 is enough)."""
+    warm_start: Count | None = None
+    """Contrastive steps before training that pull tokens toward their captions' embeddings (0: off; default: 60 for a
+    new adapter without a recipe and --start-words, where texts are about one medium each)."""
     token_noise: NotNegative = 0.0
     """Gaussian noise on projected tokens in training, relative to their RMS (0: off; 0.3 helps small models)."""
 
@@ -177,8 +180,8 @@ class TrainConfig:
     """Passes over the texts, unless --steps is given (default: 2, but at least 500 steps)."""
     steps: AtLeastOne | None = None
     """Optimizer steps (default: from --epochs)."""
-    batch: AtLeastOne = 32
-    """Texts per optimizer step."""
+    batch: AtLeastOne | None = None
+    """Texts per optimizer step (default: 32, or 8 where there are fewer than 2000)."""
     lr: LearningRate = 1e-3
     """Peak learning rate; with --lora, 2e-5 by default."""
     seed: Count = 0
@@ -200,6 +203,11 @@ class TrainConfig:
         if len(self.features) == 1:
             (table["features"],) = self.features
         return table
+
+    @property
+    def texts_per_step(self) -> int:
+        """`batch`, or its default where nothing has chosen it yet."""
+        return self.batch or BATCH
 
     def of_modality(self, modality: str) -> "TrainConfig":
         """The configuration of the adapter for one modality."""

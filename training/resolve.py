@@ -19,7 +19,7 @@ from periscope.console import command
 from periscope.errors import RunError
 from periscope.recipes import Recipe, load_recipe
 from periscope.shards.read import FeatureSet
-from periscope.training.config import MODALITY_OPTIONS, RENAMED, Request, TrainConfig, config_from, option_names
+from periscope.training.config import BATCH, MODALITY_OPTIONS, RENAMED, Request, TrainConfig, config_from, option_names
 from periscope.training.data.mix import named_sets
 from periscope.training.run import Run, adapter_folder
 from periscope.training.trackers import require_trackers
@@ -27,6 +27,7 @@ from periscope.training.trackers import require_trackers
 # Encoder of the demo -> the recipe to use with its features.
 DEMO_RECIPES = {"demo": "demo", "demo-dino": "demo", "demo-audio": "demo-audio", "demo-video": "demo-video"}
 STAGE_2_LR = 2e-5  # of a projector trained beside LoRA, as in LLaVA-1.5 and an independent AnyMAL reproduction
+FEW_TEXTS, FEW_BATCH = 2000, 8  # below so many texts, steps of so many
 PATIENCE = 3  # evaluations without a lower held-out loss, where nothing fixes the length of a training
 TINY = {"steps": 20, "batch": 8, "eval_every": 10, "precision": "auto"}
 # The form of a projector and a soft prompt, which a run that starts from another's adapter can't change.
@@ -100,6 +101,8 @@ def resolve(request: Request, tiny_folder: Path) -> TrainConfig:
     if start:
         _note_other_model(options, start, request)
         options = over_start(start, options, flags)
+    elif recipe:
+        options = {"warm_start": 0, **options}  # as the recipe says
     elif options.get("lora"):
         print(f"note: {request.recipe} continues a run of its first stage; without --init a new projector is trained")
     config = settle(flags, options)
@@ -171,7 +174,7 @@ def _with_demo_recipe(
     print(f"recipe: {', '.join(names)}, because these features come from the demo's encoder")
     allowed = option_names()
     tables = {path: load_recipe(name).train_options(allowed, config.adapter, RENAMED) for path, name in recipes.items()}
-    settled = settle(flags, {**next(iter(tables.values())), **recipe})
+    settled = settle(flags, {"warm_start": 0, **next(iter(tables.values())), **recipe})
     settled.features = config.features
     if len(names) > 1:
         by_modality = {
@@ -318,6 +321,18 @@ def refuse_changes(facts: Mapping, **now: str) -> None:
 
 
 # Schedule, names and features
+
+
+def settle_batch(config: TrainConfig, texts: int) -> None:
+    """Choose the texts per optimizer step, where the options leave it open, and record it in the configuration.
+
+    With few texts, many small steps (docs/real.md).
+    """
+    if config.batch is None:
+        few = texts < FEW_TEXTS
+        config.batch = FEW_BATCH if few else BATCH
+        if few:
+            print(f"batch: {config.batch} texts per step, because there are only {texts}")
 
 
 def settle_schedule(config: TrainConfig, per_epoch: int) -> Schedule:

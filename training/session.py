@@ -45,7 +45,7 @@ from periscope.training.models.modality_model import (
     record_templates,
 )
 from periscope.training.progress import StopNow, StopRequest
-from periscope.training.resolve import NO_LM, Schedule, refuse_changes, refuse_missing, settle_schedule
+from periscope.training.resolve import NO_LM, Schedule, refuse_changes, refuse_missing, settle_batch, settle_schedule
 from periscope.training.run import (
     NullRun,
     Run,
@@ -328,16 +328,17 @@ def prepare(
     sets = [choose_texts(source, models[source.modality], config.data.limit) for source in sources]
     if not old and not config.init:
         warn_of_few_texts(sets)
+    settle_batch(config, sum(len(each.index.texts) for each in sets))
     steps = make_steps(sets, config, ranks.rank, ranks.size)
     schedule = settle_schedule(config, steps.per_epoch)
     memory, longest = plan_memory(config, sets, models, lm)
     saving = plan_caching(config, sets, ranks)
     micro = checkpoint.facts["micro_batch"] if checkpoint else config.optim.micro_batch
-    micro = micro or int(ranks.all_min(memory.micro_batch(config.batch, longest)))
+    micro = micro or int(ranks.all_min(memory.micro_batch(config.texts_per_step, longest)))
     optimizer = make_optimizer(model.trained(), config)
     scaler = torch.amp.GradScaler(device.type, enabled=lm.dtype == torch.float16)
     if not checkpoint:
-        initialise_adapters(sets, steps, models)
+        initialise_adapters(config, sets, steps, models)
         record_templates(config, models)
     run = open_run(config, path, old, ranks)
     session = Session(config, schedule, ranks, device, identity, sets, lm, models, model, steps, optimizer, scaler,
@@ -383,14 +384,21 @@ def make_models(
 
 
 def initialise_adapters(
-    sets: Sequence[TrainingSet], steps: TrainingSteps | MixedSteps, models: Mapping[str, AdaptedModel]
+    config: TrainConfig,
+    sets: Sequence[TrainingSet],
+    steps: TrainingSteps | MixedSteps,
+    models: Mapping[str, AdaptedModel],
 ) -> None:
-    """Initialise each modality's new adapter from features of the first step of its first set."""
+    """Initialise each modality's new adapter from features of the first step of its first set; record the length of a
+    warm start in the configuration.
+    """
     done: set[str] = set()
     for training_set, set_steps in zip(sets, steps.by_set, strict=True):
         if training_set.modality not in done:
             done.add(training_set.modality)
             initialise_adapter(models[training_set.modality], training_set, set_steps.first_rows())
+    if len(models) == 1:
+        config.projector.warm_start = sets[0].source.config.projector.warm_start
 
 
 def warn_of_few_texts(sets: Sequence[TrainingSet]) -> None:

@@ -114,3 +114,13 @@ def test_few_captions_are_warned_of(home, train, monkeypatch):
     assert "too few" not in train(*TRAIN, "--steps", "1", "--name", "few2", "--init", "runs/few", losses=[1])
     monkeypatch.setattr(training_session, "FEW_TEXTS", 64)
     assert "too few" not in train(*TRAIN, "--steps", "1", "--name", "enough", losses=[1])
+
+
+def test_a_new_adapter_takes_a_warm_start_unless_it_is_told_otherwise(home, train):
+    said = train(*TRAIN, "--steps", "2", "--name", "warm", losses=[5])
+    assert "warm start: 60 steps" in said and Run(home / "runs" / "warm").config.projector.warm_start == 60
+    for name, flags in {"cold": ("--warm-start", "0"), "words": ("--start-words", "a photo")}.items():
+        said = train(*TRAIN, "--steps", "2", "--name", name, *flags, losses=[5])
+        assert "warm start" not in said and not Run(home / "runs" / name).config.projector.warm_start
+    said = train("--init", "runs/warm", "--steps", "2", "--name", "further", losses=[5])
+    assert "warm start" not in said

@@ -6,7 +6,7 @@ from toy_runs import run_at, save_step
 from periscope.errors import RecipeError, RunError
 from periscope.recipes import load_recipe
 from periscope.training.config import RENAMED, TrainConfig, option_names
-from periscope.training.resolve import Schedule, refuse_changes, resumed, settle, settle_schedule
+from periscope.training.resolve import Schedule, refuse_changes, resumed, settle, settle_batch, settle_schedule
 
 
 def test_settings_merge_and_refuse(tmp_path):
@@ -23,6 +23,13 @@ def test_settings_merge_and_refuse(tmp_path):
         resumed(run, {})
     with pytest.raises(RunError, match="texts changed"):
         refuse_changes({"texts": "a"}, texts="b")
+
+
+def test_few_texts_are_taken_in_many_small_steps():
+    for given, texts, chosen in ((None, 780, 8), (None, 1999, 8), (None, 2000, 32), (16, 780, 16), (64, 9999, 64)):
+        config = settle({} if given is None else {"batch": given})
+        settle_batch(config, texts)
+        assert config.batch == chosen and config.texts_per_step == chosen
 
 
 def test_recipes_name_the_nearest_and_refuse_what_they_cannot_set(tmp_path):

@@ -186,7 +186,7 @@ def make_steps(
     sets: Sequence[TrainingSet], config: TrainConfig, rank: int = 0, ranks: int = 1
 ) -> TrainingSteps | MixedSteps:
     """All steps of a training; prints how several sets are mixed."""
-    sizes = (config.batch, config.seed, config.data.texts_per_medium)
+    sizes = (config.texts_per_step, config.seed, config.data.texts_per_medium)
     spans = [media_per_span(each.features, SPAN_BYTES) if config.data.disk == "hdd" else 0 for each in sets]
     if len(sets) == 1:
         return TrainingSteps(sets[0].dataset, sets[0].index, *sizes, rank, ranks, spans[0])

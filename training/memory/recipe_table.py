@@ -105,7 +105,7 @@ def count(recipe: Recipe) -> RecipeRow:
         memory = plan_of(lm_config, dtype, weights, adapter, tokens + WORDS, free, every, lora_rank(recipe))
         if memory.fits(tokens + WORDS):
             break
-    micro_batch = memory.micro_batch(config.batch, tokens + WORDS)
+    micro_batch = memory.micro_batch(config.texts_per_step, tokens + WORDS)
     return RecipeRow(recipe, lm, trained_size(recipe, adapter, model), tokens, precision, memory, micro_batch)
 
 

@@ -19,8 +19,10 @@ from periscope.errors import AdapterError, RunError, UserError
 from periscope.shards.read import FeatureSet
 from periscope.training.config import PromptOptions, TrainConfig
 from periscope.training.data.training_set import OpenedSet, TrainingSet
-from periscope.training.models.warm_start import warm_start
+from periscope.training.models.warm_start import can_warm_start, warm_start
 from periscope.training.run import Run, adapter_folder
+
+WARM_START = 60  # contrastive steps of a new adapter, unless an option says otherwise (docs/warm_start.md)
 
 
 def make_modality_model(source: OpenedSet, lm: LanguageModel, device: str, old: Run | None = None) -> AdaptedModel:
@@ -120,6 +122,8 @@ def initialise_adapter(model: AdaptedModel, training_set: TrainingSet, features:
     if words := config.projector.start_words:
         ids = lm.tokenizer.encode(words, add_special_tokens=False)
         adapter.start_from(lm.embed(torch.tensor(ids, dtype=torch.long, device=lm.device)), features)
+    if config.projector.warm_start is None and not config.init and can_warm_start(model, training_set.index):
+        config.projector.warm_start = 0 if config.projector.start_words else WARM_START
     if steps := config.projector.warm_start:
         losses = warm_start(model, training_set.dataset, training_set.index, steps, config.lr, config.seed)
         print(f"warm start: {len(losses)} steps, contrast with the words from {losses[0]:.2f} to {losses[-1]:.2f} nats")

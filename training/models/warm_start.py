@@ -30,21 +30,22 @@ def warm_start(
     adapter whose tokens don't stand among words, and when no text is about one medium.
     """
     adapter = model.adapter
-    if adapter.injects or not adapter.tokens:
+    if not _among_words(model):
         raise AdapterError(f"--warm-start needs an adapter whose tokens stand among the words; not {adapter.spec}")
-    about_one = [i for i, media in enumerate(index.media) if media == 1]
+    about_one = _about_one(index)
     usable = [i for i in about_one if not index.is_question[i]] or about_one
     if not usable:
         raise AdapterError("--warm-start needs texts about one medium each; there are none")
     optimizer = torch.optim.AdamW(adapter.projector.parameters(), lr=lr, weight_decay=0.0)
     stored_views = dataset.features.manifest["features"][dataset.kind].get("views", 1)
-    losses = []
+    losses: list[float] = []
     for number, step in enumerate(_order([index.about[i] for i in usable], steps, seed)):
         words: dict[str, str] = {}
         for text in (index.texts[usable[i]] for i in step):
             words[text.media[0]] = words.get(text.media[0], "") + " " + text.turns[-1]["content"]
-        views = [choose_view(seed, number, medium, stored_views) for medium in words] if stored_views > 1 else None
-        features = dataset.features.read_many(list(words), dataset.kind, views).to(model.lm.device)
+        views = [choose_view(seed, number, medium, stored_views) for medium in words] if stored_views > 1 else []
+        which = {"views": views} if views else {}
+        features = dataset.features.read_many(list(words), dataset.kind, **which).to(model.lm.device)
         embeddings = torch.stack([_mean_embedding(model, captions) for captions in words.values()])
         loss = contrast(adapter(features).mean(1), embeddings, _same_words(list(words.values())))
         optimizer.zero_grad()
@@ -54,6 +55,20 @@ def warm_start(
     if steps:
         adapter.match_scale(features)
     return losses
+
+
+def can_warm_start(model: AdaptedModel, index: TextIndex) -> bool:
+    """Whether the adapter's tokens stand among words, and any text is about one medium."""
+    return _among_words(model) and bool(_about_one(index))
+
+
+def _among_words(model: AdaptedModel) -> bool:
+    return bool(model.adapter.tokens) and not model.adapter.injects
+
+
+def _about_one(index: TextIndex) -> list[int]:
+    """The texts about one medium."""
+    return [i for i, media in enumerate(index.media) if media == 1]
 
 
 def contrast(tokens: torch.Tensor, words: torch.Tensor, same: torch.Tensor | None = None) -> torch.Tensor:

@@ -96,6 +96,20 @@ def test_captions_come_before_questions(language_model_folder):
     assert len(alone) == 3 and alone != with_questions
 
 
+def test_a_warm_start_sees_the_stored_views(language_model_folder, monkeypatch):
+    model, encoded = prepared(language_model_folder)
+    encoded.features.manifest["features"]["pooled"]["views"] = 3
+    read, asked = encoded.features.read_many, []
+
+    def noted(keys, kind, views=None):
+        asked.append(list(views))
+        return read(keys, kind)
+
+    monkeypatch.setattr(encoded.features, "read_many", noted)
+    warm_start(model, encoded, encoded.keep(scene_texts(), 256), 4, 1e-3, seed=0)
+    assert {view for step in asked for view in step} == {0, 1, 2} and len({tuple(step) for step in asked}) == 4
+
+
 def test_what_has_no_words_to_start_from_is_refused(language_model_folder):
     model, encoded = prepared(language_model_folder)
     with pytest.raises(AdapterError, match="about one medium each"):
