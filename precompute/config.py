@@ -99,7 +99,7 @@ class LimitOptions:
     max_bytes: Annotated[int, Meta(ge=1)] = 1_000_000_000
     """Bytes per file."""
     max_seconds: Annotated[float, Meta(gt=0)] = 60.0
-    """Seconds for decoding one file, after which it is given up."""
+    """Seconds of processor time for decoding one file, or four times as many by the clock; then it is given up."""
     max_memory: Annotated[int, Meta(ge=1)] = 1_200_000_000
     """Bytes of memory that decoding one file may take, beside the file itself, in each decoding process."""
 

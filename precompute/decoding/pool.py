@@ -24,7 +24,7 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.decoding.slots import NOT_BEGUN, Slot
-from periscope.precompute.decoding.worker import Piece, Result, Source, begin, serve
+from periscope.precompute.decoding.worker import TIME_OVER, WAITING, Piece, Result, Source, begin, serve
 from periscope.precompute.media.limits import Limits, limits
 from periscope.precompute.media.picture import mended
 
@@ -168,7 +168,7 @@ class DecodingPool:
                 return future.result()
             if slot.at != busy or busy == NOT_BEGUN:
                 busy, since = slot.at, time.monotonic()
-            elif time.monotonic() - since > self.limits.seconds + LATE:
+            elif time.monotonic() - since > WAITING * self.limits.seconds + LATE:
                 future.cancel()  # kills the worker
                 raise _WorkerDied(-signal.SIGALRM)
 
@@ -208,7 +208,7 @@ def _pieces(slot: Slot, sources: Sequence[Source]) -> list[Piece]:
 
 
 def _cause(code: int, chosen: Limits) -> MediaError:
-    if code == -signal.SIGALRM:
+    if -code in TIME_OVER:
         return MediaError(too_slow(chosen), "see --max-seconds")
     try:
         return MediaError(CRASH, signal.Signals(-code).name)

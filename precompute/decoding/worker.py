@@ -21,6 +21,8 @@ from periscope.precompute.media.picture import mended
 
 ENOUGH_SECONDS = 0.25  # after which a worker returns what it has, so that others can go on
 ENOUGH_BYTES = 32 << 20
+WAITING = 4  # times the limit of processor time may pass by the clock
+TIME_OVER = (signal.SIGPROF, signal.SIGALRM)
 
 Decoder = Callable[[bytes], Any]
 
@@ -72,8 +74,8 @@ _base = 0  # address space of this worker before it decoded anything
 def begin(slots: Sequence[Slot], chosen: Limits) -> None:
     """Prepare this process: called once, before any `serve`."""
     global _slots, _base
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once, also within a decoder
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for ending in (signal.SIGTERM, *TIME_OVER):
+        signal.signal(ending, signal.SIG_DFL)  # ends it at once, also within a decoder
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # a crash leaves no file
     keep_freed_memory()
     set_limits(chosen)
@@ -88,11 +90,11 @@ def serve(slot: int, used: int, pieces: Sequence[Piece]) -> list[Result]:
     shared.used = used
     for number, piece in enumerate(pieces):
         shared.at = number
-        signal.setitimer(signal.ITIMER_REAL, limits().seconds)  # its signal ends this process, whatever it does
+        _set_timers(limits().seconds)
         try:
             results.append(_decode(shared, piece))
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _set_timers(0)
         if time.monotonic() - began > ENOUGH_SECONDS or shared.used - used > ENOUGH_BYTES:
             break
     return results
@@ -112,9 +114,19 @@ def _decode(slot: Slot, piece: Piece) -> Result:
     except MediaError as error:
         return Result(digest, error=(error.reason, error.detail))
     except MemoryError:
-        return Result(digest, error=("too large for the memory", f"of {limits().memory:,} bytes; see --max-memory"))
+        return Result(
+            digest, error=("too large for the memory", f"more than {limits().memory:,} bytes; see --max-memory")
+        )
     except Exception as error:  # a decoder's bug is no reason to lose the other files
         return Result(digest, error=("damaged", f"{type(error).__name__}: {error}"))
+
+
+def _set_timers(seconds: float) -> None:
+    """Have the kernel end this process, whatever it does, after so many seconds of processor time, or `WAITING` times
+    as many by the clock: on a busy machine a good file takes long too, and a file on a dead network waits.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, WAITING * seconds)
 
 
 def _limit_memory(size: int) -> None:

@@ -9,8 +9,9 @@ from periscope.errors import MediaError
 
 @dataclass(frozen=True)
 class Limits:
-    """pixels: of a picture, in a format that is decoded in place · bytes: of a file · seconds: for reading and decoding
-    a file · memory: bytes that decoding it may take, beside the file itself. The last two hold in worker processes.
+    """pixels: of a picture, in a format that is decoded in place · bytes: of a file · seconds: of processor time for
+    reading and decoding a file · memory: bytes that decoding it may take, beside the file itself. The last two hold in
+    worker processes.
     """
 
     pixels: int = 200_000_000
