@@ -84,7 +84,7 @@ def decode_sound_alone(decoder: Callable[[bytes], Any], data: bytes) -> Any:
 
 def is_sound(path: Path, _: bytes = b"") -> bool:
     """Whether a file with the name of a clip has sound and no pictures, as browsers' recordings (.webm) do; only its
-    start is read. Raises MediaError for what isn't a regular file.
+    start is read.
     """
     try:
         with (
@@ -92,7 +92,7 @@ def is_sound(path: Path, _: bytes = b"") -> bool:
             av.open(stream, options={"format_whitelist": ",".join(FORMATS)}) as container,
         ):
             return bool(container.streams.audio) and not container.streams.video
-    except (av.FFmpegError, OSError, ValueError):
+    except (av.FFmpegError, OSError, ValueError):  # also MediaError, for what isn't a regular file
         return False
 
 

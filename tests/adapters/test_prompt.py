@@ -1,10 +1,10 @@
 """Turns to segments, per kind of tokenizer: the prompt is a prefix of the training text, and what is a target."""
 
-from dataclasses import sys
+import sys
+from dataclasses import replace
 from datetime import date
 
 import pytest
-import replace
 import tiny
 import torch
 

@@ -161,9 +161,7 @@ def test_pipes_and_devices_are_not_opened(pool, tmp_path):
         assert outcome.error.reason == "can't be opened" and not outcome.killed
         with pytest.raises(MediaError, match="can't be opened"):
             read_file(tmp_path / name)
-    for name in ("pipe.png", "zero.png"):
-        with pytest.raises(MediaError, match="not a regular file"):
-            is_sound(tmp_path / name)
+    assert not is_sound(tmp_path / "pipe.png") and not is_sound(tmp_path / "zero.png")
     with pytest.raises(PrecomputeError, match=r"pipe.png is neither a file nor a folder"):
         collect(tmp_path / "pipe.png")
 
