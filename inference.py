@@ -35,6 +35,7 @@ from periscope.adapters.model import AdaptedModel
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.device import choose_device
 from periscope.errors import AdapterError, PrecomputeError
+from periscope.precompute.decoding import Source, decoded
 from periscope.precompute.encoders import Encoder, load_encoder_like
 from periscope.precompute.media import local_path, modality_of, read_bytes, suits
 from periscope.shards.features import CODECS, round_trip
@@ -165,13 +166,13 @@ class Reader:
                 key = (path, path.stat().st_mtime_ns) if path.exists() else None
                 if key in self._cache:
                     return self._cache[key]
-                inputs = self.encoder.inputs(read_bytes(path))
+                inputs = self._inputs(path)
             except PrecomputeError as error:
                 raise PrecomputeError(f"{medium}: {error}") from error
         elif isinstance(medium, Image.Image | np.ndarray):
             inputs = self.encoder.inputs(medium)
         else:
-            inputs = self.encoder.inputs(read_bytes(medium))
+            inputs = self._inputs(medium)
         encoded = self.encoder.encode(inputs[None], [self.kind])[self.kind][0]
         features = round_trip(encoded, self.storage)
         if key:
@@ -179,6 +180,16 @@ class Reader:
             for oldest in list(self._cache)[:-CACHED_FILES]:
                 del self._cache[oldest]
         return features
+
+    def _inputs(self, medium: Path | bytes | BinaryIO) -> torch.Tensor:
+        """One input of the encoder, decoded in a worker process within limits. Raises MediaError."""
+        decoder = self.encoder.decoder()
+        if decoder is None:
+            return self.encoder.inputs(read_bytes(medium))
+        plain = isinstance(medium, Path)
+        source = Source(decoder, path=str(medium)) if plain else Source(decoder, data=read_bytes(medium))
+        with decoded(source) as found:
+            return self.encoder.preprocessed(found)
 
 
 class LoadedModel:

@@ -5,13 +5,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from periscope.errors import PrecomputeError
 from periscope.precompute.config import PrecomputeConfig, read_config
-
-if TYPE_CHECKING:
-    pass
 
 DEMOS = {"image": "scenes", "audio": "sounds", "video": "clips"}  # modality -> module of periscope.demo
 
@@ -36,7 +32,8 @@ def run(config: PrecomputeConfig) -> None:
     from periscope.precompute.prepare import prepare
     from periscope.precompute.remote import collected
 
-    set_limits(Limits(config.limits.max_pixels, config.limits.max_bytes))
+    chosen = config.limits
+    set_limits(Limits(chosen.max_pixels, chosen.max_bytes, chosen.max_seconds, chosen.max_memory))
     demo = config.demo_media
     suffix = "" if demo.demo == "image" else f"-{demo.demo}"
     out = config.out or Path("features") / (_set_name(config, f"demo{suffix}") + "-tiny" * config.tiny)
@@ -49,7 +46,11 @@ def run(config: PrecomputeConfig) -> None:
     with collected(data, config.selection.language) as collection:
         job = prepare(config, collection, out, device)
         keep_freed_memory()
-        precompute(job)
+        try:
+            precompute(job)
+        except KeyboardInterrupt:
+            print(f"\nrun the same command again to go on; {out} keeps every whole shard", file=sys.stderr)
+            raise
         if advice := without_words(collection):
             print(advice)
 

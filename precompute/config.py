@@ -85,19 +85,23 @@ class ComputeOptions:
     batch: Annotated[int, Meta(ge=1)] = 32
     """Media per forward pass."""
     workers: Annotated[int, Meta(ge=0)] = 0
-    """Decoding threads; 0: one per CPU core."""
+    """Decoding processes; 0: one per CPU core."""
     ray: Annotated[str, Metavar("ADDRESS")] = ""
     """Encode on the Ray cluster at this address; auto: join the running cluster, or start a local one."""
 
 
 @dataclass
 class LimitOptions:
-    """What is left out as too large, so that no single file fills the memory."""
+    """What is left out as too large, so that no single file fills the memory or stops the run."""
 
     max_pixels: Annotated[int, Meta(ge=1)] = 200_000_000
     """Pixels per picture; a quarter of it per WebP, AVIF, HEIC or JPEG 2000 picture and per frame of a clip."""
     max_bytes: Annotated[int, Meta(ge=1)] = 1_000_000_000
     """Bytes per file."""
+    max_seconds: Annotated[float, Meta(gt=0)] = 60.0
+    """Seconds of processor time for decoding one file, or four times as many by the clock; then it is given up."""
+    max_memory: Annotated[int, Meta(ge=1)] = 1_200_000_000
+    """Bytes of memory that decoding one file may take, beside the file itself, in each decoding process."""
 
 
 @dataclass

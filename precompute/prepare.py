@@ -2,22 +2,22 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import av
 import torch
 
 from periscope.errors import PrecomputeError
 from periscope.precompute.config import PrecomputeConfig
+from periscope.precompute.decoding import Source, shared_pool
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.names import ENCODERS
 from periscope.precompute.encoders.registry import load_encoder, over_frames
 from periscope.precompute.encoders.vectors import encoder_for
-from periscope.precompute.media import read_file, suits
-from periscope.precompute.media.container import FORMATS
+from periscope.precompute.media import is_sound, read_file, suits
 from periscope.precompute.pipeline.filters import Filters
 from periscope.precompute.pipeline.job import Job
 from periscope.precompute.pipeline.similarity import Similarity
@@ -124,8 +124,7 @@ def drop_other_media(collection: Collection, encoder: Encoder) -> None:
     """
     media = collection.media
     if encoder.modality == "audio":
-        sounds = {origin: replace(medium, modality="audio") for origin, medium in media.items() if is_sound(medium)}
-        media.update(sounds)
+        media.update({origin: replace(media[origin], modality="audio") for origin in sounds_among(media)})
     others = {origin for origin, medium in media.items() if not suits(origin, medium.modality, encoder.modality)}
     if len(others) == len(media):
         kinds = ", ".join(sorted(_modalities(media.values())))
@@ -141,15 +140,11 @@ def drop_other_media(collection: Collection, encoder: Encoder) -> None:
         collection.words = collection.words.only(lambda words: others.isdisjoint(words.media))
 
 
-def is_sound(medium: Medium) -> bool:
-    """Whether a file with the name of a clip has sound and no pictures, as browsers' recordings (.webm) do."""
-    if medium.modality != "video" or medium.part is not read_file:
-        return False
-    try:
-        with av.open(medium.path, options={"format_whitelist": ",".join(FORMATS)}) as container:
-            return bool(container.streams.audio) and not container.streams.video
-    except (av.FFmpegError, OSError, ValueError):
-        return False
+def sounds_among(media: Mapping[str, Medium]) -> list[str]:
+    """Of files with the names of clips, those that have sound and no pictures, as browsers' recordings (.webm) do."""
+    origins = [origin for origin, it in media.items() if it.modality == "video" and it.part is read_file]
+    outcomes = shared_pool().outcomes([Source(partial(is_sound, Path(media[origin].path))) for origin in origins])
+    return [origin for origin, outcome in zip(origins, outcomes, strict=True) if outcome.value]
 
 
 def _filters(config: PrecomputeConfig, collection: Collection, encoder: Encoder) -> Filters:

@@ -2,12 +2,14 @@
 
 import hashlib
 import io
+from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 
 from periscope.errors import MediaError
+from periscope.precompute.decoding import Source, decoded
 from periscope.precompute.media import decode_clip, decode_sound, read_file, thumbnail_jpeg
 from periscope.shards.read import FeatureSet
 
@@ -34,8 +36,10 @@ def preview(features: FeatureSet, key: str, data: Path | None = None) -> tuple[l
         if hashlib.sha256(content).hexdigest() != info["sha256"]:
             return pictures, None, f"{what}: the file under {data.name} isn't the one that was encoded"
         if modality == "audio":
-            return pictures, encode_mp3(decode_sound(content, RATE, SECONDS), RATE), ""
-        return [thumbnail_jpeg(frame) for frame in decode_clip(content, FRAMES)], None, ""
+            with decoded(Source(partial(decode_sound, rate=RATE, seconds=SECONDS), data=content)) as wave:
+                return pictures, encode_mp3(wave, RATE), ""
+        with decoded(Source(partial(decode_clip, frames=FRAMES), data=content)) as frames:
+            return [thumbnail_jpeg(frame) for frame in frames], None, ""
     except MediaError as error:
         return pictures, None, f"{what}: {error}"
 

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -69,6 +70,8 @@ class SetWriter:
         self.settled_rejects: dict[str, str] = {}  # origin -> content hash, within the run being resumed
         self._samples: dict[str, SampleRows] = {}
         self._pool: dict[tuple[str, str], tuple[str, Sample]] = {}
+        self._pooled: set[str] = set()  # the keys in it
+        self._noting = threading.Lock()
 
     def __enter__(self) -> "SetWriter":
         check_folder(self.folder)
@@ -128,6 +131,7 @@ class SetWriter:
             encoder = self.manifest["encoder"]
             self._refuse(encoder.get("name", "?"), encoder["fingerprint"], self.manifest["features"])
             self.finished = list(self.manifest["shards"])
+            self.rejected += _remembered(self.folder / REJECTED)
         lines = _whole_lines(self.folder / PROGRESS)
         if lines:
             header = lines.pop(0)
@@ -185,7 +189,30 @@ class SetWriter:
                     continue
                 shards.remove(shard)
                 self._pool |= {(s.key, s.sha256): (shard["name"], s) for s in good}
+                self._pooled.update(s.key for s in good)
         return kept
+
+    def reusable(self, key: str) -> frozenset[str]:
+        """The content hashes for which `stored` has the tensors of this medium."""
+        return frozenset(digest for known, digest in self._pool if known == key) if key in self._pooled else frozenset()
+
+    def remember(self, origin: str, reason: str, detail: str, sha256: str) -> None:
+        """List one medium as left out at once, whatever becomes of the shard that is being written."""
+        self._begin()
+        row = {"origin": origin, "reason": reason, "detail": detail, "sha256": sha256}
+        self._note({"shard": None, "rejected": [row]})
+        self.rejected.append(row)
+
+    def _begin(self) -> None:
+        with self._noting:
+            if not (self.folder / PROGRESS).is_file():
+                replace_bytes(self.folder / PROGRESS, json_line(self._header()))
+
+    def _note(self, line: dict) -> None:
+        with self._noting, open(self.folder / PROGRESS, "ab") as progress:
+            progress.write(json_line(line))
+            progress.flush()
+            os.fsync(progress.fileno())
 
     def stored(self, key: str, digest: str) -> dict[str, torch.Tensor] | None:
         """The tensors of an unchanged medium in a shard that is being rewritten, as for `add`; None without one."""
@@ -202,8 +229,7 @@ class SetWriter:
     @contextmanager
     def shard(self) -> Iterator["ShardWriter"]:
         """Write the next shard: `add` and `reject` inside the block. Nothing is left of it when the block raises."""
-        if not (self.folder / PROGRESS).is_file():
-            replace_bytes(self.folder / PROGRESS, json_line(self._header()))
+        self._begin()
         taken = {shard["name"] for shard in self.finished + self.fresh} | {name for name, _ in self._pool.values()}
         taken |= {shard["name"] for shard in self.manifest["shards"]} if self.manifest else set()
         number = next(number for number in itertools.count() if _name(number) not in taken)
@@ -232,10 +258,7 @@ class SetWriter:
             self._samples[path.name] = SampleRows(samples, shard.names)
         else:
             path.unlink()
-        with open(self.folder / PROGRESS, "ab") as progress:
-            progress.write(json_line({"shard": entry if samples else None, "rejected": shard.rejected}))
-            progress.flush()
-            os.fsync(progress.fileno())
+        self._note({"shard": entry if samples else None, "rejected": shard.rejected})
         self.rejected += shard.rejected
 
     def samples(self) -> Iterator[Sample]:
@@ -252,7 +275,7 @@ class SetWriter:
         """Complete the set. Returns False, leaving all files untouched, when it was complete and nothing changed.
 
         texts: lines of texts.jsonl with resolved splits · heldout: keys · thumbnails: keys -> (key, JPEG bytes) pairs ·
-        rejected: {"origin", "reason", "detail"} of all media left out.
+        rejected: {"origin", "reason", "detail"} of all media left out, with "sha256" of those to be remembered.
         """
         shards = self.finished + self.fresh
         order = [shard["name"] for shard in shards]
@@ -369,6 +392,19 @@ def _is_leftover(path: Path) -> bool:
     return path.name.endswith(TEMPORARY) and (
         name in FILES or path.parent.name == THUMBNAILS or bool(SHARD.fullmatch(name))
     )
+
+
+def _remembered(path: Path) -> list[dict]:
+    """The lines of a finished set's rejected.jsonl that have a content hash: files that no later run should meet."""
+    rows = []
+    for line in (_bytes_of(path) or b"").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and all(isinstance(row.get(name), str) for name in ("origin", "reason", "sha256")):
+            rows.append({"detail": "", **row})
+    return rows
 
 
 def _name(number: int) -> str:

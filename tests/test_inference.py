@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hostile
 import numpy as np
 import pytest
 import tiny
@@ -113,6 +114,21 @@ def test_home_is_expanded_and_addresses_are_refused(home, monkeypatch):
         model.features(np.zeros((3, 40, 30), np.float32))
     with pytest.raises(PrecomputeError, match="a int is no path"):
         model.features(7)
+
+
+def test_a_hostile_file_is_one_sentence(home, monkeypatch):
+    """The process that decodes it may die; this one goes on."""
+    model = periscope.load(home / "whole", device="cpu")
+    monkeypatch.setattr(type(model.readers["image"].encoder), "decoder", lambda self: hostile.decode)
+    path = home / "hostile.png"
+    path.write_bytes(hostile.CRASH)
+    for medium in (path, hostile.CRASH):
+        with pytest.raises(PrecomputeError, match="crashes its decoder: SIGSEGV"):
+            model.ask(medium, "What is it?", 4)
+    os.mkfifo(home / "pipe.png")
+    with pytest.raises(PrecomputeError, match=r"pipe.png: can't be opened: not a regular file"):
+        model.caption(home / "pipe.png", 4)
+    assert model.caption(home / "cat.png", 4)
 
 
 def test_a_loaded_model_says_what_it_is(home):

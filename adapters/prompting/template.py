@@ -10,11 +10,13 @@ from msgspec import Meta
 from transformers import PreTrainedTokenizerBase
 
 from periscope.adapters.limits import Count, Name, Words, WordsWithSlot
+from periscope.adapters.prompting.deadline import DeadlineError, deadline
 from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END, Piece, Segment, is_data
 from periscope.adapters.prompting.tokenization import PieceTokenizer
 from periscope.errors import AdapterError
 
 CALLED = {"audio": "sound"}  # in words to the language model; other modalities are called by their name
+LONGEST = 10.0  # seconds that printing a prompt may take
 THINK, THINK_END = "<think>", "</think>"
 
 
@@ -208,13 +210,18 @@ class ChatTemplate:
             template = _clock(datetime.fromisoformat(self.template.date)) + str(self.tokenizer.chat_template)
         try:
             # A template with a thinking mode is told not to use it, so that the answer follows the prompt at once.
-            text = self.tokenizer.apply_chat_template(
-                marked,
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=generate,
-                enable_thinking=False,
-            )
+            with deadline(LONGEST):
+                text = self.tokenizer.apply_chat_template(
+                    marked,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=generate,
+                    enable_thinking=False,
+                )
+        except DeadlineError as error:
+            raise AdapterError(
+                f"this tokenizer's chat template takes too long ({error}), as if it never ended; use --template plain"
+            ) from error
         except Exception as error:  # Jinja passes on whatever the template's author raises
             raise AdapterError(f"this tokenizer's chat template refuses these turns: {error}") from error
         assert isinstance(text, str)

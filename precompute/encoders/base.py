@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -68,9 +68,19 @@ class Encoder:
         self.blocks = LAST_BLOCKS if blocks is None else blocks
         self.name = identifier
 
+    def decoder(self) -> Callable[[Any], Any] | None:
+        """What turns the bytes of a medium into what `preprocess` takes, an RGB image: a function at the top level of a
+        module, or a partial of one, which is called in a worker process and raises MediaError. None: `decode` is called
+        in this process.
+        """
+        return decode_image if type(self).decode is Encoder.decode else None
+
     def decode(self, data: Any) -> Any:
-        """The bytes of a medium -> what `preprocess` takes: an RGB image. Raises MediaError."""
-        return decode_image(data)
+        """The bytes of a medium -> what `preprocess` takes, decoded in this process. Raises MediaError."""
+        decoder = self.decoder()
+        if decoder is None:
+            raise NotImplementedError
+        return decoder(data)
 
     def inputs(self, data: bytes | Image.Image | np.ndarray) -> torch.Tensor:
         """The bytes of a medium (for an image encoder also an image, see `decode_image`) -> one input of `forward`.
@@ -79,7 +89,10 @@ class Encoder:
         """
         if not isinstance(data, bytes) and self.modality != "image":
             raise MediaError("not a medium", f"{self.name} takes {self.modality} files, not a {type(data).__name__}")
-        medium = self.decode(data)
+        return self.preprocessed(self.decode(data))
+
+    def preprocessed(self, medium: Any) -> torch.Tensor:
+        """As `preprocess`. Raises MediaError for whatever that raises."""
         try:
             return self.preprocess(medium)
         except MediaError:

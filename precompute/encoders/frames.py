@@ -1,6 +1,7 @@
 """Any image encoder, applied to the frames of a clip."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,8 +63,8 @@ class Frames(Encoder):
         """The same image encoder, over another number of frames."""
         return Frames(inner=self.inner, frames=frames)
 
-    def decode(self, data: bytes) -> list[Image.Image]:
-        return decode_clip(data, self.frames)
+    def decoder(self) -> Callable[[Any], Any]:
+        return partial(decode_clip, frames=self.frames)
 
     def example(self) -> list[Image.Image]:
         return [self.inner.example()] * self.frames

@@ -5,10 +5,18 @@ import os
 from periscope.errors import MediaError
 from periscope.precompute.media.clip import SUFFIXES as CLIPS
 from periscope.precompute.media.clip import decode_clip
-from periscope.precompute.media.file import local_path, read_bytes, read_file
+from periscope.precompute.media.file import local_path, open_regular, read_bytes, read_file
 from periscope.precompute.media.picture import SUFFIXES as PICTURES
 from periscope.precompute.media.picture import decode_image, thumbnail_jpeg
-from periscope.precompute.media.sound import PICTURE_RATE, PICTURED, decode_sound, has_pictures, spectrogram
+from periscope.precompute.media.sound import (
+    PICTURE_RATE,
+    PICTURED,
+    decode_sound,
+    decode_sound_alone,
+    has_pictures,
+    is_sound,
+    spectrogram,
+)
 from periscope.precompute.media.sound import SUFFIXES as SOUNDS
 
 __all__ = [
@@ -16,9 +24,12 @@ __all__ = [
     "decode_clip",
     "decode_image",
     "decode_sound",
+    "decode_sound_alone",
     "has_pictures",
+    "is_sound",
     "local_path",
     "modality_of",
+    "open_regular",
     "read_bytes",
     "read_file",
     "suits",

@@ -1,5 +1,6 @@
 """Reading files safely."""
 
+import os
 import re
 import stat
 from pathlib import Path
@@ -18,18 +19,32 @@ def local_path(path: Path | str) -> Path:
     return Path(path).expanduser()
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a regular file. Raises MediaError for anything else (a pipe would block forever), and
-    for more bytes than the limits allow.
-    """
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Raises MediaError for anything else: a pipe would block, a device never end."""
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise MediaError("can't be opened", "not a regular file")
-        check_bytes(facts.st_size)
-        return path.read_bytes()
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # of a pipe, this doesn't wait for a writer
     except OSError as error:
         raise MediaError("can't be opened", error.strerror or str(error)) from error
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise MediaError("can't be opened", "not a regular file")
+    return open(file, "rb")
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file. Raises MediaError for anything else, for more bytes than the limits allow, and for a
+    file that is still being written.
+    """
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        check_bytes(size)
+        try:
+            data = stream.read(size + 1)
+        except OSError as error:
+            raise MediaError("can't be opened", error.strerror or str(error)) from error
+        if len(data) > size:
+            raise MediaError("can't be opened", "it grows while it is read")
+        return data
 
 
 def read_bytes(source: bytes | bytearray | memoryview | Path | str | BinaryIO) -> bytes:

@@ -1,4 +1,6 @@
-"""How large a file may be before it is refused: what `--max-pixels` and `--max-bytes` set, for the whole process."""
+"""What decoding one file may take before it is refused: what `--max-pixels`, `--max-bytes`, `--max-seconds` and
+`--max-memory` set, for the whole process.
+"""
 
 from dataclasses import dataclass
 
@@ -7,10 +9,15 @@ from periscope.errors import MediaError
 
 @dataclass(frozen=True)
 class Limits:
-    """pixels: of a picture, in a format that is decoded in place · bytes: of a file."""
+    """pixels: of a picture, in a format that is decoded in place · bytes: of a file · seconds: of processor time for
+    reading and decoding a file · memory: bytes that decoding it may take, beside the file itself. The last two hold in
+    worker processes.
+    """
 
     pixels: int = 200_000_000
     bytes: int = 1_000_000_000
+    seconds: float = 60.0
+    memory: int = 1_200_000_000
 
     def frame(self) -> int:
         """Most pixels of a clip's frame: a decoder holds several of them."""

@@ -1,6 +1,7 @@
 """Decoding sounds: bytes -> a waveform, and its spectrogram as an image."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import av
@@ -9,7 +10,8 @@ from av.stream import Disposition
 from PIL import Image
 
 from periscope.errors import MediaError
-from periscope.precompute.media.container import frames_of, opened
+from periscope.precompute.media.container import FORMATS, frames_of, opened
+from periscope.precompute.media.file import open_regular
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -71,6 +73,27 @@ def has_pictures(data: bytes) -> bool:
     """
     with opened(data, "audio", "sound") as (container, _):
         return any(not stream.disposition & Disposition.attached_pic for stream in container.streams.video)
+
+
+def decode_sound_alone(decoder: Callable[[bytes], Any], data: bytes) -> Any:
+    """As `decoder`. Raises MediaError for a clip where a sound is wanted."""
+    if has_pictures(data):
+        raise MediaError("a clip, not a sound", "it has pictures; only its sound would be encoded")
+    return decoder(data)
+
+
+def is_sound(path: Path, _: bytes = b"") -> bool:
+    """Whether a file with the name of a clip has sound and no pictures, as browsers' recordings (.webm) do; only its
+    start is read.
+    """
+    try:
+        with (
+            open_regular(path) as stream,
+            av.open(stream, options={"format_whitelist": ",".join(FORMATS)}) as container,
+        ):
+            return bool(container.streams.audio) and not container.streams.video
+    except (av.FFmpegError, OSError, ValueError):  # also MediaError, for what isn't a regular file
+        return False
 
 
 def _check(stream: Any) -> None:

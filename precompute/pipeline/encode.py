@@ -35,11 +35,11 @@ class BatchEncoder:
     def __init__(self, task: EncodingTask, threads: Executor, clock: Clock, contents: dict[str, str]):
         self._task, self._threads, self._clock, self._contents = task, threads, clock, contents
 
-    def encode(self, batches: Iterable[Sequence[Future[Sample]]]) -> Iterator[list[EncodedSample]]:
-        """Batches of samples being decoded -> the same with their features, in order."""
+    def encode(self, batches: Iterable[Sequence[Future[list[Sample]]]]) -> Iterator[list[EncodedSample]]:
+        """Batches of groups of samples being decoded -> the samples with their features, in order."""
         for batch in batches:
             with self._clock.count("decode"):
-                samples = [self._deduplicated(future.result()) for future in batch]
+                samples = [self._deduplicated(sample) for group in batch for sample in group.result()]
             with self._clock.count("encode"):
                 encoded = self._encode(samples)
             yield encoded

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from PIL import Image
 
 from periscope.errors import MediaError
+from periscope.precompute.decoding.pool import SLOW, too_slow
+from periscope.precompute.media.limits import limits
 from periscope.precompute.pipeline.similarity import Similarity
 
 DUPLICATE = "duplicate content"
@@ -40,4 +42,6 @@ class Filters:
 
     def settled(self, reason: str) -> bool:
         """Whether a medium left out for this reason before would be left out again."""
+        if reason.startswith(SLOW):
+            return reason == too_slow(limits())
         return not reason.startswith(REASONS) or reason in self.reasons()

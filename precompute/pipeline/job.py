@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-from periscope.errors import MediaError, PrecomputeError
+from periscope.errors import PrecomputeError
+from periscope.precompute.decoding.pool import DecodingPool
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.media.picture import mended
 from periscope.precompute.pipeline import augment as augmentation
@@ -19,7 +21,7 @@ from periscope.precompute.pipeline.clock import Clock
 from periscope.precompute.pipeline.encode import BatchEncoder, forward
 from periscope.precompute.pipeline.filters import Filters
 from periscope.precompute.pipeline.ray_encode import encode_on_ray
-from periscope.precompute.pipeline.reader import Reader, encoder_inputs, read_medium
+from periscope.precompute.pipeline.reader import Reader
 from periscope.precompute.pipeline.resume import keys_of, media_to_encode, refuse_lost_media
 from periscope.precompute.pipeline.task import EncodingTask
 from periscope.precompute.pipeline.writer import finish, write_batch
@@ -39,7 +41,7 @@ class Job:
     """What to encode, with what, where to, and how.
 
     collection: media and their texts · encoder, kinds: which features · out: folder of the set · batch: media per
-    forward pass · workers: decoding threads · store, pool: as in `settle_storage` · views: of each image, all but the
+    forward pass · workers: decoding processes · store, pool: as in `settle_storage` · views: of each image, all but the
     first augmented · filters: what is left out · ray: address of a Ray cluster, "auto", or "" for this process alone.
     """
 
@@ -96,34 +98,45 @@ def precompute(job: Job) -> bool:
     print(_summary(collection))
     with (
         SetWriter(job.out, job.encoder.modality, job.encoder.describe(), task.features) as writer,
-        ThreadPoolExecutor(job.workers) as threads,
+        _threads(job.workers + 1) as threads,
+        DecodingPool(job.workers) as pool,
     ):
         refuse_lost_media(writer, media, threads)
         todo = media_to_encode(writer, media, threads, job.filters)
         if todo:
-            _announce(job, todo, writer)
+            reader = Reader(task, writer, threads, pool)
+            _announce(job, todo, reader)
             mended.clear()  # of the trial
             if job.ray:
                 encode_on_ray(todo, task, writer, job.ray, job.batch_size, _per_shard(task))
             else:
-                encode_media(job, todo, writer, threads)
+                encode_media(job, todo, reader)
         for kind, count in mended.items():
             print(f"note: {count} x {kind}: read all the same")
-        return finish(collection, media, writer, task)
+        return finish(collection, media, writer, task, pool)
 
 
-def encode_media(job: Job, todo: dict[str, Medium], writer: SetWriter, threads: ThreadPoolExecutor) -> None:
-    """The three stages, one shard after another: the reader decodes ahead in threads, the encoder runs batch by batch,
-    and each batch is written while the next one is being encoded.
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that leave what waits for them undone when the block raises."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def encode_media(job: Job, todo: dict[str, Medium], reader: Reader) -> None:
+    """The three stages, one shard after another: the reader decodes ahead, the encoder runs batch by batch, and each
+    batch is written while the next one is being encoded.
     """
-    task, clock, rows = job.task, Clock(), list(todo.items())
+    task, clock, rows, writer = job.task, Clock(), list(todo.items()), reader.writer
     per_shard, size = _per_shard(task), max(1, job.batch_size // task.views)
     print("encoding with", task.encoder.name)
     with (
         tqdm(total=len(rows), unit=" media", smoothing=0.1, mininterval=0.5) as bar,
-        ThreadPoolExecutor(job.workers) as coders,
+        _threads(job.workers) as coders,
     ):
-        reader = Reader(task, writer, threads)
         encoder = BatchEncoder(task, coders, clock, {sample.sha256: sample.origin for sample in writer.samples()})
         for start in range(0, len(rows), per_shard):
             before, fresh = replace(clock), 0
@@ -169,27 +182,33 @@ def _summary(collection: Collection) -> str:
     return f"{collection.layout}: {len(collection.media)} media, {len(collection.words)} texts{without}"
 
 
-def _announce(job: Job, todo: dict[str, Medium], writer: SetWriter) -> None:
-    """Print the plan. Raises PrecomputeError when it doesn't fit on the disk."""
-    done, each = sum(1 for _ in writer.samples()), bytes_each(job.task.features)
+def _announce(job: Job, todo: dict[str, Medium], reader: Reader) -> None:
+    """Print the plan. Takes media that end their decoder in the trial out of `todo`. Raises PrecomputeError when the
+    plan doesn't fit on the disk.
+    """
+    writer, each = reader.writer, bytes_each(job.task.features)
+    done = sum(1 for _ in writer.samples())
     choices = {} if writer.manifest or done else alternatives(job.raw_features, job.views)
-    plan = DiskPlan(len(todo), done, each, job.out, free_bytes(job.out), _estimate(job, todo), choices)
+    plan = DiskPlan(len(todo), done, each, job.out, free_bytes(job.out), _estimate(job, todo, reader), choices)
     print(plan)
     plan.check()
 
 
-def _estimate(job: Job, todo: dict[str, Medium]) -> float:
+def _estimate(job: Job, todo: dict[str, Medium], reader: Reader) -> float:
     """Seconds for all of `todo`, from encoding the first few on their own."""
-    task, inputs = job.task, []
+    task, inputs = job.task, list[list[torch.Tensor]]()
+    rows = list(todo.items())[: max(1, min(job.batch_size, TRIAL) // task.views)]
+    samples = reader.read(rows[:1])  # starts the workers
     began = time.perf_counter()
-    for key, medium in list(todo.items())[: max(1, min(job.batch_size, TRIAL) // task.views)]:
-        try:
-            inputs.append(encoder_inputs(read_medium(medium, task), key, task))
-        except MediaError:
-            continue
+    samples += reader.read(rows[1:])
+    decode = (time.perf_counter() - began) / max(1, len(rows) - 1) / job.workers
+    for sample in samples:
+        if sample.inputs is not None:
+            inputs.append(sample.inputs)
+        if sample.killed:
+            del todo[sample.key]
     if not inputs:
         return 0.0
-    decode = (time.perf_counter() - began) / len(inputs) / job.workers
     began = time.perf_counter()
     forward(task.encoder, [view for views in inputs for view in views], task.kinds)
     return len(todo) * max(decode, (time.perf_counter() - began) / len(inputs))

@@ -4,7 +4,6 @@ https://docs.ray.io/en/latest/data/data.html. Ray schedules, repeats what a dead
 writer; this module defines what one task and one actor do.
 """
 
-import hashlib
 import logging
 import os
 import shutil
@@ -23,9 +22,10 @@ from tqdm import tqdm
 
 from periscope.errors import MediaError, PrecomputeError
 from periscope.paths import PACKAGE
+from periscope.precompute.decoding import shared_pool
 from periscope.precompute.media.limits import set_limits
 from periscope.precompute.pipeline.encode import forward, pick, to_stored
-from periscope.precompute.pipeline.reader import encoder_inputs, read_medium
+from periscope.precompute.pipeline.reader import Sample, read_samples
 from periscope.precompute.pipeline.task import EncodingTask
 from periscope.precompute.sources import Medium
 from periscope.shards.write import SetWriter
@@ -160,18 +160,18 @@ def _fetched(reference: object) -> EncodingTask:
 def _decode(batch: dict, shared: list) -> dict:
     """A batch of media -> what the encoder takes of each, as safetensors, or the reason why there is nothing."""
     task = _fetched(shared[0])
-    rows = [_decode_one(task, key, medium) for key, medium in zip(batch["key"], batch["medium"], strict=True)]
+    keys = [str(key) for key in batch["key"]]
+    samples = read_samples(list(zip(keys, batch["medium"], strict=True)), task, shared_pool())
+    rows = [_row(sample) for sample in samples]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _decode_one(task: EncodingTask, key: str, medium: Medium) -> dict:
-    row = {"key": str(key), "digest": "", "data": b"", "reason": "", "detail": ""}
-    try:
-        data = read_medium(medium, task)
-        row["digest"] = hashlib.sha256(data).hexdigest()
-        row["data"] = save_tensors({"views": torch.stack(encoder_inputs(data, str(key), task))})
-    except MediaError as error:
-        row |= {"reason": error.reason, "detail": error.detail}
+def _row(sample: Sample) -> dict:
+    row = {"key": sample.key, "digest": sample.digest, "data": b"", "reason": "", "detail": ""}
+    if sample.inputs is not None:
+        row["data"] = save_tensors({"views": torch.stack(sample.inputs)})
+    if sample.error is not None:
+        row |= {"reason": sample.error.reason, "detail": sample.error.detail}
     return row
 
 

@@ -1,14 +1,20 @@
-"""Stage 1: bytes of a medium -> what the encoder takes, in threads, a few batches ahead of the encoder."""
+"""Stage 1: bytes of a medium -> what the encoder takes, a few batches ahead of the encoder. Worker processes decode;
+threads of this process, each waiting for one of them, prepare what they decoded.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
 from periscope.errors import MediaError
-from periscope.precompute.media import has_pictures
+from periscope.precompute.decoding.pool import DecodingPool, Outcome
+from periscope.precompute.decoding.worker import Decoder, Source
+from periscope.precompute.media import decode_sound_alone, read_file
 from periscope.precompute.media.limits import check_bytes
 from periscope.precompute.pipeline import augment as augmentation
 from periscope.precompute.pipeline.task import EncodingTask
@@ -17,6 +23,7 @@ from periscope.precompute.sources.zip_archive import ByteSpan
 from periscope.shards.write import SetWriter
 
 AHEAD = 3  # batches being decoded while one is encoded
+GROUP = 16  # media that a worker is handed at once, at most: handing one over takes as long as a third of a millisecond
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Sample:
 
     digest: sha256 of its bytes, "" when they can't be read · inputs: what the encoder takes, one tensor per view (an
     image: `(3, height, width)` float32) · stored: tensors that an earlier shard already holds · error: why it is left
-    out.
+    out · killed: whether it ended the process that decoded it.
     """
 
     key: str
@@ -34,59 +41,121 @@ class Sample:
     inputs: list[torch.Tensor] | None = None
     stored: dict[str, torch.Tensor] | None = None
     error: MediaError | None = None
+    killed: bool = False
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads and decodes media in `threads`, except those whose features `writer` still has from an earlier run."""
+    """Reads and decodes media in `threads` and the workers of `pool`, except those whose features `writer` still has
+    from an earlier run.
+    """
 
     task: EncodingTask
     writer: SetWriter
     threads: Executor
+    pool: DecodingPool
 
-    def batches(self, media: Sequence[tuple[str, Medium]], size: int) -> Iterator[list[Future[Sample]]]:
-        """The media, (key, medium) each, as batches of samples being decoded, in order."""
-        waiting: list[list[Future[Sample]]] = []
+    def batches(self, media: Sequence[tuple[str, Medium]], size: int) -> Iterator[list[Future[list[Sample]]]]:
+        """The media, (key, medium) each, as batches of groups of samples being decoded, in order."""
+        waiting: list[list[Future[list[Sample]]]] = []
+        group = max(1, min(GROUP, size, (AHEAD + 1) * size // (2 * self.pool.workers)))
         for start in range(0, len(media), size):
             rows = media[start : start + size]
-            waiting.append([self.threads.submit(self.read, key, medium) for key, medium in rows])
+            groups = [rows[first : first + group] for first in range(0, len(rows), group)]
+            waiting.append([self.threads.submit(self.read, rows) for rows in groups])
             if len(waiting) > AHEAD:
                 yield waiting.pop(0)
         yield from waiting
 
-    def read(self, key: str, medium: Medium) -> Sample:
-        """Read and decode one medium; a damaged one becomes a sample with an error."""
-        try:
-            data = read_medium(medium, self.task)
-        except MediaError as error:
-            return Sample(key, medium, "", error=error)
-        digest = hashlib.sha256(data).hexdigest()
-        if (stored := self.writer.stored(key, digest)) is not None:
-            return Sample(key, medium, digest, stored=stored)
-        try:
-            return Sample(key, medium, digest, inputs=encoder_inputs(data, key, self.task))
-        except MediaError as error:
-            return Sample(key, medium, digest, error=error)
+    def read(self, rows: Sequence[tuple[str, Medium]]) -> list[Sample]:
+        """As `read_samples`."""
+        return read_samples(rows, self.task, self.pool, self.writer)
 
 
-def read_medium(medium: Medium, task: EncodingTask) -> bytes:
-    """The bytes of a medium. Raises MediaError when they can't be read, and for a clip where a sound is wanted, and
-    for more bytes than the limits allow.
+def read_samples(
+    rows: Sequence[tuple[str, Medium]], task: EncodingTask, pool: DecodingPool, writer: SetWriter | None = None
+) -> list[Sample]:
+    """Read and decode a few media, (key, medium) each, and prepare them for the encoder; a damaged one becomes a sample
+    with an error. writer: may have features of them, and notes at once which of them ended their worker, so that no
+    later run meets these.
     """
+    decoder = task.encoder.decoder()
+    if decoder is None:
+        return [_decoded_here(key, medium, task, writer) for key, medium in rows]
+    sources = []
+    for key, medium in rows:
+        alone = task.encoder.modality == "audio" and medium.modality == "video"
+        wanted = partial(decode_sound_alone, decoder) if alone else decoder
+        sources.append(source_of(medium, wanted, writer.reusable(key) if writer else frozenset()))
+    outcomes = pool.outcomes(sources)
+    return [_sample(*row, outcome, task, writer) for row, outcome in zip(rows, outcomes, strict=True)]
+
+
+def _sample(key: str, medium: Medium, outcome: Outcome, task: EncodingTask, writer: SetWriter | None) -> Sample:
+    if outcome.error is not None:
+        digest = content_hash(medium) if outcome.killed else outcome.digest
+        if outcome.killed and writer:
+            writer.remember(medium.origin, outcome.error.reason, outcome.error.detail, digest)
+        return Sample(key, medium, digest, error=outcome.error, killed=outcome.killed)
+    if outcome.value is None and writer:
+        return Sample(key, medium, outcome.digest, stored=writer.stored(key, outcome.digest))
+    return _prepared(key, medium, outcome.digest, outcome.value, task)
+
+
+def _prepared(key: str, medium: Medium, digest: str, decoded: Any, task: EncodingTask) -> Sample:
+    try:
+        return Sample(key, medium, digest, inputs=encoder_inputs(decoded, key, task))
+    except MediaError as error:
+        return Sample(key, medium, digest, error=error)
+
+
+def _decoded_here(key: str, medium: Medium, task: EncodingTask, writer: SetWriter | None) -> Sample:
+    """The sample of a medium for an encoder whose own `decode` must run in this process."""
+    digest = ""
+    try:
+        data = read_medium(medium)
+        digest = hashlib.sha256(data).hexdigest()
+        if writer and (stored := writer.stored(key, digest)) is not None:
+            return Sample(key, medium, digest, stored=stored)
+        return _prepared(key, medium, digest, task.encoder.decode(data), task)
+    except MediaError as error:
+        return Sample(key, medium, digest, error=error)
+
+
+def source_of(medium: Medium, decoder: Decoder, known: frozenset[str] = frozenset()) -> Source:
+    """What a worker is sent of a medium: the path of a plain file, else its bytes, or why there are none.
+
+    known: digests of contents that needn't be decoded.
+    """
+    if medium.part is read_file:
+        return Source(decoder, path=str(medium.path), known=known)
+    try:
+        return Source(decoder, data=read_medium(medium), known=known)
+    except MediaError as error:
+        return Source(decoder, error=error)
+
+
+def read_medium(medium: Medium) -> bytes:
+    """The bytes of a medium. Raises MediaError when they can't be read, and for more bytes than the limits allow."""
     for span in getattr(medium.part, "args", ()):
         if isinstance(span, ByteSpan):  # of an archive, where a few bytes can unpack to gigabytes
             check_bytes(span.size)
     data = medium.read()
     check_bytes(len(data))
-    if task.encoder.modality == "audio" and medium.modality == "video" and has_pictures(data):
-        raise MediaError("a clip, not a sound", "it has pictures; only its sound would be encoded")
     return data
 
 
-def encoder_inputs(data: bytes, key: str, task: EncodingTask) -> list[torch.Tensor]:
-    """The bytes of a medium -> one tensor per view, the plain one first. Raises MediaError."""
+def content_hash(medium: Medium) -> str:
+    """sha256 of the bytes of a medium; "" when it can't be read."""
+    try:
+        return hashlib.sha256(medium.read()).hexdigest()
+    except MediaError:
+        return ""
+
+
+def encoder_inputs(medium: Any, key: str, task: EncodingTask) -> list[torch.Tensor]:
+    """A decoded medium -> one tensor per view, the plain one first. Raises MediaError."""
     encoder = task.encoder
-    medium = encoder.decode(data)
     task.filters.check_size(medium)
     try:
         others = (augmentation.augment(medium, key, view, encoder.image_size) for view in range(1, task.views))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from periscope.precompute.decoding.pool import CRASH
 from periscope.precompute.pipeline.filters import REASONS
 from periscope.text import printable
 
@@ -22,6 +23,8 @@ ADVICE = {
     "several files of that name": "keep one of them, or name a smaller folder as --data",
     "words can't be read": "the file is cut or damaged: download it again",
     "damaged archive": "download it again",
+    CRASH: "they may be made to do harm; they aren't opened again",
+    "too large for the memory": "raise --max-memory, if this machine has more",
     "compressed archive": "unpack it to a plain .tar",
 }
 

@@ -1,13 +1,13 @@
 """What an earlier run already did, and what is left to encode."""
 
-import hashlib
 from collections.abc import Mapping
 from concurrent.futures import Executor
 
 from tqdm import tqdm
 
-from periscope.errors import MediaError, PrecomputeError
+from periscope.errors import PrecomputeError
 from periscope.precompute.pipeline.filters import Filters
+from periscope.precompute.pipeline.reader import content_hash
 from periscope.precompute.sources import Medium
 from periscope.shards.write import SetWriter, make_key
 from periscope.text import printable
@@ -53,11 +53,3 @@ def refuse_lost_media(writer: SetWriter, media: Mapping[str, Medium], threads: E
             "choose another --out, or the same --data and --limit"
         )
     print(f"{len(gone)} media have other names now and are encoded under these ({printable(min(gone))})")
-
-
-def content_hash(medium: Medium) -> str:
-    """sha256 of the bytes of a medium; "" when it can't be read."""
-    try:
-        return hashlib.sha256(medium.read()).hexdigest()
-    except MediaError:
-        return ""

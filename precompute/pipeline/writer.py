@@ -1,14 +1,17 @@
 """Stage 3: encoded samples -> shards; and, after the last one, everything that makes the shards a set."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 from periscope.errors import MediaError
+from periscope.precompute.decoding.pool import CRASH, SLOW, DecodingPool
 from periscope.precompute.media import thumbnail
 from periscope.precompute.pipeline.clock import Clock
 from periscope.precompute.pipeline.encode import EncodedSample, Tensors
 from periscope.precompute.pipeline.filters import DUPLICATE
+from periscope.precompute.pipeline.reader import GROUP, source_of
 from periscope.precompute.pipeline.rejects import report_rejects
 from periscope.precompute.pipeline.similarity import Similarity
 from periscope.precompute.pipeline.task import EncodingTask
@@ -45,14 +48,18 @@ def _tensors(encoded: EncodedSample, task: EncodingTask) -> Tensors:
     return encoded.coded.result()
 
 
-def finish(collection: Collection, media: Mapping[str, Medium], writer: SetWriter, task: EncodingTask) -> bool:
+def finish(
+    collection: Collection, media: Mapping[str, Medium], writer: SetWriter, task: EncodingTask, pool: DecodingPool
+) -> bool:
     """Write the texts, the held-out split, thumbnails, rejected media and the manifest, and print what came of it.
 
-    media: key -> medium, all that were asked for. Returns False when the set was complete and nothing changed.
+    media: key -> medium, all that were asked for · pool: decodes for the thumbnails. Returns False when the set was
+    complete and nothing changed.
     """
     hashes = {sample.key: sample.sha256 for sample in writer.samples()}
-    latest = {row["origin"]: row for row in writer.rejected if make_key(row["origin"]) not in hashes}
-    rejects = [{name: row[name] for name in ("origin", "reason", "detail")} for row in latest.values()]
+    lacking = media.keys() - hashes.keys()
+    latest = {row["origin"]: row for row in writer.rejected if make_key(row["origin"]) in lacking}
+    rejects = [{name: row[name] for name in _listed(row["reason"])} for row in latest.values()]
     rejects += [asdict(problem) for problem in collection.problems]
     same = _kept_duplicates(latest, hashes)
     words: Iterable[Words] = collection.words
@@ -65,7 +72,9 @@ def finish(collection: Collection, media: Mapping[str, Medium], writer: SetWrite
     texts, heldout = resolve_splits(hashes, lines)
     rejects.sort(key=lambda row: tuple(row.values()))
     report_rejects(rejects, len(media) + len(collection.problems), dropped)
-    changed = writer.finish(texts, heldout, lambda wanted: _thumbnails(media, wanted, task.encoder.modality), rejects)
+    changed = writer.finish(
+        texts, heldout, lambda wanted: _thumbnails(media, wanted, task.encoder.modality, pool), rejects
+    )
     state = "is ready" if changed else "was complete already: nothing to do"
     print(f"{writer.folder} {state} ({len(hashes)} media, {len(heldout)} of them held out, {len(lines)} texts)")
     return changed
@@ -117,9 +126,20 @@ def text_lines(
     return lines, dropped
 
 
-def _thumbnails(media: Mapping[str, Medium], wanted: Iterable[str], modality: str) -> Iterator[tuple[str, bytes]]:
-    for key in wanted:
-        try:
-            yield key, thumbnail(media[key].read(), modality)
-        except MediaError as error:
-            print(f"no thumbnail of {printable(media[key].origin)}: {printable(error)}")
+def _thumbnails(
+    media: Mapping[str, Medium], wanted: Sequence[str], modality: str, pool: DecodingPool
+) -> Iterator[tuple[str, bytes]]:
+    for first in range(0, len(wanted), GROUP):
+        keys = wanted[first : first + GROUP]
+        sources = [source_of(media[key], partial(thumbnail, modality=modality)) for key in keys]
+        for key, outcome in zip(keys, pool.outcomes(sources), strict=True):
+            try:
+                yield key, outcome.get()
+            except MediaError as error:
+                print(f"no thumbnail of {printable(media[key].origin)}: {printable(error)}")
+
+
+def _listed(reason: str) -> tuple[str, ...]:
+    """What rejected.jsonl says of a medium: of one that ended its decoder also its content, to know it again by."""
+    names = ("origin", "reason", "detail")
+    return (*names, "sha256") if reason.startswith((CRASH, SLOW)) else names

@@ -79,6 +79,8 @@ class DataFolder:
         files = [self.path] if self.path.exists() else _matching(str(self.path))
         if not files:
             raise PrecomputeError(f"--data {self.path} doesn't exist")
+        if strange := [file for file in files if not file.is_file()]:
+            raise PrecomputeError(f"--data {strange[0]} is neither a file nor a folder")
         self.root = self.path.parent if len(files) == 1 else Path(os.path.commonpath([file.parent for file in files]))
         if self.root.name.lower() in BESIDE and self.path.suffix.lower() in (".json", ".csv"):
             self.root = self.root.parent

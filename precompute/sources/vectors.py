@@ -60,16 +60,23 @@ def read_array(name: str, row: int | None, path: Path) -> bytes:
 
 
 def shapes(path: Path) -> dict[str, list[int]]:
-    """The shapes of the arrays in a file, by name ("" for a .npy). Raises MediaError."""
+    """The shapes of the arrays in a file, by name ("" for a .npy). Raises MediaError, also for arrays without numbers,
+    of which a few bytes can claim a million million rows.
+    """
     try:
         if path.suffix.lower() == ".npy":
-            return {"": list(np.load(path, mmap_mode="r", allow_pickle=False).shape)}
-        from safetensors import safe_open
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            found = {"": list(array.shape) if array.nbytes else [0]}
+        else:
+            from safetensors import safe_open
 
-        with safe_open(path, "pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            with safe_open(path, "pt") as file:
+                found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # both libraries raise nearly anything on damaged files
         raise MediaError("can't be opened", str(error)) from error
+    if empty := [name for name, shape in found.items() if 0 in shape]:
+        raise MediaError("empty array", empty[0])
+    return found
 
 
 def row_at(data: DataFolder, origin: str) -> Medium | None:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from periscope.errors import MediaError
-from periscope.precompute.media import modality_of
+from periscope.precompute.media import modality_of, open_regular
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
 from periscope.precompute.sources.conversations import MISSING, caption, words_of
 from periscope.precompute.sources.data_folder import HEAD, DataFolder, UnreadableTextError, whole
@@ -31,7 +31,7 @@ LARGEST = 1 << 24  # bytes of one sample's words
 def read_span(offset: int, size: int, path: Path) -> bytes:
     """`size` bytes of a file from `offset` on. Raises MediaError when there are fewer."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(offset)
             data = file.read(size)
     except OSError as error:

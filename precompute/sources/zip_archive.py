@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from periscope.errors import MediaError
+from periscope.precompute.media import open_regular
 
 LOCAL_HEADER = 30
 FIELDS = ("header_offset", "compress_size", "file_size", "compress_type", "CRC", "flag_bits")
@@ -41,7 +42,7 @@ def read_member(span: ByteSpan, path: Path) -> bytes:
     if span.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise MediaError("compressed in a rare way", f"method {span.method} in {path.name}: unpack it")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(span.offset)
             header = file.read(LOCAL_HEADER)
             if len(header) < LOCAL_HEADER or header[:4] != b"PK\x03\x04":

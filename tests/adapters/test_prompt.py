@@ -1,5 +1,6 @@
 """Turns to segments, per kind of tokenizer: the prompt is a prefix of the training text, and what is a target."""
 
+import sys
 from dataclasses import replace
 from datetime import date
 
@@ -8,6 +9,7 @@ import tiny
 import torch
 
 from periscope.adapters.lm.load import load_language_model
+from periscope.adapters.prompting import template as template_module
 from periscope.adapters.prompting.boxes import box_text, turn_text
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END
@@ -134,6 +136,16 @@ def test_space_before_an_answer_belongs_to_the_answer():
             tokenizer.decode(ids, skip_special_tokens=False).removeprefix("<s>").strip() == text
         )
         assert tokenizer.convert_ids_to_tokens(targets(prompt.segments(QUESTION, []))[:1])[0][0] in "Ġ▁"
+
+
+def test_a_template_that_never_ends_is_refused(monkeypatch):
+    monkeypatch.setattr(template_module, "LONGEST", 0.5)
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    tokenizer = tiny.sentencepiece_like(chat=loop + tiny.INST)
+    before = sys.gettrace()
+    with pytest.raises(AdapterError, match=r"takes too long \(more than 0.5 s\)"):
+        Prompt(tokenizer, default_template(tokenizer))
+    assert sys.gettrace() is before
 
 
 def test_a_template_that_hides_turns_and_a_tokenizer_without_an_end_are_refused():

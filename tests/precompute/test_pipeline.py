@@ -15,7 +15,9 @@ from encoded_photos import noise
 from PIL import Image
 
 from periscope.errors import MediaError, PrecomputeError
+from periscope.precompute.decoding import DecodingPool
 from periscope.precompute.encoders import Encoder
+from periscope.precompute.media import decode_image
 from periscope.precompute.pipeline.clock import Clock
 from periscope.precompute.pipeline.encode import BatchEncoder, forward, pick, to_stored
 from periscope.precompute.pipeline.filters import DUPLICATE, Filters
@@ -71,9 +73,15 @@ def writer(tmp_path):
         yield writer
 
 
-def done(value: Sample) -> Future:
+@pytest.fixture(scope="module")
+def pool():
+    with DecodingPool(2) as pool:
+        yield pool
+
+
+def done(*samples: Sample) -> Future:
     future: Future = Future()
-    future.set_result(value)
+    future.set_result(list(samples))
     return future
 
 
@@ -88,14 +96,14 @@ def test_a_member_that_unpacks_to_too_much_is_not_unpacked(tmp_path):
                 member.write(bytes(1_000_000))
         noise(tmp_path / "one.png", 0)
         archive.write(tmp_path / "one.png", "one.png")
-    found, task = collect(tmp_path / "photos.zip").media.values(), task_for(MeanColour())
+    found = collect(tmp_path / "photos.zip").media.values()
     media = {medium.origin.rpartition("/")[2]: medium for medium in found}
     tracemalloc.start()
     with pytest.raises(MediaError, match=r"too many bytes: 1,100,000,000, and --max-bytes is 1,000,000,000"):
-        read_medium(media["zeros.png"], task)
+        read_medium(media["zeros.png"])
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
-    assert read_medium(media["one.png"], task) == (tmp_path / "one.png").read_bytes()
+    assert read_medium(media["one.png"]) == (tmp_path / "one.png").read_bytes()
 
 
 def test_jpegs_without_their_end_marker_are_counted(tmp_path, capsys):
@@ -109,23 +117,25 @@ def test_jpegs_without_their_end_marker_are_counted(tmp_path, capsys):
     assert len(FeatureSet(tmp_path / "cut-set").keys) == 5
 
 
-def test_the_reader_decodes_in_order_and_lists_what_is_damaged(tmp_path, threads, writer):
+def test_the_reader_decodes_in_order_and_lists_what_is_damaged(tmp_path, threads, pool, writer):
     folder = photos(tmp_path / "photos", 5)
     (folder / "002.png").write_bytes(b"no image")
     media = list(keys_of(collect(folder).media).items())
-    batches = list(Reader(task_for(MeanColour()), writer, threads).batches(media, 2))
+    reader = Reader(task_for(MeanColour()), writer, threads, pool)
+    batches = [[sample for group in batch for sample in group.result()] for batch in reader.batches(media, 2)]
     assert [len(batch) for batch in batches] == [2, 2, 1]
-    samples = [future.result() for batch in batches for future in batch]
+    samples = [sample for batch in batches for sample in batch]
     assert [sample.medium.origin for sample in samples] == [f"{number:03d}.png" for number in range(5)]
     assert samples[2].error.reason == "not a picture" and samples[2].inputs is None
     assert samples[2].digest == hashlib.sha256(b"no image").hexdigest()
     for sample in samples[:2]:
         assert sample.digest == hashlib.sha256((folder / sample.medium.origin).read_bytes()).hexdigest()
         assert [view.shape for view in sample.inputs] == [(3, 8, 8)] and sample.error is None
-    assert Reader(task_for(MeanColour()), writer, threads).read("k", Medium("nowhere.png", "x.png")).digest == ""
+    (missing,) = reader.read([("k", Medium("nowhere.png", "x.png"))])
+    assert missing.digest == "" and missing.error.reason == "can't be opened"
 
 
-def test_the_reader_is_a_few_batches_ahead_and_no_more(threads, writer):
+def test_the_reader_is_a_few_batches_ahead_and_no_more(threads, pool, writer):
     read, wait = [], threading.Event()
 
     def slowly(path: Path) -> bytes:
@@ -134,10 +144,10 @@ def test_the_reader_is_a_few_batches_ahead_and_no_more(threads, writer):
         raise MediaError("empty file")
 
     media = [(str(number), Medium(f"{number}", f"{number}", "image", slowly)) for number in range(20)]
-    batches = Reader(task_for(MeanColour()), writer, threads).batches(media, 1)
+    batches = Reader(task_for(MeanColour()), writer, threads, pool).batches(media, 1)
     first = next(batches)
     wait.set()
-    assert first[0].result().error.reason == "empty file"
+    assert first[0].result()[0].error.reason == "empty file"
     [future.result() for future in first]
     threads.submit(lambda: None).result()
     assert len(read) <= AHEAD + 1, "the rest isn't decoded before the first batch is taken"
@@ -145,7 +155,7 @@ def test_the_reader_is_a_few_batches_ahead_and_no_more(threads, writer):
 
 
 def test_every_view_has_an_input_of_its_own(tmp_path):
-    data = noise(tmp_path / "a.png", 1).read_bytes()
+    data = decode_image(noise(tmp_path / "a.png", 1).read_bytes())
     plain, *others = encoder_inputs(data, "key", task_for(MeanColour(), views=3))
     assert len(others) == 2 and not torch.equal(plain, others[0]) and not torch.equal(*others)
     again = encoder_inputs(data, "key", task_for(MeanColour(), views=3))[1:]
@@ -162,7 +172,7 @@ def test_batches_become_features_in_order(threads):
     batch = [Sample(f"{n}", Medium("", f"{n}"), f"digest {n}", inputs=[torch.full((3, 8, 8), n / 8)]) for n in range(4)]
     batch[1] = Sample("1", Medium("", "1"), "digest 1", error=MediaError("truncated"))
     batch[2] = Sample("2", Medium("", "2"), "digest 2", stored={"pooled": torch.zeros(3)})
-    (encoded,) = BatchEncoder(task, threads, clock, {}).encode([[done(sample) for sample in batch]])
+    (encoded,) = BatchEncoder(task, threads, clock, {}).encode([[done(*batch[:2]), done(*batch[2:])]])
     assert [item.sample.key for item in encoded] == ["0", "1", "2", "3"] and task.encoder.encoded == [2]
     assert encoded[1].coded is None and encoded[2].coded is None
     assert torch.equal(encoded[3].coded.result()["pooled"], torch.full((3,), 3 / 8, dtype=torch.float16))
@@ -173,7 +183,7 @@ def test_a_duplicate_is_dropped_only_when_asked(threads):
     batch = [Sample(f"{n}", Medium("", f"{n}"), "same", inputs=[torch.zeros(3, 8, 8)]) for n in range(2)]
     for drop in (False, True):
         task = task_for(MeanColour(), drop_duplicates=drop)
-        (encoded,) = BatchEncoder(task, threads, Clock(), {}).encode([[done(sample) for sample in batch]])
+        (encoded,) = BatchEncoder(task, threads, Clock(), {}).encode([[done(*batch[:2]), done(*batch[2:])]])
         assert encoded[0].sample.error is None and (encoded[1].sample.error is not None) == drop
         assert task.encoder.encoded == [1 if drop else 2]
     assert encoded[1].sample.error.reason == DUPLICATE and encoded[1].sample.error.detail == "the same as 0"
@@ -218,7 +228,7 @@ def test_the_writer_writes_a_batch_and_lists_a_failing_file(tmp_path, threads, w
     good = Sample(make_key("a.png"), Medium("", "a.png"), "a" * 64, inputs=[torch.ones(3, 8, 8)])
     wild = Sample(make_key("b.png"), Medium("", "b.png"), "b" * 64, inputs=[torch.full((3, 8, 8), float("nan"))])
     bad = Sample(make_key("c.png"), Medium("", "c.png"), "c" * 64, error=MediaError("truncated", "at byte 9"))
-    (encoded,) = BatchEncoder(task, threads, Clock(), {}).encode([[done(sample) for sample in (good, wild, bad)]])
+    (encoded,) = BatchEncoder(task, threads, Clock(), {}).encode([[done(good, wild), done(bad)]])
     clock = Clock()
     with writer.shard() as shard:
         write_batch(encoded, task, shard, clock)

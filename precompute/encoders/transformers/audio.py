@@ -4,7 +4,8 @@ Their feature extractors need nothing but numpy. Of a sound longer than the enco
 in AST, eP-ALM and Whisper; with `--windows N`, N windows evenly spaced from start to end.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,9 @@ class Sound(Encoder):
         """Spectrograms `(windows, ...)` -> features of at least `kinds`."""
         raise NotImplementedError
 
-    def decode(self, data: bytes) -> np.ndarray:
-        return decode_sound(data, self.rate, self.samples() / self.rate if self.windows == 1 else None)
+    def decoder(self) -> Callable[[Any], Any]:
+        seconds = self.samples() / self.rate if self.windows == 1 else None
+        return partial(decode_sound, rate=self.rate, seconds=seconds)
 
     def example(self) -> np.ndarray:
         return np.sin(np.arange(self.samples(), dtype=np.float32) / 9)

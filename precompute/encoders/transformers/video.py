@@ -3,7 +3,8 @@
 `--resize stretch --normalise clip` prepares the frames as eP-ALM did.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,8 +81,8 @@ class Clip(Encoder):
             raise PrecomputeError(f"--encoder {self.name} takes {self.frames} frames of a clip, not --frames {frames}")
         return self
 
-    def decode(self, data: bytes) -> list[Image.Image]:
-        return decode_clip(data, self.frames)
+    def decoder(self) -> Callable[[Any], Any]:
+        return partial(decode_clip, frames=self.frames)
 
     def example(self) -> list[Image.Image]:
         return [super().example()] * self.frames

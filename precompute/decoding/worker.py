@@ -1,0 +1,145 @@
+"""What runs in a worker process: reading and decoding, within limits. Imports neither torch nor any encoder."""
+
+import hashlib
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from periscope.errors import MediaError
+from periscope.precompute.allocator import keep_freed_memory
+from periscope.precompute.decoding.slots import Slot
+from periscope.precompute.media import read_file
+from periscope.precompute.media.limits import Limits, limits, set_limits
+from periscope.precompute.media.picture import mended
+
+ENOUGH_SECONDS = 0.25  # after which a worker returns what it has, so that others can go on
+ENOUGH_BYTES = 32 << 20
+WAITING = 4  # times the limit of processor time may pass by the clock
+TIME_OVER = (signal.SIGPROF, signal.SIGALRM)
+
+Decoder = Callable[[bytes], Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to decode.
+
+    decoder: a function of the file's bytes, at the top level of a module, or a partial of one · path: of a plain file,
+    which the worker reads; else the bytes are `data` · known: digests of contents that needn't be decoded · error: why
+    there are no bytes.
+    """
+
+    decoder: Decoder
+    path: str = ""
+    data: bytes = field(default=b"", repr=False)
+    known: frozenset[str] = frozenset()
+    error: MediaError | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A source as it is sent to a worker: its bytes lie in the slot from `start` on, unless it has a path."""
+
+    decoder: Decoder
+    path: str
+    start: int
+    size: int
+    known: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """digest: sha256 of the bytes, "" when they can't be read · placed: in the slot, None for a known content · error:
+    (reason, detail) · mended: as `picture.mended`, of this file.
+    """
+
+    digest: str
+    placed: Any = None
+    error: tuple[str, str] | None = None
+    mended: dict[str, int] = field(default_factory=dict)
+
+
+Image.init()  # loads Pillow's readers, once in the fork server
+_slots: Sequence[Slot] = ()
+_base = 0  # address space of this worker before it decoded anything
+
+
+def begin(slots: Sequence[Slot], chosen: Limits) -> None:
+    """Prepare this process: called once, before any `serve`."""
+    global _slots, _base
+    for ending in (signal.SIGTERM, *TIME_OVER):
+        signal.signal(ending, signal.SIG_DFL)  # ends it at once, also within a decoder
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # a crash leaves no file
+    keep_freed_memory()
+    set_limits(chosen)
+    _slots, _base = slots, _address_space()
+
+
+def serve(slot: int, used: int, pieces: Sequence[Piece]) -> list[Result]:
+    """Decode these into a slot of which the first `used` bytes are taken; only the first few of them, at least one, if
+    all would take long.
+    """
+    shared, results, began = _slots[slot], list[Result](), time.monotonic()
+    shared.used = used
+    for number, piece in enumerate(pieces):
+        shared.at = number
+        _set_timers(limits().seconds)
+        try:
+            results.append(_decode(shared, piece))
+        finally:
+            _set_timers(0)
+        if time.monotonic() - began > ENOUGH_SECONDS or shared.used - used > ENOUGH_BYTES:
+            break
+    return results
+
+
+def _decode(slot: Slot, piece: Piece) -> Result:
+    digest = ""
+    mended.clear()
+    try:
+        data = read_file(Path(piece.path)) if piece.path else slot.memory[piece.start : piece.start + piece.size]
+        _limit_memory(len(data))
+        digest = hashlib.sha256(data).hexdigest()
+        if digest in piece.known:
+            return Result(digest)
+        placed = slot.place(piece.decoder(data))
+        return Result(digest, placed, mended=dict(mended))
+    except MediaError as error:
+        return Result(digest, error=(error.reason, error.detail))
+    except MemoryError:
+        return Result(
+            digest, error=("too large for the memory", f"more than {limits().memory:,} bytes; see --max-memory")
+        )
+    except Exception as error:  # a decoder's bug is no reason to lose the other files
+        return Result(digest, error=("damaged", f"{type(error).__name__}: {error}"))
+
+
+def _set_timers(seconds: float) -> None:
+    """Have the kernel end this process, whatever it does, after so many seconds of processor time, or `WAITING` times
+    as many by the clock: on a busy machine a good file takes long too, and a file on a dead network waits.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, WAITING * seconds)
+
+
+def _limit_memory(size: int) -> None:
+    """Let this process take `limits().memory` bytes for decoding, beside the file itself, of `size` bytes."""
+    if _base:
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        most = _base + size + limits().memory
+        resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _address_space() -> int:
+    """Bytes of address space of this process; 0 where the system doesn't tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
