@@ -22,16 +22,15 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from webdataset import TarWriter
 
-from periscope.atomic import TEMPORARY, Draft, json_line, replace_bytes, replacing, sync_folder
+from periscope.atomic import TEMPORARY, Draft, json_line, naming, replace_bytes, replacing, sync_folder
 from periscope.errors import FeatureSetError
 from periscope.shards import index
 from periscope.shards import manifest as manifests
 from periscope.shards.features import decode, describe, settle_storage
 from periscope.shards.index import SHARD, Index, Sample, SampleRows, load_index, save_index, scan_shard, sha256_file
-from periscope.shards.read import HELDOUT, TEXTS, THUMBNAILS
+from periscope.shards.manifest import HELDOUT, REJECTED, TEXTS, THUMBNAILS
 
 PROGRESS = "progress.jsonl"
-REJECTED = "rejected.jsonl"
 FILES = (PROGRESS, REJECTED, TEXTS, HELDOUT, index.NAME, manifests.NAME)
 STORAGE = ("shape", "codec", "pool", "views", "augmentation")  # what may not change while a set grows
 SHARD_BYTES = 512 << 20
@@ -232,7 +231,7 @@ class SetWriter:
             self._samples[path.name] = SampleRows(samples, shard.names)
         else:
             path.unlink()
-        with open(self.folder / PROGRESS, "ab") as progress:
+        with naming(self.folder / PROGRESS), open(self.folder / PROGRESS, "ab") as progress:
             progress.write(json_line({"shard": entry if samples else None, "rejected": shard.rejected}))
             progress.flush()
             os.fsync(progress.fileno())
@@ -278,16 +277,17 @@ class SetWriter:
             "shards": shards,
         }
         new = {sample.key for shard in self.fresh for sample in self._samples[shard["name"]] if sample.key in heldout}
-        pictures = self.folder / THUMBNAILS
-        unseen = [key for key in sorted(heldout) if key in new or not (pictures / f"{key}.jpg").is_file()]
-        if self.modality == "vector":
-            unseen = []  # there is nothing to see
+        pictures = self._thumbnails(sorted(heldout - new))
+        unseen = [key for key in sorted(heldout) if key not in pictures] if self.modality != "vector" else []
+        files = {name: draft.sha256 for name, draft in drafts.items()}
         if (
             self.manifest
             and not any(draft.differs for draft in drafts.values())
             and not unseen
             and self.manifest["shards"] == shards
             and self.manifest["counts"] == manifest["counts"]
+            and self.manifest.get("files") == files | _named(pictures)
+            and manifests.is_sealed(self.folder)
         ):
             if load_index(self.folder, shards, self.features) is None:
                 save_index(self.folder, self._index(order), shards)
@@ -295,15 +295,26 @@ class SetWriter:
                 draft.drop()
             self._clear(order, heldout)
             return False
-        pictures.mkdir(exist_ok=True)
+        (self.folder / THUMBNAILS).mkdir(exist_ok=True)
         for key, jpeg in thumbnails(unseen):
-            replace_bytes(pictures / f"{key}.jpg", jpeg)
+            replace_bytes(self.folder / THUMBNAILS / f"{key}.jpg", jpeg)
+            pictures[key] = hashlib.sha256(jpeg).hexdigest()
         for draft in drafts.values():
             draft.publish()
         save_index(self.folder, self._index(order), shards)
-        manifests.save_manifest(self.folder, manifest)
+        manifests.save_manifest(self.folder, manifest | {"files": files | _named(pictures)})
         self._clear(order, heldout)
         return True
+
+    def _thumbnails(self, keys: Iterable[str]) -> dict[str, str]:
+        """key -> sha256 of the thumbnails that are there, without those that aren't what the manifest says."""
+        known = self.manifest.get("files", {}) if self.manifest else {}
+        found = {}
+        for key in keys:
+            path = self.folder / THUMBNAILS / f"{key}.jpg"
+            if path.is_file() and (digest := sha256_file(path)) == known.get(f"{THUMBNAILS}/{key}.jpg", digest):
+                found[key] = digest
+        return found
 
     def _clear(self, order: list[str], heldout: set[str]) -> None:
         """Delete files that the manifest no longer names."""
@@ -369,6 +380,11 @@ def _is_leftover(path: Path) -> bool:
     return path.name.endswith(TEMPORARY) and (
         name in FILES or path.parent.name == THUMBNAILS or bool(SHARD.fullmatch(name))
     )
+
+
+def _named(thumbnails: Mapping[str, str]) -> dict[str, str]:
+    """Thumbnails by their path in the set instead of their key."""
+    return {f"{THUMBNAILS}/{key}.jpg": thumbnails[key] for key in sorted(thumbnails)}
 
 
 def _name(number: int) -> str:

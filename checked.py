@@ -1,0 +1,69 @@
+"""JSON and TOML that another program, another version or a stranger may have written: read with every type checked."""
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from periscope.errors import UserError
+
+MAX_BYTES = 256 << 20  # of one file; what is read whole is far smaller
+T = TypeVar("T")
+
+
+def check_type(values: Any, kind: type[T] | Any, where: str, error: type[UserError], advice: str = "") -> T:
+    """`values` as a `kind` (anything `msgspec.convert` takes).
+
+    Raises `error`, naming `where` and the field, when they aren't one; `advice` is added to the sentence.
+    """
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as reason:
+        raise error(damaged(where, reason, advice)) from None
+
+
+def damaged(where: object, reason: object, advice: str = "") -> str:
+    """The sentence for a file that isn't what it should be."""
+    return f"{where} is damaged: {str(reason).replace(' - at `$', ' at `')}{'; ' * bool(advice)}{advice}"
+
+
+def read_json(path: Path, error: type[UserError], advice: str = "", most: int = MAX_BYTES) -> Any:
+    """What a JSON file holds. Raises `error` when it isn't JSON, can't be read, or has more than `most` bytes."""
+    return _read(path, lambda data: json.loads(data), error, advice, most)
+
+
+def read_toml(path: Path, error: type[UserError], advice: str = "", most: int = 4 << 20) -> dict[str, Any]:
+    """What a TOML file holds. Raises as `read_json`."""
+    return _read(path, lambda data: tomllib.loads(data.decode()), error, advice, most)
+
+
+def json_objects(data: bytes) -> list[dict[str, Any]]:
+    """The lines of a JSONL file that are JSON objects; what else is there, such as half a line, is passed over."""
+    rows = []
+    for line in data.splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _read(path: Path, parse: Callable[[bytes], Any], error: type[UserError], advice: str, most: int) -> Any:
+    try:
+        if not path.is_file():
+            raise error(f"{path} isn't a file{'; ' * bool(advice)}{advice}")
+        if (size := path.stat().st_size) > most:
+            raise error(damaged(path, f"it has {size:,} bytes, where at most {most:,} are expected", advice))
+        return parse(path.read_bytes())
+    except (ValueError, RecursionError) as reason:
+        if isinstance(reason, UserError):
+            raise
+        said = "it is nested too deeply" if isinstance(reason, RecursionError) else reason
+        raise error(damaged(path, said, advice)) from None
+    except OSError as reason:
+        raise error(f"{path} can't be read: {reason.strerror or reason}{'; ' * bool(advice)}{advice}") from None
