@@ -13,7 +13,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 an older Python must get this far,
 if find_spec("periscope") is None:
     sys.exit("error: Periscope isn't installed in this Python; run this in the cloned folder first: pip install -e .")
 
-from periscope.console import command, run
+from periscope.console import command, going_on, run
 from periscope.device import choose_device
 from periscope.paths import tiny_folder
 from periscope.training.config import TrainConfig, check_paths, parse_request
@@ -80,7 +80,7 @@ def train(
     """
     from periscope.training.session import prepare
 
-    with ExitStack() as locks:
+    with going_on(lambda: _advice(path)), ExitStack() as locks:
         if old and ranks.first:
             locks.enter_context(old.locked())
         session = prepare(config, holder, ranks, path, old, partial)
@@ -88,6 +88,15 @@ def train(
             locks.enter_context(session.run.locked())
         fit(session)
         return finish(session, holder, merged)
+
+
+def _advice(path: Path) -> str:
+    """How to go on with the run in `path`, which an error of the disk ended."""
+    from periscope.training.run import Run
+
+    if Run(path).has_checkpoint():
+        return f"go on with: {command('train', '--resume', path)}"
+    return f"train again from the start, with --name {path.name}"
 
 
 def fit(session: "Session") -> None:

@@ -20,11 +20,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from periscope.adapters.io.schema import CONFIG
-from periscope.adapters.tensors import load_tensors
-from periscope.atomic import replace_bytes, sync_folder, temporary_folder
+from periscope.adapters.tensors import load_tensors, save_tensors
+from periscope.atomic import naming, replace_bytes, sync_folder, temporary_folder
 from periscope.console import command
 from periscope.errors import RunError
 from periscope.training.config import TrainConfig, config_from
@@ -162,15 +161,13 @@ class Run:
         final, temporary = steps / f"{step:06d}", steps / f"{step:06d}.partial"
         if not final.is_dir():  # exists if the run was killed before `last` pointed at it
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            write_adapter(temporary / "adapter")
-            (temporary / "state").mkdir()
-            save_file(state["tensors"], temporary / "state" / "tensors.safetensors")
-            facts = {"format": STATE_FORMAT, "step": step, **state["facts"]}
-            (temporary / "state" / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
-            for path in temporary.rglob("*"):
-                sync_folder(path) if path.is_dir() else _sync_file(path)
-            os.rename(temporary, final)
+            try:
+                with naming(final):
+                    _write_checkpoint(temporary, write_adapter, state | {"step": step})
+                os.rename(temporary, final)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
             sync_folder(steps)
         replace_bytes(self.path / "last", f"{final.name}\n".encode())
         pointed = {(self.path / name).read_text().strip() for name in ("last", "best") if (self.path / name).exists()}
@@ -219,7 +216,8 @@ class Run:
 
     def log(self, *, step: int, **values: object) -> None:
         """Append one line to metrics.jsonl, and send it to the trackers."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        path = self.path / "metrics.jsonl"
+        with naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for tracker in self.trackers:
             tracker.log(step, numbers(values))
@@ -294,6 +292,18 @@ class NullRun(Run):
 
     def track(self, names: Sequence[str], first: int) -> None:
         pass
+
+
+def _write_checkpoint(folder: Path, write_adapter: Callable[[Path], None], state: dict) -> None:
+    """Write a checkpoint into a new folder, and sync it."""
+    folder.mkdir()
+    write_adapter(folder / "adapter")
+    (folder / "state").mkdir()
+    save_tensors(state["tensors"], folder / "state" / "tensors.safetensors")
+    facts = {"format": STATE_FORMAT, "step": state["step"], **state["facts"]}
+    (folder / "state" / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+    for path in folder.rglob("*"):
+        sync_folder(path) if path.is_dir() else _sync_file(path)
 
 
 def best_evaluation(rows: Sequence[dict]) -> tuple[dict | None, int]:
