@@ -5,6 +5,7 @@ import filecmp
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from typing import BinaryIO
 
 TEMPORARY = ".partial"
 FULL, READ_ONLY = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
+_LEFTOVER = re.compile(r"\..+\.(?:(.+)-)?(\d+)" + re.escape(TEMPORARY))
 DISK = (*FULL, *READ_ONLY, errno.EIO, errno.EFBIG)  # what isn't the program's fault, whatever file it is about
 
 
@@ -71,7 +73,8 @@ def replacing(path: Path, alone: bool = True) -> Iterator[BinaryIO]:
 
     alone: False if other processes may write the same file at the same time; the last one wins.
     """
-    temporary = path.with_name(path.name + TEMPORARY if alone else f".{path.name}.{os.getpid()}{TEMPORARY}")
+    own = f".{path.name}.{socket.gethostname()}-{os.getpid()}{TEMPORARY}"
+    temporary = path.with_name(path.name + TEMPORARY if alone else own)
     try:
         with naming(path):
             with open(temporary, "wb") as stream:
@@ -83,6 +86,15 @@ def replacing(path: Path, alone: bool = True) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that dead processes of this machine left in a folder when they were killed."""
+    for left in folder.iterdir() if folder.is_dir() else ():
+        if left.name.startswith(".") and (match := _LEFTOVER.fullmatch(left.name)):
+            host, number = match.groups()  # earlier versions wrote no host
+            if host in (None, socket.gethostname()) and not _lives(int(number)):
+                left.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
@@ -51,6 +51,20 @@ def json_objects(data: bytes) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+def typed_fields(table: dict[str, Any], kind: type) -> dict[str, Any]:
+    """A table without the fields whose values aren't of the type that `kind`, a TypedDict, gives them."""
+    hints = get_type_hints(kind)
+    return {name: value for name, value in table.items() if name not in hints or _is_a(value, hints[name])}
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _read(path: Path, parse: Callable[[bytes], Any], error: type[UserError], advice: str, most: int) -> Any:

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 
@@ -16,15 +15,6 @@ from periscope.shards.split import resolve_splits
 from periscope.shards.timing import add_timing, load_timing
 from periscope.shards.verify import MEND, changed_files
 from periscope.shards.write import STORAGE, SetWriter, samples_per_shard
-
-
-class Reject(TypedDict):
-    """A line of rejected.jsonl."""
-
-    origin: str
-    reason: str
-    detail: str
-
 
 Tensors = dict[str, torch.Tensor]
 Source = tuple[str, dict, Callable[[], Tensors]]  # a medium's key, its info, and what gives its stored tensors
@@ -167,10 +157,10 @@ def _join_texts(sets: Sequence[FeatureSet]) -> list[dict]:
     return list(rows.values())
 
 
-def _rejected(features: FeatureSet) -> list[Reject]:
+def _rejected(features: FeatureSet) -> list[manifests.Reject]:
     path = features.path / manifests.REJECTED
     rows = json_objects(path.read_bytes()) if path.is_file() else []
-    return [check_type(row, Reject, str(path), FeatureSetError) for row in rows]
+    return [check_type(row, manifests.Reject, str(path), FeatureSetError) for row in rows]
 
 
 def _thumbnails(sets: Sequence[FeatureSet]) -> Callable[[list[str]], Iterator[tuple[str, bytes]]]:

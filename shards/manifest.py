@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -41,11 +41,22 @@ class _Features(Struct):
     augmentation: Word | UnsetType = UNSET
 
 
-class _Shard(Struct):
+class Shard(TypedDict):
+    """One shard, as the manifest and progress.jsonl list it."""
+
     name: Annotated[str, Meta(pattern=rf"\A{SHARD.pattern}\Z")]
     bytes: Number
     sha256: Digest
     samples: Number
+
+
+class Reject(TypedDict):
+    """A medium that was left out, as progress.jsonl and, without its hash, rejected.jsonl list it."""
+
+    origin: str
+    reason: str
+    detail: str
+    sha256: NotRequired[str]
 
 
 class _Counts(Struct):
@@ -71,7 +82,7 @@ class _Manifest(Struct):
     encoder: _Encoder
     features: Annotated[dict[Literal[KINDS], _Features], Meta(min_length=1)]  # type: ignore[valid-type]
     counts: _Counts
-    shards: list[_Shard]
+    shards: list[Shard]
     name: Word = ""
     files: dict[File, Digest] | UnsetType = UNSET  # sha256 of those beside the shards; earlier versions had none
 

@@ -15,14 +15,24 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal, NotRequired, TypedDict
 
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from webdataset import TarWriter
 
-from periscope.atomic import TEMPORARY, Draft, json_line, naming, replace_bytes, replacing, sync_folder
+from periscope.atomic import (
+    TEMPORARY,
+    Draft,
+    json_line,
+    naming,
+    remove_leftovers,
+    replace_bytes,
+    replacing,
+    sync_folder,
+)
+from periscope.checked import check_type
 from periscope.errors import FeatureSetError
 from periscope.shards import index
 from periscope.shards import manifest as manifests
@@ -49,6 +59,23 @@ def make_key(origin: str) -> str:
     readable = re.sub(r"[^a-z0-9_]+", "-", plain).strip("-")[-40:].strip("-")
     digest = hashlib.sha256(os.fsencode(origin)).hexdigest()[:16]
     return f"{readable}-{digest}" if readable else digest
+
+
+class _Header(TypedDict):
+    """The first line of progress.jsonl; in format 1 `features` held the shapes alone, and `codec` stood beside them."""
+
+    format: Literal[1, 2]
+    fingerprint: str
+    encoder: str
+    features: dict[str, dict | list[int]]
+    codec: NotRequired[str]
+
+
+class _Line(TypedDict):
+    """Every other line of progress.jsonl."""
+
+    shard: manifests.Shard | None
+    rejected: list[manifests.Reject]
 
 
 class SetWriter:
@@ -119,6 +146,8 @@ class SetWriter:
                 )
 
     def _open(self) -> None:
+        for folder in (self.folder, self.folder / THUMBNAILS):
+            remove_leftovers(folder)
         for leftover in [*self.folder.iterdir(), *(self.folder / THUMBNAILS).glob("*" + TEMPORARY)]:
             if _is_leftover(leftover):
                 leftover.unlink()
@@ -400,13 +429,15 @@ def _whole_lines(path: Path) -> list[dict]:
     data, lines, good = _bytes_of(path) or b"", [], 0
     for line in data.splitlines(keepends=True):
         try:
-            value = json.loads(line)
-        except ValueError:
+            value = check_type(json.loads(line), _Line if lines else _Header, str(path), FeatureSetError)
+        except (ValueError, RecursionError):
             break
         if not line.endswith(b"\n"):
             break
         lines.append(value)
         good += len(line)
-    if good < len(data):
+    if data and not good:
+        path.unlink()
+    elif good < len(data):
         replace_bytes(path, data[:good])
     return lines

@@ -1,6 +1,7 @@
 """The adapter folder, the small thing that people share: weights as safetensors, adapter.json, and a model card."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,10 @@ def last_adapter(path: Path) -> Path:
     last = path / "last"
     if (path / CONFIG).is_file() or not last.is_file():
         return path
-    step = path / "steps" / last.read_text().strip()
+    name = last.read_bytes()[:40].decode(errors="replace").strip()
+    if not re.fullmatch(r"[0-9]{1,20}", name):
+        raise AdapterError(f"{last} doesn't name a step; write the name of the newest folder in {path}/steps into it")
+    step = path / "steps" / name
     if several := sorted(step.glob("adapter-*")):
         raise AdapterError(f"{path} holds {len(several)} adapters; name the folder of one, such as {several[0]}")
     return step / "adapter"

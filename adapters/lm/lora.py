@@ -186,10 +186,12 @@ def read_lora_config(folder: Path) -> tuple[int, float, list[str]]:
     path = folder / CONFIG
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise TypeError("no JSON object")
         kind, rank, alpha, targets = (fields[name] for name in ("peft_type", "r", "lora_alpha", "target_modules"))
     except FileNotFoundError:
         raise AdapterError(f"{folder} holds no {CONFIG}, so it is no LoRA") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterError(f"{path} is damaged: {error!r}") from None
     plain = LoraConfig().to_dict() | {"peft_type": "LORA"}
     unusual = [name for name, value in fields.items() if name not in FREE_FIELDS and value and value != plain.get(name)]
