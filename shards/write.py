@@ -283,14 +283,27 @@ class SetWriter:
         rejected: {"origin", "reason", "detail"} of all media left out.
         """
         shards = self.finished + self.fresh
-        order = [shard["name"] for shard in shards]
         if not shards:
             raise FeatureSetError("not one medium could be encoded; rejected media are listed above")
-        drafts = {
-            TEXTS: Draft(self.folder / TEXTS, map(json_line, texts)),
-            HELDOUT: Draft(self.folder / HELDOUT, (f"{key}\n".encode() for key in sorted(heldout))),
-            REJECTED: Draft(self.folder / REJECTED, map(json_line, rejected)),
-        }
+        drafts: dict[str, Draft] = {}
+        try:
+            drafts[TEXTS] = Draft(self.folder / TEXTS, map(json_line, texts))
+            drafts[HELDOUT] = Draft(self.folder / HELDOUT, (f"{key}\n".encode() for key in sorted(heldout)))
+            drafts[REJECTED] = Draft(self.folder / REJECTED, map(json_line, rejected))
+            return self._complete(drafts, shards, heldout, thumbnails)
+        finally:
+            for draft in drafts.values():
+                draft.drop()
+
+    def _complete(
+        self,
+        drafts: Mapping[str, Draft],
+        shards: list[dict],
+        heldout: set[str],
+        thumbnails: Callable[[list[str]], Iterable[tuple[str, bytes]]],
+    ) -> bool:
+        """Put the drafts of the files beside the shards in place, where something changed; see `finish`."""
+        order = [shard["name"] for shard in shards]
         manifest = {
             "format": manifests.FORMAT,
             "name": self.folder.resolve().name,
@@ -320,8 +333,6 @@ class SetWriter:
         ):
             if load_index(self.folder, shards, self.features) is None:
                 save_index(self.folder, self._index(order), shards)
-            for draft in drafts.values():
-                draft.drop()
             self._clear(order, heldout)
             return False
         (self.folder / THUMBNAILS).mkdir(exist_ok=True)

@@ -12,7 +12,8 @@ DEEP = 100_000
 # Values of other types, sizes and kinds than any reader expects.
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 7, 65536, 2**31, 2**53 + 1, 2**63, -(2**63) - 1, 10**30, 0.5, -0.0, 1e308,
-    float("nan"), float("inf"), float("-inf"), "", "x", "0", "1", "image", "../../x", "/etc/passwd", "a\0b", "\ud800", "é" * 300,
+    float("nan"), float("inf"),
+    float("-inf"), "", "x", "0", "1", "image", "../../x", "/etc/passwd", "a\0b", "\ud800", "é" * 300,
     "x" * 100_000, "%s{}{0}", [], {}, [1], ["x"], [[]], [None], [{}], {"x": 1}, {"": None}, [0] * 5000, "__class__",
 ]  # fmt: skip
 NUMBERS = [0, 1, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**63 - 1, 2**63, 2**64 - 1]

@@ -67,7 +67,7 @@ def _untimed(path: Path) -> str:
     if path.name != "metrics.jsonl":
         return ""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return json.dumps([{k: v for k, v in row.items() if k not in ("seconds", "waited")} for row in rows])
+    return json.dumps([{k: v for k, v in row.items() if k not in ("seconds", "wait")} for row in rows])
 
 
 def make_template(home: Path) -> None:

@@ -77,8 +77,9 @@ def _words(outcome: Outcome, fault: Fault) -> list[str]:
     if "Traceback" in outcome.said or outcome.status != 1 or not outcome.sentence:
         return [f"status {outcome.status}: {outcome.said[-1500:]}"]
     mend = ("free some space", "make it writable", "check it", "allow this user")
-    known = any(words in outcome.sentence for words in mend) and "/" in outcome.sentence
-    return [] if known else [f"it doesn't say what to do: {outcome.sentence}"]
+    return (
+        [] if any(words in outcome.sentence for words in mend) else [f"it doesn't say what to do: {outcome.sentence}"]
+    )
 
 
 def _scratch(root: Path) -> list[str]:
