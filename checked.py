@@ -20,8 +20,8 @@ def check_type(values: Any, kind: type[T] | Any, where: str, error: type[UserErr
     Raises `error`, naming `where` and the field, when they aren't one; `advice` is added to the sentence.
     """
     try:
-        return msgspec.convert(values, kind)
-    except msgspec.ValidationError as reason:
+        return _convert(values, kind)
+    except (msgspec.ValidationError, RecursionError) as reason:
         raise error(damaged(where, reason, advice)) from None
 
 
@@ -61,10 +61,26 @@ def typed_fields(table: dict[str, Any], kind: type) -> dict[str, Any]:
 
 def _is_a(value: Any, kind: Any) -> bool:
     try:
-        msgspec.convert(value, kind)
-    except msgspec.ValidationError:
+        _convert(value, kind)
+    except (msgspec.ValidationError, RecursionError):
         return False
     return True
+
+
+def _convert(values: Any, kind: Any) -> Any:
+    """`msgspec.convert`, which can't take strings that aren't Unicode: names of files need not be."""
+    try:
+        return msgspec.convert(values, kind)
+    except UnicodeEncodeError:
+        return msgspec.convert(_printable(values), kind)
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_printable(name): _printable(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_printable(inner) for inner in value]
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def _read(path: Path, parse: Callable[[bytes], Any], error: type[UserError], advice: str, most: int) -> Any:

@@ -31,7 +31,9 @@ File = Annotated[str, Meta(pattern=rf"\A({TEXTS}|{HELDOUT}|{REJECTED}|{THUMBNAIL
 Word = Annotated[str, Meta(max_length=4096)]
 
 
-class _Features(Struct):
+class Stored(Struct):
+    """How one kind of features is stored, as the manifest and progress.jsonl say."""
+
     shape: Annotated[list[Side], Meta(min_length=1, max_length=2)]
     dtype: Literal["float16"]
     codec: Word
@@ -80,7 +82,7 @@ class _Manifest(Struct):
     format: int
     modality: Annotated[str, Meta(pattern=r"\A[a-z_]{1,40}\Z")]
     encoder: _Encoder
-    features: Annotated[dict[Literal[KINDS], _Features], Meta(min_length=1)]  # type: ignore[valid-type]
+    features: Annotated[dict[Literal[KINDS], Stored], Meta(min_length=1)]  # type: ignore[valid-type]
     counts: _Counts
     shards: list[Shard]
     name: Word = ""

@@ -181,7 +181,10 @@ class FeatureSet:
             path = self.path / HELDOUT
             if not path.is_file():
                 raise FeatureSetError(f"{path} is missing: run the same precompute.py command again")
-            self._heldout = frozenset(path.read_text().split())
+            try:
+                self._heldout = frozenset(path.read_text(encoding="utf-8").split())
+            except ValueError:
+                raise FeatureSetError(f"{path} is damaged: run the same precompute.py command again") from None
         return self._heldout
 
     @property

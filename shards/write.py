@@ -161,7 +161,11 @@ class SetWriter:
             header = lines.pop(0)
             features = header["features"]
             if header["format"] == 1:
-                features = {kind: {"shape": shape, "codec": header["codec"]} for kind, shape in features.items()}
+                codec = header.get("codec", "fp16")
+                features = {kind: {"shape": shape, "codec": codec} for kind, shape in features.items()}
+            for entry in features.values():
+                whole = entry | {"dtype": "float16"} if isinstance(entry, dict) else entry
+                check_type(whole, manifests.Stored, f"{self.folder / PROGRESS}", FeatureSetError, "delete it")
             self._refuse(header["encoder"], header["fingerprint"], features)
             for line in lines:
                 if line["shard"]:
@@ -440,7 +444,8 @@ def _whole_lines(path: Path) -> list[dict]:
     data, lines, good = _bytes_of(path) or b"", [], 0
     for line in data.splitlines(keepends=True):
         try:
-            value = check_type(json.loads(line), _Line if lines else _Header, str(path), FeatureSetError)
+            value = json.loads(line)
+            check_type(value, _Line if lines else _Header, str(path), FeatureSetError)
         except (ValueError, RecursionError):
             break
         if not line.endswith(b"\n"):

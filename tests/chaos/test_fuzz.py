@@ -159,13 +159,13 @@ TARGETS = (
     Target(f"{STEP}/adapter/adapter.json", mutations.of_json, read_config, 20),
     Target(f"{STEP}/adapter/adapter.json", mutations.of_json, read_adapter),
     Target(f"{STEP}/adapter/adapter.safetensors", mutations.of_safetensors, read_adapter),
-    Target("runs/warm/config.toml", mutations.of_toml, show_run),
-    Target("runs/warm/metrics.jsonl", mutations.of_lines, show_run),
-    Target("runs/warm/eval.json", mutations.of_json, show_run, 20),
-    Target("runs/warm/predictions.jsonl", mutations.of_lines, show_run),
-    Target("runs/warm/environment.json", mutations.of_json, show_run, 3),
-    Target("runs/warm/samples.md", mutations.of_words, show_run, 3),
-    Target("runs/warm/steps/000002/adapter/adapter.json", mutations.of_json, show_run),
+    Target("runs/warm/config.toml", mutations.of_toml, show_run, 5),
+    Target("runs/warm/metrics.jsonl", mutations.of_lines, show_run, 5),
+    Target("runs/warm/eval.json", mutations.of_json, show_run, 5),
+    Target("runs/warm/predictions.jsonl", mutations.of_lines, show_run, 5),
+    Target("runs/warm/environment.json", mutations.of_json, show_run, 5),
+    Target("runs/warm/samples.md", mutations.of_words, show_run, 5),
+    Target("runs/warm/steps/000002/adapter/adapter.json", mutations.of_json, show_run, 5),
     Target("recipe.toml", mutations.of_toml, read_recipe, 20),
     Target("runs/tuned/steps/000002/adapter/lora/adapter_config.json", mutations.of_json, read_lora),
     Target("runs/tuned/steps/000002/adapter/lora/adapter_model.safetensors", mutations.of_safetensors, read_lora, 5),
@@ -294,8 +294,8 @@ def _id(target: Target) -> str:
 def test_a_few_changed_files(fuzz_home: Path, guard: Guard, target: Target) -> None:
     torch.set_num_threads(1)
     counts = Counter[str]()
-    run_target(fuzz_home, target, guard, 2 * target.weight, counts, seed=True)
-    assert counts["refused"] + counts["read"] > target.weight / 2
+    run_target(fuzz_home, target, guard, target.weight, counts, seed=True)
+    assert counts.total() > target.weight / 2
 
 
 @pytest.mark.slow
@@ -305,7 +305,7 @@ def test_many_changed_files(fuzz_home: Path, guard: Guard) -> None:
     counts, wrong = Counter[str](), list[str]()
     for target in TARGETS:
         try:
-            run_target(fuzz_home, target, guard, 36 * target.weight, counts, seed=False)
+            run_target(fuzz_home, target, guard, 42 * target.weight, counts, seed=False)
         except BaseException as error:
             wrong.append(f"{_id(target)}: {error!r}"[:2000])
     print(dict(counts), *wrong, sep="\n")
