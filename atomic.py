@@ -1,8 +1,11 @@
-"""Files that are whole or not there: temporary names, renames, locks."""
+"""Files that are whole or not there: temporary names, renames, locks; and what to say of a disk that fails."""
 
+import errno
 import filecmp
+import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator
@@ -11,6 +14,46 @@ from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY = ".partial"
+FULL, READ_ONLY = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
+_LEFTOVER = re.compile(r"\..+\.(?:(.+)-)?(\d+)" + re.escape(TEMPORARY))
+DISK = (*FULL, *READ_ONLY, errno.EIO, errno.EFBIG)  # what isn't the program's fault, whatever file it is about
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A block whose errors of the operating system name `path` where they name no file, as those of `write` don't."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+def disk_sentence(error: OSError) -> str:
+    """What went wrong, with which file, and what to do, of an error that names its file."""
+    path, reason = Path(os.fsdecode(error.filename)), error.strerror or str(error)
+    steps = "; ".join(getattr(error, "__notes__", ())) or "run the same command again, which goes on with what is there"
+    if error.errno in FULL:
+        return f"{path} can't be written: the disk is full ({_free(path)}); free some space on it, then {steps}"
+    if error.errno == errno.EROFS:
+        return f"{path} can't be written: the disk is mounted read-only; make it writable, then {steps}"
+    if error.errno == errno.EIO:
+        return (
+            f"{path}: the disk reports an error ({reason}); check it, or move the folder to another one, then {steps}"
+        )
+    if error.errno in READ_ONLY:
+        return f"{path}: {reason.lower()}; allow this user to read and write there, then {steps}"
+    return f"{path}: {reason.lower()}"
+
+
+def _free(path: Path) -> str:
+    for folder in path.absolute().parents:
+        try:
+            return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB left"
+        except OSError:
+            continue
+    return "nothing left"
 
 
 def sync_folder(folder: Path) -> None:
@@ -30,17 +73,28 @@ def replacing(path: Path, alone: bool = True) -> Iterator[BinaryIO]:
 
     alone: False if other processes may write the same file at the same time; the last one wins.
     """
-    temporary = path.with_name(path.name + TEMPORARY if alone else f".{path.name}.{os.getpid()}{TEMPORARY}")
+    own = f".{path.name}.{socket.gethostname()}-{os.getpid()}{TEMPORARY}"
+    temporary = path.with_name(path.name + TEMPORARY if alone else own)
     try:
-        with open(temporary, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            with open(temporary, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that dead processes of this machine left in a folder when they were killed."""
+    for left in folder.iterdir() if folder.is_dir() else ():
+        if left.name.startswith(".") and (match := _LEFTOVER.fullmatch(left.name)):
+            host, number = match.groups()  # earlier versions wrote no host
+            if host in (None, socket.gethostname()) and not _lives(int(number)):
+                left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -77,23 +131,26 @@ def _lives(process: int) -> bool:
 class Draft:
     """New content for a file, written line by line under a temporary name.
 
-    lines: their number · differs: whether the file has other content now. `publish` replaces the file, `drop` deletes
-    the draft.
+    lines: their number · sha256: of the content · differs: whether the file has other content now. `publish` replaces
+    the file, `drop` deletes the draft.
     """
 
     def __init__(self, path: Path, lines: Iterable[bytes]):
         self.path, self.lines = path, 0
         self._temporary = path.with_name(path.name + TEMPORARY)
+        digest = hashlib.sha256()
         try:
-            with open(self._temporary, "wb") as stream:
+            with naming(path), open(self._temporary, "wb") as stream:
                 for line in lines:
                     stream.write(line)
+                    digest.update(line)
                     self.lines += 1
                 stream.flush()
                 os.fsync(stream.fileno())
         except BaseException:
             self.drop()
             raise
+        self.sha256 = digest.hexdigest()
         self.differs = not (path.is_file() and filecmp.cmp(path, self._temporary, shallow=False))
 
     def publish(self) -> None:

@@ -5,9 +5,12 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
+from periscope.atomic import disk_sentence
 from periscope.errors import UserError
 from periscope.text import printable
 
@@ -24,21 +27,40 @@ SCRIPTS = ("precompute", "train", "eval")
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a command's `main`. A user's mistake becomes one sentence on stderr and exit status 1, Ctrl-C becomes 130.
+    """Call a command's `main`. A user's mistake, and a disk that is full or fails, become one sentence on stderr and
+    exit status 1, Ctrl-C becomes 130.
 
     A mistake that all of torchrun's processes make is reported once on each machine.
     """
     try:
         main()
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            sys.exit(f"error: {printable(error)}")
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(GRACE_SECONDS)
-        sys.exit(f"error in process {os.environ['RANK']}: {printable(error)}")
+        _leave(str(error))
+    except OSError as error:
+        if error.filename is None or error.errno is None:
+            raise
+        _leave(disk_sentence(error))
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def going_on(advice: Callable[[], str]) -> Iterator[None]:
+    """A block whose errors of the operating system say how to go on once they are mended."""
+    try:
+        yield
+    except OSError as error:
+        error.add_note(advice())
+        raise
+
+
+def _leave(sentence: str) -> NoReturn:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        sys.exit(f"error: {printable(sentence)}")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(GRACE_SECONDS)
+    sys.exit(f"error in process {os.environ['RANK']}: {printable(sentence)}")
 
 
 def command(name: str, *arguments: object) -> str:

@@ -13,7 +13,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 an older Python must get this far,
 if find_spec("periscope") is None:
     sys.exit("error: Periscope isn't installed in this Python; run this in the cloned folder first: pip install -e .")
 
-from periscope.console import command, run
+from periscope.console import command, going_on, run
 from periscope.device import choose_device
 from periscope.paths import tiny_folder
 from periscope.training.config import TrainConfig, check_paths, parse_request
@@ -80,7 +80,7 @@ def train(
     """
     from periscope.training.session import prepare
 
-    with ExitStack() as locks:
+    with going_on(lambda: _advice(path)), ExitStack() as locks:
         if old and ranks.first:
             locks.enter_context(old.locked())
         session = prepare(config, holder, ranks, path, old, partial)
@@ -88,6 +88,15 @@ def train(
             locks.enter_context(session.run.locked())
         fit(session)
         return finish(session, holder, merged)
+
+
+def _advice(path: Path) -> str:
+    """How to go on with the run in `path`, which an error of the disk ended."""
+    from periscope.training.run import Run
+
+    if Run(path).has_checkpoint():
+        return f"go on with: {command('train', '--resume', path)}"
+    return f"train again from the start, with --name {path.name}"
 
 
 def fit(session: "Session") -> None:
@@ -98,38 +107,43 @@ def fit(session: "Session") -> None:
 
     config, schedule, ranks, run_folder = session.config, session.schedule, session.ranks, session.run
     run_folder.track(config.logging.track, session.step)
-    stop, bar = StopRequest(ranks.first), ProgressBar(schedule.steps, session.step)
+    stop, saved_at = StopRequest(ranks.first), time.monotonic()
     on_gpu = session.device.type == "cuda"
     loader = load_steps(session.steps, session.step, schedule.steps, workers=2 if on_gpu else 0, pin=on_gpu)
-    saved_at = time.monotonic()
-    if session.evaluation_due and not session.evaluated:
-        session.evaluate_unless_stopped(stop, bar.say)  # the process that wrote this checkpoint was stopped before it
-    ended = session.stopped or session.out_of_patience
-    for batch in () if ended else bar.timed(loader):
-        session.step += 1
-        rate = set_rates(session.optimizer, session.step, schedule.steps, config)
-        loss, norm, session.micro_batch = take_step(
-            session.model, session.optimizer, session.scaler, batch, session.micro_batch, config.optim.grad_clip, ranks
-        )
-        timing = bar.update(loss, batch.count())
-        run_folder.log(step=session.step, loss=loss, lr=rate, grad_norm=norm, targets=batch.count(), **timing)
-        session.check_loss(loss, norm, batch, bar.say)
+    with ProgressBar(schedule.steps, session.step) as bar:
+        if session.evaluation_due and not session.evaluated:
+            session.evaluate_unless_stopped(stop, bar.say)  # its process was stopped before it
+        ended = session.stopped or session.out_of_patience
+        for batch in () if ended else bar.timed(loader):
+            session.step += 1
+            rate = set_rates(session.optimizer, session.step, schedule.steps, config)
+            loss, norm, session.micro_batch = take_step(
+                session.model,
+                session.optimizer,
+                session.scaler,
+                batch,
+                session.micro_batch,
+                config.optim.grad_clip,
+                ranks,
+            )  # fmt: skip
+            timing = bar.update(loss, batch.count())
+            run_folder.log(step=session.step, loss=loss, lr=rate, grad_norm=norm, targets=batch.count(), **timing)
+            session.check_loss(loss, norm, batch, bar.say)
 
-        stopping, last = bool(ranks.all_max(stop.asked)), session.step == schedule.steps
-        due = session.step % schedule.save_every == 0 or time.monotonic() - saved_at > SAVE_SECONDS
-        due = due and math.isfinite(loss)  # a streak of bad losses must not push the good checkpoints out
-        if stopping or last or due or session.evaluation_due:
-            session.save()  # before the evaluation, which may take minutes
-            saved_at = time.monotonic()
-        if stopping:
-            session.stopped = not last or session.evaluation_due
-            break
-        if session.evaluation_due:
-            session.evaluate_unless_stopped(stop, bar.say)
-            if session.stopped or session.out_of_patience:
+            stopping, last = bool(ranks.all_max(stop.asked)), session.step == schedule.steps
+            due = session.step % schedule.save_every == 0 or time.monotonic() - saved_at > SAVE_SECONDS
+            due = due and math.isfinite(loss)  # a streak of bad losses must not push the good checkpoints out
+            if stopping or last or due or session.evaluation_due:
+                session.save()  # before the evaluation, which may take minutes
+                saved_at = time.monotonic()
+            if stopping:
+                session.stopped = not last or session.evaluation_due
                 break
+            if session.evaluation_due:
+                session.evaluate_unless_stopped(stop, bar.say)
+                if session.stopped or session.out_of_patience:
+                    break
     session.spent = bar.spent(session.steps.per_epoch)
-    bar.close()
     run_folder.close()
 
 

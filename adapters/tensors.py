@@ -1,9 +1,14 @@
-"""Reading weights from safetensors files."""
+"""Weights in safetensors files."""
 
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 
 def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
@@ -13,3 +18,20 @@ def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
     result differs in the last bits. Cloned tensors compute exactly what the tensors that were saved did.
     """
     return {name: tensor.clone() for name, tensor in load_file(path, device=device).items()}
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. Raises OSError, with the file's name, when the disk is full or fails."""
+    with disk_errors(path):
+        save_file(dict(tensors), path, metadata=metadata)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A block in which errors of the disk that safetensors reports in words become OSErrors that name `path`."""
+    try:
+        yield
+    except SafetensorError as error:
+        if not (code := re.search(r"\bcode: (\d+)", str(error))):
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None

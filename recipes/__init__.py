@@ -1,11 +1,11 @@
 """Recipes: the settings of a published system or of the demo, as TOML files. Flags override them."""
 
 import difflib
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from periscope.checked import read_toml
 from periscope.errors import RecipeError
 
 FOLDER = Path(__file__).resolve().parent
@@ -77,10 +77,7 @@ def load_recipe(name: str) -> Recipe:
         near = difflib.get_close_matches(name, recipe_names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise RecipeError(f"unknown recipe {name!r}{hint} (known: {', '.join(recipe_names())})")
-    try:
-        whole = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not TOML: {error}") from None
+    whole = read_toml(path, RecipeError, "mend it, or copy it again")
     if strange := sorted(set(whole) - TABLES):
         raise RecipeError(f"{path} has a table {strange[0]}, and a recipe's are {', '.join(sorted(TABLES))}")
     for table, found in whole.items():

@@ -1,19 +1,20 @@
 """New feature sets from finished ones, without their media: recoding and merging."""
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
+from periscope.checked import check_type, json_objects
 from periscope.errors import FeatureSetError
 from periscope.shards import manifest as manifests
 from periscope.shards.features import describe, encode, parse_pool, settle_storage, stored_bytes
 from periscope.shards.read import FeatureSet
 from periscope.shards.split import resolve_splits
 from periscope.shards.timing import add_timing, load_timing
-from periscope.shards.write import REJECTED, STORAGE, SetWriter, samples_per_shard
+from periscope.shards.verify import MEND, changed_files
+from periscope.shards.write import STORAGE, SetWriter, samples_per_shard
 
 Tensors = dict[str, torch.Tensor]
 Source = tuple[str, dict, Callable[[], Tensors]]  # a medium's key, its info, and what gives its stored tensors
@@ -25,7 +26,7 @@ def recode(folder: Path, out: Path, store: Sequence[str] = (), pool: str = "1x1"
 
     Raises FeatureSetError when `out` is taken, when it isn't possible, or when nothing would change.
     """
-    source = FeatureSet(folder)
+    source = _opened(folder)
     old = source.manifest["features"]
     new = settle_storage(old, store, pool)
     if new == old:
@@ -62,7 +63,7 @@ def merge(out: Path, folders: Sequence[Path]) -> FeatureSet:
     kept once if they are equal, else renamed. Raises FeatureSetError when `out` is taken, and when the sets don't
     fit together.
     """
-    sets = [FeatureSet(folder) for folder in folders]
+    sets = [_opened(folder) for folder in folders]
     if len(sets) < 2:
         raise FeatureSetError("merge takes the new set's folder and at least two sets")
     first = sets[0]
@@ -86,6 +87,14 @@ def merge(out: Path, folders: Sequence[Path]) -> FeatureSet:
         writer.finish(texts, heldout, _thumbnails(sets), list(rejected.values()))
     _note_timing(out, sets)
     return FeatureSet(out)
+
+
+def _opened(folder: Path) -> FeatureSet:
+    """A set whose texts, held-out media and thumbnails are as they were written. Raises FeatureSetError."""
+    features = FeatureSet(folder)
+    if wrong := changed_files(features.path, features.manifest):
+        raise FeatureSetError(f"{folder}: {'; '.join(wrong)}. {MEND}")
+    return features
 
 
 def _writer(out: Path, source: FeatureSet, features: dict[str, dict]) -> SetWriter:
@@ -148,9 +157,10 @@ def _join_texts(sets: Sequence[FeatureSet]) -> list[dict]:
     return list(rows.values())
 
 
-def _rejected(features: FeatureSet) -> list[dict]:
-    path = features.path / REJECTED
-    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.is_file() else []
+def _rejected(features: FeatureSet) -> list[manifests.Reject]:
+    path = features.path / manifests.REJECTED
+    rows = json_objects(path.read_bytes()) if path.is_file() else []
+    return [check_type(row, manifests.Reject, str(path), FeatureSetError) for row in rows]
 
 
 def _thumbnails(sets: Sequence[FeatureSet]) -> Callable[[list[str]], Iterator[tuple[str, bytes]]]:

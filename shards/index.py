@@ -92,10 +92,10 @@ def _tensor_table(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: str)
             if name == "__metadata__":
                 continue
             begin, end = entry["data_offsets"]
-            if not 0 <= begin <= end <= member.size - 8 - length:
+            if not (type(begin) is type(end) is int and 0 <= begin <= end <= member.size - 8 - length):
                 raise ValueError(name)
             table[name] = (member.offset_data + 8 + length + begin, entry)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FeatureSetError(f"{shard}: {member.name} has a damaged safetensors header") from error
     return table
 
@@ -144,7 +144,10 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _origin_and_hash(data: bytes, name: str) -> tuple[str, str]:
-    info = json.loads(data)
+    try:
+        info = json.loads(data)
+    except (ValueError, RecursionError):
+        info = None
     if not isinstance(info, dict) or not all(isinstance(info.get(n), str) for n in ("origin", "sha256")):
         raise FeatureSetError(f"{name} lacks its origin or content hash")
     if not SHA256.fullmatch(info["sha256"]):
@@ -239,8 +242,29 @@ def load_index(folder: Path, shards: list[dict], features: Mapping[str, Mapping]
             return None
         if not np.array_equal(arrays["identity"], _identity(shards, names)):
             return None
+        if not _fits(arrays, names, shards):
+            return None
         keys, origins = (_parted(arrays[name], arrays[f"{name}.ends"]) for name in ("keys", "origins"))
         offsets = {name: arrays[f"offset.{name}"] for name in names}
         return Index(keys, arrays["shard"], arrays["member"], offsets, origins, arrays["hashes"])
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
+
+
+def _fits(arrays: Mapping[str, np.ndarray], names: Sequence[str], shards: list[dict]) -> bool:
+    """Whether the arrays have the shapes, types and ranges of an index of these shards, whoever wrote them."""
+    count = sum(shard["samples"] for shard in shards)
+    integers = {"member": np.int64, "keys.ends": np.int64, "origins.ends": np.int64, "shard": np.int32}
+    integers |= {f"offset.{name}": np.int64 for name in names}
+    if any(arrays[name].shape != (count,) or arrays[name].dtype != kind for name, kind in integers.items()):
+        return False
+    if arrays["hashes"].shape != (count, 32) or arrays["hashes"].dtype != np.uint8:
+        return False
+    if any(arrays[name].dtype != np.uint8 or arrays[name].ndim != 1 for name in ("keys", "origins")):
+        return False
+    sizes = np.array([shard["bytes"] for shard in shards], np.int64)
+    within = [(arrays["shard"] >= 0).all() and (arrays["shard"] < len(shards)).all()]
+    if count and within[0]:
+        places = [arrays["member"], *(arrays[f"offset.{name}"] for name in names)]
+        within += [(place >= 0).all() and (place < sizes[arrays["shard"]]).all() for place in places]
+    return all(within) and all((np.diff(arrays[f"{name}.ends"], prepend=0) >= 0).all() for name in ("keys", "origins"))

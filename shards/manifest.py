@@ -1,20 +1,95 @@
-"""manifest.json: the description of a feature set, validated when read."""
+"""manifest.json: the description of a feature set, validated when read.
 
+Its last line holds the sha256 of all bytes before that line, so that a change of any byte of it shows.
+"""
+
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from periscope.atomic import replace_bytes
+from periscope.checked import check_type, read_json
 from periscope.errors import FeatureSetError
 from periscope.shards.codecs import CODECS
-from periscope.shards.features import KINDS
-from periscope.shards.index import SHARD
+from periscope.shards.features import KINDS, stored_bytes
+from periscope.shards.index import KEY, SHA256, SHARD
 
 NAME = "manifest.json"
+TEXTS, HELDOUT, REJECTED, THUMBNAILS = "texts.jsonl", "heldout.txt", "rejected.jsonl", "thumbnails"
 FORMAT = 2
 READS = (1, FORMAT)  # 1 knew float16 only, and said so once for all kinds
+ADVICE = "copy it again, or run the same precompute.py command again"
+
+Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Side = Annotated[int, Meta(ge=1, le=2**31)]
+Digest = Annotated[str, Meta(pattern=rf"\A{SHA256.pattern}\Z")]
+File = Annotated[str, Meta(pattern=rf"\A({TEXTS}|{HELDOUT}|{REJECTED}|{THUMBNAILS}/{KEY.pattern}\.jpg)\Z")]
+Word = Annotated[str, Meta(max_length=4096)]
 
 
-def load_manifest(folder: Path) -> dict:
+class Stored(Struct):
+    """How one kind of features is stored, as the manifest and progress.jsonl say."""
+
+    shape: Annotated[list[Side], Meta(min_length=1, max_length=2)]
+    dtype: Literal["float16"]
+    codec: Word
+    grid: tuple[Side, Side] | UnsetType = UNSET
+    pool: tuple[Side, Side] | UnsetType = UNSET
+    views: Annotated[int, Meta(ge=1, le=4096)] | UnsetType = UNSET
+    augmentation: Word | UnsetType = UNSET
+
+
+class Shard(TypedDict):
+    """One shard, as the manifest and progress.jsonl list it."""
+
+    name: Annotated[str, Meta(pattern=rf"\A{SHARD.pattern}\Z")]
+    bytes: Number
+    sha256: Digest
+    samples: Number
+
+
+class Reject(TypedDict):
+    """A medium that was left out, as progress.jsonl and, without its hash, rejected.jsonl list it."""
+
+    origin: str
+    reason: str
+    detail: str
+    sha256: NotRequired[str]
+
+
+class _Counts(Struct):
+    media: Number
+    heldout: Number
+    texts: Number
+    rejected: Number
+
+
+class _Encoder(Struct):
+    name: Word
+    fingerprint: Word
+    library: Word | UnsetType = UNSET
+    id: Word | UnsetType | None = UNSET
+    choices: dict[str, Any] | UnsetType = UNSET
+    preprocessing: dict[str, Any] | UnsetType = UNSET
+    layer: Any = None
+
+
+class _Manifest(Struct):
+    format: int
+    modality: Annotated[str, Meta(pattern=r"\A[a-z_]{1,40}\Z")]
+    encoder: _Encoder
+    features: Annotated[dict[Literal[KINDS], Stored], Meta(min_length=1)]  # type: ignore[valid-type]
+    counts: _Counts
+    shards: list[Shard]
+    name: Word = ""
+    files: dict[File, Digest] | UnsetType = UNSET  # sha256 of those beside the shards; earlier versions had none
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
     """Read and validate a set's manifest; an older format is converted to this one.
 
     Raises FeatureSetError when there is none or it is inconsistent.
@@ -27,36 +102,51 @@ def load_manifest(folder: Path) -> dict:
             if unfinished
             else f"{folder} isn't a feature set (no {NAME}); make one with precompute.py"
         )
-    try:
-        manifest = json.loads(path.read_bytes())
-        if manifest["format"] not in READS:
-            known = " and ".join(map(str, READS))
-            raise FeatureSetError(f"{path}: format {manifest['format']} is unknown here (this reads {known})")
-        everywhere = manifest.pop("codec", "fp16")
-        manifest["format"] = FORMAT
-        for kind, entry in manifest["features"].items():
-            shape = entry["shape"]
-            if entry.setdefault("codec", everywhere) not in CODECS:
-                known = ", ".join(CODECS)
-                raise FeatureSetError(f"{path}: codec {entry['codec']!r} is unknown here (this reads {known})")
-            if kind not in KINDS or entry["dtype"] != "float16" or not shape:
-                raise FeatureSetError(f"{path}: features {kind!r} aren't of a known kind and dtype")
-            if not all(isinstance(n, int) and n > 0 for n in shape):
-                raise FeatureSetError(f"{path}: features {kind!r} have the impossible shape {shape}")
-            if not all(isinstance(n, int) and n > 0 for n in (entry.get("views", 1), *entry.get("pool", ()))):
-                raise FeatureSetError(f"{path}: features {kind!r} have impossible views or pool")
-        for shard in manifest["shards"]:
-            if not SHARD.fullmatch(shard["name"]):
-                raise FeatureSetError(f"{path}: {shard['name']!r} isn't the name of a shard")
-            int(shard["bytes"]), int(shard["samples"]), bytes.fromhex(shard["sha256"])
-        manifest["encoder"]["fingerprint"], manifest["counts"]["media"]
-    except FeatureSetError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FeatureSetError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    manifest = read_json(path, FeatureSetError, ADVICE)
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version not in READS or isinstance(version, bool):
+        known = " and ".join(map(str, READS))
+        raise FeatureSetError(f"{path}: format {str(version)[:40]} is unknown here (this reads {known})")
+    _complete(manifest)
+    check_type(manifest, _Manifest, str(path), FeatureSetError, ADVICE)
+    for entry in manifest["features"].values():
+        if entry["codec"] not in CODECS:
+            known = ", ".join(CODECS)
+            raise FeatureSetError(f"{path}: codec {entry['codec'][:40]!r} is unknown here (this reads {known})")
+    each = sum(map(stored_bytes, manifest["features"].values()))
+    for shard in manifest["shards"]:
+        if shard["samples"] * each > shard["bytes"]:
+            raise FeatureSetError(
+                f"{path}: {shard['samples']:,} media of these shapes don't fit into the {shard['bytes']:,} bytes of "
+                f"{shard['name']}; {ADVICE}"
+            )
     return manifest
 
 
-def save_manifest(folder: Path, manifest: dict) -> None:
-    """Write a set's manifest atomically."""
-    replace_bytes(Path(folder) / NAME, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
+def _complete(manifest: dict[str, Any]) -> None:
+    """Add what earlier versions didn't write, where the rest is of the right type."""
+    everywhere = manifest.pop("codec", "fp16")
+    manifest["format"] = FORMAT
+    if isinstance(manifest.get("counts"), dict):
+        manifest["counts"].setdefault("rejected", 0)
+    if isinstance(features := manifest.get("features"), dict):
+        for entry in features.values():
+            if isinstance(entry, dict):
+                entry.setdefault("codec", everywhere)
+
+
+def save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a set's manifest atomically, with its own sha256 in the last line."""
+    described = {name: value for name, value in manifest.items() if name != "sha256"}
+    text = json.dumps(described, indent=1).encode()
+    replace_bytes(Path(folder) / NAME, _sealed(text.removesuffix(b"\n}") + b",\n"))
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether a set's manifest is byte for byte as it was written."""
+    data = (Path(folder) / NAME).read_bytes()
+    return data == _sealed(data[: data.rfind(b"\n", 0, -3) + 1])
+
+
+def _sealed(start: bytes) -> bytes:
+    return start + f' "sha256": "{hashlib.sha256(start).hexdigest()}"\n}}\n'.encode()

@@ -17,12 +17,9 @@ from safetensors.torch import load as load_tensors
 from periscope.errors import FeatureSetError
 from periscope.shards.features import STORED_DTYPES, decode, layout
 from periscope.shards.index import BLOCK, KEY, Index, SampleRows, load_index, save_index, scan_shard
-from periscope.shards.manifest import load_manifest
+from periscope.shards.manifest import HELDOUT, TEXTS, THUMBNAILS, load_manifest
 from periscope.shards.texts import Texts
 
-TEXTS = "texts.jsonl"
-HELDOUT = "heldout.txt"
-THUMBNAILS = "thumbnails"
 JOINED_READ = 1 << 14  # a tensor this close to the tar header, or to the tensor before, comes with it in one read
 DECODED_AT_ONCE = 1 << 20  # values; keeps the temporary float32 in the processor's cache
 READ_THROUGH = 1 << 22  # bytes of a read that is only to fill the cache
@@ -184,7 +181,10 @@ class FeatureSet:
             path = self.path / HELDOUT
             if not path.is_file():
                 raise FeatureSetError(f"{path} is missing: run the same precompute.py command again")
-            self._heldout = frozenset(path.read_text().split())
+            try:
+                self._heldout = frozenset(path.read_text(encoding="utf-8").split())
+            except ValueError:
+                raise FeatureSetError(f"{path} is damaged: run the same precompute.py command again") from None
         return self._heldout
 
     @property

@@ -1,10 +1,13 @@
 """timing.json: how long it took to encode a set. Optional; the only file that differs when a set is made twice."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from periscope.atomic import replace_bytes
+from periscope.checked import check_type, read_json
+from periscope.errors import FeatureSetError
 
 NAME = "timing.json"
 
@@ -27,10 +30,10 @@ class Timing:
 def load_timing(folder: Path) -> Timing | None:
     """The timing of a set; None when it is missing or unreadable."""
     try:
-        timing = Timing(**json.loads((Path(folder) / NAME).read_bytes()))
-        return timing if timing.media > 0 and timing.seconds > 0 else None
-    except (OSError, ValueError, TypeError):
+        timing = check_type(read_json(Path(folder) / NAME, FeatureSetError), Timing, NAME, FeatureSetError)
+    except FeatureSetError:
         return None
+    return timing if timing.media > 0 and 0 < timing.seconds < math.inf else None
 
 
 def add_timing(folder: Path, more: Timing) -> None:

@@ -1,5 +1,6 @@
 """Verifying and summarising a feature set."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -7,8 +8,14 @@ import torch
 from periscope.errors import FeatureSetError
 from periscope.shards.features import describe, stored_bytes
 from periscope.shards.index import scan_shard, sha256_file
-from periscope.shards.manifest import load_manifest
+from periscope.shards.manifest import HELDOUT, NAME, is_sealed, load_manifest
 from periscope.shards.read import FeatureSet
+
+UNCHECKED = (
+    "an earlier version made it, so changes in its texts, held-out list, thumbnails and manifest can't be seen "
+    "(running the same precompute.py command again adds their hashes)"
+)
+MEND = "Copy these again, or run the same precompute.py command again"
 
 
 def verify(folder: Path) -> str:
@@ -16,7 +23,37 @@ def verify(folder: Path) -> str:
 
     Returns one sentence. Raises FeatureSetError naming every damaged file.
     """
-    folder, manifest, wrong = Path(folder), load_manifest(folder), []
+    folder, manifest = Path(folder), load_manifest(folder)
+    beside, shards = changed_files(folder, manifest), _changed_shards(folder, manifest)
+    if shards:
+        raise FeatureSetError(
+            f"{folder}: {'; '.join([*beside, *shards])}. Copy these again, or delete them and run the same "
+            "precompute.py command"
+        )
+    if beside:
+        raise FeatureSetError(f"{folder}: {'; '.join(beside)}. {MEND}")
+    wrong: list[str] = []
+    features = FeatureSet(folder)
+    counts = {"media": len(features), "heldout": len(features.heldout), "texts": len(features.texts())}
+    for name, found in counts.items():
+        if found != manifest["counts"][name]:
+            wrong.append(f"{found} {name} where the manifest says {manifest['counts'][name]}")
+    wrong += _strange_values(features)
+    if strangers := features.heldout.difference(features.keys):
+        wrong.append(f"{HELDOUT} names media that aren't in the set ({min(strangers)})")
+    if wrong:
+        raise FeatureSetError(f"{folder}: " + "; ".join(wrong) + ". Run the same precompute.py command again")
+    size = sum(shard["bytes"] for shard in manifest["shards"])
+    shards = len(manifest["shards"])
+    whole = (
+        f"{folder} is whole: {shards} shards, {size / 1e6:,.1f} MB, {counts['media']} media, {counts['texts']} texts"
+    )
+    return whole if "files" in manifest else f"{whole}; {UNCHECKED}"
+
+
+def _changed_shards(folder: Path, manifest: Mapping) -> list[str]:
+    """What is wrong with the shards, if anything."""
+    wrong = []
     for shard in manifest["shards"]:
         path = folder / shard["name"]
         if not path.is_file():
@@ -30,25 +67,23 @@ def verify(folder: Path) -> str:
                     wrong.append(f"{shard['name']} holds {found} media, the manifest says {shard['samples']}")
             except FeatureSetError as error:
                 wrong.append(str(error))
-    if wrong:
-        raise FeatureSetError(
-            f"{folder}: "
-            + "; ".join(wrong)
-            + ". Copy these again, or delete them and run the same precompute.py command"
-        )
-    features = FeatureSet(folder)
-    counts = {"media": len(features), "heldout": len(features.heldout), "texts": len(features.texts())}
-    for name, found in counts.items():
-        if found != manifest["counts"][name]:
-            wrong.append(f"{found} {name} where the manifest says {manifest['counts'][name]}")
-    wrong += _strange_values(features)
-    if strangers := features.heldout.difference(features.keys):
-        wrong.append(f"heldout.txt names media that aren't in the set ({min(strangers)})")
-    if wrong:
-        raise FeatureSetError(f"{folder}: " + "; ".join(wrong) + ". Run the same precompute.py command again")
-    size = sum(shard["bytes"] for shard in manifest["shards"])
-    shards = len(manifest["shards"])
-    return f"{folder} is whole: {shards} shards, {size / 1e6:,.1f} MB, {counts['media']} media, {counts['texts']} texts"
+    return wrong
+
+
+def changed_files(folder: Path, manifest: Mapping) -> list[str]:
+    """What is wrong with the manifest and the files beside the shards, if anything; nothing of a set made by an earlier
+    version, which kept no hashes of them.
+    """
+    if "files" not in manifest and "sha256" not in manifest:
+        return []
+    wrong = [] if is_sealed(folder) else [f"{NAME} was changed or damaged (the sha256 in its last line isn't its own)"]
+    for name, digest in manifest.get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif sha256_file(path) != digest:
+            wrong.append(f"{name} was changed or damaged (its sha256 isn't the manifest's)")
+    return wrong
 
 
 def _strange_values(features: FeatureSet) -> list[str]:

@@ -16,23 +16,32 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal, NotRequired, TypedDict
 
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from webdataset import TarWriter
 
-from periscope.atomic import TEMPORARY, Draft, json_line, replace_bytes, replacing, sync_folder
+from periscope.atomic import (
+    TEMPORARY,
+    Draft,
+    json_line,
+    naming,
+    remove_leftovers,
+    replace_bytes,
+    replacing,
+    sync_folder,
+)
+from periscope.checked import check_type
 from periscope.errors import FeatureSetError
 from periscope.shards import index
 from periscope.shards import manifest as manifests
 from periscope.shards.features import decode, describe, settle_storage
 from periscope.shards.index import SHARD, Index, Sample, SampleRows, load_index, save_index, scan_shard, sha256_file
-from periscope.shards.read import HELDOUT, TEXTS, THUMBNAILS
+from periscope.shards.manifest import HELDOUT, REJECTED, TEXTS, THUMBNAILS
 
 PROGRESS = "progress.jsonl"
-REJECTED = "rejected.jsonl"
 FILES = (PROGRESS, REJECTED, TEXTS, HELDOUT, index.NAME, manifests.NAME)
 STORAGE = ("shape", "codec", "pool", "views", "augmentation")  # what may not change while a set grows
 SHARD_BYTES = 512 << 20
@@ -51,6 +60,23 @@ def make_key(origin: str) -> str:
     readable = re.sub(r"[^a-z0-9_]+", "-", plain).strip("-")[-40:].strip("-")
     digest = hashlib.sha256(os.fsencode(origin)).hexdigest()[:16]
     return f"{readable}-{digest}" if readable else digest
+
+
+class _Header(TypedDict):
+    """The first line of progress.jsonl; in format 1 `features` held the shapes alone, and `codec` stood beside them."""
+
+    format: Literal[1, 2]
+    fingerprint: str
+    encoder: str
+    features: dict[str, dict | list[int]]
+    codec: NotRequired[str]
+
+
+class _Line(TypedDict):
+    """Every other line of progress.jsonl."""
+
+    shard: manifests.Shard | None
+    rejected: list[manifests.Reject]
 
 
 class SetWriter:
@@ -123,6 +149,8 @@ class SetWriter:
                 )
 
     def _open(self) -> None:
+        for folder in (self.folder, self.folder / THUMBNAILS):
+            remove_leftovers(folder)
         for leftover in [*self.folder.iterdir(), *(self.folder / THUMBNAILS).glob("*" + TEMPORARY)]:
             if _is_leftover(leftover):
                 leftover.unlink()
@@ -137,7 +165,11 @@ class SetWriter:
             header = lines.pop(0)
             features = header["features"]
             if header["format"] == 1:
-                features = {kind: {"shape": shape, "codec": header["codec"]} for kind, shape in features.items()}
+                codec = header.get("codec", "fp16")
+                features = {kind: {"shape": shape, "codec": codec} for kind, shape in features.items()}
+            for entry in features.values():
+                whole = entry | {"dtype": "float16"} if isinstance(entry, dict) else entry
+                check_type(whole, manifests.Stored, f"{self.folder / PROGRESS}", FeatureSetError, "delete it")
             self._refuse(header["encoder"], header["fingerprint"], features)
             for line in lines:
                 if line["shard"]:
@@ -209,7 +241,7 @@ class SetWriter:
                 replace_bytes(self.folder / PROGRESS, json_line(self._header()))
 
     def _note(self, line: dict) -> None:
-        with self._noting, open(self.folder / PROGRESS, "ab") as progress:
+        with self._noting, naming(self.folder / PROGRESS), open(self.folder / PROGRESS, "ab") as progress:
             progress.write(json_line(line))
             progress.flush()
             os.fsync(progress.fileno())
@@ -278,14 +310,27 @@ class SetWriter:
         rejected: {"origin", "reason", "detail"} of all media left out, with "sha256" of those to be remembered.
         """
         shards = self.finished + self.fresh
-        order = [shard["name"] for shard in shards]
         if not shards:
             raise FeatureSetError("not one medium could be encoded; rejected media are listed above")
-        drafts = {
-            TEXTS: Draft(self.folder / TEXTS, map(json_line, texts)),
-            HELDOUT: Draft(self.folder / HELDOUT, (f"{key}\n".encode() for key in sorted(heldout))),
-            REJECTED: Draft(self.folder / REJECTED, map(json_line, rejected)),
-        }
+        drafts: dict[str, Draft] = {}
+        try:
+            drafts[TEXTS] = Draft(self.folder / TEXTS, map(json_line, texts))
+            drafts[HELDOUT] = Draft(self.folder / HELDOUT, (f"{key}\n".encode() for key in sorted(heldout)))
+            drafts[REJECTED] = Draft(self.folder / REJECTED, map(json_line, rejected))
+            return self._complete(drafts, shards, heldout, thumbnails)
+        finally:
+            for draft in drafts.values():
+                draft.drop()
+
+    def _complete(
+        self,
+        drafts: Mapping[str, Draft],
+        shards: list[dict],
+        heldout: set[str],
+        thumbnails: Callable[[list[str]], Iterable[tuple[str, bytes]]],
+    ) -> bool:
+        """Put the drafts of the files beside the shards in place, where something changed; see `finish`."""
+        order = [shard["name"] for shard in shards]
         manifest = {
             "format": manifests.FORMAT,
             "name": self.folder.resolve().name,
@@ -301,32 +346,42 @@ class SetWriter:
             "shards": shards,
         }
         new = {sample.key for shard in self.fresh for sample in self._samples[shard["name"]] if sample.key in heldout}
-        pictures = self.folder / THUMBNAILS
-        unseen = [key for key in sorted(heldout) if key in new or not (pictures / f"{key}.jpg").is_file()]
-        if self.modality == "vector":
-            unseen = []  # there is nothing to see
+        pictures = self._thumbnails(sorted(heldout - new))
+        unseen = [key for key in sorted(heldout) if key not in pictures] if self.modality != "vector" else []
+        files = {name: draft.sha256 for name, draft in drafts.items()}
         if (
             self.manifest
             and not any(draft.differs for draft in drafts.values())
             and not unseen
             and self.manifest["shards"] == shards
             and self.manifest["counts"] == manifest["counts"]
+            and self.manifest.get("files") == files | _named(pictures)
+            and manifests.is_sealed(self.folder)
         ):
             if load_index(self.folder, shards, self.features) is None:
                 save_index(self.folder, self._index(order), shards)
-            for draft in drafts.values():
-                draft.drop()
             self._clear(order, heldout)
             return False
-        pictures.mkdir(exist_ok=True)
+        (self.folder / THUMBNAILS).mkdir(exist_ok=True)
         for key, jpeg in thumbnails(unseen):
-            replace_bytes(pictures / f"{key}.jpg", jpeg)
+            replace_bytes(self.folder / THUMBNAILS / f"{key}.jpg", jpeg)
+            pictures[key] = hashlib.sha256(jpeg).hexdigest()
         for draft in drafts.values():
             draft.publish()
         save_index(self.folder, self._index(order), shards)
-        manifests.save_manifest(self.folder, manifest)
+        manifests.save_manifest(self.folder, manifest | {"files": files | _named(pictures)})
         self._clear(order, heldout)
         return True
+
+    def _thumbnails(self, keys: Iterable[str]) -> dict[str, str]:
+        """key -> sha256 of the thumbnails that are there, without those that aren't what the manifest says."""
+        known = self.manifest.get("files", {}) if self.manifest else {}
+        found = {}
+        for key in keys:
+            path = self.folder / THUMBNAILS / f"{key}.jpg"
+            if path.is_file() and (digest := sha256_file(path)) == known.get(f"{THUMBNAILS}/{key}.jpg", digest):
+                found[key] = digest
+        return found
 
     def _clear(self, order: list[str], heldout: set[str]) -> None:
         """Delete files that the manifest no longer names."""
@@ -407,6 +462,11 @@ def _remembered(path: Path) -> list[dict]:
     return rows
 
 
+def _named(thumbnails: Mapping[str, str]) -> dict[str, str]:
+    """Thumbnails by their path in the set instead of their key."""
+    return {f"{THUMBNAILS}/{key}.jpg": thumbnails[key] for key in sorted(thumbnails)}
+
+
 def _name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
@@ -421,12 +481,15 @@ def _whole_lines(path: Path) -> list[dict]:
     for line in data.splitlines(keepends=True):
         try:
             value = json.loads(line)
-        except ValueError:
+            check_type(value, _Line if lines else _Header, str(path), FeatureSetError)
+        except (ValueError, RecursionError):
             break
         if not line.endswith(b"\n"):
             break
         lines.append(value)
         good += len(line)
-    if good < len(data):
+    if data and not good:
+        path.unlink()
+    elif good < len(data):
         replace_bytes(path, data[:good])
     return lines

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -164,3 +165,11 @@ def test_another_project_called_adapters_changes_nothing(wheel: Path, tmp_path: 
     environment = os.environ | {"PYTHONPATH": str(site)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == "[]", done.stderr
+
+
+def test_every_dependency_has_an_oldest_version_to_try() -> None:
+    done = subprocess.run([sys.executable, ".ci/oldest.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tried = {line.partition("~=")[0] for line in done.stdout.splitlines()}
+    wanted = [line for name, lines in PROJECT["optional-dependencies"].items() if name != "dev" for line in lines]
+    names = {re.split(r"[\[<>=~ ]", line)[0] for line in [*PROJECT["dependencies"], *wanted]}
+    assert tried == names - {PROJECT["name"]}

@@ -108,5 +108,8 @@ class ProgressBar:
         """Print a line above the bar."""
         self.bar.write(line)
 
-    def close(self) -> None:
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.bar.close()

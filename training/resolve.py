@@ -4,7 +4,6 @@ Precedence: defaults < the adapter that `--init` starts from < the recipe < flag
 can't be overridden.
 """
 
-import json
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -16,8 +15,9 @@ from periscope.adapters.io.schema import read_adapter_config
 from periscope.adapters.lm.lora import parse_lora
 from periscope.adapters.projectors import find_projector
 from periscope.console import command
-from periscope.errors import RunError
+from periscope.errors import FeatureSetError, RunError
 from periscope.recipes import Recipe, load_recipe
+from periscope.shards.manifest import load_manifest
 from periscope.shards.read import FeatureSet
 from periscope.training.config import BATCH, MODALITY_OPTIONS, RENAMED, Request, TrainConfig, config_from, option_names
 from periscope.training.data.mix import named_sets
@@ -313,9 +313,9 @@ def refuse_missing(config: TrainConfig, run: Run) -> None:
 def refuse_changes(facts: Mapping, **now: str) -> None:
     """Raise RunError when something that would change the result is no longer what it was at the checkpoint."""
     for name, value in now.items():
-        if facts[name] != value:
+        if (then := facts.get(name)) != value:
             raise RunError(
-                f"the {name} changed since the checkpoint ({facts[name]} then, {value} now), "
+                f"the {name} changed since the checkpoint ({then} then, {value} now), "
                 "so the run can't go on exactly; start a new one"
             )
 
@@ -402,10 +402,10 @@ def newest_features(root: Path, kind: str, encoder: str | None = None, tiny: boo
 def _kinds_and_encoder(manifest: Path) -> tuple[Iterable[str], str] | None:
     """The kinds of features and the encoder's name of a manifest; None for a damaged one."""
     try:
-        facts = json.loads(manifest.read_text(encoding="utf-8"))
-        return list(facts["features"]), facts["encoder"]["name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        facts = load_manifest(manifest.parent)
+    except FeatureSetError:
         return None
+    return list(facts["features"]), facts["encoder"]["name"]
 
 
 def _plain_name(name: str) -> str:

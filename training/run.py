@@ -12,19 +12,20 @@ import os
 import platform
 import re
 import shutil
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated, NotRequired, TypedDict
 
 import torch
-from safetensors.torch import save_file
+from msgspec import Meta
 
 from periscope.adapters.io.schema import CONFIG
-from periscope.adapters.tensors import load_tensors
-from periscope.atomic import replace_bytes, sync_folder, temporary_folder
+from periscope.adapters.tensors import load_tensors, save_tensors
+from periscope.atomic import TEMPORARY, naming, remove_leftovers, replace_bytes, sync_folder, temporary_folder
+from periscope.checked import check_type, json_objects, read_json, read_toml
 from periscope.console import command
 from periscope.errors import RunError
 from periscope.training.config import TrainConfig, config_from
@@ -32,6 +33,36 @@ from periscope.training.trackers import Tracker, numbers, open_trackers
 
 PACKAGES = ("torch", "transformers", "open_clip_torch", "bitsandbytes", "peft", "webdataset", "numpy")
 STATE_FORMAT = 1
+OLDER = "delete its step and point `last` at an older one"
+
+
+class HeldoutLosses(TypedDict):
+    """Losses per target token by condition; `real` is always there."""
+
+    real: float
+    shuffled: NotRequired[float]
+    none: NotRequired[float]
+
+
+class MetricsRow(TypedDict):
+    """What is read of a line of metrics.jsonl; evaluations have `heldout`, steps the rest."""
+
+    step: Annotated[int, Meta(ge=0, le=10**12)]
+    heldout: NotRequired[HeldoutLosses]
+    not_finite: NotRequired[int]
+    seconds: NotRequired[float]
+
+
+class Facts(TypedDict):
+    """facts.json: what a checkpoint needs besides tensors, and by which a resumed run recognises its surroundings."""
+
+    format: int
+    step: Annotated[int, Meta(ge=0, le=10**12)]
+    best: NotRequired[float | None]
+    evaluation_due: NotRequired[bool]
+    micro_batch: NotRequired[Annotated[int, Meta(ge=1, le=10**9)]]
+    threads: NotRequired[Annotated[int, Meta(ge=1, le=4096)]]
+    scaler: NotRequired[dict[str, float | int]]
 
 
 class Run:
@@ -116,11 +147,7 @@ class Run:
     def config(self) -> TrainConfig:
         """The configuration in config.toml. Raises RunError for a damaged file."""
         path = self.path / "config.toml"
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RunError(f"{path} is damaged: {error}") from None
-        return config_from(table, str(path))
+        return config_from(read_toml(path, RunError), str(path))
 
     def record_places(self, config: TrainConfig) -> None:
         """Write into config.toml where the features and the language model are now, if that has changed."""
@@ -136,11 +163,11 @@ class Run:
     def step_folder(self, pointer_name: str = "last") -> Path:
         """The folder of the "last" or "best" checkpoint. Raises RunError when there is none yet."""
         pointer = self.path / pointer_name
-        name = pointer.read_text().strip() if pointer.is_file() else ""
+        name = _pointed(pointer)
         if pointer_name == "last" and not pointer.is_file():
             name = next(reversed(self._steps()), "")  # killed between the first checkpoint and its pointer
         folder = self.path / "steps" / name
-        if not name.isdigit() or not folder.is_dir():
+        if not name or not folder.is_dir():
             raise RunError(
                 f"{self.path} has no checkpoint (it stopped before the first): train it again from the start, with "
                 f"--name {self.path.name}, which replaces it"
@@ -162,18 +189,16 @@ class Run:
         final, temporary = steps / f"{step:06d}", steps / f"{step:06d}.partial"
         if not final.is_dir():  # exists if the run was killed before `last` pointed at it
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            write_adapter(temporary / "adapter")
-            (temporary / "state").mkdir()
-            save_file(state["tensors"], temporary / "state" / "tensors.safetensors")
-            facts = {"format": STATE_FORMAT, "step": step, **state["facts"]}
-            (temporary / "state" / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
-            for path in temporary.rglob("*"):
-                sync_folder(path) if path.is_dir() else _sync_file(path)
-            os.rename(temporary, final)
+            try:
+                with naming(final):
+                    _write_checkpoint(temporary, write_adapter, state | {"step": step})
+                os.rename(temporary, final)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
             sync_folder(steps)
         replace_bytes(self.path / "last", f"{final.name}\n".encode())
-        pointed = {(self.path / name).read_text().strip() for name in ("last", "best") if (self.path / name).exists()}
+        pointed = {_pointed(self.path / name) for name in ("last", "best")}
         for name in self._steps()[:-keep]:
             if name not in pointed:
                 shutil.rmtree(steps / name)
@@ -200,26 +225,25 @@ class Run:
             _, stale = best_evaluation(self.evaluations(step))
             return 0 < (config.logging.patience or 0) <= stale
         facts_file = folder / "state" / "facts.json"
-        due = facts_file.is_file() and json.loads(facts_file.read_text()).get("evaluation_due", False)
+        due = facts_file.is_file() and _facts(facts_file).get("evaluation_due", False)
         return not due or any(row["step"] == step for row in self.evaluations(step))
 
     def load_state(self, device: str) -> dict:
         """Read the `state` of the last checkpoint, tensors on `device`. Raises RunError when it is damaged."""
         folder = self.step_folder() / "state"
+        facts = _facts(folder / "facts.json")
         try:
-            facts = json.loads((folder / "facts.json").read_text())
             tensors = load_tensors(folder / "tensors.safetensors", device)
         except Exception as error:
-            raise RunError(
-                f"{folder} can't be read ({error}); delete its step and point `last` at an older one"
-            ) from error
-        if facts.get("format") != STATE_FORMAT:
-            raise RunError(f"{folder} was written by another version (format {facts.get('format')})")
+            raise RunError(f"{folder} can't be read ({error}); {OLDER}") from error
+        if facts["format"] != STATE_FORMAT:
+            raise RunError(f"{folder} was written by another version (format {facts['format']})")
         return {"tensors": tensors, "facts": facts}
 
     def log(self, *, step: int, **values: object) -> None:
         """Append one line to metrics.jsonl, and send it to the trackers."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        path = self.path / "metrics.jsonl"
+        with naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for tracker in self.trackers:
             tracker.log(step, numbers(values))
@@ -236,29 +260,30 @@ class Run:
     def metrics(self) -> list[dict]:
         """All complete lines of metrics.jsonl (a killed run may leave half a line)."""
         path = self.path / "metrics.jsonl"
-        rows = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
+        rows = json_objects(path.read_bytes()) if path.is_file() else []
+        for row in rows:
+            check_type(row, MetricsRow, f"a line of {path}", RunError, "delete that line")
         return rows
 
     def cut_back(self, step: int) -> None:
-        """Drop what was logged after `step`, to resume from there."""
+        """Drop what was logged after `step`, to resume from there, and what a killed process left half written."""
+        for folder in (self.path, *self.path.glob("steps/*/adapter*")):
+            remove_leftovers(folder)
+        for left in self.path.glob(f"steps/*{TEMPORARY}"):
+            shutil.rmtree(left, ignore_errors=True)
         rows = [row for row in self.metrics() if row["step"] <= step]
         replace_bytes(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
         samples = self.path / "samples.md"
         if samples.exists():
-            head, *sections = samples.read_text(encoding="utf-8").split("\n## step ")
-            sections = [section for section in sections if int(section.split(None, 1)[0]) <= step]
+            head, *sections = samples.read_text(encoding="utf-8", errors="replace").split("\n## step ")
+            sections = [section for section in sections if _step_of(section) <= step]
             replace_bytes(samples, "\n## step ".join([head, *sections]).encode())
 
     def write_samples(self, step: int, samples: list[dict]) -> None:
         """Append the answers to the fixed held-out inputs at `step` to samples.md, and send them to the trackers."""
         path = self.path / "samples.md"
         head = "# Answers to the same held-out inputs during training\n"
-        text = path.read_text(encoding="utf-8") if path.exists() else head
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else head
         if f"\n## step {step}\n" in text:
             return  # written by a process that was killed before it logged this evaluation
         text += f"\n## step {step}\n\n| medium | prompt | answer | reference |\n|---|---|---|---|\n"
@@ -294,6 +319,18 @@ class NullRun(Run):
 
     def track(self, names: Sequence[str], first: int) -> None:
         pass
+
+
+def _write_checkpoint(folder: Path, write_adapter: Callable[[Path], None], state: dict) -> None:
+    """Write a checkpoint into a new folder, and sync it."""
+    folder.mkdir()
+    write_adapter(folder / "adapter")
+    (folder / "state").mkdir()
+    save_tensors(state["tensors"], folder / "state" / "tensors.safetensors")
+    facts = {"format": STATE_FORMAT, "step": state["step"], **state["facts"]}
+    (folder / "state" / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+    for path in folder.rglob("*"):
+        sync_folder(path) if path.is_dir() else _sync_file(path)
 
 
 def best_evaluation(rows: Sequence[dict]) -> tuple[dict | None, int]:
@@ -390,6 +427,24 @@ def _cell(words: object) -> str:
     """Words from data as a cell of a Markdown table, where they are shown as they are."""
     line = escape(" ".join(str(words).split()), quote=False)
     return re.sub(r"([\\|*_`\[\]~])", r"\\\1", line)
+
+
+def _pointed(pointer: Path) -> str:
+    """The step that `last` or `best` names; "" where there is none or it isn't the name of one."""
+    name = pointer.read_bytes()[:40].decode(errors="replace").strip() if pointer.is_file() else ""
+    return name if re.fullmatch(r"[0-9]{1,20}", name) else ""
+
+
+def _step_of(section: str) -> float:
+    """The step of a section of samples.md; none is kept that doesn't begin with one."""
+    number = re.match(r"[0-9]{1,20}", section)
+    return int(number[0]) if number else math.inf
+
+
+def _facts(path: Path) -> dict:
+    values = read_json(path, RunError, OLDER)
+    check_type(values, Facts, str(path), RunError, OLDER)
+    return values
 
 
 def _sync_file(path: Path) -> None:

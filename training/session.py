@@ -47,6 +47,7 @@ from periscope.training.models.modality_model import (
 from periscope.training.progress import StopNow, StopRequest
 from periscope.training.resolve import NO_LM, Schedule, refuse_changes, refuse_missing, settle_batch, settle_schedule
 from periscope.training.run import (
+    OLDER,
     NullRun,
     Run,
     adapter_folder,
@@ -288,9 +289,13 @@ class Session:
             self.best_rank, self.best_step = evaluation_rank(best), best["step"]
             if (self.run.path / "steps" / f"{self.best_step:06d}").is_dir():
                 self.run.point_best(self.best_step)  # an earlier version may have been killed before it did
-        load_optimizer_state(self.optimizer, checkpoint.tensors)
-        self.scaler.load_state_dict(facts["scaler"])
-        torch.set_rng_state(checkpoint.tensors["generator"].cpu())
+        try:
+            load_optimizer_state(self.optimizer, checkpoint.tensors)
+            self.scaler.load_state_dict(facts["scaler"])
+            torch.set_rng_state(checkpoint.tensors["generator"].cpu())
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            folder = self.run.step_folder() / "state"
+            raise RunError(f"{folder} isn't the state of this training ({error!r}); {OLDER}") from error
         self.run.cut_back(self.step)
 
 
@@ -354,6 +359,8 @@ def prepare(
 def load_checkpoint(run: Run, device: str) -> Checkpoint:
     """Read a run's last checkpoint, and set torch's number of threads as it was then: sums depend on it."""
     state = run.load_state(device)
+    if missing := {"threads", "micro_batch", "scaler"} - state["facts"].keys():
+        raise RunError(f"{run.step_folder()}/state/facts.json lacks {min(missing)}; {OLDER}")
     threads = state["facts"]["threads"]
     if torch.get_num_threads() != threads:
         print(f"threads: {threads}, as at the checkpoint, because sums depend on it")

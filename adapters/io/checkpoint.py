@@ -1,6 +1,7 @@
 """The adapter folder, the small thing that people share: weights as safetensors, adapter.json, and a model card."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import msgspec
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from periscope.adapters.io.card import card
 from periscope.adapters.io.schema import CONFIG, FORMAT, AdapterConfig, read_adapter_config
@@ -16,8 +16,8 @@ from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import FOLDER as LORA
 from periscope.adapters.lm.lora import lora_parameters, save_lora
 from periscope.adapters.model import Adapter
-from periscope.adapters.tensors import load_tensors
-from periscope.atomic import replace_bytes, temporary_folder
+from periscope.adapters.tensors import disk_errors, load_tensors, save_tensors
+from periscope.atomic import DISK, disk_sentence, naming, replace_bytes, temporary_folder
 from periscope.errors import AdapterError
 
 WEIGHTS, CARD = "adapter.safetensors", "README.md"
@@ -39,7 +39,7 @@ def save_adapter(
     """
     folder.mkdir(parents=True)
     state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in adapter.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(state, folder / WEIGHTS, metadata={"format": "pt"})
     describe_adapter(folder, adapter, about, lm)
     if lm and lm.lora:
         save_lora(folder / LORA, lm, dtype)
@@ -110,7 +110,10 @@ def last_adapter(path: Path) -> Path:
     last = path / "last"
     if (path / CONFIG).is_file() or not last.is_file():
         return path
-    step = path / "steps" / last.read_text().strip()
+    name = last.read_bytes()[:40].decode(errors="replace").strip()
+    if not re.fullmatch(r"[0-9]{1,20}", name):
+        raise AdapterError(f"{last} doesn't name a step; write the name of the newest folder in {path}/steps into it")
+    step = path / "steps" / name
     if several := sorted(step.glob("adapter-*")):
         raise AdapterError(f"{path} holds {len(several)} adapters; name the folder of one, such as {several[0]}")
     return step / "adapter"
@@ -124,8 +127,10 @@ def write_folder(out: Path, write: Callable[[Path], None]) -> None:
     if out.exists():
         raise AdapterError(f"{out} exists, and nothing is overwritten; choose another --out")
     try:
-        with temporary_folder(out) as temporary:
+        with naming(out), disk_errors(out), temporary_folder(out) as temporary:
             write(temporary)
             os.rename(temporary, out)
     except OSError as error:
-        raise AdapterError(f"{out} can't be written: {error.strerror or error}") from error
+        if error.errno in DISK:
+            error.filename = str(out)
+        raise AdapterError(disk_sentence(error) if error.errno else f"{out} can't be written: {error}") from error

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 from peft import PromptTuningConfig
-from safetensors.torch import save_file
 
 from periscope.adapters.io.checkpoint import last_adapter, load_adapter, write_folder
 from periscope.adapters.model import Adapter
 from periscope.adapters.prompting.template import Template
+from periscope.adapters.tensors import save_tensors
 from periscope.errors import AdapterError
 
 
@@ -56,4 +56,4 @@ def save_peft_prompt(folder: Path, adapter: Adapter, template: Template, lm_name
         num_transformer_submodules=1,
     )
     config.save_pretrained(str(folder))
-    save_file({"prompt_embeddings": vectors}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors({"prompt_embeddings": vectors}, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -201,6 +201,8 @@ def _convert(values: Mapping[str, Any], kind: type[T], path: str = "") -> T:
     """`msgspec.convert`, with an error that names the field and shows its value."""
     try:
         return msgspec.convert(values, kind)
+    except UnicodeEncodeError:
+        raise AdapterError("it holds text that isn't Unicode") from None
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `$.")
         names = [name for name in [path, *re.sub(r"\[.*", "", where.rstrip("`")).split(".")] if name]

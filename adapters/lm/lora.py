@@ -14,14 +14,13 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from periscope.adapters.lm.families import family_of
 from periscope.adapters.lm.language_model import LanguageModel, LoraSize
-from periscope.adapters.tensors import load_tensors
+from periscope.adapters.tensors import load_tensors, save_tensors
 from periscope.errors import AdapterError
 
 # PEFT imports bitsandbytes, which warns on a CPU that other kernels would be faster.
@@ -140,7 +139,7 @@ def save_lora(folder: Path, lm: LanguageModel, dtype: torch.dtype = torch.float3
     (folder / CONFIG).write_text(json.dumps(fields, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     state = {PREFIX + name: value.detach() for name, value in lora_parameters(lm.model).items()}
     tensors = {name: value.to("cpu", dtype).contiguous() for name, value in state.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def load_lora(lm: LanguageModel, folder: Path, trained: bool = False) -> None:
@@ -187,10 +186,12 @@ def read_lora_config(folder: Path) -> tuple[int, float, list[str]]:
     path = folder / CONFIG
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise TypeError("no JSON object")
         kind, rank, alpha, targets = (fields[name] for name in ("peft_type", "r", "lora_alpha", "target_modules"))
     except FileNotFoundError:
         raise AdapterError(f"{folder} holds no {CONFIG}, so it is no LoRA") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterError(f"{path} is damaged: {error!r}") from None
     plain = LoraConfig().to_dict() | {"peft_type": "LORA"}
     unusual = [name for name, value in fields.items() if name not in FREE_FIELDS and value and value != plain.get(name)]

@@ -3,25 +3,68 @@
 Whatever an interrupted run didn't write is empty here; only a folder that isn't a run is refused.
 """
 
-import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import unescape
 from math import isfinite, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from safetensors import SafetensorError, safe_open
 
+from periscope.checked import json_objects, read_json, read_toml, typed_fields
 from periscope.errors import ScoreError
 from periscope.evaluation.controls import BASELINES, REAL
 from periscope.evaluation.scoring.prediction import OVERALL, split_order
 
 NUMBERS = (REAL, *BASELINES, "gain", "counts")  # tables of numbers of a split in eval.json
 LESSER = ("_f1", "_bleu4", "_rouge_l", "_meteor")  # caption scores that say less than CIDEr or a task's own
+
+
+class _Metrics(TypedDict, total=False):
+    step: int
+    loss: float
+    lr: float
+    seconds: float
+    targets: int
+    memory: int
+    heldout: dict[str, float]
+    scores: dict[str, float]
+
+
+class _Prediction(TypedDict, total=False):
+    id: str
+    split: str
+    media: str
+    prompt: str
+    answer: str
+    reference: str
+    references: list[str]
+    control: str | None
+    blank: str | None
+    none: str | None
+    majority: str | None
+    meta: dict
+    control_meta: dict
+    score: dict[str, float]
+
+
+class _Split(TypedDict, total=False):
+    n: int
+    notes: dict[str, str]
+    warnings: list[str]
+
+
+class _Name(TypedDict, total=False):
+    name: str
+
+
+class _Adapter(TypedDict, total=False):
+    adapter: str
+    encoder: _Name
+    language_model: _Name
 
 
 @dataclass(frozen=True)
@@ -59,10 +102,7 @@ class RunFolder:
             first = next(iter(self.adapters.values()))
             lm = first.get("language_model")
             return {"adapter": first.get("adapter", ""), "lm": lm.get("name", "") if isinstance(lm, dict) else ""}
-        try:
-            return tomllib.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ScoreError(f"{file} is damaged: {error}") from None
+        return read_toml(file, ScoreError)
 
     @cached_property
     def environment(self) -> dict:
@@ -71,8 +111,8 @@ class RunFolder:
 
     @cached_property
     def metrics(self) -> list[dict]:
-        """The lines of metrics.jsonl."""
-        return _lines(self.home / "metrics.jsonl")
+        """The lines of metrics.jsonl; values of another type than training writes are left out."""
+        return [typed_fields(row, _Metrics) for row in _lines(self.home / "metrics.jsonl")]
 
     @cached_property
     def result(self) -> dict:
@@ -81,17 +121,16 @@ class RunFolder:
 
     @cached_property
     def predictions(self) -> list[dict]:
-        """The lines of predictions.jsonl."""
-        return _lines(self.path / "predictions.jsonl")
+        """The lines of predictions.jsonl; values of another type than eval.py writes are left out."""
+        return [typed_fields(row, _Prediction) for row in _lines(self.path / "predictions.jsonl")]
 
     @cached_property
     def splits(self) -> dict[str, dict]:
         """The result of each split in eval.json; values that aren't finite numbers are left out."""
         found = self.result.get("splits")
         parts = found.items() if isinstance(found, dict) else ()
-        return {
-            name: _sound(part) for name, part in parts if isinstance(part, dict) and isinstance(part.get("real"), dict)
-        }
+        typed = [(name, typed_fields(part, _Split)) for name, part in parts if isinstance(part, dict)]
+        return {name: _sound(part) for name, part in typed if isinstance(part.get("real"), dict)}
 
     @cached_property
     def samples(self) -> list[tuple[int, list[dict]]]:
@@ -112,7 +151,7 @@ class RunFolder:
     def adapters(self) -> dict[str, dict]:
         """The adapter.json of each adapter folder of the checkpoint, by the folder's name."""
         files = [*self.checkpoint.glob("adapter.json"), *sorted(self.checkpoint.glob("adapter*/adapter.json"))]
-        return {file.parent.name: _object(file) for file in files}
+        return {file.parent.name: typed_fields(_object(file), _Adapter) for file in files}
 
     @cached_property
     def parameters(self) -> int:
@@ -127,9 +166,9 @@ class RunFolder:
         if not (self.path / "config.toml").is_file():
             return self.path
         pointer = self.path / "last"
-        name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+        name = pointer.read_bytes()[:40].decode(errors="replace").strip() if pointer.is_file() else ""
         for step in (str(self.result.get("step", "")), name):
-            if step.isdigit() and (self.path / "steps" / step).is_dir():
+            if re.fullmatch(r"[0-9]{1,20}", step) and (self.path / "steps" / step).is_dir():
                 return self.path / "steps" / step
         return self.path / "steps" / "none"
 
@@ -220,21 +259,14 @@ def _cells(line: str) -> list[str]:
 
 def _object(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(path, ScoreError)
+    except ScoreError:
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _lines(path: Path) -> list[dict]:
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        rows += [row] if isinstance(row, dict) else []
-    return rows
+    return json_objects(path.read_bytes()) if path.is_file() else []
 
 
 def _count(path: Path) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from periscope.atomic import json_line, replace_bytes
+from periscope.atomic import disk_sentence, json_line, remove_leftovers, replace_bytes
 from periscope.errors import RunError
 from periscope.evaluation.report.page import Medium, report
 from periscope.evaluation.report.runs import RunFolder
@@ -28,6 +28,8 @@ def write_scores(
     lines = [json_line({"split": split, **asdict(row)}) for split, rows in predictions.items() for row in rows]
     text = (json.dumps(result, indent=1) + "\n").encode()
     try:
+        for folder in (path, path / "evals"):
+            remove_leftovers(folder)
         if result.get("finished", True):
             evals = path / "evals"
             evals.mkdir(exist_ok=True)
@@ -37,7 +39,7 @@ def write_scores(
         replace_bytes(path / "samples.png", sheet.getvalue())
         replace_bytes(path / "eval.json", text)
     except OSError as error:
-        raise RunError(f"scores can't be written into {path}: {error.strerror or error}") from None
+        raise RunError(f"the scores aren't saved: {disk_sentence(error)}") from None
 
 
 def write_report(path: Path, features: FeatureSet, data: Path | None) -> None:

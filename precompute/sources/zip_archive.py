@@ -11,6 +11,7 @@ from periscope.errors import MediaError
 from periscope.precompute.media import open_regular
 
 LOCAL_HEADER = 30
+MOST_DEFLATED = 1032  # bytes that one byte can unpack to at most: https://zlib.net/zlib_tech.html
 FIELDS = ("header_offset", "compress_size", "file_size", "compress_type", "CRC", "flag_bits")
 
 
@@ -28,11 +29,15 @@ class ByteSpan(NamedTuple):
 
 def members(path: Path) -> Iterator[tuple[str, ByteSpan]]:
     """(name, span) of each file in an archive. Raises OSError or zipfile.BadZipFile when it can't be read."""
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            if not info.is_dir():
-                name = info.filename.replace("\\", "/")
-                yield name, ByteSpan(*(getattr(info, field) for field in FIELDS))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            listed = archive.infolist()
+    except (struct.error, OverflowError) as error:
+        raise zipfile.BadZipFile(str(error)) from None
+    for info in listed:
+        if not info.is_dir():
+            name = info.filename.replace("\\", "/")
+            yield name, ByteSpan(*(getattr(info, field) for field in FIELDS))
 
 
 def read_member(span: ByteSpan, path: Path) -> bytes:
@@ -41,6 +46,9 @@ def read_member(span: ByteSpan, path: Path) -> bytes:
         raise MediaError("encrypted in the archive", path.name)
     if span.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise MediaError("compressed in a rare way", f"method {span.method} in {path.name}: unpack it")
+    most = MOST_DEFLATED * span.stored if span.method == zipfile.ZIP_DEFLATED else span.stored
+    if span.size > most or span.offset < 0 or span.offset + LOCAL_HEADER + span.stored > path.stat().st_size:
+        raise MediaError("damaged archive", path.name)  # a header may claim anything, up to 2 ** 64 bytes
     try:
         with open_regular(path) as file:
             file.seek(span.offset)

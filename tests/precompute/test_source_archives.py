@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import tarfile
 import zipfile
 from functools import partial
@@ -356,3 +357,31 @@ def test_hub_dataset_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(hub, "snapshot_download", fetch)
     assert list(collect("hf:owner/name/data").media) == ["a.png"]
     assert asked == [("owner/name", ["data/*"])]
+
+
+@pytest.mark.parametrize("claim", ["size", "stored", "offset"])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("number", [2**63, 2**63 - 1, 2**64 - 1, 2**40])
+def test_a_zip64_entry_that_claims_too_much_is_a_damaged_archive(
+    tmp_path: Path, claim: str, method: int, number: int
+) -> None:
+    """The central directory's entry holds 32 bits of ones, and its extra field the number of 64 bits."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.png", png())
+    data = bytearray(path.read_bytes())
+    entry, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
+    place = entry + {"stored": 20, "size": 24, "offset": 42}[claim]
+    data[place : place + 4] = b"\xff" * 4
+    extra = struct.pack("<HHQ", 1, 8, number)
+    data[entry + 30 : entry + 32] = struct.pack("<H", len(extra))
+    data[end + 12 : end + 16] = struct.pack("<L", end - entry + len(extra))
+    data[end:end] = extra
+    path.write_bytes(data)
+    try:
+        ((name, span),) = members(path)
+    except zipfile.BadZipFile:
+        return
+    assert name == "a.png" and max(span) >= number
+    with pytest.raises(MediaError, match="damaged archive"):
+        read_member(span, path)

@@ -253,11 +253,14 @@ def test_a_strangers_shard_can_do_no_harm(tmp_path: Path) -> None:
     [
         ({"format": 3}, "format 3"),
         ({"features": {"pooled": {"shape": [6], "dtype": "float16", "codec": "zip"}}}, "codec 'zip'"),
-        ({"features": {"pooled": {"shape": [6], "dtype": "float16", "views": 0}}}, "impossible views or pool"),
+        (
+            {"features": {"pooled": {"shape": [6], "dtype": "float16", "views": 0}}},
+            r"damaged: Expected `int` >= 1.*views",
+        ),
         ({"format": 1, "codec": "zip", "features": {"pooled": {"shape": [6], "dtype": "float16"}}}, "codec 'zip'"),
-        ({"shards": [{"name": "../x.tar", "bytes": 1, "sha256": "00", "samples": 1}]}, "isn't the name of a shard"),
-        ({"features": {"pooled": {"shape": [-1], "dtype": "float16"}}}, "impossible shape"),
-        ({"features": {"pooled": {"shape": [6], "dtype": "object"}}}, "known kind and dtype"),
+        ({"shards": [{"name": "../x.tar", "bytes": 1, "sha256": "00", "samples": 1}]}, r"damaged: .*shards\[0\].name"),
+        ({"features": {"pooled": {"shape": [-1], "dtype": "float16"}}}, r"damaged: .*shape"),
+        ({"features": {"pooled": {"shape": [6], "dtype": "object"}}}, r"damaged: .*dtype"),
         ({"encoder": {}}, "is damaged"),
     ],
 )

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from periscope.adapters.io.schema import read_adapter_config
 from periscope.adapters.lm.lora import parse_lora
 from periscope.atomic import replace_bytes, replacing
 from periscope.errors import AdapterError, FeatureSetError, RunError
@@ -182,7 +183,7 @@ def outcome(path: Path, choice: Mapping[str, object], failed: str = "") -> dict:
         row |= {"heldout": best["heldout"], "best_step": best["step"]}
     if run.has_checkpoint():
         folders = run.adapter_folders()
-        row["tokens"] = sum(json.loads((folder / "adapter.json").read_text())["tokens"] for folder in folders)
+        row["tokens"] = sum(read_adapter_config(folder).tokens for folder in folders)
         files = [file for folder in folders for file in folder.rglob("*.safetensors")]
         row["parameters"] = sum(prod(shape) for file in files for shape in _shapes(file))
     return row
