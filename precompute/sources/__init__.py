@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from periscope.precompute.sources.disk_list import DiskList
 
 if TYPE_CHECKING:
     from periscope.precompute.sources.data_folder import DataFolder
+
+CONTROLS = re.compile("[\0-\b\x0e-\x1b\x7f]")  # which no text has; other programs' bytes do
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +184,17 @@ def collect(path: Path | str, language: str = "") -> Collection:
 
 
 def _unreadable(words: Words) -> Problem | None:
-    """The problem with a text that can't be written as UTF-8: it holds half a character, or bytes that are no text."""
+    """The problem with a text that holds half a character, control characters, or bytes that are no text."""
     for turn in words.turns:
+        content = str(turn.get("content"))
+        wrong = "control characters" if CONTROLS.search(content) else ""
         try:
-            str(turn.get("content")).encode()
+            content.encode()
         except UnicodeEncodeError:
+            wrong = "half a character"
+        if wrong:
             origin = words.media[0] if words.media else words.id or "a text"
-            return Problem(origin, "words can't be read", f"half a character in: {turn['content'][:60]!a}")
+            return Problem(origin, "words can't be read", f"{wrong} in: {content[:60]!a}")
     return None
 
 
