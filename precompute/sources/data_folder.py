@@ -27,7 +27,7 @@ from periscope.precompute.sources.zip_archive import ByteSpan, members, read_mem
 BESIDE = ("annotations", "annotation", "questions", "captions")  # folders of words whose media lie next to the folder
 HEAD = 1 << 16  # bytes of a file that are looked at to tell what it is
 PEEKED = 1 << 17  # elements of a JSON file that are looked at for the same
-FEW_LINES = 2  # of a file, which are kept
+FEW_LINES = 20  # of a file, which are kept
 FEW = 200  # files of words that are looked at for the same
 ADDRESSES = frozenset({"url", "urls", "image_url", "img_url", "audio_url", "video_url", "link"})
 MODALITIES = ("image", "audio", "video")

@@ -2,6 +2,7 @@
 
 import io
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -158,7 +159,12 @@ def test_mixed_and_long_files(tmp_path: Path) -> None:
         ("[laughs] hello", ["[laughs] hello"]),
         ("[music]", ["[music]"]),
         ("[]", []),
-        (b"x", []),
+        (b"x", ["x"]),
+        (b"\xff", []),
+        ("('a', 'b')", ["a", "b"]),
+        ("('a')", ["('a')"]),
+        ("[np.str_('a'), np.str_('b')]", ["a", "b"]),
+        (Decimal("3.50"), ["3.50"]),
         ({"raw": "x"}, ["x"]),
     ],
 )
