@@ -41,6 +41,7 @@ def describe_words(collection: Collection) -> list[str]:
     if len(collection.notes) > SHOWN:
         lines.append(f"note: and {len(collection.notes) - SHOWN} more of this kind")
     lines += _unused(collection.unused)
+    lines += _passed(collection.passed)
     reasons: dict[str, list[Problem]] = defaultdict(list)
     for problem in collection.problems:
         reasons[problem.reason].append(problem)
@@ -72,6 +73,15 @@ def _unused(unused: Mapping[str, str]) -> list[str]:
             f"not used: {named}: {why}" if len(names) <= FEW else f"not used: {len(names)} {end}: {why} ({named})"
         )
     return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"not used: and {len(lines) - SHOWN} more kinds"]
+
+
+def _passed(passed: Mapping[tuple[str, str], tuple[int, list[str]]]) -> list[str]:
+    kinds = sorted(passed.items(), key=lambda row: -row[1][0])
+    lines = []
+    for (end, why), (count, first) in kinds[:SHOWN]:
+        named = ", ".join(first) + (", ..." if count > len(first) else "")
+        lines.append(f"passed over: {count} {end or 'without a suffix'}: {why} ({named})")
+    return lines + [f"passed over: and {len(kinds) - SHOWN} more kinds"] * (len(kinds) > SHOWN)
 
 
 def _samples(collection: Collection) -> list[str]:

@@ -6,12 +6,14 @@ from periscope.errors import MediaError
 from periscope.precompute.media.clip import SUFFIXES as CLIPS
 from periscope.precompute.media.clip import decode_clip
 from periscope.precompute.media.file import local_path, read_bytes, read_file
+from periscope.precompute.media.first_bytes import LOOKED, modality_of_bytes
 from periscope.precompute.media.picture import SUFFIXES as PICTURES
 from periscope.precompute.media.picture import decode_image, thumbnail_jpeg
 from periscope.precompute.media.sound import PICTURE_RATE, PICTURED, decode_sound, has_pictures, spectrogram
 from periscope.precompute.media.sound import SUFFIXES as SOUNDS
 
 __all__ = [
+    "LOOKED",
     "SUFFIXES",
     "decode_clip",
     "decode_image",
@@ -19,6 +21,7 @@ __all__ = [
     "has_pictures",
     "local_path",
     "modality_of",
+    "modality_of_bytes",
     "read_bytes",
     "read_file",
     "suits",

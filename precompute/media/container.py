@@ -14,7 +14,7 @@ from periscope.precompute.media.limits import check_pixels, limits
 FORMATS = (
     *("wav", "w64", "flac", "mp3", "ogg", "aac", "aiff", "au", "caf", "amr", "asf"),
     *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpeg", "mpegts", "mpegvideo", "flv"),
-    *("gif", "ogv", "h264", "hevc"),
+    *("gif", "ogv", "h264", "hevc", "ac3", "eac3", "wv", "tta", "ape", "spx"),
 )
 ID3_HEADER = 10
 av.logging.set_level(av.logging.PANIC)

@@ -29,7 +29,8 @@ LONGER = re.compile(  # "blip_caption", "caption_text"; not "has_caption"
     r"(?!(has|is|num|n|no|with)_)\w+_(captions?|descriptions?|transcript(ion)?|sentence)|caption_(text|string|str)|raw_text"
 )
 LISTED = re.compile(  # a list as JSON, Python and numpy write it
-    r"""\s*(\[\s*\]|\[\s*([uUbB]?['"{]|np\.str_).*\]|(np\.)?array\(\s*\[.*\)|[({]\s*[uUbB]?'.*'\s*,?\s*[)}])\s*""", re.DOTALL
+    r"""\s*(\[\s*\]|\[\s*([uUbB]?['"{]|np\.str_).*\]|(np\.)?array\(\s*\[.*\)|[({]\s*[uUbB]?'.*'\s*,?\s*[)}])\s*""",
+    re.DOTALL,
 )
 CLASSES = ("label", "labels")  # whose numbers are classes, not words
 MISSING = frozenset(  # how programs say nothing; pandas reads these as missing too
@@ -38,7 +39,16 @@ MISSING = frozenset(  # how programs say nothing; pandas reads these as missing 
         *("#NA", "#N/A", "#N/A N/A", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
     }
 )
-ANSWERS = ("answer", "multiple_choice_answer", "answers", "response", "output", "completion", "ground_truth", "gt_answer")
+ANSWERS = (
+    "answer",
+    "multiple_choice_answer",
+    "answers",
+    "response",
+    "output",
+    "completion",
+    "ground_truth",
+    "gt_answer",
+)
 QUESTIONS = ("question", "query")
 ASKED = {"prompt": ("response", "completion", "answer"), "instruction": ("output", "response", "answer")}  # with these
 SPLITS = ("split", "subset", "partition", "set")  # columns; the names in the last three must be those of splits
@@ -215,7 +225,12 @@ def captions_of(value: object, classes: bool = False) -> list[str]:
         raise ValueError(f"a list that can't be read: {value[:60]}")
     value = _object_in(value)
     found = [words for words in strings(value) if words.strip() not in MISSING]
-    if not found and isinstance(value, Mapping) and not NAMED_WORDS & value.keys() and any(map(strings, value.values())):
+    if (
+        not found
+        and isinstance(value, Mapping)
+        and not NAMED_WORDS & value.keys()
+        and any(map(strings, value.values()))
+    ):
         raise ValueError(f"an object without one of {', '.join(sorted(NAMED_WORDS))}: {str(value)[:60]}")
     return [words for words in found if not re.fullmatch(r"[-+]?\d+(\.\d*)?", words.strip())] if classes else found
 

@@ -253,7 +253,7 @@ def _is_named(cell: Any) -> bool:
 def _medium(data: DataFolder, wanted: str, folder: str, where: str) -> Medium | Problem:
     """The medium at a path relative to the table's folder, else the only one whose path ends so."""
     found = data.at(wanted, folder, where)
-    if isinstance(found, Medium) and modality_of(found.origin):
+    if isinstance(found, Medium) and data.modality(found.origin):
         return found
     elsewhere = data.find(wanted, where, kinds=MODALITIES)
     if isinstance(elsewhere, Medium) or elsewhere.reason == "several files of that name":

@@ -118,7 +118,11 @@ def _headerless(data: DataFolder, head: list[str]) -> Header | None:
     for mark in DELIMITERS:
         rows = [line.split(mark) for line in head if mark in line]
         names = [row[0].strip().strip('"') for row in rows]
-        if not rows or not (mark == "|" or modality_of(names[0])) or not any(map(data.names_medium, filter(None, names))):
+        if (
+            not rows
+            or not (mark == "|" or modality_of(names[0]))
+            or not any(map(data.names_medium, filter(None, names)))
+        ):
             continue
         if mark == "|" and len(rows[0]) < 4:  # LJSpeech's metadata.csv, in which quotes are words
             return Header(LJSPEECH[: len(rows[0])], mark, 1, "")

@@ -9,6 +9,7 @@ import unicodedata
 HZ = re.compile(rb"~\{(?:[\x21-\x77][\x21-\x7e])+~\}")
 ESCAPES = ((b"\x1b$)C", "iso2022_kr"), (b"\x1b$B", "iso2022_jp_2"), (b"\x1b$@", "iso2022_jp_2"))
 BAD = frozenset({"Cc", "Cn", "Co", "Cs"})  # Unicode categories that no text has
+USUAL = 0.8  # of the characters of a text, or more, are usual ones
 LEVEL_1 = range(0xB0, 0xD8)  # leading bytes of the usual ideographs in GB 2312
 
 
@@ -31,8 +32,9 @@ def wide_encoding(head: bytes) -> str:
     "" where it does in none.
     """
     texts = {name: _plausible(head, name) for name in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")}
-    fitting = [name for name, text in texts.items() if text]
-    return max(fitting, key=lambda name: _usual_share(texts[name]), default="")
+    shares = {name: _usual_share(text) for name, text in texts.items()}
+    best = max(shares, key=lambda name: shares[name])
+    return best if shares[best] > USUAL else ""
 
 
 def _usual_share(text: str) -> float:

@@ -21,6 +21,8 @@ from periscope.precompute.prepare import drop_other_media
 from periscope.precompute.sources import collect
 
 CAFE = unicodedata.normalize("NFD", "Café")
+
+
 def llava(number: int, answer: str, image: str = "0.jpg", asked: str = "<image>\nq") -> dict:
     return {**llava_row(image, asked, answer), "id": number}
 
