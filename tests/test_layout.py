@@ -28,7 +28,9 @@ MAY: dict[str, set[str]] = {
     "quiet": set(),
     "recipes": set(),
     "shards": {"atomic"},
-    "adapters": {"atomic", "quiet"},
+    "adapters.limits": set(),
+    "adapters.prompting": {"adapters.limits"},
+    "adapters": {"atomic", "quiet", "adapters.limits", "adapters.prompting"},
     "evaluation.metrics": set(),
     "evaluation.tasks": {"evaluation.metrics"},
     "evaluation.controls": {"evaluation.metrics", "shards"},
@@ -39,9 +41,13 @@ MAY: dict[str, set[str]] = {
         *("evaluation.scoring.prediction", "evaluation.scoring.measures"),
     },
     "demo": {"evaluation.tasks"},
-    "precompute": {"atomic", "shards", "recipes", "paths", "device", "flags", "units", "text", "quiet"},
+    "precompute": {
+        *("atomic", "shards", "recipes", "paths", "device", "flags", "units", "text", "quiet"),
+        "adapters.prompting",
+    },
     "training": {
         *("atomic", "shards", "adapters", "recipes", "paths", "device", "console", "flags", "units", "text"),
+        "adapters.prompting",
         *("evaluation.metrics", "evaluation.controls", "evaluation.training_scores"),
     },
 }
