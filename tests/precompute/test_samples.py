@@ -32,7 +32,7 @@ def test_a_recipes_template_is_shown(tmp_path: Path) -> None:
     put(tmp_path / "a.txt", "A dog.")
     put(
         tmp_path / "own.toml",
-        '[train]\ndelimiters = ["", "\\n"]\ncaption_prompt = "Say:"\nquestion = "Q {} "\nsoft_prompt = 4\neos = false\n',
+        '[train]\ndelimiters = ["", "\\n"]\ncaption_prompt = "Say:"\nquestion = "Q {} "\nsoft_prompt = 4\neos = false',
     )
     plan = plan_of(tmp_path, str(tmp_path / "own.toml"))
     assert "samples: with the plain template of the recipe own;" in plan
