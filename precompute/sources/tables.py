@@ -182,15 +182,19 @@ class _Table:
         self.empty = 0
 
     def _has_no_quoting(self) -> bool:
-        """Whether a table by tabs was written without quoting, as Common Voice's are: each line is a whole row, and the
-        quotes of some don't fit.
+        """Whether a table by tabs was written without quoting, as Common Voice's are: each line is a whole row, and with
+        quoting they aren't all.
         """
-        if self.header.delimiter != "\t":
-            return False
         lines = [line for line in self.lines if line.strip()]
-        if any(line.count("\t") + 1 != self.width for line in lines):
+        if self.header.delimiter != "\t" or any(line.count("\t") + 1 != self.width for line in lines):
             return False
-        return any('"' in line and _cells(line, "\t") is None for line in lines)
+        if all('"' not in line or _cells(line, "\t") is not None for line in lines):
+            return False
+        try:
+            quoted = list(csv.reader(io.StringIO("\n".join(lines)), delimiter="\t", strict=True))
+        except csv.Error:
+            return True
+        return any(len(cells) != self.width for cells in quoted)
 
     def rows(self) -> Iterator[tuple[int, dict | None]]:
         at, header = 0, self.header
