@@ -182,7 +182,7 @@ class _Table:
         self.empty = 0
 
     def _has_no_quoting(self) -> bool:
-        """Whether a table by tabs was written without quoting, as Common Voice's are: each line is a whole row, and with
+        """Whether a table by tabs was written without quoting, as Common Voice is: each line is a whole row, and with
         quoting they aren't all.
         """
         lines = [line for line in self.lines if line.strip()]
