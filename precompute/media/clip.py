@@ -23,7 +23,7 @@ SUFFIXES = frozenset(
     )
 )
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders leave the transparency out
-UNEVEN = 0.75  # of a frame's usual duration: how far times may lie from an even rate that was rounded
+UNEVEN = 0.3  # of a frame's usual duration: how far times may lie from an even rate that was rounded
 # (a, b, c, d) of a display matrix, which takes (x, y) to (ax + cy, bx + dy) with y downwards -> how the frame is shown
 SHOWN = {
     (1, 0, 0, 1): None,
