@@ -281,10 +281,15 @@ def _table_rows(data: DataFolder, table: WordTable) -> Iterator[tuple[int, dict 
 
 
 def _turned(data: DataFolder, table: WordTable) -> Iterator[tuple[int, dict | None]]:
-    """The rows of {column: [value, ...]} or {column: {row: value}}, as pandas writes them. Raises ValueError."""
+    """The rows of {column: [value, ...]} or {column: {row: value}}, as pandas writes them, or the one row that a lone
+    object is. Raises ValueError.
+    """
     columns = json.loads(data.text(table.name), strict=False)
     wanted = {name: columns[name] for name in (*table.files, *table.words, *(set(SPLITS) & columns.keys()))}
     listed = {name: cells.values() if isinstance(cells, dict) else cells for name, cells in wanted.items()}
+    if not any(isinstance(cells, Sized) and not isinstance(cells, str) for cells in listed.values()):
+        yield 1, columns
+        return
     if not all(isinstance(cells, Sized) and not isinstance(cells, str) for cells in listed.values()):
         raise ValueError(f"{', '.join(listed)} aren't columns of values")
     if len({len(cells) for cells in listed.values()}) > 1:

@@ -400,6 +400,21 @@ table(
     "A cat",
     called="json_of_pandas_columns",
 )
+table("a.json", json.dumps(TWO[0]), "A dog", called="json_of_one_row")
+table(
+    "a.json",
+    json.dumps({"image": ["0.jpg", "1.jpg"], "caption": "A dog"}),
+    called="json_of_uneven_columns",
+    media=2,
+    problems=[("words can't be read", "aren't columns of values")],
+)
+table(
+    "a.json",
+    json.dumps({"image": ["0.jpg", "1.jpg"], "caption": ["A dog"]}),
+    called="json_of_short_columns",
+    media=2,
+    problems=[("words can't be read", "differ in length")],
+)
 table("a.json", json.dumps([["0.jpg", "A dog"], ["1.jpg", "A cat"]]), called="json_of_pairs", media=2)
 table(
     "a.json",

@@ -194,7 +194,7 @@ def check_frame(rows: list[tuple[str, str]], found: Collection) -> None:
     assert len(rest) <= len(found.problems)
 
 
-@settings(QUICK, max_examples=15)
+@settings(QUICK, max_examples=10)
 @given(
     rows=rows_of_words.filter(bool),
     delimiter=st.sampled_from([",", ";", "\t"]),
@@ -225,7 +225,7 @@ def test_pandas(rows: list, delimiter: str, encoding: str, missing: str, index: 
         assert texts_of(collect(folder)) == wanted(rows)
 
 
-@settings(QUICK, max_examples=8)
+@settings(QUICK, max_examples=6)
 @given(rows=rows_of_words.filter(bool), split=st.sampled_from(["train", "validation", "test"]))
 def test_datasets(rows: list, split: str) -> None:
     """Tables that Hugging Face's library writes, with names of media and with the media inside."""
