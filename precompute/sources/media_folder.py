@@ -48,13 +48,15 @@ MANY = 200  # rows of a .json that are looked at for its columns
 
 @dataclass(frozen=True)
 class WordTable:
-    """A file of rows about media. keys: of the arrays in a .json that hold them · files, words: its columns of media
-    and of words · form: "rows"; of a .json also "mapping", {medium: words}, and "columns", {column: values}.
+    """A file of rows about media. keys: of what holds them in a .json, as far as that was looked at · others: keys of
+    what doesn't · files, words: its columns of media and of words · form: "rows"; of a .json also "mapping", {medium:
+    words}, and "columns", {column: values}.
     """
 
     name: str
     columns: tuple[str, ...]
     keys: tuple[str, ...] = ("",)
+    others: frozenset[str] = frozenset()
     form: Literal["rows", "mapping", "columns"] = "rows"
 
     @cached_property
@@ -108,7 +110,8 @@ def _json_table(data: DataFolder, name: str) -> WordTable | None:
     tables = [WordTable(name, tuple(columns), (key,)) for key, columns in found.items()]
     if usual := [table for table in tables if table.files and table.words]:
         columns = tuple(dict.fromkeys(column for table in usual for column in table.columns))
-        return WordTable(name, columns, tuple(key for table in usual for key in table.keys))
+        keys = tuple(key for table in usual for key in table.keys)
+        return WordTable(name, columns, keys, frozenset(seen) - set(keys))
     turned = WordTable(name, tuple(seen), form="columns")
     return turned if turned.files and turned.words else next(iter(tables), None)
 
@@ -272,7 +275,7 @@ def _table_rows(data: DataFolder, table: WordTable) -> Iterator[tuple[int, dict 
     for number, key, row in json_rows(data, table.name):
         if table.form == "mapping":
             yield number, {"file_name": key, "text": row}
-        elif key in table.keys:
+        elif key not in table.others:
             split = split_in(key) if len(table.keys) > 1 else None
             if isinstance(row, dict) and split:
                 data.split_signs.setdefault(split, {})[f"the key {key} in {table.name}"] = None

@@ -362,7 +362,7 @@ def row_in(text: str) -> dict | None:
         return None
     if isinstance(row, list) and row and all(isinstance(turn, dict) and {"from", "role"} & turn.keys() for turn in row):
         return {"conversations": row}
-    if isinstance(row, str) or (isinstance(row, list) and not any(isinstance(each, list) for each in row)):
+    if isinstance(row, str) or (isinstance(row, list) and all(isinstance(each, str | dict) for each in row)):
         return {"captions": row}
     return row if isinstance(row, dict) else None
 

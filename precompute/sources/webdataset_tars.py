@@ -112,7 +112,8 @@ def _parts(key: str, members: list[tarfile.TarInfo]) -> list[list[tarfile.TarInf
     """The members of one key, taken apart where words are those of one medium of several: `a.1.txt` of `a.1.jpg`."""
     media = [info for info in members if modality_of(info.name)]
     words = [info for info in members if _end(info) in WORDS]
-    if len(media) < 2 or not any(_owner(info, media) for info in words):
+    stems = {os.path.splitext(info.name)[0] for info in media}
+    if len(stems) < 2 or not any(_owner(info, media) for info in words):
         return [members]
     others = [info for info in members if not modality_of(info.name) and not _owner(info, media)]
     parts = []

@@ -377,6 +377,11 @@ table("a.json", json.dumps({"info": {"by": "me"}, "data": TWO}), "A dog", "A cat
 CASES["json_splits_as_keys"] = lambda: Case(
     {"a.json": {"train": TWO[:1], "test": TWO[1:]}}, [("0.jpg", ("A dog",), "train"), ("1.jpg", ("A cat",), "test")], 2
 )
+CASES["json_rows_by_id"] = lambda: Case(
+    {"a.json": {"info": {"by": "me"}} | {f"id{n}": {"image": "0.jpg", "caption": f"dog {n}"} for n in range(300)}},
+    [("0.jpg", (f"dog {n}",), None) for n in range(300)],
+    1,
+)
 CASES["json_other_keys"] = lambda: Case({"a.json": {"part1": TWO[:1], "part2": TWO[1:]}}, captions("A dog", "A cat"), 2)
 table("a.json", json.dumps({"0": "A dog", "1": "A cat"}), "A dog", "A cat", called="json_of_stems")
 table(
@@ -569,6 +574,13 @@ CASES["tar_dots_in_names"] = tarred(
 CASES["tar_several_media_one_text"] = tarred(
     {"a.left.jpg": png(), "a.right.jpg": png(2), "a.txt": "both"}, [("a.left.jpg", ("both",), None)]
 )
+CASES["tar_same_stem"] = lambda: Case(
+    {"0.tar": tar_of({"a.jpg": png(), "a.wav": beep(), "a.txt": "both"})}, [("0.tar/a.jpg", ("both",), None)]
+)
+CASES["tar_mask"] = tarred({"a.jpg": png(), "a.mask.png": png(), "a.txt": "one"}, [("a.jpg", ("one",), None)])
+CASES["tar_json_numbers"] = tarred(
+    {"a.jpg": png(), "a.json": "[1, 2]"}, [], problems=[("words can't be read", "isn't JSON of words")]
+)
 CASES["tar_capitals"] = tarred({"a.JPG": png(), "a.TXT": "one"}, [("a.JPG", ("one",), None)])
 CASES["tar_caption"] = tarred({"a.jpg": png(), "a.caption": "one\ntwo"}, [("a.jpg", ("one two",), None)])
 CASES["tar_full_name"] = tarred({"a.jpg": png(), "a.jpg.txt": "one"}, [("a.jpg", ("one",), None)])
@@ -613,6 +625,12 @@ CASES["beside_json_list"] = lambda: Case(
     {"0.json": '["A dog", "A pup"]'}, [("0.jpg", (w,), None) for w in ("A dog", "A pup")], 1
 )
 CASES["beside_json_string"] = lambda: Case({"0.json": '"A dog"'}, captions("A dog"), 1)
+CASES["beside_json_numbers"] = lambda: Case(
+    {"0.json": "[0.5, 2]"}, [], 1, [("words can't be read", "isn't JSON of words")]
+)
+CASES["beside_json_boxes"] = lambda: Case(
+    {"0.json": '[{"box": [1, 2], "label": 3}]'}, [], 1, said=("not used: 0.json: no words in it",)
+)
 CASES["beside_json_qa"] = lambda: Case(
     {"0.json": {"question": "What?", "answer": 3}}, [("0.jpg", ("What?", "3"), None)], 1
 )
