@@ -178,25 +178,38 @@ def _texts_of(row: Mapping, media: int) -> Iterator[tuple[tuple[dict, ...], dict
                 raise ConversationError(turns)
             yield turns, {}
             return
-    if asked := _question_in(row):
-        answers = next((found for column in ANSWERS if (found := _answers(row, column))), [])
-        every = strings(row.get("answers"))
-        yield question(asked, most_common(answers)), {"answers": every} if every else {}
+    if asked := _questions_in(row):
+        yield from _asked(row, asked)
         return
     numbered = [cell for column, cell in row.items() if NUMBERED.fullmatch(column)]
     longer = [cell for column, cell in row.items() if LONGER.fullmatch(column)]
-    columns = [(column, row.get(column)) for column in CAPTIONS]
-    for column, cell in [*columns[:-2], ("caption_1", numbered), ("caption_1", longer), *columns[-2:]]:
+    columns = [(column, row[column]) for column in CAPTIONS if column in row]
+    columns += [("caption_1", cells) for cells in (numbered, longer) if cells]
+    described = [(column, cell) for column, cell in columns if column not in CLASSES]
+    for column, cell in described or columns:  # a class is no caption where captions are missing
         if captions := captions_of(cell, column in CLASSES):
             yield from ((caption(words), {}) for words in captions)
             return
 
 
-def _question_in(row: Mapping) -> str:
-    """The question of a row, or ""."""
+def _questions_in(row: Mapping) -> list[str]:
+    """The questions of a row, one or none as a rule."""
     pairs = [column for column, answers in ASKED.items() if any(row.get(answer) is not None for answer in answers)]
-    asked = (row.get(column) for column in (*QUESTIONS, *pairs))
-    return next((words for words in asked if isinstance(words, str) and words.strip()), "")
+    return next((found for column in (*QUESTIONS, *pairs) if (found := strings(row.get(column)))), [])
+
+
+def _asked(row: Mapping, asked: list[str]) -> Iterator[tuple[tuple[dict, ...], dict]]:
+    """(turns, meta) of questions with their answers. Raises ValueError for several that don't match."""
+    if len(asked) == 1:
+        answers = next((found for column in ANSWERS if (found := _answers(row, column))), [])
+        every = strings(row.get("answers"))
+        yield question(asked[0], most_common(answers)), {"answers": every} if every else {}
+        return
+    told = next((cell for column in ANSWERS if isinstance(cell := listed(row.get(column)), Sequence)), ())
+    if isinstance(told, str) or len(told) != len(asked):
+        raise ValueError(f"{len(asked)} questions, and not as many answers")
+    for one, answer in zip(asked, told, strict=True):
+        yield question(one, most_common(strings(answer))), {}
 
 
 def _answers(row: Mapping, column: str) -> list[str]:

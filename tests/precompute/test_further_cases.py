@@ -382,6 +382,41 @@ CASES["json_rows_by_id"] = lambda: Case(
     [("0.jpg", (f"dog {n}",), None) for n in range(300)],
     1,
 )
+table(
+    "a.jsonl",
+    lines({"image": "0.jpg", "question": ["q1", "q2"], "answer": ["a1", 2]}),
+    called="jsonl_questions",
+    media=1,
+    told=[("0.jpg", ("q1", "a1"), None), ("0.jpg", ("q2", "2"), None)],
+)
+table(
+    "a.jsonl",
+    lines({"image": "0.jpg", "question": ["q1", "q2"], "answer": "a1"}),
+    called="jsonl_questions_one_answer",
+    media=1,
+    problems=[("words can't be read", "2 questions, and not as many answers")],
+)
+table(
+    "a.jsonl",
+    lines({"image": "0.jpg", "question": 5, "answer": {"answer": 3}}),
+    called="jsonl_question_number",
+    media=1,
+    told=[("0.jpg", ("5", "3"), None)],
+)
+table(
+    "a.jsonl",
+    lines({"image": "0.jpg", "question": "q", "answer": {"value": 3}}),
+    called="jsonl_answer_object",
+    media=1,
+    problems=[("words can't be read", "the answer is an object without one of")],
+)
+table(
+    "a.csv",
+    "image,label,text\n0.jpg,dog,A dog.\n1.jpg,cat,\n",
+    called="csv_label_is_no_caption",
+    media=2,
+    told=captions("A dog."),
+)
 CASES["json_other_keys"] = lambda: Case({"a.json": {"part1": TWO[:1], "part2": TWO[1:]}}, captions("A dog", "A cat"), 2)
 table("a.json", json.dumps({"0": "A dog", "1": "A cat"}), "A dog", "A cat", called="json_of_stems")
 table(

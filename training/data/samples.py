@@ -1,25 +1,25 @@
 """Three texts as they are trained on, printed before training starts."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import chain
+from itertools import accumulate
 
 from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END, Segment
 from periscope.adapters.prompting.shown import lines_of_text, shown
 from periscope.text import printable
 from periscope.training.data.training_set import TrainingSet
 
-SHOWN = 3
-
 
 def describe_samples(sets: Sequence[TrainingSet]) -> list[str]:
     """Lines that show the first, the middle and the last of the texts to learn from: media, prompt and target, with the
     template that was chosen and with special tokens.
     """
-    places = list(chain.from_iterable(((each, i) for i in range(len(each.index.texts))) for each in sets))
+    ends = list(accumulate(len(each.index.texts) for each in sets))
     lines = []
-    for number in sorted({0, len(places) // 2, len(places) - 1})[:SHOWN]:
-        training_set, place = places[number]
-        lines += _sample(training_set, place, f"sample {number + 1} of {len(places)}")
+    for number in sorted({0, ends[-1] // 2, ends[-1] - 1}):
+        which = bisect_right(ends, number)
+        place = number - (ends[which] - len(sets[which].index.texts))
+        lines += _sample(sets[which], place, f"sample {number + 1} of {ends[-1]}")
     return lines
 
 
