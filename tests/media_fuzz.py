@@ -265,8 +265,8 @@ def run(program: str, data: bytes, *options: str, before: tuple[str, ...] = ()) 
         return subprocess.run(command, capture_output=True, check=True).stdout
 
 
-def frames_by_ffmpeg(made: Made) -> tuple[list[Image.Image], list[float]]:
-    """(all frames as they are shown, on white; their times in seconds)."""
+def frames_by_ffmpeg(made: Made) -> tuple[list[Image.Image], list[float], float]:
+    """(all frames as they are shown, on white; their times in seconds; how far these may be off)."""
     clear = "yuva" in made.what or "argb" in made.what or "bgra" in made.what
     before = next((("-c:v", name) for name in ("libvpx-vp9", "libvpx") if clear and f" {name} " in made.what), ())
     out = run(
@@ -291,9 +291,9 @@ def frames_by_ffmpeg(made: Made) -> tuple[list[Image.Image], list[float]]:
         "json",
     )
     stated = [frame.get("best_effort_timestamp_time") for frame in json.loads(shown)["frames"]]
-    if any(time is None for time in stated):  # as of MPEG-1: evenly
-        return frames, [float(place) for place in range(len(stated))]
-    return frames, list(map(float, stated))
+    if any(time is None for time in stated):  # as of MPEG-1: evenly, but for the gaps that FFmpeg's parser leaves
+        return frames, [float(place) for place in range(len(stated))], 2
+    return frames, list(map(float, stated)), 0.004
 
 
 def wave_by_ffmpeg(data: bytes) -> np.ndarray:
@@ -306,7 +306,7 @@ def wave_by_ffmpeg(data: bytes) -> np.ndarray:
 def check_clip(seed: int, decode: Callable[[bytes, int], list[Image.Image]]) -> str:
     """What is wrong with what `decode` gives of a clip, or ""."""
     made, count = make_clip(seed), random.Random(seed + 1).randint(1, 9)
-    frames, times = frames_by_ffmpeg(made)
+    frames, times, off = frames_by_ffmpeg(made)
     found = decode(made.data, count)
     if len(frames) != len(times):
         return ""  # FFmpeg's programs disagree
@@ -315,13 +315,16 @@ def check_clip(seed: int, decode: Callable[[bytes, int], list[Image.Image]]) -> 
     length = times[-1] - times[0] + each
     for part, image in enumerate(found):
         middle = times[0] + (2 * part + 1) * length / (2 * count)
-        near = {max(0, int(np.searchsorted(times, middle + by, "right")) - 1) for by in (-0.004, 0, 0.004)}
+        first, last = (max(0, int(np.searchsorted(times, middle + by, "right")) - 1) for by in (-off, off))
+        near = range(first, last + 1)
         if image.size != frames[0].size:
             return f"{made.what}: shown {image.size}, not {frames[0].size}"
         distance = min(np.abs(np.asarray(image, float) - np.asarray(frames[n], float)).mean() for n in near)
         if distance > 6:
             apart = [np.abs(np.asarray(image, float) - np.asarray(frame, float)).mean() for frame in frames]
-            return f"{made.what}: part {part} of {count} is frame {int(np.argmin(apart))}, not {near} ({distance:.1f})"
+            return (
+                f"{made.what}: part {part} of {count} is frame {int(np.argmin(apart))}, not {[*near]} ({distance:.1f})"
+            )
     return "" if len(found) == count else f"{made.what}: {len(found)} frames of {count}"
 
 
