@@ -11,7 +11,13 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 TEMPORARY = ".partial"
 FULL, READ_ONLY = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -57,13 +63,40 @@ def _free(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
+    """Make renames inside `folder` durable, where folders can be opened for that (not on Windows)."""
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError:
         pass  # some mounted file systems don't sync folders
     finally:
+        os.close(handle)
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Keep other processes from locking `folder`, until `unlock_folder` or the end of this process.
+
+    Gives a handle for `unlock_folder`; None on Windows, where folders can't be locked. Raises BlockingIOError when
+    another process has locked it.
+    """
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:
+        pass  # a file system without locks
+    return handle
+
+
+def unlock_folder(handle: int | None) -> None:
+    """Let other processes lock the folder."""
+    if handle is not None:
         os.close(handle)
 
 
@@ -119,6 +152,8 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def _lives(process: int) -> bool:
+    if os.name == "nt":  # where os.kill ends the process
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:

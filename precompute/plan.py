@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from periscope.errors import FeatureSetError, PrecomputeError
+from periscope.precompute.samples import describe_samples
 from periscope.precompute.sources import Collection, Problem
 from periscope.shards.codecs import CODECS
 from periscope.shards.features import settle_storage, stored_bytes
@@ -16,13 +18,12 @@ from periscope.units import format_bytes, format_duration
 
 OVERHEAD = 2600  # bytes of tar headers, padding, json and safetensors header per medium, and its row in the index
 FEW, SHOWN = 3, 20  # names in one line; lines of one kind
-WIDTH = 300  # characters of a turn that are shown
 SPARE = 64 << 20  # left free on the disk
 
 
-def describe_words(collection: Collection) -> list[str]:
+def describe_words(collection: Collection, options: Mapping[str, Any] | None = None, recipe: str = "") -> list[str]:
     """What is said of the words before anything is encoded: how many there are, of which split and by what sign, what
-    isn't used and why, and three texts as they will be trained on.
+    isn't used and why, and three texts as they will be trained on. options: the `[train]` table of the `recipe`.
     """
     texts, media, unanswered = Counter[str](), defaultdict[str, set[str]](set), 0
     for words in collection.words:
@@ -41,13 +42,14 @@ def describe_words(collection: Collection) -> list[str]:
     if len(collection.notes) > SHOWN:
         lines.append(f"note: and {len(collection.notes) - SHOWN} more of this kind")
     lines += _unused(collection.unused)
+    lines += _passed(collection.passed)
     reasons: dict[str, list[Problem]] = defaultdict(list)
     for problem in collection.problems:
         reasons[problem.reason].append(problem)
     for reason, problems in sorted(reasons.items(), key=lambda row: -len(row[1])):
         first = problems[0]
         lines.append(f"rejected: {len(problems)} {reason}, e.g. {first.origin} ({first.detail or reason})")
-    lines += _samples(collection)
+    lines += describe_samples(collection, options or {}, recipe)
     if advice := without_words(collection):
         lines.append(advice)
     return lines
@@ -74,19 +76,13 @@ def _unused(unused: Mapping[str, str]) -> list[str]:
     return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"not used: and {len(lines) - SHOWN} more kinds"]
 
 
-def _samples(collection: Collection) -> list[str]:
-    total = len(collection.words)
+def _passed(passed: Mapping[tuple[str, str], tuple[int, list[str]]]) -> list[str]:
+    kinds = sorted(passed.items(), key=lambda row: -row[1][0])
     lines = []
-    for number in sorted({0, total // 2, total - 1}) if total else ():
-        words = collection.words[number]
-        lines.append(f"sample {number + 1} of {total}: {', '.join(words.media) or 'no medium'}")
-        lines += [f"  {turn['role']}: {_short(turn['content'])}" for turn in words.turns]
-    return lines
-
-
-def _short(text: str) -> str:
-    written = text.replace("\n", "\\n")
-    return written if len(written) <= WIDTH else f"{written[:WIDTH]}... ({len(written)} characters)"
+    for (end, why), (count, first) in kinds[:SHOWN]:
+        named = ", ".join(first) + (", ..." if count > len(first) else "")
+        lines.append(f"passed over: {count} {end or 'without a suffix'}: {why} ({named})")
+    return lines + [f"passed over: and {len(kinds) - SHOWN} more kinds"] * (len(kinds) > SHOWN)
 
 
 def without_words(collection: Collection) -> str:

@@ -23,6 +23,7 @@ from periscope.precompute.pipeline.job import Job
 from periscope.precompute.pipeline.similarity import Similarity
 from periscope.precompute.plan import describe_words
 from periscope.precompute.sources import Collection, Medium
+from periscope.recipes import load_recipe
 from periscope.text import printable
 
 FRAMES = 8  # of each clip, with an image encoder
@@ -46,7 +47,7 @@ def prepare(config: PrecomputeConfig, collection: Collection, out: Path, device:
     kinds = kinds or usual_kinds(encoder)
     drop_other_media(collection, encoder)
     take_subset(collection, config.limit, config.tiny)
-    for line in describe_words(collection):
+    for line in describe_words(collection, *prompt_options(config.recipe, encoder.modality)):
         print(line)
     storage, compute = config.storage, config.compute
     return Job(
@@ -62,6 +63,14 @@ def prepare(config: PrecomputeConfig, collection: Collection, out: Path, device:
         filters=_filters(config, collection, encoder),
         ray=compute.ray,
     )
+
+
+def prompt_options(name: str, modality: str) -> tuple[dict[str, Any], str]:
+    """(what a recipe says of training, for this modality; its name), both empty without one."""
+    if not name:
+        return {}, ""
+    recipe = load_recipe(name)
+    return recipe.train | recipe.modality.get(modality, {}), recipe.name
 
 
 def kinds_of(config: PrecomputeConfig) -> tuple[str, ...]:

@@ -18,11 +18,13 @@ from periscope.errors import FeatureSetError
 from periscope.shards.features import STORED_DTYPES, decode, layout
 from periscope.shards.index import BLOCK, KEY, Index, SampleRows, load_index, save_index, scan_shard
 from periscope.shards.manifest import HELDOUT, TEXTS, THUMBNAILS, load_manifest
+from periscope.shards.positions import fill_at, read_at
 from periscope.shards.texts import Texts
 
 JOINED_READ = 1 << 14  # a tensor this close to the tar header, or to the tensor before, comes with it in one read
 DECODED_AT_ONCE = 1 << 20  # values; keeps the temporary float32 in the processor's cache
 READ_THROUGH = 1 << 22  # bytes of a read that is only to fill the cache
+FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)  # the last on Windows
 OPEN_FILES = 200  # per thread; the usual limit of a process is 1024
 
 
@@ -155,8 +157,8 @@ class FeatureSet:
     def stored(self, key: str) -> dict[str, torch.Tensor]:
         """All tensors of a medium as they lie in its shard: coded, with all views. Raises as `read_many`."""
         _, file, member = self._place(key)
-        size = self._member_size(key, os.pread(file, BLOCK, member))
-        return load_tensors(os.pread(file, size, member + BLOCK))
+        size = self._member_size(key, read_at(file, BLOCK, member))
+        return load_tensors(read_at(file, size, member + BLOCK))
 
     def read_through(self, first: int, last: int) -> None:
         """Read the media from row `first` to row `last` in disk order and discard them, to warm the page cache."""
@@ -166,7 +168,7 @@ class FeatureSet:
             if shard == shards[-1] and last + 1 < len(self) and self._index.shard[last + 1] == shard:
                 end = int(self._index.member[last + 1])
             for place in range(begin, end, READ_THROUGH):
-                os.pread(self._file(shard), min(READ_THROUGH, end - place), place)
+                read_at(self._file(shard), min(READ_THROUGH, end - place), place)
 
     def info(self, key: str) -> dict:
         """{"modality", "origin" (path relative to the data folder), "sha256" (of the medium's bytes)}."""
@@ -229,13 +231,13 @@ def _read_spans(file: int, member: int, spans: list[tuple[int, np.ndarray | byte
     whole, buffers, start, end = True, list[Any](), 0, 0
     for begin, into in spans:
         if begin - end > JOINED_READ:
-            whole &= os.preadv(file, buffers, member + start) == end - start
+            whole &= fill_at(file, buffers, member + start) == end - start
             buffers, start = [], begin
         elif begin > end:
             buffers.append(bytearray(begin - end))
         buffers.append(into)
         end = begin + len(into)
-    return whole and os.preadv(file, buffers, member + start) == end - start
+    return whole and fill_at(file, buffers, member + start) == end - start
 
 
 class _OpenFiles:
@@ -251,7 +253,7 @@ class _OpenFiles:
             return self.handles[name]
         if len(self.handles) >= OPEN_FILES:
             os.close(self.handles.popitem(last=False)[1])
-        self.handles[name] = os.open(self.folder / name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.handles[name] = os.open(self.folder / name, FLAGS)
         return self.handles[name]
 
     def __del__(self) -> None:

@@ -1,7 +1,6 @@
 """The texts of a feature set: one JSON object per line, read on demand."""
 
 import json
-import os
 from array import array
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import overload
 
 from periscope.errors import FeatureSetError
+from periscope.shards.positions import read_at
 
 ROLES = ("system", "user", "assistant")
 BOM = b"\xef\xbb\xbf"
@@ -106,7 +106,7 @@ class Texts(Sequence[Text]):
     def _line(self, begin: int) -> bytes:
         size = LINE
         while True:
-            block = os.pread(self._file.fileno(), size, begin)
+            block = read_at(self._file.fileno(), size, begin)
             end = block.find(b"\n")
             if end >= 0 or len(block) < size:
                 return block[: end if end >= 0 else None]

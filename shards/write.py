@@ -5,7 +5,6 @@ run killed at any moment therefore loses at most one shard of work, and a finish
 readable until its new manifest replaces the old one.
 """
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -27,11 +26,13 @@ from periscope.atomic import (
     TEMPORARY,
     Draft,
     json_line,
+    lock_folder,
     naming,
     remove_leftovers,
     replace_bytes,
     replacing,
     sync_folder,
+    unlock_folder,
 )
 from periscope.checked import check_type
 from periscope.errors import FeatureSetError
@@ -102,25 +103,21 @@ class SetWriter:
     def __enter__(self) -> "SetWriter":
         check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder, os.O_RDONLY)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock_folder(self.folder)
         except BlockingIOError as error:
-            os.close(self._lock)
             raise FeatureSetError(
                 f"another precompute is writing {self.folder}: wait for it, or choose another --out"
             ) from error
-        except OSError:
-            pass  # a file system without locks
         try:
             self._open()
         except BaseException:
-            os.close(self._lock)
+            unlock_folder(self._lock)
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._lock)
+        unlock_folder(self._lock)
 
     def _header(self) -> dict:
         return {

@@ -29,7 +29,9 @@ MAY: dict[str, set[str]] = {
     "quiet": set(),
     "recipes": {"checked"},
     "shards": {"atomic", "checked"},
-    "adapters": {"atomic", "checked", "quiet"},
+    "adapters.limits": set(),
+    "adapters.prompting": {"adapters.limits"},
+    "adapters": {"atomic", "checked", "quiet", "adapters.limits", "adapters.prompting"},
     "evaluation.metrics": set(),
     "evaluation.tasks": {"evaluation.metrics"},
     "evaluation.controls": {"evaluation.metrics", "shards"},
@@ -40,9 +42,13 @@ MAY: dict[str, set[str]] = {
         *("evaluation.scoring.prediction", "evaluation.scoring.measures"),
     },
     "demo": {"evaluation.tasks"},
-    "precompute": {"atomic", "checked", "shards", "recipes", "paths", "device", "flags", "units", "text", "quiet"},
+    "precompute": {
+        *("atomic", "checked", "shards", "recipes", "paths", "device", "flags", "units", "text", "quiet"),
+        "adapters.prompting",
+    },
     "training": {
         *("atomic", "checked", "shards", "adapters", "recipes", "paths", "device", "console", "flags", "units", "text"),
+        "adapters.prompting",
         *("evaluation.metrics", "evaluation.controls", "evaluation.training_scores"),
     },
 }

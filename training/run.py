@@ -5,7 +5,6 @@ steps/000500/adapter/  steps/000500/state/        written under a temporary name
 last  best                                        one line each: the name of a step
 """
 
-import fcntl
 import json
 import math
 import os
@@ -24,7 +23,16 @@ from msgspec import Meta
 
 from periscope.adapters.io.schema import CONFIG
 from periscope.adapters.tensors import load_tensors, save_tensors
-from periscope.atomic import TEMPORARY, naming, remove_leftovers, replace_bytes, sync_folder, temporary_folder
+from periscope.atomic import (
+    TEMPORARY,
+    lock_folder,
+    naming,
+    remove_leftovers,
+    replace_bytes,
+    sync_folder,
+    temporary_folder,
+    unlock_folder,
+)
 from periscope.checked import check_type, json_objects, read_json, read_toml
 from periscope.console import command
 from periscope.errors import RunError
@@ -114,19 +122,14 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """A block in which no other process trains this run. Raises RunError when one does already."""
-        folder = os.open(self.path, os.O_RDONLY)
         try:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunError(
-                    f"another training is writing {self.path}; wait for it to end, or stop it first"
-                ) from error
-            except OSError:
-                pass  # a file system without locks
+            handle = lock_folder(self.path)
+        except BlockingIOError as error:
+            raise RunError(f"another training is writing {self.path}; wait for it to end, or stop it first") from error
+        try:
             yield
         finally:
-            os.close(folder)
+            unlock_folder(handle)
 
     def has_checkpoint(self) -> bool:
         """Whether it holds a complete checkpoint."""
@@ -448,7 +451,7 @@ def _facts(path: Path) -> dict:
 
 
 def _sync_file(path: Path) -> None:
-    with open(path, "rb") as file:
+    with open(path, "rb+") as file:  # Windows syncs only what may be written
         os.fsync(file.fileno())
 
 

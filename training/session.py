@@ -23,6 +23,7 @@ from periscope.evaluation.training_scores import training_scores
 from periscope.training.config import TrainConfig
 from periscope.training.data.dataset import Batch, not_finite_media
 from periscope.training.data.mix import MixedSteps
+from periscope.training.data.samples import describe_samples
 from periscope.training.data.steps import TrainingSteps
 from periscope.training.data.training_set import (
     OpenedSet,
@@ -334,6 +335,8 @@ def prepare(
     if not old and not config.init:
         warn_of_few_texts(sets)
     settle_batch(config, sum(len(each.index.texts) for each in sets))
+    if ranks.first:
+        print("\n".join(describe_samples(sets)))
     steps = make_steps(sets, config, ranks.rank, ranks.size)
     schedule = settle_schedule(config, steps.per_epoch)
     memory, longest = plan_memory(config, sets, models, lm)

@@ -21,6 +21,7 @@ def words(text: str) -> list[str]:
     split into characters, each with its combining marks.
     """
     text = unicodedata.normalize("NFC", text).lower().replace("\u2212", "-").replace("\ufe0f", "")
+    text = re.sub(r"(?<=\w)[’ʼ](?=\w)", "'", text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)  # thousands: 1,000
     return [word for chunk in text.split() for word in _split_unspaced(_without_punctuation(chunk))]
 

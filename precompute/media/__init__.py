@@ -6,6 +6,7 @@ from periscope.errors import MediaError
 from periscope.precompute.media.clip import SUFFIXES as CLIPS
 from periscope.precompute.media.clip import decode_clip
 from periscope.precompute.media.file import local_path, open_regular, read_bytes, read_file
+from periscope.precompute.media.first_bytes import LOOKED, modality_of_bytes
 from periscope.precompute.media.picture import SUFFIXES as PICTURES
 from periscope.precompute.media.picture import decode_image, thumbnail_jpeg
 from periscope.precompute.media.sound import (
@@ -20,6 +21,7 @@ from periscope.precompute.media.sound import (
 from periscope.precompute.media.sound import SUFFIXES as SOUNDS
 
 __all__ = [
+    "LOOKED",
     "SUFFIXES",
     "decode_clip",
     "decode_image",
@@ -29,6 +31,7 @@ __all__ = [
     "is_sound",
     "local_path",
     "modality_of",
+    "modality_of_bytes",
     "open_regular",
     "read_bytes",
     "read_file",

@@ -23,7 +23,7 @@ SUFFIXES = frozenset(
     )
 )
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders leave the transparency out
-UNEVEN = 0.75  # of a frame's usual duration: how far times may lie from an even rate that was rounded
+UNEVEN = 0.3  # of a frame's usual duration: how far times may lie from an even rate that was rounded
 # (a, b, c, d) of a display matrix, which takes (x, y) to (ax + cy, bx + dy) with y downwards -> how the frame is shown
 SHOWN = {
     (1, 0, 0, 1): None,
@@ -80,20 +80,36 @@ def _times(data: bytes) -> list[float]:
 
     From packets: many files state no number of frames or a wrong one.
     """
-    stated = list[int | None]()
+    parts: list[list[int | None]] = [[]]  # of joined clips, each with times from its own begin
+    before = None
     with opened(data, "video", "clip") as (container, stream):
         try:
             for packet in container.demux(stream):
-                if packet.size:
-                    stated.append(packet.pts)
+                if not packet.size:
+                    continue
+                if before is not None and packet.dts is not None and packet.dts < before:
+                    parts.append([])
+                before = packet.dts
+                parts[-1].append(packet.pts)
         except av.FFmpegError:
             pass
-    if not stated:
+    if not parts[0]:
         raise MediaError("damaged", "no frame in it")
-    known = [float(time) for time in stated if time is not None]
-    if len(set(known)) < len(stated):
-        return [float(place) for place in range(len(stated))]
-    return sorted(known)
+    return _joined(parts) or [float(place) for place in range(sum(map(len, parts)))]
+
+
+def _joined(parts: list[list[int | None]]) -> list[float]:
+    """The times of all parts, one after another, ascending; none where not every frame has a time of its own."""
+    found, each = list[float](), 1.0
+    for part in parts:
+        known = sorted(float(time) for time in part if time is not None)
+        if len(set(known)) < len(part):
+            return []
+        start = found[-1] + each if found else known[0]
+        found += [start + time - known[0] for time in known]
+        gaps = [later - earlier for earlier, later in pairwise(known)]
+        each = median(gaps) if gaps else each
+    return found
 
 
 def _pick(data: bytes, wanted: list[int]) -> tuple[list[Image.Image], int]:

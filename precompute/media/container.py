@@ -14,7 +14,7 @@ from periscope.precompute.media.limits import check_pixels, limits
 FORMATS = (
     *("wav", "w64", "flac", "mp3", "ogg", "aac", "aiff", "au", "caf", "amr", "asf"),
     *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpeg", "mpegts", "mpegvideo", "flv"),
-    *("gif", "ogv", "h264", "hevc"),
+    *("gif", "ogv", "h264", "hevc", "ac3", "eac3", "wv", "tta", "ape", "spx"),
 )
 ID3_HEADER = 10
 av.logging.set_level(av.logging.PANIC)
@@ -41,10 +41,8 @@ def opened(data: bytes, kind: Literal["audio", "video"], what: str) -> Iterator[
     if not data:
         raise MediaError("empty file")
     most = {"max_pixels": str(limits().frame())}  # of a frame, also while streams are looked for
-    streams: Any = [most] * 8  # PyAV types a list of str
-    formats = {"format_whitelist": ",".join(FORMATS)}
     try:
-        with av.open(io.BytesIO(without_tag(data)), container_options=formats, stream_options=streams) as container:
+        with _container(without_tag(data), most) as container:
             stream: Any = container.streams.best(kind)
             if stream is None:
                 raise MediaError(f"no {what} in it", container.format.name)
@@ -61,6 +59,18 @@ def opened(data: bytes, kind: Literal["audio", "video"], what: str) -> Iterator[
         raise MediaError("too large for the memory") from error
     except (av.FFmpegError, ValueError, RuntimeError, EOFError) as error:
         raise MediaError(f"not a {what}", f"{error} (begins with {data[:12]!r})") from error
+
+
+def _container(data: bytes, options: dict[str, str]) -> Any:
+    """The opened file; options: of each stream's decoder while FFmpeg looks for streams."""
+    formats = {"format_whitelist": ",".join(FORMATS)}
+    streams: Any = [options] * 8  # PyAV types a list of str
+    try:
+        return av.open(io.BytesIO(data), container_options=formats, stream_options=streams)
+    except ValueError as error:
+        if "does not expose its streams" not in str(error):
+            raise
+    return av.open(io.BytesIO(data), container_options=formats)  # FLV and MPEG programme streams
 
 
 def frames_of(container: Any, stream: Any, decoder: Any = None) -> Iterator[Any]:

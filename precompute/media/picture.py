@@ -1,5 +1,6 @@
 """Decoding images: bytes -> pixels."""
 
+import importlib
 import importlib.util
 import io
 import math
@@ -16,12 +17,12 @@ from periscope.precompute.media.file import read_bytes
 from periscope.precompute.media.limits import check_pixels, limits
 
 # A whitelist, so that a file called .png can't reach readers of Pillow that start other programs (EPS).
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "JXL")
 SUFFIXES = frozenset(
     f".{name}"
     for name in (
-        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "webp", "gif", "bmp", "dib"),
-        *("tif", "tiff", "ppm", "pgm", "jp2", "avif", "heic", "heif", "hif"),
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "dib"),
+        *("tif", "tiff", "ppm", "pgm", "pbm", "pnm", "jp2", "jpx", "j2k", "avif", "heic", "heif", "hif", "jxl"),
     )
 )
 THUMBNAIL = 128
@@ -29,7 +30,14 @@ THINNEST = 200  # ratio of sides beyond which resizing the short side to 224 wou
 ORIENTATION = 0x0112  # EXIF's tag
 STRIP = 4_000_000  # pixels that are converted at a time
 REDUCED = 64_000_000  # pixels beyond which a picture is decoded at a fraction of its size
-COPIES = {"WEBP": 4, "JPEG2000": 4, "AVIF": 4, "HEIF": 4}  # full-size ones that decoding makes; others make one
+COPIES = {
+    "WEBP": 4,
+    "JPEG2000": 4,
+    "AVIF": 4,
+    "HEIF": 4,
+    "JXL": 4,
+}  # full-size ones that decoding makes; others make one
+JXL_BEGINS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 
 END, END_MARKER = b"\xff\xd9", "JPEG without its end marker"
@@ -46,6 +54,8 @@ if importlib.util.find_spec("pillow_heif"):
 
     register_heif_opener(thumbnails=False)
 
+if importlib.util.find_spec("pillow_jxl"):
+    importlib.import_module("pillow_jxl")  # which registers itself
 
 Picture = bytes | Path | str | BinaryIO | np.ndarray | Image.Image
 
@@ -251,4 +261,6 @@ def _unidentified(source: bytes) -> MediaError:
         return MediaError("HEIC needs a plug-in", "pip install pillow-heif")
     if brand in (b"avif", b"avis") and "AVIF" not in Image.OPEN:
         return MediaError("AVIF needs a newer Pillow", "pip install -U pillow")
+    if source.startswith(JXL_BEGINS) and "JXL" not in Image.OPEN:
+        return MediaError("JPEG XL needs a plug-in", "pip install pillow-jxl-plugin")
     return MediaError("not a picture", f"begins with {source[:12]!r}")

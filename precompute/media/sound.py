@@ -16,8 +16,8 @@ from periscope.precompute.media.file import open_regular
 SUFFIXES = frozenset(
     f".{name}"
     for name in (
-        *("wav", "flac", "mp3", "ogg", "oga", "opus", "m4a", "aac", "wma"),
-        *("aif", "aiff", "aifc", "au", "caf", "amr", "w64", "mka"),
+        *("wav", "flac", "mp3", "mp2", "mpga", "ogg", "oga", "opus", "spx", "m4a", "m4b", "aac", "wma", "ac3", "eac3"),
+        *("aif", "aiff", "aifc", "au", "caf", "amr", "w64", "mka", "wv", "tta", "ape"),
     )
 )
 RATES = (1_000, 768_000)  # Hz; FFmpeg's resampler crashes on far lower ones

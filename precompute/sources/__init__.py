@@ -8,8 +8,10 @@ layout, drop a module here; docs/new_source.md shows one.
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,8 @@ from periscope.precompute.sources.disk_list import DiskList
 
 if TYPE_CHECKING:
     from periscope.precompute.sources.data_folder import DataFolder
+
+CONTROLS = re.compile("[\0-\b\x0e-\x1b\x7f]")  # which no text has; other programs' bytes do
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,8 @@ class Collection:
     """Everything a source gave: media by origin (each once), words, problems, and the name of the layout.
 
     notes: what people should know of how it was read · unused: file that looks like words -> why it isn't used ·
-    split_signs: split -> what names it.
+    passed: (suffix, why) -> how many other files aren't read, and the first of them · split_signs: split -> what names
+    it.
     """
 
     layout: str
@@ -124,6 +129,7 @@ class Collection:
     problems: list[Problem]
     notes: list[str] = field(default_factory=list)
     unused: dict[str, str] = field(default_factory=dict)
+    passed: dict[tuple[str, str], tuple[int, list[str]]] = field(default_factory=dict)
     split_signs: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -165,6 +171,8 @@ def collect(path: Path | str, language: str = "") -> Collection:
             found.problems.append(record)
     found.problems = list(dict.fromkeys([*found.problems, *data.problems]))
     found.notes, found.unused = data.notes, _unused(data, layout)
+    _pass_over(data, found.media.values())
+    found.passed = data.passed
     found.split_signs = {split: list(signs) for split, signs in data.split_signs.items()}
     if not found.media:
         if address := data.addresses():
@@ -181,13 +189,17 @@ def collect(path: Path | str, language: str = "") -> Collection:
 
 
 def _unreadable(words: Words) -> Problem | None:
-    """The problem with a text that can't be written as UTF-8: it holds half a character, or bytes that are no text."""
+    """The problem with a text that holds half a character, control characters, or bytes that are no text."""
     for turn in words.turns:
+        content = str(turn.get("content"))
+        wrong = "control characters" if CONTROLS.search(content) else ""
         try:
-            str(turn.get("content")).encode()
+            content.encode()
         except UnicodeEncodeError:
+            wrong = "half a character"
+        if wrong:
             origin = words.media[0] if words.media else words.id or "a text"
-            return Problem(origin, "words can't be read", f"half a character in: {turn['content'][:60]!a}")
+            return Problem(origin, "words can't be read", f"{wrong} in: {content[:60]!a}")
     return None
 
 
@@ -199,3 +211,17 @@ def _unused(data: DataFolder, layout: Layout) -> dict[str, str]:
             readable = layout.order >= GENERAL
             found[name] = "a form that isn't read" if readable else f"the data are read as {layout.name}"
     return found
+
+
+def _pass_over(data: DataFolder, media: Iterable[Medium]) -> None:
+    """Count the files that are neither media nor words, as far as anyone knows here."""
+    others = [] if data.given else [name for name in data.names() if not data.modality(name) and name not in data.used]
+    others = [name for name in others if not name.lower().endswith(WORD_LIKE)]
+    if not others:
+        return
+    read = {os.path.relpath(path, data.root).replace(os.sep, "/") for path in {str(medium.path) for medium in media}}
+    for name in others:
+        if name in read or (name.lower().endswith(".zip") and data.archives_opened):
+            continue
+        packed = name.lower().endswith((".zip", ".tar"))
+        data.pass_over(name, "not opened beside loose media" if packed else "no form that is read")

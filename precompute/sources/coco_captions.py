@@ -33,11 +33,12 @@ def _files(data: DataFolder) -> list[str]:
 def coco_captions(file: AnnotationFile) -> Iterator[Record]:
     """The images that the file lists, and their captions."""
     media: Described = {}
-    yield from whole(file.name, _images(file, media))
-    yield from _captions(file, media)
+    listed = set[str]()
+    yield from whole(file.name, _images(file, media, listed))
+    yield from _captions(file, media, listed)
 
 
-def _images(file: AnnotationFile, media: Described) -> Iterator[Record]:
+def _images(file: AnnotationFile, media: Described, listed: set[str]) -> Iterator[Record]:
     match = SPLIT_FOLDER.search(file.base)
     for _, image in file.elements("images"):
         name = image.get("file_name") if isinstance(image, dict) else None
@@ -45,10 +46,12 @@ def _images(file: AnnotationFile, media: Described) -> Iterator[Record]:
         if not isinstance(name, str) or identity is None:
             yield file.bad_entry("an image without id or file_name", image)
             continue
+        listed.update((identity, _plain(identity)))
         medium = file.find(name, prefer=match[0] if match else "")
         yield medium
         if isinstance(medium, Medium):
             media[identity] = (medium.origin,), {"image_id": image["id"]} | _task(file.base, image)
+            media.setdefault(_plain(identity), media[identity])
 
 
 def _task(base: str, image: dict) -> dict[str, str]:
@@ -58,12 +61,21 @@ def _task(base: str, image: dict) -> dict[str, str]:
     return {"task": "coco"} if COCO.search(base) else {}
 
 
-def _captions(file: AnnotationFile, media: Described) -> Iterator[Record]:
+def _plain(identity: str) -> str:
+    """An id without the zeros before a number: 000042 is 42."""
+    return identity.lstrip("0") or "0" if identity.isdigit() else identity
+
+
+def _captions(file: AnnotationFile, media: Described, listed: set[str]) -> Iterator[Record]:
     for _, row in file.elements("annotations"):
         words = word(row.get("caption")) if isinstance(row, dict) else None
         identity = identity_of(row.get("image_id")) if isinstance(row, dict) else None
         if words is None or identity is None:
             yield file.bad_entry("an annotation without image_id or caption", row)
+            continue
+        identity = identity if identity in listed else _plain(identity)
+        if identity not in listed:
+            yield file.bad_entry("a caption of an image that the file doesn't list", row)
         elif identity in media and words.strip() not in MISSING:
             origins, meta = media[identity]
             yield Words(origins, caption(words), file.split, None, meta)

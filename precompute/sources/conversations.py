@@ -8,6 +8,9 @@ import re
 import tokenize
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import date
+from decimal import Decimal
 from functools import lru_cache
 
 from periscope.precompute.sources import Problem, Words
@@ -18,14 +21,40 @@ MARKS = ("<video>", "<audio>", "<speech>")
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 CAPTIONS = (
     *("text", "caption", "captions", "normalized_text", "sentences", "sentence", "description", "descriptions", "txt"),
-    *("texts", "transcription", "transcript", "transcripts", "utterance", "alt_text", "alt", "label", "labels"),
+    *("texts", "transcription", "transcript", "transcripts", "utterance", "alt_text", "alt", "title", "comment"),
+    *("comments", "prompt", "label", "labels"),
 )
 NUMBERED = re.compile(r"(caption|text|sentence|description)_?\d+")  # several columns of captions
+LONGER = re.compile(  # "blip_caption", "caption_text"; not "has_caption"
+    r"(?!(has|is|num|n|no|with)_)\w+_(captions?|descriptions?|transcript(ion)?|sentence)|caption_(text|string|str)|raw_text"
+)
+LISTED = re.compile(  # a list as JSON, Python and numpy write it
+    r"""\s*(\[\s*\]|\[\s*([uUbB]?['"{]|np\.str_).*\]|(np\.)?array\(\s*\[.*\)|[({]\s*[uUbB]?'.*'\s*,?\s*[)}])\s*""",
+    re.DOTALL,
+)
 CLASSES = ("label", "labels")  # whose numbers are classes, not words
-MISSING = frozenset(
-    {"", "nan", "NaN", "NAN", "None", "NULL", "null", "<NA>", "#N/A", "NaT"}
-)  # how programs say nothing
-ANSWERS = ("answer", "multiple_choice_answer", "answers")
+MISSING = frozenset(  # how programs say nothing; pandas reads these as missing too
+    {
+        *("", "nan", "NaN", "NAN", "-nan", "-NaN", "None", "NULL", "null", "NA", "N/A", "n/a", "<NA>", "NaT"),
+        *("#NA", "#N/A", "#N/A N/A", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+    }
+)
+ANSWERS = (
+    "answer",
+    "multiple_choice_answer",
+    "answers",
+    "response",
+    "output",
+    "completion",
+    "ground_truth",
+    "gt_answer",
+)
+QUESTIONS = ("question", "query")
+ASKED = {"prompt": ("response", "completion", "answer"), "instruction": ("output", "response", "answer")}  # with these
+SPLITS = ("split", "subset", "partition", "set")  # columns; the names in the last three must be those of splits
+NAMED_WORDS_IN_ORDER = ("raw", "caption", "answer", "text")  # parts of an object in a cell that are its words
+NAMED_WORDS = frozenset(NAMED_WORDS_IN_ORDER)
+KNOWN = frozenset({"train", "val", "test"})
 CONVERSATIONS = ("conversations", "messages", "turns", "texts")
 
 
@@ -97,14 +126,16 @@ def most_common(answers: Sequence[str]) -> str | None:
 
 @lru_cache(maxsize=1024)
 def column_name(column: object) -> str:
-    """The name of a column as such names are compared: "Image Name" is image_name."""
-    return re.sub(r"[\s-]+", "_", str(column).strip().lower())
+    """The name of a column as such names are compared: "Image Name" and "imageName" are image_name."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(column).strip())
+    return re.sub(r"[\s_-]+", "_", words.lower())
 
 
 def names_words(column: object) -> bool:
     """Whether a column usually holds words."""
     name = column_name(column)
-    return name == "question" or name in (*CAPTIONS, *ANSWERS, *CONVERSATIONS) or bool(NUMBERED.fullmatch(name))
+    known = name in (*QUESTIONS, *ASKED, *CAPTIONS, *ANSWERS, *CONVERSATIONS)
+    return known or bool(NUMBERED.fullmatch(name) or LONGER.fullmatch(name))
 
 
 def words_of(row: Mapping, media: tuple[str, ...], where: str, split: str | None = None) -> Iterator[Words | Problem]:
@@ -114,32 +145,80 @@ def words_of(row: Mapping, media: tuple[str, ...], where: str, split: str | None
     where: the row, for error messages · split: of the table; a `split` in the row takes precedence.
     """
     row = {column_name(column): cell for column, cell in row.items()}
-    split = split_named(row.get("split")) or split
+    split = _split_of_row(row) or split
+    try:
+        texts = list(_texts_of(row, len(media)))
+    except ConversationError as error:
+        yield Problem(media[0] if media else where, "bad conversation", f"{where}: {error}")
+    except ValueError as error:
+        yield Problem(media[0] if media else where, "words can't be read", f"{where}: {error}")
+    else:
+        yield from (Words(media, turns, split, None, meta) for turns, meta in texts)
+
+
+class ConversationError(ValueError):
+    """What is wrong with a conversation."""
+
+
+def _split_of_row(row: Mapping) -> str | None:
+    for column in SPLITS:
+        name = split_named(row.get(column))
+        if name and (column == SPLITS[0] or name in KNOWN):
+            return name
+    return None
+
+
+def _texts_of(row: Mapping, media: int) -> Iterator[tuple[tuple[dict, ...], dict]]:
+    """(turns, meta) of the texts in a row. Raises ConversationError, and ValueError for words that can't be read."""
     for column in CONVERSATIONS:
         turns_told = listed(row.get(column))
         if isinstance(turns_told, list) and turns_told and isinstance(turns_told[0], Mapping):
-            turns = conversation(turns_told, len(media))
+            turns = conversation(turns_told, media)
             if isinstance(turns, str):
-                yield Problem(media[0] if media else where, "bad conversation", f"{where}: {turns}")
-            else:
-                yield Words(media, turns, split)
+                raise ConversationError(turns)
+            yield turns, {}
             return
-    asked = row.get("question")
-    if isinstance(asked, str) and asked.strip():
-        answers = next((found for column in ANSWERS if (found := strings(_chosen(row, column)))), [])
-        every = strings(row.get("answers"))
-        yield Words(media, question(asked, most_common(answers)), split, None, {"answers": every} if every else {})
+    if asked := _questions_in(row):
+        yield from _asked(row, asked)
         return
     numbered = [cell for column, cell in row.items() if NUMBERED.fullmatch(column)]
-    for column, cell in [*((column, row.get(column)) for column in CAPTIONS), ("caption_1", numbered)]:
-        try:
-            captions = captions_of(cell, column in CLASSES)
-        except ValueError as error:
-            yield Problem(media[0] if media else where, "words can't be read", f"{where}: {error}")
+    longer = [cell for column, cell in row.items() if LONGER.fullmatch(column)]
+    columns = [(column, row[column]) for column in CAPTIONS if column in row]
+    columns += [("caption_1", cells) for cells in (numbered, longer) if cells]
+    described = [(column, cell) for column, cell in columns if column not in CLASSES]
+    for column, cell in described or columns:  # a class is no caption where captions are missing
+        if captions := captions_of(cell, column in CLASSES):
+            yield from ((caption(words), {}) for words in captions)
             return
-        if captions:
-            yield from (Words(media, caption(words), split) for words in captions)
-            return
+
+
+def _questions_in(row: Mapping) -> list[str]:
+    """The questions of a row, one or none as a rule."""
+    pairs = [column for column, answers in ASKED.items() if any(row.get(answer) is not None for answer in answers)]
+    return next((found for column in (*QUESTIONS, *pairs) if (found := strings(row.get(column)))), [])
+
+
+def _asked(row: Mapping, asked: list[str]) -> Iterator[tuple[tuple[dict, ...], dict]]:
+    """(turns, meta) of questions with their answers. Raises ValueError for several that don't match."""
+    if len(asked) == 1:
+        answers = next((found for column in ANSWERS if (found := _answers(row, column))), [])
+        every = strings(row.get("answers"))
+        yield question(asked[0], most_common(answers)), {"answers": every} if every else {}
+        return
+    told = next((cell for column in ANSWERS if isinstance(cell := listed(row.get(column)), Sequence)), ())
+    if isinstance(told, str) or len(told) != len(asked):
+        raise ValueError(f"{len(asked)} questions, and not as many answers")
+    for one, answer in zip(asked, told, strict=True):
+        yield question(one, most_common(strings(answer))), {}
+
+
+def _answers(row: Mapping, column: str) -> list[str]:
+    """The answers in a column. Raises ValueError for what isn't words."""
+    cell = _chosen(row, column)
+    found = strings(cell)
+    if not found and isinstance(cell, Mapping) and cell:
+        raise ValueError(f"the {column} is an object without one of {', '.join(NAMED_WORDS)}: {str(cell)[:60]}")
+    return found
 
 
 def _chosen(row: Mapping, column: str) -> object:
@@ -153,12 +232,30 @@ def _chosen(row: Mapping, column: str) -> object:
 def captions_of(value: object, classes: bool = False) -> list[str]:
     """The captions in a cell: as `strings`, without what programs write for none. classes: numbers aren't captions.
 
-    Raises ValueError for the written form of a list that can't be read.
+    Raises ValueError for the written form of a list that can't be read, and for an object of unknown parts.
     """
     if isinstance(value, str) and re.match(r"\s*\[\s*['\"]", value) and isinstance(listed(value), str):
         raise ValueError(f"a list that can't be read: {value[:60]}")
+    value = _object_in(value)
     found = [words for words in strings(value) if words.strip() not in MISSING]
+    if (
+        not found
+        and isinstance(value, Mapping)
+        and not NAMED_WORDS & value.keys()
+        and any(map(strings, value.values()))
+    ):
+        raise ValueError(f"an object without one of {', '.join(sorted(NAMED_WORDS))}: {str(value)[:60]}")
     return [words for words in found if not re.fullmatch(r"[-+]?\d+(\.\d*)?", words.strip())] if classes else found
+
+
+def _object_in(value: object) -> object:
+    """The object that a cell of a text file means, in JSON's form; any other value as it is."""
+    if not isinstance(value, str) or not re.match(r"\s*\{\s*\"", value):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def people(value: object) -> list[str]:
@@ -169,9 +266,19 @@ def people(value: object) -> list[str]:
 
 
 def word(value: object) -> str | None:
-    """One value as words: yes and no for true and false, numbers as they are written, 3 for 3.0; None for none."""
+    """One value as words: yes and no for true and false, numbers as they are written, 3 for 3.0, dates as 2026-01-31,
+    bytes as the UTF-8 they are; None for none.
+    """
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
+        return None
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value) if value.is_finite() else None
     if isinstance(value, float):
         if not math.isfinite(value):
             return None
@@ -184,7 +291,7 @@ def strings(value: object) -> list[str]:
     `word` writes them.
     """
     if isinstance(value, Mapping):
-        value = next((value[name] for name in ("raw", "caption", "answer", "text") if name in value), None)
+        value = next((value[name] for name in NAMED_WORDS_IN_ORDER if name in value), None)
         return strings(value)
     value = listed(value)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -194,36 +301,39 @@ def strings(value: object) -> list[str]:
 
 
 def listed(value: object) -> object:
-    """The list that a cell of a text file means: JSON's, or as Python and numpy print it (`['a dog' 'a cat']`); any
-    other value as it is.
+    """The list that a cell of a text file means: JSON's, or as Python and numpy print it (`['a dog' 'a cat']`,
+    `('a', 'b')`, `array(['a', 'b'], dtype=object)`); any other value as it is.
     """
-    if not isinstance(value, str) or not re.match(r"\s*\[\s*(['\"{]|\])", value) or not value.rstrip().endswith("]"):
+    if not isinstance(value, str) or not LISTED.fullmatch(value):
         return value
-    try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
-        found = _printed(value.strip())
+    value_of_json: object = None
+    with suppress(ValueError, RecursionError):
+        value_of_json = json.loads(value)
+    found = value_of_json if isinstance(value_of_json, list) else _printed(value.strip())
     return found if isinstance(found, list) else value
 
 
 def _printed(value: str) -> object:
-    if value.lstrip("[ \n").startswith("{"):
+    """The list that Python or numpy printed, or None."""
+    if re.match(r"\[\s*\{", value):
         try:
             return ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return None
-    found = []
+    inside = re.sub(r",\s*dtype=[^()]*\)$", ")", value)
+    found, commas = [], 0
     try:
-        for token in tokenize.generate_tokens(io.StringIO(value).readline):
+        for token in tokenize.generate_tokens(io.StringIO(inside).readline):
             if token.type == tokenize.STRING:
-                element = ast.literal_eval(token.string)
-                if not isinstance(element, str):
+                element = word(ast.literal_eval(token.string))
+                if element is None:
                     return None
                 found.append(element)
-            elif token.type == tokenize.NAME and token.string in MISSING:
+            elif token.type == tokenize.NAME and token.string in (*MISSING, "array", "np", "numpy", "str_"):
                 continue
-            elif token.string.strip() and token.string not in "[],":
+            elif token.string.strip() and token.string not in "[](){},.":
                 return None
+            commas += token.string == ","
     except (ValueError, SyntaxError, tokenize.TokenError, MemoryError):
         return None
-    return found
+    return found if commas or value[0] not in "({" else None  # ('a') is no tuple

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from periscope.errors import MediaError, PrecomputeError
-from periscope.precompute.media import modality_of
+from periscope.precompute.media import LOOKED, modality_of, modality_of_bytes
 from periscope.precompute.sources import Medium, Problem, Record
 from periscope.precompute.sources.encodings import Encoding, guess, tell_encoding
 from periscope.precompute.sources.json_stream import elements
@@ -27,10 +27,12 @@ from periscope.precompute.sources.zip_archive import ByteSpan, members, read_mem
 BESIDE = ("annotations", "annotation", "questions", "captions")  # folders of words whose media lie next to the folder
 HEAD = 1 << 16  # bytes of a file that are looked at to tell what it is
 PEEKED = 1 << 17  # elements of a JSON file that are looked at for the same
-FEW_LINES = 2  # of a file, which are kept
+FEW_LINES = 20  # of a file, which are kept
+FIRST = 3  # files passed over that are named
 FEW = 200  # files of words that are looked at for the same
 ADDRESSES = frozenset({"url", "urls", "image_url", "img_url", "audio_url", "video_url", "link"})
 MODALITIES = ("image", "audio", "video")
+WORD_TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".tar", ".zip")
 TELLING = frozenset({"annotations", "questions", "sentences"})
 
 
@@ -46,7 +48,8 @@ class DataFolder:
     `a.zip` is called `a.zip/member`.
 
     problems: what can't be had · notes: what people should know of how it is read · used: names of the files from which
-    words were taken · unused: why others weren't · language: which of the languages of sidecars is wanted, "" for all.
+    words were taken · unused: why others weren't · passed: (suffix, why) -> how many other files aren't read, and the
+    first of them · language: which of the languages of sidecars is wanted, "" for all.
 
     Raises PrecomputeError when there is nothing at `path`.
     """
@@ -58,6 +61,8 @@ class DataFolder:
         self.notes: list[str] = []
         self.used: set[str] = set()
         self.unused: dict[str, str] = {}
+        self.passed: dict[tuple[str, str], tuple[int, list[str]]] = {}
+        self._told: dict[str, str | None] = {}
         self.split_signs: dict[str, dict[str, None]] = {}
         self._encodings: dict[str, Encoding] = {}
         self._same_form: dict[int, dict[str, str]] = {}
@@ -105,6 +110,27 @@ class DataFolder:
             return True
         return os.path.realpath(self.root / name).startswith(self.wall)
 
+    def modality(self, name: str) -> str | None:
+        """ "image", "audio", "video" or None: by the suffix, and of a file without one by its first bytes."""
+        if (by_name := modality_of(name)) or not re.fullmatch(r"(\.\d*)?", os.path.splitext(name)[1]):
+            return by_name
+        if name not in self._told:
+            self._told[name] = None
+            with suppress(OSError), self.open(name) as stream:
+                self._told[name] = modality_of_bytes(stream.read(LOOKED))
+        return self._told[name]
+
+    def pass_over(self, name: str, why: str) -> None:
+        """Count a file, or a member of an archive, that isn't read."""
+        kind = os.path.splitext(name)[1].lower(), why
+        count, first = self.passed.get(kind, (0, []))
+        self.passed[kind] = count + 1, [*first, name] if count < FIRST else first
+
+    @property
+    def archives_opened(self) -> bool:
+        """Whether the zip archives below the folder were opened."""
+        return self._members is not None
+
     def note(self, text: str) -> None:
         """Something that people should know of how the data are read; said once."""
         if text not in self.notes:
@@ -123,10 +149,14 @@ class DataFolder:
         return split
 
     def _holds_out(self) -> bool:
-        """Whether a folder names a split that isn't trained on; without one, a folder called train tells nothing."""
+        """Whether a folder or a file of words names a split that isn't trained on; without one, a folder called train
+        tells nothing.
+        """
         if self._held_out is None:
-            folders = {os.path.dirname(name) for name in (*self.names(), *(self._members or ()))}
-            self._held_out = bool({split_of_folder(folder) for folder in folders} - {"train", None})
+            names = (*self.names(), *(self._members or ()))
+            found = {split_of_folder(folder) for folder in set(map(os.path.dirname, names))}
+            found |= {split_of(os.path.basename(name)) for name in names if name.lower().endswith(WORD_TABLES)}
+            self._held_out = bool(found - {"train", None})
         return self._held_out
 
     def encoding(self, name: str) -> Encoding:
@@ -180,13 +210,13 @@ class DataFolder:
     def media(self) -> list[str]:
         """The names of all media."""
         media, _ = self._sorts()
-        return media or [name for name in self.visible() if modality_of(name)]
+        return media or [name for name in self.visible() if self.modality(name)]
 
     def _sorts(self) -> tuple[list[str], list[str]]:
         """(loose media, other loose files). The folder around a given archive is ignored."""
         if self._sorted is None:
             loose = [] if any(name.lower().endswith(".zip") for name in self.given) else self.names()
-            media = [name for name in loose if modality_of(name)]
+            media = [name for name in loose if self.modality(name)]
             kept = set(media)
             self._sorted = media, [name for name in loose if name not in kept]
         return self._sorted
@@ -321,7 +351,7 @@ class DataFolder:
 
     def medium(self, name: str) -> Medium:
         """The medium of that name."""
-        modality = modality_of(name) or "image"
+        modality = self.modality(name) or "image"
         if self._members and name in self._members and not (self.root / name).is_file():
             archive, span = self._members[name]
             return Medium(f"{self.root}/{archive}", name, modality, partial(read_member, span))
@@ -346,11 +376,17 @@ class DataFolder:
         return Problem(name, "missing file", where)
 
     def _by_form(self, name: str, names: Collection[str]) -> str | None:
-        """The one of `names` that is the same in another Unicode form: macOS takes accents off their letters."""
+        """The one of `names` that is the same in another Unicode form, as macOS takes accents off their letters, or in
+        other capitals, which don't matter on macOS and Windows.
+        """
         forms = self._same_form.get(id(names))
         if forms is None:
-            forms = self._same_form[id(names)] = {composed(other): other for other in names}
-        return forms.get(composed(name))
+            forms = self._same_form[id(names)] = {}
+            for other in names:
+                low = composed(other).lower()
+                forms[low] = "" if low in forms else other  # several differ in capitals alone
+            forms |= {composed(other): other for other in names}
+        return forms.get(composed(name)) or forms.get(composed(name).lower()) or None
 
     def names_medium(self, wanted: str) -> bool:
         """Whether there is one medium of that name, which may lack its folder and its suffix."""
@@ -389,12 +425,12 @@ class DataFolder:
         if index is None:
             index = self._indexes[id(names)] = {}
             for name in names:
-                if modality_of(name):
+                if self.modality(name):
                     index.setdefault(composed(PurePosixPath(name).stem), []).append(name)
         path = composed(path)
         if modality_of(path) in kinds:
             return [n for n in index.get(PurePosixPath(path).stem, ()) if f"/{composed(n)}".endswith(f"/{path}")]
-        found = [n for n in index.get(PurePosixPath(path).name, ()) if modality_of(n) in kinds]
+        found = [n for n in index.get(PurePosixPath(path).name, ()) if self.modality(n) in kinds]
         return [name for name in found if f"/{composed(os.path.splitext(name)[0])}".endswith(f"/{path}")]
 
 

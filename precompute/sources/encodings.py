@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from periscope.precompute.sources.wide_text import escaped_encoding, is_chinese_or_japanese, wide_encoding
+
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -19,7 +21,6 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-HEAD = 200  # bytes that tell UTF-16 and its byte order mark
 CHUNK = 1 << 20
 SAMPLE = 1 << 16  # bytes outside UTF-8, with what is around them, from which an encoding is guessed
 DAMAGED = "\udcff"  # stands where bytes couldn't be decoded; no decoded text holds it
@@ -43,6 +44,10 @@ BYTES = {  # leading bytes of the usual characters of an encoding
     "cp932": ((0x81, 0x83), (0x88, 0x98)),
     "euc_jp": ((0xA1, 0xA5), (0xB0, 0xCF)),
 }
+SYLLABLES = frozenset(  # the most frequent ones of Korean
+    "이다는을에의가고한하지은도로사아어나있서리자그인기시해게일대수정를들니스라만보여부장전주구것았었면오무되할제거조적"
+    "상모소으마안우와비공유신미원문실남위간개세진저과네습던데말러생물중식동두치발경관"
+)
 CYRILLIC = "А-яЁёІіЇїЄєҐґЎў"
 LETTERS = {"cp1251": CYRILLIC, "koi8_r": CYRILLIC, "cp1253": "Ͱ-Ͽ", "cp1255": "א-ת", "cp1256": "\u0600-\u06ff"}
 CANDIDATES = (*LATIN, *LETTERS, *BYTES)
@@ -57,20 +62,25 @@ class Encoding:
     doubt: str = ""
 
 
-def encoding_of(head: bytes) -> str | None:
-    """The encoding of a text from its first bytes: by its byte order mark, UTF-16 without one, or None."""
-    encoding = next((name for mark, name in MARKS if head.startswith(mark)), None)
-    if encoding is None and b"\0" in head[:HEAD]:  # UTF-16 without a mark: which byte of each pair is zero?
-        encoding = "utf-16-le" if head[1:HEAD:2].count(0) >= head[0:HEAD:2].count(0) else "utf-16-be"
-    return encoding
-
-
 def tell_encoding(stream: BinaryIO) -> Encoding:
     """The encoding of a whole file of any size, which is read through; the stream stands at its begin afterwards."""
-    head = stream.read(HEAD)
+    head = stream.read(SAMPLE)
     stream.seek(0)
-    if marked := encoding_of(head):
+    if marked := next((name for mark, name in MARKS if head.startswith(mark)), None):
         return Encoding(marked)
+    if b"\0" in head and (wide := wide_encoding(head)):
+        return Encoding(wide)
+    if escaped := escaped_encoding(head):
+        return Encoding(escaped, f"bytes that aren't {escaped}")
+    told = _by_content(stream)
+    if told.doubt and (wide := wide_encoding(head)) and is_chinese_or_japanese(head.decode(wide, "ignore")):
+        # UTF-16 of ideographs alone, which has no zero bytes
+        doubt = f"not UTF-8, and its encoding can't be told for certain ({wide} or {told.name})"
+        return Encoding(wide) if told.name == "utf-8" else Encoding("utf-8", doubt)
+    return told
+
+
+def _by_content(stream: BinaryIO) -> Encoding:
     valid, broken, sample = 0, 0, bytearray()
     for block in _blocks(stream):
         try:
@@ -157,8 +167,9 @@ def _share(name: str, text: str) -> float:
 
 
 def _glued(text: str) -> int:
-    """How many signs stand where only letters do: "Za¿ó³æ"."""
-    return len(re.findall(r"(?<=[^\W\d_])[¿¡³¹²¼½¾£¥¤¦§©«»°±µ¶·¸ºª®×÷](?=[^\W\d_])", text))
+    """How many signs stand where only letters do ("Za¿ó³æ"), or where none can: "caf‚", "crŠme", "sch”n" (DOS)."""
+    inside = r"(?<=[^\W\d_])[¿¡³¹²¼½¾£¥¤¦§©«»°±µ¶·¸ºª®×÷”](?=[^\W\d_])"
+    return len(re.findall(rf"{inside}|(?<=[^\W\d_])[‚„]|(?<=[a-zß-ÿ])[À-ÖØ-ÞŠŽŒŸ](?=[a-zß-ÿ]|\b)", text))
 
 
 def _usual_east_asian(name: str, text: str, outside: list[str]) -> float:
@@ -178,23 +189,27 @@ def _usual_east_asian(name: str, text: str, outside: list[str]) -> float:
     if len(outside) < 3:
         return share * 0.5  # too short to tell
     if name == "cp949":  # Korean is written without ideographs; by chance alone a Chinese text wouldn't be
-        return share if hangul >= 4 and not ideographs and not kana else 0.0
+        return share if not ideographs and not kana and _is_korean(outside) else 0.0
     if name in ("cp932", "euc_jp"):
         return share if kana and not hangul else 0.0
-    if kana or (name == "gb18030" and _is_korean(text)):
+    if kana or (name == "gb18030" and _is_korean_as_bytes(text)):
         return 0.0
     return share
 
 
-def _is_korean(text: str) -> bool:
+def _is_korean(outside: list[str]) -> bool:
+    """Whether these characters outside ASCII are Korean: four syllables or more, of which many are frequent ones."""
+    hangul = [char for char in outside if "\uac00" <= char <= "\ud7a3"]
+    return len(hangul) >= 4 and sum(char in SYLLABLES for char in hangul) > 0.3 * len(hangul)
+
+
+def _is_korean_as_bytes(text: str) -> bool:
     """Whether the bytes of this text, as Chinese, are Hangul alone in the Korean encoding."""
     try:
         korean = [char for char in text.encode("gb18030").decode("cp949") if char > "\x7f"]
     except (UnicodeDecodeError, UnicodeEncodeError):
         return False
-    return sum("\uac00" <= char <= "\ud7a3" for char in korean) >= 4 and not any(
-        "\u4e00" <= c <= "\u9fff" for c in korean
-    )
+    return _is_korean(korean) and not any("\u4e00" <= char <= "\u9fff" for char in korean)
 
 
 def _is_utf8(data: bytes) -> bool:

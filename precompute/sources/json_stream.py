@@ -15,6 +15,7 @@ from periscope.precompute.sources.encodings import DAMAGED, HANDLER, Encoding, t
 CHUNK = 1 << 20
 LOOKED = 1 << 20  # characters in which JSON Lines show what they are
 LARGEST = 1 << 28  # characters of one element; a file without its closing bracket ends here, not in the memory
+LEFT_OUT = object()  # an element that was listed as damaged; null is an element
 Damage = Callable[[str], None]  # is told of what couldn't be read, with its line
 
 
@@ -72,7 +73,7 @@ class _Reader:
         self.doubt, self.damage = encoding.doubt, damage
         self.text, self.at, self.ended = "", 0, False
         self.lines, self.counted = 1, 0  # lines before `counted`, which is a place in the window
-        self.decoder = json.JSONDecoder()
+        self.decoder = json.JSONDecoder(strict=False)  # people put tabs and line ends into strings
 
     def more(self) -> None:
         chunk = self.stream.read(max(CHUNK, len(self.text) - self.at))
@@ -150,7 +151,7 @@ class _Reader:
                 self.damage(str(error))
                 self._pass_line()
                 continue
-            if element is not None:
+            if element is not LEFT_OUT:
                 yield line, "", element
 
     def _goes_on(self) -> bool:
@@ -182,7 +183,7 @@ class _Reader:
                 if not self._goes_on():
                     return
                 continue
-            if element is not None:
+            if element is not LEFT_OUT:
                 read += 1
                 if isinstance(element, dict):
                     signature = signature & element.keys() or signature or set(element)
@@ -192,13 +193,13 @@ class _Reader:
         self.take("]")
 
     def _checked(self) -> Any:
-        """A value; None, and the damage told, where bytes in it couldn't be decoded."""
+        """A value; `LEFT_OUT`, and the damage told, where bytes in it couldn't be decoded."""
         self.peek()
         line = self.line()
         value = self.value()
         if self.damage is not None and _is_damaged(value):
             self.damage(f"line {line}: {self.doubt or 'bytes that are no text'}")
-            return None
+            return LEFT_OUT
         return value
 
     def _resume(self, signature: set[str]) -> str:

@@ -7,7 +7,7 @@ and `audio` are read alike, and `messages` with `role` and `content`. `<image>` 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from periscope.precompute.sources import Medium, Problem, Record, Words
@@ -94,6 +94,22 @@ def _wanted(row: dict) -> list[tuple[str, str]]:
             if not isinstance(path, str):
                 raise BadConversation(f": {column} isn't a path")
             wanted.append((path, kind))
+    return wanted or _in_parts(_spoken(row) or ())
+
+
+def _in_parts(spoken: Iterable[Any]) -> list[tuple[str, str]]:
+    """(path, modality) of media that the parts of the turns name, as in `{"type": "image", "image": "a.jpg"}`."""
+    contents = (turn.get("content") for turn in spoken if isinstance(turn, dict))
+    parts = (part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict))
+    wanted = []
+    for part in parts:
+        for column in ("image", "video", "audio", "image_url", "path", "url"):
+            path = part.get(column)
+            path = path.get("url") if isinstance(path, dict) else path
+            kind = MEDIA.get(column.partition("_")[0]) or MEDIA.get(str(part.get("type")))
+            if isinstance(path, str) and kind:
+                wanted.append((path, kind))
+                break
     return wanted
 
 

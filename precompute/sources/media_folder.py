@@ -14,19 +14,20 @@ come from a `split` column, else from the table's name, else from the names of f
 all the same.
 """
 
+import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from periscope.errors import PrecomputeError
 from periscope.precompute.media import modality_of
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
-from periscope.precompute.sources.conversations import column_name, names_words, words_of
+from periscope.precompute.sources.conversations import SPLITS, column_name, names_words, words_of
 from periscope.precompute.sources.data_folder import MODALITIES, DataFolder, composed, whole
 from periscope.precompute.sources.sidecars import Sidecars
 from periscope.precompute.sources.splits import split_in
@@ -47,14 +48,16 @@ MANY = 200  # rows of a .json that are looked at for its columns
 
 @dataclass(frozen=True)
 class WordTable:
-    """A file of rows about media. key: of the array in a .json that holds them · files, words: its columns of media and
-    of words · mapping: whether it is a .json of {medium: words}.
+    """A file of rows about media. keys: of what holds them in a .json, as far as that was looked at · others: keys of
+    what doesn't · files, words: its columns of media and of words · form: "rows"; of a .json also "mapping", {medium:
+    words}, and "columns", {column: values}.
     """
 
     name: str
     columns: tuple[str, ...]
-    key: str = ""
-    mapping: bool = False
+    keys: tuple[str, ...] = ("",)
+    others: frozenset[str] = frozenset()
+    form: Literal["rows", "mapping", "columns"] = "rows"
 
     @cached_property
     def files(self) -> list[str]:
@@ -92,18 +95,25 @@ def table_in(data: DataFolder, name: str) -> WordTable | None:
 
 def _json_table(data: DataFolder, name: str) -> WordTable | None:
     found: dict[str, dict[str, None]] = defaultdict(dict)
-    mapped = 0
+    mapped, seen = 0, dict[str, None]()
     try:
         for _, key, row in islice(json_rows(data, name), MANY):
-            if isinstance(row, dict) and not modality_of(key):
+            seen[key] = None
+            if key and (modality_of(key) or (isinstance(row, str | list | dict) and data.names_medium(key))):
+                mapped += 1
+            elif isinstance(row, dict):
                 found[key].update(dict.fromkeys(map(str, row)))
-            mapped += bool(modality_of(key))
     except (OSError, ValueError):
         pass
     if mapped:
-        return WordTable(name, ("file_name", "text"), mapping=True)
-    tables = [WordTable(name, tuple(columns), key) for key, columns in found.items()]
-    return next((table for table in tables if table.files and table.words), next(iter(tables), None))
+        return WordTable(name, ("file_name", "text"), form="mapping")
+    tables = [WordTable(name, tuple(columns), (key,)) for key, columns in found.items()]
+    if usual := [table for table in tables if table.files and table.words]:
+        columns = tuple(dict.fromkeys(column for table in usual for column in table.columns))
+        keys = tuple(key for table in usual for key in table.keys)
+        return WordTable(name, columns, keys, frozenset(seen) - set(keys))
+    turned = WordTable(name, tuple(seen), form="columns")
+    return turned if turned.files and turned.words else next(iter(tables), None)
 
 
 def _detect(data: DataFolder) -> str:
@@ -246,7 +256,7 @@ def _is_named(cell: Any) -> bool:
 def _medium(data: DataFolder, wanted: str, folder: str, where: str) -> Medium | Problem:
     """The medium at a path relative to the table's folder, else the only one whose path ends so."""
     found = data.at(wanted, folder, where)
-    if isinstance(found, Medium) and modality_of(found.origin):
+    if isinstance(found, Medium) and data.modality(found.origin):
         return found
     elsewhere = data.find(wanted, where, kinds=MODALITIES)
     if isinstance(elsewhere, Medium) or elsewhere.reason == "several files of that name":
@@ -255,11 +265,37 @@ def _medium(data: DataFolder, wanted: str, folder: str, where: str) -> Medium | 
 
 
 def _table_rows(data: DataFolder, table: WordTable) -> Iterator[tuple[int, dict | None]]:
+    """(line, row) of a table; a row from below a key that names a split has that one."""
     if not table.name.lower().endswith(".json"):
         yield from rows(data, table.name)
         return
+    if table.form == "columns":
+        yield from _turned(data, table)
+        return
     for number, key, row in json_rows(data, table.name):
-        if table.mapping:
+        if table.form == "mapping":
             yield number, {"file_name": key, "text": row}
-        elif key == table.key:
+        elif key not in table.others:
+            split = split_in(key) if len(table.keys) > 1 else None
+            if isinstance(row, dict) and split:
+                data.split_signs.setdefault(split, {})[f"the key {key} in {table.name}"] = None
+                row = {"split": split, **row}
             yield number, row if isinstance(row, dict) else None
+
+
+def _turned(data: DataFolder, table: WordTable) -> Iterator[tuple[int, dict | None]]:
+    """The rows of {column: [value, ...]} or {column: {row: value}}, as pandas writes them, or the one row that a lone
+    object is. Raises ValueError.
+    """
+    columns = json.loads(data.text(table.name), strict=False)
+    wanted = {name: columns[name] for name in (*table.files, *table.words, *(set(SPLITS) & columns.keys()))}
+    listed = {name: cells.values() if isinstance(cells, dict) else cells for name, cells in wanted.items()}
+    if not any(isinstance(cells, Sized) and not isinstance(cells, str) for cells in listed.values()):
+        yield 1, columns
+        return
+    if not all(isinstance(cells, Sized) and not isinstance(cells, str) for cells in listed.values()):
+        raise ValueError(f"{', '.join(listed)} aren't columns of values")
+    if len({len(cells) for cells in listed.values()}) > 1:
+        raise ValueError(f"its columns ({', '.join(listed)}) differ in length")
+    for number, row in enumerate(zip(*listed.values(), strict=True), 1):
+        yield number, dict(zip(listed, row, strict=True))

@@ -13,7 +13,7 @@ from periscope.precompute.media import modality_of
 from periscope.precompute.sources import Problem, Words
 from periscope.precompute.sources.conversations import MISSING, caption, words_of
 from periscope.precompute.sources.data_folder import HEAD, DataFolder, composed
-from periscope.precompute.sources.tables import json_object
+from periscope.precompute.sources.tables import row_in
 from periscope.precompute.sources.text_file import DAMAGED, captions_in
 
 ENDS = (".txt", ".caption", ".json")
@@ -116,9 +116,9 @@ class Sidecars:
             yield Problem(medium, "words can't be read", f"{sidecar.name}: {error}")
             return
         if sidecar.name.lower().endswith(".json"):
-            row = json_object(text)
+            row = row_in(text)
             if row is None:
-                yield Problem(medium, "words can't be read", f"{sidecar.name} isn't a JSON object")
+                yield Problem(medium, "words can't be read", f"{sidecar.name} isn't JSON of words")
             else:
                 yield from words_of(row, (medium,), sidecar.name, split)
             return

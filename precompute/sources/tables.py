@@ -6,15 +6,15 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from periscope.errors import PrecomputeError
 from periscope.precompute.media import modality_of
 from periscope.precompute.sources import Problem
-from periscope.precompute.sources.conversations import MISSING, column_name, names_words
-from periscope.precompute.sources.data_folder import DataFolder
+from periscope.precompute.sources.conversations import MISSING, SPLITS, column_name, names_words
+from periscope.precompute.sources.data_folder import FEW_LINES, DataFolder
 from periscope.precompute.sources.encodings import DAMAGED
 from periscope.precompute.sources.json_stream import numbered_elements
 from periscope.precompute.sources.text_file import stream_lines
@@ -27,10 +27,11 @@ FILES = (  # columns that name a medium, the surest first
     *("file_name", "filename", "file", "file_path", "filepath", "path", "image", "img", "images", "image_path"),
     *("img_path", "image_file", "image_name", "img_name", "picture", "photo", "audio", "audios", "audio_path"),
     *("audio_file", "audio_filepath", "sound", "wav", "wav_path", "video", "videos", "video_path", "video_file"),
-    *("clip", "clip_path", "media", "media_path", "medium", "image_id", "img_id"),
+    *("clip", "clip_path", "media", "media_path", "medium", "relative_path", "rel_path", "fname", "audio_name"),
+    *("video_name", "clip_name", "image_id", "img_id", "audio_id", "video_id", "clip_id"),
 )
-NAMED = re.compile(r"(\w+_)?file_?name")
-BESIDE = frozenset({"split", "subset", "id", "idx", "index", "lang", "language", "locale", *FILES})
+NAMED = re.compile(r"(\w+_)?file_?(name|path)")
+BESIDE = frozenset({*SPLITS, "id", "idx", "index", "lang", "language", "locale", *FILES})
 LJSPEECH = ("file_name", "transcription", "normalized_text")
 CONTINUED = 100  # lines that a quoted cell may go on for
 csv.field_size_limit(1 << 24)
@@ -46,7 +47,7 @@ def rows(data: DataFolder, name: str, only: Sequence[str] | None = None) -> Iter
     lines = name.lower().endswith(LINES)
     if name.lower().endswith(".parquet"):
         yield from _parquet(data, name, only)
-    elif name.lower().endswith(".json") or (lines and data.first_character(name) == "["):
+    elif name.lower().endswith(".json") or (lines and not _has_a_row_a_line(data, name)):
         for number, _, row in json_rows(data, name):
             yield number, row if isinstance(row, dict) else None
     elif lines:
@@ -64,7 +65,7 @@ def json_rows(data: DataFolder, name: str) -> Iterator[tuple[int, str, Any]]:
     """(line, key, element) of a .json as `json_stream.elements` gives them, or of a .jsonl, whose elements have the key
     "", None for a line that isn't an object; what is damaged is listed.
     """
-    if name.lower().endswith(LINES) and data.first_character(name) != "[":
+    if name.lower().endswith(LINES) and _has_a_row_a_line(data, name):
         for number, row in rows(data, name):
             yield number, "", row
         return
@@ -72,35 +73,61 @@ def json_rows(data: DataFolder, name: str) -> Iterator[tuple[int, str, Any]]:
         yield from numbered_elements(stream, data.encoding(name), data.damage(name))
 
 
+def _has_a_row_a_line(data: DataFolder, name: str) -> bool:
+    """Whether a .jsonl is what its name says, rather than an array or objects over several lines."""
+    first = data.first_line(name)
+    return not (first.startswith("[") or (first.startswith("{") and first.endswith(("{", ",", "["))))
+
+
 @dataclass(frozen=True)
 class Header:
     """columns: names as they are written · delimiter: what separates the cells · first: line of the first row, 1 where
-    there is no header · quoted: whether quotes hold cells together.
+    there is no header · quote: what holds cells together, "" for nothing.
     """
 
     columns: tuple[str, ...]
     delimiter: str
     first: int = 2
-    quoted: bool = True
+    quote: str = '"'
 
 
 def header_of(data: DataFolder, name: str) -> Header:
     """What the first lines of a .csv or .tsv say of its form."""
-    head = [*data.first_lines(name, 2), ""]
+    head = [*data.first_lines(name, FEW_LINES), ""]
     if told := re.fullmatch("sep=(.)", head[0].strip()):  # as Excel writes it
         return Header(tuple(_cells(head[1], told[1]) or ()), told[1], 3)
     forms = {mark: _cells(head[0], mark) or [] for mark in DELIMITERS}
     known = {mark: sum(map(is_known, cells)) for mark, cells in forms.items()}
     if not any(known.values()):
-        for mark in DELIMITERS:
-            raw = head[0].split(mark)
-            first = raw[0].strip().strip('"')
-            if len(raw) > 1 and first and (mark == "|" or modality_of(first)) and data.names_medium(first):
-                if mark == "|" and len(raw) < 4:  # LJSpeech's metadata.csv, in which quotes are words
-                    return Header(LJSPEECH[: len(raw)], mark, 1, False)
-                return Header(("file_name", "text"), mark, 1)
+        return _single_quoted(head[0]) or _headerless(data, head) or Header(tuple(forms[","]), ",")
     delimiter = max(DELIMITERS, key=lambda mark: (known[mark], len(forms[mark])))
     return Header(tuple(forms[delimiter]), delimiter)
+
+
+def _single_quoted(line: str) -> Header | None:
+    """The header of a table whose cells stand in single quotes."""
+    for mark in DELIMITERS:
+        cells = _cells(line, mark, "'") or []
+        if any(map(is_known, cells)) and all(re.fullmatch("'.*'", cell.strip()) for cell in line.split(mark)):
+            return Header(tuple(cells), mark, quote="'")
+    return None
+
+
+def _headerless(data: DataFolder, head: list[str]) -> Header | None:
+    """The columns of a table without a header, whose rows begin with the name of a medium."""
+    for mark in DELIMITERS:
+        rows = [line.split(mark) for line in head if mark in line]
+        names = [row[0].strip().strip('"') for row in rows]
+        if (
+            not rows
+            or not (mark == "|" or modality_of(names[0]))
+            or not any(map(data.names_medium, filter(None, names)))
+        ):
+            continue
+        if mark == "|" and len(rows[0]) < 4:  # LJSpeech's metadata.csv, in which quotes are words
+            return Header(LJSPEECH[: len(rows[0])], mark, 1, "")
+        return Header(("file_name", "text"), mark, 1)
+    return None
 
 
 def is_known(column: str) -> bool:
@@ -124,12 +151,13 @@ def csv_with(data: DataFolder, *wanted: str) -> list[str]:
     return [name for name in data.word_files(".csv") if set(columns(data, name)) >= set(wanted)]
 
 
-def _cells(line: str, delimiter: str) -> list[str] | None:
-    """The cells of one whole row; None when its quotes don't fit."""
+def _cells(line: str, delimiter: str, quote: str = '"', escape: str | None = None) -> list[str] | None:
+    """The cells of one whole row; None when its quotes don't fit. escape: what stands before a quote that is a word's,
+    in place of a second quote.
+    """
+    form: Any = {"delimiter": delimiter, "quotechar": quote, "escapechar": escape, "doublequote": escape is None}
     try:
-        found = list(
-            csv.reader(io.StringIO(line), delimiter=delimiter, strict=True, skipinitialspace=delimiter != "\t")
-        )
+        found = list(csv.reader(io.StringIO(line), strict=True, skipinitialspace=delimiter != "\t", **form))
     except csv.Error:
         return None
     return found[0] if len(found) == 1 else [] if not found else None
@@ -143,6 +171,8 @@ class _Table:
         self.lines = data.text(name).removesuffix("\n").split("\n")
         self.header = header_of(data, name)
         self.width = len(self.header.columns)
+        if self._has_no_quoting():
+            self.header = replace(self.header, quote="")
         names = [column_name(column) for column in self.header.columns]
         naming = sorted((_rank(name), at) for at, name in enumerate(names) if names_file(name))
         self.file = naming[0][1] if naming else None
@@ -150,6 +180,21 @@ class _Table:
         self.open_ended = alone and self.file is not None and self.header.first > 1
         self.joined: list[int] = []
         self.empty = 0
+
+    def _has_no_quoting(self) -> bool:
+        """Whether a table by tabs was written without quoting, as Common Voice is: each line is a whole row, and with
+        quoting they aren't all.
+        """
+        lines = [line for line in self.lines if line.strip()]
+        if self.header.delimiter != "\t" or any(line.count("\t") + 1 != self.width for line in lines):
+            return False
+        if all('"' not in line or _cells(line, "\t") is not None for line in lines):
+            return False
+        try:
+            quoted = list(csv.reader(io.StringIO("\n".join(lines)), delimiter="\t", strict=True))
+        except csv.Error:
+            return True
+        return any(len(cells) != self.width for cells in quoted)
 
     def rows(self) -> Iterator[tuple[int, dict | None]]:
         at, header = 0, self.header
@@ -184,15 +229,15 @@ class _Table:
         if DAMAGED in line:
             return None, 1, self.data.encoding(self.name).doubt or "bytes that are no text"
         raw = line.split(delimiter)
-        if not self.header.quoted:
+        if not self.header.quote:
             fits = len(raw) == self.width
             return (raw if fits else None), 1, f"{len(raw)} cells for {self.width} columns"
         cells: list[str] | None
-        cells, used, wrong = _cells(line, delimiter), 1, ""
+        cells, used, wrong = _cells(line, delimiter, self.header.quote), 1, ""
+        if cells is None and '\\"' in line:  # as Spark and MySQL write quotes
+            cells = _cells(line, delimiter, self.header.quote, "\\")
         if cells is None:
             cells, used, wrong = self._continued(at)
-        if cells is None and used == 1 and delimiter == "\t" and len(raw) == self.width:
-            return raw, 1, ""  # tables by tabs are often written without quoting
         if cells is None:
             return None, used, wrong
         if any(DAMAGED in cell for cell in cells):
@@ -207,7 +252,7 @@ class _Table:
         rows = 0
         for used in range(2, min(CONTINUED, len(self.lines) - at) + 1):
             rows += self._is_row(self.lines[at + used - 1])
-            cells = _cells("\n".join(self.lines[at : at + used]), self.header.delimiter)
+            cells = _cells("\n".join(self.lines[at : at + used]), self.header.delimiter, self.header.quote)
             if cells is not None and len(cells) == self.width:
                 if rows:
                     return (
@@ -279,12 +324,12 @@ def note_truth(data: DataFolder, name: str, row: dict) -> None:
 
 
 def plain_rows(batch: Any) -> list[dict]:
-    """The rows of an Arrow batch or table as Python's values, numbers of single precision as they are written: 0.1, not
-    0.10000000149011612.
+    """The rows of an Arrow batch or table as Python's values, maps as dictionaries, numbers of single precision as they
+    are written: 0.1, not 0.10000000149011612.
     """
     import pyarrow as pa
 
-    found = batch.to_pylist()
+    found = batch.to_pylist(maps_as_pydicts="lossy")
     for field in batch.schema:
         if pa.types.is_float32(field.type) or pa.types.is_float16(field.type):
             for row in found:
@@ -303,9 +348,22 @@ def _short(value: float | None, kind: str) -> float | None:
 def json_object(line: str) -> dict | None:
     """The JSON object in a line; None for anything else."""
     try:
-        row = json.loads(line)
+        row = json.loads(line, strict=False)
     except (ValueError, RecursionError):
         return None
+    return row if isinstance(row, dict) else None
+
+
+def row_in(text: str) -> dict | None:
+    """The row in a small .json: an object, or captions, or the turns of a conversation; None for anything else."""
+    try:
+        row = json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(row, list) and row and all(isinstance(turn, dict) and {"from", "role"} & turn.keys() for turn in row):
+        return {"conversations": row}
+    if isinstance(row, str) or (isinstance(row, list) and all(isinstance(each, str | dict) for each in row)):
+        return {"captions": row}
     return row if isinstance(row, dict) else None
 
 

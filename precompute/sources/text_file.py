@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from periscope.precompute.sources.encodings import DAMAGED, HANDLER, HEAD, MARKS, Encoding, encoding_of, tell_encoding
+from periscope.precompute.sources.encodings import DAMAGED, HANDLER, MARKS, Encoding, tell_encoding
 
-__all__ = ["DAMAGED", "HEAD", "MARKS", "captions_in", "decode_text", "encoding_of", "lines_of", "read_text"]
+__all__ = ["DAMAGED", "MARKS", "captions_in", "decode_text", "lines_of", "read_text"]
 
 
 def decode_text(data: bytes, encoding: Encoding | None = None) -> str:

@@ -10,6 +10,7 @@ compressed: media are read by position, so that a stopped run goes on where it w
 """
 
 import importlib.util
+import os
 import tarfile
 from collections.abc import Iterator
 from functools import partial
@@ -19,8 +20,9 @@ from periscope.errors import MediaError
 from periscope.precompute.media import modality_of, open_regular
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
 from periscope.precompute.sources.conversations import MISSING, caption, words_of
-from periscope.precompute.sources.data_folder import HEAD, DataFolder, UnreadableTextError, whole
-from periscope.precompute.sources.tables import json_object, rows
+from periscope.precompute.sources.data_folder import HEAD, DataFolder, UnreadableTextError, composed, whole
+from periscope.precompute.sources.sidecars import FOLDERS
+from periscope.precompute.sources.tables import row_in, rows
 from periscope.precompute.sources.text_file import captions_in
 
 WORDS = ("txt", "caption", "json")
@@ -72,9 +74,10 @@ def _tar(data: DataFolder, name: str) -> Iterator[Record]:
             except (OSError, tarfile.TarError) as error:
                 damage = str(error)
             reader = _TarReader(data, tar, name, samples)
-            for key, members in samples.items():
+            for key, members in _join_folders(samples).items():
                 try:
-                    yield from reader.sample(key, members)
+                    for part in _parts(key, members):
+                        yield from reader.sample(key, part)
                 except (OSError, tarfile.TarError) as error:
                     damage = str(error)
             if damage:
@@ -84,8 +87,51 @@ def _tar(data: DataFolder, name: str) -> Iterator[Record]:
 
 
 def _key(name: str) -> str:
-    folder, slash, base = name.rpartition("/")
+    folder, slash, base = composed(name).rpartition("/")
     return folder + slash + base.partition(".")[0]
+
+
+def _join_folders(samples: dict[str, list[tarfile.TarInfo]]) -> dict[str, list[tarfile.TarInfo]]:
+    """The samples, with words from a folder of words (`captions/0.txt`) beside the only medium of that name."""
+    media: dict[str, list[str]] = {}
+    apart = []
+    for key, members in samples.items():
+        folder, _, base = key.rpartition("/")
+        if any(modality_of(info.name) for info in members):
+            media.setdefault(base, []).append(key)
+        elif folder.rpartition("/")[2].lower() in FOLDERS:
+            apart.append(key)
+    found = dict(samples)
+    for key in apart:
+        if len(keys := media.get(key.rpartition("/")[2], [])) == 1:
+            found[keys[0]] = [*found[keys[0]], *found.pop(key)]
+    return found
+
+
+def _parts(key: str, members: list[tarfile.TarInfo]) -> list[list[tarfile.TarInfo]]:
+    """The members of one key, taken apart where words are those of one medium of several: `a.1.txt` of `a.1.jpg`."""
+    media = [info for info in members if modality_of(info.name)]
+    words = [info for info in members if _end(info) in WORDS]
+    stems = {os.path.splitext(info.name)[0] for info in media}
+    if len(stems) < 2 or not any(_owner(info, media) for info in words):
+        return [members]
+    others = [info for info in members if not modality_of(info.name) and not _owner(info, media)]
+    parts = []
+    for medium in media:
+        own = [info for info in words if _owner(info, media) is medium]
+        parts.append([medium, *(own or others)])
+    return parts
+
+
+def _owner(words: tarfile.TarInfo, media: list[tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """The medium that a file of words has the name of, but for their last suffixes."""
+    stem = composed(os.path.splitext(words.name)[0])
+    named = (medium for medium in media if stem in (composed(medium.name), composed(os.path.splitext(medium.name)[0])))
+    return next(named, None)
+
+
+def _end(info: tarfile.TarInfo) -> str:
+    return PurePosixPath(info.name).suffix.lower().lstrip(".")
 
 
 def _is_hidden(name: str) -> bool:
@@ -106,21 +152,7 @@ class _TarReader:
 
     def sample(self, key: str, members: list[tarfile.TarInfo]) -> Iterator[Record]:
         """The media and words of one sample."""
-        ends = {PurePosixPath(info.name).suffix.lower().lstrip("."): info for info in members}
         where = f"{self.name}/{key}"
-        words, problems = {}, []
-        for end in WORDS:
-            if end in ends and ends[end].size <= LARGEST:
-                try:
-                    content = _bytes_of(self.tar, ends[end])
-                    words[end] = self.data.text_of(content, f"{self.name}/{ends[end].name}", self._words, self.name)
-                except UnreadableTextError as error:
-                    problems.append(Problem(where, "words can't be read", f"{ends[end].name}: {error}"))
-        facts = json_object(words.get("json", "")) or {}
-        status = facts.get("status", "success")
-        if status != "success":
-            yield Problem(where, f"img2dataset: {status}", str(facts.get("error_message") or ""))
-            return
         media = [
             Medium(
                 self.data.root / self.name,
@@ -131,23 +163,55 @@ class _TarReader:
             for info in members
             if (modality := modality_of(info.name))
         ]
+        self._pass_over(members, bool(media))
+        words, problems = self._texts(where, members)
+        facts = row_in(words["json"]) if "json" in words else {}
+        if facts is None:
+            problems.append(Problem(where, "words can't be read", "its .json isn't JSON of words"))
+        facts = facts or {}
+        status = facts.get("status", "success")
+        if status != "success":
+            yield Problem(where, f"img2dataset: {status}", str(facts.get("error_message") or ""))
+            return
         yield from media
         if not media:
             return
-        yield from problems
         origins = tuple(medium.origin for medium in media)
         split = self.split or self.data.split_of(where, folders_only=True)
         lines = captions_in(words.get("txt", "")) or [" ".join(captions_in(words.get("caption", "")))]
         said = [line for line in lines if line not in MISSING]
+        yield from problems
         if said:
             yield from (Words(origins, caption(line), split) for line in said)
         else:
             yield from words_of(facts, origins, where, split)
 
+    def _pass_over(self, members: list[tarfile.TarInfo], has_media: bool) -> None:
+        """Count the members that aren't read."""
+        for info in members:
+            name = f"{self.name}/{info.name}"
+            if _end(info) in WORDS and not has_media:
+                self.data.pass_over(name, "no medium of its name")
+            elif _end(info) not in WORDS and not modality_of(info.name):
+                self.data.pass_over(name, "no form that is read in a tar")
+
+    def _texts(self, where: str, members: list[tarfile.TarInfo]) -> tuple[dict[str, str], list[Problem]]:
+        """(suffix -> text, what can't be read)."""
+        texts, problems = {}, []
+        ends = {_end(info): info for info in members}
+        for end in WORDS:
+            if end in ends and ends[end].size <= LARGEST:
+                try:
+                    content = _bytes_of(self.tar, ends[end])
+                    texts[end] = self.data.text_of(content, f"{self.name}/{ends[end].name}", self._words, self.name)
+                except UnreadableTextError as error:
+                    problems.append(Problem(where, "words can't be read", f"{ends[end].name}: {error}"))
+        return texts, problems
+
     def _words(self) -> Iterator[bytes]:
         for members in self.samples.values():
             for info in members:
-                if PurePosixPath(info.name).suffix.lower().lstrip(".") in WORDS and info.size <= HEAD:
+                if _end(info) in WORDS and info.size <= HEAD:
                     yield _bytes_of(self.tar, info)
 
 

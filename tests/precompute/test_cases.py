@@ -3,98 +3,24 @@
 With PERISCOPE_CASES set to a folder that holds folders of the same names, these are read too.
 """
 
-import io
 import json
 import os
-import tarfile
 import unicodedata
-import wave
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
-import av
-import numpy as np
 import pytest
 from data_folders import llava_row
-from PIL import Image
+from word_cases import Case, Texts, beep, cells, check, parquet, png, said, tar, tar_of, webm, write
 
 from periscope.errors import PrecomputeError
 from periscope.precompute.encoders.base import Encoder
-from periscope.precompute.plan import describe_words
 from periscope.precompute.prepare import drop_other_media
-from periscope.precompute.sources import Collection, collect
+from periscope.precompute.sources import collect
 
 CAFE = unicodedata.normalize("NFD", "Café")
-Texts = list[tuple[str, tuple[str, ...], str | None]]  # medium, contents of the turns, split
-
-
-@dataclass(frozen=True)
-class Case:
-    """files: name -> content · media: number of pictures 0.jpg, 1.jpg, ... beside them · texts: all that must come out
-    problems: reason and what its detail must hold · said: what the plan must hold · given: the file given as --data.
-    """
-
-    files: dict[str, bytes | str | object]
-    texts: Texts
-    media: int = 0
-    problems: list[tuple[str, str]] = field(default_factory=list)
-    said: tuple[str, ...] = ()
-    given: str = ""
-
-
-def png(number: int = 0) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (8, 8), (number % 256, 90, 200)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def beep(rate: int = 8000) -> bytes:
-    stream = io.BytesIO()
-    with wave.open(stream, "wb") as sound:
-        sound.setparams((1, 2, rate, 0, "NONE", ""))
-        sound.writeframes(b"\0\1" * 800)
-    return stream.getvalue()
-
-
-def webm() -> bytes:
-    """Sound alone, as browsers record it."""
-    stream = io.BytesIO()
-    with av.open(stream, "w", format="webm") as container:
-        track = container.add_stream("libopus", rate=48000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), format="s16", layout="mono")
-        frame.sample_rate = 48000
-        container.mux(track.encode(frame))
-        container.mux(track.encode(None))
-    return stream.getvalue()
-
-
-def tar(**members: bytes | str) -> bytes:
-    return tar_of({name.replace("__", "."): content for name, content in members.items()})
-
-
-def tar_of(members: dict[str, bytes | str]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name, content in members.items():
-            data = content.encode() if isinstance(content, str) else content
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return stream.getvalue()
-
-
-def parquet(**columns: list) -> bytes:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    stream = io.BytesIO()
-    pq.write_table(pa.table(columns), stream)
-    return stream.getvalue()
-
-
-def cells(count: int) -> list[dict]:
-    return [{"bytes": png(n), "path": None} for n in range(count)]
 
 
 def llava(number: int, answer: str, image: str = "0.jpg", asked: str = "<image>\nq") -> dict:
@@ -495,36 +421,15 @@ MADE = made()
 NEED_PARQUET = [name for name in MADE if name.startswith("parquet")]
 
 
-def write(folder: Path, case: Case) -> Path:
-    for name, content in {**{f"{n}.jpg": png(n) for n in range(case.media)}, **case.files}.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = content if isinstance(content, bytes | str) else json.dumps(content)
-        path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return folder / case.given
-
-
-def said(found: Collection) -> Texts:
-    return sorted((text.media[0], tuple(turn["content"] for turn in text.turns), text.split) for text in found.words)
-
-
-def check(name: str, case: Case, data: Path) -> None:
+def check_case(name: str, case: Case, data: Path) -> None:
     if name == "parquet_url_only":
         with pytest.raises(PrecomputeError, match="only addresses of media"):
             collect(data)
         return
-    found = collect(data)
     if name == "parquet_floats":
-        assert [turns[1:] for _, turns, _ in said(found)] == [("0.5",), ("2",), ()], "NaN is no answer"
+        assert [turns[1:] for _, turns, _ in said(collect(data))] == [("0.5",), ("2",), ()], "NaN is no answer"
         return
-    assert said(found) == sorted(case.texts)
-    details = [(problem.reason, problem.detail) for problem in found.problems]
-    assert len(details) == len(case.problems), details
-    for reason, detail in case.problems:
-        assert any(reason == other and detail in text for other, text in details), details
-    told = "\n".join(describe_words(found))
-    assert all(words in told for words in case.said), told
-    assert all(medium.read() for medium in found.media.values())
+    found = check(case, data)
     if name == "audio_webm":
         drop_other_media(found, cast(Encoder, SimpleNamespace(name="e", modality="audio")))
         assert [medium.modality for medium in found.media.values()] == ["audio"] * 3 and len(found.words) == 3
@@ -535,7 +440,7 @@ def test_case(tmp_path: Path, name: str) -> None:
     if name in NEED_PARQUET:
         pytest.importorskip("pyarrow")
     case = MADE[name]()
-    check(name, case, write(tmp_path, case))
+    check_case(name, case, write(tmp_path, case))
 
 
 def test_mask_is_not_the_medium(tmp_path: Path) -> None:
@@ -553,4 +458,4 @@ def other_cases() -> list[Path]:
 @pytest.mark.parametrize("folder", other_cases(), ids=lambda folder: folder.name)
 def test_case_of_a_collection(folder: Path) -> None:
     case = MADE[folder.name]()
-    check(folder.name, case, folder / case.given)
+    check_case(folder.name, case, folder / case.given)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from tiny_media import clip
+from tiny_media import CLIP_FORMATS, SOUND_FORMATS, clip, sine, sound
 
 from periscope.errors import MediaError
-from periscope.precompute.media import decode_image, picture, thumbnail_jpeg
+from periscope.precompute.media import decode_image, modality_of_bytes, picture, thumbnail_jpeg
 from periscope.precompute.media.limits import Limits, set_limits
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
@@ -282,6 +282,36 @@ def test_heic_without_its_plug_in_names_it(monkeypatch: pytest.MonkeyPatch) -> N
         decode_image(b"\0\0\0\x18ftypheic" + b"\0" * 64)
     with pytest.raises(MediaError, match="newer Pillow"):
         decode_image(b"\0\0\0\x18ftypavif" + b"\0" * 64)
+
+
+JXL = bytes.fromhex(
+    "ff0ac1070012880200dc005de5120000152aa38c1bbc9cebf9f24387c5b48deb0c6db56d6149a2c8383649277048128b20eef64041000042"
+    "ccb31c60cab069952400"
+)
+
+
+def test_jpeg_xl_is_read_with_its_plug_in_or_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "JXL" in Image.OPEN:
+        assert np.abs(np.asarray(decode_image(JXL), int)[4, 8] - (255, 0, 0)).max() < 6
+    monkeypatch.setattr(picture, "_formats", lambda: ["JPEG", "PNG"])
+    monkeypatch.delitem(Image.OPEN, "JXL", raising=False)
+    with pytest.raises(MediaError, match="pip install pillow-jxl-plugin"):
+        decode_image(JXL)
+
+
+def test_first_bytes_tell_what_a_file_is() -> None:
+    Image.init()
+    for form in [name for name in picture.FORMATS if name in Image.SAVE and name not in ("DIB", "PPM", "JXL")]:
+        assert modality_of_bytes(data(two_halves((16, 16)), form)) == "image", form
+    assert modality_of_bytes(JXL) == "image"
+    for form in SOUND_FORMATS:
+        wanted = "video" if form == "mka" else "audio"  # Matroska is told only by what is in it
+        assert modality_of_bytes(sound(sine(440, 0.2, 48000), 48000, form)) == wanted, form
+    for form in set(CLIP_FORMATS) - {"ts", "gif"}:
+        assert modality_of_bytes(clip([Image.new("RGB", (64, 48))], form)) == "video", form
+    for words in ("", "a dog", "ID3 tags", "BM", "II and MM", "\ufeffwords", "{}", "MAC address", "RIFFraff of words"):
+        assert modality_of_bytes(words.encode()) is None
+        assert modality_of_bytes(words.encode("utf-16")) is None
 
 
 def test_random_damage_never_escapes() -> None:

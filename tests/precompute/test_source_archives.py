@@ -96,7 +96,11 @@ def test_tars_of_other_programs(tmp_path: Path, form: int) -> None:
     assert contents(found)["shard-train-000000.tar/folder/a.jpg"] == png("red")
     assert list(contents(found).values())[-1] == png("black")
     assert [(turns, split) for _, turns, split in said(found)] == [(("red",), "train"), (("blue, all of it",), "train")]
-    assert reasons(found) == [("shard-train-000000.tar/c", "img2dataset: failed_to_download")]
+    assert reasons(found) == [
+        ("shard-train-000000.tar/c", "img2dataset: failed_to_download"),
+        ("shard-train-000000.tar/f", "words can't be read"),
+    ]
+    assert found.passed == {(".cls", "no form that is read in a tar"): (1, ["shard-train-000000.tar/e.cls"])}
 
 
 def test_damaged_and_compressed_tars(tmp_path: Path) -> None:

@@ -367,3 +367,19 @@ def test_an_encoder_of_pictures_looks_at_clips(
     main(args=["--data", str(data), "--encoder", name, "--out", str(tmp_path / "eight")])
     assert "it looks at 8 frames of each" in capsys.readouterr().out
     assert FeatureSet(tmp_path / "eight").manifest["features"]["patches"]["shape"] == [128, 32]
+
+
+@pytest.mark.parametrize("form", [("flv", "libx264"), ("mpeg", "mpeg1video"), ("mpegts", "mpeg2video")])
+def test_older_containers_are_read_and_joined_ones_to_the_end(form: tuple[str, str]) -> None:
+    stream = io.BytesIO()
+    with av.open(stream, "w", format=form[0]) as out:
+        track = out.add_stream(form[1], rate=25)
+        track.width, track.height, track.pix_fmt, track.bit_rate = 64, 48, "yuv420p", 2_000_000
+        for image in greys(8):
+            out.mux(track.encode(av.VideoFrame.from_image(image)))
+        out.mux(track.encode(None))
+    data = stream.getvalue()
+    assert all(abs(a - b) <= 1 for a, b in zip(numbers(decode_clip(data, 4)), (1, 3, 5, 7), strict=True))
+    if form[0] != "flv":
+        found = numbers(decode_clip(data + data, 4))
+        assert all(abs(a - b) <= 1 for a, b in zip(found, (2, 6, 2, 6), strict=True)), found

@@ -2,6 +2,7 @@
 
 import io
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -90,17 +91,6 @@ def test_the_plan_counts_what_is_not_used(tmp_path: Path) -> None:
     assert not without_words(collect(tmp_path))
 
 
-def test_samples_are_spread_evenly_and_shown_as_they_are(tmp_path: Path) -> None:
-    for n in range(9):
-        picture(tmp_path / f"{n}.png")
-    rows = [f"{n}.png,What is  {n}?,{n}" for n in range(9)]
-    put(tmp_path / "metadata.csv", "\n".join(["file_name,question,answer", *rows]))
-    plan = lines(tmp_path)
-    for n in (0, 4, 8):
-        assert f"sample {n + 1} of 9: {n}.png\n  user: What is {n}?\n  assistant: {n}" in plan
-    assert plan.count("sample ") == 3
-
-
 TEXTS = {
     "cp1252": ["Un café à Paris", "Straße bei Nacht, Grüße", "El niño come una piña", "costs 5 €", "a dog’s “life”"],
     "cp1250": ["Pies śpi na łóżku", "Příliš žluťoučký kůň", "Egy kutya fut a mezőn, gyönyörű"],
@@ -158,7 +148,12 @@ def test_mixed_and_long_files(tmp_path: Path) -> None:
         ("[laughs] hello", ["[laughs] hello"]),
         ("[music]", ["[music]"]),
         ("[]", []),
-        (b"x", []),
+        (b"x", ["x"]),
+        (b"\xff", []),
+        ("('a', 'b')", ["a", "b"]),
+        ("('a')", ["('a')"]),
+        ("[np.str_('a'), np.str_('b')]", ["a", "b"]),
+        (Decimal("3.50"), ["3.50"]),
         ({"raw": "x"}, ["x"]),
     ],
 )

@@ -22,6 +22,7 @@ QUICK = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 NAMES = ("a.png", "sub/b c.png", "Café.png", "7.png")
+STEMS: dict[str, object] = {"a.png": "a", "sub/b c.png": "b c", "Café.png": "Café", "7.png": 7}
 LETTERS = "abc ,;|\t\"'é漢'‘😀[]{}:=.#\\/\n-7"
 words = st.text(LETTERS, max_size=24).map(str.strip)
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32")
@@ -32,7 +33,7 @@ def normal(text: object) -> str:
 
 
 def means_a_list(text: str) -> bool:
-    return text.lstrip().startswith("[")
+    return text.lstrip()[:1] in ("[", "{", "(")
 
 
 def texts_of(found: Collection) -> list[tuple[str, str]]:
@@ -62,7 +63,13 @@ rows_of_words = st.lists(
     encoding=st.sampled_from(ENCODINGS),
     end=st.sampled_from(["\n", "\r\n"]),
     columns=st.sampled_from(
-        [("file_name", "text"), ("Image", "Caption"), ("text", "path"), ("id", "filename", "text")]
+        [
+            ("file_name", "text"),
+            ("Image", "Caption"),
+            ("text", "path"),
+            ("id", "filename", "text"),
+            ("image_id", "text"),
+        ]
     ),
 )
 @example([("a.png", 'a "b", c')], ",", csv.QUOTE_MINIMAL, "utf-8", "\n", ("file_name", "text"))
@@ -72,7 +79,7 @@ def test_csv(rows: list, delimiter: str, quoting: Any, encoding: str, end: str, 
     writer = csv.writer(stream, delimiter=delimiter, quoting=quoting, lineterminator=end)
     writer.writerow(columns)
     for number, (name, text) in enumerate(rows):
-        cells = {"id": number, "text": text, "Caption": text}
+        cells = {"id": number, "text": text, "Caption": text, "image_id": STEMS[name]}
         writer.writerow([cells.get(column, name) for column in columns])
     with TemporaryDirectory() as place:
         folder = folder_with(Path(place))
@@ -146,19 +153,103 @@ def test_western_text_is_right_or_listed(text: str, encoding: str) -> None:
     assert told == [normal(text)] * bool(text.strip()) or found.problems
 
 
+SAMPLES = {
+    "gb18030": "一只红色的狗在草地上奔跑穿着蓝色外套男人公园里骑自行车两个女孩坐长椅",
+    "cp932": "犬が草の上で寝ている。公園で自転車に乗る男の人女の子がベンチに座って",
+    "cp949": "한남자가공원에서자전거를타고있다 빨간개가잔디위를달린다 소녀가",
+    "cp1251": "рыжая собака лежит на траве мужчина едет велосипеде по парку",
+    "koi8_r": "рыжая собака лежит на траве мужчина едет велосипеде по парку",
+    "utf-16-le": "一只红色的狗在草地上 犬が寝ている собака",
+    "utf-16-be": "一只红色的狗在草地上 犬が寝ている собака",
+}
+
+
 @QUICK
-@given(rows=rows_of_words.filter(bool))
-def test_pandas(rows: list) -> None:
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"image": [name for name, _ in rows], "caption": [text or None for _, text in rows]})
+@given(
+    data=st.data(), encoding=st.sampled_from(list(SAMPLES)), form=st.sampled_from(["words.csv", "words.json", "a.txt"])
+)
+def test_other_encodings_are_right_or_listed(data: Any, encoding: str, form: str) -> None:
+    """Words of some letters, as they stand in a text: of fewer nobody can tell an encoding."""
+    start = data.draw(st.integers(0, 12))
+    text = normal(SAMPLES[encoding][start : start + data.draw(st.integers(6, 20))])
+    contents = {
+        "words.csv": f"image,caption\na.png,{text}\n",
+        "words.json": json.dumps([{"image": "a.png", "caption": text}], ensure_ascii=False),
+        "a.txt": text + "\n",
+    }
     with TemporaryDirectory() as place:
         folder = folder_with(Path(place))
-        frame.to_csv(folder / "words.csv", index=True)
-        of_csv = collect(folder)
+        (folder / form).write_bytes(contents[form].encode(encoding))
+        found = collect(folder)
+    told = [caption for _, caption in texts_of(found)]
+    assert told == [text] or (not told and (found.problems or found.unused))
+
+
+def check_frame(rows: list[tuple[str, str]], found: Collection) -> None:
+    """Whether all words of a table came out, or as many rows are listed."""
+    told, rest = texts_of(found), wanted(rows)
+    for text in told:
+        assert text in rest, "nothing comes out that didn't go in"
+        rest.remove(text)
+    assert len(rest) <= len(found.problems)
+
+
+@settings(QUICK, max_examples=10)
+@given(
+    rows=rows_of_words.filter(bool),
+    delimiter=st.sampled_from([",", ";", "\t"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    missing=st.sampled_from(["", "nan", "NA", "NULL"]),
+    index=st.booleans(),
+)
+def test_pandas(rows: list, delimiter: str, encoding: str, missing: str, index: bool) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"image": [name for name, _ in rows], "caption": [text or None for _, text in rows]})
+    numbers = pandas.DataFrame({"image_id": [STEMS[name] for name, _ in rows], "caption": frame["caption"]})
+    with TemporaryDirectory() as place:
+        folder = folder_with(Path(place))
+        frame.to_csv(folder / "words.csv", index=index, sep=delimiter, encoding=encoding, na_rep=missing)
+        check_frame(rows, collect(folder))
+        numbers.to_csv(folder / "words.csv", index=index, sep=delimiter, encoding=encoding, na_rep=missing)
+        check_frame(rows, collect(folder))
         (folder / "words.csv").unlink()
-        frame.to_json(folder / "words.json", orient="records")
-        of_json = collect(folder)
-    assert texts_of(of_json) == wanted(rows)
-    told, rest = texts_of(of_csv), wanted(rows)
-    assert all(text in rest for text in told)
-    assert len(rest) - len(told) <= len(of_csv.problems)
+        for orient, lines in (("records", False), ("records", True), ("columns", False), ("list", False)):
+            if orient == "list":
+                (folder / "words.json").write_text(json.dumps(frame.to_dict(orient="list")))
+            else:
+                frame.to_json(folder / "words.json", orient=orient, lines=lines)
+            assert texts_of(collect(folder)) == wanted(rows), (orient, lines)
+        (folder / "words.json").unlink()
+        pytest.importorskip("pyarrow")
+        frame.to_parquet(folder / "words.parquet")
+        assert texts_of(collect(folder)) == wanted(rows)
+
+
+@settings(QUICK, max_examples=6)
+@given(rows=rows_of_words.filter(bool), split=st.sampled_from(["train", "validation", "test"]))
+def test_datasets(rows: list, split: str) -> None:
+    """Tables that Hugging Face's library writes, with names of media and with the media inside."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    named = datasets.Dataset.from_dict(
+        {"file_name": [name for name, _ in rows], "text": [text or None for _, text in rows]}
+    )
+    with TemporaryDirectory() as place:
+        folder = folder_with(Path(place) / "named")
+        named.to_csv(folder / f"{split}.csv")
+        check_frame(rows, collect(folder))
+        (folder / f"{split}.csv").unlink()
+        for end, write in (("jsonl", named.to_json), ("parquet", named.to_parquet)):
+            write(folder / f"{split}.{end}")
+            found = collect(folder)
+            assert texts_of(found) == wanted(rows)
+            assert {text.split for text in found.words} <= {"val" if split == "validation" else split}
+            (folder / f"{split}.{end}").unlink()
+        content = (folder / "a.png").read_bytes()
+        inside = datasets.Dataset.from_dict(
+            {"image": [{"bytes": content, "path": None}] * len(rows), "text": [text or None for _, text in rows]}
+        ).cast_column("image", datasets.Image())
+        datasets.DatasetDict({split: inside}).save_to_disk(Path(place) / "saved")
+        found = collect(Path(place) / "saved")
+        assert [caption for _, caption in texts_of(found)] == [caption for _, caption in wanted(rows)]
+        assert {text.split for text in found.words} <= {"val" if split == "validation" else split}
