@@ -29,6 +29,7 @@ MAY: dict[str, set[str]] = {
     "recipes": set(),
     "shards": {"atomic"},
     "adapters": {"atomic", "quiet"},
+    "chat_session": {"adapters"},
     "evaluation.metrics": set(),
     "evaluation.tasks": {"evaluation.metrics"},
     "evaluation.controls": {"evaluation.metrics", "shards"},
