@@ -1,10 +1,10 @@
 """A conversation with a loaded model that remembers what was said and shown.
 
-    chat = periscope.load("runs/first").chat("cat.jpg")
-    chat.send("What is on the table?")
-    chat.send("And what colour is it?")
-    for piece in chat.send("Describe it.", stream=True):
-        print(piece, end="", flush=True)
+chat = periscope.load("runs/first").chat("cat.jpg")
+chat.send("What is on the table?")
+chat.send("And what colour is it?")
+for piece in chat.send("Describe it.", stream=True):
+    print(piece, end="", flush=True)
 """
 
 from collections.abc import Generator, Mapping, Sequence

@@ -235,6 +235,10 @@ class LoadedModel:
     def caption(
         self, media: Media, max_new_tokens: int = ..., *, stream: Literal[True], **how: Unpack[HowToDecode]
     ) -> Pieces: ...
+    @overload
+    def caption(
+        self, media: Media, max_new_tokens: int = ..., *, stream: bool, **how: Unpack[HowToDecode]
+    ) -> str | Pieces: ...
     def caption(
         self,
         media: Media,
@@ -307,6 +311,10 @@ class LoadedModel:
         stream: Literal[True],
         **how: Unpack[HowToDecode],
     ) -> Pieces: ...
+    @overload
+    def ask(
+        self, media: Media, question: str, max_new_tokens: int = ..., *, stream: bool, **how: Unpack[HowToDecode]
+    ) -> str | Pieces: ...
     def ask(
         self,
         media: Media,

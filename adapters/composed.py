@@ -185,7 +185,7 @@ class ComposedModel(AdaptedModel):
         for slot in (segment.slot for segment in text if segment.slot):
             model, name = self._model(modality_of(slot)), slot.partition(":")[2]
             soft = soft_slots(model.adapter.soft_tokens, model.prompt.template)
-            tokens[slot] = soft[name] if name in soft else 1 if model.adapter.injects else model.adapter.tokens
+            tokens[slot] = soft.get(name, 1 if model.adapter.injects else model.adapter.tokens)
         return length_of(text, tokens)
 
     def _model(self, modality: str) -> AdaptedModel:

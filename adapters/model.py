@@ -346,7 +346,7 @@ class AdaptedModel(nn.Module):
         return ids.tolist()
 
     def _generate_uncached(
-        self, texts: Texts, slots: dict[str, torch.Tensor], max_new_tokens: int, streamer: TokenQueue | None
+        self, texts: Texts, slots: dict[str, torch.Tensor], max_new_tokens: int, streamer: TokenQueue | None = None
     ) -> list[list[int]]:
         """Greedy ids for each text, until every row has a stop token."""
         answers: list[list[int]] = [[] for _ in texts]

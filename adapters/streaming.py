@@ -8,7 +8,8 @@ from typing import cast
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-UNDECODED = "\ufffd"  # what a tokenizer shows for the first bytes of a character whose others are still to come
+UNDECODED = "\ufffd"  # what a tokenizer shows for bytes that make no character, such as the first ones of one
+MOST_UNDECODED = 3  # bytes of UTF-8 that a character may still be without its last one
 
 
 class TextPieces:
@@ -32,7 +33,9 @@ class TextPieces:
             self.ended = self.ended or token in self._stop
             if not self.ended:
                 self._ids.append(token)
-        return self._more(self._decode(self._ids).rstrip(UNDECODED).rstrip())
+        text = self._decode(self._ids)
+        complete = max(len(text.rstrip(UNDECODED)), len(text) - MOST_UNDECODED)
+        return self._more(text[:complete].rstrip())
 
     def rest(self) -> str:
         """What is left when no more ids come."""

@@ -365,7 +365,7 @@ def test_prompts_in_full(tmp_path: Path) -> None:
     telling = next(text for text in texts if text.meta["question_type"] == "what")
     pointing = next(text for text in texts if text.meta["question_type"] == "which")
     chosen, _ = choose_task("v7w", "cobra", texts)
-    assert chosen.max_new_tokens == 5 and chosen.beams == 1
+    assert (chosen.decoding.max_new_tokens, chosen.decoding.beams) == (5, 1)
     options = [f"{letter}. {choice}" for letter, choice in zip("ABCD", telling.meta["choices"], strict=True)]
     asked = "\n".join(["What is it?", *options])
     assert task_text(telling, chosen, "plain").turns[0]["content"] == asked
