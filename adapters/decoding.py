@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from periscope.errors import AdapterError
@@ -24,11 +25,11 @@ class Decoding:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "beams"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise AdapterError(f"{name} is {value!r}; it must be 1 or more")
         for name in ("temperature", "top_p"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, Real):
                 raise AdapterError(f"{name} is {value!r}; it must be a number")
         if not 0 <= self.temperature < math.inf:
             raise AdapterError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
