@@ -1,6 +1,7 @@
 """Slow: a first run on the real SmolLM2-135M and EfficientNet-Lite0, from pictures to a conversation.
 
-The weights come from package registries; without these the tests are skipped. About ten minutes on one core.
+The weights come from package registries; without these the tests are skipped. The GGUF file is unpacked once: the
+language model is frozen, so all share it. About six minutes of one core.
 """
 
 import json
@@ -8,6 +9,7 @@ import shutil
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -71,14 +73,21 @@ def real(tmp_path_factory):
     pictures, home = pictures / "small", tmp_path_factory.mktemp("real")
     val = [row for row in encode.metadata(pictures) if row["split"] == "val"]
     found = Real(home, pictures, val, encoder, lm / assets.GGUF)
+    unpack = cache(lambda file, device, precision: load_language_model(str(file), device, precision))
+
+    def load_once(name: str, device: str = "cpu", precision: str = "auto") -> LanguageModel:
+        return unpack(Path(name).resolve(), device, precision)
+
     with one_thread(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
+        for module in ("training.models.language_model_holder", "inference"):
+            patch.setattr(f"periscope.{module}.load_language_model", load_once)
         precompute(["--data", str(pictures), "--encoder", f"timm:{encoder}", "--kinds", "pooled", "--out",
                     "features/emoji", "--device", "cpu", "--workers", "1"])  # fmt: skip
         settings = ("--template", "plain", "--batch", "8", "--lr", "1e-3", "--warm-start", "60", "--steps", "60")
         run_script(patch, train_script, "--features", "features/emoji", "--lm", found.lm, "--adapter", "mlp16",
                    *settings, "--eval-every", "60", "--name", "real")  # fmt: skip
-    return found
+        yield found
 
 
 def run_script(patch, script, *flags: object) -> None:
@@ -114,7 +123,7 @@ def test_sixty_steps_see(real):
 def test_eval_writes_all_scores(real, monkeypatch):
     monkeypatch.chdir(real.home)
     with one_thread():
-        run_script(monkeypatch, eval_script, "--run", "runs/real", "--limit", "24", "--max-new-tokens", "8")
+        run_script(monkeypatch, eval_script, "--run", "runs/real", "--limit", "16", "--max-new-tokens", "8")
     result = json.loads((real.run / "eval.json").read_text())
     assert result["finished"] and result["complete"] == {split: list(CONDITIONS) for split in ("val", "test")}
     for split, scores in result["splits"].items():
@@ -122,7 +131,7 @@ def test_eval_writes_all_scores(real, monkeypatch):
             assert all(isinstance(scores[condition][name], float) for condition in CONDITIONS), (split, name)
         assert scores["losses"]["drop"] > 0.5 and scores["verdict"]["seeing"] == "sees", (split, scores["losses"])
     answers = [json.loads(line) for line in (real.run / "predictions.jsonl").read_text().splitlines()]
-    assert len(answers) == 48 and sum(bool(row["answer"]) for row in answers) > 40
+    assert len(answers) == 32 and sum(bool(row["answer"]) for row in answers) > 25
     assert (real.run / "report.html").stat().st_size > 10_000
 
 

@@ -146,7 +146,7 @@ def test_ctrl_c_at_ten_random_moments(home):
     """A checkpoint of the last step within three seconds each time, and in the end the bits of a run left alone."""
     steps = ("--steps", "600", "--eval-every", "50", "--save-every", "1000", "--patience", "0")
     train = (*TRAIN[: TRAIN.index("--steps")], *steps)
-    script(home, *train, "--name", "left-alone")
+    assert "done:" in script(home, *train, "--name", "left-alone")
     alone, run = home / "runs" / "left-alone", home / "runs" / "interrupted"
     seconds = sum(row.get("seconds", 0.0) for row in Run(alone).metrics())
     seed = time.time_ns()
@@ -169,5 +169,5 @@ def test_ctrl_c_at_ten_random_moments(home):
         arguments = ("train.py", "--resume", str(run))
     print(f"seconds from Ctrl-C to the checkpoint: {[round(wait, 2) for wait in waits]} (seed {seed})")
     assert max(waits) <= 3, f"seed {seed}"
-    script(home, *arguments)
+    assert "done:" in script(home, *arguments)
     same(run, alone)
