@@ -428,7 +428,7 @@ class LoadedModel:
 
     def _captions(self, media: Sequence[EncodedMedium], decoding: Decoding) -> list[str]:
         """A caption of each of a few media, those of one modality generated at once."""
-        features, said = _by_slot(media), {}
+        features, said = _by_slot(media), dict[str, str]()
         for modality in {medium.modality for medium in media}:
             slots = [slot for slot in features if slot.startswith(f"{modality}:")]
             texts = [self.prompt.segments([], [slot], answer=False) for slot in slots]

@@ -365,7 +365,7 @@ class AdaptedModel(nn.Module):
     def _decode(self, ids: Sequence[int]) -> str:
         """Ids up to the first stop token, as text."""
         end = next((i for i, token in enumerate(ids) if token in self.prompt.stop_ids), len(ids))
-        return str(self.prompt.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+        return str(self.prompt.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)).strip()
 
 
 def _count_targets(text: Sequence[Segment]) -> int:

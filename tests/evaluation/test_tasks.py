@@ -396,6 +396,6 @@ def test_a_task_on_other_texts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="don't hold what ai2d is scored by"):
         choose_task("ai2d", "", plain)
     chosen, kept = choose_task("", "", plain)
-    assert chosen.task is None and kept == plain and chosen.max_new_tokens == 64
+    assert chosen.task is None and kept == plain and chosen.decoding.max_new_tokens == 64
     with pytest.raises(RunError, match="--prompt-of cobra: these texts don't say which task"):
         choose_task("", "cobra", plain)
