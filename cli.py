@@ -15,7 +15,7 @@ from periscope.console import run
 from periscope.errors import RunError
 
 if TYPE_CHECKING:
-    from periscope.evaluation.config import ModelOptions
+    from periscope.evaluation.config import DecodingOptions, ModelOptions
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     },
     "Use an adapter": {
         "ask": Command("periscope.cli:ask", "answer a question about images, sounds or videos"),
-        "chat": Command("periscope.cli:chat", "answer questions about them from the keyboard"),
+        "chat": Command("periscope.cli:chat", "talk about them at the keyboard"),
         "caption": Command("periscope.cli:caption", "write a caption for every file in a folder"),
     },
     "Share and convert": {
@@ -105,18 +105,16 @@ def ask() -> None:
     config = _read(AskConfig, "Answer a question about images, sounds or videos.", examples)
     if not config.media:
         raise RunError("periscope ask needs a file and a question: periscope ask RUN FILE ... QUESTION")
-    _respond(config.run, config.media, config.question, config.answers.max_new_tokens, config.models)
+    _respond(config.run, config.media, config.question, config.answers, config.models)
 
 
 def chat() -> None:
-    """`periscope chat RUN FILE ...`"""
+    """`periscope chat RUN [FILE ...]`"""
     from periscope.evaluation.config import ChatConfig
 
-    config = _read(ChatConfig, "Answer questions about images, sounds or videos from the keyboard.",
+    config = _read(ChatConfig, "Talk about images, sounds or videos at the keyboard. What was said is remembered.",
                    ["periscope chat runs/first cat.jpg"])  # fmt: skip
-    if not config.media:
-        raise RunError("periscope chat needs a file to talk about: periscope chat RUN FILE ...")
-    _respond(config.run, config.media, None, config.answers.max_new_tokens, config.models)
+    _respond(config.run, config.media, None, config.answers, config.models)
 
 
 def caption() -> None:
@@ -178,12 +176,13 @@ def _read(cls: Any, description: str, examples: list[str]) -> Any:
 
 
 def _respond(
-    run_name: str, media: tuple[Path, ...], question: str | None, max_new_tokens: int, models: "ModelOptions"
+    run_name: str, media: tuple[Path, ...], question: str | None, answers: "DecodingOptions", models: "ModelOptions"
 ) -> None:
+    answers.decoding(1)  # refuses what doesn't go together, before anything is loaded
     device = _device(models)
     from periscope.evaluation import commands
 
-    commands.respond(_adapters(run_name), media, question, max_new_tokens, models, device)
+    commands.respond(_adapters(run_name), media, question, answers, models, device)
 
 
 def _device(models: "ModelOptions") -> str:

@@ -54,7 +54,7 @@ def main() -> None:
     if config.sharing.push:
         commands.push(adapters, config.sharing.push, config.sharing, config.models, device)
     elif media:
-        commands.respond(adapters, media, config.prompt, config.answers.max_new_tokens, config.models, device)
+        commands.respond(adapters, media, config.prompt, config.answers, config.models, device)
     elif config.prompt is not None:
         raise RunError("--prompt asks about a picture, sound or clip: pass --image, --audio or --video FILE with it")
     elif len(adapters) > 1:

@@ -6,6 +6,9 @@
     model.caption("cat.jpg")
     model.ask("cat.jpg", "What is on the table?")
     model.ask(["cat.jpg", "dog.jpg"], "Which is larger, <image> or <image>?")
+    model.captions(Path("photos").glob("*.jpg"))
+    chat = model.chat("cat.jpg")
+    chat.send("What is on the table?")
 
     both = periscope.load(image="runs/first", audio="runs/second")
     both.ask(["cat.jpg", "purr.wav"], "<image> <audio> Is this what the cat sounds like?")
@@ -14,15 +17,18 @@ With `train.py` and `eval.py` this is the one place that joins both halves. An a
 the same preprocessing, the same encoder (another one is refused), the same codec and pooling.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, TypedDict, Unpack, cast, overload
 
 import numpy as np
 import torch
 from PIL import Image
 
-from periscope.adapters.composed import ComposedModel
+from periscope.adapters.composed import ComposedModel, ComposedPrompt
+from periscope.adapters.decoding import Decoding
 from periscope.adapters.io.card import is_hub_id
 from periscope.adapters.io.checkpoint import load_adapter
 from periscope.adapters.io.hub import fetch_adapter
@@ -31,8 +37,11 @@ from periscope.adapters.lm.identity import precisions_differ, same_language_mode
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import FOLDER as LORA
 from periscope.adapters.lm.lora import load_lora
+from periscope.adapters.lm.precision import DTYPES
 from periscope.adapters.model import AdaptedModel
-from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.prompt import Prompt, Turn
+from periscope.adapters.prompting.segments import Segment
+from periscope.chat_session import ChatSession, EncodedMedium, Pieces, name_of
 from periscope.device import choose_device
 from periscope.errors import AdapterError, PrecomputeError
 from periscope.precompute.decoding import Source, decoded
@@ -46,6 +55,15 @@ from periscope.training import run
 Medium = Image.Image | np.ndarray | Path | str | bytes | BinaryIO
 Media = Medium | Sequence[Medium] | Mapping[str, Medium | Sequence[Medium]]
 CACHED_FILES = 16  # files whose features a reader keeps
+CHAT_TOKENS = 256  # of an answer in a conversation, unless asked otherwise
+
+
+class HowToDecode(TypedDict, total=False):
+    """The keyword arguments of `caption` and `ask` that say how an answer is decoded."""
+
+    temperature: float
+    top_p: float
+    beams: int
 
 
 def adapter_folders(path: Path | str) -> dict[str, Path]:
@@ -199,6 +217,11 @@ class LoadedModel:
     open binary file will do, and for an image a PIL image or a NumPy array `(height, width, 3)` of uint8. With adapters
     of several modalities a file's name tells its modality, or else the mapping must. `captions_only` are the modalities
     whose adapters were trained on captions alone, which know no questions.
+
+    Answers are greedy unless several `beams` search for the likeliest one, or a `temperature` above 0 has tokens drawn,
+    from torch's generator, among the likeliest that make up `top_p` of the probability. With `stream=True` an answer
+    comes as an iterator of pieces of text, while it is made; leaving the iterator ends it. Calls from several threads
+    wait for one another.
     """
 
     def __init__(self, model: ComposedModel, readers: Mapping[str, Reader], captions_only: Collection[str] = ()):
@@ -215,56 +238,219 @@ class LoadedModel:
             adapters.append(f"{modality}: {adapter.spec} on {encoder} {reader.kind}, {adapter.tokens} tokens")
         return f"LoadedModel({'; '.join(adapters)}; language model {lm.name}, {lm.precision} on {lm.device})"
 
+    @overload
     def caption(
-        self, media: Media, max_new_tokens: int = 64, *, temperature: float = 0.0, top_p: float = 1.0, beams: int = 1
-    ) -> str:
-        """Describe an image, a sound, a clip, or several together.
+        self, media: Media, max_new_tokens: int = ..., *, stream: Literal[False] = ..., **how: Unpack[HowToDecode]
+    ) -> str: ...
+    @overload
+    def caption(
+        self, media: Media, max_new_tokens: int = ..., *, stream: Literal[True], **how: Unpack[HowToDecode]
+    ) -> Pieces: ...
+    @overload
+    def caption(
+        self, media: Media, max_new_tokens: int = ..., *, stream: bool, **how: Unpack[HowToDecode]
+    ) -> str | Pieces: ...
+    def caption(
+        self,
+        media: Media,
+        max_new_tokens: int = 64,
+        *,
+        stream: bool = False,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        beams: int = 1,
+    ) -> str | Pieces:
+        """Describe an image, a sound or a clip, or together one of each modality. `captions` describes many.
 
-        Arguments and errors are those of `ask`.
+        Raises AdapterError for no medium, for several of one modality, and for values out of range; PrecomputeError for
+        a file that can't be read.
         """
-        return self._generate([], media, max_new_tokens, decoding(temperature, top_p, beams))
+        decoding = Decoding(max_new_tokens, temperature, top_p, beams)
+        encoded = self.encode(media)
+        if not encoded:
+            raise AdapterError("there is nothing to caption: no medium was given")
+        counts = Counter(medium.modality for medium in encoded)
+        (modality, count), *_ = counts.most_common(1)
+        if count > 1:
+            raise AdapterError(
+                f"{count} media of one modality ({modality}) were given for one caption; give them one by one (in "
+                "Python captions([...])), or ask a question about them together"
+            )
+        return self._respond([], encoded, decoding, stream)
 
+    def captions(
+        self,
+        media: Iterable[Medium],
+        max_new_tokens: int = 64,
+        *,
+        batch: int = 16,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        beams: int = 1,
+    ) -> list[str]:
+        """A caption of each medium, in their order. `batch` of them are generated at once.
+
+        Raises AdapterError for a single medium in place of several, and otherwise as `caption`.
+        """
+        if isinstance(media, str | bytes | Path | Image.Image | Mapping) or not isinstance(media, Iterable):
+            raise AdapterError(f"captions takes a list of media, not a {type(media).__name__}; for one use caption")
+        if batch < 1:
+            raise AdapterError(f"batch is {batch}; it must be 1 or more")
+        decoding = Decoding(max_new_tokens, temperature, top_p, beams)
+        waiting, said = iter(media), list[str]()
+        while part := [self._encode_one(medium) for medium in islice(waiting, batch)]:
+            said += self._captions(part, decoding)
+        return said
+
+    @overload
+    def ask(
+        self,
+        media: Media,
+        question: str,
+        max_new_tokens: int = ...,
+        *,
+        stream: Literal[False] = ...,
+        **how: Unpack[HowToDecode],
+    ) -> str: ...
+    @overload
+    def ask(
+        self,
+        media: Media,
+        question: str,
+        max_new_tokens: int = ...,
+        *,
+        stream: Literal[True],
+        **how: Unpack[HowToDecode],
+    ) -> Pieces: ...
+    @overload
+    def ask(
+        self, media: Media, question: str, max_new_tokens: int = ..., *, stream: bool, **how: Unpack[HowToDecode]
+    ) -> str | Pieces: ...
     def ask(
         self,
         media: Media,
         question: str,
         max_new_tokens: int = 64,
         *,
+        stream: bool = False,
         temperature: float = 0.0,
         top_p: float = 1.0,
         beams: int = 1,
-    ) -> str:
-        """Answer a question about media: greedily, or by beam search with several `beams`. With a `temperature` above 0
-        tokens are drawn, from torch's generator, among the likeliest that make up `top_p` of the probability.
+    ) -> str | Pieces:
+        """Answer a question about media.
 
         `<image>`, `<audio>` and `<video>` in the question say where the next medium of that modality stands; without
         marks the media stand where they did in training, in the order given.
 
-        Raises AdapterError for marks that don't fit the media and for values out of range, PrecomputeError for a file
-        that can't be read.
+        Raises AdapterError for marks that don't fit the media, for swapped arguments and for values out of range;
+        PrecomputeError for a file that can't be read.
         """
-        turns = [{"role": "user", "content": question}]
-        return self._generate(turns, media, max_new_tokens, decoding(temperature, top_p, beams))
+        _refuse_swapped(media, question)
+        decoding = Decoding(max_new_tokens, temperature, top_p, beams)
+        return self._respond([{"role": "user", "content": question}], self.encode(media), decoding, stream)
+
+    def chat(
+        self,
+        media: Media = (),
+        *,
+        system: str = "",
+        max_new_tokens: int = CHAT_TOKENS,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        beams: int = 1,
+    ) -> ChatSession:
+        """Begin a conversation that is remembered, about media that its first message shows; `system` stands before it.
+
+        Raises as `ask`.
+        """
+        return ChatSession(self, media, system, Decoding(max_new_tokens, temperature, top_p, beams))
+
+    def to(self, device: str) -> "LoadedModel":
+        """Move everything to another device, with its precision, and return this model.
+
+        Raises DeviceError for a device that can't be used, AdapterError for a quantized language model, which stays.
+        """
+        device = choose_device(device)
+        if self.model.lm.precision not in DTYPES:
+            raise AdapterError(
+                f"{self.model.lm.name} is loaded in {self.model.lm.precision} and can't be moved; load it on {device}"
+            )
+        self.model.to(device)
+        cast(torch.nn.Module, self.model.lm.model).to(device)
+        for reader in self.readers.values():
+            reader.encoder.to(device)
+        return self
+
+    @property
+    def prompt(self) -> ComposedPrompt:
+        """What turns conversations about these modalities into prompts."""
+        return cast(ComposedPrompt, self.model.prompt)
 
     def features(self, medium: Medium, modality: str | None = None) -> torch.Tensor:
         """Features of one medium as a shard would hold them: float16, `(width,)` or `(tokens, width)`."""
-        return self.readers[modality or self._modality(medium)].features(medium)
+        return self._reader(modality or self._modality(medium)).features(medium)
 
-    def _generate(
-        self, turns: list[dict[str, str]], media: Media, max_new_tokens: int, decoding: Mapping[str, Any]
-    ) -> str:
-        features = {
-            f"{modality}:{i}": self.features(medium, modality) for i, (modality, medium) in enumerate(self._flat(media))
-        }
-        prompt, names = self.model.prompt, list(features)
-        segments = prompt.segments(turns, names, answer=False) or prompt.segments(turns, answer=False, start=True)
-        return self.model.generate([segments], features, max_new_tokens, **decoding)[0]
-
-    def _flat(self, media: Media) -> list[tuple[str, Medium]]:
-        """The media one by one, each with its modality."""
+    def encode(self, media: Media) -> list[EncodedMedium]:
+        """Media one by one. Raises AdapterError for a modality that no adapter reads, PrecomputeError for a file that
+        can't be read.
+        """
         if isinstance(media, Mapping):
-            return [(modality, medium) for modality, several in media.items() for medium in _as_list(several)]
-        return [(self._modality(medium), medium) for medium in _as_list(media)]
+            flat = [(modality, medium) for modality, several in media.items() for medium in _as_list(several)]
+        else:
+            flat = [(self._modality(medium), medium) for medium in _as_list(media)]
+        return [EncodedMedium(modality, name_of(each), self.features(each, modality)) for modality, each in flat]
+
+    def _encode_one(self, medium: Medium) -> EncodedMedium:
+        encoded = self.encode(medium)
+        if len(encoded) != 1:
+            raise AdapterError(f"each caption is of one medium, and {len(encoded)} were given for one")
+        return encoded[0]
+
+    def speak(
+        self, text: Sequence[Segment], features: Mapping[str, torch.Tensor], decoding: Decoding, stream: bool
+    ) -> Pieces:
+        """The answer to a prompt: with `stream` as it is made, otherwise in one piece.
+
+        Raises AdapterError for a prompt longer than the language model reads, and for a stream of beam search.
+        """
+        text = text or self.prompt.segments([], answer=False, start=True)
+        most = self._most(text, decoding)
+        if stream:
+            return self.model.stream(text, features, most, **decoding.arguments())
+        answers = self.model.generate([text], features, most, **decoding.arguments())
+        return (answer for answer in answers)
+
+    def _most(self, text: Sequence[Segment], decoding: Decoding) -> int:
+        """How many tokens the answer to a prompt may have. Raises AdapterError where there is no room for any."""
+        length, longest = self.model.length(text), self.model.lm.max_length
+        if length >= longest:
+            raise AdapterError(
+                f"a prompt of {length} tokens leaves no room for an answer, because {self.model.lm.name} reads at most "
+                f"{longest}; ask less, or begin a new conversation"
+            )
+        return min(decoding.max_new_tokens, longest - length)
+
+    def _respond(
+        self, turns: Sequence[Turn], media: Sequence[EncodedMedium], decoding: Decoding, stream: bool
+    ) -> str | Pieces:
+        features = _by_slot(media)
+        pieces = self.speak(self.prompt.segments(turns, list(features), answer=False), features, decoding, stream)
+        return pieces if stream else "".join(pieces)
+
+    def _captions(self, media: Sequence[EncodedMedium], decoding: Decoding) -> list[str]:
+        """A caption of each of a few media, those of one modality generated at once."""
+        features, said = _by_slot(media), dict[str, str]()
+        for modality in {medium.modality for medium in media}:
+            slots = [slot for slot in features if slot.startswith(f"{modality}:")]
+            texts = [self.prompt.segments([], [slot], answer=False) for slot in slots]
+            most = min(self._most(text, decoding) for text in texts)
+            said |= zip(slots, self.model.generate(texts, features, most, **decoding.arguments()), strict=True)
+        return [said[slot] for slot in features]
+
+    def _reader(self, modality: str) -> Reader:
+        if modality not in self.readers:
+            raise AdapterError(f"{modality!r} is no modality of this model, which reads {' and '.join(self.readers)}")
+        return self.readers[modality]
 
     def _modality(self, medium: Medium) -> str:
         """The modality of the adapter that reads a medium. Raises AdapterError when it can't be told."""
@@ -332,25 +518,6 @@ def load(
     return LoadedModel(composed, readers, captions_only)
 
 
-def decoding(temperature: float = 0.0, top_p: float = 1.0, beams: int = 1) -> dict[str, Any]:
-    """Arguments of `generate` for a way of decoding; none for greedy decoding.
-
-    Raises AdapterError for a value out of range, and for `top_p` without a temperature, which would do nothing.
-    """
-    if not 0 <= temperature < float("inf"):
-        raise AdapterError(f"temperature is {temperature}; it must be 0 (greedy) or above")
-    if not 0 < top_p <= 1:
-        raise AdapterError(f"top_p is {top_p}; it must be above 0 and at most 1")
-    if beams < 1:
-        raise AdapterError(f"beams is {beams}; it must be 1 or more")
-    if top_p < 1 and not temperature:
-        raise AdapterError(f"top_p is {top_p}, and without a temperature nothing is drawn; set one, such as 0.7")
-    chosen: dict[str, Any] = {"num_beams": beams} if beams > 1 else {}
-    if temperature:
-        chosen |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    return chosen
-
-
 def _reader(config: AdapterConfig, device: str, anyway: bool, moved: str | None) -> Reader:
     """The reader of an adapter's media.
 
@@ -369,6 +536,26 @@ def _reader(config: AdapterConfig, device: str, anyway: bool, moved: str | None)
             "where: --encoder FOLDER (in Python encoder=)"
         ) from error
     return Reader(encoder, config.features.kind, storage)
+
+
+def _by_slot(media: Sequence[EncodedMedium]) -> dict[str, torch.Tensor]:
+    """The features by the slots that the media get in a prompt."""
+    return {f"{medium.modality}:{i}": medium.features for i, medium in enumerate(media)}
+
+
+def _refuse_swapped(media: object, question: object) -> None:
+    """Raise AdapterError for `ask(question, media)`."""
+    if not isinstance(question, str):
+        raise AdapterError(f"the question is a {type(question).__name__}; the media come first: ask(media, question)")
+    if isinstance(media, str) and not _is_file(media) and _is_file(question):
+        raise AdapterError(f"the question, {question}, is a file; the media come first: ask(media, question)")
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):  # longer than a path may be, no home folder, a null character
+        return False
 
 
 def _as_list(media: Medium | Sequence[Medium]) -> Sequence[Medium]:

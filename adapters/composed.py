@@ -4,7 +4,7 @@ Slots carry their modality as a prefix: `image:...`, `audio:...`, `video:...`. A
 exactly that adapter's own text; docs/composition.md describes mixed ones.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,6 +13,8 @@ from torch import nn
 from periscope.adapters.model import AdaptedModel, Adapter, Features, Texts
 from periscope.adapters.prompting.prompt import Prompt, Turn, mark_of
 from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END, Piece, Segment, is_data
+from periscope.adapters.prompting.template import soft_slots
+from periscope.adapters.splice import length_of
 from periscope.errors import AdapterError
 
 
@@ -165,6 +167,26 @@ class ComposedModel(AdaptedModel):
         (modality,) = used
         texts, features = _texts_of(modality, texts), _features_of(modality, features)
         return self._model(modality).generate(texts, features, max_new_tokens, **decoding)
+
+    def stream(
+        self, text: Sequence[Segment], features: Features, max_new_tokens: int = 64, **decoding: Any
+    ) -> Generator[str, None, None]:
+        """As `AdaptedModel.stream`; a text about one modality is answered by that adapter alone."""
+        used = _modalities([text]) or list(self.models)
+        if len(used) > 1:
+            return super().stream(text, features, max_new_tokens, **decoding)
+        (modality,) = used
+        (text,), features = _texts_of(modality, [text]), _features_of(modality, features)
+        return self._model(modality).stream(text, features, max_new_tokens, **decoding)
+
+    def length(self, text: Sequence[Segment]) -> int:
+        """Positions that a text takes in the language model."""
+        tokens = {}
+        for slot in (segment.slot for segment in text if segment.slot):
+            model, name = self._model(modality_of(slot)), slot.partition(":")[2]
+            soft = soft_slots(model.adapter.soft_tokens, model.prompt.template)
+            tokens[slot] = soft.get(name, 1 if model.adapter.injects else model.adapter.tokens)
+        return length_of(text, tokens)
 
     def _model(self, modality: str) -> AdaptedModel:
         return cast(AdaptedModel, self.models[modality])

@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -29,6 +29,7 @@ from periscope.adapters.shared_prefix import (
 )
 from periscope.adapters.soft_prompt import SoftPrompt
 from periscope.adapters.splice import IGNORED, SplicedBatch, positions_of, splice
+from periscope.adapters.streaming import TextPieces, TokenQueue, stream_text
 from periscope.errors import AdapterError
 
 Texts = Sequence[Sequence[Segment]]
@@ -297,11 +298,43 @@ class AdaptedModel(nn.Module):
         With `compat` injection each new token needs a pass over the whole text, greedily, because the injected position
         attends to later tokens and no KV cache holds what it makes of them. Raises AdapterError for `decoding` there.
         """
+        with self.lm.generating:
+            rows = self._generate_ids(texts, features, max_new_tokens, decoding)
+        return [self._decode(ids) for ids in rows]
+
+    def stream(
+        self, text: Sequence[Segment], features: Features, max_new_tokens: int = 64, **decoding: Any
+    ) -> Generator[str, None, None]:
+        """The answer of `generate` to one prompt in pieces, as they are made; see `streaming.stream_text`.
+
+        Raises AdapterError for beam search, which knows the answer only at its end.
+        """
+        if decoding.get("num_beams", 1) > 1:
+            raise AdapterError(
+                f"with {decoding['num_beams']} beams the answer is known only at its end; stream with beams 1"
+            )
+
+        def generate(queue: TokenQueue) -> None:
+            with self.lm.generating:
+                self._generate_ids([text], features, max_new_tokens, decoding, queue)
+
+        return stream_text(generate, TextPieces(self._decode, self.prompt.stop_ids))
+
+    @torch.no_grad()
+    def _generate_ids(
+        self,
+        texts: Texts,
+        features: Features,
+        max_new_tokens: int,
+        decoding: Mapping[str, Any],
+        streamer: TokenQueue | None = None,
+    ) -> list[list[int]]:
+        """The ids of each answer, with whatever follows its first stop token. `streamer` gets them as they are made."""
         stop, slots = self.prompt.stop_ids, self.slots(texts, features)
         if self._injector is not None and self._injector.compat:
             if decoding:
                 raise AdapterError(f"with epalm_compat answers are greedy; leave out {', '.join(decoding)}")
-            return self._decode(self._generate_uncached(texts, slots, max_new_tokens))
+            return self._generate_uncached(texts, slots, max_new_tokens, streamer)
         batch, injection = self._splice(texts, slots, side="left", train=False)
         config = GenerationConfig(
             **{"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, **decoding},
@@ -309,10 +342,12 @@ class AdaptedModel(nn.Module):
             pad_token_id=stop[0],
         )
         with injection:
-            ids = cast(Any, self.lm.model).generate(**self._inputs(batch), generation_config=config)
-        return self._decode(ids.tolist())
+            ids = cast(Any, self.lm.model).generate(**self._inputs(batch), generation_config=config, streamer=streamer)
+        return ids.tolist()
 
-    def _generate_uncached(self, texts: Texts, slots: dict[str, torch.Tensor], max_new_tokens: int) -> list[list[int]]:
+    def _generate_uncached(
+        self, texts: Texts, slots: dict[str, torch.Tensor], max_new_tokens: int, streamer: TokenQueue | None = None
+    ) -> list[list[int]]:
         """Greedy ids for each text, until every row has a stop token."""
         answers: list[list[int]] = [[] for _ in texts]
         while len(answers[0]) < max_new_tokens and not all(set(self.prompt.stop_ids) & set(ids) for ids in answers):
@@ -320,17 +355,17 @@ class AdaptedModel(nn.Module):
             batch, injection = self._splice(extended, slots, side="left", train=False)
             with injection:
                 logits = self.lm.model(**self._inputs(batch), logits_to_keep=1, use_cache=False).logits
-            for ids, token in zip(answers, logits[:, -1].argmax(-1).tolist(), strict=True):
+            tokens = logits[:, -1].argmax(-1)
+            if streamer is not None:
+                streamer.put(tokens.cpu())
+            for ids, token in zip(answers, tokens.tolist(), strict=True):
                 ids.append(token)
         return answers
 
-    def _decode(self, rows: Sequence[list[int]]) -> list[str]:
-        """Each row of ids up to its first stop token, as text."""
-        answers, stop = [], self.prompt.stop_ids
-        for ids in rows:
-            end = next((i for i, token in enumerate(ids) if token in stop), len(ids))
-            answers.append(str(self.prompt.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip())
-        return answers
+    def _decode(self, ids: Sequence[int]) -> str:
+        """Ids up to the first stop token, as text."""
+        end = next((i for i, token in enumerate(ids) if token in self.prompt.stop_ids), len(ids))
+        return str(self.prompt.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)).strip()
 
 
 def _count_targets(text: Sequence[Segment]) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from periscope.adapters.decoding import Decoding
 from periscope.adapters.model import AdaptedModel
 from periscope.atomic import json_line, replace_bytes
 from periscope.errors import PrecomputeError, RunError
@@ -17,18 +18,19 @@ from periscope.text import printable
 from periscope.training.data.dataset import TextFeatureDataset
 
 
-def captions_of_set(model: AdaptedModel, features: FeatureSet, batch: int, max_new_tokens: int) -> Iterator[dict]:
+def captions_of_set(model: AdaptedModel, features: FeatureSet, batch: int, decoding: Decoding) -> Iterator[dict]:
     """A new caption for each medium of a feature set. The lines name no split: the set decides what is held out."""
     dataset = TextFeatureDataset(features, model.prompt, model.adapter)
     keys = features.keys
     for start in tqdm(range(0, len(keys), batch), desc="captioning", unit=" batches"):
         part = keys[start : start + batch]
         made = dataset.batch([Text(key, (key,), (), "train") for key in part], answer=False)
-        for key, caption in zip(part, model.generate(made.texts, made.features, max_new_tokens), strict=True):
+        captions = model.generate(made.texts, made.features, decoding.max_new_tokens, **decoding.arguments())
+        for key, caption in zip(part, captions, strict=True):
             yield _line(f"{key}-said", key, caption)
 
 
-def captions_of_folder(loaded: LoadedModel, data: Path, batch: int, max_new_tokens: int) -> Iterator[dict]:
+def captions_of_folder(loaded: LoadedModel, data: Path, batch: int, decoding: Decoding) -> Iterator[dict]:
     """A new caption for each medium below `data`. Each is named by its path there, so that the lines fit a feature set
     made from the same folder. Unreadable media are counted and left out.
 
@@ -53,7 +55,8 @@ def captions_of_folder(loaded: LoadedModel, data: Path, batch: int, max_new_toke
                     bad.append(f"{medium.origin}: {error}")
             named = {f"{modality}:{i}": rows for i, rows in enumerate(features.values())}
             prompts = [loaded.model.prompt.segments([], [name], answer=False) for name in named]
-            captions = loaded.model.generate(prompts, named, max_new_tokens) if prompts else []
+            how = decoding.arguments()
+            captions = loaded.model.generate(prompts, named, decoding.max_new_tokens, **how) if prompts else []
             for origin, caption in zip(features, captions, strict=True):
                 yield _line(f"{origin}-said", origin, caption)
             done += len(features)

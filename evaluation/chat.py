@@ -2,46 +2,118 @@
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
+from periscope.adapters.decoding import Decoding
 from periscope.console import command
-from periscope.errors import AdapterError, PrecomputeError, RunError
+from periscope.errors import PrecomputeError, RunError, UserError
 from periscope.inference import LoadedModel
 from periscope.precompute.media import modality_of
 from periscope.text import printable
 
 Files = Mapping[str, Sequence[Path]]  # modality -> files
 
+HELP = """\
+/{modality} FILE ...  talk about other files, in a new conversation
+/add FILE ...  show more files with the next message
+/clear         forget what was said
+/help          this list
+/quit          end (or Ctrl-D)
+An empty line captions, which isn't remembered. Ctrl-C stops an answer."""
+ALSO = {"/reset": "/clear", "/?": "/help", "/exit": "/quit", "/bye": "/quit"}
 
-def chat(loaded: LoadedModel, media: Files, max_new_tokens: int) -> None:
-    """Answer lines from the keyboard until the input ends or a line says /quit."""
-    commands = " or ".join(f"/{modality}" for modality in loaded.readers)
-    about = printable(listed(media))
-    print(f"about {about}; an empty line captions, {commands} FILE ... changes what it is about, /quit ends")
-    noted = False
+
+def chat(loaded: LoadedModel, media: Files, decoding: Decoding) -> None:
+    """Answer lines from the keyboard, remembering what was said, until the input ends or a line says /quit.
+
+    Ctrl-C stops an answer, or at the prompt nothing.
+    """
+    with suppress(ImportError):  # for keys that edit a line or recall an earlier one; not in Python for Windows
+        import readline  # noqa: F401
+    talk = Talk(loaded, media, decoding)
+    print(f"about {printable(listed(media))}; an empty line captions, Ctrl-C stops an answer, /help lists commands")
     while True:
         try:
             line = input("> ").strip()
+            if ALSO.get(line, line) == "/quit":
+                return
+            talk.take(line)
         except EOFError:
             return
-        if line == "/quit":
-            return
-        if line.partition(" ")[0] in ("/image", "/audio", "/video"):
-            media = changed(loaded, media, line)
-            continue
-        if line and not noted and (note := unasked(loaded, media)):
-            print(note, file=sys.stderr)
-            noted = True
-        try:
-            print(printable(reply(loaded, media, line, max_new_tokens)))
-        except AdapterError as error:
+        except KeyboardInterrupt:
+            print("\n/quit or Ctrl-D ends the chat", file=sys.stderr)
+        except UserError as error:
             print(printable(error), file=sys.stderr)
 
 
-def reply(loaded: LoadedModel, media: Files, question: str, max_new_tokens: int) -> str:
-    """The answer to a question about media; a caption for an empty question."""
-    return loaded.ask(media, question, max_new_tokens) if question else loaded.caption(media, max_new_tokens)
+class Talk:
+    """A conversation at the keyboard. media: what it is about · added: what the next message shows besides."""
+
+    def __init__(self, loaded: LoadedModel, media: Files, decoding: Decoding):
+        self.loaded, self.decoding = loaded, decoding
+        self.noted = False
+        self._begin(media)
+
+    def _begin(self, media: Files) -> None:
+        self.session = self.loaded.chat(media, **asdict(self.decoding))
+        self.media, self.added = media, dict[str, list[Path]]()
+
+    def take(self, line: str) -> None:
+        """Do what a line asks. Raises UserError for what can't be done, and KeyboardInterrupt at Ctrl-C."""
+        name, _, rest = line.partition(" ")
+        name = ALSO.get(name, name)
+        if name in ("/image", "/audio", "/video"):
+            self._begin(changed(self.loaded, self.media, line))
+        elif name == "/add":
+            self._add(rest)
+        elif name == "/clear":
+            self._begin(self.media)
+        elif name == "/help":
+            print(HELP.format(modality=next(iter(self.loaded.readers))))
+        elif name.startswith("/"):
+            raise RunError(f"{name} is no command; /help lists them")
+        else:
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        if not line:
+            show(reply(self.loaded, self.media, "", self.decoding))
+            return
+        if not self.noted and (note := unasked(self.loaded, self.media)):
+            print(note, file=sys.stderr)
+            self.noted = True
+        answer = self.session.send(line, self.added or None, stream=self.decoding.beams == 1)
+        show([answer] if isinstance(answer, str) else answer)
+        self.added = {}
+
+    def _add(self, names: str) -> None:
+        files = grouped(self.loaded, _files(names))
+        check_media(self.loaded, files)
+        self.added = {name: [*self.added.get(name, []), *files.get(name, [])] for name in {**self.added, **files}}
+        print(f"the next message also shows {printable(listed(self.added))}")
+
+
+def reply(loaded: LoadedModel, media: Files, question: str, decoding: Decoding) -> Iterable[str]:
+    """The answer to a question about media, or for an empty question a caption, in pieces."""
+    stream, how = decoding.beams == 1, asdict(decoding)
+    answer = (
+        loaded.ask(media, question, stream=stream, **how) if question else loaded.caption(media, stream=stream, **how)
+    )
+    return [answer] if isinstance(answer, str) else answer
+
+
+def show(pieces: Iterable[str]) -> None:
+    """Print an answer while it is made. Ctrl-C ends it."""
+    try:
+        for piece in pieces:
+            print(printable(piece), end="", flush=True)
+    finally:
+        if isinstance(pieces, Generator):
+            pieces.close()
+        print(flush=True)
 
 
 def captions_only_note(modalities: Sequence[str]) -> str:
@@ -89,12 +161,25 @@ def changed(loaded: LoadedModel, media: Files, line: str) -> Files:
     command, _, rest = line.partition(" ")
     modality = command[1:]
     try:
-        files = [Path(rest)] if Path(rest).is_file() else [Path(name) for name in shlex.split(rest)]
+        files = _files(rest)
         check_media(loaded, {modality: files})
-    except (PrecomputeError, RunError, ValueError) as error:
+    except (PrecomputeError, RunError) as error:
         print(printable(f"{error}; still about {listed(media)}"), file=sys.stderr)
         return media
     return {name: files for name, files in {**media, modality: files}.items() if files}
+
+
+def _files(names: str) -> list[Path]:
+    """The files that a line names: one as it is written, or several with quotes around names that have spaces.
+
+    Raises RunError for a quote that isn't closed.
+    """
+    if Path(names).is_file():
+        return [Path(names)]
+    try:
+        return [Path(name) for name in shlex.split(names)]
+    except ValueError as error:
+        raise RunError(f"{names}: {error}") from None
 
 
 def listed(media: Files) -> str:

@@ -9,8 +9,8 @@ from periscope import inference
 from periscope.console import command
 from periscope.errors import RunError
 from periscope.evaluation import captioning, loss_drop
-from periscope.evaluation.chat import captions_only_note, chat, check_media, grouped, reply, unasked
-from periscope.evaluation.config import AnswerOptions, EvalConfig, ModelOptions, PushOptions
+from periscope.evaluation.chat import captions_only_note, chat, check_media, grouped, reply, show, unasked
+from periscope.evaluation.config import AnswerOptions, DecodingOptions, EvalConfig, ModelOptions, PushOptions
 from periscope.evaluation.predict import MAX_NEW_TOKENS, by_split, choose_task, predict, stand_ins_of
 from periscope.evaluation.report.write import write_report, write_scores
 from periscope.evaluation.scored_run import ScoredRun, by_modality, open_scored
@@ -34,9 +34,7 @@ def score(path: Path, modality: str | None, config: EvalConfig, device: str) -> 
     """Answer every held-out text with its medium and under each control; print and write the scores."""
     options = config.scoring
     run = open_scored(path, modality, options, config.models, device)
-    chosen, texts = choose_task(
-        options.task, options.prompt_of, run.held_out(), config.answers.max_new_tokens, options.beams
-    )
+    chosen, texts = choose_task(options.task, options.prompt_of, run.held_out(), config.answers)
     if chosen.task:
         print(f"task: {chosen}")
     encoder = None
@@ -109,8 +107,8 @@ def caption_set(path: Path, modality: str | None, config: EvalConfig, device: st
     """Write a new caption for each medium of the feature set."""
     out = _written_file(config)
     run = open_scored(path, modality, config.scoring, config.models, device)
-    most = config.answers.max_new_tokens or MAX_NEW_TOKENS
-    lines = captioning.captions_of_set(run.model, run.features, config.answers.batch, most)
+    decoding = config.answers.decoding(MAX_NEW_TOKENS)
+    lines = captioning.captions_of_set(run.model, run.features, config.answers.batch, decoding)
     count = captioning.write_lines(lines, out)
     print(f"written: {out}, {count} captions")
     print(f"Next: {_training_on(out, run)}")
@@ -120,9 +118,9 @@ def caption_folder(
     adapters: Adapters, data: Path, out: Path, answers: AnswerOptions, models: ModelOptions, device: str
 ) -> None:
     """Write a new caption for each medium of a folder."""
+    decoding = answers.decoding(MAX_NEW_TOKENS)
     loaded = load_models(adapters, models, device)
-    most = answers.max_new_tokens or MAX_NEW_TOKENS
-    count = captioning.write_lines(captioning.captions_of_folder(loaded, data, answers.batch, most), out)
+    count = captioning.write_lines(captioning.captions_of_folder(loaded, data, answers.batch, decoding), out)
     print(f"written: {out}, {count} captions; train on them with --text {out}")
 
 
@@ -130,7 +128,7 @@ def respond(
     adapters: Adapters,
     media: Mapping[str, Sequence[Path]] | Sequence[Path],
     prompt: str | None,
-    max_new_tokens: int,
+    answers: DecodingOptions,
     models: ModelOptions,
     device: str,
 ) -> None:
@@ -138,16 +136,17 @@ def respond(
 
     media: modality -> files, or files whose modality their names tell.
     """
+    decoding = answers.decoding(inference.CHAT_TOKENS if prompt is None else MAX_NEW_TOKENS)
     loaded = load_models(adapters, models, device)
     if not isinstance(media, Mapping):
         media = grouped(loaded, media)
     check_media(loaded, media)
     if prompt is None:
-        chat(loaded, media, max_new_tokens or MAX_NEW_TOKENS)
+        chat(loaded, media, decoding)
     else:
         if prompt and (note := unasked(loaded, media)):
             print(note, file=sys.stderr)
-        print(printable(reply(loaded, media, prompt, max_new_tokens or MAX_NEW_TOKENS)))
+        show(reply(loaded, media, prompt, decoding))
 
 
 def load_models(adapters: Adapters, models: ModelOptions, device: str) -> inference.LoadedModel:

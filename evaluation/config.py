@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 from tyro.conf import Positional
 
+from periscope.adapters.decoding import Decoding
 from periscope.errors import RunError
 from periscope.evaluation.tasks.benchmarks import find_benchmark
 from periscope.flags import Metavar, check_ranges, parse
@@ -48,8 +49,6 @@ class ScoringOptions:
         "none",
     )
     """Controls to answer under: another medium's features, the mean feature, no medium."""
-    beams: Count = 0
-    """Beam width; 1: greedy, 0: as the task has it, otherwise greedy."""
     clip_score: bool = False
     """Also compute the CLIPScore of captions, with the text tower of the encoder (open_clip)."""
     data: Folder = None
@@ -104,15 +103,25 @@ class SharingOptions(PushOptions):
 
 
 @dataclass
-class LengthOptions:
+class DecodingOptions:
     """How answers are generated."""
 
     max_new_tokens: Count = 0
-    """Maximum answer length in tokens; 0: as the task has it, otherwise 64."""
+    """Maximum answer length in tokens; 0: as the task has it, 256 in a chat, otherwise 64."""
+    beams: Count = 0
+    """Beam width; 1: no beam search, 0: as the task has it, otherwise 1."""
+    temperature: Annotated[float, Meta(ge=0), Metavar("T")] = 0.0
+    """Draw tokens at this temperature; 0: take the likeliest."""
+    top_p: Annotated[float, Meta(gt=0, le=1), Metavar("P")] = 1.0
+    """Draw among the likeliest tokens that make up this share of the probability (nucleus sampling)."""
+
+    def decoding(self, tokens: int, beams: int = 1) -> Decoding:
+        """These options, with `tokens` and `beams` where they say 0. Raises AdapterError as `Decoding`."""
+        return Decoding(self.max_new_tokens or tokens, self.temperature, self.top_p, self.beams or beams)
 
 
 @dataclass
-class AnswerOptions(LengthOptions):
+class AnswerOptions(DecodingOptions):
     """How answers are generated."""
 
     batch: Annotated[int, Meta(ge=1), Metavar("N")] = 64
@@ -167,8 +176,8 @@ class EvalConfig:
 def read_config(args: Sequence[str] | None, prog: str, description: str, examples: Sequence[str] = ()) -> EvalConfig:
     """The options on a command line (None: this process's).
 
-    Raises RunError for a value out of range and a --write that can't be written, ScoreError for an unknown task or
-    prompt.
+    Raises RunError for a value out of range and a --write that can't be written, AdapterError for a --top-p without a
+    --temperature, ScoreError for an unknown task or prompt.
     """
     config = parse(EvalConfig, args, prog=prog, description=description, examples=examples, renamed=RENAMED)
     check_config(config)
@@ -178,6 +187,7 @@ def read_config(args: Sequence[str] | None, prog: str, description: str, example
 def check_config(config: EvalConfig) -> None:
     """The checks of `read_config`, for a config made in another way."""
     check_ranges(config, RunError)
+    config.answers.decoding(1)
     if config.texts.write:
         check_new_file("--write", config.texts.write)
     if config.scoring.task:
@@ -205,7 +215,7 @@ class AskConfig:
     """Run, adapter folder or Hub id; several by modality: image=runs/a,audio=runs/b."""
     words: Positional[Annotated[tuple[str, ...], Metavar("FILE ... QUESTION")]] = ()
     """Images, sounds or videos, and the question about them; "" asks for a caption."""
-    answers: LengthOptions = field(default_factory=LengthOptions)
+    answers: DecodingOptions = field(default_factory=DecodingOptions)
     models: ModelOptions = field(default_factory=ModelOptions)
 
     @property
@@ -226,8 +236,8 @@ class ChatConfig:
     run: Positional[Annotated[str, Metavar("RUN")]]
     """Run, adapter folder or Hub id; several by modality: image=runs/a,audio=runs/b."""
     media: Positional[Annotated[tuple[Path, ...], Metavar("FILE ...")]] = ()
-    """Images, sounds or videos."""
-    answers: LengthOptions = field(default_factory=LengthOptions)
+    """Images, sounds or videos to begin with."""
+    answers: DecodingOptions = field(default_factory=DecodingOptions)
     models: ModelOptions = field(default_factory=ModelOptions)
 
 

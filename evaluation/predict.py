@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
+from periscope.adapters.decoding import Decoding
 from periscope.adapters.model import AdaptedModel
 from periscope.adapters.prompting.boxes import turn_text as box_words
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.errors import RunError
 from periscope.evaluation.answer import answer_each, caption_groups
+from periscope.evaluation.config import DecodingOptions
 from periscope.evaluation.controls import blank_feature, conditions, stand_ins
 from periscope.evaluation.scoring.prediction import Prediction, split_order
 from periscope.evaluation.tasks.benchmarks import OWN, QUESTION, BenchmarkTask, benchmark_of, find_benchmark
@@ -33,8 +37,7 @@ class AskedTask:
     task: BenchmarkTask | None = None
     system: str = OWN
     prompt: str = QUESTION
-    max_new_tokens: int = MAX_NEW_TOKENS
-    beams: int = 1
+    decoding: Decoding = field(default_factory=lambda: Decoding(MAX_NEW_TOKENS))
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -47,11 +50,11 @@ class AskedTask:
         return self.task.kinds if self.task else ""
 
     def __str__(self) -> str:
-        decoding = f"{self.beams} beams" if self.beams > 1 else "greedy"
         note = f"; scored {self.task.note}" if self.task and self.task.note else ""
         title = self.task.title if self.task else "none"
         return (
-            f"{title}, prompt of {self.system} {self.prompt!r}, {decoding}, at most {self.max_new_tokens} tokens{note}"
+            f"{title}, prompt of {self.system} {self.prompt!r}, {self.decoding}, at most "
+            f"{self.decoding.max_new_tokens} tokens{note}"
         )
 
     def facts(self) -> dict:
@@ -60,32 +63,34 @@ class AskedTask:
             "task": self.task.name if self.task else None,
             "system": self.system,
             "prompt": self.prompt,
-            "max_new_tokens": self.max_new_tokens,
-            "beams": self.beams,
+            "max_new_tokens": self.decoding.max_new_tokens,
+            "beams": self.decoding.beams,
+            "temperature": self.decoding.temperature,
+            "top_p": self.decoding.top_p,
         }
 
 
 def choose_task(
-    name: str, system: str, texts: Sequence[Text], max_new_tokens: int = 0, beams: int = 0
+    name: str, system: str, texts: Sequence[Text], answers: DecodingOptions | None = None
 ) -> tuple[AskedTask, list[Text]]:
     """The task called `name` with its prompt and decoding, and those of the held-out texts that it scores.
 
     Without a name it is the task that the texts say they belong to: they are then scored as it does, and asked as the
-    adapter was trained. 0 for `max_new_tokens` or `beams`: as the task has it.
+    adapter was trained. What `answers` leaves open is as the task has it.
 
     Raises ScoreError for an unknown task or system, RunError where no text belongs to the task.
     """
+    answers = answers or DecodingOptions()
     if not name:
         task = benchmark_of(text.meta for text in texts)
         if system and not task:
             raise RunError(f"--prompt-of {system}: these texts don't say which task they are of; name it with --task")
         system, prompt = task.prompt_of(system or OWN) if task else (OWN, QUESTION)
-        return AskedTask(task, system, prompt, max_new_tokens or MAX_NEW_TOKENS, beams or 1), list(texts)
+        return AskedTask(task, system, prompt, answers.decoding(MAX_NEW_TOKENS)), list(texts)
     task = find_benchmark(name)
     system, prompt = task.prompt_of(system)
     kept = _texts_of(task, texts)
-    chosen = AskedTask(task, system, prompt, max_new_tokens or task.max_new_tokens, beams or task.beams)
-    return chosen, kept
+    return AskedTask(task, system, prompt, answers.decoding(task.max_new_tokens, task.beams)), kept
 
 
 def _texts_of(task: BenchmarkTask, texts: Sequence[Text]) -> list[Text]:
@@ -182,7 +187,9 @@ def predict(
     groups = caption_groups(texts)
     template = dataset.prompt.template
     asked = [task_text(text, chosen, template.style) for text, _ in groups]
-    decoding = {"num_beams": chosen.beams} if chosen.beams > 1 else {}
+    decoding = chosen.decoding.arguments()
+    if chosen.decoding.temperature:
+        torch.manual_seed(0)  # so that the same run gets the same scores again
     meta = {key: text.meta for text in texts for key in text.media}
     rows = []
     for text, group in groups:
@@ -190,7 +197,7 @@ def predict(
         row.control_meta = meta.get(stand_in.get(text.media[0], ""), {}) if "shuffled" in controls else {}
         rows.append(row)
     under = conditions(controls, stand_in, blank)
-    for name, answers in answer_each(model, dataset, asked, under, batch, chosen.max_new_tokens, **decoding):
+    for name, answers in answer_each(model, dataset, asked, under, batch, chosen.decoding.max_new_tokens, **decoding):
         for row, words in zip(rows, answers, strict=True):
             row.set_answer(name, words)
         yield name, rows

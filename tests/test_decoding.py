@@ -50,6 +50,9 @@ def test_beams_search(loaded, monkeypatch):
         ({"temperature": 1.0, "top_p": 0.0}, "top_p is 0.0; it must be above 0"),
         ({"top_p": 0.5}, "without a temperature nothing is drawn"),
         ({"beams": 0}, "beams is 0; it must be 1 or more"),
+        ({"beams": True}, "beams is True; it must be 1 or more"),
+        ({"temperature": "hot"}, "temperature is 'hot'; it must be a number"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; it must be 1 or more"),
     ],
 )
 def test_values_out_of_range_get_a_sentence(loaded, how, words):

@@ -140,3 +140,58 @@ def test_a_loaded_model_says_what_it_is(home):
 def test_a_device_that_is_not_here_gets_a_sentence(home):
     with pytest.raises(DeviceError, match="--device"):
         periscope.load(home / "whole", device="cuda:99")
+
+
+def test_many_captions_are_each_mediums_own(home):
+    model = periscope.load(home / "whole", device="cpu")
+    colours = ("blue", "red", "green", "white", "black")
+    pictures = [Image.new("RGB", (40, 30), colour) for colour in colours]
+    said = model.captions(pictures, 6, batch=2)
+    assert said == [model.caption(picture, 6) for picture in pictures] and len(said) == 5
+    assert model.captions(iter([home / "cat.png"]), 6, batch=64) == [model.caption(home / "cat.png", 6)]
+    assert model.captions(np.stack([np.asarray(picture) for picture in pictures[:2]]), 6) == said[:2]
+    assert model.captions([]) == []
+    for media in (str(home / "cat.png"), home / "cat.png", pictures[0], {"image": pictures}, 7):
+        with pytest.raises(AdapterError, match="captions takes a list of media, not a"):
+            model.captions(media)
+    with pytest.raises(AdapterError, match="each caption is of one medium, and 2 were given"):
+        model.captions([pictures[:2]])
+    with pytest.raises(AdapterError, match="batch is 0"):
+        model.captions(pictures, batch=0)
+
+
+def test_one_caption_is_of_one_medium(home):
+    model = periscope.load(home / "whole", device="cpu")
+    with pytest.raises(AdapterError, match="nothing to caption"):
+        model.caption([])
+    with pytest.raises(AdapterError, match=r"2 media of one modality \(image\).*captions\(\[...\]\)"):
+        model.caption([home / "cat.png", home / "cat.png"])
+    with pytest.raises(AdapterError, match="'audio' is no modality of this model, which reads image"):
+        model.caption({"audio": "purr.wav"})
+
+
+def test_swapped_arguments_are_named(home, monkeypatch):
+    monkeypatch.chdir(home)
+    model = periscope.load("whole", device="cpu")
+    for question in ("cat.png", Path("cat.png"), Image.new("L", (4, 4))):
+        with pytest.raises(AdapterError, match=r"the media come first: ask\(media, question\)"):
+            model.ask("What is it?", question)
+    with pytest.raises(AdapterError, match="max_new_tokens is 'What is it\\?'; it must be 1 or more"):
+        model.caption("cat.png", "What is it?")
+    with pytest.raises(DeviceError, match="'whole' is none of auto, cpu, cuda and cuda:N"):
+        periscope.load("whole", "whole")
+
+
+def test_a_model_moves(home):
+    model = periscope.load(home / "whole", device="cpu")
+    said = model.caption(home / "cat.png", 6)
+    assert model.to("cpu") is model and model.caption(home / "cat.png", 6) == said
+    moved = []
+    model.readers["image"].encoder.to = lambda device: moved.append(str(device))
+    model.to("cpu")
+    assert moved == ["cpu"]
+    with pytest.raises(DeviceError, match="--device"):
+        model.to("tpu")
+    model.model.lm.precision = "4bit"
+    with pytest.raises(AdapterError, match="is loaded in 4bit and can't be moved; load it on cpu"):
+        model.to("cpu")

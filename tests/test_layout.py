@@ -32,6 +32,7 @@ MAY: dict[str, set[str]] = {
     "adapters.limits": set(),
     "adapters.prompting": {"adapters.limits"},
     "adapters": {"atomic", "checked", "quiet", "adapters.limits", "adapters.prompting"},
+    "chat_session": {"adapters"},
     "evaluation.metrics": set(),
     "evaluation.tasks": {"evaluation.metrics"},
     "evaluation.controls": {"evaluation.metrics", "shards"},

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from periscope.adapters.decoding import Decoding
 from periscope.console import run
 from periscope.errors import AdapterError, PrecomputeError
 from periscope.evaluation.chat import chat
@@ -33,17 +34,20 @@ def test_an_error_that_names_a_file_prints_no_escapes():
 
 
 def test_answers_and_file_names_in_a_chat_print_no_escapes(monkeypatch, capsys):
-    def ask(media, question, max_new_tokens):
-        if question == "fail":
+    def send(line, media, stream):
+        if line == "fail":
             raise AdapterError(EVIL)
-        return EVIL
+        return iter([EVIL])
 
     def features(file, modality):
         raise PrecomputeError(f"{file} isn't there")
 
-    loaded = SimpleNamespace(readers={"image": None}, ask=ask, features=features, captions_only=frozenset())
+    talk = SimpleNamespace(send=send)
+    loaded = SimpleNamespace(
+        readers={"image": None}, chat=lambda media, **how: talk, features=features, captions_only=frozenset()
+    )
     monkeypatch.setattr("sys.stdin", io.StringIO("what?\nfail\n/image 'missing\x1b[2J.png'\n/quit\n"))
-    chat(loaded, {"image": [EVIL]}, 4)
+    chat(loaded, {"image": [EVIL]}, Decoding())
     out, err = capsys.readouterr()
     assert out.count(HARMLESS) == 2 and HARMLESS in err and "missing\\x1b[2J.png isn't there" in err
     assert "\x1b" not in out + err and "\r" not in out + err

@@ -1,6 +1,7 @@
 """The frozen causal language model, driven through `inputs_embeds`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, cast
 
 import torch
@@ -26,7 +27,8 @@ class LanguageModel:
 
     `reason` says why `precision` was chosen, `note` what else was chosen, both for people. `embedding_rms` is the
     median RMS of what the embedding module returns for words of the vocabulary (its output: Gemma's is scaled). `lora`
-    is the size of the LoRA on the model, which the identity leaves out (`periscope.adapters.lm.lora`).
+    is the size of the LoRA on the model, which the identity leaves out (`periscope.adapters.lm.lora`). `generating` is
+    held while it generates: injected vectors are hooks on it, which two threads would mix up.
     """
 
     name: str
@@ -37,6 +39,7 @@ class LanguageModel:
     embedding_rms: float
     note: str = ""
     lora: LoraSize | None = None
+    generating: Any = field(default_factory=Lock, repr=False, compare=False)
 
     @property
     def hidden_size(self) -> int:

@@ -14,7 +14,8 @@ from periscope.evaluation.report.runs import (
 )
 
 LOSSES = ("held-out loss", "loss drop")  # columns
-ASKED = ("task", "prompt", "max_new_tokens", "beams")  # fields of eval.json that say how answers were generated
+# Fields of eval.json that say how answers were generated.
+ASKED = ("task", "prompt", "max_new_tokens", "beams", "temperature", "top_p")
 
 
 def table(runs: Sequence[RunFolder]) -> str:

@@ -163,6 +163,7 @@ def test_it_answers_as_the_released_code_does(opt, tmp_path):
         said = model._generate_uncached([prompt], model.slots([prompt], {"a": medium}), 6)
         assert said == [ids[-6:]]
         assert model.generate([prompt], {"a": medium}, 6) == [opt.tokenizer.decode(said[0]).strip()]
+        assert "".join(model.stream(prompt, {"a": medium}, 6)) == opt.tokenizer.decode(said[0]).strip()
     with pytest.raises(AdapterError, match="leave out num_beams"):
         model.generate([prompt], {"a": medium}, 6, num_beams=3)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from toy_scenes import prepared, scene_texts
 
+from periscope.adapters.decoding import Decoding
 from periscope.errors import RunError
 from periscope.evaluation.captioning import captions_of_set, write_lines
 from periscope.evaluation.loss_drop import LossDrop, jsonl_lines, rank_texts, without, worst
@@ -96,7 +97,7 @@ def test_gains_without_a_stand_in_and_of_nothing(trained):
 
 def test_new_captions_are_what_the_model_says_of_each_medium(trained):
     model, features, _, _ = trained
-    rows = {row["media"][0]: row for row in captions_of_set(model, features, 24, 6)}
+    rows = {row["media"][0]: row for row in captions_of_set(model, features, 24, Decoding(6))}
     assert set(rows) == set(features.keys)
     segments = model.prompt.segments([], ["m5"], answer=False)
     (alone,) = model.generate([segments], {"m5": features.read_many(["m5"], "pooled")[0]}, 6)

@@ -365,7 +365,7 @@ def test_prompts_in_full(tmp_path: Path) -> None:
     telling = next(text for text in texts if text.meta["question_type"] == "what")
     pointing = next(text for text in texts if text.meta["question_type"] == "which")
     chosen, _ = choose_task("v7w", "cobra", texts)
-    assert chosen.max_new_tokens == 5 and chosen.beams == 1
+    assert (chosen.decoding.max_new_tokens, chosen.decoding.beams) == (5, 1)
     options = [f"{letter}. {choice}" for letter, choice in zip("ABCD", telling.meta["choices"], strict=True)]
     asked = "\n".join(["What is it?", *options])
     assert task_text(telling, chosen, "plain").turns[0]["content"] == asked
@@ -396,6 +396,6 @@ def test_a_task_on_other_texts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="don't hold what ai2d is scored by"):
         choose_task("ai2d", "", plain)
     chosen, kept = choose_task("", "", plain)
-    assert chosen.task is None and kept == plain and chosen.max_new_tokens == 64
+    assert chosen.task is None and kept == plain and chosen.decoding.max_new_tokens == 64
     with pytest.raises(RunError, match="--prompt-of cobra: these texts don't say which task"):
         choose_task("", "cobra", plain)

@@ -13,7 +13,7 @@ from script_runs import ROOT, here
 
 from periscope import __version__, cli, console
 from periscope.evaluation import commands
-from periscope.evaluation.config import AnswerOptions, ModelOptions, PushOptions
+from periscope.evaluation.config import AnswerOptions, DecodingOptions, ModelOptions, PushOptions
 from periscope.evaluation.report import compare as comparison
 
 LIST = "import sys; from periscope.cli import main; sys.argv = ['periscope']; main(); print(*sys.modules)"
@@ -96,13 +96,17 @@ def test_ask_and_chat_take_a_run_then_files_then_the_question(monkeypatch, calle
     periscope(monkeypatch, "ask", "runs/a", "cat.jpg", "dog.jpg", "Which?", "--max-new-tokens", 8, "--device", "cpu")
     models = ModelOptions(device="cpu")
     files = (Path("cat.jpg"), Path("dog.jpg"))
-    assert called.pop() == ("respond", ({None: Path("runs/a")}, files, "Which?", 8, models, "cpu"))
+    assert called.pop() == ("respond", ({None: Path("runs/a")}, files, "Which?", DecodingOptions(8), models, "cpu"))
     periscope(monkeypatch, "chat", "image=runs/a,audio=runs/b", "cat.jpg", "--device", "cpu")
     adapters = {"image": Path("runs/a"), "audio": Path("runs/b")}
-    assert called.pop() == ("respond", (adapters, files[:1], None, 0, models, "cpu"))
-    for arguments in (("ask", "runs/a", "What?"), ("chat", "runs/a")):
-        with pytest.raises(SystemExit, match=f"periscope {arguments[0]} needs a file"):
-            periscope(monkeypatch, *arguments)
+    assert called.pop() == ("respond", (adapters, files[:1], None, DecodingOptions(), models, "cpu"))
+    periscope(monkeypatch, "chat", "runs/a", "--temperature", 0.7, "--top-p", 0.9, "--beams", 2, "--device", "cpu")
+    answers = DecodingOptions(beams=2, temperature=0.7, top_p=0.9)
+    assert called.pop() == ("respond", ({None: Path("runs/a")}, (), None, answers, models, "cpu"))
+    with pytest.raises(SystemExit, match="periscope ask needs a file"):
+        periscope(monkeypatch, "ask", "runs/a", "What?")
+    with pytest.raises(SystemExit, match=r"top_p is 0.5, and without a temperature"):
+        periscope(monkeypatch, "ask", "runs/a", "cat.jpg", "What?", "--top-p", 0.5)
     with pytest.raises(SystemExit, match="--max-new-tokens is -1; it must be at least 0"):
         periscope(monkeypatch, "ask", "runs/a", "cat.jpg", "What?", "--max-new-tokens", -1)
 
