@@ -277,7 +277,9 @@ class AdaptedModel(nn.Module):
         """The language model's arguments for a batch behind a cached prefix of `before` tokens; without `position_ids`
         for a model that takes none.
         """
-        mask = functional.pad(batch.attention_mask, (before, 0), value=1)
+        mask = batch.attention_mask
+        if not self.lm.family.recurrent:  # whose mask is that of the positions it's given
+            mask = functional.pad(mask, (before, 0), value=1)
         inputs = {"inputs_embeds": batch.inputs_embeds, "attention_mask": mask}
         return inputs | ({"position_ids": batch.position_ids + before} if self._takes_positions else {})
 
@@ -339,7 +341,7 @@ class AdaptedModel(nn.Module):
         )
         inputs: dict[str, Any] = self._inputs(batch, _length(prefix))
         if prefix is not None:
-            rows = len(texts) * max(config.num_beams, config.num_return_sequences)
+            rows = len(texts) * max(config.num_beams or 1, config.num_return_sequences or 1)
             inputs |= _generation_inputs(inputs, prefix) | {cache_argument(self.lm.model): growing_cache(prefix, rows)}
         with injection:
             ids = cast(Any, self.lm.model).generate(**inputs, generation_config=config)

@@ -9,7 +9,7 @@ import torch
 
 from periscope.adapters.constant_prefix import MIN_PREFIX, leading_ids, why_no_prefix, without_leading
 from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
-from periscope.adapters.lm.injection import Injection
+from periscope.adapters.lm.injection import injection_into
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import add_lora, lora_parameters
 from periscope.adapters.model import AdaptedModel, Adapter
@@ -29,7 +29,7 @@ def adapted(folder, injects=False):
     prompt = Prompt(lm.tokenizer, default_template(lm.tokenizer))
     if injects:
         shape = FeatureShape("layers", 2, WIDTH)
-        adapter = Adapter("inject", shape, lm.hidden_size, lm.embedding_rms, injection=Injection(lm.layer_size, 1, 2, False))
+        adapter = Adapter("epalm", shape, lm.hidden_size, lm.embedding_rms, injection=injection_into(lm, 2))
         return AdaptedModel(lm, adapter, prompt)
     shape = FeatureShape("patches", PATCHES, WIDTH, (3, 3))
     adapter = Adapter("mlp", shape, lm.hidden_size, lm.embedding_rms, soft_prompt=2)
@@ -124,13 +124,17 @@ def test_windows_reach_back_into_the_prefix(family, language_model_folder):
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_answers_are_those_of_whole_rows(family, language_model_folder):
     model = adapted(language_model_folder(family))
-    texts, features = batch(model, answer=False)
-    texts[1] = [*texts[1], Segment(ids=words(model, 5))]  # the others are padded, behind the prefix
+    even, features = batch(model, answer=False)
+    texts = [even[0], [*even[1], Segment(ids=words(model, 5))]]  # the first is padded, behind the prefix
+    slots = model.slots(even, features)
+    has_window = bool(getattr(model.lm.model.config, "sliding_window", None)) and family in WINDOWS
+    assert (model._generation_prefix(even, slots, 5)[1] is None) == model.lm.family.recurrent
+    assert (model._generation_prefix(texts, slots, 8)[1] is None) == (model.lm.family.recurrent or has_window)
     cached = model.generate(texts, features, max_new_tokens=8)
-    beams = model.generate(texts, features, max_new_tokens=5, num_beams=2)
+    beams = model.generate(even, features, max_new_tokens=5, num_beams=2)
     assert any(cached)
     assert cached == whole(model).generate(texts, features, max_new_tokens=8)
-    assert beams == model.generate(texts, features, max_new_tokens=5, num_beams=2)
+    assert beams == model.generate(even, features, max_new_tokens=5, num_beams=2)
 
 
 def test_a_prefix_is_computed_once_and_again_for_other_weights(language_model_folder, counted):
@@ -216,6 +220,6 @@ def test_where_a_prefix_cant_be_had_the_reason_is_said(language_model_folder, mo
     add_lora(lm, 2, 2)
     assert "no gradient" in why_no_prefix(lm)
     lm = load_language_model(str(language_model_folder("llama")))
-    assert not why_no_prefix(lm) and "comes before" in why_no_prefix(lm, image_first=True)
+    assert not why_no_prefix(lm) and "come before" in why_no_prefix(lm, image_first=True)
     lm.model.config._attn_implementation = "flash_attention_2"
     assert "sdpa or eager" in why_no_prefix(lm)
