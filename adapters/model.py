@@ -264,6 +264,10 @@ class AdaptedModel(nn.Module):
         """Why the words that all texts begin with aren't computed once; "" if they are."""
         return why_no_prefix(self.lm, bool(self._injector and self._injector.compat))
 
+    def prefix_length(self, texts: Texts) -> int:
+        """How many words all texts begin with that are computed once; 0 for none."""
+        return 0 if self.no_prefix else len(leading_ids(texts))
+
     def _take_prefix(self, texts: Texts, answer: bool = True) -> tuple[Texts, PrefixCache | None]:
         """The texts without the words that all of them begin with, and those words' keys and values; the texts as they
         are, and None, where there is no such prefix or the model can't reuse one (`no_prefix`).
@@ -277,11 +281,12 @@ class AdaptedModel(nn.Module):
         """The language model's arguments for a batch behind a cached prefix of `before` tokens; without `position_ids`
         for a model that takes none.
         """
-        mask = batch.attention_mask
-        if not self.lm.family.recurrent:  # whose mask is that of the positions it's given
-            mask = functional.pad(mask, (before, 0), value=1)
+        whole = functional.pad(batch.attention_mask, (before, 0), value=1)
+        # A state-space model's mask is that of the positions it is given.
+        mask = batch.attention_mask if self.lm.family.recurrent else whole
+        position_ids = positions_of(whole)[:, before:] if before else batch.position_ids
         inputs = {"inputs_embeds": batch.inputs_embeds, "attention_mask": mask}
-        return inputs | ({"position_ids": batch.position_ids + before} if self._takes_positions else {})
+        return inputs | ({"position_ids": position_ids} if self._takes_positions else {})
 
     def _splice(
         self, texts: Texts, slots: dict[str, torch.Tensor], prefix: PrefixCache | None = None, **options: Any
