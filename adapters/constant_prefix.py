@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.selective_scan import KERNEL
 from periscope.adapters.prompting.segments import Segment
-from periscope.adapters.shared_prefix import can_share
+from periscope.adapters.shared_prefix import can_share, common_prefix
 
 MIN_PREFIX = 8  # tokens; below that the mask and the copied keys cost what the positions save
 
@@ -29,20 +29,16 @@ def why_no_prefix(lm: LanguageModel, image_first: bool = False) -> str:
     return ""
 
 
-def leading_ids(texts: Sequence[Sequence[Segment]], answer: bool = True) -> tuple[int, ...]:
+def leading_ids(texts: Sequence[Sequence[Segment]]) -> tuple[int, ...]:
     """The ids that all texts begin with, before any vector, up to what predicts the first target; () if too few.
 
-    `answer=False`: texts to be answered, of which one token must be left to predict from.
+    In a text without vectors or targets, which is to be answered, the last id is left to predict from.
     """
-    common = _leading(texts[0], answer)
-    for text in texts[1:]:
-        ids = _leading(text, answer)
-        length = next((i for i, (a, b) in enumerate(zip(common, ids, strict=False)) if a != b), min(len(common), len(ids)))
-        common = common[:length]
+    common = common_prefix([_leading(text) for text in texts])
     return common if len(common) >= MIN_PREFIX else ()
 
 
-def _leading(text: Sequence[Segment], answer: bool) -> tuple[int, ...]:
+def _leading(text: Sequence[Segment]) -> tuple[int, ...]:
     ids: tuple[int, ...] = ()
     for segment in text:
         if segment.slot is not None:

@@ -25,6 +25,7 @@ from periscope.adapters.prompting.template import soft_slots
 from periscope.adapters.shared_prefix import (
     SharedPrefixBatch,
     can_share,
+    causal_masks,
     group_by_prefix,
     pack_shared_prefix,
     sharing_pays,
@@ -242,9 +243,10 @@ class AdaptedModel(nn.Module):
         batch, injection = self._splice(texts, slots, prefix)
         labels = functional.pad(batch.labels, (0, 1), value=IGNORED)[:, 1:]
         keep = labels != IGNORED
-        # Padding is on the right, where no token attends to it: without a mask attention uses its causal kernels.
-        masked = self._injector is not None
-        inputs = self._inputs(batch, _length(prefix)) if masked else {"inputs_embeds": batch.inputs_embeds}
+        if self._injector is not None:
+            inputs = self._inputs(batch, _length(prefix))
+        else:
+            inputs = self._causal_inputs(batch, _length(prefix))
         with injection:
             logits = self._logits(inputs, keep, prefix)
         return cross_entropy(logits, torch.arange(len(logits), device=logits.device), labels[keep])
@@ -268,14 +270,25 @@ class AdaptedModel(nn.Module):
         """How many words all texts begin with that are computed once; 0 for none."""
         return 0 if self.no_prefix else len(leading_ids(texts))
 
-    def _take_prefix(self, texts: Texts, answer: bool = True) -> tuple[Texts, PrefixCache | None]:
+    def _take_prefix(self, texts: Texts) -> tuple[Texts, PrefixCache | None]:
         """The texts without the words that all of them begin with, and those words' keys and values; the texts as they
         are, and None, where there is no such prefix or the model can't reuse one (`no_prefix`).
         """
-        ids = () if self.no_prefix else leading_ids(texts, answer)
+        ids = () if self.no_prefix else leading_ids(texts)
         if not ids:
             return texts, None
         return [without_leading(text, len(ids)) for text in texts], self._prefixes.of(ids)
+
+    def _causal_inputs(self, batch: SplicedBatch, before: int) -> dict[str, Any]:
+        """As `_inputs`, for padding on the right, where no token attends to it: without a mask, with which attention
+        uses its causal kernels, unless a prefix comes before the batch.
+        """
+        inputs: dict[str, Any] = {"inputs_embeds": batch.inputs_embeds}
+        if before and self._takes_positions:
+            rows, length = batch.inputs_embeds.shape[:2]
+            inputs["attention_mask"] = causal_masks(self.lm, length, before)
+            inputs["position_ids"] = torch.arange(before, before + length, device=self.lm.device).expand(rows, -1)
+        return inputs
 
     def _inputs(self, batch: SplicedBatch, before: int = 0) -> dict[str, torch.Tensor]:
         """The language model's arguments for a batch behind a cached prefix of `before` tokens; without `position_ids`
@@ -357,9 +370,9 @@ class AdaptedModel(nn.Module):
     ) -> tuple[Texts, PrefixCache | None]:
         """As `_take_prefix`, for texts to be answered.
 
-        Padding stands between the prefix and the rest of a text. A state-space model would read it, and a sliding window
-        count it, unless it is wide enough for everything: there is no prefix then. Nor where an injected image would be
-        all that is left of a text, which looks like a generated token.
+        Padding stands between the prefix and the rest of a text. A state-space model would read it, and a sliding
+        window count it, unless it is wide enough for everything: there is no prefix then. Nor where an injected image
+        would be all that is left of a text, which looks like a generated token.
         """
         if self.lm.family.recurrent or (self._injector is not None and any(text[-1].slot for text in texts)):
             return texts, None
@@ -367,7 +380,7 @@ class AdaptedModel(nn.Module):
         lengths = {length_of(text, {name: len(vectors) for name, vectors in slots.items()}) for text in texts}
         if window and len(lengths) > 1 and max(lengths) + max_new_tokens > window:
             return texts, None
-        return self._take_prefix(texts, answer=False)
+        return self._take_prefix(texts)
 
     def _generate_uncached(self, texts: Texts, slots: dict[str, torch.Tensor], max_new_tokens: int) -> list[list[int]]:
         """Greedy ids for each text, until every row has a stop token."""

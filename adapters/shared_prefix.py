@@ -36,8 +36,8 @@ class SharedPrefixBatch:
     """A batch of packed groups.
 
     - `inputs_embeds`: `(rows, length, hidden_size)` in the model's dtype.
-    - `attention_mask`: `(rows, 1, length, before + length)`, added to attention scores; or one for each kind of layer, by
-      name.
+    - `attention_mask`: `(rows, 1, length, before + length)`, added to attention scores; or one for each kind of layer,
+      by name. `before` is the length of a cached prefix.
     - `position_ids`: `(rows, length)` int64.
     - `keep`: `(rows, length)` bool, positions whose logits are needed.
     - `predicted_by`, `labels`: `(targets,)` int64. For each target, text by text: the index among the kept positions of
@@ -76,7 +76,7 @@ def group_by_prefix(texts: Sequence[Sequence[Segment]]) -> list[PrefixGroup]:
         prefix, suffixes = list(texts[numbers[0]][:cut]), [list(texts[number][cut:]) for number in numbers]
         first = [suffix[0] if suffix else Segment() for suffix in suffixes]
         if len(numbers) > 1 and len({segment.target for segment in first}) == 1:
-            common = _common_prefix([segment.ids for segment in first])
+            common = common_prefix([segment.ids for segment in first])
             prefix += [Segment(ids=common, target=first[0].target)] if common else []
             suffixes = [
                 [Segment(ids=suffix[0].ids[len(common) :], target=suffix[0].target), *suffix[1:]] for suffix in suffixes
@@ -85,7 +85,7 @@ def group_by_prefix(texts: Sequence[Sequence[Segment]]) -> list[PrefixGroup]:
     return groups
 
 
-def _common_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def common_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The longest common prefix of all rows."""
     low, high = min(rows), max(rows)
     return low[: next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(map(len, rows)))]
@@ -177,6 +177,16 @@ def _targets(segments: Sequence[Segment], path: Sequence[int], tokens: Mapping[s
             targets += [(path[position + i - 1], token) for i, token in enumerate(segment.ids)]
         position += length_of([segment], tokens)
     return targets
+
+
+def causal_masks(lm: LanguageModel, length: int, before: int) -> torch.Tensor | dict[str, torch.Tensor]:
+    """The additive attention masks of rows of `length` tokens behind a cached prefix of `before`, for any number of
+    rows: `(1, 1, length, before + length)`, or one for each kind of layer.
+
+    transformers would make a boolean one for every row, which each layer's attention turns into numbers and keeps.
+    """
+    same = torch.zeros(1, length, dtype=torch.long, device=lm.device)
+    return _masks(lm, same, same, torch.arange(before, before + length, device=lm.device)[None], before)
 
 
 def _masks(

@@ -1,4 +1,4 @@
-"""What does a prefix that is computed once gain? Captions behind a system prompt, against rows that are computed whole."""
+"""What does a prefix computed once gain? Captions behind a system prompt, against rows that are computed whole."""
 
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -66,7 +66,7 @@ def loss_of(model: AdaptedModel, batch: Batch, cached: bool) -> float:
 def prefixes(model: AdaptedModel, cached: bool):
     """A block in which the model reuses prefixes, or computes whole rows."""
     if not cached:
-        model._take_prefix = lambda texts, answer=True: (texts, None)
+        model._take_prefix = lambda texts: (texts, None)
     try:
         yield
     finally:

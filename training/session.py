@@ -176,7 +176,10 @@ class Session:
             losses, ratio, results = evaluate_heldout(
                 self.model, self.sets, trained_texts, self.micro_batch, self.ranks
             )
-            answers = [sample_answers(self.model, each.dataset, each.heldout) for each in self.sets]
+            answers = [
+                sample_answers(self.model, each.dataset, each.heldout, self.micro_batch, self.ranks)
+                for each in self.sets
+            ]
         torch.set_rng_state(generator)
         not_finite = sum(result["not_finite"] for result in results.values())
         rank = (not_finite, losses["real"])

@@ -23,8 +23,8 @@ ARGUMENTS = ("cache", "past_key_values", "cache_params")  # a forward pass's nam
 
 
 class PrefixCache(Cache):
-    """What each layer keeps of a prefix of `length` tokens. A pass over the prefix fills it (`recording`); one over what
-    follows reads it and leaves it as it is, so that a layer recomputed for its gradient finds what it found at first.
+    """What each layer keeps of a prefix of `length` tokens. A pass over the prefix fills it (`recording`); one over
+    what follows reads it and leaves it as it is, so that a layer recomputed for its gradient finds what it found first.
     """
 
     recording = True
@@ -55,7 +55,7 @@ class KeysLayer(DynamicLayer):
 
 
 class StateLayer(LinearAttentionLayer):
-    """A state-space layer's last inputs to its convolution `(1, width, kernel)` and its state `(1, ...)` behind them."""
+    """A state-space layer's last inputs to its convolution `(1, width, kernel)` and the state `(1, ...)` after them."""
 
     def __init__(self, owner: PrefixCache):
         super().__init__()

@@ -194,8 +194,8 @@ _initial_state: ContextVar[torch.Tensor | None] = ContextVar("initial_state", de
 
 
 def start_next_scan_from(state: torch.Tensor) -> None:
-    """Let the next of this module's scans begin with `state` `(1, ...)` in every row, instead of zeros. A mixer of Mamba
-    has no argument for it.
+    """Let the next of this module's scans begin with `state` `(1, ...)` in every row, instead of zeros. A mixer of
+    Mamba has no argument for it.
     """
     _initial_state.set(state)
 

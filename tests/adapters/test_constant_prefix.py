@@ -40,6 +40,11 @@ def words(model, count=PREFIX):
     return tuple(3 + 5 * i % (len(model.lm.tokenizer) - 3) for i in range(count))
 
 
+def summed(one, other):
+    """Two results of `losses_and_gradients` as one."""
+    return one[0] + other[0], [sum(both) for both in zip(one[1], other[1], strict=True)]
+
+
 def batch(model, answer=True, media="abca", soft=True):
     """Captions behind the same words; of one picture two."""
     turns = [[{"role": "assistant", "content": answer}] for answer in ANSWERS]
@@ -55,7 +60,7 @@ def batch(model, answer=True, media="abca", soft=True):
 
 def whole(model):
     """The model without cached prefixes."""
-    model._take_prefix = lambda texts, answer=True: (texts, None)
+    model._take_prefix = lambda texts: (texts, None)
     return model
 
 
@@ -169,7 +174,7 @@ def test_lora_learns_through_the_prefix(family, every, language_model_folder):
     halves = [losses_and_gradients(model, part, features) for part in (texts[:2], texts[2:])]
     expected = losses_and_gradients(whole(model), texts, features)
     assert_same(cached, expected)
-    assert_same((halves[0][0] + halves[1][0], [sum(both) for both in zip(*(half[1] for half in halves), strict=True)]), expected)
+    assert_same(summed(*halves), expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mamba", "mamba2"])
@@ -188,7 +193,8 @@ def test_an_injected_image_stands_behind_the_prefix(family, language_model_folde
     texts, features = batch(model, soft=False)
     texts = [[*text[:2], Segment(ids=words(model, 4)), *text[2:]] for text in texts]
     cached = losses_and_gradients(model, texts, features)
-    prompts = [[*text, Segment(ids=words(model, 2 + i))] for i, text in enumerate(batch(model, answer=False, soft=False)[0])]
+    prompts, _ = batch(model, answer=False, soft=False)
+    prompts = [[*text, Segment(ids=words(model, 2 + i))] for i, text in enumerate(prompts)]
     answers = model.generate(prompts, features, max_new_tokens=6)
     assert_same(cached, losses_and_gradients(whole(model), texts, features))
     assert any(answers) and answers == model.generate(prompts, features, max_new_tokens=6)
@@ -204,7 +210,7 @@ def test_what_is_a_prefix(language_model_folder):
     assert leading_ids([first]) == leading_ids([text, first]) == (), "a soft prompt at the very beginning is trained"
     target = [Segment(ids=tuple(range(20))), Segment(ids=(1, 2), target=True)]
     assert leading_ids([target]) == tuple(range(19)), "what predicts the first target is computed in each row"
-    assert leading_ids([target[:1]], answer=False) == tuple(range(19))
+    assert leading_ids([target[:1]]) == tuple(range(19))
     short = [Segment(ids=tuple(range(MIN_PREFIX - 1))), Segment(slot="a"), *target]
     assert leading_ids([short]) == ()
     assert leading_ids([target, [Segment(ids=(*range(9), 50)), *target]]) == tuple(range(9))

@@ -38,8 +38,8 @@ class MemoryPlan:
 
     weights: the frozen model · adapter: what is trained, LoRA included, with gradients and AdamW's moments ·
     per_token, per_target, per_medium: saved for the backward pass · checkpoint: on disk · tokens: of a medium · free:
-    GPU memory besides the weights, None on a CPU · lora: the part of `adapter` that is LoRA's · prefix: words that every
-    text begins with and that are computed once, of which a text keeps keys and values only (in `per_token`, a mean).
+    GPU memory besides the weights, None on a CPU · lora: the part of `adapter` that is LoRA's · prefix: words that
+    every text begins with and that are computed once; a text keeps only their keys and values (in `per_token`, a mean).
     """
 
     weights: int
@@ -198,8 +198,8 @@ def saved_per_token(
 
     Per token, because a mask and unfused attention grow with the length. With LoRA of this `rank`, also the fp32 inputs
     of its layers and the outputs of their first matrices. Two small stacks of layers are counted, which gives one
-    layer's share. With `checkpoint_every`, every Nth layer saves its input only, and one layer at a time everything. Of a
-    cached `prefix`, part of the length, each layer saves keys and values.
+    layer's share. With `checkpoint_every`, every Nth layer saves its input only, and one layer at a time everything.
+    Of a cached `prefix`, part of the length, each layer saves keys and values.
     """
     text_config = config.get_text_config()
     depth = text_config.num_hidden_layers

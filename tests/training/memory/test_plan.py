@@ -13,8 +13,8 @@ from periscope.adapters.lm.lora import add_lora, lora_parameters, lora_size
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
-from periscope.adapters.prompting.template import default_template
 from periscope.adapters.prompting.segments import Segment
+from periscope.adapters.prompting.template import default_template
 from periscope.adapters.shared_prefix import SharedPrefixBatch, pack_shared_prefix
 from periscope.adapters.splice import length_of
 from periscope.training.memory import plan as plans
