@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple, Protocol, overload
 import torch
 
 from periscope.adapters.composed import ComposedPrompt
-from periscope.adapters.conversation import Conversation, Message
-from periscope.adapters.decoding import Decoding
+from periscope.adapters.generation.conversation import Conversation, Message
+from periscope.adapters.generation.decoding import Decoding
 from periscope.adapters.prompting.segments import Segment
 from periscope.errors import AdapterError
 

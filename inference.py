@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 from periscope.adapters.composed import ComposedModel, ComposedPrompt
-from periscope.adapters.decoding import Decoding
+from periscope.adapters.generation.decoding import Decoding
 from periscope.adapters.io.card import is_hub_id
 from periscope.adapters.io.checkpoint import load_adapter
 from periscope.adapters.io.hub import fetch_adapter

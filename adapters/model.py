@@ -11,10 +11,13 @@ from torch import nn
 from torch.nn import functional
 from transformers import GenerationConfig
 
+from periscope.adapters.constant_prefix import leading_ids, why_no_prefix, without_leading
+from periscope.adapters.generation.streaming import TextPieces, TokenQueue, stream_text
 from periscope.adapters.lm.cross_entropy import cross_entropy
 from periscope.adapters.lm.injection import InjectedVectors, Injection, Injector, LayerMap
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import lora_parameters
+from periscope.adapters.lm.prefix_cache import PrefixCache, PrefixCaches, cache_argument, growing_cache
 from periscope.adapters.projectors import FeatureShape, build_projector, find_projector
 from periscope.adapters.projectors.layers import LayerLinears
 from periscope.adapters.prompting.prompt import Prompt
@@ -23,13 +26,13 @@ from periscope.adapters.prompting.template import soft_slots
 from periscope.adapters.shared_prefix import (
     SharedPrefixBatch,
     can_share,
+    causal_masks,
     group_by_prefix,
     pack_shared_prefix,
     sharing_pays,
 )
 from periscope.adapters.soft_prompt import SoftPrompt
-from periscope.adapters.splice import IGNORED, SplicedBatch, positions_of, splice
-from periscope.adapters.streaming import TextPieces, TokenQueue, stream_text
+from periscope.adapters.splice import IGNORED, SplicedBatch, length_of, positions_of, splice
 from periscope.errors import AdapterError
 
 Texts = Sequence[Sequence[Segment]]
@@ -171,6 +174,7 @@ class AdaptedModel(nn.Module):
         if adapter.injects and (injection := adapter.injection):
             layers = LayerMap(injection.start, injection.end, cast(LayerLinears, adapter.projector).blocks)
             self._injector = Injector(lm, layers, injection.compat)
+        self._prefixes = PrefixCaches(lm)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name, always in the same order: the adapter's, then those of the language model's
@@ -231,31 +235,75 @@ class AdaptedModel(nn.Module):
     ) -> torch.Tensor:
         """The loss of every target, text by text, `(targets,)` in fp32."""
         slots = self.slots(texts, features, noise, draw)
+        texts, prefix = self._take_prefix(texts)
         if self._can_share:
             groups = group_by_prefix(texts)
             if sharing_pays(texts, groups, {name: len(vectors) for name, vectors in slots.items()}):
-                return self._shared_prefix_losses(pack_shared_prefix(self.lm, texts, groups, slots))
-        batch, injection = self._splice(texts, slots)
+                packed = pack_shared_prefix(self.lm, texts, groups, slots, _length(prefix))
+                return self._shared_prefix_losses(packed, prefix)
+        batch, injection = self._splice(texts, slots, prefix)
         labels = functional.pad(batch.labels, (0, 1), value=IGNORED)[:, 1:]
         keep = labels != IGNORED
-        # Padding is on the right, where no token attends to it: without a mask attention uses its causal kernels.
-        inputs = self._inputs(batch) if self._injector is not None else {"inputs_embeds": batch.inputs_embeds}
+        if self._injector is not None:
+            inputs = self._inputs(batch, _length(prefix))
+        else:
+            inputs = self._causal_inputs(batch, _length(prefix))
         with injection:
-            logits = self.lm.model(**inputs, logits_to_keep=keep, use_cache=False).logits
+            logits = self._logits(inputs, keep, prefix)
         return cross_entropy(logits, torch.arange(len(logits), device=logits.device), labels[keep])
 
-    def _shared_prefix_losses(self, batch: SharedPrefixBatch) -> torch.Tensor:
+    def _shared_prefix_losses(self, batch: SharedPrefixBatch, prefix: PrefixCache | None = None) -> torch.Tensor:
         inputs = {name: getattr(batch, name) for name in ("inputs_embeds", "attention_mask", "position_ids")}
-        logits = self.lm.model(**inputs, logits_to_keep=batch.keep, use_cache=False).logits
-        return cross_entropy(logits, batch.predicted_by, batch.labels)
+        return cross_entropy(self._logits(inputs, batch.keep, prefix), batch.predicted_by, batch.labels)
 
-    def _inputs(self, batch: SplicedBatch) -> dict[str, torch.Tensor]:
-        """The language model's arguments for a batch; without `position_ids` for a model that takes none."""
-        inputs = {"inputs_embeds": batch.inputs_embeds, "attention_mask": batch.attention_mask}
-        return inputs | ({"position_ids": batch.position_ids} if self._takes_positions else {})
+    def _logits(self, inputs: dict[str, Any], keep: torch.Tensor, prefix: PrefixCache | None) -> torch.Tensor:
+        """The logits `(kept, vocabulary)` at the positions `keep` of a batch that `prefix` stands before."""
+        if prefix is not None:
+            inputs = inputs | {cache_argument(self.lm.model): prefix}
+        return self.lm.model(**inputs, logits_to_keep=keep, use_cache=False).logits
+
+    @property
+    def no_prefix(self) -> str:
+        """Why the words that all texts begin with aren't computed once; "" if they are."""
+        return why_no_prefix(self.lm, bool(self._injector and self._injector.compat))
+
+    def prefix_length(self, texts: Texts) -> int:
+        """How many words all texts begin with that are computed once; 0 for none."""
+        return 0 if self.no_prefix else len(leading_ids(texts))
+
+    def _take_prefix(self, texts: Texts) -> tuple[Texts, PrefixCache | None]:
+        """The texts without the words that all of them begin with, and those words' keys and values; the texts as they
+        are, and None, where there is no such prefix or the model can't reuse one (`no_prefix`).
+        """
+        ids = () if self.no_prefix else leading_ids(texts)
+        if not ids:
+            return texts, None
+        return [without_leading(text, len(ids)) for text in texts], self._prefixes.of(ids)
+
+    def _causal_inputs(self, batch: SplicedBatch, before: int) -> dict[str, Any]:
+        """As `_inputs`, for padding on the right, where no token attends to it: without a mask, with which attention
+        uses its causal kernels, unless a prefix comes before the batch.
+        """
+        inputs: dict[str, Any] = {"inputs_embeds": batch.inputs_embeds}
+        if before and self._takes_positions:
+            rows, length = batch.inputs_embeds.shape[:2]
+            inputs["attention_mask"] = causal_masks(self.lm, length, before)
+            inputs["position_ids"] = torch.arange(before, before + length, device=self.lm.device).expand(rows, -1)
+        return inputs
+
+    def _inputs(self, batch: SplicedBatch, before: int = 0) -> dict[str, torch.Tensor]:
+        """The language model's arguments for a batch behind a cached prefix of `before` tokens; without `position_ids`
+        for a model that takes none.
+        """
+        whole = functional.pad(batch.attention_mask, (before, 0), value=1)
+        # A state-space model's mask is that of the positions it is given.
+        mask = batch.attention_mask if self.lm.family.recurrent else whole
+        position_ids = positions_of(whole)[:, before:] if before else batch.position_ids
+        inputs = {"inputs_embeds": batch.inputs_embeds, "attention_mask": mask}
+        return inputs | ({"position_ids": position_ids} if self._takes_positions else {})
 
     def _splice(
-        self, texts: Texts, slots: dict[str, torch.Tensor], **options: Any
+        self, texts: Texts, slots: dict[str, torch.Tensor], prefix: PrefixCache | None = None, **options: Any
     ) -> tuple[SplicedBatch, AbstractContextManager]:
         """The batch, and the context in which the language model must read it, which injects vectors if any.
 
@@ -287,7 +335,7 @@ class AdaptedModel(nn.Module):
             batch.position_ids = positions_of(counted)
             unpositioned = counted == 0 if compat else None
         stacked = torch.stack([media[name] for name in names]).to(self.lm.device)
-        vectors = InjectedVectors(stacked, rows, positions, unpositioned)
+        vectors = InjectedVectors(stacked, rows, positions, unpositioned, _length(prefix))
         return batch, self._injector.inject(vectors, len(texts), batch.inputs_embeds.shape[1])
 
     @torch.no_grad()
@@ -335,15 +383,37 @@ class AdaptedModel(nn.Module):
             if decoding:
                 raise AdapterError(f"with epalm_compat answers are greedy; leave out {', '.join(decoding)}")
             return self._generate_uncached(texts, slots, max_new_tokens, streamer)
-        batch, injection = self._splice(texts, slots, side="left", train=False)
+        texts, prefix = self._generation_prefix(texts, slots, max_new_tokens)
+        batch, injection = self._splice(texts, slots, prefix, side="left", train=False)
         config = GenerationConfig(
             **{"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, **decoding},
             eos_token_id=list(stop),
             pad_token_id=stop[0],
         )
+        inputs: dict[str, Any] = self._inputs(batch, _length(prefix))
+        if prefix is not None:
+            rows = len(texts) * max(config.num_beams or 1, config.num_return_sequences or 1)
+            inputs |= _generation_inputs(inputs, prefix) | {cache_argument(self.lm.model): growing_cache(prefix, rows)}
         with injection:
-            ids = cast(Any, self.lm.model).generate(**self._inputs(batch), generation_config=config, streamer=streamer)
+            ids = cast(Any, self.lm.model).generate(**inputs, generation_config=config, streamer=streamer)
         return ids.tolist()
+
+    def _generation_prefix(
+        self, texts: Texts, slots: dict[str, torch.Tensor], max_new_tokens: int
+    ) -> tuple[Texts, PrefixCache | None]:
+        """As `_take_prefix`, for texts to be answered.
+
+        Padding stands between the prefix and the rest of a text. A state-space model would read it, and a sliding
+        window count it, unless it is wide enough for everything: there is no prefix then. Nor where an injected image
+        would be all that is left of a text, which looks like a generated token.
+        """
+        if self.lm.family.recurrent or (self._injector is not None and any(text[-1].slot for text in texts)):
+            return texts, None
+        window = getattr(self.lm.model.config.get_text_config(), "sliding_window", None)
+        lengths = {length_of(text, {name: len(vectors) for name, vectors in slots.items()}) for text in texts}
+        if window and len(lengths) > 1 and max(lengths) + max_new_tokens > window:
+            return texts, None
+        return self._take_prefix(texts)
 
     def _generate_uncached(
         self, texts: Texts, slots: dict[str, torch.Tensor], max_new_tokens: int, streamer: TokenQueue | None = None
@@ -366,6 +436,22 @@ class AdaptedModel(nn.Module):
         """Ids up to the first stop token, as text."""
         end = next((i for i, token in enumerate(ids) if token in self.prompt.stop_ids), len(ids))
         return str(self.prompt.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)).strip()
+
+
+def _length(prefix: PrefixCache | None) -> int:
+    """The number of tokens in a cached prefix."""
+    return 0 if prefix is None else prefix.length
+
+
+def _generation_inputs(inputs: Mapping[str, torch.Tensor], prefix: PrefixCache) -> dict[str, torch.Tensor]:
+    """Embeddings and position ids for `generate`, which drops as many positions as the cache holds from the front."""
+    before = _length(prefix)
+    padded = {"inputs_embeds": functional.pad(inputs["inputs_embeds"], (0, 0, before, 0))}
+    if "position_ids" in inputs:
+        positions = inputs["position_ids"]
+        own = torch.arange(before, device=positions.device).expand(len(positions), -1)
+        padded["position_ids"] = torch.cat([own, positions], 1)
+    return padded
 
 
 def _count_targets(text: Sequence[Segment]) -> int:

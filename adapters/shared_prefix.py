@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.prompting.segments import Segment
@@ -35,7 +36,8 @@ class SharedPrefixBatch:
     """A batch of packed groups.
 
     - `inputs_embeds`: `(rows, length, hidden_size)` in the model's dtype.
-    - `attention_mask`: `(rows, 1, length, length)`, added to attention scores; or one for each kind of layer, by name.
+    - `attention_mask`: `(rows, 1, length, before + length)`, added to attention scores; or one for each kind of layer,
+      by name. `before` is the length of a cached prefix.
     - `position_ids`: `(rows, length)` int64.
     - `keep`: `(rows, length)` bool, positions whose logits are needed.
     - `predicted_by`, `labels`: `(targets,)` int64. For each target, text by text: the index among the kept positions of
@@ -74,7 +76,7 @@ def group_by_prefix(texts: Sequence[Sequence[Segment]]) -> list[PrefixGroup]:
         prefix, suffixes = list(texts[numbers[0]][:cut]), [list(texts[number][cut:]) for number in numbers]
         first = [suffix[0] if suffix else Segment() for suffix in suffixes]
         if len(numbers) > 1 and len({segment.target for segment in first}) == 1:
-            common = _common_prefix([segment.ids for segment in first])
+            common = common_prefix([segment.ids for segment in first])
             prefix += [Segment(ids=common, target=first[0].target)] if common else []
             suffixes = [
                 [Segment(ids=suffix[0].ids[len(common) :], target=suffix[0].target), *suffix[1:]] for suffix in suffixes
@@ -83,7 +85,7 @@ def group_by_prefix(texts: Sequence[Sequence[Segment]]) -> list[PrefixGroup]:
     return groups
 
 
-def _common_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def common_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The longest common prefix of all rows."""
     low, high = min(rows), max(rows)
     return low[: next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(map(len, rows)))]
@@ -104,8 +106,10 @@ def pack_shared_prefix(
     texts: Sequence[Sequence[Segment]],
     groups: Sequence[PrefixGroup],
     slots: Mapping[str, torch.Tensor],
+    before: int = 0,
 ) -> SharedPrefixBatch:
-    """Pack groups into rows as long as the longest of them, first-fit decreasing. `slots` as in `splice`.
+    """Pack groups into rows as long as the longest of them, first-fit decreasing. `slots` as in `splice`; `before` is
+    the length of a cached prefix that every text begins with and `texts` leave out.
 
     Raises AdapterError as `splice` does.
     """
@@ -122,12 +126,12 @@ def pack_shared_prefix(
         start, group = row * longest + used[row], groups[number]
         prefix = length_of(group.prefix, tokens)
         pieces += _placed(group.prefix, start, tokens)
-        spans.append((number, 0, start, prefix, 0))
+        spans.append((number, 0, start, prefix, before))
         place = start + prefix
         for branch, (text, suffix) in enumerate(zip(group.texts, group.suffixes, strict=True), 1):
             length = length_of(suffix, tokens)
             pieces += _placed(suffix, place, tokens)
-            spans.append((number, branch, place, length, prefix))
+            spans.append((number, branch, place, length, before + prefix))
             path = [*range(start, start + prefix), *range(place, place + length)]
             targets[text] = _targets([*group.prefix, *suffix], path, tokens)
             if not targets[text]:
@@ -151,7 +155,7 @@ def pack_shared_prefix(
         return tensor(values).view(len(used), longest)
 
     position_ids = rows(positions_at)
-    mask = _masks(lm, rows(groups_at), rows(branches_at), position_ids)
+    mask = _masks(lm, rows(groups_at), rows(branches_at), position_ids, before)
     embeds = embed_at(lm, pieces, slots, size).view(len(used), longest, -1)
     labels = np.array([token for _, token in in_order])
     return SharedPrefixBatch(embeds, mask, position_ids, rows(keep), tensor(predicted_by).view(-1), tensor(labels))
@@ -175,16 +179,29 @@ def _targets(segments: Sequence[Segment], path: Sequence[int], tokens: Mapping[s
     return targets
 
 
+def causal_masks(lm: LanguageModel, length: int, before: int) -> torch.Tensor | dict[str, torch.Tensor]:
+    """The additive attention masks of rows of `length` tokens behind a cached prefix of `before`, for any number of
+    rows: `(1, 1, length, before + length)`, or one for each kind of layer.
+
+    transformers would make a boolean one for every row, which each layer's attention turns into numbers and keeps.
+    """
+    same = torch.zeros(1, length, dtype=torch.long, device=lm.device)
+    return _masks(lm, same, same, torch.arange(before, before + length, device=lm.device)[None], before)
+
+
 def _masks(
-    lm: LanguageModel, group: torch.Tensor, branch: torch.Tensor, positions: torch.Tensor
+    lm: LanguageModel, group: torch.Tensor, branch: torch.Tensor, positions: torch.Tensor, before: int
 ) -> torch.Tensor | dict[str, torch.Tensor]:
-    """The additive attention masks: a token attends to its group's prefix and its own branch, causally; in layers with
-    a sliding window, only within the window. Padding attends to itself, so that no row is empty.
+    """The additive attention masks: a token attends to its group's prefix and its own branch, causally, and to the
+    `before` tokens of a cached prefix; in layers with a sliding window, only within the window. Padding attends to
+    itself, so that no row is empty.
     """
     config = lm.model.config.get_text_config()
     order = torch.arange(group.shape[1], device=group.device)
     visible = (group[:, :, None] == group[:, None]) & (order[:, None] >= order)
     visible &= (branch[:, None] == 0) | (branch[:, :, None] == branch[:, None])
+    visible = functional.pad(visible, (before, 0), value=True)
+    keys = torch.cat([torch.arange(before, device=group.device).expand(len(group), -1), positions], 1)
 
     def additive(visible: torch.Tensor) -> torch.Tensor:
         hidden = torch.finfo(lm.dtype).min
@@ -193,5 +210,5 @@ def _masks(
     kinds, window = set(getattr(config, "layer_types", None) or ()), getattr(config, "sliding_window", None)
     if not window or kinds == {"full_attention"}:
         return additive(visible)
-    near = visible & (positions[:, :, None] - positions[:, None] < window)
+    near = visible & (positions[:, :, None] - keys[:, None] < window)
     return {"full_attention": additive(visible), "sliding_attention": additive(near)} if kinds else additive(near)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from periscope.adapters.decoding import Decoding
+from periscope.adapters.generation.decoding import Decoding
 from periscope.adapters.model import AdaptedModel
 from periscope.atomic import json_line, replace_bytes
 from periscope.errors import PrecomputeError, RunError

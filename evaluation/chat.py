@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from periscope.adapters.decoding import Decoding
+from periscope.adapters.generation.decoding import Decoding
 from periscope.console import command
 from periscope.errors import PrecomputeError, RunError, UserError
 from periscope.inference import LoadedModel

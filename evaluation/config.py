@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 from tyro.conf import Positional
 
-from periscope.adapters.decoding import Decoding
+from periscope.adapters.generation.decoding import Decoding
 from periscope.errors import RunError
 from periscope.evaluation.tasks.benchmarks import find_benchmark
 from periscope.flags import Metavar, check_ranges, parse

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from periscope.adapters.decoding import Decoding
+from periscope.adapters.generation.decoding import Decoding
 from periscope.adapters.model import AdaptedModel
 from periscope.adapters.prompting.boxes import turn_text as box_words
 from periscope.adapters.prompting.prompt import Prompt

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from periscope.adapters.decoding import Decoding
+from periscope.adapters.generation.decoding import Decoding
 from periscope.console import run
 from periscope.errors import AdapterError, PrecomputeError
 from periscope.evaluation.chat import chat

@@ -1,10 +1,11 @@
 """Evaluation on held-out texts while training: the loss with its controls, the tokens' scale, sample answers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict
 
 import torch
+from tqdm import tqdm
 
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.prompting.boxes import turn_text as with_boxes
@@ -39,6 +40,7 @@ def heldout_losses(
     micro: int,
     ranks: Ranks = ALONE,
     not_finite: set[str] | None = None,
+    advance: Callable[[int], object] | None = None,
 ) -> dict[str, float]:
     """Loss per target token, in nats, with the `real` features, with those of `stand_ins` (`shuffled`), and without
     media (`none`).
@@ -47,12 +49,13 @@ def heldout_losses(
     one are added to `not_finite`, by id.
 
     stand_ins: medium -> the medium whose features replace its own; without any that control is left out · micro: texts
-    per forward pass. Several `ranks` share the texts.
+    per forward pass · advance: called with the number of texts done, for a progress bar. Several `ranks` share the
+    texts.
     """
     own = texts[ranks.rank :: ranks.size]
     under = conditions(("shuffled", "none"), stand_ins)
     losses = {}
-    for name, rows in text_losses(model, dataset, own, under, micro).items():
+    for name, rows in text_losses(model, dataset, own, under, micro, advance).items():
         finite = [(loss, count) for loss, count in rows if math.isfinite(loss)]
         loss, count = ranks.sum(sum(loss for loss, _ in finite), sum(count for _, count in finite))
         losses[name] = loss / count if count else math.nan
@@ -89,7 +92,12 @@ def evaluate_heldout(
         if not (texts := training_set.heldout):
             continue
         bad: set[str] = set()
-        losses = heldout_losses(model, training_set.dataset, texts, training_set.stand_ins, micro, ranks, bad)
+        passes = len(conditions(("shuffled", "none"), training_set.stand_ins))
+        total = len(texts[ranks.rank :: ranks.size]) * passes
+        with tqdm(total=total, desc="held-out loss", unit=" texts", leave=False, disable=not ranks.first) as bar:
+            losses = heldout_losses(
+                model, training_set.dataset, texts, training_set.stand_ins, micro, ranks, bad, bar.update
+            )
         ratio = scale_ratio(training_set.dataset.adapter, training_set.features, texts)
         results[str(training_set.features.path)] = {
             "heldout": losses,
@@ -99,8 +107,8 @@ def evaluate_heldout(
         }
     rows = list(results.values())
     counts = [row["texts"] for row in rows]
-    conditions = [name for name in rows[0]["heldout"] if all(name in row["heldout"] for row in rows)]
-    losses = {name: _mean([row["heldout"][name] for row in rows], counts) for name in conditions}
+    names = [name for name in rows[0]["heldout"] if all(name in row["heldout"] for row in rows)]
+    losses = {name: _mean([row["heldout"][name] for row in rows], counts) for name in names}
     return losses, _mean([row["rms_ratio"] for row in rows], counts), results
 
 
@@ -134,8 +142,16 @@ def peak_memory(device: str) -> dict[str, int]:
     return {"memory": torch.cuda.max_memory_allocated(device)} if torch.device(device).type == "cuda" else {}
 
 
-def sample_answers(model: AdaptedModel, dataset: TextFeatureDataset, texts: Sequence[Text]) -> list[dict]:
+def sample_answers(
+    model: AdaptedModel,
+    dataset: TextFeatureDataset,
+    texts: Sequence[Text],
+    micro: int = SAMPLES,
+    ranks: Ranks = ALONE,
+) -> list[dict]:
     """Answers to the same held-out inputs each time: the first `SAMPLES` to be shown, all of them to be scored.
+
+    micro: texts that are answered at once, at least `SAMPLES`; as many as are trained on at once fit in memory.
 
     Returns dicts with id, media, prompt, answer, reference and meta.
     """
@@ -144,13 +160,16 @@ def sample_answers(model: AdaptedModel, dataset: TextFeatureDataset, texts: Sequ
     others = [text for text in texts if text.id not in shown_ids]
     chosen = [*shown, *evenly(others, SCORED_SAMPLES - len(shown))]
     answers = []
-    for i in range(0, len(chosen), SAMPLES):
-        chunk = chosen[i : i + SAMPLES]
-        batch = dataset.batch(chunk, answer=False)
-        for text, answer in zip(chunk, model.generate(batch.texts, batch.features), strict=True):
-            reference = with_boxes(text.turns[-1], model.prompt.template.box_decimals)
-            row = {"id": text.id, "media": " ".join(text.media), "prompt": question_of(text) or "", "answer": answer}
-            answers.append(row | {"reference": reference, "meta": text.meta})
+    together = max(SAMPLES, micro)
+    with tqdm(total=len(chosen), desc="held-out answers", unit=" texts", leave=False, disable=not ranks.first) as bar:
+        for i in range(0, len(chosen), together):
+            chunk = chosen[i : i + together]
+            batch = dataset.batch(chunk, answer=False)
+            for text, answer in zip(chunk, model.generate(batch.texts, batch.features), strict=True):
+                reference = with_boxes(text.turns[-1], model.prompt.template.box_decimals)
+                row = {"id": text.id, "media": " ".join(text.media), "prompt": question_of(text) or ""}
+                answers.append(row | {"answer": answer, "reference": reference, "meta": text.meta})
+            bar.update(len(chunk))
     return answers
 
 

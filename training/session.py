@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from periscope.adapters.composed import ComposedModel
+from periscope.adapters.constant_prefix import leading_ids
 from periscope.adapters.io.checkpoint import describe_adapter, save_adapter
 from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
 from periscope.adapters.lm.identity import LanguageModelIdentity
@@ -19,6 +20,7 @@ from periscope.adapters.lm.lora import add_lora, load_lora, lora_parameters, par
 from periscope.adapters.model import AdaptedModel
 from periscope.console import command
 from periscope.errors import RunError
+from periscope.evaluation.controls import evenly
 from periscope.evaluation.training_scores import training_scores
 from periscope.training.config import TrainConfig
 from periscope.training.data.dataset import Batch, not_finite_media
@@ -62,6 +64,7 @@ from periscope.training.step import make_optimizer
 KEEP_CHECKPOINTS = 3
 MAX_BAD_LOSSES = 5
 FEW_TEXTS = 1000  # fewer make an adapter remember them
+SOME_TEXTS = 64  # whose beginnings are compared, to say what all have in common
 
 
 @dataclass
@@ -175,7 +178,10 @@ class Session:
             losses, ratio, results = evaluate_heldout(
                 self.model, self.sets, trained_texts, self.micro_batch, self.ranks
             )
-            answers = [sample_answers(self.model, each.dataset, each.heldout) for each in self.sets]
+            answers = [
+                sample_answers(self.model, each.dataset, each.heldout, self.micro_batch, self.ranks)
+                for each in self.sets
+            ]
         torch.set_rng_state(generator)
         not_finite = sum(result["not_finite"] for result in results.values())
         rank = (not_finite, losses["real"])
@@ -432,13 +438,26 @@ def plan_memory(
     longest = max(max(training_set.index.lengths) for training_set in sets)
     masked = config.data.texts_per_medium != 1 and any(training_set.index.has_shared_media for training_set in sets)
 
+    prefix = min(plan_prefix(training_set, models[training_set.modality]) for training_set in sets)
+
     def plan_with(checkpoint_every: int) -> MemoryPlan:
-        return combine_plans([plan(lm, model.adapter, longest, checkpoint_every, masked) for model in models.values()])
+        adapters = [model.adapter for model in models.values()]
+        return combine_plans([plan(lm, adapter, longest, checkpoint_every, masked, prefix) for adapter in adapters])
 
     memory, checkpoint_every = choose_checkpointing(plan_with, config.model.gradient_checkpointing, longest)
     checkpoint_layers(lm, checkpoint_every)
     print(memory)
     return memory, longest
+
+
+def plan_prefix(training_set: TrainingSet, model: AdaptedModel) -> int:
+    """The number of words that the set's texts begin with and that are computed once; printed, or why they aren't."""
+    texts = [training_set.dataset.segments(text) for text in evenly(training_set.index.texts, SOME_TEXTS)]
+    if shared := len(leading_ids(texts)):
+        often = "in every step" if model.lm.lora else "in all"
+        said = f"not reused, because {model.no_prefix}" if model.no_prefix else f"computed once {often}"
+        print(f"prefix: the first {shared} tokens are the same in every text, and {said}")
+    return model.prefix_length(texts)
 
 
 def plan_caching(config: TrainConfig, sets: Sequence[TrainingSet], ranks: Ranks) -> Caching | None:

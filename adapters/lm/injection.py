@@ -94,13 +94,15 @@ class InjectedVectors:
     """What is injected: `vectors` `(media, blocks, layer_size)`, the i-th into sequence `rows[i]` of the batch at
     position `positions[i]`, both `(media,)`.
 
-    `unpositioned` `(batch, length)` bool marks tokens that get no learned position; None when all do.
+    `unpositioned` `(batch, length)` bool marks tokens that get no learned position; None when all do. `before` is the
+    length of a cached prefix that stands before the batch's first position.
     """
 
     vectors: torch.Tensor
     rows: torch.Tensor
     positions: torch.Tensor
     unpositioned: torch.Tensor | None = None
+    before: int = 0
 
     def repeated(self, batch: int, texts: int) -> "InjectedVectors":
         """For a batch in which generation repeated each of `texts` sequences, as beam search does."""
@@ -113,6 +115,7 @@ class InjectedVectors:
             (self.rows[:, None] * times + offsets).flatten(),
             self.positions.repeat_interleave(times),
             None if self.unpositioned is None else self.unpositioned.repeat_interleave(times, 0),
+            self.before,
         )
 
 
@@ -166,7 +169,7 @@ class Injector:
         kwargs = {**dict(zip(self._argument_names[number], args, strict=False)), **kwargs}
         hidden = kwargs.pop("hidden_states")
         injected = injected.repeated(len(hidden), texts)
-        rows, positions = injected.rows, injected.positions
+        rows, positions, keys = injected.rows, injected.positions, injected.positions + injected.before
         prefill = hidden.shape[1] == length
         mask = kwargs.get("attention_mask")
         if mask is None or mask.ndim != 4:
@@ -177,13 +180,13 @@ class Injector:
         visible = True if mask.dtype == torch.bool else 0.0
         if number < self.map.start:
             if prefill:  # a position that attends to nothing at all would become NaN
-                mask[rows, :, positions, positions] = visible
+                mask[rows, :, positions, keys] = visible
         elif not prefill:
-            mask[rows, :, :, positions] = visible
+            mask[rows, :, :, keys] = visible
         else:
             queries = torch.arange(length, device=mask.device)
-            column = mask[rows, :, :, positions]
-            mask[rows, :, :, positions] = column.masked_fill(queries >= positions[:, None, None], visible)
+            column = mask[rows, :, :, keys]
+            mask[rows, :, :, keys] = column.masked_fill(queries >= positions[:, None, None], visible)
             if self.compat:
                 mask[rows, :, positions] = visible
         kwargs = {**kwargs, "attention_mask": mask}

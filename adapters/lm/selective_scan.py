@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -26,16 +27,22 @@ KERNEL = importlib.util.find_spec("mamba_ssm") is not None
 class SelectiveScan(torch.autograd.Function):
     """h(t) = exp(dt(t) A) h(t-1) + dt(t) B(t) u(t), y(t) = C(t) h(t), all in fp32.
 
-    Inputs: u, dt `(batch, length, width)`; A `(width, states)`; B, C `(batch, length, states)`. Outputs: y
-    `(batch, length, width)` and the last h `(batch, width, states)`, which has no gradient. A is frozen: it gets no
-    gradient either.
+    Inputs: u, dt `(batch, length, width)`; A `(width, states)`; B, C `(batch, length, states)`; the h before the first
+    step `(batch, width, states)`, or None for zeros. Outputs: y `(batch, length, width)` and the last h
+    `(batch, width, states)`, which has no gradient. A is frozen and gets no gradient either, nor does the first h.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, u: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
+        ctx: Any,
+        u: torch.Tensor,
+        dt: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        initial: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        state = u.new_zeros(len(u), *A.shape)
+        state = u.new_zeros(len(u), *A.shape) if initial is None else initial
         boundaries, outs = [], []
         for start in range(0, u.shape[1], CHUNK):
             boundaries.append(state)
@@ -68,7 +75,7 @@ class SelectiveScan(torch.autograd.Function):
             grad_dt[:, chunk] = (grad_state * before * decay * A).sum(-1) + grad_input * u[:, chunk]
             grad_B[:, chunk] = torch.einsum("btdn,btd->btn", grad_state, dt[:, chunk] * u[:, chunk])
             grad_C[:, chunk] = torch.einsum("btdn,btd->btn", states, grad[:, chunk])
-        return grad_u, grad_dt, None, grad_B, grad_C
+        return grad_u, grad_dt, None, grad_B, grad_C, None
 
 
 def _states(
@@ -109,7 +116,7 @@ def selective_scan(
     if delta_softplus:
         step = functional.softplus(step)
     sequences = [tensor.transpose(1, 2) for tensor in (u, step, B.float(), C.float())]
-    out, state = SelectiveScan.apply(*sequences[:2], A.float(), *sequences[2:])
+    out, state = SelectiveScan.apply(*sequences[:2], A.float(), *sequences[2:], _take_initial_state(len(u)))
     out = out.transpose(1, 2)
     if D is not None:
         out = out + u * D.float()[:, None]
@@ -145,6 +152,8 @@ def chunk_scan(
     step = dt.float() if dt_bias is None else dt.float() + dt_bias.float()
     step = (functional.softplus(step) if dt_softplus else step).clamp(*dt_limit)
     state = hidden_states.new_zeros(texts, heads, width, states, dtype=torch.float32)
+    if (prefix_state := _take_initial_state(texts)) is not None:
+        initial_states = prefix_state
     state = (state if initial_states is None else initial_states.float()).unflatten(1, (groups, -1))
     outs = []
     # split, not slicing: the gradient of a slice has the size of the whole sequence
@@ -179,6 +188,25 @@ def _chunk(
     remaining = spans[..., -1, :].permute(0, 3, 1, 2)[..., None]
     state = state * since[..., -1, None, None] + torch.einsum("bsgn,bsgrp->bgrpn", B, scaled * remaining)
     return out, state
+
+
+_initial_state: ContextVar[torch.Tensor | None] = ContextVar("initial_state", default=None)
+
+
+def start_next_scan_from(state: torch.Tensor) -> None:
+    """Let the next of this module's scans begin with `state` `(1, ...)` in every row, instead of zeros. A mixer of
+    Mamba has no argument for it.
+    """
+    _initial_state.set(state)
+
+
+def _take_initial_state(rows: int) -> torch.Tensor | None:
+    """What `start_next_scan_from` set, for this scan alone, in fp32 and for each of `rows`."""
+    state = _initial_state.get()
+    if state is None:
+        return None
+    _initial_state.set(None)
+    return state.float().expand(rows, *state.shape[1:])
 
 
 SCANS: dict[str, Callable] = {"mamba_selective_scan": selective_scan, "mamba2_chunk_scan": chunk_scan}

@@ -4,7 +4,7 @@ import pytest
 import tiny
 
 from periscope.adapters.composed import ComposedPrompt
-from periscope.adapters.conversation import Conversation, Message
+from periscope.adapters.generation.conversation import Conversation, Message
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.template import default_template
 from periscope.errors import AdapterError

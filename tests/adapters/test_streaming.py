@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from periscope.adapters.streaming import TextPieces, stream_text
+from periscope.adapters.generation.streaming import TextPieces, stream_text
 from periscope.errors import AdapterError
 
 SAID = [

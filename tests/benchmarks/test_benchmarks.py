@@ -19,6 +19,7 @@ from benchmarks import (
     growth,
     loader,
     padding,
+    prefix,
     published_loop,
     ranks,
     sharing,
@@ -69,6 +70,11 @@ def measured(module: ModuleType, monkeypatch: pytest.MonkeyPatch, **sizes: objec
     found = module.measure(1)
     assert found and all(0 < row["ratio"] < 1000 for row in found.values())
     return found
+
+
+def test_a_prefix_is_measured_against_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured(prefix, monkeypatch, MODEL=TINY | {"vocab": 1500}, PREFIXES={"30": 30}, MEDIA=32, STEPS=1)
+    assert [row["losses apart"] < 1e-4 for row in found.values()] == [True]
 
 
 def test_a_step_is_measured_beside_the_bare_model(monkeypatch: pytest.MonkeyPatch) -> None:

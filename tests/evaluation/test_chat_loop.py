@@ -9,7 +9,7 @@ import tiny
 from PIL import Image
 
 import periscope
-from periscope.adapters.decoding import Decoding
+from periscope.adapters.generation.decoding import Decoding
 from periscope.evaluation import chat as chat_module
 from periscope.evaluation.chat import chat
 

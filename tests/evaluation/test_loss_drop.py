@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy_scenes import prepared, scene_texts
 
-from periscope.adapters.decoding import Decoding
+from periscope.adapters.generation.decoding import Decoding
 from periscope.errors import RunError
 from periscope.evaluation.captioning import captions_of_set, write_lines
 from periscope.evaluation.loss_drop import LossDrop, jsonl_lines, rank_texts, without, worst

@@ -8,6 +8,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from transformers.integrations.sdpa_attention import use_gqa_in_sdpa
 
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import insert_lora, lora_parameters, lora_size
+from periscope.adapters.lm.prefix_cache import cache_argument, prefix_cache
 from periscope.adapters.lm.selective_scan import use_selective_scan
 from periscope.adapters.model import Adapter
 from periscope.training.memory.model_sizes import skeleton
@@ -36,7 +38,8 @@ class MemoryPlan:
 
     weights: the frozen model · adapter: what is trained, LoRA included, with gradients and AdamW's moments ·
     per_token, per_target, per_medium: saved for the backward pass · checkpoint: on disk · tokens: of a medium · free:
-    GPU memory besides the weights, None on a CPU · lora: the part of `adapter` that is LoRA's.
+    GPU memory besides the weights, None on a CPU · lora: the part of `adapter` that is LoRA's · prefix: words that
+    every text begins with and that are computed once; a text keeps only their keys and values (in `per_token`, a mean).
     """
 
     weights: int
@@ -48,10 +51,12 @@ class MemoryPlan:
     tokens: int
     free: int | None
     lora: int = 0
+    prefix: int = 0
 
     def per_text(self, length: int) -> int:
-        """Bytes that one text of `length` tokens needs, if all but its medium's are targets."""
-        return self.per_token * length + self.per_target * max(0, length - self.tokens) + self.per_medium
+        """Bytes that one text of `length` tokens needs, if all but its medium's and the prefix are targets."""
+        targets = max(0, length - self.tokens - self.prefix)
+        return self.per_token * length + self.per_target * targets + self.per_medium
 
     def micro_batch(self, batch: int, longest: int) -> int:
         """How many texts of `longest` tokens fit in a forward pass: the whole batch on a CPU."""
@@ -77,18 +82,18 @@ class MemoryPlan:
 
 
 def plan(
-    lm: LanguageModel, adapter: Adapter, longest: int, checkpoint_every: int = 0, shared: bool = True
+    lm: LanguageModel, adapter: Adapter, longest: int, checkpoint_every: int = 0, shared: bool = True, prefix: int = 0
 ) -> MemoryPlan:
     """The plan of a loaded model for texts of up to `longest` tokens.
 
     checkpoint_every: every Nth layer is recomputed in the backward pass (0: none) · shared: some texts are about the
-    same media, so that attention needs a mask.
+    same media, so that attention needs a mask · prefix: words that every text begins with and that are computed once.
     """
     free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else None
     lora = {id(parameter) for parameter in lora_parameters(lm.model).values()}
     weights = sum(p.numel() * p.element_size() for p in lm.model.parameters() if id(p) not in lora)
     rank = lm.lora.r if lm.lora else 0
-    return plan_of(lm.model.config, lm.dtype, weights, adapter, longest, free, checkpoint_every, rank, shared)
+    return plan_of(lm.model.config, lm.dtype, weights, adapter, longest, free, checkpoint_every, rank, shared, prefix)
 
 
 def plan_of(
@@ -101,11 +106,13 @@ def plan_of(
     checkpoint_every: int = 0,
     rank: int = 0,
     shared: bool = True,
+    prefix: int = 0,
 ) -> MemoryPlan:
     """The plan of a language model that needn't be loaded.
 
     dtype: of its activations · weights: bytes · adapter: may be on the meta device · free: bytes of GPU memory besides
-    the weights, None on a CPU · rank: of LoRA (0: none) · checkpoint_every, shared: as in `plan`.
+    the weights, None on a CPU · rank: of LoRA (0: none) · checkpoint_every, shared, prefix: as in
+    `plan`.
     """
     lora = lora_size(skeleton(config), rank) if rank else 0
     trained = sum(parameter.numel() for parameter in adapter.parameters()) + lora
@@ -114,13 +121,14 @@ def plan_of(
     return MemoryPlan(
         weights=weights,
         adapter=trained * ADAM_BYTES,
-        per_token=saved_per_token(config, dtype, longest, checkpoint_every, rank, shared or adapter.injects),
+        per_token=saved_per_token(config, dtype, longest, checkpoint_every, rank, shared or adapter.injects, prefix),
         per_target=config.get_text_config().vocab_size * per_logit,
         per_medium=saved_per_medium(adapter),
         checkpoint=trained * 12,
         tokens=adapter.tokens,
         free=free,
         lora=lora * ADAM_BYTES,
+        prefix=prefix,
     )
 
 
@@ -150,6 +158,7 @@ def combine_plans(plans: Sequence[MemoryPlan]) -> MemoryPlan:
         checkpoint=sum(plan.checkpoint for plan in plans),
         per_medium=max(plan.per_medium for plan in plans),
         tokens=min(plan.tokens for plan in plans),
+        prefix=min(plan.prefix for plan in plans),
     )
 
 
@@ -183,24 +192,26 @@ def saved_per_token(
     checkpoint_every: int = 0,
     rank: int = 0,
     masked: bool = True,
+    prefix: int = 0,
 ) -> int:
     """Bytes per token that a frozen language model saves for the backward pass of a text of `length` tokens.
 
     Per token, because a mask and unfused attention grow with the length. With LoRA of this `rank`, also the fp32 inputs
     of its layers and the outputs of their first matrices. Two small stacks of layers are counted, which gives one
     layer's share. With `checkpoint_every`, every Nth layer saves its input only, and one layer at a time everything.
+    Of a cached `prefix`, part of the length, each layer saves keys and values.
     """
     text_config = config.get_text_config()
     depth = text_config.num_hidden_layers
     small = min(2, depth) if any(len(set(values)) > 1 for values in _per_layer_lists(config).values()) else 1
     try:
-        base = _saved_bytes(_with_layers(config, small), dtype, length, rank, masked)
-        double = _saved_bytes(_with_layers(config, 2 * small), dtype, length, rank, masked)
+        base = _saved_bytes(_with_layers(config, small), dtype, length, rank, masked, prefix)
+        double = _saved_bytes(_with_layers(config, 2 * small), dtype, length, rank, masked, prefix)
     except Exception:  # a family whose forward pass looks at values can't run without them
-        return _estimate(config, dtype, rank)
+        return round(_estimate(config, dtype, rank) * (1 - prefix / length))
     layer = (double - base) / small / length
     recomputed = depth // checkpoint_every if checkpoint_every else 0
-    layer_input = text_config.hidden_size * dtype.itemsize
+    layer_input = text_config.hidden_size * dtype.itemsize * (1 - prefix / length)
     saved = base / length + (depth - small) * layer - recomputed * (layer - layer_input) + (layer if recomputed else 0)
     return round(saved)
 
@@ -225,20 +236,26 @@ def _per_layer_lists(config: PretrainedConfig) -> dict[str, list]:
     }
 
 
-def _saved_bytes(config: PretrainedConfig, dtype: torch.dtype, length: int, rank: int, masked: bool) -> int:
-    """Bytes that the whole model saves for one text of `length` tokens."""
+def _saved_bytes(
+    config: PretrainedConfig, dtype: torch.dtype, length: int, rank: int, masked: bool, prefix: int
+) -> int:
+    """Bytes that the whole model saves for one text of `length` tokens, of which `prefix` are cached."""
     model = skeleton(config, dtype)
     use_selective_scan(model)
     if rank:
         with torch.device("meta"):
             insert_lora(model, rank, rank)
     if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation("counted" if masked else "counted_causal")
-    width = embedding_width(model)
-    inputs = {"inputs_embeds": torch.zeros(1, length, width, dtype=dtype, device="meta", requires_grad=True)}
+        model.set_attn_implementation("counted" if masked or prefix else "counted_causal")
+    width, rest = embedding_width(model), length - prefix
+    embeds = torch.zeros(1, length, width, dtype=dtype, device="meta")
+    inputs: dict[str, Any] = {"inputs_embeds": embeds[:, prefix:].clone().requires_grad_()}
     if "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = torch.arange(length, device="meta")[None]
-        inputs["attention_mask"] = torch.zeros(1, 1, length, length, dtype=dtype, device="meta")
+        inputs["position_ids"] = torch.arange(prefix, length, device="meta")[None]
+        inputs["attention_mask"] = torch.zeros(1, 1, rest, length, dtype=dtype, device="meta")
+    if prefix:
+        with torch.no_grad():
+            inputs[cache_argument(model)] = prefix_cache(model, embeds[:, :prefix])
     own = [*model.parameters(), *model.buffers()]
     return saved_bytes(lambda: model(**inputs, use_cache=False, logits_to_keep=1), own)
 

@@ -13,6 +13,7 @@ from periscope.adapters.lm.lora import add_lora, lora_parameters, lora_size
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.segments import Segment
 from periscope.adapters.prompting.template import default_template
 from periscope.adapters.shared_prefix import SharedPrefixBatch, pack_shared_prefix
 from periscope.adapters.splice import length_of
@@ -41,17 +42,24 @@ def sample_texts(lm, adapter, count: int = 3):
     return prompt, texts, features
 
 
+@pytest.mark.parametrize("before", [0, 30])
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox", "gptj", "gemma2", "qwen3", "mamba"])
-def test_a_step_keeps_what_the_plan_counts(family, language_model_folder, monkeypatch):
-    """Against what autograd saves in a real step; a model with one layer more or fewer is told from this one."""
+def test_a_step_keeps_what_the_plan_counts(family, before, language_model_folder, monkeypatch):
+    """Against what autograd saves in a real step, behind a cached prefix too; a model with one layer more or fewer is
+    told from this one.
+    """
     monkeypatch.setattr(plans, "_estimate", lambda *_: pytest.fail("the family can't be counted"))
     lm = load_language_model(str(language_model_folder(family)))
     adapter = Adapter("mlp", FeatureShape("patches", 36, 32, (6, 6)), lm.hidden_size, lm.embedding_rms)
     prompt, texts, features = sample_texts(lm, adapter)
+    if before:
+        texts = [[Segment(ids=tuple(range(3, 3 + before))), *text] for text in texts]
     model, length = AdaptedModel(lm, adapter, prompt), length_of(texts[0], 36)
     own = [*lm.model.parameters(), *lm.model.buffers(), *adapter.parameters(), *features.values()]
     saved = saved_bytes(lambda: model.loss(texts, features)[0], own)
-    memory = plan(lm, adapter, length, shared=False)
+    prefix = model.prefix_length(texts)
+    assert prefix >= before
+    memory = plan(lm, adapter, length, shared=False, prefix=prefix)
     targets = sum(len(s.ids) for text in texts for s in text if s.target)
     logits = 4 * targets * lm.model.config.get_text_config().vocab_size  # their gradient, in their place
     expected = len(texts) * (length * memory.per_token + memory.per_medium) + logits

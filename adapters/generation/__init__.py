@@ -1,0 +1,1 @@
+"""How answers are made: decoding, conversations, streams of text."""

@@ -1,0 +1,135 @@
+"""Keys and values of a prefix that many texts begin with, computed in one pass and read by every row of a batch.
+
+What a causal model makes of a prefix doesn't depend on what follows it. The frozen model's keys and values for a system
+prompt and a role header are therefore the same in every text of every step; prompt caching reuses them when a model
+answers (Gim et al. 2023, arXiv 2311.04934), and so can training, where they are constants.
+"""
+
+import inspect
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
+
+from periscope.adapters.lm.families import family_of
+from periscope.adapters.lm.language_model import LanguageModel
+from periscope.adapters.lm.selective_scan import start_next_scan_from
+
+KEPT_PREFIXES = 8  # most trainings have one; several feature sets or templates have a few
+ARGUMENTS = ("cache", "past_key_values", "cache_params")  # a forward pass's name for its cache, newest first
+
+
+class PrefixCache(Cache):
+    """What each layer keeps of a prefix of `length` tokens. A pass over the prefix fills it (`recording`); one over
+    what follows reads it and leaves it as it is, so that a layer recomputed for its gradient finds what it found first.
+    """
+
+    recording = True
+
+    def __init__(self, model: PreTrainedModel, length: int):
+        config = model.config.get_text_config()
+        kind = StateLayer if family_of(model.config).recurrent else KeysLayer
+        self.length = length
+        super().__init__(layers=[kind(self) for _ in range(config.num_hidden_layers)])
+
+
+class KeysLayer(DynamicLayer):
+    """Keys and values `(1, heads, prefix, width)`."""
+
+    def __init__(self, owner: PrefixCache):
+        super().__init__()
+        self.owner = owner
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.owner.recording:
+            self.keys, self.values = key_states, value_states
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            return key_states, value_states
+        keys, values = (tensor.expand(len(key_states), -1, -1, -1) for tensor in (self.keys, self.values))
+        return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
+
+
+class StateLayer(LinearAttentionLayer):
+    """A state-space layer's last inputs to its convolution `(1, width, kernel)` and the state `(1, ...)` after them."""
+
+    def __init__(self, owner: PrefixCache):
+        super().__init__()
+        self.owner = owner
+
+    def update_conv_state(
+        self, conv_states: torch.Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **kwargs: object
+    ) -> torch.Tensor:
+        if self.owner.recording:
+            kernel = conv_kernel_size or conv_states.shape[-1]
+            self.conv = functional.pad(conv_states, (kernel, 0))[..., -kernel:]
+            return conv_states
+        start_next_scan_from(self.state)
+        return torch.cat([self.conv.expand(len(conv_states), -1, -1), conv_states], -1)
+
+    def update_recurrent_state(
+        self, recurrent_states: torch.Tensor, state_idx: int = 0, **kwargs: object
+    ) -> torch.Tensor:
+        if self.owner.recording:
+            self.state = recurrent_states
+        return recurrent_states
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """What the model's forward pass calls its cache."""
+    parameters = inspect.signature(model.forward).parameters
+    return next(name for name in ARGUMENTS if name in parameters)
+
+
+def prefix_cache(model: PreTrainedModel, embeds: torch.Tensor) -> PrefixCache:
+    """The cache of a prefix `(1, length, hidden_size)`, for passes over what follows it in any number of rows."""
+    cache = PrefixCache(model, embeds.shape[1])
+    arguments: dict[str, Any] = {cache_argument(model): cache}
+    model(inputs_embeds=embeds, logits_to_keep=1, use_cache=True, **arguments)
+    cache.recording = False
+    return cache
+
+
+def growing_cache(prefix: PrefixCache, rows: int) -> DynamicCache:
+    """A cache of keys and values for generation in `rows` rows that each begin with `prefix`."""
+    # Without a config every layer keeps all keys, those with a sliding window too: their mask hides the far ones.
+    cache = DynamicCache()
+    for number, layer in enumerate(prefix.layers):
+        assert isinstance(layer, KeysLayer)
+        cache.update(*(tensor.expand(rows, -1, -1, -1) for tensor in (layer.keys, layer.values)), number)
+    return cache
+
+
+class PrefixCaches:
+    """The caches of the prefixes last used with one language model.
+
+    Those of a frozen model are constants, computed once and kept. With a LoRA each pass computes its own, with gradient
+    where gradients are on.
+    """
+
+    def __init__(self, lm: LanguageModel):
+        self.lm = lm
+        self._kept: OrderedDict[tuple[object, ...], PrefixCache] = OrderedDict()
+
+    def of(self, ids: tuple[int, ...]) -> PrefixCache:
+        """The cache of a prefix of words."""
+        if self.lm.lora:
+            return self._compute(ids)
+        # Weights that were changed in place, by merging a LoRA for instance, are another model's.
+        versions = sum(parameter._version for parameter in self.lm.model.parameters())
+        key = (ids, versions, self.lm.dtype, self.lm.device)
+        cache = self._kept.pop(key, None)
+        if cache is None:
+            with torch.inference_mode(False), torch.no_grad():
+                cache = self._compute(ids)
+        self._kept[key] = cache
+        if len(self._kept) > KEPT_PREFIXES:
+            self._kept.popitem(last=False)
+        return cache
+
+    def _compute(self, ids: tuple[int, ...]) -> PrefixCache:
+        return prefix_cache(self.lm.model, self.lm.embed(torch.tensor([ids], device=self.lm.device)))
