@@ -164,6 +164,7 @@ class Encoder:
             "preprocessing": dict(self.preprocessing),
             "precision": str(self.dtype).removeprefix("torch."),
             "choices": self.choices,
+            "weights": self.weights,
             "fingerprint": self.fingerprint(),
         }
 

@@ -21,11 +21,11 @@ AHEAD = 3  # batches being decoded while one is encoded
 
 @dataclass(frozen=True)
 class Sample:
-    """A medium after decoding. Exactly one of the last three is set.
+    """A medium after decoding. Exactly one of inputs, stored and error is set.
 
     digest: sha256 of its bytes, "" when they can't be read · inputs: what the encoder takes, one tensor per view (an
     image: `(3, height, width)` float32) · stored: tensors that an earlier shard already holds · error: why it is left
-    out.
+    out · judged: what the encoder takes that captions are compared by, where that is another one.
     """
 
     key: str
@@ -34,6 +34,7 @@ class Sample:
     inputs: list[torch.Tensor] | None = None
     stored: dict[str, torch.Tensor] | None = None
     error: MediaError | None = None
+    judged: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Reader:
         if (stored := self.writer.stored(key, digest)) is not None:
             return Sample(key, medium, digest, stored=stored)
         try:
-            return Sample(key, medium, digest, inputs=encoder_inputs(data, key, self.task))
+            inputs = encoder_inputs(data, key, self.task)
+            return Sample(key, medium, digest, inputs=inputs, judged=judge_input(data, self.task))
         except MediaError as error:
             return Sample(key, medium, digest, error=error)
 
@@ -81,6 +83,13 @@ def read_medium(medium: Medium, task: EncodingTask) -> bytes:
     if task.encoder.modality == "audio" and medium.modality == "video" and has_pictures(data):
         raise MediaError("a clip, not a sound", "it has pictures; only its sound would be encoded")
     return data
+
+
+def judge_input(data: bytes, task: EncodingTask) -> torch.Tensor | None:
+    """The bytes of a medium -> what the encoder takes that captions are compared by; None where that is the task's own.
+    """
+    judge = task.filters.similarity.judge if task.filters.similarity else None
+    return None if judge is None else judge.preprocess(judge.decode(data))
 
 
 def encoder_inputs(data: bytes, key: str, task: EncodingTask) -> list[torch.Tensor]:

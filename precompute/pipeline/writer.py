@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 
 from periscope.errors import MediaError
+from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.media import thumbnail
 from periscope.precompute.pipeline.clock import Clock
-from periscope.precompute.pipeline.encode import EncodedSample, Tensors
+from periscope.precompute.pipeline.encode import EncodedSample, Tensors, forward
 from periscope.precompute.pipeline.filters import DUPLICATE
 from periscope.precompute.pipeline.rejects import report_rejects
 from periscope.precompute.pipeline.similarity import Similarity
@@ -58,7 +59,10 @@ def finish(collection: Collection, media: Mapping[str, Medium], writer: SetWrite
     words: Iterable[Words] = collection.words
     if similarity := task.filters.similarity:
         key_of = {medium.origin: key for key, medium in media.items() if key in hashes} | same
-        _compare_stored(similarity, writer, key_of)
+        if similarity.judge:
+            _compare_again(similarity, similarity.judge, media, key_of)
+        else:
+            _compare_stored(similarity, writer, key_of)
         words, unlike = similarity.sort(words, set(key_of))
         rejects += unlike
     lines, dropped = text_lines(words, same, hashes)
@@ -90,6 +94,16 @@ def _compare_stored(similarity: Similarity, writer: SetWriter, key_of: Mapping[s
     for sample, pooled in writer.read_stored("pooled", lambda sample: sample.key in origins):
         same = origins[sample.key]
         similarity.compare(same, pooled.expand(len(same), -1))
+
+
+def _compare_again(
+    similarity: Similarity, judge: Encoder, media: Mapping[str, Medium], key_of: Mapping[str, str]
+) -> None:
+    """The same where another encoder compares, whose features aren't stored: it encodes these media again."""
+    for origin, key in key_of.items():
+        if not similarity.compared(origin):
+            pixels = judge.preprocess(judge.decode(media[key].read()))
+            similarity.compare([origin], forward(judge, [pixels], ["pooled"])["pooled"])
 
 
 def text_lines(

@@ -64,7 +64,7 @@ class Expected:
 MARKS = ("<image>", "</image>")
 EPALM = (("loss_on", "all"), ("soft_prompt", "first"))
 EPALM_GROUPS = tuple((name, decay) for name in ("projector", "soft prompt") for decay in (0.0, 0.02))
-ROWS = (("rows", 6), ("row_separator", "&&"))
+ROWS = (("rows", 6), ("row_separator", "&&"), ("requests", "keep"), ("own_space", True), ("caption_form", "{}\n"))
 EXPECTED = {
     "doubutsu-smol": Expected(
         *("pooled", "VisionTransformer", "MistralForCausalLM", "PooledMLP", 16, 16, 271_650_816), delimiters=MARKS
@@ -85,7 +85,7 @@ EXPECTED = {
         layer=-1,
     ),
     "anymal-video": Expected(
-        *("patches", "VisionTransformer", "LlamaForCausalLM", "PerceiverResampler", 32, 32, 46_200_832)
+        *("patches", "VisionTransformer", "LlamaForCausalLM", "PerceiverResampler", 32, 32, 46_200_832 + 4096)
     ),
     "epalm-image": Expected(
         *("layers", "VisionTransformer", "OPTForCausalLM", "LayerLinears", 1, 1, 24_949_760), EPALM_GROUPS, more=EPALM
@@ -116,19 +116,22 @@ EXPECTED = {
     "limber": Expected(*("patches", "VisionTransformer", "GPTJForCausalLM", "PatchLinear", 36, 256, 4_198_400)),
     "mapl": Expected(*("patches", "VisionTransformer", "GPTJForCausalLM", "Mapper", 32, 32, 3_431_680)),
     "clipcap": Expected(*("pooled", "VisionTransformer", "GPT2LMHeadModel", "ClipCapMLP", 10, 10, 31_468_800)),
-    "llava-1.5": Expected(*("patches", "VisionTransformer", "LlamaForCausalLM", "PatchMLP", 36, 576, 20_979_712)),
+    "llava-1.5": Expected(
+        *("patches", "VisionTransformer", "LlamaForCausalLM", "PatchMLP", 36, 576, 20_979_712),
+        more=(("captions", "all"), ("end", "\n")),
+    ),
     # of rank 64 on Llama-7B as QLoRA counts it, and twice that
     "anymal-instruct": Expected(
         *("patches", "VisionTransformer", "LlamaForCausalLM", "PerceiverResampler", 64, 64, 67_217_408),
         (("lora", 0.0), ("projector", 0.0)),
-        more=(("media", "after"), ("question", "[INST] {} [/INST] ")),
+        more=(("media", "after"), ("marks", "inner"), ("question", "[INST] {} [/INST] ")),
         first="anymal-image",
         lora=159_907_840,
     ),
     "llava-1.5-tune": Expected(
         *("patches", "VisionTransformer", "LlamaForCausalLM", "PatchMLP", 36, 576, 20_979_712),
         (("lora", 0.0), ("projector", 0.0)),
-        more=(("question", "USER: {} ASSISTANT: "),),
+        more=(("question", "USER: <image>\n{} ASSISTANT: "), ("between", ""), ("requests", "question")),
         first="llava-1.5",
         lora=319_815_680,
     ),
@@ -300,6 +303,7 @@ def test_a_recipe_in_full_size(name):
             0.01,
             **form,
             projector_layers=config.projector.projector_layers,
+            projector_frames=config.projector.projector_frames,
             injection=injection,
         )
     assert sum(parameter.numel() for parameter in adapter.parameters()) == expected.parameters
