@@ -38,7 +38,7 @@ class AskedTask:
     @property
     def measures(self) -> tuple[str, ...]:
         """The names of the measures; () for the usual ones."""
-        return self.task.measures if self.task else ()
+        return self.task.measured_by(self.system) if self.task else ()
 
     @property
     def kinds(self) -> str:
