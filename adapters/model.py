@@ -114,9 +114,10 @@ class Adapter(nn.Module):
         """Rescale the projector's last layer so that the tokens of these features have the embeddings' RMS.
 
         Called once, before the first step. Returns the factor, 1.0 when there is nothing to do: with `output_norm`, for
-        an adapter that injects, or without features.
+        an adapter that injects, without a last layer, or without features.
         """
-        if self.log_gain is not None or self.injects or not self.tokens or not len(features):
+        scaled = self.tokens and not isinstance(self.projector.last, nn.Identity)
+        if self.log_gain is not None or self.injects or not scaled or not len(features):
             return 1.0
         rms = self(features).pow(2).mean(-1).sqrt().median().item()
         factor = self.embedding_rms / max(rms, 1e-12)

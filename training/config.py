@@ -54,7 +54,7 @@ class ProjectorOptions:
     projector_hidden: Count = 0
     """Hidden width of the projector (0: its own default, see docs/projectors.md)."""
     projector_layers: Count = 0
-    """Number of transformer blocks in the projector (0: perceiver 6, mapl 4)."""
+    """Number of transformer blocks in the projector (0: perceiver 6, mapl 4, clipcap-transformer 8)."""
     projector_frames: Count = 0
     """Frames of a clip that a perceiver tells apart by a learned vector each, as Flamingo (0: it can't know their order)."""
     start_words: str = ""
@@ -295,7 +295,7 @@ RENAMED = {"rerun_layers": "gradient_checkpointing", "clip": "grad_clip"}
 # Adapters by the kind of features that they read, for --help, which must not import torch (a test compares it with the
 # registry).
 ADAPTERS = {
-    "pooled": "linearK, mlpK, clipcapK, none",
+    "pooled": "linearK, mlpK, clipcapK, clipcap-transformerK, none",
     "patches": "linear, mlp, groupK, windowK, shuffleK, ldp, ldpv2, perceiverK, maplK, mapl-postK, fusedmlp, fusedldp",
     "layers": "epalm, epalm-shared",
 }

@@ -46,12 +46,12 @@ class Projector(nn.Module):
     """What every projector provides; a projector may derive from this class or from `nn.Module`.
 
     - `tokens`: vectors per image.
-    - `last`: the last layer, whose output is brought to the scale of the word embeddings.
+    - `last`: the last layer, whose output is brought to the scale of the word embeddings; an identity where none is.
     - `injects`: its vectors go into inner layers instead of among the words.
     """
 
     tokens: int
-    last: nn.Linear | nn.LayerNorm
+    last: nn.Linear | nn.LayerNorm | nn.Identity
     injects = False
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

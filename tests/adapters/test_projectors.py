@@ -32,6 +32,7 @@ EXPECTED = {  # spec: (features, tokens, parameters)
     "window3": (PATCHES, 4, 9 * 12 * H + H),
     "shuffle2": (PATCHES, 9, 4 * 12 * H),
     "clipcap4": (POOLED, 4, 12 * 2 * H + 2 * H + 2 * H * 4 * H + 4 * H),
+    "clipcap-transformer4": (POOLED, 4, 12 * 4 * 24 + 4 * 24 + 4 * 24 + 8 * (8 * 24**2 + 8 * 24)),
     "fusedmlp": (PATCHES, 36, 12 * 48 + 48 + 48 * H + H + H * H + H),
     "perceiver5": (PATCHES, 5, 5 * 12 + 6 * (6 * 12 + 4 * 512 * 12 + 8 * 144) + 2 * 12 + 12 * H + H),
     "mapl7": (PATCHES, 7, 12 * 256 + 256 + 7 * 256 + 4 * (8 * 256**2 + 11 * 256) + 256 * H + H),
@@ -45,9 +46,10 @@ EXPECTED = {  # spec: (features, tokens, parameters)
 @pytest.mark.parametrize("spec", EXPECTED)
 def test_shape_and_parameter_count(spec):
     features, tokens, parameters = EXPECTED[spec]
-    module = build_projector(spec, features, H)
+    hidden_size = 24 if "transformer" in spec else H  # which its 8 heads divide
+    module = build_projector(spec, features, hidden_size)
     shape = (3, 12) if features.kind == "pooled" else (3, 36, 12)
-    assert module(torch.randn(shape)).shape == (3, tokens, H) and module.tokens == tokens
+    assert module(torch.randn(shape)).shape == (3, tokens, hidden_size) and module.tokens == tokens
     assert sum(p.numel() for p in module.parameters()) == parameters
     assert sum(tensor.numel() for tensor in module.state_dict().values()) == parameters, "nothing is saved twice"
 
@@ -72,6 +74,7 @@ PUBLISHED = [  # spec, features, hidden size, parameters: as the papers or their
     ("perceiver64", FeatureShape("patches", 256, 1024), 4096, 67_217_408),
     ("mapl32", FeatureShape("patches", 257, 1024), 4096, 3_431_680),
     ("clipcap10", FeatureShape("pooled", 1, 512), 768, 31_468_800),
+    ("clipcap-transformer40", FeatureShape("pooled", 1, 512), 768, 53_587_968),
     ("linear", FeatureShape("patches", 144, 3072), 4096, 12_587_008),  # LiMBeR
     ("fusedmlp", FeatureShape("patches", 729, 2176, (27, 27)), 2560, 47_789_568),  # Cobra
     ("fusedldp", FeatureShape("patches", 729, 2176, (27, 27)), 2560, 41_259_008),

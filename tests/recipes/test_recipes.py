@@ -28,7 +28,7 @@ from periscope.errors import AdapterError, PrecomputeError, RunError
 from periscope.precompute.cli import main as precompute
 from periscope.precompute.encoders.names import ENCODERS
 from periscope.precompute.tiny_encoders import tiny_encoder
-from periscope.recipes import load_recipe, recipe_names
+from periscope.recipes import ASPECTS, load_recipe, recipe_names
 from periscope.shards.read import FeatureSet
 from periscope.training.config import config_from
 from periscope.training.memory.model_sizes import LANGUAGE_MODELS, full_config, skeleton
@@ -346,8 +346,13 @@ def test_pythia_and_mamba_differ_in_one_name():
 def test_a_recipe_says_where_it_comes_from():
     for name in NAMED:
         about = load_recipe(name).about
-        assert {"title", "paper", "data", "tasks", "scores", "doubtful"} == set(about), name
-        assert len(about["title"]) < 100 and all(": " in doubt or " " in doubt for doubt in about["doubtful"])
+        assert {"title", "paper", "data", "tasks", "scores", "differs"} == set(about), name
+        assert len(about["title"]) < 100 and set(about["differs"]) <= set(ASPECTS), name
+        assert all(" " in why and not why.endswith(".") for why in about["differs"].values()), name
+        rescaled = "scaled before the first step" in about["differs"].get("projector", "")
+        config = config_from(load_recipe(name).train, name)
+        paper = not about["paper"].startswith("none") and not config.lora.lora
+        assert rescaled == (paper and not config.adapter.startswith("epalm")), name
 
 
 def test_flags_override_a_recipe_and_a_wrong_field_is_named(tmp_path, media, in_workshop, features, capsys):

@@ -156,7 +156,7 @@ def test_a_declared_end_of_text_is_all_that_differs(recipe: str, tmp_path: Path)
     karpathy(tmp_path)
     tokenizer = GPT2()
     prompt, texts = texts_of(recipe, tokenizer, tmp_path)
-    assert any(doubt.startswith("eos: ") for doubt in load_recipe(recipe).about["doubtful"])
+    assert "end" in load_recipe(recipe).about["differs"]["prompt"]
     ended = 0
     for text, (ids, targets) in zip(texts, IDS["limber" if recipe == "limber" else "clipcap"], strict=True):
         ours = tokens(prompt, text)
@@ -189,7 +189,7 @@ OWN = {"first", "modern", "lmstudio"}  # of no published system
 
 @pytest.mark.parametrize("recipe", UNRELEASED)
 def test_without_official_code_a_caption_is_as_the_authors_describe_it(recipe: str, tmp_path: Path) -> None:
-    assert any(doubt.startswith("code: none was released") for doubt in load_recipe(recipe).about["doubtful"])
+    assert load_recipe(recipe).about["differs"]["prompt"].startswith("no code was released")
     pretrain(tmp_path)
     tokenizer = tiny.byte_level(bos=True)
     prompt, texts = texts_of(recipe, tokenizer, tmp_path)
@@ -207,7 +207,7 @@ def test_anymals_instructions_stand_before_the_picture(tmp_path: Path) -> None:
     instruct(tmp_path)
     tokenizer = tiny.sentencepiece_like()
     prompt, texts = texts_of("anymal-instruct", tokenizer, tmp_path)
-    assert any(doubt.startswith("code: none was released") for doubt in load_recipe("anymal-instruct").about["doubtful"])
+    assert load_recipe("anymal-instruct").about["differs"]["prompt"].startswith("no code was released")
     for text in (text for text in texts if text.media):
         ids, _ = tokens(prompt, text)
         asked = text.turns[0]["content"].replace("<image>", "").strip()
