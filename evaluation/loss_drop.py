@@ -69,7 +69,12 @@ def jsonl_lines(drops: Iterable[LossDrop], features: FeatureSet) -> Iterator[dic
         values = {"gain": each.drop, "real": each.real, "shuffled": each.shuffled, "none": each.none}
         losses = {name: None if value is None else round(value, 4) for name, value in values.items()}
         origins = [features.info(key)["origin"] for key in each.text.media]
-        yield losses | {"id": each.text.id, "split": each.text.split, "origin": origins, "turns": each.text.row()["turns"]}
+        yield losses | {
+            "id": each.text.id,
+            "split": each.text.split,
+            "origin": origins,
+            "turns": each.text.row()["turns"],
+        }
 
 
 def one_line(each: LossDrop, features: FeatureSet) -> str:

@@ -118,7 +118,9 @@ def _form(form: str, own_space: bool) -> str:
 
     def printed(parts: str) -> str:
         pieces = re.split(rf"({MEDIA_MARK}|\{{\}})", parts)
-        return "".join(slots.get(each) or f"{{{{ {json.dumps(each, ensure_ascii=False)} }}}}" for each in pieces if each)
+        return "".join(
+            slots.get(each) or f"{{{{ {json.dumps(each, ensure_ascii=False)} }}}}" for each in pieces if each
+        )
 
     with_media = stem if MEDIA_MARK in form else MEDIA_MARK + stem
     without = re.sub(rf"{MEDIA_MARK}\n|\n{MEDIA_MARK}|{MEDIA_MARK}", "", stem, count=1)

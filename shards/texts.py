@@ -166,7 +166,9 @@ class Texts(Sequence[Text]):
             request = caption_request(turns, len(text["media"]), self._captions == "all")
         if request is not None:
             turns = turns[1:]
-        return Text(text["id"], tuple(text["media"]), turns, self._splits[self._split[row]], text["meta"], request or "")
+        return Text(
+            text["id"], tuple(text["media"]), turns, self._splits[self._split[row]], text["meta"], request or ""
+        )
 
     def _parse(self, line: bytes, number: int) -> dict:
         row = parse_text(line.removeprefix(BOM), f"{self._name}, line {number}", default_id=f"line-{number}")

@@ -56,7 +56,7 @@ class ProjectorOptions:
     projector_layers: Count = 0
     """Number of transformer blocks in the projector (0: perceiver 6, mapl 4, clipcap-transformer 8)."""
     projector_frames: Count = 0
-    """Frames of a clip that a perceiver tells apart by a learned vector each, as Flamingo (0: it can't know their order)."""
+    """Frames of a clip that a perceiver tells apart, by a learned vector each (0: it can't know their order)."""
     start_words: str = ""
     """Initialise the projected tokens with the embeddings of these words."""
     warm_start: Count | None = None

@@ -31,8 +31,8 @@ from periscope.errors import AdapterError
 
 State = dict[str, torch.Tensor]
 VICUNA = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
-    "polite answers to the user's questions. "
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions. "
 )
 BARE = {"delimiters": ("", "")}
 # The prompts that the projectors were trained with; `--init` and a recipe change them.
@@ -176,7 +176,10 @@ def named_as_here(state: State, path: Path) -> ReleasedProjector:
             inner = 0 if spec == "linear" else len(renamed["first.weight"])
             return ReleasedProjector(spec, renamed, inner)
     if "const" in state and "down.weight" in state:
-        renamed = {re.sub(r"^\w+", lambda found: MAPL.get(found[0], found[0]), name): each for name, each in state.items()}
+        renamed = {}
+        for name, tensor in state.items():
+            head, dot, rest = name.partition(".")
+            renamed[MAPL.get(head, head) + dot + rest] = tensor
         return ReleasedProjector(f"mapl{rows['const']}", renamed, rows["down.weight"], _layers(state))
     if "prefix_const" in state and "linear.weight" in state:
         renamed = dict(state)
@@ -185,8 +188,8 @@ def named_as_here(state: State, path: Path) -> ReleasedProjector:
                        for name, each in renamed.items()}  # fmt: skip
         return ReleasedProjector(f"clipcap-transformer{rows['prefix_const']}", renamed, 0, _layers(state))
     raise AdapterError(
-        f"{path} holds a projector of another form than LLaVA's, Prismatic's, MAPL's, ClipCap's or LiMBeR's: its tensors "
-        f"are {', '.join(sorted(state)[:4])}"
+        f"{path} holds a projector of another form than LLaVA's, Prismatic's, MAPL's, ClipCap's or LiMBeR's: its "
+        f"tensors are {', '.join(sorted(state)[:4])}"
     )
 
 
@@ -195,9 +198,7 @@ def _layers(state: State) -> int:
     return 1 + max(numbers, default=-1)
 
 
-def adapter_of(
-    released: ReleasedProjector, kinds: Mapping[str, Mapping], lm: LanguageModel, features: Path
-) -> Adapter:
+def adapter_of(released: ReleasedProjector, kinds: Mapping[str, Mapping], lm: LanguageModel, features: Path) -> Adapter:
     """The adapter of a released projector. Raises AdapterError when it reads other features than the set has, or makes
     vectors of another width than the language model's.
     """

@@ -90,7 +90,9 @@ class Mapper(Projector):
         self.tokens = tokens
         self.first = nn.Linear(features.width, inner)
         self.queries = nn.Parameter(torch.randn(tokens, inner))
-        block = nn.TransformerEncoderLayer(inner, 8, 2 * inner, dropout=0.0, batch_first=True, norm_first=self.norm_first)
+        block = nn.TransformerEncoderLayer(
+            inner, 8, 2 * inner, dropout=0.0, batch_first=True, norm_first=self.norm_first
+        )
         self.mixer = nn.TransformerEncoder(block, layers, enable_nested_tensor=False)
         self.last = nn.Linear(inner, hidden_size)
 

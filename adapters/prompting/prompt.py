@@ -78,9 +78,9 @@ class Prompt:
         (or after) the first user turn's words. Marks at a turn's edges alone (see `Template.marks`) say no more than
         that it is about these media. `<box>` marks stand for a turn's `boxes`. A text that begins with an assistant
         turn, system turns aside, is a caption: a turn that asks for it, with the media and `caption_prompt`, is put
-        before it. With `answer=False` a last assistant turn is left out and the sequence ends where the model is to answer: by
-        construction a prefix of the sequence with the answer. `start` puts `start_ids` first, for a text whose first
-        words would have nothing before them to be predicted from (see `needs_start`).
+        before it. With `answer=False` a last assistant turn is left out and the sequence ends where the model is to
+        answer: by construction a prefix of the sequence with the answer. `start` puts `start_ids` first, for a text
+        whose first words would have nothing before them to be predicted from (see `needs_start`).
 
         Raises AdapterError when marks and media, or marks and boxes, differ in number, or when no assistant turn is
         left to train on.

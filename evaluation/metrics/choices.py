@@ -29,9 +29,7 @@ def gqa_bare_accuracy(predictions: Answers, references: Answers, clusters: Clust
     return mean({key: float(bare[key] == true) for key, true in references.items()}, clusters=clusters)
 
 
-def unanswerable(
-    said: Mapping[Key, bool], true: Mapping[Key, bool], clusters: Clusters = None
-) -> dict[str, Score]:
+def unanswerable(said: Mapping[Key, bool], true: Mapping[Key, bool], clusters: Clusters = None) -> dict[str, Score]:
     """How well questions without an answer are told from others (VizWiz, Gurari et al. 2018, arXiv 1802.08218): F1 and
     average precision of calling them so, under the names "f1" and "ap".
 

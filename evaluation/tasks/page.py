@@ -37,7 +37,7 @@ FOOT = """
 | vqa | the ten-answer rule, normalised as in the official program: not where all ten people agree |
 | vqa-always | the same, always normalised, as in LLaVA's results and lmms-eval (`vqa_always`) |
 | vqa-m4c | the same, always normalised as in the program of TextVQA |
-| vizwiz | the same as in VizWiz's own program, which normalises the answer alone; F1 and average precision of calling a question unanswerable |
+| vizwiz | the same as VizWiz's own program, which normalises the answer alone; F1 and AP of "unanswerable" |
 | gqa | equal to the answer, after lower-casing and dropping a final period |
 | gqa-bare | equal to the answer as it stands, after lower-casing and dropping all punctuation, as in Cobra's harness |
 | exact | equal after VQA's normalisation of both, as in eP-ALM, unless that leaves nothing of an answer |

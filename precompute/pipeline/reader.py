@@ -86,8 +86,7 @@ def read_medium(medium: Medium, task: EncodingTask) -> bytes:
 
 
 def judge_input(data: bytes, task: EncodingTask) -> torch.Tensor | None:
-    """The bytes of a medium -> what the encoder takes that captions are compared by; None where that is the task's own.
-    """
+    """The bytes of a medium -> what the encoder takes that compares captions; None where that is the task's own."""
     judge = task.filters.similarity.judge if task.filters.similarity else None
     return None if judge is None else judge.preprocess(judge.decode(data))
 

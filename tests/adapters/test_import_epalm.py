@@ -9,8 +9,8 @@ import numpy
 import pytest
 import tiny
 import torch
-from transformers.modeling_outputs import CausalLMOutput
 from torch.nn import functional
+from transformers.modeling_outputs import CausalLMOutput
 
 from periscope.adapters.io.checkpoint import load_adapter
 from periscope.adapters.io.import_epalm import import_released, read_released

@@ -18,8 +18,8 @@ from periscope.cli import import_
 from periscope.errors import AdapterError
 
 WIDTH, SIDE = 24, 3
-CLIPCAP = [3.80449, 0.6365, -2.73098, -4.20066, -4.20839, -2.51976, -1.08202, 0.59213, 1.77584, 3.21346, 4.05018, 3.58288,
-           1.51834, -1.93569, -4.53378, -5.56636]  # fmt: skip
+CLIPCAP = [3.80449, 0.6365, -2.73098, -4.20066, -4.20839, -2.51976, -1.08202, 0.59213, 1.77584, 3.21346, 4.05018,
+           3.58288, 1.51834, -1.93569, -4.53378, -5.56636]  # fmt: skip
 
 
 def linear(name: str, inputs: int, outputs: int) -> dict[str, torch.Tensor]:
@@ -166,7 +166,7 @@ def test_what_is_no_projector_is_one_sentence_and_runs_nothing(lm, imported, tmp
     with pytest.raises(AdapterError, match=r"asks for .*print, which is no tensor and isn't run"):
         read_projector(tmp_path / "code.bin")
     assert "run" not in capsys.readouterr().out.split()
-    with pytest.raises(AdapterError, match="gone.bin doesn't exist"):
+    with pytest.raises(AdapterError, match=r"gone\.bin doesn't exist"):
         read_projector(tmp_path / "gone.bin")
     with pytest.raises(AdapterError, match="of another form than LLaVA's"):
         imported("llava", linear("model.mm_projector.1", WIDTH, lm.hidden_size), "a.bin")

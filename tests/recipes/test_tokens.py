@@ -172,8 +172,8 @@ def test_epalm_reads_every_word_of_a_caption(recipe: str, tmp_path: Path) -> Non
     karpathy(tmp_path)
     prompt, texts = texts_of(recipe, OPT(), tmp_path)
     for text, want in zip(texts, IDS["epalm-image"], strict=True):
-        ids, targets = tokens(prompt, text)
-        assert [list(row) for row in zip(*[pair for pair in zip(ids, targets) if pair[0] is not None])] == want
+        pairs = [pair for pair in zip(*tokens(prompt, text), strict=True) if pair[0] is not None]
+        assert [list(row) for row in zip(*pairs, strict=True)] == want
 
 
 UNRELEASED = {

@@ -55,8 +55,8 @@ into {USABLE_SHARE:.0%} of what is left; gradient accumulation makes up the rest
 COMPARED = """
 ## What differs from the published systems
 
-By aspect: `as published`, in the paper or where its code differs in the code, or how the recipe deviates and why. Ten rows
-in each system's own data layout get the token ids and targets that its official code makes of them
+By aspect: `as published`, in the paper or where its code differs in the code, or how the recipe deviates and why. Ten
+rows in each system's own data layout get the token ids and targets that its official code makes of them
 (`tests/recipes/test_tokens.py`), or the deviation is named here. Recipes of no published system are left out.
 
 """
@@ -70,9 +70,9 @@ folder.
 | --- | --- | --- |
 | `--delimiters "" ""` | no text around a medium | doubutsu: without it, the projector learns to say "caption:" |
 | `--no-eos` | the end of an answer isn't trained | doubutsu: the model then doesn't stop |
-| `--caption-requests` | what asks for a caption in LLaVA-Pretrain's rows: dropped, kept, or a question | LLaVA, Cobra and doubutsu drop it; Mamba-VL and Pythia-VL keep it |
+| `--caption-requests keep` | what asks for a caption in LLaVA-Pretrain's rows isn't dropped | Mamba-VL, Pythia-VL |
 | `--media-place after` | media after the question, also where the data have `<image>` before it | AnyMAL |
-| `--question` with `<image>` | media inside the form of a question | LLaVA; task-aware encoding of Mamba-VL and Pythia-VL |
+| `--question` with `<image>` | media inside the form of a question | LLaVA; task-aware encoding of Mamba-VL |
 | `--own-space True` | the space before an answer is a token of its own | Cobra, Mamba-VL and Pythia-VL |
 | `--answer-end "\n"` | a line break ends a caption | LLaVA |
 | `--projector-frames 4` | a learned vector for each frame of a clip | Flamingo, and with it AnyMAL |
@@ -186,8 +186,8 @@ def published(recipes: Sequence[Recipe]) -> list[Recipe]:
 
 
 def _aspect_cells(recipe: Recipe) -> tuple[str, ...]:
-    differs = recipe.about["differs"]
-    return (recipe.name, *(differs.get(aspect, "as published").replace("|", "\\|") for aspect in ASPECTS))
+    found = (recipe.about["differs"].get(aspect, "as published") for aspect in ASPECTS)
+    return (recipe.name, *(words.replace("|", "\\|").replace("<", "&lt;") for words in found))
 
 
 def _system_cells(row: RecipeRow) -> tuple[str, ...]:
