@@ -114,7 +114,7 @@ EXPECTED = {
         more=ROWS,
     ),
     "limber": Expected(*("patches", "VisionTransformer", "GPTJForCausalLM", "PatchLinear", 36, 256, 4_198_400)),
-    "mapl": Expected(*("patches", "VisionTransformer", "GPTJForCausalLM", "Mapper", 32, 32, 3_431_680)),
+    "mapl": Expected(*("patches", "VisionTransformer", "GPTJForCausalLM", "Mapper", 32, 32, 3_431_680), layer=-1),
     "clipcap": Expected(*("pooled", "VisionTransformer", "GPT2LMHeadModel", "ClipCapMLP", 10, 10, 31_468_800)),
     "llava-1.5": Expected(
         *("patches", "VisionTransformer", "LlamaForCausalLM", "PatchMLP", 36, 576, 20_979_712),
