@@ -356,7 +356,10 @@ def test_a_caption_prompt_names_what_is_described():
 
 def test_media_marked_at_the_edges_of_a_question_stand_where_the_template_has_them():
     """LLaVA's data have `<image>` before or after a question by chance; its code moves it to the front."""
-    made = lambda **choices: Prompt(tiny.byte_level(), Template(delimiters=("", ""), question="Q:{}A:", **choices))  # noqa: E731
+
+    def made(**choices):
+        return Prompt(tiny.byte_level(), Template(**{"delimiters": ("", ""), "question": "Q:{}A:", **choices}))
+
     for words in ("<image>\nIs it blue?", "Is it blue?\n<image>", "Is it blue? <image>", "<image> Is it blue?"):
         asked = [{"role": "user", "content": words}]
         assert shown(made(), asked, answer=False) == "{m}Q:Is it blue?A:", words
@@ -383,7 +386,7 @@ def test_a_request_for_a_caption_has_a_form_of_its_own():
     assert "Question: What colour" in shown(prompt, QUESTION)
     chat = tiny.byte_level(chat=tiny.CHATML, eos="<|im_end|>")
     assert "<|im_start|>user\n" in shown(Prompt(chat, default_template(chat)), asked)
-    with pytest.raises(AdapterError, match="caption_form is 'no slot'; it needs one {}"):
+    with pytest.raises(AdapterError, match="caption_form is 'no slot'; it needs one"):
         Prompt(tiny.byte_level(), replace(template, caption_form="no slot"))
     with pytest.raises(AdapterError, match="requests is 'burn'; it must be drop or keep or question"):
         Prompt(tiny.byte_level(), replace(template, requests="burn"))
