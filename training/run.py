@@ -32,6 +32,7 @@ from periscope.training.trackers import Tracker, numbers, open_trackers
 
 PACKAGES = ("torch", "transformers", "open_clip_torch", "bitsandbytes", "peft", "webdataset", "numpy")
 STATE_FORMAT = 1
+BEFORE = {"caption_requests": "question", "media_marks": "all"}  # options that config.toml lacks, as they were then
 
 
 class Run:
@@ -120,7 +121,7 @@ class Run:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RunError(f"{path} is damaged: {error}") from None
-        return config_from(table, str(path))
+        return config_from(BEFORE | table, str(path))
 
     def record_places(self, config: TrainConfig) -> None:
         """Write into config.toml where the features and the language model are now, if that has changed."""
