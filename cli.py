@@ -48,7 +48,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     "Share and convert": {
         "push": Command("periscope.cli:push", "push an adapter to the Hugging Face Hub"),
         "export": Command("periscope.cli:export", "export an adapter to llama.cpp, transformers or PEFT"),
-        "import": Command("periscope.cli:import_", "import an adapter from eP-ALM"),
+        "import": Command("periscope.cli:import_", "import an adapter from eP-ALM, LLaVA and others"),
     },
     "Look after feature sets": {
         "features": Command("periscope.precompute.__main__:main", "verify, inspect, merge or recode feature sets"),
@@ -63,7 +63,13 @@ EXPORTS = {
     "prompt": "periscope.adapters.io.export_peft:export_prompt",
     "merged": "periscope.adapters.io.merge_lora:merge",
 }
-IMPORTS = {"epalm": "periscope.adapters.io.import_epalm:import_epalm"}
+IMPORTS = {
+    "epalm": "periscope.adapters.io.import_epalm:import_epalm",
+    **{
+        system: f"periscope.adapters.io.import_projector:import_{system.replace('-', '_')}"
+        for system in ("llava", "llava-pretrain", "prismatic", "cobra", "mapl", "clipcap", "limber")
+    },
+}
 
 
 def main() -> None:
@@ -162,7 +168,7 @@ def export() -> None:
 
 
 def import_() -> None:
-    """`periscope import epalm FILE ...`"""
+    """`periscope import epalm|llava|... FILE ...`"""
     _subcommands(IMPORTS, "Import an adapter from another program.")
 
 

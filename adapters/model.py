@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import GenerationConfig
 
 from periscope.adapters.constant_prefix import leading_ids, why_no_prefix, without_leading
+from periscope.adapters.generation.beam_search import Scorer, search_beams
 from periscope.adapters.generation.streaming import TextPieces, TokenQueue, stream_text
 from periscope.adapters.lm.cross_entropy import cross_entropy
 from periscope.adapters.lm.injection import InjectedVectors, Injection, Injector, LayerMap
@@ -49,7 +50,9 @@ class Adapter(nn.Module):
     its initialisation is scaled, by `match_scale`.
 
     A projector that injects gives vectors for inner layers, which are never normalised; `injection` says which layers.
-    `embedding_rms` is `LanguageModel.embedding_rms`; `projector_hidden` and `projector_layers` as in `build_projector`.
+    `embedding_rms` is `LanguageModel.embedding_rms`; `projector_hidden`, `projector_layers` and `projector_frames` are
+    as in `build_projector`. `soft_prompt_unit` leaves the soft prompt at unit scale, as eP-ALM does, instead of the
+    embeddings'.
 
     Raises AdapterError for an unknown projector, for options that don't fit it, and when nothing would be trained.
     """
@@ -66,6 +69,8 @@ class Adapter(nn.Module):
         projector_layers: int = 0,
         injection: Injection | None = None,
         soft_prompt_mlp: bool = False,
+        projector_frames: int = 0,
+        soft_prompt_unit: bool = False,
     ):
         super().__init__()
         self.spec, self.features, self.hidden_size = spec, features, hidden_size
@@ -74,8 +79,9 @@ class Adapter(nn.Module):
             raise AdapterError(f"{spec} gives vectors for inner layers, and nothing says which")
         self.injection = injection if self.injects else None
         self.projector_hidden, self.projector_layers = projector_hidden, projector_layers
+        self.projector_frames, self.soft_prompt_unit = projector_frames, soft_prompt_unit
         width = self.injection.layer_size if self.injection else hidden_size
-        self.projector = build_projector(spec, features, width, projector_hidden, projector_layers)
+        self.projector = build_projector(spec, features, width, projector_hidden, projector_layers, projector_frames)
         if not self.tokens and not soft_prompt:
             raise AdapterError(f"--adapter {spec} alone leaves nothing to train; give it a --soft-prompt")
         output_norm = bool(output_norm and not self.injects and self.tokens)
@@ -85,7 +91,8 @@ class Adapter(nn.Module):
             raise AdapterError("--soft-prompt-mlp needs a --soft-prompt")
         self.soft_prompt: SoftPrompt | None = None
         if soft_prompt:
-            self.soft_prompt = SoftPrompt(soft_prompt, hidden_size, embedding_rms, soft_prompt_mlp)
+            scale = 1.0 if soft_prompt_unit else embedding_rms
+            self.soft_prompt = SoftPrompt(soft_prompt, hidden_size, scale, soft_prompt_mlp)
 
     @property
     def tokens(self) -> int:
@@ -111,9 +118,10 @@ class Adapter(nn.Module):
         """Rescale the projector's last layer so that the tokens of these features have the embeddings' RMS.
 
         Called once, before the first step. Returns the factor, 1.0 when there is nothing to do: with `output_norm`, for
-        an adapter that injects, or without features.
+        an adapter that injects, without a last layer, or without features.
         """
-        if self.log_gain is not None or self.injects or not self.tokens or not len(features):
+        scaled = self.tokens and not isinstance(self.projector.last, nn.Identity)
+        if self.log_gain is not None or self.injects or not scaled or not len(features):
             return 1.0
         rms = self(features).pow(2).mean(-1).sqrt().median().item()
         factor = self.embedding_rms / max(rms, 1e-12)
@@ -343,8 +351,9 @@ class AdaptedModel(nn.Module):
         """Answer prompts made with `answer=False`, greedily unless `decoding` (arguments of `GenerationConfig`) says
         otherwise. Returns one answer per text.
 
-        With `compat` injection each new token needs a pass over the whole text, greedily, because the injected position
-        attends to later tokens and no KV cache holds what it makes of them. Raises AdapterError for `decoding` there.
+        With `compat` injection each new token needs a pass over the whole text, because the injected position attends
+        to later tokens and no KV cache holds what it makes of them. Raises AdapterError for other `decoding` than
+        `num_beams` there.
         """
         with self.lm.generating:
             rows = self._generate_ids(texts, features, max_new_tokens, decoding)
@@ -380,9 +389,7 @@ class AdaptedModel(nn.Module):
         """The ids of each answer, with whatever follows its first stop token. `streamer` gets them as they are made."""
         stop, slots = self.prompt.stop_ids, self.slots(texts, features)
         if self._injector is not None and self._injector.compat:
-            if decoding:
-                raise AdapterError(f"with epalm_compat answers are greedy; leave out {', '.join(decoding)}")
-            return self._generate_uncached(texts, slots, max_new_tokens, streamer)
+            return self._generate_compat(texts, slots, max_new_tokens, streamer, **decoding)
         texts, prefix = self._generation_prefix(texts, slots, max_new_tokens)
         batch, injection = self._splice(texts, slots, prefix, side="left", train=False)
         config = GenerationConfig(
@@ -415,22 +422,49 @@ class AdaptedModel(nn.Module):
             return texts, None
         return self._take_prefix(texts)
 
+    def _generate_compat(
+        self,
+        texts: Texts,
+        slots: dict[str, torch.Tensor],
+        max_new_tokens: int,
+        streamer: TokenQueue | None = None,
+        num_beams: int = 1,
+        **others: Any,
+    ) -> list[list[int]]:
+        if others:
+            raise AdapterError(
+                f"with epalm_compat answers are greedy or searched with beams; leave out {', '.join(others)}"
+            )
+        if num_beams == 1:
+            return self._generate_uncached(texts, slots, max_new_tokens, streamer)
+
+        def score(text: Sequence[Segment]) -> Scorer:
+            return lambda answers: self._next_logits([text] * len(answers), answers, slots).log_softmax(-1)
+
+        return [search_beams(score(text), num_beams, max_new_tokens, self.prompt.stop_ids) for text in texts]
+
     def _generate_uncached(
         self, texts: Texts, slots: dict[str, torch.Tensor], max_new_tokens: int, streamer: TokenQueue | None = None
     ) -> list[list[int]]:
         """Greedy ids for each text, until every row has a stop token."""
         answers: list[list[int]] = [[] for _ in texts]
         while len(answers[0]) < max_new_tokens and not all(set(self.prompt.stop_ids) & set(ids) for ids in answers):
-            extended = [[*text, Segment(ids=tuple(ids))] for text, ids in zip(texts, answers, strict=True)]
-            batch, injection = self._splice(extended, slots, side="left", train=False)
-            with injection:
-                logits = self.lm.model(**self._inputs(batch), logits_to_keep=1, use_cache=False).logits
-            tokens = logits[:, -1].argmax(-1)
+            tokens = self._next_logits(texts, answers, slots).argmax(-1)
             if streamer is not None:
                 streamer.put(tokens.cpu())
             for ids, token in zip(answers, tokens.tolist(), strict=True):
                 ids.append(token)
         return answers
+
+    def _next_logits(
+        self, texts: Texts, answers: Sequence[Sequence[int]], slots: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Logits `(texts, vocabulary)` in fp32 of the token after each text with its answer so far, without a cache."""
+        extended = [[*text, Segment(ids=tuple(ids))] for text, ids in zip(texts, answers, strict=True)]
+        batch, injection = self._splice(extended, slots, side="left", train=False)
+        with injection:
+            logits = self.lm.model(**self._inputs(batch), logits_to_keep=1, use_cache=False).logits
+        return logits[:, -1].float()
 
     def _decode(self, ids: Sequence[int]) -> str:
         """Ids up to the first stop token, as text."""

@@ -8,7 +8,8 @@ class SoftPrompt(nn.Module):
     """`length` learned vectors of the language model's width, initialised from rows of its embedding.
 
     The parameter holds the vectors divided by `scale` (the embeddings' RMS), so that one optimizer step moves them as
-    far, relative to their size, as it moves the projector's output.
+    far, relative to their size, as it moves the projector's output. With a scale of 1 it holds the vectors themselves,
+    and they start as `nn.Embedding` does, from a standard normal: eP-ALM's form.
 
     With `mlp` they pass through Linear, tanh, Linear of the same width during training (eP-ALM's form, after Li & Liang
     2021, arXiv 2101.00190); `fold` replaces the vectors by the MLP's output.
@@ -28,9 +29,9 @@ class SoftPrompt(nn.Module):
     def start_from(self, embeddings: torch.Tensor) -> None:
         """Initialise from embedded tokens `(length, hidden_size)`, which Lester et al. found best.
 
-        With an MLP, which no vectors pass through unchanged, the random initialisation stays.
+        With an MLP, which no vectors pass through unchanged, or a scale of 1 the random initialisation stays.
         """
-        if self.mlp is None:
+        if self.mlp is None and self.scale != 1:
             self.vectors.copy_(embeddings.float() / self.scale)
 
     @torch.no_grad()

@@ -69,7 +69,12 @@ def jsonl_lines(drops: Iterable[LossDrop], features: FeatureSet) -> Iterator[dic
         values = {"gain": each.drop, "real": each.real, "shuffled": each.shuffled, "none": each.none}
         losses = {name: None if value is None else round(value, 4) for name, value in values.items()}
         origins = [features.info(key)["origin"] for key in each.text.media]
-        yield losses | {"id": each.text.id, "split": each.text.split, "origin": origins, "turns": list(each.text.turns)}
+        yield losses | {
+            "id": each.text.id,
+            "split": each.text.split,
+            "origin": origins,
+            "turns": each.text.row()["turns"],
+        }
 
 
 def one_line(each: LossDrop, features: FeatureSet) -> str:
@@ -89,10 +94,4 @@ def without(texts: Sequence[Text], dropped: set[str]) -> Iterator[dict]:
     """The lines of a texts file: all `texts` but those whose id is in `dropped`."""
     for text in texts:
         if text.id not in dropped:
-            yield {
-                "id": text.id,
-                "media": list(text.media),
-                "turns": list(text.turns),
-                "split": text.split,
-                "meta": text.meta,
-            }
+            yield text.row()

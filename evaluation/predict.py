@@ -1,7 +1,6 @@
 """How held-out texts are asked: the task they belong to, its prompt and decoding, and the predictions that result."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,7 +41,7 @@ class AskedTask:
     @property
     def measures(self) -> tuple[str, ...]:
         """The names of the measures; () for the usual ones."""
-        return self.task.measures if self.task else ()
+        return self.task.measured_by(self.system) if self.task else ()
 
     @property
     def kinds(self) -> str:
@@ -127,10 +126,10 @@ def task_prompt(model: AdaptedModel, chosen: AskedTask) -> Prompt:
     elif QUESTION in chosen.prompt:
         fields = {"question": chosen.prompt.replace(QUESTION, "{}")}
     else:
-        fields = {"question": "{}", "caption_prompt": chosen.prompt}
-    prompt = copy(model.prompt)
-    prompt.template = replace(template, **fields)
-    return prompt
+        fields = {"question": "{}", "caption_form": "{}", "caption_prompt": chosen.prompt}
+    if template.requests == "keep":
+        fields["requests"] = "drop"  # the task's wording takes the place of the rows' own
+    return model.prompt.with_template(replace(template, **fields))
 
 
 def task_text(text: Text, chosen: AskedTask, style: str) -> Text:

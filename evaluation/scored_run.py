@@ -165,6 +165,7 @@ def open_scored(
             f"{features.path} holds features of another shape than the adapter reads; encode it as in training"
         )
     texts = features.texts(options.text or settings.get("text"), options.partial)
+    texts = texts.with_captions(model.prompt.template.captions_read)
     run = ScoredRun(place, features, texts, model, config)
     print(f"{path}: {run.step} steps, language model {model.lm.precision} ({model.lm.reason})")
     return run

@@ -6,11 +6,13 @@ difference.
 """
 
 import json
+import re
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from periscope.adapters.prompting.prompt import Prompt
+from periscope.adapters.prompting.segments import MEDIA_MARK
 from periscope.adapters.prompting.template import Template
 
 IMAGE_TOKEN = "<|image|>"  # not <image>, which is many an adapter's delimiter
@@ -39,29 +41,38 @@ _SPLIT = {
         "{%- set ns.texts = ns.texts + [pieces[-1]] -%}"
     ),
 }
-# Spaces beside a picture aren't words: they are dropped, as in training.
+# Spaces beside a picture aren't words: they are dropped, as in training. Pictures at the edges of the words stand where
+# the adapter has them.
 _JOIN = (
-    "{%- set ns.lead = '' -%}{%- set ns.rest = '' -%}"
+    "{%- set ns.lead = '' -%}{%- set ns.rest = '' -%}{%- set ns.edge = '' -%}{%- set ns.worded = 0 -%}"
+    "{%- for text in ns.texts -%}{%- if text | trim -%}{%- set ns.worded = ns.worded + 1 -%}{%- endif -%}{%- endfor -%}"
     "{%- for text in ns.texts -%}"
     "{%- set text = text | trim if ns.media else text -%}"
     "{%- if text -%}{%- set ns.rest = ns.rest + text -%}{%- endif -%}"
     "{%- if not loop.last -%}{%- set shown = BEFORE + ns.media[loop.index0] + AFTER -%}"
-    "{%- if ns.rest -%}{%- set ns.rest = ns.rest + shown -%}{%- else -%}{%- set ns.lead = ns.lead + shown -%}"
+    "{%- if INNER and ns.worded < 2 -%}{%- set ns.edge = ns.edge + shown -%}"
+    "{%- elif ns.rest -%}{%- set ns.rest = ns.rest + shown -%}{%- else -%}{%- set ns.lead = ns.lead + shown -%}"
     "{%- endif -%}{%- endif -%}{%- endfor -%}"
+    "{%- set ns.asked = ns.rest == CAPTION -%}"
+    "{%- if BEHIND and ns.rest -%}{%- set ns.rest = ns.rest + ns.edge -%}"
+    "{%- else -%}{%- set ns.lead = ns.lead + ns.edge -%}{%- endif -%}"
 )
-_NAMES = "{%- set ns = namespace(texts=[], media=[], lead='', rest='', messages=[], space='') -%}"
+_NAMES = (
+    "{%- set ns = namespace(texts=[], media=[], lead='', rest='', edge='', worded=0, asked=false, messages=[], "
+    "space='') -%}"
+)
 _CHAT = (
     "{%- for message in messages -%}SPLIT JOIN"
     "{%- set ns.messages = ns.messages + [{'role': message.role, 'content': ns.lead + ns.rest}] -%}"
     "{%- endfor -%}{%- set messages = ns.messages -%}{%- set enable_thinking = false -%}"
 )
 _PLAIN = (
-    "{{ BOS }}{%- for message in messages -%}SPLIT JOIN"
+    "{{ BOS + PREAMBLE }}{%- for message in messages -%}SPLIT JOIN"
     "{%- if message.role == 'assistant' -%}{{ ns.space + ns.lead + ns.rest + END }}"
-    "{%- else -%}{%- if not loop.first -%}{{ '\\n' }}{%- endif -%}{{ ns.lead }}"
+    "{%- else -%}{%- if not loop.first -%}{{ BETWEEN }}{%- endif -%}"
     "{%- set ns.space = '' -%}"
-    "{%- if ns.rest -%}{{ OPEN + ns.rest + CLOSE }}{%- set ns.space = SPACE -%}{%- endif -%}"
-    "{%- endif -%}{%- endfor -%}"
+    "{%- if not ns.rest -%}{{ ns.lead }}{%- elif ns.asked -%}REQUEST_FORM{%- else -%}QUESTION_FORM"
+    "{%- endif -%}{%- endif -%}{%- endfor -%}"
 )
 
 
@@ -72,20 +83,19 @@ def chat_template(prompt: Prompt, marker: str) -> str:
     goes before the tokenizer's own, which it hands messages of plain strings with the delimiters in them.
     """
     template, tokenizer = prompt.template, prompt.tokenizer
-    # A space at the end of the template's own words goes to the words behind them, and before a picture to none.
-    before, after = template.delimiters[0].rstrip(" "), template.delimiters[1]
-    opening, closing = template.question.split("{}")
-    stem = closing.rstrip(" ")
-    end = tokenizer.decode(list(prompt.turn_end)) if template.eos else ""
+    # A space at the end of the template's own words goes to the words behind them.
+    before, after = template.delimiters
     starts = tokenizer("a").input_ids[0] == tokenizer.bos_token_id
     values = {
-        "BEFORE": before,
+        "BEFORE": before if template.as_string else before.rstrip(" "),
         "AFTER": after,
         "BOS": tokenizer.bos_token if starts else "",
-        "OPEN": opening,
-        "CLOSE": stem,
-        "SPACE": closing[len(stem) :],
-        "END": end,
+        "PREAMBLE": template.preamble,
+        "BETWEEN": template.between,
+        "CAPTION": template.caption_prompt,
+        "END": tokenizer.decode(list(prompt.turn_end)) if template.eos else "",
+        "INNER": template.marks == "inner",
+        "BEHIND": template.media == "after",
         "MARK": marker,
     }
     chat = template.style == "chat"
@@ -94,8 +104,31 @@ def chat_template(prompt: Prompt, marker: str) -> str:
     head, body = text.split("{%- endmacro -%}")
     for name, value in values.items():
         body = body.replace(name, json.dumps(value, ensure_ascii=False))
+    for name, form in (("REQUEST_FORM", template.caption_form or template.question),
+                       ("QUESTION_FORM", template.question)):  # fmt: skip
+        body = body.replace(name, _form(form, template.own_space))
     own = tokenizer.chat_template if chat else ""
     return head + "{%- endmacro -%}" + body + str(own)
+
+
+def _form(form: str, own_space: bool) -> str:
+    """Jinja that prints a user turn's media (`ns.lead`) and words (`ns.rest`) in a form of the plain style."""
+    stem = form if own_space else form.rstrip(" ")
+    slots = {MEDIA_MARK: "{{ ns.lead }}", "{}": "{{ ns.rest }}"}
+
+    def printed(parts: str) -> str:
+        pieces = re.split(rf"({MEDIA_MARK}|\{{\}})", parts)
+        return "".join(
+            slots.get(each) or f"{{{{ {json.dumps(each, ensure_ascii=False)} }}}}" for each in pieces if each
+        )
+
+    with_media = stem if MEDIA_MARK in form else MEDIA_MARK + stem
+    without = re.sub(rf"{MEDIA_MARK}\n|\n{MEDIA_MARK}|{MEDIA_MARK}", "", stem, count=1)
+    space = json.dumps(form[len(stem) :])
+    return (
+        f"{{%- if ns.lead -%}}{printed(with_media)}{{%- else -%}}{printed(without)}{{%- endif -%}}"
+        f"{{%- set ns.space = {space} -%}}"
+    )
 
 
 def spoken_ids(prompt: Prompt, question: str | None) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -58,6 +58,8 @@ class SelectionOptions:
     without it all."""
     similarity: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     """Leave out captions whose CLIP cosine similarity to their image is lower, and images left without any; 0: off."""
+    similarity_by: Annotated[str, Metavar("NAME")] = ""
+    """Encoder of open_clip that --similarity compares by; without it --encoder."""
 
 
 @dataclass
@@ -68,8 +70,9 @@ class PreprocessingOptions:
     """Evenly spaced frames per clip; 0: the encoder's own number, 8 with an image encoder."""
     windows: Annotated[int, Meta(ge=0)] = 0
     """Evenly spaced windows per sound: vectors are averaged, patches concatenated; 0: one window, from the start."""
-    resize: Literal["encoder", "stretch", "crop", "letterbox"] = "encoder"
-    """How images are made square; encoder: as the encoder was trained."""
+    resize: Literal["encoder", "stretch", "crop", "letterbox", "pad"] = "encoder"
+    """How images are made square; encoder: as the encoder was trained; letterbox: padded as LLaVA does, pad: as
+    Prismatic, which differ by one pixel."""
     normalise: Literal["encoder", "clip", "imagenet", "half"] = "encoder"
     """Mean and standard deviation of the pixels (half: 0.5 for both); encoder: as the encoder was trained."""
     layer: int | None = None

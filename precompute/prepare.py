@@ -159,7 +159,17 @@ def sounds_among(media: Mapping[str, Medium]) -> list[str]:
 def _filters(config: PrecomputeConfig, collection: Collection, encoder: Encoder) -> Filters:
     selection = config.selection
     threshold = 0.0 if config.tiny else selection.similarity  # random features resemble no caption
-    similarity = Similarity(encoder, collection.words, threshold) if threshold else None
+    similarity = None
+    if threshold and selection.similarity_by not in ("", config.encoder):
+        judge = load_encoder(selection.similarity_by, str(encoder.device), encoder.dtype, ("pooled",))
+        if judge.modality != encoder.modality:
+            raise PrecomputeError(
+                f"--similarity-by {selection.similarity_by} takes {judge.modality} media, and {encoder.name} takes "
+                f"{encoder.modality}; name an encoder of the same"
+            )
+        similarity = Similarity(judge, collection.words, threshold, apart=True)
+    elif threshold:
+        similarity = Similarity(encoder, collection.words, threshold)
     return Filters(selection.min_side, selection.duplicates == "drop", similarity)
 
 

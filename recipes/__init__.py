@@ -10,6 +10,20 @@ from periscope.errors import RecipeError
 
 FOLDER = Path(__file__).resolve().parent
 NESTED = {"adapter", "modality"}
+ASPECTS = {  # of a recipe, in the order of docs/recipes.md: name -> as people read it
+    "language_model": "Language model",
+    "data_rule": "Data rule",
+    "prompt": "Prompt",
+    "image_processing": "Image processing",
+    "encoder_layer": "Encoder layer",
+    "projector": "Projector",
+    "loss": "Loss",
+    "optimizer": "Optimizer",
+    "schedule": "Schedule",
+    "precision": "Precision",
+    "decoding": "Decoding",
+    "evaluation": "Evaluation",
+}
 TABLES = {"about", "precompute", "train", "adapter", "modality", "full"}
 
 
@@ -17,7 +31,8 @@ TABLES = {"about", "precompute", "train", "adapter", "modality", "full"}
 class Recipe:
     """One TOML file, its tables as dicts.
 
-    - `about`: title, paper, data, scores of the paper, and what in the recipe is doubtful.
+    - `about`: title, paper, data, tasks, scores of the paper, and `differs`: aspect (see `ASPECTS`) -> how the recipe
+      deviates there from the paper or its code, or what isn't stated in them. The other aspects are as published.
     - `precompute`, `train`: settings of these scripts, by the names of their flags.
     - `adapter`: adapter spec -> settings that apply with this adapter only.
     - `modality`: "audio" -> settings of this modality's adapter, where several are trained at once.

@@ -50,7 +50,7 @@ def recode(folder: Path, out: Path, store: Sequence[str] = (), pool: str = "1x1"
     rejected = _rejected(source)
     with _writer(out, source, new) as writer:
         _copy(writer, media, len(source))
-        writer.finish([vars(text) for text in source.texts()], set(source.heldout), _thumbnails([source]), rejected)
+        writer.finish([text.row() for text in source.texts()], set(source.heldout), _thumbnails([source]), rejected)
     _note_timing(out, [source])
     return FeatureSet(out)
 
@@ -149,7 +149,7 @@ def _join_texts(sets: Sequence[FeatureSet]) -> list[dict]:
         texts = part.texts()
         own = not part.heldout or any(text.split not in ("train", "heldout") for text in texts)
         for text in texts:
-            row = {**vars(text), "split": text.split if own else None}
+            row = {**text.row(), "split": text.split if own else None}
             same = lambda other, row=row: (other["media"], other["turns"]) == (row["media"], row["turns"])  # noqa: E731
             names = (text.id if n == 0 else f"{text.id}-{n}" for n in itertools.count())
             name = next(name for name in names if name not in rows or same(rows[name]))

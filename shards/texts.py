@@ -1,6 +1,11 @@
-"""The texts of a feature set: one JSON object per line, read on demand."""
+"""The texts of a feature set: one JSON object per line, read on demand.
+
+Rows in the form of LLaVA-Pretrain ask for a caption with one of a few requests and answer with the caption. Which of
+them are read as captions is decided here, once for everything that reads texts.
+"""
 
 import json
+import re
 from array import array
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,17 +18,67 @@ from periscope.shards.positions import read_at
 ROLES = ("system", "user", "assistant")
 BOM = b"\xef\xbb\xbf"
 LINE = 1 << 10  # bytes read at once; most lines are shorter
+MARKS = re.compile("<(?:image|video|audio)>")
+# The requests for a brief description in LLaVA's pretraining data (arXiv 2304.08485, its list of instructions for brief
+# image description), as `_plainly` writes them.
+CAPTION_REQUESTS = frozenset(
+    {
+        "describe the image concisely",
+        "provide a brief description of the given image",
+        "offer a succinct explanation of the picture presented",
+        "summarize the visual content of the image",
+        "give a short and clear explanation of the subsequent image",
+        "share a concise interpretation of the image provided",
+        "present a compact description of the photo's key features",
+        "relay a brief, clear account of the picture shown",
+        "render a clear and concise summary of the photo",
+        "write a terse but informative summary of the picture",
+        "create a compact narrative representing the image presented",
+    }
+)
 
 
 @dataclass(frozen=True)
 class Text:
-    """One text: id, keys of its media in order, turns of {"role", "content"}, split, and further facts."""
+    """One text: id, keys of its media in order, turns of {"role", "content"}, split, and further facts.
+
+    request: the user turn that asked for a caption, where the text was read as one (see `Texts.with_captions`); it is
+    left out of `turns`.
+    """
 
     id: str
     media: tuple[str, ...]
     turns: tuple[dict, ...]
     split: str
     meta: dict = field(default_factory=dict)
+    request: str = ""
+
+    def row(self) -> dict:
+        """The text as a line of a texts file holds it."""
+        turns = [{"role": "user", "content": self.request}] * bool(self.request) + list(self.turns)
+        return {"id": self.id, "media": self.media, "turns": turns, "split": self.split, "meta": self.meta}
+
+
+def caption_request(turns: Sequence[Mapping], media: int, every: bool = False) -> str | None:
+    """What asks for the caption in a single exchange about one medium: one of LLaVA's requests for a brief description,
+    or with `every` any words. None for a text of another form.
+    """
+    if media != 1 or [turn["role"] for turn in turns] != ["user", "assistant"]:
+        return None
+    asked = turns[0]["content"]
+    return asked if every or _plainly(asked) in CAPTION_REQUESTS else None
+
+
+def without_marks(words: str) -> str:
+    """Words without the marks of media in them, nor space at their ends."""
+    return MARKS.sub("", words).strip()
+
+
+def _plainly(words: str) -> str:
+    """Words as requests are compared: without marks, in lower case, with plain apostrophes, single spaces and no full
+    stop.
+    """
+    return " ".join(without_marks(words).replace("\u2019", "'").lower().split()).rstrip(".")
 
 
 class Texts(Sequence[Text]):
@@ -40,6 +95,7 @@ class Texts(Sequence[Text]):
         self.path, self._name, self._names = path, str(path), names
         self._begins, self._numbers, self._split, self._splits = array("q"), array("I"), array("H"), list[str]()
         self._rows: Sequence[int] = range(0)
+        self._captions = ""
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
 
     def find(self, known: Container[str], heldout: frozenset[str]) -> tuple[int, str]:
@@ -70,6 +126,17 @@ class Texts(Sequence[Text]):
         picked.__dict__.update(self.__dict__, _rows=array("I", (self._rows[i] for i in positions)))
         return picked
 
+    def with_captions(self, which: str) -> "Texts":
+        """These texts, with rows in the form of LLaVA-Pretrain read as captions: their turns are the caption alone, and
+        `request` is what asked for it.
+
+        which: "requested" for those with one of LLaVA's requests, "all" for every single exchange about one medium, ""
+        for none.
+        """
+        read = self.pick(range(len(self)))
+        read._captions = which
+        return read
+
     def of_split(self, *splits: str) -> "Texts":
         """The texts of these splits."""
         wanted = {number for number, name in enumerate(self._splits) if name in splits}
@@ -94,8 +161,14 @@ class Texts(Sequence[Text]):
             return self.pick(range(*place.indices(len(self))))
         row = self._rows[place]
         text = self._parse(self._line(self._begins[row]), self._numbers[row])
-        split = self._splits[self._split[row]]
-        return Text(text["id"], tuple(text["media"]), tuple(text["turns"]), split, text["meta"])
+        turns, request = tuple(text["turns"]), None
+        if self._captions:
+            request = caption_request(turns, len(text["media"]), self._captions == "all")
+        if request is not None:
+            turns = turns[1:]
+        return Text(
+            text["id"], tuple(text["media"]), turns, self._splits[self._split[row]], text["meta"], request or ""
+        )
 
     def _parse(self, line: bytes, number: int) -> dict:
         row = parse_text(line.removeprefix(BOM), f"{self._name}, line {number}", default_id=f"line-{number}")

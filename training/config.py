@@ -46,12 +46,17 @@ class ProjectorOptions:
     """Number of learned vectors placed among the words (0: none)."""
     soft_prompt_mlp: bool = False
     """Reparameterise the soft prompt through a small MLP (as eP-ALM)."""
+    soft_prompt_unit: bool = False
+    """Start the soft prompt from a standard normal, at unit scale, as eP-ALM (default: from word embeddings, at theirs,
+    which --soft-prompt-lr is relative to)."""
     output_norm: bool = True
     """Keep projected tokens at the scale of the word embeddings: RMS norm with a learned scale."""
     projector_hidden: Count = 0
     """Hidden width of the projector (0: its own default, see docs/projectors.md)."""
     projector_layers: Count = 0
-    """Number of transformer blocks in the projector (0: perceiver 6, mapl 4)."""
+    """Number of transformer blocks in the projector (0: perceiver 6, mapl 4, clipcap-transformer 8)."""
+    projector_frames: Count = 0
+    """Frames of a clip that a perceiver tells apart, by a learned vector each (0: it can't know their order)."""
     start_words: str = ""
     """Initialise the projected tokens with the embeddings of these words."""
     warm_start: Count | None = None
@@ -84,8 +89,26 @@ class PromptOptions:
     """User turn before a caption (default: none; "Describe the image.", sound or video with a chat template)."""
     question: str | None = None
     """Format of a question without a chat template; {} is replaced by it (default: "Question: {} Answer: ")."""
+    caption_form: str = ""
+    """Format of a caption's user turn without a chat template (default: that of a question)."""
+    caption_requests: Literal["drop", "keep", "question"] = "drop"
+    """The request in a row that asks for a caption, as LLaVA-Pretrain's: left out for --caption-prompt, kept in its
+    place, or a question like any other."""
+    captions: Literal["requested", "all"] = "requested"
+    """Single exchanges about one medium that are such rows: those with one of LLaVA's requests, or all."""
     media_place: Literal["before", "after"] = "before"
-    """Position of media without an <image> mark: before or after the question."""
+    """Position of media without an <image> mark inside the question: before or after it. <image> in --question or
+    --caption-form places them there."""
+    media_marks: Literal["inner", "all"] = "inner"
+    """Marks that keep their place: those inside a question, or all, also those before or after all of it."""
+    preamble: str = ""
+    """Text at the very beginning, such as a system sentence (without a chat template)."""
+    between_turns: str = "\n"
+    """Text between an answer and the next question (without a chat template)."""
+    own_space: bool = False
+    """A space before the answer is a token of its own, as in Cobra's code (without a chat template)."""
+    answer_end: str = ""
+    """Text that ends an answer, as LLaVA's line break after captions (default: the end-of-text token)."""
     soft_prompt_place: Literal["before", "after", "around", "first"] = "before"
     """Position of the soft prompt: before or after the media, around the question, or first of all."""
     row_separator: str = ""
@@ -272,8 +295,8 @@ RENAMED = {"rerun_layers": "gradient_checkpointing", "clip": "grad_clip"}
 # Adapters by the kind of features that they read, for --help, which must not import torch (a test compares it with the
 # registry).
 ADAPTERS = {
-    "pooled": "linearK, mlpK, clipcapK, none",
-    "patches": "linear, mlp, groupK, windowK, shuffleK, ldp, ldpv2, perceiverK, maplK, fusedmlp, fusedldp",
+    "pooled": "linearK, mlpK, clipcapK, clipcap-transformerK, none",
+    "patches": "linear, mlp, groupK, windowK, shuffleK, ldp, ldpv2, perceiverK, maplK, mapl-postK, fusedmlp, fusedldp",
     "layers": "epalm, epalm-shared",
 }
 DESCRIPTION = f"""Train a small adapter on cached features for a frozen language model.

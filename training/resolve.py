@@ -31,8 +31,12 @@ FEW_TEXTS, FEW_BATCH = 2000, 8  # below so many texts, steps of so many
 PATIENCE = 3  # evaluations without a lower held-out loss, where nothing fixes the length of a training
 TINY = {"steps": 20, "batch": 8, "eval_every": 10, "precision": "auto"}
 # The form of a projector and a soft prompt, which a run that starts from another's adapter can't change.
-ADAPTER_FORM = ("adapter", "soft_prompt", "soft_prompt_mlp", "output_norm", "projector_hidden", "projector_layers")
-PROMPT_FORM = ("caption_prompt", "question", "row_separator", "box_decimals", "eos", "loss_on")
+ADAPTER_FORM = (
+    *("adapter", "soft_prompt", "soft_prompt_mlp", "soft_prompt_unit", "output_norm"),
+    *("projector_hidden", "projector_layers", "projector_frames"),
+)
+PLAIN_FORM = ("caption_prompt", "question", "caption_form", "preamble", "own_space")
+PROMPT_FORM = (*PLAIN_FORM, "row_separator", "box_decimals", "eos", "loss_on", "captions")
 NO_LM = (
     "--lm is missing: which language model should read these features? For a 24 GB GPU, for instance "
     "HuggingFaceTB/SmolLM2-360M-Instruct (0.7 GB), Qwen/Qwen3-4B-Instruct-2507 (8 GB) or "
@@ -127,8 +131,9 @@ def refuse_contradictions(config: TrainConfig) -> None:
                 )
     if adapter == "none" and not projector.soft_prompt:
         raise RunError("--adapter none alone leaves nothing to train; give it a --soft-prompt")
-    if projector.soft_prompt_mlp and not projector.soft_prompt:
-        raise RunError("--soft-prompt-mlp needs a --soft-prompt")
+    for name in ("soft_prompt_mlp", "soft_prompt_unit"):
+        if getattr(projector, name) and not projector.soft_prompt:
+            raise RunError(f"--{_flag(name)} needs a --soft-prompt")
 
 
 def _recipe_options(recipe: Recipe, flags: Options, start: Start | None) -> Options:
@@ -225,6 +230,8 @@ def read_start(path: str) -> Start:
     options |= {"template": template.style, "delimiters": list(template.delimiters)}
     options |= {"soft_prompt_place": template.soft_prompt, "media_place": template.media}
     options |= {name: getattr(template, name) for name in PROMPT_FORM}
+    options |= {"caption_requests": template.requests, "media_marks": template.marks}
+    options |= {"between_turns": template.between, "answer_end": template.end}
     if folder != Path(path):
         config = Run.open(Path(path)).config.to_flat()
         options |= {name: config[name] for name in ("features", "lm") if config.get(name)}
@@ -253,7 +260,7 @@ def over_start(start: Start, recipe: Options, flags: Options) -> Options:
         if flags.get(name):
             raise RunError(f"--{_flag(name)} begins a new adapter, and --init goes on with one; leave it out")
     if chosen.get("template", options["template"]) != options["template"]:
-        options = {name: value for name, value in options.items() if name not in ("caption_prompt", "question")}
+        options = {name: value for name, value in options.items() if name not in PLAIN_FORM}
     return {**options, **recipe, "lm": options["lm"], "start_words": "", "warm_start": 0}
 
 

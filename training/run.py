@@ -73,6 +73,9 @@ class Facts(TypedDict):
     scaler: NotRequired[dict[str, float | int]]
 
 
+BEFORE = {"caption_requests": "question", "media_marks": "all"}  # options that config.toml lacks, as they were then
+
+
 class Run:
     """The folder of one training. `Run.create` makes a new one, `Run.open` opens an existing one."""
 
@@ -150,7 +153,7 @@ class Run:
     def config(self) -> TrainConfig:
         """The configuration in config.toml. Raises RunError for a damaged file."""
         path = self.path / "config.toml"
-        return config_from(read_toml(path, RunError), str(path))
+        return config_from(BEFORE | read_toml(path, RunError), str(path))
 
     def record_places(self, config: TrainConfig) -> None:
         """Write into config.toml where the features and the language model are now, if that has changed."""

@@ -60,6 +60,8 @@ def describe_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any], l
             "output_norm": adapter.output_norm,
             "projector_hidden": adapter.projector_hidden,
             "projector_layers": adapter.projector_layers,
+            "projector_frames": adapter.projector_frames,
+            "soft_prompt_unit": adapter.soft_prompt_unit,
             "injection": msgspec.to_builtins(adapter.injection),
             "embedding_rms": adapter.embedding_rms,
             "lora": msgspec.to_builtins(lm.lora) if lm else None,
@@ -90,6 +92,8 @@ def load_adapter(folder: Path, device: str = "cpu") -> tuple[Adapter, AdapterCon
                 config.projector_layers,
                 config.injection,
                 config.soft_prompt_mlp,
+                config.projector_frames,
+                config.soft_prompt_unit,
             )
         state = load_tensors(folder / WEIGHTS, device)
         adapter.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)

@@ -54,7 +54,8 @@ class AdapterConfig:
     - `features`: kind and shape of the features it reads.
     - `hidden_size`: width of the language model's word embeddings; `embedding_rms` their median RMS.
     - `tokens`: vectors per image; `soft_prompt`: vectors of the soft prompt.
-    - `soft_prompt_mlp`, `output_norm`, `projector_hidden`, `projector_layers`, `injection`: see `Adapter`.
+    - `soft_prompt_mlp`, `output_norm`, `projector_hidden`, `projector_layers`, `projector_frames`, `soft_prompt_unit`,
+      `injection`: see `Adapter`.
     - `lora`: size of the LoRA in lora/, if there is one.
     - `modality`: "image", "audio" or "video".
     - `encoder`: the encoder's description from the feature set's manifest, and `storage` how features were stored, both
@@ -73,6 +74,8 @@ class AdapterConfig:
     output_norm: bool
     projector_hidden: SizeOrZero
     projector_layers: Count
+    projector_frames: Count
+    soft_prompt_unit: bool
     injection: Injection | None
     embedding_rms: Positive
     lora: LoraSize | None
@@ -116,6 +119,8 @@ ADDED_FIELDS = {
     "soft_prompt_mlp": False,
     "projector_hidden": 0,
     "projector_layers": 0,
+    "projector_frames": 0,
+    "soft_prompt_unit": False,
     "injection": None,
     "lora": None,
     "modality": "image",
@@ -130,12 +135,23 @@ ADDED_TEMPLATE_FIELDS = {
     "loss_on": "answer",
     "box_decimals": 2,
     "date": "",
+    "requests": "question",
+    "captions": "requested",
+    "marks": "all",
+    "as_string": False,
+    "caption_form": "",
+    "preamble": "",
+    "between": "\n",
+    "own_space": False,
+    "end": "",
 }
 
 
 def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of an older adapter.json with the fields that its version didn't have; current ones unchanged."""
     migrated = ADDED_FIELDS | dict(values)
+    if "projector_frames" not in values and isinstance(spec := migrated.get("adapter"), str):
+        migrated["adapter"] = re.sub(r"\Amapl(?=\d+\Z)", "mapl-post", spec)  # its norms stood behind then
     if isinstance(template := migrated.get("template"), Mapping):
         migrated["template"] = ADDED_TEMPLATE_FIELDS | dict(template)
     return migrated

@@ -46,12 +46,12 @@ class Projector(nn.Module):
     """What every projector provides; a projector may derive from this class or from `nn.Module`.
 
     - `tokens`: vectors per image.
-    - `last`: the last layer, whose output is brought to the scale of the word embeddings.
+    - `last`: the last layer, whose output is brought to the scale of the word embeddings; an identity where none is.
     - `injects`: its vectors go into inner layers instead of among the words.
     """
 
     tokens: int
-    last: nn.Linear | nn.LayerNorm
+    last: nn.Linear | nn.LayerNorm | nn.Identity
     injects = False
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -119,12 +119,14 @@ def find_projector(spec: str) -> tuple[ProjectorEntry, dict[str, int]]:
     )
 
 
-def build_projector(spec: str, features: FeatureShape, hidden_size: int, inner: int = 0, layers: int = 0) -> Projector:
+def build_projector(
+    spec: str, features: FeatureShape, hidden_size: int, inner: int = 0, layers: int = 0, frames: int = 0
+) -> Projector:
     """Build the projector `spec` in fp32 for `features` and a language model of width `hidden_size`.
 
-    `inner` is the width of its hidden layer and `layers` its number of blocks, where it has these; 0 for its default.
-    Raises AdapterError for an unknown spec, for features of another kind or grid than it reads, and for an `inner` or
-    `layers` that it doesn't have.
+    `inner` is the width of its hidden layer, `layers` its number of blocks and `frames` that of a clip's frames it
+    tells apart, where it has these; 0 for its default. Raises AdapterError for an unknown spec, for features of another
+    kind or grid than it reads, and for an `inner`, `layers` or `frames` that it doesn't have.
     """
     entry, integer = find_projector(spec)
     if features.kind != entry.kind:
@@ -137,7 +139,9 @@ def build_projector(spec: str, features: FeatureShape, hidden_size: int, inner: 
         raise AdapterError(f"--projector-hidden {inner} makes no sense for {spec}, which has no hidden layer")
     if layers and "layers" not in known:
         raise AdapterError(f"--projector-layers {layers} makes no sense for {spec}, whose layers are fixed")
-    sizes = {name: value for name, value in (("inner", inner), ("layers", layers)) if value}
+    if frames and "frames" not in known:
+        raise AdapterError(f"--projector-frames {frames} is for a perceiver; {spec} doesn't tell frames apart so")
+    sizes = {name: value for name, value in (("inner", inner), ("layers", layers), ("frames", frames)) if value}
     return cast(Projector, entry.module(features, hidden_size, **integer, **sizes))
 
 

@@ -13,14 +13,22 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from periscope.adapters.prompting.boxes import turn_text
-from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END, Piece, Segment, is_data
+from periscope.adapters.prompting.segments import (
+    MEDIA_MARK,
+    REQUEST,
+    SOFT_PROMPT,
+    SOFT_PROMPT_END,
+    Piece,
+    Segment,
+    is_data,
+)
 from periscope.adapters.prompting.template import ChatTemplate, PlainTemplate, Template, check_template
 from periscope.adapters.prompting.tokenization import PieceTokenizer
 from periscope.errors import AdapterError
 
-MEDIA_MARK = "<image>"  # marks media of any modality in a text whose media are all of one modality
+USER = ("user", REQUEST)  # roles of the turns in which media stand
 
-Turn = Mapping[str, Any]  # {"role": "system", "user" or "assistant", "content": text, "boxes": optional}
+Turn = Mapping[str, Any]  # {"role": "system", "user", "request" or "assistant", "content": text, "boxes": optional}
 
 
 def mark_of(modality: str) -> str:
@@ -41,7 +49,7 @@ class Prompt:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template, modality: str = "image"):
         check_template(template, tokenizer)
-        self.tokenizer, self.template = tokenizer, template
+        self.tokenizer, self.template, self.modality = tokenizer, template, modality
         self.marks: tuple[str, ...] = tuple(dict.fromkeys((MEDIA_MARK, mark_of(modality))))
         self.text = PieceTokenizer(tokenizer)
         form = ChatTemplate if template.style == "chat" else PlainTemplate
@@ -50,6 +58,10 @@ class Prompt:
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((self.turn_end[-1], tokenizer.eos_token_id)))
         start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.start_ids: tuple[int, ...] = (start,)
+
+    def with_template(self, template: Template) -> "Prompt":
+        """The same with another template."""
+        return Prompt(self.tokenizer, template, self.modality)
 
     def segments(
         self,
@@ -63,11 +75,12 @@ class Prompt:
         """Turn `turns` about the media named in `media` into segments.
 
         Media stand where `<image>`, or the mark of their own modality, marks them in user turns; without marks, before
-        (or after) the first user turn's words. `<box>` marks stand for a turn's `boxes`. A text that begins with an
-        assistant turn, system turns aside, is a caption: a user turn with the media and `caption_prompt` is put before
-        it. With `answer=False` a last assistant turn is left out and the sequence ends where the model is to answer: by
-        construction a prefix of the sequence with the answer. `start` puts `start_ids` first, for a text whose first
-        words would have nothing before them to be predicted from (see `needs_start`).
+        (or after) the first user turn's words. Marks at a turn's edges alone (see `Template.marks`) say no more than
+        that it is about these media. `<box>` marks stand for a turn's `boxes`. A text that begins with an assistant
+        turn, system turns aside, is a caption: a turn that asks for it, with the media and `caption_prompt`, is put
+        before it. With `answer=False` a last assistant turn is left out and the sequence ends where the model is to
+        answer: by construction a prefix of the sequence with the answer. `start` puts `start_ids` first, for a text
+        whose first words would have nothing before them to be predicted from (see `needs_start`).
 
         Raises AdapterError when marks and media, or marks and boxes, differ in number, or when no assistant turn is
         left to train on.
@@ -78,17 +91,17 @@ class Prompt:
             turns.pop()
         first = next((i for i, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
         if first == len(turns) or turns[first]["role"] == "assistant":
-            turns.insert(first, {"role": "user", "content": self.template.caption_prompt})
+            turns.insert(first, {"role": REQUEST, "content": self.template.caption_prompt})
         if answer and turns[-1]["role"] != "assistant":
             raise AdapterError("a text to train on must end with an assistant turn")
         roles, contents = [turn["role"] for turn in turns], self._contents(turns, media)
-        user_contents = [content for role, content in zip(roles, contents, strict=True) if role == "user"]
+        user_contents = [content for role, content in zip(roles, contents, strict=True) if role in USER]
         before = self._place_soft_prompt(user_contents) if soft_prompt else []
         everything = answer and self.template.loss_on == "all"
         pieces = self.form.lay_out(roles, contents)
         if start:
             pieces = chain([Segment(ids=self.start_ids)], pieces)
-        return before + self.text.encode(pieces, everything)
+        return before + self.text.encode(pieces, everything, self.template.as_string)
 
     def needs_start(self, turns: Sequence[Turn], media: Sequence[str], soft_prompt: bool = False) -> bool:
         """Whether `turns`, about `media`, need `start` when these are left out: nothing would then precede the answer,
@@ -128,27 +141,40 @@ class Prompt:
     def _contents(self, turns: Sequence[Turn], media: Sequence[str]) -> list[list[Segment | Piece]]:
         """Each turn's content as words and slots, in order."""
         waiting = list(media)
-        questions = [turn["content"] for turn in turns if turn["role"] == "user"] if media else []
+        questions = [turn["content"] for turn in turns if turn["role"] in USER] if media else []
         marks = [mark for words in questions for mark in _pattern(self.marks).findall(words)]
         self._check_marks(marks, media)
         contents: list[list[Segment | Piece]] = []
         for turn in turns:
             words = turn["content"]
             content: list[Segment | Piece]
-            if turn["role"] == "user" and marks:
-                first, *others = _pattern(self.marks).split(words)
-                content = [Piece(first.rstrip(), from_data=True)]
-                for mark, rest in zip(others[::2], others[1::2], strict=True):
-                    content += [*self._slot(self._take(mark, waiting)), Piece(rest.strip(), from_data=True)]
-            elif turn["role"] == "user":
-                slots = [item for medium in waiting for item in self._slot(medium)]
-                question: list[Segment | Piece] = [Piece(words, from_data=True)]
-                content = question + slots if self.template.media == "after" else slots + question
+            if turn["role"] in USER and marks:
+                content = self._marked(words, waiting)
+            elif turn["role"] in USER:
+                content = self._placed(words, waiting)
                 waiting = []
             else:
                 content = [Piece(words, from_data=True, target=turn["role"] == "assistant")]
             contents.append([item for item in content if isinstance(item, Segment) or item.text])
         return contents
+
+    def _marked(self, words: str, waiting: list[str]) -> list[Segment | Piece]:
+        """A user turn with the media that its marks stand for, which are taken from those `waiting`."""
+        first, *others = _pattern(self.marks).split(words)
+        found, texts = others[::2], [first, *others[1::2]]
+        media = [self._take(mark, waiting) for mark in found]
+        if self.template.marks == "inner" and (whole := _edged(texts)) is not None:
+            return self._placed(whole, media)
+        content: list[Segment | Piece] = [Piece(first.rstrip() if found else first, from_data=True)]
+        for medium, rest in zip(media, texts[1:], strict=True):
+            content += [*self._slot(medium), Piece(rest.strip(), from_data=True)]
+        return content
+
+    def _placed(self, words: str, media: Sequence[str]) -> list[Segment | Piece]:
+        """A user turn with media where the template has them."""
+        slots = [item for medium in media for item in self._slot(medium)]
+        question: list[Segment | Piece] = [Piece(words, from_data=True)]
+        return question + slots if self.template.media == "after" else slots + question
 
     def _check_marks(self, marks: Sequence[str], media: Sequence[str]) -> None:
         if marks and len(marks) != len(media):
@@ -166,6 +192,14 @@ class Prompt:
             rows, between = self.template.rows, Piece(self.template.row_separator, delimiter=True)
             slots = [item for k in range(rows) for item in (between, Segment(slot=medium, part=(k, rows)))][1:]
         return [before, *slots, after] if before.text or after.text else slots
+
+
+def _edged(texts: Sequence[str]) -> str | None:
+    """The words among `texts` (what stands before, between and after marks) where all marks are at their edges; None
+    where one stands among the words.
+    """
+    worded = [text.strip() for text in texts if text.strip()]
+    return None if len(texts) < 2 or len(worded) > 1 else "".join(worded)
 
 
 @cache

@@ -3,6 +3,8 @@
 from typing import NamedTuple
 
 SOFT_PROMPT, SOFT_PROMPT_END = "soft prompt", "soft prompt's end"  # slot names
+MEDIA_MARK = "<image>"  # marks media of any modality in a text whose media are all of one modality
+REQUEST = "request"  # role of a user turn that asks for a caption
 
 
 class Segment(NamedTuple):

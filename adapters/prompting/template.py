@@ -1,5 +1,6 @@
 """Templates: how turns become text, in the plain form of base models or through the tokenizer's chat template."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -11,13 +12,26 @@ from transformers import PreTrainedTokenizerBase
 
 from periscope.adapters.limits import Count, Name, Words, WordsWithSlot
 from periscope.adapters.prompting.deadline import DeadlineError, deadline
-from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END, Piece, Segment, is_data
+from periscope.adapters.prompting.segments import (
+    MEDIA_MARK,
+    REQUEST,
+    SOFT_PROMPT,
+    SOFT_PROMPT_END,
+    Piece,
+    Segment,
+    is_data,
+)
 from periscope.adapters.prompting.tokenization import PieceTokenizer
 from periscope.errors import AdapterError
 
 CALLED = {"audio": "sound"}  # in words to the language model; other modalities are called by their name
 LONGEST = 10.0  # seconds that printing a prompt may take
 THINK, THINK_END = "<think>", "</think>"
+CHOICES = {
+    "requests": ("drop", "keep", "question"),
+    "captions": ("requested", "all"),
+    "marks": ("inner", "all"),
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,24 @@ class Template:
     - `loss_on`: "answer", or "all" words as eP-ALM does: questions and the template's own words too.
     - `box_decimals`: decimals of box coordinates in text.
     - `date`: "YYYY-MM-DD", what a chat template that prints today's date prints; "" is today.
+    - `requests`: what becomes of the words that ask for a caption in rows as LLaVA-Pretrain's: "drop" them (the caption
+      then follows `caption_prompt`), "keep" them in its place, or "question": such a row is a question like any other.
+    - `captions`: which single exchanges about one medium are such rows: "requested", those with one of LLaVA's requests
+      for a brief description, or "all".
+    - `marks`: which marks in a user turn say where a medium stands: "inner", those among the words, because data has
+      them before or after the whole turn by chance (LLaVA's code moves them to the front); or "all".
+    - `as_string`: tokenize what stands between two media as one string would be, which LLaVA and llama.cpp do: with
+      SentencePiece the first word has its leading space, and a space before a medium is kept.
+
+    In the plain style:
+
+    - `caption_form`: the form of a user turn that asks for a caption; "" is that of a question. In either form
+      `<image>` says where the turn's media stand; it is left out, with one line break beside it, of a turn without any.
+    - `preamble`: what a text begins with, such as a system sentence.
+    - `between`: what stands between an answer and the next user turn.
+    - `own_space`: whether a space at the end of `question` or `caption_form` is a token of its own, as where prompt and
+      answer are tokenized apart (Cobra, VL-Mamba), or belongs to the answer's first word.
+    - `end`: what ends an answer; "" is the end-of-text token.
     """
 
     style: Name = "plain"
@@ -53,6 +85,20 @@ class Template:
     loss_on: Name = "answer"
     box_decimals: Annotated[int, Meta(ge=0, le=20)] = 2
     date: Annotated[str, Meta(pattern=r"^(\d{4}-\d\d-\d\d)?\Z")] = ""
+    requests: Name = "drop"
+    captions: Name = "requested"
+    marks: Name = "inner"
+    as_string: bool = True
+    caption_form: Words = ""
+    preamble: Words = ""
+    between: Words = "\n"
+    own_space: bool = False
+    end: Words = ""
+
+    @property
+    def captions_read(self) -> str:
+        """Which single exchanges about one medium are read as captions: "requested", "all", or "" for none."""
+        return "" if self.requests == "question" else self.captions
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values; without `date` where the template prints none."""
@@ -102,11 +148,20 @@ def check_template(template: Template, tokenizer: PreTrainedTokenizerBase) -> No
             f"the template puts media {template.media!r} the words and has its loss on {template.loss_on!r}; these "
             "must be before or after, and answer or all"
         )
+    _check_choices(template)
     if template.date:
         try:
             datetime.strptime(template.date, "%Y-%m-%d")
         except ValueError:
             raise AdapterError(f"the template's date is {template.date!r}; it must be a day, as 2026-01-31") from None
+
+
+def _check_choices(template: Template) -> None:
+    for name, allowed in CHOICES.items():
+        if (chosen := getattr(template, name)) not in allowed:
+            raise AdapterError(f"the template's {name} is {chosen!r}; it must be {' or '.join(allowed)}")
+    if template.caption_form and template.caption_form.count("{}") != 1:
+        raise AdapterError(f"the template's caption_form is {template.caption_form!r}; it needs one {{}}")
 
 
 def soft_slots(length: int, template: Template) -> dict[str, int]:
@@ -122,27 +177,44 @@ class PlainTemplate:
     """
 
     def __init__(self, text: PieceTokenizer, template: Template):
-        self.template, self.bos_ids = template, text.bos_ids
-        self.turn_end: tuple[int, ...] = (text.tokenizer.eos_token_id,)
+        self.template, self.text = template, text
+        end = tuple(text.ids(template.end, from_data=False))
+        self.turn_end: tuple[int, ...] = end or (text.tokenizer.eos_token_id,)
 
     def lay_out(self, roles: Sequence[str], contents: Sequence[list[Segment | Piece]]) -> Iterator[Segment | Piece]:
         """The pieces and slots of a conversation, in order. `contents` are the turns' words and slots."""
-        before, after = (Piece(text) for text in self.template.question.split("{}"))
-        yield Segment(ids=self.bos_ids)
+        yield Segment(ids=self.text.bos_ids)
+        yield Piece(self.template.preamble)
         for i, (role, content) in enumerate(zip(roles, contents, strict=True)):
             if role == "assistant":
                 yield from content
                 yield Segment(ids=self.turn_end, target=self.template.eos)
                 continue
             if i:
-                yield Piece("\n")
+                yield Piece(self.template.between)
             if role == "system":
                 yield from content
-                continue
-            media = list(takewhile(lambda item: not is_data(item), content))
+            else:
+                form = self.template.caption_form if role == REQUEST else ""
+                yield from self._user_turn(form or self.template.question, content)
+
+    def _user_turn(self, form: str, content: list[Segment | Piece]) -> Iterator[Segment | Piece]:
+        media = list(takewhile(lambda item: not is_data(item), content))
+        words = content[len(media) :]
+        if not words:
             yield from media
-            if content[len(media) :]:
-                yield from (before, *content[len(media) :], after)
+            return
+        if MEDIA_MARK not in form:
+            yield from media
+        elif not media:
+            form = re.sub(rf"{MEDIA_MARK}\n|\n{MEDIA_MARK}|{MEDIA_MARK}", "", form, count=1)
+        *parts, last = re.split(rf"({MEDIA_MARK}|\{{\}})", form)
+        for part in parts:
+            yield from {MEDIA_MARK: media, "{}": words}.get(part, [Piece(part)])
+        stem = last.rstrip(" ") if self.template.own_space else last
+        yield Piece(stem)
+        if stem != last:
+            yield Segment(ids=tuple(self.text.ids(last[len(stem) :], from_data=False)))
 
 
 class ChatTemplate:
@@ -165,6 +237,7 @@ class ChatTemplate:
         Before each assistant turn stands what the template prints up to there when that turn is the one to generate, so
         a prompt is a prefix of the training text.
         """
+        roles = ["user" if role == REQUEST else role for role in roles]
         done = 0  # turns laid out so far
         for i in range(len(roles) + 1):
             if i < len(roles) and roles[i] != "assistant":

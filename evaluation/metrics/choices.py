@@ -1,7 +1,8 @@
 """Answers chosen from a few: a word, yes or no, true or false, a letter."""
 
 import re
-from collections.abc import Callable, Mapping
+import string
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -17,6 +18,26 @@ def gqa_accuracy(predictions: Answers, references: Answers, clusters: Clusters =
     paired(predictions, references)
     right = {key: float(_plain(predictions[key]) == _plain(true)) for key, true in references.items()}
     return mean(right, clusters=clusters)
+
+
+def gqa_bare_accuracy(predictions: Answers, references: Answers, clusters: Clusters = None) -> Score:
+    """The same as Cobra's harness has it (https://github.com/h-zhao1997/vlm-evaluation): answers lose all punctuation
+    and capitals, references nothing. Raises ScoreError as `score.paired`.
+    """
+    paired(predictions, references)
+    bare = {key: said.translate(str.maketrans("", "", string.punctuation)).lower() for key, said in predictions.items()}
+    return mean({key: float(bare[key] == true) for key, true in references.items()}, clusters=clusters)
+
+
+def unanswerable(said: Mapping[Key, bool], true: Mapping[Key, bool], clusters: Clusters = None) -> dict[str, Score]:
+    """How well questions without an answer are told from others (VizWiz, Gurari et al. 2018, arXiv 1802.08218): F1 and
+    average precision of calling them so, under the names "f1" and "ap".
+
+    said: whether a question was called unanswerable · true: whether it is. Raises ScoreError as `score.paired`.
+    """
+    paired(said, true)
+    table = _counts(np.array([said[key] for key in true]), np.array(list(true.values())))
+    return {name: _ratio(formula, table, true, clusters) for name, formula in UNANSWERABLE.items()}
 
 
 def letter_accuracy(predictions: Answers, references: Answers, clusters: Clusters = None) -> Score:
@@ -59,16 +80,8 @@ def pope(predictions: Answers, references: Answers, clusters: Clusters = None) -
     keys = list(references)
     said = np.array([says_yes(predictions[key]) for key in keys])
     true = np.array([references[key].strip().lower() == "yes" for key in keys])
-    table = np.stack([said & true, said & ~true, ~said & ~true, ~said & true], -1).astype(np.int64)
-    found = {}
-    for name, formula in POPE.items():
-
-        def statistic(sums: np.ndarray, formula: Callable = formula) -> np.ndarray:
-            return formula(*sums.T)
-
-        low, high = interval(table, statistic, drawn(keys, clusters))
-        found[name] = Score(float(formula(*table.sum(0)[:, None])[0]), low, high, len(keys))
-    return found
+    table = _counts(said, true)
+    return {name: _ratio(formula, table, keys, clusters) for name, formula in POPE.items()}
 
 
 def says_yes(answer: str) -> bool:
@@ -77,6 +90,16 @@ def says_yes(answer: str) -> bool:
     """
     words = answer.split(".")[0].replace(",", "").split(" ")
     return not {"No", "not", "no"} & set(words)
+
+
+def _counts(said: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Whether each is a true positive, false positive, true negative, false negative: `(items, 4)`."""
+    return np.stack([said & true, said & ~true, ~said & ~true, ~said & true], -1).astype(np.int64)
+
+
+def _ratio(formula: Callable[..., np.ndarray], table: np.ndarray, keys: Iterable[Key], clusters: Clusters) -> Score:
+    low, high = interval(table, lambda sums: formula(*sums.T), drawn(keys, clusters))
+    return Score(float(formula(*table.sum(0)[:, None])[0]), low, high, len(table))
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -90,6 +113,15 @@ POPE: dict[str, Callable[..., np.ndarray]] = {
     "recall": lambda tp, fp, tn, fn: _share(tp, tp + fn),
     "f1": lambda tp, fp, tn, fn: _share(2 * tp, 2 * tp + fp + fn),
     "yes": lambda tp, fp, tn, fn: _share(tp + fp, tp + fp + tn + fn),
+}
+
+
+# Average precision of answers that are yes or no has two thresholds: those called so, and all.
+UNANSWERABLE: dict[str, Callable[..., np.ndarray]] = {
+    "f1": POPE["f1"],
+    "ap": lambda tp, fp, tn, fn: (
+        _share(tp, tp + fn) * _share(tp, tp + fp) + (1 - _share(tp, tp + fn)) * _share(tp + fn, tp + fp + tn + fn)
+    ),
 }
 
 

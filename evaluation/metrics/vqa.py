@@ -3,11 +3,12 @@
 The rule is that of https://github.com/GT-Vision-Lab/VQA (Antol et al. 2015; Goyal et al. 2017): the accuracy of an
 answer is min(1, matches / 3), averaged over the ten ways to leave one person out. Answers are normalised first
 (punctuation, articles, numbers up to ten, contractions), with the quirks of that program, because scores depend on
-them. Three variants are in use, and each score's note names its own:
+them. Four variants are in use, and each score's note names its own:
 
 - "official": nothing is normalised where all ten people agree, as in that program since 2021
 - "always": both sides always, as lmms-eval does for VQAv2
-- "m4c": the same after Pythia's word tokenisation, for TextVQA and VizWiz
+- "m4c": the same after Pythia's word tokenisation, for TextVQA
+- "vizwiz": the answer alone, against the people's answers as they stand, as VizWiz's own program does
 """
 
 import re
@@ -17,7 +18,7 @@ from typing import Literal
 from periscope.evaluation.metrics.contractions import CONTRACTIONS
 from periscope.evaluation.metrics.score import Clusters, Key, Score, mean, paired
 
-Normalisation = Literal["official", "always", "m4c"]
+Normalisation = Literal["official", "always", "m4c", "vizwiz"]
 ARTICLES = {"a", "an", "the"}
 COUNTING = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(COUNTING)}
@@ -47,6 +48,8 @@ def leave_one_out(answer: str, people: Sequence[str]) -> float:
 
 def normalised(answer: str, people: Sequence[str], variant: Normalisation) -> tuple[str, list[str]]:
     """An answer and the people's answers, normalised."""
+    if variant == "vizwiz":
+        return normal_form(_clean(answer)), list(people)
     answer, people = _clean(answer), [_clean(one) for one in people]
     if variant == "m4c":
         answer, people = m4c_words(answer), [m4c_words(one) for one in people]

@@ -10,7 +10,15 @@ from statistics import median
 from periscope.evaluation.metrics import captions
 from periscope.evaluation.metrics.answers import same_answer, set_f1, word_f1, words
 from periscope.evaluation.metrics.boxes import box_accuracy
-from periscope.evaluation.metrics.choices import gqa_accuracy, letter_accuracy, pope, says_yes, vsr_accuracy
+from periscope.evaluation.metrics.choices import (
+    gqa_accuracy,
+    gqa_bare_accuracy,
+    letter_accuracy,
+    pope,
+    says_yes,
+    unanswerable,
+    vsr_accuracy,
+)
 from periscope.evaluation.metrics.score import Score, mean
 from periscope.evaluation.metrics.vqa import Normalisation, normal_form, vqa_accuracy
 from periscope.evaluation.scoring.prediction import Prediction
@@ -101,6 +109,20 @@ def _gqa(answers: Answers, rows: Rows) -> dict[str, Score]:
     return {"qa_accuracy": gqa_accuracy(answers, _first_references(rows), _media(rows))}
 
 
+def _gqa_bare(answers: Answers, rows: Rows) -> dict[str, Score]:
+    return {"qa_accuracy": gqa_bare_accuracy(answers, _first_references(rows), _media(rows))}
+
+
+def _vizwiz(answers: Answers, rows: Rows) -> dict[str, Score]:
+    found, media = _vqa("vizwiz")(answers, rows), _media(rows)
+    told = {key: not row.meta["answerable"] for key, row in rows.items() if "answerable" in row.meta}
+    if told:
+        said = {key: normal_form(answers[key].strip()) == "unanswerable" for key in told}
+        scores = unanswerable(said, told, {key: media[key] for key in told})
+        found |= {f"unanswerable_{name}": score for name, score in scores.items()}
+    return found
+
+
 def _letter(answers: Answers, rows: Rows) -> dict[str, Score]:
     return {"qa_accuracy": letter_accuracy(answers, _first_references(rows), _media(rows))}
 
@@ -137,7 +159,9 @@ MEASURES: dict[str, Measure] = {
     "vqa": _vqa("official"),
     "vqa-always": _vqa("always", "vqa_always"),
     "vqa-m4c": _vqa("m4c"),
+    "vizwiz": _vizwiz,
     "gqa": _gqa,
+    "gqa-bare": _gqa_bare,
     "letter": _letter,
     "vsr": _vsr,
     "pope": _pope,

@@ -36,8 +36,10 @@ FOOT = """
 | `--clip-score` | CLIPScore with the encoder's own text tower (open_clip): comparable among adapters of one encoder |
 | vqa | the ten-answer rule, normalised as in the official program: not where all ten people agree |
 | vqa-always | the same, always normalised, as in LLaVA's results and lmms-eval (`vqa_always`) |
-| vqa-m4c | the same, always normalised as in the program of TextVQA and VizWiz |
+| vqa-m4c | the same, always normalised as in the program of TextVQA |
+| vizwiz | the same as VizWiz's own program, which normalises the answer alone; F1 and AP of "unanswerable" |
 | gqa | equal to the answer, after lower-casing and dropping a final period |
+| gqa-bare | equal to the answer as it stands, after lower-casing and dropping all punctuation, as in Cobra's harness |
 | exact | equal after VQA's normalisation of both, as in eP-ALM, unless that leaves nothing of an answer |
 | letter | the option's letter |
 | vsr | an answer counts as true unless it has the word "false" or "no" |
@@ -82,7 +84,8 @@ def page() -> str:
         anchors.append(_anchor(task.title, anchors))
         how = f"{task.beams} beams" if task.beams > 1 else "greedy"
         kinds = f", by `{task.kinds}`" if task.kinds else ""
-        rows.append(f"| [`{task.name}`](#{anchors[-1]}) | {', '.join(task.measures)}{kinds} "
+        others = "".join(f"; for {system} {', '.join(names)}" for system, names in task.measures_of.items())
+        rows.append(f"| [`{task.name}`](#{anchors[-1]}) | {', '.join(task.measures)}{others}{kinds} "
                     f"| {', '.join(task.splits)} | {how}, {task.max_new_tokens} tokens "
                     f"| {', '.join([*task.prompts, OWN])} |")  # fmt: skip
         parts.append(f"### {task.title}\n\n`--task {task.name}`. --data: {task.files}. From {task.get}. {task.size}. "

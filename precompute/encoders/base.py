@@ -177,6 +177,7 @@ class Encoder:
             "preprocessing": dict(self.preprocessing),
             "precision": str(self.dtype).removeprefix("torch."),
             "choices": self.choices,
+            "weights": self.weights,
             "fingerprint": self.fingerprint(),
         }
 

@@ -18,9 +18,11 @@ CHOICES = frozenset({"resize", "normalise"})
 class Framing:
     """RGB image -> `(3, height, width)` float32.
 
-    resize: "stretch" the whole image; "crop" its centre, the shorter side filling the shape; or "letterbox": pad it to
-    a square with the mean colour first, as https://github.com/TRI-ML/prismatic-vlms does · size: (height, width) ·
-    interpolation: Pillow's, by name · mean, std: per channel, of values in [0, 1].
+    resize: "stretch" the whole image; "crop" its centre, the shorter side filling the shape; "letterbox": pad it to a
+    square with the mean colour first, as https://github.com/haotian-liu/LLaVA does; or "pad": the same with equally
+    many pixels on both sides, as https://github.com/TRI-ML/prismatic-vlms does, which leaves an odd difference one
+    pixel from a square · size: (height, width) · interpolation: Pillow's, by name · mean, std: per channel, of values
+    in [0, 1].
     """
 
     resize: str
@@ -33,7 +35,7 @@ class Framing:
         """RGB image -> `(3, height, width)` float32."""
         height, width = self.size
         resample = Image.Resampling[self.interpolation.upper()]
-        if self.resize == "letterbox":
+        if self.resize in ("letterbox", "pad"):
             image = self._padded(image)
         if self.resize == "crop":
             inner = max(width, height * image.width // image.height), max(height, width * image.height // image.width)
@@ -46,9 +48,11 @@ class Framing:
 
     def _padded(self, image: Image.Image) -> Image.Image:
         side = max(image.size)
-        square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in self.mean))
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        return square
+        left, top = (side - image.width) // 2, (side - image.height) // 2
+        size = (side, side) if self.resize == "letterbox" else (image.width + 2 * left, image.height + 2 * top)
+        padded = Image.new("RGB", size, tuple(int(255 * value) for value in self.mean))
+        padded.paste(image, (left, top))
+        return padded
 
     def describe(self) -> dict:
         """For the manifest."""

@@ -58,10 +58,11 @@ class BatchEncoder:
         if not fresh:
             return [EncodedSample(sample) for sample in samples]
         features = forward(task.encoder, [view for _, views in fresh for view in views], task.kinds)
-        if task.filters.similarity:
-            task.filters.similarity.compare(
-                [sample.medium.origin for sample, _ in fresh], features["pooled"][:: task.views]
-            )
+        if similarity := task.filters.similarity:
+            judged = [sample.judged for sample, _ in fresh if sample.judged is not None]
+            pooled = forward(similarity.judge, judged, ["pooled"]) if similarity.judge else features
+            views = 1 if similarity.judge else task.views
+            similarity.compare([sample.medium.origin for sample, _ in fresh], pooled["pooled"][::views])
         coded: dict[str, Future[Tensors]] = {}
         for number, (sample, _) in enumerate(fresh):
             coded[sample.key] = self._threads.submit(to_stored, pick(features, number, task.views), task.features)

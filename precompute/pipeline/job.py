@@ -62,8 +62,12 @@ class Job:
         if self.views > 1 and self.encoder.modality != "image":
             name, modality = self.encoder.name, self.encoder.modality
             raise PrecomputeError(f"--views augments pictures, and {name} takes {modality} media")
-        if self.filters.similarity and "pooled" not in self.kinds:
-            raise PrecomputeError("--similarity compares words with pooled features: add pooled to --kinds")
+        similarity = self.filters.similarity
+        if similarity and similarity.judge is None and "pooled" not in self.kinds:
+            raise PrecomputeError(
+                "--similarity compares words with pooled features: add pooled to --kinds, or name an encoder for it "
+                "with --similarity-by"
+            )
 
     @cached_property
     def raw_features(self) -> dict[str, dict]:

@@ -5,7 +5,7 @@ threads of this process, each waiting for one of them, prepare what they decoded
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from periscope.errors import MediaError
 from periscope.precompute.decoding.pool import DecodingPool, Outcome
 from periscope.precompute.decoding.worker import Decoder, Source
+from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.media import decode_sound_alone, read_file
 from periscope.precompute.media.limits import check_bytes
 from periscope.precompute.pipeline import augment as augmentation
@@ -28,11 +29,12 @@ GROUP = 16  # media that a worker is handed at once, at most: handing one over t
 
 @dataclass(frozen=True)
 class Sample:
-    """A medium after decoding. Exactly one of the last three is set.
+    """A medium after decoding. Exactly one of inputs, stored and error is set.
 
     digest: sha256 of its bytes, "" when they can't be read · inputs: what the encoder takes, one tensor per view (an
     image: `(3, height, width)` float32) · stored: tensors that an earlier shard already holds · error: why it is left
-    out · killed: whether it ended the process that decoded it.
+    out · killed: whether it ended the process that decoded it · judged: what the encoder takes that captions are
+    compared by, where that is another one.
     """
 
     key: str
@@ -42,6 +44,7 @@ class Sample:
     stored: dict[str, torch.Tensor] | None = None
     error: MediaError | None = None
     killed: bool = False
+    judged: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,24 @@ def read_samples(
     with an error. writer: may have features of them, and notes at once which of them ended their worker, so that no
     later run meets these.
     """
+    samples = _read_samples(rows, task, pool, writer)
+    if not task.filters.similarity or not (judge := task.filters.similarity.judge):
+        return samples
+    fresh = [sample for sample in samples if sample.inputs is not None]
+    inputs = decoded_for(judge, [sample.medium for sample in fresh], pool)
+    judged = {sample.key: found for sample, found in zip(fresh, inputs, strict=True)}
+    return [_with_judged(sample, judged[sample.key]) if sample.key in judged else sample for sample in samples]
+
+
+def _with_judged(sample: Sample, found: torch.Tensor | MediaError) -> Sample:
+    if isinstance(found, MediaError):
+        return replace(sample, inputs=None, error=found)
+    return replace(sample, judged=found)
+
+
+def _read_samples(
+    rows: Sequence[tuple[str, Medium]], task: EncodingTask, pool: DecodingPool, writer: SetWriter | None
+) -> list[Sample]:
     decoder = task.encoder.decoder()
     if decoder is None:
         return [_decoded_here(key, medium, task, writer) for key, medium in rows]
@@ -151,6 +172,23 @@ def content_hash(medium: Medium) -> str:
         return hashlib.sha256(medium.read()).hexdigest()
     except MediaError:
         return ""
+
+
+def decoded_for(encoder: Encoder, media: Sequence[Medium], pool: DecodingPool) -> Iterator[torch.Tensor | MediaError]:
+    """What another encoder takes of these media, in order, or why there is nothing."""
+    decoder = encoder.decoder()
+    if decoder is None:
+        for medium in media:
+            try:
+                yield encoder.preprocessed(encoder.decode(read_medium(medium)))
+            except MediaError as error:
+                yield error
+        return
+    for outcome in pool.outcomes([source_of(medium, decoder) for medium in media]):
+        try:
+            yield encoder.preprocessed(outcome.get())
+        except MediaError as error:
+            yield error
 
 
 def encoder_inputs(medium: Any, key: str, task: EncodingTask) -> list[torch.Tensor]:

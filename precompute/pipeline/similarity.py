@@ -15,6 +15,7 @@ from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.hub import no_remote_code
 from periscope.precompute.sources import Words
+from periscope.shards.texts import caption_request
 
 BATCH = 256  # captions at once
 
@@ -41,12 +42,14 @@ class TextTower:
 class Similarity:
     """Compares captions with pooled features.
 
-    encoder: of the family open_clip · words: all texts of the collection · threshold: the lowest cosine that is kept.
+    encoder: of the family open_clip · words: all texts of the collection · threshold: the lowest cosine that is kept ·
+    apart: whether `encoder` isn't the one whose features are stored; it then encodes the images for this alone.
     Raises PrecomputeError for an encoder without a text encoder.
     """
 
-    def __init__(self, encoder: Encoder, words: Iterable[Words], threshold: float):
+    def __init__(self, encoder: Encoder, words: Iterable[Words], threshold: float, apart: bool = False):
         self.threshold, self._tower = threshold, TextTower(encoder)
+        self.judge = encoder if apart else None
         self._cosines: dict[tuple[str, str], float] = {}
         self._captions: dict[str, list[str]] = {}
         self._wordy: set[str] = set()
@@ -100,9 +103,12 @@ class Similarity:
 
 
 def caption_of(text: Words) -> str | None:
-    """The caption, if a text is one; None for a question, a conversation, or a text about several media."""
+    """The caption, if a text is one, alone or after one of LLaVA's requests for it; None for a question, a
+    conversation, or a text about several media.
+    """
     lone = len(text.media) == 1 and len(text.turns) == 1 and text.turns[0]["role"] == "assistant"
-    return text.turns[0]["content"] if lone else None
+    requested = caption_request(text.turns, len(text.media)) is not None
+    return text.turns[-1]["content"] if lone or requested else None
 
 
 def _text_tower(encoder: Encoder) -> tuple[Any, Callable[[list[str]], torch.Tensor]]:

@@ -7,11 +7,12 @@ from functools import partial
 
 from periscope.errors import MediaError
 from periscope.precompute.decoding.pool import CRASH, SLOW, DecodingPool
+from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.media import thumbnail
 from periscope.precompute.pipeline.clock import Clock
-from periscope.precompute.pipeline.encode import EncodedSample, Tensors
+from periscope.precompute.pipeline.encode import EncodedSample, Tensors, forward
 from periscope.precompute.pipeline.filters import DUPLICATE
-from periscope.precompute.pipeline.reader import GROUP, source_of
+from periscope.precompute.pipeline.reader import GROUP, decoded_for, source_of
 from periscope.precompute.pipeline.rejects import report_rejects
 from periscope.precompute.pipeline.similarity import Similarity
 from periscope.precompute.pipeline.task import EncodingTask
@@ -65,7 +66,10 @@ def finish(
     words: Iterable[Words] = collection.words
     if similarity := task.filters.similarity:
         key_of = {medium.origin: key for key, medium in media.items() if key in hashes} | same
-        _compare_stored(similarity, writer, key_of)
+        if similarity.judge:
+            _compare_again(similarity, similarity.judge, media, key_of, pool)
+        else:
+            _compare_stored(similarity, writer, key_of)
         words, unlike = similarity.sort(words, set(key_of))
         rejects += unlike
     lines, dropped = text_lines(words, same, hashes)
@@ -99,6 +103,23 @@ def _compare_stored(similarity: Similarity, writer: SetWriter, key_of: Mapping[s
     for sample, pooled in writer.read_stored("pooled", lambda sample: sample.key in origins):
         same = origins[sample.key]
         similarity.compare(same, pooled.expand(len(same), -1))
+
+
+def _compare_again(
+    similarity: Similarity,
+    judge: Encoder,
+    media: Mapping[str, Medium],
+    key_of: Mapping[str, str],
+    pool: DecodingPool,
+) -> None:
+    """The same where another encoder compares, whose features aren't stored: it encodes these media again."""
+    waiting = [origin for origin in key_of if not similarity.compared(origin)]
+    for start in range(0, len(waiting), GROUP):
+        origins = waiting[start : start + GROUP]
+        inputs = decoded_for(judge, [media[key_of[origin]] for origin in origins], pool)
+        for origin, pixels in zip(origins, inputs, strict=True):
+            if not isinstance(pixels, MediaError):
+                similarity.compare([origin], forward(judge, [pixels], ["pooled"])["pooled"])
 
 
 def text_lines(

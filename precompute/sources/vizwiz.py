@@ -2,7 +2,8 @@
 [{"answer", "answer_confidence"}], "answer_type", "answerable"}`; the test split has images and questions alone.
 https://vizwiz.org/tasks-and-datasets/vqa/.
 
-The answer is the one given most often; the ten are kept in `meta`, with `answer_type`, of which "unanswerable" is one.
+The answer is the one given most often; the ten are kept in `meta`, with `answerable` (0 or 1) and `answer_type`, of
+which "unanswerable" is one.
 The images, `VizWiz_val_00000000.jpg`, may lie in any folder.
 """
 
@@ -38,6 +39,7 @@ def vizwiz(file: AnnotationFile) -> Iterator[Record]:
             continue
         answers = people(row.get("answers"))
         meta = {"task": "vizwiz"} | ({"answers": answers} if answers else {})
+        meta |= {"answerable": row["answerable"]} if row.get("answerable") in (0, 1) else {}
         meta |= {"answer_type": row["answer_type"]} if isinstance(row.get("answer_type"), str) else {}
         medium = file.find(image, prefer=file.split or "")
         identity = os.path.splitext(image)[0]

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from torch.nn import functional
+from transformers.modeling_outputs import CausalLMOutput
 
 from periscope.adapters.io.checkpoint import load_adapter
 from periscope.adapters.io.import_epalm import import_released, read_released
@@ -164,8 +165,35 @@ def test_it_answers_as_the_released_code_does(opt, tmp_path):
         assert said == [ids[-6:]]
         assert model.generate([prompt], {"a": medium}, 6) == [opt.tokenizer.decode(said[0]).strip()]
         assert "".join(model.stream(prompt, {"a": medium}, 6)) == opt.tokenizer.decode(said[0]).strip()
-    with pytest.raises(AdapterError, match="leave out num_beams"):
-        model.generate([prompt], {"a": medium}, 6, num_beams=3)
+    with pytest.raises(AdapterError, match="greedy or searched with beams; leave out do_sample"):
+        model.generate([prompt], {"a": medium}, 6, do_sample=True)
+
+
+def test_it_searches_beams_as_the_released_code_does(opt, tmp_path):
+    """Which hands transformers' beam search the scores of whole texts: here that of the installed version, on a model
+    whose every pass is the released code's.
+    """
+    whole = released(opt)
+    torch.save(whole, tmp_path / "x.pth")
+    model = adapted(opt, *import_released(read_released(tmp_path / "x.pth"), opt))
+    torch.manual_seed(3)
+    blocks = torch.randn(BLOCKS, WIDTH)
+    prompt = model.prompt.segments([{"role": "user", "content": "the lazy dog"}], ["a"], answer=False, soft_prompt=True)
+    ids = torch.tensor([[token for part in prompt for token in part.ids]])
+
+    def whole_pass(input_ids, **_):
+        rows = [original(opt, whole["model"], row.tolist(), blocks)[-1:] for row in input_ids]
+        return CausalLMOutput(logits=torch.stack(rows))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opt.model, "forward", whole_pass)
+        settings = {"num_beams": 3, "do_sample": False, "use_cache": False, "max_new_tokens": 6}
+        settings |= {"eos_token_id": list(model.prompt.stop_ids), "pad_token_id": opt.tokenizer.eos_token_id}
+        want = opt.model.generate(ids, **settings)[0, ids.shape[1] :].tolist()
+    slots = model.slots([prompt], {"a": blocks})
+    (found,) = model._generate_compat([prompt], slots, 6, num_beams=3)
+    assert found == want[: len(found)]
+    assert found != model._generate_compat([prompt], slots, 6)[0], "or greedy search would do"
 
 
 def test_the_command_makes_a_folder_that_loads(opt, tmp_path, monkeypatch, capsys):

@@ -32,9 +32,11 @@ EXPECTED = {  # spec: (features, tokens, parameters)
     "window3": (PATCHES, 4, 9 * 12 * H + H),
     "shuffle2": (PATCHES, 9, 4 * 12 * H),
     "clipcap4": (POOLED, 4, 12 * 2 * H + 2 * H + 2 * H * 4 * H + 4 * H),
+    "clipcap-transformer4": (POOLED, 4, 12 * 4 * 24 + 4 * 24 + 4 * 24 + 8 * (8 * 24**2 + 8 * 24)),
     "fusedmlp": (PATCHES, 36, 12 * 48 + 48 + 48 * H + H + H * H + H),
     "perceiver5": (PATCHES, 5, 5 * 12 + 6 * (6 * 12 + 4 * 512 * 12 + 8 * 144) + 2 * 12 + 12 * H + H),
     "mapl7": (PATCHES, 7, 12 * 256 + 256 + 7 * 256 + 4 * (8 * 256**2 + 11 * 256) + 256 * H + H),
+    "mapl-post7": (PATCHES, 7, 12 * 256 + 256 + 7 * 256 + 4 * (8 * 256**2 + 11 * 256) + 256 * H + H),
     "ldp": (PATCHES, 9, 12 * H + H + H * H + H + 2 * (13 * H + H * 8 + 8 + 8 * H + H + H * H)),
     "ldpv2": (PATCHES, 144, 12 * H + H + H * H + H + 10 * H),
     "fusedldp": (PATCHES, 196, 12 * 48 + 48 + 48 * H + H + 10 * H),
@@ -44,9 +46,10 @@ EXPECTED = {  # spec: (features, tokens, parameters)
 @pytest.mark.parametrize("spec", EXPECTED)
 def test_shape_and_parameter_count(spec):
     features, tokens, parameters = EXPECTED[spec]
-    module = build_projector(spec, features, H)
+    hidden_size = 24 if "transformer" in spec else H  # which its 8 heads divide
+    module = build_projector(spec, features, hidden_size)
     shape = (3, 12) if features.kind == "pooled" else (3, 36, 12)
-    assert module(torch.randn(shape)).shape == (3, tokens, H) and module.tokens == tokens
+    assert module(torch.randn(shape)).shape == (3, tokens, hidden_size) and module.tokens == tokens
     assert sum(p.numel() for p in module.parameters()) == parameters
     assert sum(tensor.numel() for tensor in module.state_dict().values()) == parameters, "nothing is saved twice"
 
@@ -71,6 +74,7 @@ PUBLISHED = [  # spec, features, hidden size, parameters: as the papers or their
     ("perceiver64", FeatureShape("patches", 256, 1024), 4096, 67_217_408),
     ("mapl32", FeatureShape("patches", 257, 1024), 4096, 3_431_680),
     ("clipcap10", FeatureShape("pooled", 1, 512), 768, 31_468_800),
+    ("clipcap-transformer40", FeatureShape("pooled", 1, 512), 768, 53_587_968),
     ("linear", FeatureShape("patches", 144, 3072), 4096, 12_587_008),  # LiMBeR
     ("fusedmlp", FeatureShape("patches", 729, 2176, (27, 27)), 2560, 47_789_568),  # Cobra
     ("fusedldp", FeatureShape("patches", 729, 2176, (27, 27)), 2560, 41_259_008),
@@ -153,6 +157,49 @@ def test_mapl_lets_patches_see_one_another():
     assert module(x).shape == (2, 4, H)
     mixed = module.mixer(torch.cat([module.first(x), module.queries.expand(2, -1, -1)], 1))
     assert torch.equal(module(x), module.last(mixed[:, 36:])) and len(module.mixer.layers) == 2
+
+
+def waves(module, names):
+    """Fill a module's tensors, in the order of `names`, with half the sine of a running index."""
+    state, start = module.state_dict(), 0
+    for name in names:
+        values = torch.arange(start, start := start + state[name].numel(), dtype=torch.float64).sin() / 2
+        state[name].copy_(values.float().view_as(state[name]))
+
+
+def test_mapl_is_the_official_mapper():
+    """The values are `MappingNetwork`'s of mair-lab/mapl 4027edd with torch 2.14.1, its tensors filled in the order of
+    their names there. With the norms behind each part, as earlier versions had them, they differ by whole numbers.
+    """
+    shape = FeatureShape("patches", 5, 6)
+    names = {"const": "queries", "down": "first", "transformer": "mixer", "up": "last"}
+    patches = torch.arange(60, dtype=torch.float64).cos().float().view(2, 5, 6)
+    want = [-8.96553, 7.73429, -6.26721, 2.83283, -0.29183, -2.0619, 5.60337, -7.41017]
+    found = {}
+    for spec in ("mapl3", "mapl-post3"):
+        module = build_projector(spec, shape, 8, inner=16, layers=2).eval()
+        theirs = {re.sub(rf"^{ours}\b", name, key): key for name, ours in names.items() for key in module.state_dict()
+                  if key.startswith(ours)}  # fmt: skip
+        waves(module, [theirs[name] for name in sorted(theirs)])
+        found[spec] = module(patches)[1, 2].detach()
+    torch.testing.assert_close(found["mapl3"], torch.tensor(want), atol=2e-5, rtol=1e-5)
+    assert (found["mapl-post3"] - torch.tensor(want)).abs().max().item() > 1
+
+
+def test_a_perceiver_knows_the_order_of_frames_only_with_their_vectors():
+    torch.manual_seed(0)
+    patches = torch.randn(2, 36, 12)
+    reversed_frames = patches.unflatten(1, (4, 9)).flip(1).flatten(1, 2)
+    plain = build_projector("perceiver5", PATCHES, H)
+    torch.testing.assert_close(plain(patches), plain(reversed_frames), atol=1e-5, rtol=0)
+    framed = build_projector("perceiver5", PATCHES, H, frames=4)
+    moved = (framed(patches) - framed(reversed_frames)).abs().mean().item()
+    assert moved > 0.005
+    assert sum(p.numel() for p in framed.parameters()) == EXPECTED["perceiver5"][2] + 4 * 12
+    with pytest.raises(AdapterError, match="--projector-frames 5 doesn't divide the 36 patches"):
+        build_projector("perceiver5", PATCHES, H, frames=5)
+    with pytest.raises(AdapterError, match="--projector-frames 4 is for a perceiver; mlp doesn't"):
+        build_projector("mlp", PATCHES, H, frames=4)
 
 
 def test_pooling_projectors_keep_the_place():

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 
+from periscope.adapters.io.schema import migrate
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.prompting import template as template_module
 from periscope.adapters.prompting.boxes import box_text, turn_text
@@ -83,11 +84,11 @@ def test_words_from_data_are_never_special(prompt):
 @pytest.mark.parametrize("make", TOKENIZERS.values(), ids=TOKENIZERS)
 def test_ids_are_what_the_tokenizer_itself_gives_whatever_its_file_cuts_or_pads(make):
     class Slow(PieceTokenizer):
-        def _tokenize(self, words, from_data):
+        def _tokenize(self, words, from_data, start=False):
             ids = self.tokenizer("\n" + words, add_special_tokens=False, split_special_tokens=from_data)
             plain = self.tokenizer(words, add_special_tokens=False, split_special_tokens=from_data)
             lead = self.tokenizer("\n", add_special_tokens=False).input_ids
-            cut = self._adds_space and ids.input_ids[: len(lead)] == lead
+            cut = self._adds_space and not start and ids.input_ids[: len(lead)] == lead
             return tuple(ids.input_ids[len(lead) :] if cut else plain.input_ids)
 
     cutting = make()
@@ -363,3 +364,69 @@ def test_a_caption_prompt_names_what_is_described():
     assert default_template(chat).caption_prompt == "Describe the image."
     assert default_template(chat, modality="audio", caption_prompt="Listen!").caption_prompt == "Listen!"
     assert default_template(tiny.byte_level(), modality="audio").caption_prompt == ""
+
+
+def test_media_marked_at_the_edges_of_a_question_stand_where_the_template_has_them():
+    """LLaVA's data have `<image>` before or after a question by chance; its code moves it to the front."""
+
+    def made(**choices):
+        return Prompt(tiny.byte_level(), Template(**{"delimiters": ("", ""), "question": "Q:{}A:", **choices}))
+
+    for words in ("<image>\nIs it blue?", "Is it blue?\n<image>", "Is it blue? <image>", "<image> Is it blue?"):
+        asked = [{"role": "user", "content": words}]
+        assert shown(made(), asked, answer=False) == "{m}Q:Is it blue?A:", words
+        assert shown(made(media="after"), asked, answer=False) == "Q:Is it blue?{m}A:", words
+        assert shown(made(question="Q:<image>\n{}A:"), asked, answer=False) == "Q:{m}\nIs it blue?A:"
+        kept = shown(made(media="after", marks="all"), asked, answer=False)
+        assert kept == ("{m}Q:Is it blue?A:" if words[0] == "<" else "Q:Is it blue?{m}A:"), words
+    inside = [{"role": "user", "content": "Is <image> blue?"}]
+    for choices in ({}, {"media": "after"}, {"question": "Q:<image>\n{}A:"}):
+        assert "Is{m}blue?A:" in shown(made(**choices), inside, answer=False)
+    two = [{"role": "user", "content": "<image>\n<image>\nWhich is blue?"}]
+    ids = flat(made(media="after").segments(two, ["one", "two"], answer=False))
+    assert [each for each in ids if isinstance(each, str)] == ["one", "two"] and ids.index("one") > 5
+    (without,) = made(question="Q:<image>\n{}A:").segments([{"role": "user", "content": "Why?"}], [], answer=False)
+    assert made().tokenizer.decode(without.ids) == "Q:Why?A:"
+
+
+def test_a_request_for_a_caption_has_a_form_of_its_own():
+    template = Template(delimiters=("", ""), caption_prompt="Look!", caption_form="{}\n", preamble="Hi. ")
+    prompt = Prompt(tiny.byte_level(), template)
+    assert shown(prompt, CAPTION) == "Hi.{m}Look!\nA RED CIRCLE</S>".replace("Hi.", "Hi. ")
+    asked = [{"role": "request", "content": "Tell me."}, *CAPTION]
+    assert shown(prompt, asked) == "Hi. {m}Tell me.\nA RED CIRCLE</S>"
+    assert "Question: What colour" in shown(prompt, QUESTION)
+    chat = tiny.byte_level(chat=tiny.CHATML, eos="<|im_end|>")
+    assert "<|im_start|>user\n" in shown(Prompt(chat, default_template(chat)), asked)
+    with pytest.raises(AdapterError, match="caption_form is 'no slot'; it needs one"):
+        Prompt(tiny.byte_level(), replace(template, caption_form="no slot"))
+    with pytest.raises(AdapterError, match="requests is 'burn'; it must be drop or keep or question"):
+        Prompt(tiny.byte_level(), replace(template, requests="burn"))
+
+
+def test_sentencepiece_marks_the_first_word_of_a_string_and_earlier_adapters_keep_their_ids():
+    tokenizer = tiny.sentencepiece_like()
+    old = {"delimiters": ["", ""], "style": "plain", "caption_prompt": "", "question": "USER: {} ASSISTANT: "}
+    earlier = Template.from_dict(migrate({"template": old})["template"])
+    for template, first in ((Template(delimiters=("", "")), "▁"), (earlier, "a")):
+        said = targets(Prompt(tokenizer, template).segments(CAPTION, ["m"]))
+        assert tokenizer.convert_ids_to_tokens(said)[0].startswith(first)
+    ids = flat(Prompt(tokenizer, earlier).segments(TALK, ["m"]))
+    assert tokenizer.convert_ids_to_tokens(ids[2:4]) != tokenizer.tokenize("USER:")[:2]
+    marked = [{"role": "user", "content": "the star\n<image>"}]
+    assert flat(Prompt(tokenizer, earlier).segments(marked, ["m"], answer=False)).index("m") > 3
+    assert (earlier.requests, earlier.captions_read) == ("question", "")
+
+
+def test_another_tasks_wording_is_asked():
+    from types import SimpleNamespace
+
+    from periscope.evaluation.predict import AskedTask, task_prompt
+
+    prompt = Prompt(tiny.byte_level(), Template(delimiters=("", "")))
+    model = SimpleNamespace(prompt=prompt)
+    asked = task_prompt(model, AskedTask(system="cobra", prompt="{question}\nAnswer in a word."))
+    assert shown(asked, QUESTION[:1], answer=False) == "{m}What colour is the star?\nAnswer in a word."
+    caption = task_prompt(model, AskedTask(system="mamba-vl", prompt="Give a caption.\n"))
+    assert shown(caption, [], answer=False) == "{m}Give a caption.\n"
+    assert task_prompt(model, AskedTask()) is prompt

@@ -17,6 +17,7 @@ from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.segments import SOFT_PROMPT
 from periscope.adapters.prompting.template import Template, default_template
+from periscope.adapters.soft_prompt import SoftPrompt
 from periscope.console import run
 from periscope.errors import AdapterError
 
@@ -123,3 +124,24 @@ def test_a_prompt_alone_learns_and_media_are_passed_over(template, tmp_path):
     again, _ = load_adapter(tmp_path / "a")
     assert torch.equal(again.soft_prompt(), model.adapter.soft_prompt())
     assert "soft prompt of 5" in (tmp_path / "a" / "README.md").read_text()
+
+
+def test_at_unit_scale_the_prompt_starts_and_moves_as_epalms():
+    """Whose vectors are an `nn.Embedding`, standard normal, moved by the learning rate itself (mshukor/eP-ALM 9ecfeb9,
+    `InputPrompts`). At the embeddings' scale of 0.02 both would be 50 times smaller.
+    """
+    torch.manual_seed(0)
+    found = {}
+    for scale in (1.0, 0.02):
+        prompt = SoftPrompt(64, 32, scale)
+        prompt.start_from(torch.randn(64, 32) * 0.02)
+        before = prompt().detach()
+        optimizer = torch.optim.AdamW(prompt.parameters(), lr=1e-3, weight_decay=0)
+        (prompt() * torch.randn(64, 32)).sum().backward()
+        optimizer.step()
+        found[scale] = before.std().item(), (prompt() - before).abs().mean().item()
+    assert found[1.0] == pytest.approx((1, 1e-3), rel=0.05)
+    assert found[0.02] == pytest.approx((0.02, 2e-5), rel=0.05)
+    shape = FeatureShape("pooled", 1, 12)
+    made = [Adapter("mlp2", shape, 32, 0.02, soft_prompt=4, soft_prompt_unit=unit) for unit in (True, False)]
+    assert [adapter.soft_prompt.scale for adapter in made] == [1, 0.02]

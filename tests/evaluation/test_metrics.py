@@ -106,6 +106,40 @@ def test_vqa_accuracy_equals_the_official_one(way: str) -> None:
         assert sum(row[way] != pytest.approx(row[other]) for row in asked.values()) >= 3
 
 
+def test_vizwiz_is_scored_by_its_own_program() -> None:
+    """The scores are those of the copy of VizWiz's program in h-zhao1997/vlm-evaluation b0a691f. TextVQA's differ."""
+    rows = dict(enumerate(json.loads((Path(__file__).parents[1] / "golden" / "vizwiz.json").read_text())))
+    answers = {n: row["answer"] for n, row in rows.items()}
+    people = {n: row["people"] for n, row in rows.items()}
+    want = {n: row["score"] for n, row in rows.items()}
+    assert metrics.vqa_accuracy(answers, people, "vizwiz").each == pytest.approx(want, abs=1e-6)
+    for other in ("official", "always", "m4c"):
+        found = metrics.vqa_accuracy(answers, people, other).each
+        assert sum(abs(found[n] - want[n]) > 0.01 for n in rows) >= 8, other
+    predictions = {
+        str(n): Prediction(str(n), str(n), "q", row["answer"], "", references=row["people"],
+                           meta={"answerable": row["answerable"]})
+        for n, row in rows.items()
+    }  # fmt: skip
+    scores = MEASURES["vizwiz"]({str(n): text for n, text in answers.items()}, predictions)
+    table = [(row["said"], 1 - row["answerable"]) for row in rows.values()]
+    hits, said, true = table.count((1, 1)), sum(one for one, _ in table), sum(one for _, one in table)
+    assert 0 < hits < said < true
+    assert scores["unanswerable_f1"].value == pytest.approx(2 * hits / (said + true))
+    # scikit-learn's average precision of scores 0 and 1: the precision at recall hits/true, then that of calling all so
+    ap = hits / true * hits / said + (1 - hits / true) * true / len(rows)
+    assert scores["unanswerable_ap"].value == pytest.approx(ap)
+
+
+def test_gqa_through_cobras_harness_drops_all_punctuation() -> None:
+    """As its `GQAScorer` writes answers (h-zhao1997/vlm-evaluation b0a691f): translated, then in lower case."""
+    said = {1: "T-shirt.", 2: "light, blue", 3: "It's red!", 4: "Yes."}
+    bare = {1: "tshirt", 2: "light blue", 3: "its red", 4: "yes"}
+    assert metrics.gqa_bare_accuracy(said, bare).value == 1
+    assert metrics.gqa_accuracy(said, bare).each == {1: 0, 2: 0, 3: 0, 4: 1}
+    assert metrics.gqa_bare_accuracy({1: "t-shirt"}, {1: "t-shirt"}).value == 0, "the reference stays as it is"
+
+
 def test_vqa_accuracy_by_hand() -> None:
     """Leave-one-out is not min(1, n / 3); and where ten people agree, the official way normalises nothing."""
 

@@ -279,7 +279,8 @@ TASKS = {
     # "nokia's" becomes "nokia 's" on both sides; three of ten. "ten" is 10.
     "textvqa": (textvqa, ["Nokia's", "ten"], {"qa_vqa": 0.95}),
     # Four of ten said basil: each of the four still leaves three.
-    "vizwiz": (vizwiz, ["Basil", "a can"], {"qa_vqa": 0.5, "qa_other": 1, "qa_unanswerable": 0}),
+    "vizwiz": (vizwiz, ["Basil", "a can"], 
+               {"qa_vqa": 0.5, "qa_other": 1, "qa_unanswerable": 0, "unanswerable_f1": 0, "unanswerable_ap": 0.5}),
     "ai2d": (ai2d, ["B.", "A"], {"qa_accuracy": 0.5}),
     "audiocaps": (audiocaps, TOLD, CAPTIONS),
     "clotho": (clotho, TOLD, CAPTIONS),

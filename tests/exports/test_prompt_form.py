@@ -13,9 +13,17 @@ DELIMITERS = (("<image>", "</image>"), ("Scene: ", "\n"), ("", ""))
 BYTE_LEVEL = ("smollm", "smollm3", "opt", "gpt_neox", "qwen2", "qwen3", "olmo2", "mamba")
 
 
+FORMS: tuple[dict, ...] = (
+    {"preamble": "A chat. ", "question": "USER: <image>\n{} ASSISTANT: ", "between": ""},
+    {"caption_prompt": "Describe it.", "caption_form": "{}\n", "question": "In: {}\nOut: ", "own_space": True},
+)
+
+
 def prompts(family: str):
     """A family's prompts in every style its tokenizer has, with several delimiters and places of the picture."""
     tokenizer = tiny.FAMILIES[family][1]()
+    for form in FORMS:
+        yield Prompt(tokenizer, default_template(tokenizer, "plain", ("", ""), **form))
     for style in ("plain", "chat") if tokenizer.chat_template else ("plain",):
         for delimiters in DELIMITERS:
             for media in ("before", "after"):
@@ -31,7 +39,7 @@ def test_the_rendered_string_has_the_ids_of_training(family, marker):
 
 def test_a_difference_is_named(marker=MTMD_MARKER):
     tokenizer = tiny.sentencepiece_like(chat=tiny.INST)
-    prompt = Prompt(tokenizer, default_template(tokenizer, "chat"))
+    prompt = Prompt(tokenizer, default_template(tokenizer, "chat", as_string=False))
     found = id_differences(prompt, chat_template(prompt, marker), marker, ["What?"])
     assert len(found) == 1 and found[0].startswith("after the picture in 'What?': ['<', '/image>'")
 

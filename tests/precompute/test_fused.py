@@ -204,6 +204,20 @@ def test_framing_is_open_clips(resize: str, theirs: str, size: tuple[int, int]) 
     assert size == (40, 40) or (other(photo(size)) - wanted).abs().max() > 0.05
 
 
+@pytest.mark.parametrize(("size", "square", "even"), [((80, 61), (80, 80), (80, 79)), ((30, 64), (64, 64), (64, 64))])
+def test_padding_is_llavas_or_prismatics(size, square, even) -> None:
+    """The sizes are those of `expand2square` (haotian-liu/LLaVA c121f04) and `LetterboxPad` (TRI-ML/prismatic-vlms
+    874c5bb), both with what is over at the bottom and right, if anywhere.
+    """
+    image = Image.new("RGB", size, "white")
+    for resize, wanted in (("letterbox", square), ("pad", even)):
+        padded = Framing(resize, (32, 32), "bicubic", (0.5,) * 3, (0.5,) * 3)._padded(image)
+        assert padded.size == wanted
+        left, top = (max(size) - size[0]) // 2, (max(size) - size[1]) // 2
+        assert padded.crop((left, top, left + size[0], top + size[1])).getcolors() == [(size[0] * size[1], (255,) * 3)]
+        assert padded.getpixel((wanted[0] - 1, wanted[1] - 1)) == (127, 127, 127)
+
+
 @pytest.mark.parametrize("size", [(60, 30), (30, 60)])
 def test_letterbox_keeps_all_on_the_mean_colour(size: tuple[int, int]) -> None:
     mean, std = NORMALS["clip"]

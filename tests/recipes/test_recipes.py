@@ -28,7 +28,7 @@ from periscope.errors import AdapterError, PrecomputeError, RunError
 from periscope.precompute.cli import main as precompute
 from periscope.precompute.encoders.names import ENCODERS
 from periscope.precompute.tiny_encoders import tiny_encoder
-from periscope.recipes import load_recipe, recipe_names
+from periscope.recipes import ASPECTS, load_recipe, recipe_names
 from periscope.shards.read import FeatureSet
 from periscope.training.config import config_from
 from periscope.training.memory.model_sizes import LANGUAGE_MODELS, full_config, skeleton
@@ -64,7 +64,7 @@ class Expected:
 MARKS = ("<image>", "</image>")
 EPALM = (("loss_on", "all"), ("soft_prompt", "first"))
 EPALM_GROUPS = tuple((name, decay) for name in ("projector", "soft prompt") for decay in (0.0, 0.02))
-ROWS = (("rows", 6), ("row_separator", "&&"))
+ROWS = (("rows", 6), ("row_separator", "&&"), ("requests", "keep"), ("own_space", True), ("caption_form", "{}\n"))
 EXPECTED = {
     "doubutsu-smol": Expected(
         *("pooled", "VisionTransformer", "MistralForCausalLM", "PooledMLP", 16, 16, 271_650_816), delimiters=MARKS
@@ -85,7 +85,7 @@ EXPECTED = {
         layer=-1,
     ),
     "anymal-video": Expected(
-        *("patches", "VisionTransformer", "LlamaForCausalLM", "PerceiverResampler", 32, 32, 46_200_832)
+        *("patches", "VisionTransformer", "LlamaForCausalLM", "PerceiverResampler", 32, 32, 46_200_832 + 4096)
     ),
     "epalm-image": Expected(
         *("layers", "VisionTransformer", "OPTForCausalLM", "LayerLinears", 1, 1, 24_949_760), EPALM_GROUPS, more=EPALM
@@ -114,21 +114,24 @@ EXPECTED = {
         more=ROWS,
     ),
     "limber": Expected(*("patches", "VisionTransformer", "GPTJForCausalLM", "PatchLinear", 36, 256, 4_198_400)),
-    "mapl": Expected(*("patches", "VisionTransformer", "GPTJForCausalLM", "Mapper", 32, 32, 3_431_680)),
+    "mapl": Expected(*("patches", "VisionTransformer", "GPTJForCausalLM", "Mapper", 32, 32, 3_431_680), layer=-1),
     "clipcap": Expected(*("pooled", "VisionTransformer", "GPT2LMHeadModel", "ClipCapMLP", 10, 10, 31_468_800)),
-    "llava-1.5": Expected(*("patches", "VisionTransformer", "LlamaForCausalLM", "PatchMLP", 36, 576, 20_979_712)),
+    "llava-1.5": Expected(
+        *("patches", "VisionTransformer", "LlamaForCausalLM", "PatchMLP", 36, 576, 20_979_712),
+        more=(("captions", "all"), ("end", "\n")),
+    ),
     # of rank 64 on Llama-7B as QLoRA counts it, and twice that
     "anymal-instruct": Expected(
         *("patches", "VisionTransformer", "LlamaForCausalLM", "PerceiverResampler", 64, 64, 67_217_408),
         (("lora", 0.0), ("projector", 0.0)),
-        more=(("media", "after"), ("question", "[INST] {} [/INST] ")),
+        more=(("media", "after"), ("marks", "inner"), ("question", "[INST] {} [/INST] ")),
         first="anymal-image",
         lora=159_907_840,
     ),
     "llava-1.5-tune": Expected(
         *("patches", "VisionTransformer", "LlamaForCausalLM", "PatchMLP", 36, 576, 20_979_712),
         (("lora", 0.0), ("projector", 0.0)),
-        more=(("question", "USER: {} ASSISTANT: "),),
+        more=(("question", "USER: <image>\n{} ASSISTANT: "), ("between", ""), ("requests", "question")),
         first="llava-1.5",
         lora=319_815_680,
     ),
@@ -300,6 +303,7 @@ def test_a_recipe_in_full_size(name):
             0.01,
             **form,
             projector_layers=config.projector.projector_layers,
+            projector_frames=config.projector.projector_frames,
             injection=injection,
         )
     assert sum(parameter.numel() for parameter in adapter.parameters()) == expected.parameters
@@ -342,8 +346,13 @@ def test_pythia_and_mamba_differ_in_one_name():
 def test_a_recipe_says_where_it_comes_from():
     for name in NAMED:
         about = load_recipe(name).about
-        assert {"title", "paper", "data", "tasks", "scores", "doubtful"} == set(about), name
-        assert len(about["title"]) < 100 and all(": " in doubt or " " in doubt for doubt in about["doubtful"])
+        assert {"title", "paper", "data", "tasks", "scores", "differs"} == set(about), name
+        assert len(about["title"]) < 100 and set(about["differs"]) <= set(ASPECTS), name
+        assert all(" " in why and not why.endswith(".") for why in about["differs"].values()), name
+        rescaled = "scaled before the first step" in about["differs"].get("projector", "")
+        config = config_from(load_recipe(name).train, name)
+        paper = not about["paper"].startswith("none") and not config.lora.lora
+        assert rescaled == (paper and not config.adapter.startswith("epalm")), name
 
 
 def test_flags_override_a_recipe_and_a_wrong_field_is_named(tmp_path, media, in_workshop, features, capsys):

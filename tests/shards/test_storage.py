@@ -349,11 +349,21 @@ def test_small_and_doubled_pictures_are_left_out(tmp_path: Path, encoder: Path) 
     assert len(run(data, encoder, tmp_path / "set")) == 11
 
 
-@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize(
+    ("kill", "apart", "layout"), [(False, False, "captions"), (True, False, "LLaVA"), (True, True, "captions")]
+)
 def test_captions_unlike_their_picture_are_left_out(
-    tmp_path: Path, kill: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, kill: bool, apart: bool, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the demo's encoder, which knows what a red circle is."""
+    """With the demo's encoder, which knows what a red circle is: the one that is stored, or another; and of rows in the
+    form of LLaVA-Pretrain as of captions.
+    """
+    from periscope.precompute.tiny_encoders import transformers_folder
+
+    encoder, judge = Path("demo"), ("--similarity", "0.3")
+    if apart:
+        encoder = transformers_folder(tmp_path / "dino", "dinov2")
+        judge = (*judge, "--similarity-by", "demo")
     from periscope.demo.scenes import make
     from periscope.precompute.pipeline import job, writer
 
@@ -364,6 +374,9 @@ def test_captions_unlike_their_picture_are_left_out(
     swapped = {names[0]: captions[5]["turns"], names[1]: captions[9]["turns"]}
     lines = [{**row, "turns": swapped.get(row["media"][0], row["turns"])} for row in captions]
     lines.append({"media": [names[2]], "turns": [{"role": "assistant", "content": "no no no no"}]})
+    if layout == "LLaVA":
+        request = {"role": "user", "content": "Give a short and clear explanation of the subsequent image.\n<image>"}
+        lines = [{**line, "turns": [request, *line["turns"]]} for line in lines]
     (scenes / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     if kill:
         monkeypatch.setattr(job, "samples_per_shard", lambda _: 6)
@@ -377,18 +390,18 @@ def test_captions_unlike_their_picture_are_left_out(
 
         monkeypatch.setattr(writer, "resolve_splits", stop)
         with pytest.raises(KeyboardInterrupt):
-            run(scenes, Path("demo"), tmp_path / "set", "--similarity", "0.3")
-    features = run(scenes, Path("demo"), tmp_path / "set", "--similarity", "0.3")
+            run(scenes, encoder, tmp_path / "set", *judge)
+    features = run(scenes, encoder, tmp_path / "set", *judge)
     rejected = [json.loads(line) for line in (tmp_path / "set/rejected.jsonl").read_text().splitlines()]
     reasons = {(row["origin"], row["reason"].partition(" (")[0]) for row in rejected}
     assert (names[2], "caption unlike its words") in reasons
     assert {(names[0], "unlike its words"), (names[1], "unlike its words")} <= reasons
     assert len(features) == len(set(names)) - sum(reason == "unlike its words" for _, reason in reasons)
     assert len(features) >= len(set(names)) - 4
-    words = [text.turns[0]["content"] for text in features.texts()]
+    words = [text.turns[-1]["content"] for text in features.texts()]
     assert "no no no no" not in words and captions[7]["turns"][0]["content"] in words
     before = (tmp_path / "set/texts.jsonl").read_bytes()
-    run(scenes, Path("demo"), tmp_path / "set", "--similarity", "0.3")
+    run(scenes, encoder, tmp_path / "set", *judge)
     assert (tmp_path / "set/texts.jsonl").read_bytes() == before
 
 
@@ -399,5 +412,5 @@ def test_similarity_needs_words_and_pooled(tmp_path: Path, encoder: Path) -> Non
     dino = transformers_folder(tmp_path / "dino", "dinov2")
     with pytest.raises(PrecomputeError, match="no text tower here: take one of open_clip"):
         run(data, dino, tmp_path / "set", "--similarity", "0.3")
-    with pytest.raises(PrecomputeError, match="add pooled to --kinds"):
+    with pytest.raises(PrecomputeError, match="add pooled to --kinds, or name an encoder for it with --similarity-by"):
         run(data, Path("demo"), tmp_path / "set", "--similarity", "0.3", "--kinds", "patches")

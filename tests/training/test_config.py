@@ -108,7 +108,12 @@ def test_a_run_of_an_earlier_version_opens_and_resumes(tmp_path):
     renamed = {RENAMED.get(name, name): value for name, value in tomllib.loads(EARLIER).items()}
     table = run.config_table()
     assert {name: table[name] for name in renamed} == renamed, "no value is lost or changed"
-    assert set(table) == set(renamed)
+    added = {name: table[name] for name in table if name not in renamed}
+    assert added == {
+        **{"soft_prompt_unit": False, "projector_frames": 0, "caption_form": "", "caption_requests": "question"},
+        **{"captions": "requested", "media_marks": "all", "preamble": "", "between_turns": "\n", "own_space": False},
+        "answer_end": "",
+    }, "what is new does what was done before"
     save_step(run, 50)
     assert resumed(run, {"grad_clip": 0.5, "features": "features/demo"}) == config
     with pytest.raises(RunError, match=r"was started with grad-clip 0.5, not 1.0"):

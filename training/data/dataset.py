@@ -16,12 +16,12 @@ from periscope.adapters.composed import with_modality
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
-from periscope.adapters.prompting.segments import Segment
+from periscope.adapters.prompting.segments import REQUEST, Segment
 from periscope.adapters.prompting.template import soft_slots
 from periscope.adapters.splice import length_of
 from periscope.errors import AdapterError, RunError
 from periscope.shards.read import FeatureSet
-from periscope.shards.texts import Text, Texts
+from periscope.shards.texts import Text, Texts, without_marks
 from periscope.training.data.workers import ignore_stop_signals, start_method
 
 PARALLEL_TEXTS = 20_000  # from so many texts on, several processes measure them
@@ -144,6 +144,8 @@ class TextFeatureDataset:
         where the medium was all that preceded the first of them, the prompt's start token takes its place.
         """
         turns: Sequence[dict] = text.turns
+        if text.request and self.prompt.template.requests == "keep":
+            turns = [{"role": REQUEST, "content": without_marks(text.request)}, *turns]
         soft, start = bool(self.soft_tokens), False
         names = [self.key_prefix + key for key in text.media]
         if not media:

@@ -154,7 +154,8 @@ def choose_texts(source: OpenedSet, model: AdaptedModel, limit: int) -> Training
     dataset = TextFeatureDataset(
         source.features, model.prompt, model.adapter, source.key_prefix, source.adapter_modality
     )
-    texts = source.texts.of_split("train")[: limit or None]
+    every = source.texts.with_captions(model.prompt.template.captions_read)
+    texts = every.of_split("train")[: limit or None]
     learns_from_words = bool(model.lm.lora or model.adapter.soft_tokens)
     index = dataset.keep(texts, model.lm.max_length, words_alone=learns_from_words)
     if not index.texts:
@@ -162,7 +163,7 @@ def choose_texts(source: OpenedSet, model: AdaptedModel, limit: int) -> Training
             f"{source.features.path} has no words to train on ({len(source.texts)} texts, {len(texts)} of them for "
             "training); put a .txt beside each picture and run precompute.py again, or pass --text FILE"
         )
-    heldout = choose_heldout(dataset, source.texts, index, model.lm.max_length)
+    heldout = choose_heldout(dataset, every, index, model.lm.max_length)
     dropped = "".join(f"; {count} left out: {reason}" for reason, count in index.dropped.items())
     label = f"texts of {source.features.path}" if source.key_prefix else "texts"
     print(f"{label}: {len(index.texts):,} to learn from, {len(heldout)} held out for the loss{dropped}")

@@ -12,7 +12,7 @@ from periscope.adapters.lm.lora import lora_size, parse_lora
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.errors import RunError
-from periscope.recipes import Recipe, load_recipe, recipe_names
+from periscope.recipes import ASPECTS, Recipe, load_recipe, recipe_names
 from periscope.training.config import TrainConfig, config_from
 from periscope.training.memory.model_sizes import full_config, size_of, skeleton
 from periscope.training.memory.plan import (
@@ -52,6 +52,14 @@ backward pass: activations of all layers, logits, and the projector's activation
 into {USABLE_SHARE:.0%} of what is left; gradient accumulation makes up the rest of a batch.
 
 """
+COMPARED = """
+## What differs from the published systems
+
+By aspect: `as published`, in the paper or where its code differs in the code, or how the recipe deviates and why. Ten
+rows in each system's own data layout get the token ids and targets that its official code makes of them
+(`tests/recipes/test_tokens.py`), or the deviation is named here. Recipes of no published system are left out.
+
+"""
 FOOT = """
 ## Where the systems differ
 
@@ -62,7 +70,13 @@ folder.
 | --- | --- | --- |
 | `--delimiters "" ""` | no text around a medium | doubutsu: without it, the projector learns to say "caption:" |
 | `--no-eos` | the end of an answer isn't trained | doubutsu: the model then doesn't stop |
-| `--media-place after` | media after the question, so that they are read knowing it | Mamba-VL and Pythia-VL, partly |
+| `--caption-requests keep` | what asks for a caption in LLaVA-Pretrain's rows isn't dropped | Mamba-VL, Pythia-VL |
+| `--media-place after` | media after the question, also where the data have `<image>` before it | AnyMAL |
+| `--question` with `<image>` | media inside the form of a question | LLaVA; task-aware encoding of Mamba-VL |
+| `--own-space True` | the space before an answer is a token of its own | Cobra, Mamba-VL and Pythia-VL |
+| `--answer-end "\n"` | a line break ends a caption | LLaVA |
+| `--projector-frames 4` | a learned vector for each frame of a clip | Flamingo, and with it AnyMAL |
+| `--soft-prompt-unit True` | the soft prompt starts and moves at unit scale | eP-ALM |
 | `--loss-on all` | the question is trained too | eP-ALM |
 | `--loss-mean sample` | each text has the same weight, however long | Mamba-VL and Pythia-VL |
 | `--row-separator "&&"` | text between rows of patches: 24 x 24 take 601 positions with two delimiters | Mamba-VL |
@@ -162,7 +176,18 @@ def page() -> str:
     ]
     others = ", ".join(f"`{recipe.name}`" for recipe in recipes if not recipe.full)
     demo = f"\nThe demo's own recipes, which run in full here (see the README): {others}.\n"
-    return HEAD + _lines(systems) + demo + MEMORY + _lines(memory) + FOOT
+    compared = [("Recipe", *ASPECTS.values()), ("---",) * (1 + len(ASPECTS)), *map(_aspect_cells, published(recipes))]
+    return HEAD + _lines(systems) + demo + COMPARED + _lines(compared) + MEMORY + _lines(memory) + FOOT
+
+
+def published(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """Those of published systems."""
+    return [recipe for recipe in recipes if not recipe.about.get("paper", "none").startswith("none")]
+
+
+def _aspect_cells(recipe: Recipe) -> tuple[str, ...]:
+    found = (recipe.about["differs"].get(aspect, "as published") for aspect in ASPECTS)
+    return (recipe.name, *(words.replace("|", "\\|").replace("<", "&lt;") for words in found))
 
 
 def _system_cells(row: RecipeRow) -> tuple[str, ...]:

@@ -74,6 +74,8 @@ def build_adapter(
         output_norm=options.output_norm,
         projector_hidden=options.projector_hidden,
         projector_layers=options.projector_layers,
+        projector_frames=options.projector_frames,
+        soft_prompt_unit=options.soft_prompt_unit,
         injection=injection,
     )
 
@@ -104,6 +106,14 @@ def make_template(
         box_decimals=options.box_decimals,
         eos=options.eos,
         loss_on=options.loss_on,
+        requests=options.caption_requests,
+        captions=options.captions,
+        caption_form=options.caption_form,
+        marks=options.media_marks,
+        preamble=options.preamble,
+        between=options.between_turns,
+        own_space=options.own_space,
+        end=options.answer_end,
         **{name: value for name, value in optional.items() if value is not None},
     )
 
@@ -147,13 +157,23 @@ def refuse_other_start(about: AdapterConfig, path: Path | str, features: Feature
     that of `features`, or with another language model.
     """
     ours, theirs = about.encoder, features.manifest["encoder"]
-    if ours.get("fingerprint") != theirs["fingerprint"]:
+    if ours.get("fingerprint") != theirs["fingerprint"] and _same_but_for_preprocessing(ours, theirs):
+        print(f"note: {path} was trained on media prepared in another way than those of {features.path}")
+    elif ours.get("fingerprint") != theirs["fingerprint"]:
         raise RunError(
             f"{path} was trained on features of {ours.get('name')}, and {features.path} was made with {theirs['name']} "
             "(weights, layer or preprocessing differ); encode the media with that one"
         )
     if difference := same_language_model(about.language_model.identity, lm.identity()):
         raise RunError(f"{lm.name} is not the language model that {path} was trained with: {difference}")
+
+
+def _same_but_for_preprocessing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether two encoders differ in nothing but how media are prepared for them, as LLaVA-1.5's in its two stages.
+    Descriptions by earlier versions don't tell.
+    """
+    parts = ("class", "layer", "width", "weights")
+    return bool(ours.get("weights")) and all(ours.get(part) == theirs.get(part) for part in parts)
 
 
 def adapter_facts(
