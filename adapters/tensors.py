@@ -32,6 +32,6 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        if not (code := re.search(r"\bcode: (\d+)", str(error))):
+        if not (code := re.search(r"\bos error (\d+)", str(error))):
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None

@@ -180,7 +180,7 @@ class Watch:
                 try:
                     self.count("safetensors", path, lambda: Path(path).write_bytes(b"half"))
                 except OSError as error:
-                    words = f'Error while serializing: IoError(Os {{ code: {error.errno}, message: "x" }})'
+                    words = f"Error while serializing: I/O error: {error.strerror} (os error {error.errno})"
                     raise safetensors.SafetensorError(words) from None
             return real(tensors, path, *more, **options)
 
