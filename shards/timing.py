@@ -30,7 +30,7 @@ class Timing:
 def load_timing(folder: Path) -> Timing | None:
     """The timing of a set; None when it is missing or unreadable."""
     try:
-        timing = check_type(read_json(Path(folder) / NAME, FeatureSetError), Timing, NAME, FeatureSetError)
+        timing: Timing = check_type(read_json(Path(folder) / NAME, FeatureSetError), Timing, NAME, FeatureSetError)
     except FeatureSetError:
         return None
     return timing if timing.media > 0 and 0 < timing.seconds < math.inf else None

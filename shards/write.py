@@ -474,7 +474,7 @@ def _bytes_of(path: Path) -> bytes | None:
 
 def _whole_lines(path: Path) -> list[dict]:
     """The complete lines of a progress file; an incomplete last line is also removed from the file."""
-    data, lines, good = _bytes_of(path) or b"", [], 0
+    data, lines, good = _bytes_of(path) or b"", list[dict](), 0
     for line in data.splitlines(keepends=True):
         try:
             value = json.loads(line)
