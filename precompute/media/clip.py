@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 import av
+import numpy as np
 from PIL import Image
 
 from periscope.errors import MediaError
@@ -149,13 +150,21 @@ def _alpha_decoder(stream: Any) -> Any:
     return decoder
 
 
+def _rgba(frame: av.VideoFrame) -> np.ndarray:
+    """`(height, width, 4)` uint8. By way of ARGB, because FFmpeg 8's shortcut from YUV 4:2:0 to RGBA leaves the last
+    columns out where the width is 2 or 4 more than a multiple of 16.
+    """
+    argb = frame.to_ndarray(format="argb")
+    return np.ascontiguousarray(argb[..., [1, 2, 3, 0]])
+
+
 def _upright(frame: av.VideoFrame, most: int) -> Image.Image:
     """A frame as it is shown, of at most this many pixels.
 
     https://ffmpeg.org/doxygen/trunk/group__lavu__video__display.html
     """
     clear, small = any(component.is_alpha for component in frame.format.components), _fitting(frame, most)
-    image = to_rgb(Image.fromarray(small.to_ndarray(format="rgba"))) if clear else small.to_image()
+    image = to_rgb(Image.fromarray(_rgba(small))) if clear else small.to_image()
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image

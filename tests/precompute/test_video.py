@@ -140,6 +140,20 @@ def test_a_transparent_clip_lies_on_white(how: tuple[str, str, str]) -> None:
         assert np.abs(left - (255, 0, 0)).max() < 12 and np.abs(right - 255).max() < 6
 
 
+@pytest.mark.parametrize("width", [64, 66, 68, 84])
+def test_a_transparent_clip_has_all_its_columns(width: int) -> None:
+    rgba, stream = np.full((48, width, 4), (40, 90, 160, 255), np.uint8), io.BytesIO()
+    rgba[30:, :, 3] = 0
+    with av.open(stream, "w", format="webm") as out:
+        track = out.add_stream("libvpx-vp9", rate=10, options={"auto-alt-ref": "0"})
+        track.width, track.height, track.pix_fmt, track.bit_rate = width, 48, "yuva420p", 2_000_000
+        out.mux(track.encode(av.VideoFrame.from_ndarray(rgba, format="rgba").reformat(format="yuva420p")))
+        out.mux(track.encode(None))
+    shown = np.asarray(decode_clip(stream.getvalue(), 1)[0], int)
+    assert shown.shape == (48, width, 3)
+    assert np.abs(shown[:28] - (40, 90, 160)).max() < 12 and np.abs(shown[34:] - 255).max() < 6
+
+
 @pytest.mark.parametrize("form", ["mkv", "mp4", "webm"])
 def test_frames_of_a_variable_rate_are_even_in_time(form: str) -> None:
     """Ten frames in the first second, then one per second for ten seconds."""

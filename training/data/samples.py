@@ -36,7 +36,8 @@ def _sample(training_set: TrainingSet, place: int, label: str) -> list[str]:
         return f"{origins[slot]}: {dataset.tokens} tokens" if dataset.tokens else origins[slot]
 
     def decode(ids: Sequence[int]) -> str:
-        return dataset.prompt.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        tokenizer = dataset.prompt.tokenizer
+        return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     about = ", ".join(origins.values()) or "no medium"
     parts = shown(dataset.segments(text), decode, name_of)
