@@ -4,13 +4,13 @@ import json
 import os
 import random
 import signal
-import subprocess
+import threading
 import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from script_runs import command, here, script
+from script_runs import here
 
 from periscope.training import session as training_session
 from periscope.training.run import Run
@@ -142,32 +142,36 @@ def test_a_stale_best_of_an_earlier_version_is_mended(home, train, whole):
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_ten_random_moments(home):
+def test_ctrl_c_at_ten_random_moments(home, train):
     """A checkpoint of the last step within three seconds each time, and in the end the bits of a run left alone."""
-    steps = ("--steps", "600", "--eval-every", "50", "--save-every", "1000", "--patience", "0")
-    train = (*TRAIN[: TRAIN.index("--steps")], *steps)
-    assert "done:" in script(home, *train, "--name", "left-alone")
+    steps = ("--steps", "300", "--eval-every", "25", "--save-every", "1000", "--patience", "0")
+    flags = (*TRAIN[: TRAIN.index("--steps")], *steps)
+    assert "done:" in train(*flags, "--name", "left-alone")
     alone, run = home / "runs" / "left-alone", home / "runs" / "interrupted"
     seconds = sum(row.get("seconds", 0.0) for row in Run(alone).metrics())
     seed = time.time_ns()
-    rng, arguments, waits = random.Random(seed), (*train, "--name", run.name), []
+    rng, arguments, waits = random.Random(seed), (*flags, "--name", run.name), []
     for _ in range(10):
-        before = len(Run(run).metrics())
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command(*arguments), cwd=home, env=environment, stdout=subprocess.PIPE,
-                                   stderr=subprocess.DEVNULL, text=True)  # fmt: skip
-        while len(Run(run).metrics()) == before:
-            assert process.poll() is None, f"it ended before it was interrupted (seed {seed})"
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, seconds / 15))
-        pressed = time.time()
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=120)
-        assert process.returncode == 0 and "stopped after step" in said, f"seed {seed}"
-        waits.append((run / "last").stat().st_mtime - pressed)
+        pressed, ended = [], threading.Event()
+
+        def press(before: int, delay: float, pressed: list[float], ended: threading.Event) -> None:
+            while len(Run(run).metrics()) == before and not ended.wait(0.01):
+                pass
+            if not ended.wait(delay):
+                pressed.append(time.time())
+                os.kill(os.getpid(), signal.SIGINT)
+
+        given = (len(Run(run).metrics()), rng.uniform(0, seconds / 15), pressed, ended)
+        thread = threading.Thread(target=press, args=given)
+        thread.start()
+        said = train(*arguments)
+        ended.set()
+        thread.join()
+        assert pressed and "stopped after step" in said, f"it ended before it was interrupted (seed {seed})"
+        waits.append((run / "last").stat().st_mtime - pressed[0])
         assert int((run / "last").read_text()) == max(row["step"] for row in Run(run).metrics())
-        arguments = ("train.py", "--resume", str(run))
+        arguments = ("train.py", "--resume", "runs/interrupted")
     print(f"seconds from Ctrl-C to the checkpoint: {[round(wait, 2) for wait in waits]} (seed {seed})")
     assert max(waits) <= 3, f"seed {seed}"
-    assert "done:" in script(home, *arguments)
+    assert "done:" in train(*arguments)
     same(run, alone)
