@@ -81,7 +81,7 @@ class StateLayer(LinearAttentionLayer):
 
 def cache_argument(model: PreTrainedModel) -> str:
     """What the model's forward pass calls its cache."""
-    parameters = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(type(model).forward).parameters
     return next(name for name in ARGUMENTS if name in parameters)
 
 

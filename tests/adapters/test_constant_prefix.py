@@ -1,6 +1,5 @@
 """A prefix computed once for all rows: the losses, gradients and answers of rows that are computed whole."""
 
-import inspect
 from dataclasses import replace
 
 import pytest
@@ -93,7 +92,6 @@ def counted(monkeypatch):
             positions.append(inputs_embeds.shape[:2].numel())
             return forward(*args, inputs_embeds=inputs_embeds, **kwargs)
 
-        counting.__signature__ = inspect.signature(forward)
         monkeypatch.setattr(model.lm.model, "forward", counting)
         return positions
 
