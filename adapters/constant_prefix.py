@@ -32,7 +32,7 @@ def why_no_prefix(lm: LanguageModel, image_first: bool = False) -> str:
 def leading_ids(texts: Sequence[Sequence[Segment]]) -> tuple[int, ...]:
     """The ids that all texts begin with, before any vector, up to what predicts the first target; () if too few.
 
-    In a text without vectors or targets, which is to be answered, the last id is left to predict from.
+    Words alone that are to be answered have none: other texts hardly begin with all of them.
     """
     common = common_prefix([_leading(text) for text in texts])
     return common if len(common) >= MIN_PREFIX else ()
@@ -46,7 +46,7 @@ def _leading(text: Sequence[Segment]) -> tuple[int, ...]:
         if segment.target:
             return ids[:-1]  # the last one's logits are needed
         ids += segment.ids
-    return ids[:-1]
+    return ()
 
 
 def without_leading(text: Sequence[Segment], count: int) -> list[Segment]:

@@ -24,7 +24,6 @@ CHANNELS, GROUPS = ".channels", ".groups"
 GROUP = {"int8": 128, "int4": 32}
 FEW = 32  # with fewer tokens than this, one scale for the sample stands in for those by channel
 FP16_LARGEST = 65504.0
-BLOCK = 1 << 17  # values decoded at once: half a megabyte in float32
 
 STEPS = 8  # codes per doubling
 CHANNEL_ONE, GROUP_ONE = 128, 64  # the codes of scale 1
@@ -93,48 +92,26 @@ def encode(codec: str, features: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def decode(codec: str, stored: Mapping[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
-    """Suffix -> stored tensors of several media, stacked -> `(batch, *shape)` float16.
-
-    Works in blocks that fit in the processor's cache: each value is read and written several times on its way.
-    """
+    """Suffix -> stored tensors of several media, stacked -> `(batch, *shape)` float16."""
     if codec == "fp16":
         return stored[""]
-    width, batch = shape[-1], len(stored[""])
+    width, group = shape[-1], GROUP[codec]
+    batch = len(stored[""])
     levels = stored[""].view(batch, -1, stored[""].shape[-1])
-    tokens = levels.shape[1]
-    groups = (_group_scales * (1 / 127 if codec == "int8" else 1.0))[stored[GROUPS].int()].view(batch, tokens, -1)
+    if codec == "int8":
+        values, unit = levels, 1 / 127
+    else:
+        pairs = np.take(_pairs, levels.numpy()).view(np.float32)
+        values, unit = torch.from_numpy(pairs)[..., :width], 1.0
+    tokens = values.shape[1]
+    groups = (_group_scales * unit)[stored[GROUPS].int()].view(batch, tokens, -1, 1)
     channels = _channel_scales[stored[CHANNELS].int()].view(batch, 1, -1)
-    found = torch.empty(batch, tokens, width, dtype=torch.float16)
-    rows = max(1, BLOCK // (width + 1))
-    media = max(1, rows // tokens)
-    for i in range(0, batch, media):
-        for k in range(0, tokens, rows):
-            block = slice(i, i + media), slice(k, k + rows)
-            values = _unpack(levels[block], width)
-            _scale(values, groups[block], GROUP[codec])
-            largest = 128 * groups[block].abs().max() if codec == "int8" else groups[block].abs().max()
-            values.mul_(channels[block[0]])
-            if largest * channels[block[0]].max() > FP16_LARGEST / 2:
-                values.clamp_(-FP16_LARGEST, FP16_LARGEST)
-            found[block] = values
-    return found.view(batch, *shape)
-
-
-def _unpack(levels: torch.Tensor, width: int) -> torch.Tensor:
-    """Stored levels `(media, tokens, ...)` of int8, or pairs of int4's -> float32 `(media, tokens, width)`."""
-    if levels.dtype == torch.int8:
-        return levels.float()
-    pairs = np.take(_pairs, levels.numpy(), mode="clip")  # every byte is in the table; "raise" would check again
-    return torch.from_numpy(pairs.view(np.float32))[..., :width]
-
-
-def _scale(values: torch.Tensor, groups: torch.Tensor, size: int) -> None:
-    """Multiply each group of `size` channels by its scale, in place."""
-    width = values.shape[-1]
-    whole = width // size * size
-    values[..., :whole].unflatten(-1, (-1, size)).mul_(groups[..., : width // size, None])
-    if whole < width:
-        values[..., whole:].mul_(groups[..., -1:])
+    if width % group:
+        groups = groups.expand(-1, -1, -1, group).reshape(batch, tokens, -1)[..., :width]
+        values = values * groups
+    else:
+        values = (values.reshape(batch, tokens, -1, group) * groups).view(batch, tokens, width)
+    return values.mul_(channels).clamp_(-FP16_LARGEST, FP16_LARGEST).half().view(batch, *shape)
 
 
 def _code(sizes: torch.Tensor, one: int, most: int, rounded: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

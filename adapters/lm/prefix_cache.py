@@ -18,7 +18,7 @@ from periscope.adapters.lm.families import family_of
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.selective_scan import start_next_scan_from
 
-KEPT_PREFIXES = 8  # most trainings have one; several feature sets or templates have a few
+KEPT_TOKENS = 2048  # in all kept prefixes: most trainings have one, several feature sets or templates a few
 ARGUMENTS = ("cache", "past_key_values", "cache_params")  # a forward pass's name for its cache, newest first
 
 
@@ -81,7 +81,7 @@ class StateLayer(LinearAttentionLayer):
 
 def cache_argument(model: PreTrainedModel) -> str:
     """What the model's forward pass calls its cache."""
-    parameters = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(type(model).forward).parameters
     return next(name for name in ARGUMENTS if name in parameters)
 
 
@@ -126,8 +126,9 @@ class PrefixCaches:
         if cache is None:
             with torch.inference_mode(False), torch.no_grad():
                 cache = self._compute(ids)
-        self._kept[key] = cache
-        if len(self._kept) > KEPT_PREFIXES:
+        if len(ids) <= KEPT_TOKENS:
+            self._kept[key] = cache
+        while sum(kept.length for kept in self._kept.values()) > KEPT_TOKENS:
             self._kept.popitem(last=False)
         return cache
 

@@ -1,6 +1,5 @@
 """A prefix computed once for all rows: the losses, gradients and answers of rows that are computed whole."""
 
-import inspect
 from dataclasses import replace
 
 import pytest
@@ -12,6 +11,7 @@ from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
 from periscope.adapters.lm.injection import injection_into
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import add_lora, lora_parameters
+from periscope.adapters.lm.prefix_cache import KEPT_TOKENS, PrefixCaches
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
@@ -93,7 +93,6 @@ def counted(monkeypatch):
             positions.append(inputs_embeds.shape[:2].numel())
             return forward(*args, inputs_embeds=inputs_embeds, **kwargs)
 
-        counting.__signature__ = inspect.signature(forward)
         monkeypatch.setattr(model.lm.model, "forward", counting)
         return positions
 
@@ -157,6 +156,16 @@ def test_a_prefix_is_computed_once_and_again_for_other_weights(language_model_fo
     assert_same(losses_and_gradients(model, texts, features), losses_and_gradients(whole(model), texts, features))
 
 
+def test_few_prefixes_are_kept(language_model_folder):
+    caches = PrefixCaches(load_language_model(str(language_model_folder("llama"))))
+    first, second = (caches.of(tuple(range(3, 3 + length))) for length in (100, 150))
+    assert caches.of(tuple(range(3, 103))) is first and caches.of(tuple(range(3, 153))) is second
+    for length in range(160, 176):
+        caches.of(tuple(range(3, 3 + length)))
+    assert caches.of(tuple(range(3, 103))) is not first
+    assert sum(cache.length for cache in caches._kept.values()) <= KEPT_TOKENS
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt", "mamba2"])
 @pytest.mark.parametrize("every", [0, 1])
 def test_lora_learns_through_the_prefix(family, every, language_model_folder):
@@ -210,7 +219,7 @@ def test_what_is_a_prefix(language_model_folder):
     assert leading_ids([first]) == leading_ids([text, first]) == (), "a soft prompt at the very beginning is trained"
     target = [Segment(ids=tuple(range(20))), Segment(ids=(1, 2), target=True)]
     assert leading_ids([target]) == tuple(range(19)), "what predicts the first target is computed in each row"
-    assert leading_ids([target[:1]]) == tuple(range(19))
+    assert leading_ids([target[:1]]) == (), "words to be answered, of which the next prompt shares few"
     short = [Segment(ids=tuple(range(MIN_PREFIX - 1))), Segment(slot="a"), *target]
     assert leading_ids([short]) == ()
     assert leading_ids([target, [Segment(ids=(*range(9), 50)), *target]]) == tuple(range(9))

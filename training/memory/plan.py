@@ -246,7 +246,8 @@ def _saved_bytes(
         with torch.device("meta"):
             insert_lora(model, rank, rank)
     if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation("counted" if masked or prefix else "counted_causal")
+        without_own_mask = "counted_behind_prefix" if prefix else "counted_causal"
+        model.set_attn_implementation("counted" if masked else without_own_mask)
     width, rest = embedding_width(model), length - prefix
     embeds = torch.zeros(1, length, width, dtype=dtype, device="meta")
     inputs: dict[str, Any] = {"inputs_embeds": embeds[:, prefix:].clone().requires_grad_()}
@@ -318,10 +319,12 @@ def _counted(module: nn.Module, query, key, value, attention_mask, **_) -> tuple
 
     With a mask, its sdpa repeats keys and values for every head.
     """
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1 and not use_gqa_in_sdpa(attention_mask, key, value):
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    return _Attention.apply(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
+    return _attend(query, *_for_each_head(query, key, value, attention_mask), attention_mask)
+
+
+def _counted_behind_prefix(module: nn.Module, query, key, value, attention_mask, **_) -> tuple[torch.Tensor, None]:
+    """Like `_counted`, but one mask serves all rows of a batch, so that it isn't any text's."""
+    return _attend(query, *_for_each_head(query, key, value, attention_mask), None)
 
 
 def _counted_causal(module: nn.Module, query, key, value, attention_mask, **_) -> tuple[torch.Tensor, None]:
@@ -329,7 +332,20 @@ def _counted_causal(module: nn.Module, query, key, value, attention_mask, **_) -
     return _counted(module, query, key, value, None)
 
 
+def _for_each_head(query, key, value, mask) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values as transformers gives them to sdpa."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and not use_gqa_in_sdpa(mask, key, value):
+        return key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    return key, value
+
+
+def _attend(query, key, value, mask) -> tuple[torch.Tensor, None]:
+    return _Attention.apply(query, key, value, mask).transpose(1, 2).contiguous(), None
+
+
 AttentionInterface.register("counted", _counted)
+AttentionInterface.register("counted_behind_prefix", _counted_behind_prefix)
 AttentionInterface.register("counted_causal", _counted_causal)
 
 
