@@ -143,8 +143,8 @@ class Adapter(nn.Module):
         if not len(embeddings):
             raise AdapterError("--start-words holds nothing that the tokenizer makes a token of; leave it out")
         last = self.projector.last
-        separate = isinstance(last, nn.Linear) and last.out_features == self.tokens * self.hidden_size
-        if not separate or last.bias is None:
+        size = self.tokens * self.hidden_size
+        if not isinstance(last, nn.Linear) or last.out_features != size or last.bias is None:
             raise AdapterError(
                 f"--start-words needs an adapter whose tokens have a bias each, such as mlp16; not {self.spec}"
             )

@@ -34,19 +34,19 @@ VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the user's questions. "
 )
-BARE = {"delimiters": ("", "")}
+BARE = ("", "")
 # The prompts that the projectors were trained with; `--init` and a recipe change them.
 TEMPLATES = {
     "llava": Template(
-        **BARE, preamble=VICUNA, question="USER: <image>\n{} ASSISTANT: ", between="", requests="question",
+        delimiters=BARE, preamble=VICUNA, question="USER: <image>\n{} ASSISTANT: ", between="", requests="question",
         caption_prompt="Describe the image concisely.",
     ),
-    "llava-pretrain": Template(**BARE, captions="all", end="\n"),
-    "cobra": Template(**BARE, question="In: {}\nOut: ", own_space=True),
-    "prismatic": Template(**BARE, question="In: {}\nOut: "),
-    "mapl": Template(**BARE, eos=False),
-    "clipcap": Template(**BARE, eos=False),
-    "limber": Template(**BARE),
+    "llava-pretrain": Template(delimiters=BARE, captions="all", end="\n"),
+    "cobra": Template(delimiters=BARE, question="In: {}\nOut: ", own_space=True),
+    "prismatic": Template(delimiters=BARE, question="In: {}\nOut: "),
+    "mapl": Template(delimiters=BARE, eos=False),
+    "clipcap": Template(delimiters=BARE, eos=False),
+    "limber": Template(delimiters=BARE),
 }  # fmt: skip
 BESIDE = re.compile(r"(gpt|llm_backbone|language_model|lm_head|model\.(layers|embed_tokens|norm|vision_tower))\b")
 MAPL = {"down": "first", "up": "last", "transformer": "mixer", "const": "queries"}

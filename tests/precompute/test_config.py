@@ -13,8 +13,19 @@ from periscope.precompute.config import PrecomputeConfig, read_config
 
 FLAGS = {
     *("data", "encoder", "kinds", "recipe", "tiny", "out", "store", "pool", "views", "min_side", "duplicates"),
-    *("similarity", "limit", "device", "precision", "batch", "workers", "frames", "windows", "resize", "normalise"),
-    *("layer", "ray", "demo", "demo_seed", "max_pixels", "max_bytes", "max_seconds", "max_memory", "language"),
+    *("similarity", "similarity_by", "limit", "device", "precision", "batch", "workers", "frames", "windows", "resize"),
+    *(
+        "normalise",
+        "layer",
+        "ray",
+        "demo",
+        "demo_seed",
+        "max_pixels",
+        "max_bytes",
+        "max_seconds",
+        "max_memory",
+        "language",
+    ),
 }
 
 
