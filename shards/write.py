@@ -12,10 +12,10 @@ import os
 import re
 import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, NotRequired, TypedDict
+from typing import Any, BinaryIO, Literal, NotRequired, TypedDict
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -299,7 +299,7 @@ class SetWriter:
         texts: Iterable[dict],
         heldout: set[str],
         thumbnails: Callable[[list[str]], Iterable[tuple[str, bytes]]],
-        rejected: list[dict],
+        rejected: Sequence[Mapping[str, Any]],
     ) -> bool:
         """Complete the set. Returns False, leaving all files untouched, when it was complete and nothing changed.
 
