@@ -74,7 +74,8 @@ class DecodingPool:
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in range(len(self._slots)):
             self._free.put(number)
-        self._lock, self._pool, self._stopped = threading.Lock(), None, False
+        self._pool: ProcessPool | None = None
+        self._lock, self._stopped = threading.Lock(), False
         self._running: set[ProcessFuture] = set()
 
     def __enter__(self) -> "DecodingPool":
@@ -243,7 +244,7 @@ class _Popen(popen_forkserver.Popen):
 
     def _launch(self, process: BaseProcess) -> None:
         with _without_main_module():
-            super()._launch(process)
+            super()._launch(process)  # type: ignore[misc]  # typeshed leaves it out
 
 
 @contextmanager
