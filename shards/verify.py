@@ -44,7 +44,8 @@ def verify(folder: Path) -> str:
     if wrong:
         raise FeatureSetError(f"{folder}: " + "; ".join(wrong) + ". Run the same precompute.py command again")
     size = sum(shard["bytes"] for shard in manifest["shards"])
-    whole = f"{folder} is whole: {len(manifest['shards'])} shards, {size / 1e6:,.1f} MB, {counts['media']} media, {counts['texts']} texts"
+    about = f"{len(manifest['shards'])} shards, {size / 1e6:,.1f} MB, {counts['media']} media, {counts['texts']} texts"
+    whole = f"{folder} is whole: {about}"
     return whole if "files" in manifest else f"{whole}; {UNCHECKED}"
 
 

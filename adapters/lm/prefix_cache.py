@@ -50,8 +50,13 @@ class KeysLayer(DynamicLayer):
             self.keys, self.values = key_states, value_states
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             return key_states, value_states
-        keys, values = (tensor.expand(len(key_states), -1, -1, -1) for tensor in (self.keys, self.values))
+        keys, values = self.expanded(len(key_states))
         return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
+
+    def expanded(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the prefix for so many rows, `(rows, heads, prefix, width)`, without a copy."""
+        assert self.keys is not None and self.values is not None
+        return self.keys.expand(rows, -1, -1, -1), self.values.expand(rows, -1, -1, -1)
 
 
 class StateLayer(LinearAttentionLayer):
@@ -100,7 +105,8 @@ def growing_cache(prefix: PrefixCache, rows: int) -> DynamicCache:
     cache = DynamicCache()
     for number, layer in enumerate(prefix.layers):
         assert isinstance(layer, KeysLayer)
-        cache.update(*(tensor.expand(rows, -1, -1, -1) for tensor in (layer.keys, layer.values)), number)
+        keys, values = layer.expanded(rows)
+        cache.update(keys, values, number)
     return cache
 
 
