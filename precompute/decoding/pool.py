@@ -74,13 +74,8 @@ class DecodingPool:
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in range(len(self._slots)):
             self._free.put(number)
-<<<<<<< HEAD
-        self._lock, self._stopped = threading.Lock(), False
-        self._pool: ProcessPool | None = None
-=======
         self._pool: ProcessPool | None = None
         self._lock, self._stopped = threading.Lock(), False
->>>>>>> workers
         self._running: set[ProcessFuture] = set()
 
     def __enter__(self) -> "DecodingPool":
@@ -250,11 +245,7 @@ class _Popen(popen_forkserver.Popen):
 
     def _launch(self, process: BaseProcess) -> None:
         with _without_main_module():
-<<<<<<< HEAD
-            super()._launch(process)  # type: ignore[misc] # which the stubs don't know
-=======
             super()._launch(process)  # type: ignore[misc]  # typeshed leaves it out
->>>>>>> workers
 
 
 @contextmanager
