@@ -1,32 +1,29 @@
 """Three texts as the plain template lays them out, printed before anything is encoded."""
 
-from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from periscope.errors import AdapterError
 from periscope.precompute.sources import Collection, Words
 from periscope.text import printable
 
-END = 0x10FFFF  # an id that is no character's: the end-of-text token
+END = "[end of text]"  # how the end-of-text token is shown
 FIELDS = ("caption_prompt", "question", "eos", "loss_on", "box_decimals")  # of a recipe's [train], as in Template
 RENAMED = {"media_place": "media", "soft_prompt_place": "soft_prompt"}
 
 
-class _Characters:
-    """Stands in for the tokenizer of a language model that isn't known yet: each character is a token."""
+@cache
+def byte_tokenizer() -> Any:
+    """Stands in for the tokenizer of a language model that isn't known yet: each byte of UTF-8 is a token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
-    eos_token_id, bos_token_id, chat_template, is_fast = END, None, None, False
-
-    def __call__(self, words: str, **_: object) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=list(map(ord, words)))
-
-    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-        return list(map(chr, ids))
-
-
-def decode(ids: Sequence[int]) -> str:
-    return "".join("[end of text]" if number == END else chr(number) for number in ids)
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
 
 
 def describe_samples(collection: Collection, options: Mapping[str, Any], recipe: str = "") -> list[str]:
@@ -61,9 +58,9 @@ def _laid_out(words: Words, options: Mapping[str, Any], modality: str) -> list[s
     soft = bool(options.get("soft_prompt"))
     answered = bool(words.turns) and words.turns[-1]["role"] == "assistant"
     try:
-        prompt = Prompt(_Characters(), Template(**fields), modality)  # type: ignore[arg-type]
+        prompt = Prompt(byte_tokenizer(), Template(**fields), modality)
         segments = prompt.segments(words.turns, words.media, answer=answered, soft_prompt=soft)
     except AdapterError as error:
         return [f"  not trained on: {error}"]
-    lines = lines_of_text(shown(segments, decode, lambda segment: segment.slot or ""))
+    lines = lines_of_text(shown(segments, byte_tokenizer().decode, lambda segment: segment.slot or ""))
     return lines if answered else [*lines, "  no target: it has no answer, and isn't trained on"]
