@@ -17,6 +17,7 @@ class _Characters:
     """Stands in for the tokenizer of a language model that isn't known yet: each character is a token."""
 
     eos_token_id, bos_token_id, chat_template, is_fast = END, None, None, False
+    eos_token, all_special_ids = "", ()
 
     def __call__(self, words: str, **_: object) -> SimpleNamespace:
         return SimpleNamespace(input_ids=list(map(ord, words)))
