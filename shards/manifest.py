@@ -107,7 +107,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     if version not in READS or isinstance(version, bool):
         known = " and ".join(map(str, READS))
         raise FeatureSetError(f"{path}: format {str(version)[:40]} is unknown here (this reads {known})")
-    _complete(manifest)
+    _complete(manifest, path.parent.name)
     check_type(manifest, _Manifest, str(path), FeatureSetError, ADVICE)
     for entry in manifest["features"].values():
         if entry["codec"] not in CODECS:
@@ -123,10 +123,11 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _complete(manifest: dict[str, Any]) -> None:
+def _complete(manifest: dict[str, Any], name: str) -> None:
     """Add what earlier versions didn't write, where the rest is of the right type."""
     everywhere = manifest.pop("codec", "fp16")
     manifest["format"] = FORMAT
+    manifest.setdefault("name", name)
     if isinstance(manifest.get("counts"), dict):
         manifest["counts"].setdefault("rejected", 0)
     if isinstance(features := manifest.get("features"), dict):

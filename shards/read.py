@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
 from periscope.errors import FeatureSetError
@@ -158,7 +159,10 @@ class FeatureSet:
         """All tensors of a medium as they lie in its shard: coded, with all views. Raises as `read_many`."""
         _, file, member = self._place(key)
         size = self._member_size(key, read_at(file, BLOCK, member))
-        return load_tensors(read_at(file, size, member + BLOCK))
+        try:
+            return load_tensors(read_at(file, size, member + BLOCK))
+        except SafetensorError as error:
+            raise FeatureSetError(f"{key} in {self.path} is damaged ({error}): copy the shard again") from None
 
     def read_through(self, first: int, last: int) -> None:
         """Read the media from row `first` to row `last` in disk order and discard them, to warm the page cache."""

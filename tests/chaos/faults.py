@@ -74,6 +74,8 @@ class Watch:
                 path = os.readlink(f"/proc/self/fd/{path}")
             except OSError:
                 return False
+            if not path.startswith("/"):
+                return False  # a pipe or a socket
         path = os.path.realpath(os.path.dirname(os.path.abspath(os.fsdecode(path))))
         return path == self.root or path.startswith(self.root + os.sep)
 

@@ -4,6 +4,7 @@ import json
 import struct
 import tomllib
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 from hypothesis import strategies as st
@@ -32,18 +33,18 @@ def mutated(data: st.DataObject, value: Any) -> Any:
     for _ in range(data.draw(st.integers(1, 3))):
         paths = list(places(value))
         if not paths:
-            return data.draw(st.sampled_from(VALUES))
+            return deepcopy(data.draw(st.sampled_from(VALUES)))
         *above, key = data.draw(st.sampled_from(paths))
         holder = value
         for name in above:
             holder = holder[name]
         action = data.draw(st.sampled_from(("replace", "replace", "replace", "remove", "add", "exchange")))
         if action == "replace":
-            holder[key] = data.draw(st.sampled_from(VALUES))
+            holder[key] = deepcopy(data.draw(st.sampled_from(VALUES)))
         elif action == "remove":
             del holder[key]
         elif action == "add":
-            new = data.draw(st.sampled_from(VALUES))
+            new = deepcopy(data.draw(st.sampled_from(VALUES)))
             holder.append(new) if isinstance(holder, list) else holder.__setitem__(f"{key}2", new)
         else:
             other = value

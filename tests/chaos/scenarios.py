@@ -4,7 +4,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from periscope.evaluation.config import read_config
 from periscope.evaluation.metrics import captions
 from periscope.precompute import cli as encode_script
 from periscope.precompute import config as encode_config
+from periscope.precompute.decoding import pool, worker
 from periscope.shards import derive, write
 from periscope.training import heldout
 from periscope.training.config import Request, parse_request
@@ -82,20 +84,47 @@ def make_template(home: Path) -> None:
     here = os.getcwd()
     os.chdir(home)
     try:
-        encode("fewer", "features/fewer")()
-        encode("photos", "features/photos")()
-        train("done", "--steps", "2")()
-        train("tuned", "--init", "runs/done", "--lora", "r=2", "--steps", "2")()
-        shutil.copytree("runs/done", "runs/warm")  # what the commands import is imported once, before the forks
-        score_run("runs/warm")()
-        merged()
-        shutil.rmtree("merged")
+        with restored():
+            _make()
     finally:
         os.chdir(here)
 
 
+def _make() -> None:
+    encode("fewer", "features/fewer")()
+    encode("photos", "features/photos")()
+    train("done", "--steps", "2")()
+    train("tuned", "--init", "runs/done", "--lora", "r=2", "--steps", "2")()
+    shutil.copytree("runs/done", "runs/warm")  # what the commands import is imported once, before the forks
+    score_run("runs/warm")()
+    merged()
+    shutil.rmtree("merged")
+
+
+PATCHED = ((write, "SHARD_SAMPLES"), (pool.DecodingPool, "_results"), (heldout, "SAMPLES"), (heldout, "SCORED_SAMPLES"),
+           (train_script, "parse_request"), (eval_script, "read_config"), (captions, "has_java"))  # fmt: skip
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """A block after which what the commands below patch is as before; a child process needs none."""
+    before = [(owner, name, getattr(owner, name)) for owner, name in PATCHED]
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def _decode_here(self: pool.DecodingPool, number: int, used: int, pieces: list[worker.Piece]) -> list[worker.Result]:
+    """Decode in this process: one that was forked can't use the fork server, and starting one takes seconds."""
+    worker._slots = self._slots
+    return worker.serve(number, used, pieces)
+
+
 def _small_shards() -> None:
     write.SHARD_SAMPLES = 8
+    pool.DecodingPool._results = _decode_here
     torch.set_num_threads(1)
 
 
