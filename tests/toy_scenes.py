@@ -54,5 +54,6 @@ def prepared(language_model_folder, spec: str = "mlp4", **form) -> tuple[Adapted
     lm = load_language_model(str(language_model_folder("llama")))
     torch.manual_seed(3)
     adapter = Adapter(spec, FeatureShape("pooled", 1, 24), lm.hidden_size, lm.embedding_rms, **form)
-    model = AdaptedModel(lm, adapter, Prompt(lm.tokenizer, Template()))
+    # as_string=False: the numbers of steps that tests of learning take were found with these ids
+    model = AdaptedModel(lm, adapter, Prompt(lm.tokenizer, Template(as_string=False)))
     return model, TextFeatureDataset(Scenes(), model.prompt, adapter)
