@@ -146,7 +146,7 @@ def test_several_feature_sets_are_a_list_and_one_is_a_string():
     "table, sentence",
     [
         ({"grad_clp": 1.0}, "runs/x/config.toml sets grad_clp, which is no option; did you mean grad_clip?"),
-        ({"batch": "many"}, "runs/x/config.toml sets batch to 'many': Expected int, got str"),
+        ({"batch": "many"}, "runs/x/config.toml sets batch to 'many': Expected int | null, got str"),
         ({"schedule": "step"}, "runs/x/config.toml sets schedule to 'step': Invalid enum value 'step'"),
         ({"delimiters": ["a"]}, "runs/x/config.toml sets delimiters to ['a']: Expected array of length 2, got 1"),
         ({"warmup": -0.1}, "runs/x/config.toml: --warmup is -0.1; it must be at least 0"),
