@@ -32,7 +32,7 @@ MAY: dict[str, set[str]] = {
     "adapters.limits": set(),
     "adapters.prompting": {"adapters.limits"},
     "adapters": {"atomic", "checked", "quiet", "adapters.limits", "adapters.prompting"},
-    "chat_session": {"adapters"},
+    "chat_session": {"adapters", "adapters.prompting"},
     "evaluation.metrics": set(),
     "evaluation.tasks": {"evaluation.metrics"},
     "evaluation.controls": {"evaluation.metrics", "shards"},
