@@ -42,6 +42,7 @@ ADVICE = {
     "not finite": "pass --precision fp32: the encoder overflows in half precision",
     "can't be made an MP3": "install an FFmpeg with libmp3lame",
     # ready-made vectors
+    "empty array": "these arrays hold no vector: leave them out",
     "not an array": "save the vectors with numpy.save or safetensors",
     "not an array of numbers": "save the vectors as lists of numbers of one length",
     "not floating-point numbers": "save the vectors as float16, float32 or float64",

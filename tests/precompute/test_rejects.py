@@ -12,7 +12,16 @@ from periscope.precompute.pipeline.rejects import ADVICE, BEGINS, advice_for, re
 PACKAGE = Path(__file__).parents[2] / "precompute"
 PLACES = {"MediaError": 0, "Problem": 1, "refuse": 1}  # what makes them -> which argument the reason is
 # Reasons that are written down elsewhere: those of filters, and those passed on.
-PASSED_ON = {"self.small()", "self.reason()", "DUPLICATE", "reason", "error.reason"}
+PASSED_ON = {
+    "self.small()",
+    "self.reason()",
+    "DUPLICATE",
+    "reason",
+    "error.reason",
+    "CRASH",
+    "too_slow(chosen)",
+    "*result.error",
+}
 SPELLED_OUT = {"f'no {what} in it'": ("sound", "clip"), "f'not a {what}'": ("sound", "clip")}
 
 
