@@ -38,6 +38,13 @@ class PlacedArray:
     dtype: str
 
 
+def size_of(value: Any) -> int:
+    """Bytes that a decoded medium takes."""
+    if isinstance(value, list):
+        return sum(map(size_of, value))
+    return 4 * value.width * value.height if isinstance(value, Image.Image) else getattr(value, "nbytes", 0)
+
+
 class Slot:
     """A file without a name, mapped by the main process and, once it was sent there, by a worker.
 
@@ -106,19 +113,22 @@ class Slot:
         return start
 
     def place(self, value: Any) -> Any:
-        """Copy a decoded medium into the slot once. Returns what `take` finds it by; anything but images, arrays and
-        lists of these is returned as it is.
+        """Copy a decoded medium into the slot once; a list is emptied, so that not all of it is there twice. Returns
+        what `take` finds it by; anything but images, arrays and lists of these is returned as it is.
         """
         if isinstance(value, list):
-            return [self.place(item) for item in value]
+            placed = []
+            while value:
+                placed.append(self.place(value.pop(0)))
+            return placed
         if isinstance(value, Image.Image) and value.mode == "RGB":
-            placed = PlacedImage(self.reserve(4 * value.width * value.height), value.size)
-            pixels = self._pixels(placed)
+            area = PlacedImage(self.reserve(4 * value.width * value.height), value.size)
+            pixels = self._pixels(area)
             if hasattr(Image.core, "map_buffer"):
                 _mapped(pixels, value.size).im.paste(value.im, (0, 0, *value.size))
             else:
                 pixels[:] = value.tobytes("raw", "RGBX")
-            return placed
+            return area
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
             array = PlacedArray(self.reserve(value.nbytes), value.shape, value.dtype.str)
             self._view(array)[...] = value

@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 from periscope.errors import MediaError
-from periscope.precompute.allocator import keep_freed_memory
-from periscope.precompute.decoding.slots import Slot
+from periscope.precompute.allocator import keep_freed_memory, return_freed_memory
+from periscope.precompute.decoding.slots import HELD, Slot, size_of
 from periscope.precompute.media import read_file
 from periscope.precompute.media.limits import Limits, limits, set_limits
 from periscope.precompute.media.picture import mended
@@ -109,8 +109,10 @@ def _decode(slot: Slot, piece: Piece) -> Result:
         digest = hashlib.sha256(data).hexdigest()
         if digest in piece.known:
             return Result(digest)
-        placed = slot.place(piece.decoder(data))
-        return Result(digest, placed, mended=dict(mended))
+        value = piece.decoder(data)
+        if size_of(value) > HELD:
+            return_freed_memory()  # of the decoder, before the copy into the slot comes on top of it
+        return Result(digest, slot.place(value), mended=dict(mended))
     except MediaError as error:
         return Result(digest, error=(error.reason, error.detail))
     except MemoryError:

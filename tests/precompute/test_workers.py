@@ -129,6 +129,28 @@ def test_more_than_a_slot_may_keep_comes_back_too(pool, tmp_path):
     slot.close()
 
 
+@pytest.mark.slow
+def test_huge_files_take_little_memory(tmp_path):
+    """Of a worker, the copy in its slot included: a 34-byte picture, a long clip of huge frames, a sparse file."""
+    with open(tmp_path / "sparse.png", "wb") as file:
+        file.truncate(40_000_000_000)
+    film = clip([Image.new("RGB", (7680, 4320), "grey")] * 9, preset="ultrafast", **{"x264-params": "threads=1"})
+    (tmp_path / "film.mp4").write_bytes(film)
+    picture = b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f" + struct.pack("<I", 12999 | 12999 << 14) + bytes(9)
+    (tmp_path / "picture.webp").write_bytes(picture)
+    for name, decoder in (
+        ("sparse.png", decode_image),
+        ("picture.webp", decode_image),
+        ("film.mp4", partial(decode_clip, frames=8)),
+    ):
+        with DecodingPool(1) as pool:
+            first, second = (
+                (outcome.killed, outcome.value)
+                for outcome in pool.outcomes([Source(decoder, path=str(tmp_path / name)), Source(hostile.peak)])
+            )
+        assert not first[0] and second[1] < 1_010_000_000
+
+
 # --- what a hostile file does ---
 
 
