@@ -235,8 +235,10 @@ def make_picture(seed: int) -> tuple[bytes, Image.Image, str]:
         options["exif"] = exif.tobytes()
     stream = io.BytesIO()
     image.save(stream, form, **options)
-    if mode != "I;16":
-        shown = on_white(Image.open(io.BytesIO(stream.getvalue())))
+    if mode != "I;16":  # as it is stored, without its orientation, which Pillow applies to a TIFF by itself
+        plain = io.BytesIO()
+        image.save(plain, form, **{name: value for name, value in options.items() if name != "exif"})
+        shown = on_white(Image.open(plain))
     return stream.getvalue(), turned(shown, orientation), f"{form} {mode} {width}x{height}, orientation {orientation}"
 
 

@@ -82,11 +82,9 @@ def test_every_tower_and_projector(home, tower, spec, inner):
 
 @pytest.mark.parametrize("family", [*sorted(TRIED), "smollm"])
 def test_every_tried_language_model(home, family):
-    sentencepiece = "<0x00>" in tiny.FAMILIES[family][1]().get_vocab()  # whose strings begin with a space
     folder = save_patch_adapter(home / f"on-{family}", home / "families", "clip", family)
-    notes = export_llava(folder, home / f"{family}-out", precision="fp32")
-    assert any("as one string" in note for note in notes) == sentencepiece
-    check_equal(folder, home / f"{family}-out", ids_too=not sentencepiece)
+    assert export_llava(folder, home / f"{family}-out", precision="fp32") == []
+    check_equal(folder, home / f"{family}-out")
 
 
 @pytest.mark.parametrize("layer", [-1, -3])
