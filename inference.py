@@ -205,7 +205,7 @@ class Reader:
         if decoder is None:
             return self.encoder.inputs(read_bytes(medium))
         plain = isinstance(medium, Path)
-        source = Source(decoder, path=str(medium)) if plain else Source(decoder, data=read_bytes(medium))
+        source = Source(decoder, path=str(medium.absolute())) if plain else Source(decoder, data=read_bytes(medium))
         with decoded(source) as found:
             return self.encoder.preprocessed(found)
 

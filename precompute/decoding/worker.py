@@ -1,7 +1,6 @@
 """What runs in a worker process: reading and decoding, within limits. Imports neither torch nor any encoder."""
 
 import hashlib
-import os
 import resource
 import signal
 import time
@@ -68,7 +67,7 @@ class Result:
 
 Image.init()  # loads Pillow's readers, once in the fork server
 _slots: Sequence[Slot] = ()
-_base = 0  # address space of this worker before it decoded anything
+_base = 0  # bytes of data of this worker before it decoded anything
 
 
 def begin(slots: Sequence[Slot], chosen: Limits) -> None:
@@ -79,7 +78,7 @@ def begin(slots: Sequence[Slot], chosen: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # a crash leaves no file
     keep_freed_memory()
     set_limits(chosen)
-    _slots, _base = slots, _address_space()
+    _slots, _base = slots, _data_bytes()
 
 
 def serve(slot: int, used: int, pieces: Sequence[Piece]) -> list[Result]:
@@ -134,14 +133,20 @@ def _set_timers(seconds: float) -> None:
 def _limit_memory(size: int) -> None:
     """Let this process take `limits().memory` bytes for decoding, beside the file itself, of `size` bytes."""
     if _base:
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        if _data_bytes() - _base > limits().memory // 4:  # kept from earlier files
+            return_freed_memory()
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         most = _base + size + limits().memory
-        resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
-def _address_space() -> int:
-    """Bytes of address space of this process; 0 where the system doesn't tell."""
+def _data_bytes() -> int:
+    """Bytes that this process may write to and shares with no other; 0 where the system doesn't tell.
+
+    Not its address space: there glibc reserves 64 MB for each of FFmpeg's threads, without using them.
+    """
     try:
-        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
         return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:")), 0)

@@ -133,7 +133,7 @@ def _fitting(frame: av.VideoFrame, most: int) -> av.VideoFrame:
     step = math.ceil((frame.width * frame.height / most) ** 0.5)
     if step <= 1:
         return frame
-    return frame.reformat(max(1, frame.width // step), max(1, frame.height // step), interpolation="AREA")
+    return frame.reformat(max(1, frame.width // step), max(1, frame.height // step), interpolation="AREA", threads=1)
 
 
 def _alpha_decoder(stream: Any) -> Any:
@@ -154,7 +154,7 @@ def _rgba(frame: av.VideoFrame) -> np.ndarray:
     """`(height, width, 4)` uint8. By way of ARGB, because FFmpeg 8's shortcut from YUV 4:2:0 to RGBA leaves the last
     columns out where the width is 2 or 4 more than a multiple of 16.
     """
-    argb = frame.to_ndarray(format="argb")
+    argb = frame.to_ndarray(format="argb", threads=1)
     return np.ascontiguousarray(argb[..., [1, 2, 3, 0]])
 
 
@@ -164,7 +164,7 @@ def _upright(frame: av.VideoFrame, most: int) -> Image.Image:
     https://ffmpeg.org/doxygen/trunk/group__lavu__video__display.html
     """
     clear, small = any(component.is_alpha for component in frame.format.components), _fitting(frame, most)
-    image = to_rgb(Image.fromarray(_rgba(small))) if clear else small.to_image()
+    image = to_rgb(Image.fromarray(_rgba(small))) if clear else small.to_image(threads=1)
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image

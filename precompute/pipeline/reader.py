@@ -3,6 +3,7 @@ threads of this process, each waiting for one of them, prepare what they decoded
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
@@ -149,7 +150,7 @@ def source_of(medium: Medium, decoder: Decoder, known: frozenset[str] = frozense
     known: digests of contents that needn't be decoded.
     """
     if medium.part is read_file:
-        return Source(decoder, path=str(medium.path), known=known)
+        return Source(decoder, path=os.path.abspath(medium.path), known=known)
     try:
         return Source(decoder, data=read_medium(medium), known=known)
     except MediaError as error:

@@ -1,7 +1,6 @@
 """Folders for transformers: plain LLaVA on plain AutoProcessor gives the ids, logits and answers of the adapter."""
 
 import pytest
-import tiny
 import torch
 from export_models import load_here, pictures, save_patch_adapter, turns_of
 from transformers import AutoProcessor, LlavaForConditionalGeneration

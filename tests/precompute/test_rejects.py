@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from periscope.precompute.decoding.pool import CRASH
 from periscope.precompute.pipeline.filters import REASONS
 from periscope.precompute.pipeline.rejects import ADVICE, BEGINS, advice_for, report_rejects
 
@@ -57,7 +58,7 @@ def test_every_reason_has_advice() -> None:
 
 
 def test_all_advice_is_for_a_reason_that_there_is() -> None:
-    used = {reason for _, reason in reasons()} | {"beyond float16", "not finite"}
+    used = {reason for _, reason in reasons()} | {"beyond float16", "not finite", CRASH}
     assert set(ADVICE) <= used
     assert advice_for("img2dataset: failed_to_resize").startswith("what couldn't be downloaded")
 

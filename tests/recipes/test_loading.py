@@ -20,8 +20,8 @@ def test_a_misspelt_name_gets_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"[train", "is not TOML"),
-        (b"[train]\nlr = 1\xff\n", "is not TOML"),
+        (b"[train", "is damaged"),
+        (b"[train]\nlr = 1\xff\n", "is damaged"),
         (b"[trian]\nlr = 1\n", "has a table trian, and a recipe's are about, adapter"),
         (b"train = 3\n", r"sets train to a value; write it as a table, \[train\]"),
         (b"[adapter]\nmlp16 = 1\n", r"sets adapter to a value; write it as a table, \[adapter.NAME\]"),

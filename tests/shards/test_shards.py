@@ -233,7 +233,7 @@ def test_a_strangers_shard_can_do_no_harm(tmp_path: Path) -> None:
         "lacks its": [("a.safetensors", good)],
         "is there twice": [("a.json", info), ("a.safetensors", good), ("a.safetensors", good)],
         "lacks its origin": [("a.json", b"[]"), ("a.safetensors", good)],
-        "can't be read as a shard": [("a.json", b"{"), ("a.safetensors", good)],
+        "lacks its origin or content hash": [("a.json", b"{"), ("a.safetensors", good)],
     }
     before = {path for path in tmp_path.rglob("*")}
     for message, members in attempts.items():

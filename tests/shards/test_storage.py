@@ -263,7 +263,7 @@ def test_training_takes_turns_with_views(tmp_path: Path) -> None:
     adapter = SimpleNamespace(features=shape, tokens=1, soft_tokens=0)
     prompt = SimpleNamespace(segments=lambda *_, **__: [])
     encoded = TextFeatureDataset(features, prompt, adapter)
-    texts = [SimpleNamespace(media=(key,), turns=(), id=key) for key in features.keys]
+    texts = [SimpleNamespace(media=(key,), turns=(), id=key, request="") for key in features.keys]
     steps = TrainingSteps(encoded, TextIndex(texts, [3] * 12, [2] * 12, range(12), [1] * 12, [False] * 12), 4, seed=7)
     seen = {key: set() for key in features.keys}
     for step in range(3 * 40):

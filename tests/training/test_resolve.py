@@ -45,7 +45,7 @@ def test_recipes_name_the_nearest_and_refuse_what_they_cannot_set(tmp_path):
     bad = tmp_path / "r.toml"
     for text, sentence in (
         ("[train]\nlearning = 3\n", "sets learning"),
-        ("[train", "not TOML"),
+        ("[train", "is damaged"),
         ("[trian]\n", "trian"),
     ):
         bad.write_text(text)

@@ -41,7 +41,7 @@ def features(tmp_path) -> FeatureSet:
 def steps_of(features, batch=4, span_media=10):
     adapter = SimpleNamespace(features=FeatureShape("pooled", 1, 8), tokens=1, soft_tokens=0)
     dataset = TextFeatureDataset(features, SimpleNamespace(segments=lambda *_, **__: []), adapter)
-    texts = [SimpleNamespace(media=(key,), turns=(), id=key) for key in features.keys]
+    texts = [SimpleNamespace(media=(key,), turns=(), id=key, request="") for key in features.keys]
     index = TextIndex(texts, [3] * MEDIA, [2] * MEDIA, range(MEDIA), [1] * MEDIA, [False] * MEDIA)
     return dataset, index, TrainingSteps(dataset, index, batch, seed=1, span_media=span_media)
 
