@@ -204,8 +204,10 @@ class Reader:
         decoder = self.encoder.decoder()
         if decoder is None:
             return self.encoder.inputs(read_bytes(medium))
-        plain = isinstance(medium, Path)
-        source = Source(decoder, path=str(medium.absolute())) if plain else Source(decoder, data=read_bytes(medium))
+        if isinstance(medium, Path):
+            source = Source(decoder, path=str(medium.absolute()))
+        else:
+            source = Source(decoder, data=read_bytes(medium))
         with decoded(source) as found:
             return self.encoder.preprocessed(found)
 

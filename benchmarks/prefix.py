@@ -1,6 +1,6 @@
 """What does a prefix computed once gain? Captions behind a system prompt, against rows that are computed whole."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -29,7 +29,9 @@ def measure(rounds: int) -> dict[str, dict]:
     steps, found = some_steps(model, MEDIA, 1, BATCH, STEPS), {}
     for name, length in PREFIXES.items():
         batches = [behind(batch, range(3, 3 + length)) for batch in steps]
-        ways = {cached: partial(train, model, batches, cached) for cached in (True, False)}
+        ways: dict[int, Callable[[], object]] = {
+            cached: partial(train, model, batches, cached) for cached in (True, False)
+        }
         took = side_by_side(ways, rounds, seconds)
         found[f"captions behind {name}, computed once against whole rows"] = {
             "ratio": took[False] / took[True],
@@ -66,7 +68,7 @@ def loss_of(model: AdaptedModel, batch: Batch, cached: bool) -> float:
 def prefixes(model: AdaptedModel, cached: bool):
     """A block in which the model reuses prefixes, or computes whole rows."""
     if not cached:
-        model._take_prefix = lambda texts: (texts, None)
+        vars(model)["_take_prefix"] = lambda texts: (texts, None)
     try:
         yield
     finally:
