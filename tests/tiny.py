@@ -27,7 +27,7 @@ def save_tiny_adapter(folder: Path, home: Path, training: dict, soft_prompt: int
     from periscope.precompute import tiny_encoders
     from periscope.precompute.encoders import load_encoder
 
-    lm = load_language_model(str(save_language_model("opt", home / "lm")))
+    lm = load_language_model(str(save_language_model("qwen2", home / "lm")))
     encoder = load_encoder(str(tiny_encoders.open_clip_folder(home / "clip")), kinds=("pooled",))
     pooled = encoder.features(("pooled",))["pooled"]
     torch.manual_seed(0)
