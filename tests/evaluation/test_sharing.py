@@ -353,7 +353,7 @@ def test_a_copy_is_recognised_and_a_fine_tune_is_refused_without_anyway(home, tm
             live.load(home / "run", lm=str(tmp_path / name))
         live.load(home / "run", lm=str(tmp_path / name), anyway=True)
         assert "another language model: its weights differ" in capsys.readouterr().out
-    wide = tiny.save_language_model("llama", tmp_path / "wide", hidden_size=48)
+    wide = tiny.save_language_model("qwen2", tmp_path / "wide", hidden_size=48)
     with pytest.raises(AdapterError, match="hidden size"):
         live.load(home / "run", lm=str(wide), anyway=True)
     few, _ = live.load_adapted(home / "run", precision="4bit")
