@@ -27,7 +27,7 @@ print([model.caption("cat.png", 4), model.ask("cat.png", "What is it?", 4)])
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("inference")
-    tiny.save_tiny_adapter(home / "whole", home, {"features": "photos"}, soft_prompt=2)
+    tiny.save_tiny_adapter(home / "whole", home, {"features": "photos"}, soft_prompt=2, family="qwen2")
     Image.new("RGB", (40, 30), "blue").save(home / "cat.png")
     return home
 

@@ -22,12 +22,12 @@ def adapted(folder: Path, spec: str = "mlp3", width: int = 12, template: dict | 
     return AdaptedModel(lm, adapter, Prompt(lm.tokenizer, default_template(lm.tokenizer, **(template or {}))))
 
 
-def save_tiny_adapter(folder: Path, home: Path, training: dict, soft_prompt: int = 0) -> None:
+def save_tiny_adapter(folder: Path, home: Path, training: dict, soft_prompt: int = 0, family: str = "llama") -> None:
     """Write an untrained adapter folder; its language model goes into `home`/lm, its encoder into `home`/clip."""
     from periscope.precompute import tiny_encoders
     from periscope.precompute.encoders import load_encoder
 
-    lm = load_language_model(str(save_language_model("qwen2", home / "lm")))
+    lm = load_language_model(str(save_language_model(family, home / "lm")))
     encoder = load_encoder(str(tiny_encoders.open_clip_folder(home / "clip")), kinds=("pooled",))
     pooled = encoder.features(("pooled",))["pooled"]
     torch.manual_seed(0)

@@ -41,7 +41,7 @@ def home(tmp_path_factory):
         "held-out loss": 0.123456789,
         "init": str(home / "runs" / "earlier"),
     }
-    save_tiny_adapter(run / "steps" / "000020" / "adapter", home, training)
+    save_tiny_adapter(run / "steps" / "000020" / "adapter", home, training, family="qwen2")
     (run / "last").write_text("000020\n")
     (run / "config.toml").write_text(f'adapter = "mlp2"\nfeatures = "{home}/features/photos"\n')
     found = {"real": {"caption_f1": 0.75, "qa_colour": 0.5}, "shuffled": {"caption_f1": 0.5},
