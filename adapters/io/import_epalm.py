@@ -26,6 +26,7 @@ from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.projectors.layers import LayerLinears
 from periscope.adapters.prompting.template import Template
+from periscope.adapters.tensors import load_released
 from periscope.errors import AdapterError
 
 BLOCKS = 6
@@ -118,17 +119,8 @@ def read_released(path: Path) -> EpalmCheckpoint:
 
     Raises AdapterError for a file that isn't there, that isn't such a checkpoint, or that would run code.
     """
-    try:
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise AdapterError(f"{path} doesn't exist") from None
-    except Exception as error:  # a damaged file fails in torch's unpickler in many ways
-        requested = re.search(r"GLOBAL ([\w.]+)", str(error))
-        why = str(error).partition("\n")[0]
-        if requested:
-            why = f"it asks for {requested[1]}, which is no tensor and isn't run"
-        raise AdapterError(f"{path} isn't read: {why}") from None
+    with torch.serialization.safe_globals(NUMPY_SCALARS):
+        content = load_released(path)
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise AdapterError(f"{path} is no checkpoint of eP-ALM: it holds no weights by name")

@@ -27,6 +27,7 @@ from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.adapters.prompting.template import Template
+from periscope.adapters.tensors import load_released
 from periscope.errors import AdapterError
 
 State = dict[str, torch.Tensor]
@@ -109,22 +110,7 @@ def read_projector(path: Path) -> tuple[State, str]:
 
     Raises AdapterError for a file that isn't there, that would run code, or that holds nothing of a projector's.
     """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise AdapterError(f"{path} doesn't exist") from None
-    except Exception as error:  # a damaged file fails in torch's unpickler in many ways
-        requested = re.search(r"GLOBAL ([\w.]+)", str(error))
-        why = str(error).partition("\n")[0]
-        if requested:
-            why = f"it asks for {requested[1]}, which is no tensor and isn't run"
-        raise AdapterError(f"{path} isn't read: {why}") from None
-    tensors = dict(_flat(content))
+    tensors = dict(_flat(load_released(path)))
     inside = re.compile(r"(?<![^.])(?:mm_projector|projector|clip_project|proj|mapper)\.")
     found: State = {}
     for name, tensor in tensors.items():
