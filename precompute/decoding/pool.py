@@ -183,15 +183,14 @@ class DecodingPool:
                 )
             return self._pool
 
-    def _drop(self, pool: ProcessPool) -> None:
+    def _drop(self, pool: Any) -> None:
         with self._lock:
             if self._pool is not pool:
                 return
             self._pool = None
-        ended: Any = pool
-        ended.stop()
+        pool.stop()
         with suppress(RuntimeError):
-            ended.join()
+            pool.join()
 
 
 def _pieces(slot: Slot, sources: Sequence[Source]) -> list[Piece]:

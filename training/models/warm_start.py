@@ -43,9 +43,9 @@ def warm_start(
         words: dict[str, str] = {}
         for text in (index.texts[usable[i]] for i in step):
             words[text.media[0]] = words.get(text.media[0], "") + " " + text.turns[-1]["content"]
-        views = [choose_view(seed, number, medium, stored_views) for medium in words] if stored_views > 1 else []
-        which = {"views": views} if views else {}
-        features = dataset.features.read_many(list(words), dataset.kind, **which).to(model.lm.device)
+        chosen = [choose_view(seed, number, medium, stored_views) for medium in words]
+        views = {"views": chosen} if stored_views > 1 else {}
+        features = dataset.features.read_many(list(words), dataset.kind, **views).to(model.lm.device)
         embeddings = torch.stack([_mean_embedding(model, captions) for captions in words.values()])
         loss = contrast(adapter(features).mean(1), embeddings, _same_words(list(words.values())))
         optimizer.zero_grad()
