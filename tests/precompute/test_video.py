@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from media_fuzz import shown_by
 from PIL import Image
 from tiny_media import CLIP_FORMATS, clip, greys, numbers, sine, sound
 
@@ -69,19 +70,6 @@ def test_a_missing_duration_is_no_matter(form: str) -> None:
 def turned(data: bytes, degrees: int) -> bytes:
     """An MP4 that is shown turned clockwise, as a phone writes it."""
     return shown_by(data, {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees])
-
-
-def shown_by(data: bytes, numbers: tuple[int, int, int, int]) -> bytes:
-    """An MP4 with these numbers in the matrix of its track header.
-
-    ISO/IEC 14496-12, 8.3.2: the matrix is the nine 32-bit numbers before the width and the height at the end of tkhd.
-    """
-    a, b, c, d = numbers
-    matrix = b"".join(
-        number.to_bytes(4, "big", signed=True) for number in (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
-    )
-    start = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8
-    return data[:start] + matrix + data[start + 36 :]
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
