@@ -183,14 +183,15 @@ class DecodingPool:
                 )
             return self._pool
 
-    def _drop(self, pool: Any) -> None:
+    def _drop(self, pool: ProcessPool) -> None:
         with self._lock:
-            if self._pool is not pool:
-                return
-            self._pool = None
-        pool.stop()
-        with suppress(RuntimeError):
-            pool.join()
+            in_use = self._pool is pool
+            if in_use:
+                self._pool = None
+        if in_use:
+            pool.stop()
+            with suppress(RuntimeError):
+                pool.join()
 
 
 def _pieces(slot: Slot, sources: Sequence[Source]) -> list[Piece]:
