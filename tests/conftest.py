@@ -1,4 +1,5 @@
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -7,6 +8,8 @@ import pytest
 import tiny
 import torch
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's background; scripts inherit it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # threads that wait for one another cost more than they give tiny models
 
 
