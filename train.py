@@ -107,10 +107,10 @@ def fit(session: "Session") -> None:
 
     config, schedule, ranks, run_folder = session.config, session.schedule, session.ranks, session.run
     run_folder.track(config.logging.track, session.step)
-    stop, saved_at = StopRequest(ranks.first), time.monotonic()
+    saved_at = time.monotonic()
     on_gpu = session.device.type == "cuda"
     loader = load_steps(session.steps, session.step, schedule.steps, workers=2 if on_gpu else 0, pin=on_gpu)
-    with ProgressBar(schedule.steps, session.step) as bar:
+    with StopRequest(ranks.first) as stop, ProgressBar(schedule.steps, session.step) as bar:
         if session.evaluation_due and not session.evaluated:
             session.evaluate_unless_stopped(stop, bar.say)  # its process was stopped before it
         ended = session.stopped or session.out_of_patience

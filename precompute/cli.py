@@ -29,7 +29,7 @@ def run(config: PrecomputeConfig) -> None:
     from periscope.precompute.media.limits import Limits, set_limits
     from periscope.precompute.pipeline.job import precompute
     from periscope.precompute.plan import without_words
-    from periscope.precompute.prepare import prepare
+    from periscope.precompute.prepare import TINY_MEDIA, prepare
     from periscope.precompute.remote import collected
 
     chosen = config.limits
@@ -40,7 +40,8 @@ def run(config: PrecomputeConfig) -> None:
     device = choose_device(config.device)
     data = config.data
     if data is None:
-        data = make_demo(demo.demo, Path("demo/media") / f"seed-{demo.demo_seed}{suffix}", demo.demo_seed)
+        few = config.limit or (TINY_MEDIA if config.tiny else 0)
+        data = make_demo(demo.demo, Path("demo/media") / f"seed-{demo.demo_seed}{suffix}", demo.demo_seed, few)
         if config.encoder == "demo":
             config = replace(config, encoder=f"demo{suffix}")
     with collected(data, config.selection.language) as collection:
@@ -55,11 +56,19 @@ def run(config: PrecomputeConfig) -> None:
             print(advice)
 
 
-def make_demo(modality: str, folder: Path, seed: int) -> Path:
-    """Draw the demo's media into `folder`, unless they are there, and return it. Raises PrecomputeError."""
+def make_demo(modality: str, folder: Path, seed: int, limit: int = 0) -> Path:
+    """Draw the demo's media into `folder`, unless they are there, and return it.
+
+    limit: draw only so many (0: all), a tenth of them in each held-out split, into a folder that ends in their number.
+    Raises PrecomputeError.
+    """
+    counts = {}
+    if limit:
+        folder, held = folder.with_name(f"{folder.name}-{limit}"), limit // 10
+        counts = {"train": limit - 2 * held, "heldout": held, "new_pairs": held}
     print(f"the demo's {DEMOS[modality]}: {folder} (drawn now if they aren't there)")
     try:
-        return importlib.import_module(f"periscope.demo.{DEMOS[modality]}").make(folder, seed=seed)
+        return importlib.import_module(f"periscope.demo.{DEMOS[modality]}").make(folder, seed=seed, **counts)
     except ValueError as error:
         raise PrecomputeError(str(error)) from error
 

@@ -6,16 +6,11 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, Self
 
 from tqdm import tqdm
 
 from periscope.training.data.dataset import Batch
-
-
-def default_signals() -> None:
-    """Restore the default handlers: Ctrl-C and SIGTERM end the program at once."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class StopNow(Exception):
@@ -25,13 +20,20 @@ class StopNow(Exception):
 class StopRequest:
     """Turns Ctrl-C or SIGTERM (from a scheduler or torchrun) into a request, `asked`, to save a checkpoint and stop.
 
-    A second signal stops at once. `announce`: print a line about it.
+    A context manager: signals mean that inside it. A second one stops at once. `announce`: print a line about it.
     """
 
     def __init__(self, announce: bool = True):
         self.asked, self.announce, self._interrupts = False, announce, False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # None: not set from Python
 
     def _ask(self, *_: object) -> None:
         if self.asked:

@@ -26,7 +26,7 @@ def script(home: Path, *arguments: str) -> str:
 
 def test_the_demo_in_small(tmp_path):
     said = script(tmp_path, "precompute.py", "--limit", "96")
-    assert "features/demo is ready" in said
+    assert "features/demo is ready" in said and "seed-0-96" in said
     assert "nothing to do" in script(tmp_path, "precompute.py", "--limit", "96")
     said = script(tmp_path, "train.py", "--adapter", "mlp16", "--steps", "10", "--name", "small")
     assert "recipe: demo" in said and "language model is unchanged" in said
@@ -34,6 +34,7 @@ def test_the_demo_in_small(tmp_path):
     pictures = sorted((tmp_path / "demo" / "media").rglob("*.jpg"))
     live = script(tmp_path, "eval.py", "--image", str(pictures[0]), "--prompt", "How many objects are there?")
     assert live.strip()
+    assert len(pictures) == 96 + 24, "no more is drawn than was asked for"
 
 
 @pytest.mark.slow

@@ -56,6 +56,7 @@ def ray():
     ray.shutdown()
 
 
+@pytest.mark.slow  # Ray starts a process for each worker that dies: a minute and a half on two cores
 def test_ray_makes_the_same_set_although_a_worker_is_killed(tmp_path, ray, capsys):
     found = collect(photos(tmp_path / "photos"))
     mark = tmp_path / "killed"

@@ -40,8 +40,9 @@ class LanguageModelHolder:
         """
         held = self._held
         if held is None or (held.name, held.precision) != (name, precision):
-            held = self._held = None  # frees the memory of the other one
-            gc.collect()
+            if held is not None:
+                held = self._held = None  # frees the memory of the other one
+                gc.collect()
             start = time.monotonic()
             lm = load_language_model(name, self.device, precision)
             self.seconds, self.loaded = time.monotonic() - start, self.loaded + 1
@@ -66,6 +67,6 @@ class LanguageModelHolder:
 
     def free_cache(self) -> None:
         """Release the GPU memory that an earlier run cached, so that the next memory plan counts it as free."""
-        gc.collect()
         if torch.device(self.device).type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()

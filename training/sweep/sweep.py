@@ -25,7 +25,6 @@ from periscope.errors import AdapterError, FeatureSetError, RunError
 from periscope.training.config import RENAMED, Request, TrainConfig, option_names, parse_request
 from periscope.training.distributed import RankLeft, Ranks
 from periscope.training.models.language_model_holder import LanguageModelHolder
-from periscope.training.progress import default_signals
 from periscope.training.resolve import resolve, resumed, run_path
 from periscope.training.run import Run
 from periscope.training.sweep.picture import picture
@@ -108,7 +107,6 @@ def sweep(request: Request, tiny_folder: Path, holder: LanguageModelHolder, rank
     for number, combination in enumerate(chosen, 1):
         path = home / combination.name
         print(f"\nsweep: {number} of {len(chosen)}, {combination.name}")
-        default_signals()
         torch.set_num_threads(threads)
         holder.free_cache()
         stopped, newly_trained, failure = False, False, ""
