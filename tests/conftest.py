@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 
@@ -11,6 +12,12 @@ import torch
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's background; scripts inherit it, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # threads that wait for one another cost more than they give tiny models
+
+
+def pytest_collection_finish():
+    """Leave what is imported by now out of every later collection of garbage: millions of objects that stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The documentation: links resolve, the README is short, and quoted errors are the program's."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -115,14 +116,28 @@ OTHERS = {
 }
 
 
+# All in one process, which imports what they share once.
+EACH_HELP = """
+import json, runpy, sys
+for name, *tool in json.loads(sys.argv[1]):
+    run, target = (runpy.run_module, tool[0]) if name == "-m" else (runpy.run_path, name)
+    sys.argv = [target, *tool[1:], "--help"]
+    try:
+        run(target, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, (name, tool)
+    else:
+        raise AssertionError(f"{name} {tool} went on after --help")
+"""
+
+
 def test_every_flag_in_the_pages_is_one_of_the_program() -> None:
     """Of the scripts and tools by their --help, of studies and benchmarks by their names in the source."""
-    known = set(OTHERS)
-    for call in (["precompute.py"], ["train.py"], ["eval.py"], *TOOLS):
-        command = [sys.executable, *call, "--help"]
-        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
-        assert shown.returncode == 0, shown.stderr
-        known |= set(re.findall(r"--[a-z][a-z0-9-]*", shown.stdout))
+    calls = json.dumps([["precompute.py"], ["train.py"], ["eval.py"], *TOOLS])
+    command, wide = [sys.executable, "-c", EACH_HELP, calls], os.environ | {"COLUMNS": "200"}
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=wide)
+    assert shown.returncode == 0, shown.stderr
+    known = {*OTHERS, *re.findall(r"--[a-z][a-z0-9-]*", shown.stdout)}
     apart = "".join(path.read_text() for name in ("studies", "benchmarks") for path in (ROOT / name).glob("*.py"))
     known |= {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): .* = ", apart, re.M)}
     known |= set(re.findall(r"--[a-z][a-z0-9-]*", apart))

@@ -54,6 +54,7 @@ def test_language_model_is_told_apart_by_its_context(language):
     assert n > 40 and right / n < 0.4
 
 
+@pytest.mark.slow
 def test_encoder_names_new_scenes(encoder):
     model, transform = encoder
     scores = probe.encoder_scores(model, transform, seed=7, train=1600, test=100)

@@ -114,7 +114,9 @@ def test_cards_and_sizes(folder):
         assert json.loads(path.read_text()) is not None
 
 
-@pytest.mark.parametrize(("modality", "room"), [("audio", sounds), ("video", clips)])
+@pytest.mark.parametrize(
+    ("modality", "room"), [("audio", sounds), pytest.param("video", clips, marks=pytest.mark.slow)]
+)
 def test_the_demo_of_sounds_and_of_clips(tmp_path, monkeypatch, capsys, modality, room):
     """The scripts with `--demo audio|video`, on few media: drawn, encoded by the encoder of their own; then, again,
     nothing. A training takes the recipe of theirs, and what it makes is scored by their task and looks at a file."""

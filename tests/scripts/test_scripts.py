@@ -85,14 +85,14 @@ def test_a_live_picture_answers_as_its_shard_does(workshop):
 
 
 def test_killed_runs_resume_to_the_same_bits(workshop):
-    """SIGKILL at three moments, each after a checkpoint; the end is bit-identical to a run left alone."""
-    options = ("--adapter", "mlp3", "--soft-prompt", "2", "--steps", "240", "--save-every", "15", "--eval-every", "60",
+    """SIGKILL at two moments, each after a checkpoint; the end is bit-identical to a run left alone."""
+    options = ("--adapter", "mlp3", "--soft-prompt", "2", "--steps", "120", "--save-every", "15", "--eval-every", "60",
                "--token-noise", "0.2", "--start-words", "red blue", "--warm-start", "4")  # fmt: skip
     script(workshop, *TRAIN, *options, "--name", "whole")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run, starts = workshop / "runs" / "killed", []
     arguments = (*TRAIN, *options, "--name", "killed")
-    for least in (15, 60, 150):
+    for least in (15, 75):
         process = subprocess.Popen(command(*arguments), cwd=workshop, env=environment, stdout=subprocess.PIPE,
                                    stderr=subprocess.DEVNULL, text=True)  # fmt: skip
         deadline = time.monotonic() + 120
@@ -105,8 +105,8 @@ def test_killed_runs_resume_to_the_same_bits(workshop):
         starts += re.findall(r"going on after step (\d+)", output)
         arguments = ("train.py", "--resume", "runs/killed")
     starts += re.findall(r"going on after step (\d+)", script(workshop, *arguments))
-    assert len(starts) == 3 and 0 < int(starts[0]) < int(starts[1]) < int(starts[2])
-    whole, pieces = (load_file(workshop / "runs" / name / "steps" / "000240" / "adapter" / "adapter.safetensors")
+    assert len(starts) == 2 and 0 < int(starts[0]) < int(starts[1])
+    whole, pieces = (load_file(workshop / "runs" / name / "steps" / "000120" / "adapter" / "adapter.safetensors")
                      for name in ("whole", "killed"))  # fmt: skip
     assert whole.keys() == pieces.keys() and all(torch.equal(whole[key], pieces[key]) for key in whole)
     logs = [[(row["step"], row.get("loss"), row.get("heldout")) for row in

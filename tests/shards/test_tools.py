@@ -306,9 +306,10 @@ def samples(features: FeatureSet) -> dict[str, tuple]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "shard", "kills"),
-    [(1500, 100, 3), pytest.param(100_000, 4096, 10, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])],
+    [(1500, 100, 3), pytest.param(100_000, 4096, 10, marks=pytest.mark.timeout(7200))],
 )
 def test_a_large_set_killed_at_random_moments(tmp_path: Path, count: int, shard: int, kills: int) -> None:
     """The set equals one made in one go; then files are added, edited and renamed, and just those are encoded."""
