@@ -33,6 +33,7 @@ class Command:
 
 GROUPS: Mapping[str, Mapping[str, Command]] = {
     "Encode, train, score": {
+        "plan": Command("periscope.cli:plan", "say what a training will need: downloads, disk, memory, time"),
         "precompute": Command(
             "periscope.precompute.cli:main", "encode images, sounds or videos once, with a frozen encoder"
         ),
@@ -134,6 +135,21 @@ def caption() -> None:
     from periscope.evaluation import commands
 
     commands.caption_folder(_adapters(config.run), config.folder, config.out, config.answers, config.models, device)
+
+
+def plan() -> None:
+    """`periscope plan`"""
+    from periscope.training.config import PlanConfig
+
+    examples = [
+        "periscope plan --lm Qwen/Qwen3-4B-Instruct-2507 --media 50000",
+        "periscope plan --encoder dinov2-l --adapter linear --lm models/mine --texts 250000",
+    ]
+    about = "Say what encoding and training will need, before anything is downloaded, and which cards it fits."
+    config = _read(PlanConfig, about, examples)
+    from periscope.forecast import print_plan
+
+    print_plan(config)
 
 
 def compare() -> None:

@@ -56,6 +56,7 @@ MAY: dict[str, set[str]] = {
 LOWER = set(MAY) - {"demo"}
 MAY |= {
     "inference": LOWER,
+    "forecast": LOWER,
     "evaluation": LOWER | {"inference"},
     "exports": LOWER | {"inference"},
     "": {"inference"},  # __init__.py

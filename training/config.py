@@ -322,6 +322,24 @@ EXAMPLES = (
 )
 
 
+@dataclass
+class PlanConfig:
+    """`periscope plan`: what encoding and training will need, before anything is downloaded."""
+
+    encoder: Annotated[str, Metavar("NAME")] = "siglip2-b"
+    """Short name of the encoder."""
+    adapter: str = "mlp16"
+    """Projector, as in train.py."""
+    lm: Annotated[str, Metavar("FOLDER|HUB_ID")] = "HuggingFaceTB/SmolLM2-360M-Instruct"
+    """Language model; of one that isn't listed, config.json is read."""
+    media: AtLeastOne = 10_000
+    """How many images, sounds or clips there are."""
+    texts: Count = 0
+    """How many captions or conversations about them (0: one each)."""
+    words: AtLeastOne = 64
+    """Tokens of a text besides its medium's, the template's included."""
+
+
 def parse_request(args: Sequence[str] | None = None) -> Request:
     """Read the command line of train.py; `args` without the program's name (None: `sys.argv`)."""
     args = list(sys.argv[1:] if args is None else args)

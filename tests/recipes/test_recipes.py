@@ -325,7 +325,15 @@ TOTALS = {
     "EleutherAI/pythia-2.8b": 2_775_208_960,
     "EleutherAI/gpt-j-6b": 6_050_882_784,
     "openai-community/gpt2": 124_439_808,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
     "HuggingFaceTB/SmolLM2-360M": 361_821_120,
+    "HuggingFaceTB/SmolLM2-360M-Instruct": 361_821_120,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1_711_376_384,
+    "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
+    "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
+    "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
+    "Qwen/Qwen3-1.7B": 1_720_574_976,
     "Qwen/Qwen3-4B-Instruct-2507": 4_022_468_096,
 }
 
@@ -397,14 +405,14 @@ def test_groups_of_the_optimizer_resume_to_the_same_bits(media, features, in_wor
 def test_without_data_a_recipe_encodes_the_demos_media_of_its_kind(media, in_workshop, monkeypatch):
     drawn = []
 
-    def demo(kind: str, folder: Path, seed: int) -> Path:
-        drawn.append((kind, folder.name, seed))
+    def demo(kind: str, folder: Path, seed: int, limit: int) -> Path:
+        drawn.append((kind, folder.name, seed, limit))
         return media / kind
 
     monkeypatch.setattr("periscope.precompute.cli.make_demo", demo)
     precompute(["--recipe", "epalm-audio", "--tiny", "--device", "cpu", "--limit", "6"])
     found = FeatureSet("features/epalm-audio-tiny").manifest
-    assert drawn == [("audio", "seed-0-audio", 0)] and found["counts"]["media"] == 6
+    assert drawn == [("audio", "seed-0-audio", 0, 6)] and found["counts"]["media"] == 6
     assert found["encoder"]["name"] == "tiny ast" and list(found["features"]) == ["layers"]
     # train finds that set by the encoder that the recipe names, and no other
     in_workshop(train_script, "--recipe", "epalm-audio", "--tiny", "--steps", "1", "--name", "found")

@@ -36,6 +36,34 @@ def _mistral(vocabulary: int) -> ModelSize:
     )
 
 
+def _smollm2(width: int, layers: int, heads: int, key_value_heads: int, inner: int) -> ModelSize:
+    return ModelSize(
+        "llama",
+        {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": 49152}
+        | {"num_key_value_heads": key_value_heads, "intermediate_size": inner, "tie_word_embeddings": True},
+        "Apache 2.0",
+        "smollm",
+    )
+
+
+def _llama_3(width: int, layers: int, heads: int) -> ModelSize:
+    return ModelSize(
+        "llama",
+        {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": 128256}
+        | {"num_key_value_heads": 8, "intermediate_size": 8192, "tie_word_embeddings": True},
+        "Llama 3.2",
+    )
+
+
+def _qwen(model_type: str, width: int, layers: int, heads: tuple[int, int], inner: int, **more: object) -> ModelSize:
+    return ModelSize(
+        model_type,
+        {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads[0], "vocab_size": 151936}
+        | {"num_key_value_heads": heads[1], "intermediate_size": inner, "tie_word_embeddings": True, **more},
+        "Apache 2.0",
+    )
+
+
 LANGUAGE_MODELS = {
     "facebook/opt-350m": _opt(1024, 24, 16, word_embed_proj_dim=512, do_layer_norm_before=False),
     "facebook/opt-2.7b": _opt(2560, 32, 32, word_embed_proj_dim=2560),
@@ -56,19 +84,16 @@ LANGUAGE_MODELS = {
     ),
     "EleutherAI/gpt-j-6b": ModelSize("gptj", {}, "Apache 2.0"),
     "openai-community/gpt2": ModelSize("gpt2", {}, "MIT"),
-    "HuggingFaceTB/SmolLM2-360M": ModelSize(
-        "llama",
-        {"hidden_size": 960, "num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5}
-        | {"intermediate_size": 2560, "vocab_size": 49152, "tie_word_embeddings": True},
-        "Apache 2.0",
-        "smollm",
-    ),
-    "Qwen/Qwen3-4B-Instruct-2507": ModelSize(
-        "qwen3",
-        {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8}
-        | {"intermediate_size": 9728, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True},
-        "Apache 2.0",
-    ),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _smollm2(576, 30, 9, 3, 1536),
+    "HuggingFaceTB/SmolLM2-360M": _smollm2(960, 32, 15, 5, 2560),
+    "HuggingFaceTB/SmolLM2-360M-Instruct": _smollm2(960, 32, 15, 5, 2560),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": _smollm2(2048, 24, 32, 32, 8192),
+    "meta-llama/Llama-3.2-1B-Instruct": _llama_3(2048, 16, 32),
+    "meta-llama/Llama-3.2-3B-Instruct": _llama_3(3072, 28, 24),
+    "Qwen/Qwen2.5-0.5B-Instruct": _qwen("qwen2", 896, 24, (14, 2), 4864),
+    "Qwen/Qwen2.5-1.5B-Instruct": _qwen("qwen2", 1536, 28, (12, 2), 8960),
+    "Qwen/Qwen3-1.7B": _qwen("qwen3", 2048, 28, (16, 8), 6144, head_dim=128),
+    "Qwen/Qwen3-4B-Instruct-2507": _qwen("qwen3", 2560, 36, (32, 8), 9728, head_dim=128),
 }
 
 
