@@ -33,6 +33,7 @@ class Command:
 
 GROUPS: Mapping[str, Mapping[str, Command]] = {
     "Encode, train, score": {
+        "init": Command("periscope.cli:init", "look at a folder and this machine, and say which commands to run"),
         "plan": Command("periscope.cli:plan", "say what a training will need: downloads, disk, memory, time"),
         "precompute": Command(
             "periscope.precompute.cli:main", "encode images, sounds or videos once, with a frozen encoder"
@@ -135,6 +136,19 @@ def caption() -> None:
     from periscope.evaluation import commands
 
     commands.caption_folder(_adapters(config.run), config.folder, config.out, config.answers, config.models, device)
+
+
+def init() -> None:
+    """`periscope init FOLDER`"""
+    from periscope.training.config import InitConfig
+
+    config = _read(InitConfig, "Look at a folder of media and this machine, and say which three commands to run.",
+                   ["periscope init photos/", "periscope init photos/ --yes"])  # fmt: skip
+    if not config.data.exists():
+        raise RunError(f"{config.data}: there is no such folder or file")
+    from periscope.propose import propose
+
+    propose(config)
 
 
 def plan() -> None:

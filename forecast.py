@@ -79,6 +79,11 @@ PROPOSED = (
 )
 PAGE = """# What it needs
 
+    periscope init photos/
+
+looks at a folder and at this machine, and prints the three commands to run and why. It asks for the language model, and
+which media to take where there are several kinds; with `--yes` it asks nothing.
+
     periscope plan --encoder siglip2-b --lm Qwen/Qwen3-4B-Instruct-2507 --media 50000
 
 says what will be downloaded, what features and checkpoints take on the disk, on which cards the training fits and how

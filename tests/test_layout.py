@@ -57,6 +57,7 @@ LOWER = set(MAY) - {"demo"}
 MAY |= {
     "inference": LOWER,
     "forecast": LOWER,
+    "propose": LOWER | {"forecast"},
     "evaluation": LOWER | {"inference"},
     "exports": LOWER | {"inference"},
     "": {"inference"},  # __init__.py

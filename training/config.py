@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import msgspec
 import tyro
+from tyro.conf import Positional
 
 from periscope.errors import RunError
 from periscope.flags import Metavar, check_ranges, flat_fields, from_flat, given_flags, parse, to_flat
@@ -320,6 +321,16 @@ EXAMPLES = (
     "train.py --sweep adapter=mlp8,mlp16 lr=1e-3,3e-4 --name many",
     "torchrun --nproc-per-node 8 train.py --adapter mlp16        # 8 GPUs",
 )
+
+
+@dataclass
+class InitConfig:
+    """`periscope init`: the three commands for a folder of media on this machine."""
+
+    data: Positional[Annotated[Path, Metavar("FOLDER")]]
+    """Images, sounds or videos with words, as precompute takes them."""
+    yes: bool = False
+    """Ask nothing; take what would be proposed."""
 
 
 @dataclass

@@ -55,7 +55,10 @@ def test_without_a_command_it_lists_all_by_group(arguments, monkeypatch, capsys)
 
 
 def test_a_typo_names_the_nearest_command(monkeypatch, capsys):
-    for typo, hint in (("trian", "did you mean train?"), ("xyz", "the commands are plan, precompute, train, eval")):
+    for typo, hint in (
+        ("trian", "did you mean train?"),
+        ("xyz", "the commands are init, plan, precompute, train"),
+    ):
         with pytest.raises(SystemExit) as end:
             periscope(monkeypatch, typo)
         assert end.value.code == 2 and hint in capsys.readouterr().err
