@@ -29,7 +29,7 @@ real: $(STUDY_STAMP)
 	$(PYTHON) eval.py
 
 test: lint types
-	$(PYTHON) -m pytest -n 2
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 lint: $(TEST_STAMP)
 	$(PYTHON) -m ruff check .

@@ -8,7 +8,7 @@ import tiny
 import torch
 from photos import WORDS, tiny_clip
 from PIL import Image
-from script_runs import TRAIN, script
+from script_runs import TRAIN, made
 
 
 @pytest.fixture(scope="session")
@@ -27,19 +27,19 @@ def workshop(tmp_path_factory):
     tiny.save_language_model("llama", home / "lm")
     tiny.save_language_model("opt", home / "chatless")
     tiny.save_language_model("llama", home / "wide", hidden_size=48, seed=2)
-    script(home, "precompute.py", "--data", "photos", "--encoder", "clip")
+    made(home, "precompute.py", "--data", "photos", "--encoder", "clip")
     return home
 
 
 @pytest.fixture(scope="session")
 def mistakes(workshop):
-    script(workshop, "precompute.py", "--data", "photos", "--encoder", "clip", "--kinds", "patches",
-           "--out", "features/patches-only")  # fmt: skip
-    script(workshop, "precompute.py", "--data", "photos", "--encoder", "other-clip", "--out", "features/other")
+    made(workshop, "precompute.py", "--data", "photos", "--encoder", "clip", "--kinds", "patches",
+         "--out", "features/patches-only")  # fmt: skip
+    made(workshop, "precompute.py", "--data", "photos", "--encoder", "other-clip", "--out", "features/other")
     (workshop / "wordless").mkdir()
     Image.new("RGB", (40, 40), "red").save(workshop / "wordless" / "a.png")
-    script(workshop, "precompute.py", "--data", "wordless", "--encoder", "clip")
-    script(workshop, *TRAIN, "--adapter", "mlp3", "--steps", "3", "--name", "taken")
+    made(workshop, "precompute.py", "--data", "wordless", "--encoder", "clip")
+    made(workshop, *TRAIN, "--adapter", "mlp3", "--steps", "3", "--name", "taken")
     shutil.copytree(workshop / "runs/taken/steps/000003/adapter", workshop / "alone")
     asked = {"media": ["001.png"], "split": "test", "turns": [{"role": "user", "content": "What is it?"}]}
     (workshop / "words").mkdir()
