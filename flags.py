@@ -53,6 +53,20 @@ Origins = {Union, UnionType}
 NAMES = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
 PLACE = "<description>"  # stands for the description until the help is printed
 WIDEST = 100  # columns of the description
+# What other programs call an option -> its names here.
+MEANT = {
+    "learning-rate": ("lr",),
+    "batch-size": ("batch",),
+    "model": ("lm", "encoder"),
+    "llm": ("lm",),
+    "question": ("prompt",),
+    "output": ("out",),
+    "dataset": ("data", "features"),
+    "input": ("data",),
+    "max-tokens": ("max-new-tokens",),
+    "num-beams": ("beams",),
+    "checkpoint": ("run", "resume"),
+}
 LIMITS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
 
 
@@ -71,16 +85,21 @@ def parse(
     examples: Sequence[str] = (),
     default: Config | None = None,
     renamed: Mapping[str, str] | None = None,
+    path: str = "",
 ) -> Config:
     """Read the command line into a `cls`. Prints help or a usage error and exits, as argparse does (status 0 or 2).
 
     args: without the program's name; None takes `sys.argv` · description: paragraphs separated by blank lines ·
     examples: command lines, printed one per line as they are · default: values of the flags that aren't given; None
-    takes the fields' defaults · renamed: hidden old spelling -> flag, as in {"--clip": "--grad-clip"}.
+    takes the fields' defaults · renamed: hidden old spelling -> flag, as in {"--clip": "--grad-clip"} · path: the flag
+    that a word alone is likely meant for.
     """
+    args = list(sys.argv[1:] if args is None else args)
+    if wrong := _mistake(cls, _respell(cls, args, renamed or {}), path):
+        print(f"error: {wrong}", file=sys.stderr)
+        sys.exit(2)
     import tyro
 
-    args = list(sys.argv[1:] if args is None else args)
     shown = _Help()
     try:
         with redirect_stdout(shown):
@@ -202,6 +221,36 @@ def _respell(cls: type, args: Sequence[str], renamed: Mapping[str, str]) -> list
                 waiting = waiting if equals else waiting[1:]
         spelled.append(arg)
     return spelled
+
+
+def _mistake(cls: type, args: Sequence[str], path: str) -> str:
+    """A sentence about the first flag under another program's name or word that stands alone, where it tells what was
+    meant; "" leaves the command line to the parser.
+    """
+    kinds = {_flag(name): field.type for name, field in flat_fields(cls).items()}
+    room, last = 0, ""
+    for number, arg in enumerate(args):
+        name, equals, _ = _split(arg)
+        if name:
+            found = [other for other in MEANT.get(name, ()) if other in kinds and name not in kinds]
+            if found:
+                return f"there is no --{name} here; it is called --{found[0]}"
+            kind = kinds.get(name, bool)
+            room, last = 0 if equals or kind is bool else len(args) if _takes_many(kind) else 1, name
+        elif room:
+            room -= 1
+        elif path and last in kinds and kinds[last] is not bool and arg.isdigit():
+            value = args[number - 1].rpartition("=")[2]
+            return f"{arg} stands alone; without the space it is --{last} {value}{arg}"
+        elif path and not arg.startswith("-"):
+            return f"{arg} stands alone; did you mean {path} {arg}?"
+    return ""
+
+
+def _takes_many(kind: Any) -> bool:
+    """Whether a flag of this type takes more than one word."""
+    bare = _bare(kind)
+    return any(get_origin(part) is tuple for part in (get_args(bare) if get_origin(bare) in Origins else (bare,)))
 
 
 @cache

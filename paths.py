@@ -1,5 +1,6 @@
 """Folders that several packages need."""
 
+import difflib
 import hashlib
 import os
 from pathlib import Path
@@ -13,3 +14,10 @@ def tiny_folder() -> Path:
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "periscope" / f"tiny-{digest[:8]}"
+
+
+def meant(folder: Path, name: str) -> str:
+    """ "; did you mean ...?" with what is called most like `name` in `folder`; "" where nothing is."""
+    there = [place.name for place in folder.iterdir()] if folder.is_dir() else []
+    near = difflib.get_close_matches(Path(name).name, there, 1)
+    return f"; did you mean {folder / near[0]}?" if near else ""

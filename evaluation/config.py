@@ -179,7 +179,9 @@ def read_config(args: Sequence[str] | None, prog: str, description: str, example
     Raises RunError for a value out of range and a --write that can't be written, AdapterError for a --top-p without a
     --temperature, ScoreError for an unknown task or prompt.
     """
-    config = parse(EvalConfig, args, prog=prog, description=description, examples=examples, renamed=RENAMED)
+    config = parse(
+        EvalConfig, args, prog=prog, description=description, examples=examples, renamed=RENAMED, path="--run"
+    )
     check_config(config)
     return config
 

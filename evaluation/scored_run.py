@@ -10,6 +10,7 @@ from periscope.adapters.model import AdaptedModel
 from periscope.errors import RunError
 from periscope.evaluation.config import ModelOptions, ScoringOptions
 from periscope.inference import load_adapted, trained_on_questions
+from periscope.paths import meant
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
 from periscope.training.data.dataset import feature_shape
@@ -126,7 +127,8 @@ def find_checkpoint(path: Path, last: bool = False) -> Checkpoint:
     if not adapters:
         missing = "there is no such folder here" if not path.exists() else "it holds no config.toml and no adapter"
         hub = f" ({ALONE})" if not path.exists() and is_hub_id(str(path)) else ""
-        raise RunError(f"{path} is not a run: {missing}{hub}")
+        near = "" if path.exists() else meant(Path("runs"), path.name)
+        raise RunError(f"{path} is not a run: {missing}{hub}{near}")
     home = folder.resolve().parents[1]
     around = Run(home) if (home / "config.toml").is_file() else None
     return Checkpoint(folder, around, adapters, folder.resolve().name)

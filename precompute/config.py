@@ -177,5 +177,11 @@ def read_config(args: Sequence[str] | None = None) -> PrecomputeConfig:
 
 def _parse(args: Sequence[str] | None, default: PrecomputeConfig | None = None) -> PrecomputeConfig:
     return parse(
-        PrecomputeConfig, args, prog="precompute.py", description=DESCRIPTION, examples=EXAMPLES, default=default
+        PrecomputeConfig,
+        args,
+        prog="precompute.py",
+        description=DESCRIPTION,
+        examples=EXAMPLES,
+        default=default,
+        path="--data",
     )

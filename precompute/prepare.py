@@ -30,6 +30,7 @@ FRAMES = 8  # of each clip, with an image encoder
 TINY_MEDIA = 64
 USUAL_KINDS = ("pooled", "patches")  # where --kinds is not given
 SUGGESTED = ("clip-l-336", "siglip2-b", "dinov2-b")
+USUAL = {"image": "siglip2-b", "audio": "ast", "video": "siglip2-b"}  # an encoder for each kind of media
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -136,9 +137,11 @@ def drop_other_media(collection: Collection, encoder: Encoder) -> None:
         media.update({origin: replace(media[origin], modality="audio") for origin in sounds_among(media)})
     others = {origin for origin, medium in media.items() if not suits(origin, medium.modality, encoder.modality)}
     if len(others) == len(media):
-        kinds = ", ".join(sorted(_modalities(media.values())))
+        found = sorted(_modalities(media.values()))
+        kinds = ", ".join(found)
+        usual = next((f"; try --encoder {USUAL[kind]}" for kind in found if kind in USUAL), "")
         raise PrecomputeError(
-            f"--encoder {encoder.name} takes {encoder.modality} media and there are only {kinds} media here"
+            f"--encoder {encoder.name} takes {encoder.modality} media and there are only {kinds} media here{usual}"
         )
     if others:
         counts = Counter(media[origin].modality for origin in others)

@@ -89,6 +89,12 @@ class _Manifest(Struct):
     files: dict[File, Digest] | UnsetType = UNSET  # sha256 of those beside the shards; earlier versions had none
 
 
+def _named_so(folder: Path) -> str:
+    """Where a set of this name is, if media were named instead."""
+    made = Path("features", Path(folder).resolve().name)
+    return f", but {made} is one" if (made / NAME).is_file() else ""
+
+
 def load_manifest(folder: Path) -> dict[str, Any]:
     """Read and validate a set's manifest; an older format is converted to this one.
 
@@ -100,7 +106,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         raise FeatureSetError(
             f"{folder} is an unfinished feature set: run the same precompute.py command again to finish it"
             if unfinished
-            else f"{folder} isn't a feature set (no {NAME}); make one with precompute.py"
+            else f"{folder} isn't a feature set (no {NAME}){_named_so(folder)}; make one with precompute.py"
         )
     manifest = read_json(path, FeatureSetError, ADVICE)
     version = manifest.get("format") if isinstance(manifest, dict) else None

@@ -131,7 +131,7 @@ class SetWriter:
         if fingerprint != self.encoder["fingerprint"]:
             raise FeatureSetError(
                 f"{self.folder} holds features of another encoder, layer or preprocessing ({name}); "
-                "choose another --out"
+                f"choose another --out, such as --out {self.folder}-{self.encoder['name'].rpartition('/')[2]}"
             )
         if set(features) != set(self.features):
             raise FeatureSetError(

@@ -151,3 +151,30 @@ def test_two_groups_with_one_name_are_a_bug():
     with pytest.raises(TypeError, match="'lr'"):
         flat_fields(Both)
     assert list(flat_fields(Config)) == ["data", "kinds", "name", "list_", "lr", "grad_clip", "steps", "layers", "eos"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["photos"], "photos stands alone; did you mean --data photos?"),
+        (["--name", "a", "b"], "b stands alone; did you mean --data b?"),
+        (["--name", "mlp", "16"], "16 stands alone; without the space it is --name mlp16"),
+        (["--name=mlp", "16"], "16 stands alone; without the space it is --name mlp16"),
+        (["--list", "x"], "x stands alone; did you mean --data x?"),
+        (["--learning-rate", "1"], "there is no --learning-rate here; it is called --lr"),
+        (["--learning_rate=1"], "there is no --learning-rate here; it is called --lr"),
+        (["--input", "x"], "there is no --input here; it is called --data"),
+    ],
+)
+def test_a_word_alone_and_another_programs_name_get_a_sentence(args, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(Config, args, prog="p", description="d", path="--data")
+    assert end.value.code == 2 and capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_what_is_right_is_left_to_the_parser():
+    config = parse(
+        Config, ["--kinds", "pooled", "patches", "--eos", "--layers", "1", "-2", "--name=x", "--list"], prog="p",
+        description="d", path="--data",
+    )  # fmt: skip
+    assert config.kinds == ("pooled", "patches") and config.optim.layers == (1, -2) and config.name == "x"

@@ -16,6 +16,7 @@ from tyro.conf import Positional
 
 from periscope.errors import RunError
 from periscope.flags import Metavar, check_ranges, flat_fields, from_flat, given_flags, parse, to_flat
+from periscope.paths import meant
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
@@ -355,7 +356,15 @@ def parse_request(args: Sequence[str] | None = None) -> Request:
     """Read the command line of train.py; `args` without the program's name (None: `sys.argv`)."""
     args = list(sys.argv[1:] if args is None else args)
     renamed = {f"--{_flag(old)}": f"--{_flag(new)}" for old, new in RENAMED.items()}
-    flags = parse(TrainFlags, args, prog="train.py", description=DESCRIPTION, examples=EXAMPLES, renamed=renamed)
+    flags = parse(
+        TrainFlags,
+        args,
+        prog="train.py",
+        description=DESCRIPTION,
+        examples=EXAMPLES,
+        renamed=renamed,
+        path="--features",
+    )
     names = given_flags(TrainFlags, args, renamed) & set(option_names())
     table = flags.to_flat()
     command = {option.name: getattr(flags.command, option.name) for option in fields(CommandOptions)}
@@ -374,7 +383,7 @@ def check_paths(request: Request) -> None:
     features = flags.get("features", ())
     for path in [features] if isinstance(features, str) else features:  # type: ignore[attr-defined]
         if not Path(path).is_dir() and not Path(path.rpartition("=")[0] or path).is_dir():
-            raise RunError(f"--features {path}: there is no such folder")
+            raise RunError(f"--features {path}: there is no such folder{meant(Path('features'), path)}")
     if request.resume and not request.resume.is_dir():
         raise RunError(f"--resume {request.resume}: there is no such run")
 

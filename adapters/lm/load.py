@@ -42,6 +42,14 @@ from periscope.adapters.lm.precision import (
 from periscope.errors import AdapterError
 from periscope.quiet import quiet_transformers
 
+# Names without an owner that people type, in full.
+BARE_NAMES = {
+    "gpt2": "openai-community/gpt2",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "opt-350m": "facebook/opt-350m",
+    "SmolLM2-135M-Instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "SmolLM2-360M-Instruct": "HuggingFaceTB/SmolLM2-360M-Instruct",
+}
 PROJECT = Path(__file__).resolve().parents[2]
 # Left unset, transformers asks on standard input whether to run a stranger's code, and takes `y` for an answer.
 NO_REMOTE_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -234,7 +242,8 @@ def find_model(name: str) -> str:
     if name.lower().endswith(SUFFIX):
         raise AdapterError(f"--lm {name}: there is no such file")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise AdapterError(f"--lm {name} is neither a folder that exists nor a hub id of the form owner/name")
+        full = f", such as {BARE_NAMES[name]}" if name in BARE_NAMES else ""
+        raise AdapterError(f"--lm {name} is neither a folder that exists nor a hub id of the form owner/name{full}")
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return name
     if hub_reachable():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from periscope.errors import PrecomputeError
-from periscope.precompute.media import read_file
+from periscope.precompute.media import modality_of, read_file
 from periscope.precompute.sources.disk_list import DiskList
 
 if TYPE_CHECKING:
@@ -152,6 +152,10 @@ def collect(path: Path | str, language: str = "") -> Collection:
     data = DataFolder(fetched(path), language)
     layouts = sorted(LAYOUTS.values(), key=lambda layout: layout.order)
     fitting = [(layout, why) for layout in layouts if (why := layout.detect(data))]
+    if not fitting and data.path.is_file() and (kind := modality_of(data.path.name)):
+        raise PrecomputeError(
+            f"--data {data.path} is one {kind} file; name the folder that holds it, with the words beside each"
+        )
     if not fitting:
         raise PrecomputeError(f"--data {data.path} is none of: " + "; ".join(layout.looks for layout in layouts))
     layout, why = fitting[0]
