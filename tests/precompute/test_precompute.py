@@ -302,7 +302,7 @@ def test_without_words_and_without_an_encoder(
     assert not features.texts() and len(features.heldout) == 1 and features.manifest["encoder"]["name"] == "demo"
     assert encoders.load_encoder("demo").fingerprint() == features.manifest["encoder"]["fingerprint"]
 
-    def demo(modality: str, folder: Path, seed: int) -> Path:
+    def demo(modality: str, folder: Path, seed: int, limit: int = 0) -> Path:
         assert modality == "image" and seed == 5
         return photos(folder, 4)
 
