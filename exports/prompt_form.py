@@ -113,8 +113,8 @@ def chat_template(prompt: Prompt, marker: str) -> str:
 
 
 def _chat_form(form: ChatTemplate, template: Template) -> str:
-    """The tokenizer's own chat template with the date of the training, and behind its generation prompt what stood there
-    before an answer, such as an empty block of thoughts.
+    """The tokenizer's own chat template with the date of the training, and behind its generation prompt what stood
+    there before an answer, such as an empty block of thoughts.
     """
     own = form.tokenizer.get_chat_template()
     own = with_date(own, template.date) if template.date else own

@@ -77,8 +77,9 @@ def question(asked: str, answer: str | None) -> tuple[dict, ...]:
 def conversation(rows: object, media: int, system: object = None) -> tuple[dict, ...] | str:
     """LLaVA's [{"from", "value"}], or [{"role", "content"}], or [{"user", "assistant"}] -> turns, or what is wrong.
 
-    media: number of media of the text · system: what stands beside the turns as the system's words. `<image>`, `<video>` and `<audio>` in the user's turns keep their places, as
-    `<image>`: training inserts the media there, in order. Without any, the media come before the first user turn.
+    media: number of media of the text · system: the system's words where they stand beside the turns. `<image>`,
+    `<video>` and `<audio>` in the user's turns keep their places, as `<image>`: training inserts the media there, in
+    order. Without any, the media come before the first user turn.
     """
     if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:
         return "the conversation is empty or not a list"
