@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import CancelledError
+from copy import copy
 from functools import partial
 from pathlib import Path
 
@@ -97,8 +98,8 @@ def test_images_sounds_and_clips_come_back_bit_for_bit(pool):
     ]
     found = []
     for outcome in pool.outcomes(sources):
-        value = outcome.get()
-        found.append([image.copy() for image in value] if isinstance(value, list) else value)
+        value = outcome.get()  # valid until the next outcome, which on a busy machine takes the same memory
+        found.append([image.copy() for image in value] if isinstance(value, list) else copy(value))
         assert len(outcome.digest) == 64 and not outcome.killed
     assert found[0].mode == "RGB" and np.array_equal(found[0], decode_image(picture))
     assert np.array_equal(found[1], decode_sound(wave, 8000)) and found[1].flags.owndata
