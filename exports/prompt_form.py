@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.segments import MEDIA_MARK
-from periscope.adapters.prompting.template import Template
+from periscope.adapters.prompting.template import ChatTemplate, Template, with_date
 
 IMAGE_TOKEN = "<|image|>"  # not <image>, which is many an adapter's delimiter
 MTMD_MARKER = "<__media__>"  # llama.cpp's; its server puts letters of its own behind "media"
@@ -65,6 +65,7 @@ _CHAT = (
     "{%- for message in messages -%}SPLIT JOIN"
     "{%- set ns.messages = ns.messages + [{'role': message.role, 'content': ns.lead + ns.rest}] -%}"
     "{%- endfor -%}{%- set messages = ns.messages -%}{%- set enable_thinking = false -%}"
+    "{%- set thinking = false -%}"
 )
 _PLAIN = (
     "{{ BOS + PREAMBLE }}{%- for message in messages -%}SPLIT JOIN"
@@ -107,8 +108,19 @@ def chat_template(prompt: Prompt, marker: str) -> str:
     for name, form in (("REQUEST_FORM", template.caption_form or template.question),
                        ("QUESTION_FORM", template.question)):  # fmt: skip
         body = body.replace(name, _form(form, template.own_space))
-    own = tokenizer.chat_template if chat else ""
-    return head + "{%- endmacro -%}" + body + str(own)
+    own = _chat_form(prompt.form, template) if isinstance(prompt.form, ChatTemplate) else ""
+    return head + "{%- endmacro -%}" + body + own
+
+
+def _chat_form(form: ChatTemplate, template: Template) -> str:
+    """The tokenizer's own chat template with the date of the training, and behind its generation prompt what stood
+    there before an answer, such as an empty block of thoughts.
+    """
+    own = form.tokenizer.get_chat_template()
+    own = with_date(own, template.date) if template.date else own
+    opening = form.opening.rstrip(" ")  # a space belongs to the answer's first word
+    printed = f"{{%- if add_generation_prompt -%}}{{{{ {json.dumps(opening, ensure_ascii=False)} }}}}{{%- endif -%}}"
+    return own + (printed if opening else "")
 
 
 def _form(form: str, own_space: bool) -> str:

@@ -14,13 +14,13 @@ class DeadlineError(Exception):
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raise DeadlineError in the block once it has taken so long: looked at before each line of Python that it calls,
-    in whatever thread. A debugger's own tracing waits meanwhile.
+    """Raise DeadlineError in the block once it has taken so much of the processor's time (a busy machine is no loop):
+    looked at before each line of Python that it calls, in whatever thread. A debugger's own tracing waits meanwhile.
     """
-    until = time.monotonic() + seconds
+    until = time.thread_time() + seconds
 
     def look(frame: FrameType, event: str, argument: Any) -> Any:
-        if time.monotonic() > until:
+        if time.thread_time() > until:
             raise DeadlineError(f"more than {seconds:g} s")
         return look
 

@@ -40,9 +40,9 @@ class Prompt:
     """Turns conversations into segments, in the form that one tokenizer and one template ask for.
 
     `modality` is "image", "audio" or "video"; its mark is read as well as `<image>`, and `marks` holds both. `turn_end`
-    are the ids after an answer, `stop_ids` the tokens that end generation. `start_ids` is the token that a text begins
-    with where nothing else would precede its first words: the tokenizer's begin-of-text token, or its end-of-text token
-    where it has none (as GPT-2 separates documents).
+    are the ids after the last answer, `stop_ids` the tokens that end generation. `start_ids` is the token that a text
+    begins with where nothing else would precede its first words: the tokenizer's begin-of-text token, or its
+    end-of-text token where it has none (as GPT-2 separates documents).
 
     Raises AdapterError for a template that the tokenizer can't serve.
     """
@@ -55,7 +55,8 @@ class Prompt:
         form = ChatTemplate if template.style == "chat" else PlainTemplate
         self.form: ChatTemplate | PlainTemplate = form(self.text, template)
         self.turn_end = self.form.turn_end
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((self.turn_end[-1], tokenizer.eos_token_id)))
+        ends = (self.turn_end[-1], self.form.earlier_turn_end[-1], tokenizer.eos_token_id)
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
         start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.start_ids: tuple[int, ...] = (start,)
 

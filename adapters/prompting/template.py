@@ -25,8 +25,11 @@ from periscope.adapters.prompting.tokenization import PieceTokenizer
 from periscope.errors import AdapterError
 
 CALLED = {"audio": "sound"}  # in words to the language model; other modalities are called by their name
-LONGEST = 10.0  # seconds that printing a prompt may take
-THINK, THINK_END = "<think>", "</think>"
+LONGEST = 10.0  # seconds of processor time that printing a prompt may take
+# What opens a model's thoughts: <think>, <thought>, <seed:think>, [THINK], <|START_THINKING|>, <|begin_of_thought|>
+THOUGHTS = re.compile(
+    r"<(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[THINK\]|<\|(?:START|begin)_(?:of_)?(?:THINKING|thinking|thought)\|>"
+)
 CHOICES = {
     "requests": ("drop", "keep", "question"),
     "captions": ("requested", "all"),
@@ -180,6 +183,7 @@ class PlainTemplate:
         self.template, self.text = template, text
         end = tuple(text.ids(template.end, from_data=False))
         self.turn_end: tuple[int, ...] = end or (text.tokenizer.eos_token_id,)
+        self.earlier_turn_end = self.turn_end
 
     def lay_out(self, roles: Sequence[str], contents: Sequence[list[Segment | Piece]]) -> Iterator[Segment | Piece]:
         """The pieces and slots of a conversation, in order. `contents` are the turns' words and slots."""
@@ -223,21 +227,39 @@ class ChatTemplate:
     The template is rendered with a sentinel in the place of each turn's content. What it prints between the sentinels
     is the template's own text, tokenized with special tokens; the contents themselves never pass through it.
 
+    `turn_end` are the ids after the last answer, `earlier_turn_end` those after an answer that another turn follows
+    (gpt-oss ends the last one with a token of its own).
+
     Raises AdapterError for a chat template that refuses a conversation, or doesn't print every turn once.
     """
 
     def __init__(self, text: PieceTokenizer, template: Template):
-        self.template, self.tokenizer = template, text.tokenizer
+        self.template, self.tokenizer, self.text = template, text.tokenizer, text
         self._rendered: dict[tuple[object, ...], str] = {}  # by roles
-        self.turn_end, self._turn_end_text = self._find_turn_end(text)
+        self._takes_system: bool | None = None  # not tried yet
+        last, earlier = self._find_turn_ends()
+        self._earlier_end_text = earlier
+        end = (self.tokenizer.eos_token_id,)
+        self.turn_end: tuple[int, ...] = tuple(text.ids(last, from_data=False)) or end
+        self.earlier_turn_end: tuple[int, ...] = tuple(text.ids(earlier, from_data=False)) or end
+
+    @property
+    def opening(self) -> str:
+        """What stands between the template's generation prompt and an answer."""
+        before, prompt = self._up_to_answer(["user"]), self._render(["user"], generate=True)
+        return before.removeprefix(prompt) if before.startswith(prompt) else ""
 
     def lay_out(self, roles: Sequence[str], contents: Sequence[list[Segment | Piece]]) -> Iterator[Segment | Piece]:
         """The pieces and slots of a conversation, in order. `contents` are the turns' words and slots.
 
         Before each assistant turn stands what the template prints up to there when that turn is the one to generate, so
-        a prompt is a prefix of the training text.
+        a prompt is a prefix of the training text. Where the template knows no system turn, or puts it before the last
+        question and not the first, the system's words begin the first user turn.
         """
         roles = ["user" if role == REQUEST else role for role in roles]
+        if roles[:2] == ["system", "user"] and not self._system_is_printed():
+            system, question, *others = contents
+            roles, contents = roles[1:], [[*system, Piece("\n\n"), *question], *others]
         done = 0  # turns laid out so far
         for i in range(len(roles) + 1):
             if i < len(roles) and roles[i] != "assistant":
@@ -246,15 +268,27 @@ class ChatTemplate:
                 break
             rest = self._up_to_answer(roles[:i])
             if done:
-                rest = rest.split(_sentinel(done - 1))[1].removeprefix(self._turn_end_text)
+                rest = rest.split(_sentinel(done - 1))[1].removeprefix(self._earlier_end_text)
             for k in range(done, i):
                 piece, rest = rest.split(_sentinel(k))
                 yield from (Piece(piece), *contents[k])
             yield Piece(rest)
             if i < len(roles):
                 yield from contents[i]
-                yield Segment(ids=self.turn_end, target=self.template.eos)
+                end = self.turn_end if i == len(roles) - 1 else self.earlier_turn_end
+                yield Segment(ids=end, target=self.template.eos)
             done = i + 1
+
+    def _system_is_printed(self) -> bool:
+        """Whether the template prints a system turn before the first question, whatever follows."""
+        if self._takes_system is None:
+            try:
+                self._render(["system", "user", "assistant"], generate=False)
+                self._render(["system", "user", "assistant", "user"], generate=True)
+                self._takes_system = True
+            except AdapterError:
+                self._takes_system = False
+        return self._takes_system
 
     def _up_to_answer(self, roles: Sequence[str]) -> str:
         """What stands before the answer to turns with these roles, rendered with sentinels.
@@ -269,8 +303,10 @@ class ChatTemplate:
         if answered.startswith(asked):
             asked = answered
         opened = asked.split(_sentinel(turns - 1))[-1]
-        if opened.count(THINK) > opened.count(THINK_END):
-            asked = asked.rstrip("\n") + f"\n\n{THINK_END}\n\n"
+        if marks := THOUGHTS.findall(opened):
+            close = _closing(marks[-1])
+            if opened.rfind(close) < opened.rfind(marks[-1]):
+                asked = asked.rstrip("\n") + f"\n\n{close}\n\n"
         return asked
 
     def _render(self, roles: Sequence[str], generate: bool) -> str:
@@ -280,7 +316,7 @@ class ChatTemplate:
         marked = [{"role": role, "content": _sentinel(i)} for i, role in enumerate(roles)]
         template = None  # the tokenizer's own
         if self.template.date:
-            template = _clock(datetime.fromisoformat(self.template.date)) + str(self.tokenizer.chat_template)
+            template = with_date(self.tokenizer.get_chat_template(), self.template.date)
         try:
             # A template with a thinking mode is told not to use it, so that the answer follows the prompt at once.
             with deadline(LONGEST):
@@ -290,6 +326,7 @@ class ChatTemplate:
                     tokenize=False,
                     add_generation_prompt=generate,
                     enable_thinking=False,
+                    thinking=False,
                 )
         except DeadlineError as error:
             raise AdapterError(
@@ -298,33 +335,63 @@ class ChatTemplate:
         except Exception as error:  # Jinja passes on whatever the template's author raises
             raise AdapterError(f"this tokenizer's chat template refuses these turns: {error}") from error
         assert isinstance(text, str)
-        if any(text.count(_sentinel(i)) != 1 for i in range(len(roles))):
-            raise AdapterError("this tokenizer's chat template doesn't print every turn once; use --template plain")
+        places = [text.find(_sentinel(i)) for i in range(len(roles))]
+        if places != sorted(places) or any(text.count(_sentinel(i)) != 1 for i in range(len(roles))):
+            raise AdapterError(
+                "this tokenizer's chat template doesn't print every turn once, in order; use --template plain"
+            )
         self._rendered[form] = text
         return text
 
-    def _find_turn_end(self, text: PieceTokenizer) -> tuple[tuple[int, ...], str]:
-        """What the template prints after an assistant turn up to its first special token, as ids and as text, or the
-        end-of-text token.
+    def _find_turn_ends(self) -> tuple[str, str]:
+        """What the template prints after the last answer, and after one that a question follows, each up to its first
+        special token; "" where it ends answers with none.
         """
-        after_answer = self._render(["user", "assistant"], generate=False).split(_sentinel(1))[1]
-        ids = tuple(text.ids(after_answer, from_data=False))
+        last = self._up_to_special(self._render(["user", "assistant"], generate=False).split(_sentinel(1))[1])
+        try:
+            talk = self._render(["user", "assistant", "user"], generate=True)
+        except AdapterError:  # it may take a single question
+            return last, last
+        opening, _, rest = talk.partition(_sentinel(0))
+        behind_question, _, rest = rest.partition(_sentinel(1))
+        found = self._up_to_special(rest.partition(_sentinel(2))[0])
+        token = found.strip()
+        ends_turns = found == self._up_to_special(behind_question) or token not in opening
+        if token in self.tokenizer.get_vocab() and ends_turns:
+            return last or found, found
+        return last, last  # that token begins the next turn
+
+    def _up_to_special(self, text: str) -> str:
+        """`text` up to the end of its first special token, "" without one."""
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
-        ends = [i for i, token in enumerate(ids) if token in special]
-        if not ends:
-            return (self.tokenizer.eos_token_id,), ""
-        token = str(self.tokenizer.convert_ids_to_tokens(ids[ends[0]]))
-        before, _, _ = after_answer.partition(token)
-        return ids[: ends[0] + 1], before + token
+        tokens = [id_ for id_ in self.text.ids(text, from_data=False) if id_ in special]
+        if not tokens:
+            return ""
+        token = str(self.tokenizer.convert_ids_to_tokens(tokens[0]))
+        return text.partition(token)[0] + token
 
 
-def _clock(day: datetime) -> str:
-    """Jinja that defines `strftime_now`, which templates print today's date with, as a function that tells `day`'s. It
-    hides the one that transformers defines; a Python function can't be passed to a template.
+def _closing(mark: str) -> str:
+    """What closes the thoughts that `mark` opens."""
+    if mark.startswith("<|"):
+        return mark.replace("START", "END").replace("begin", "end")
+    return f"{mark[0]}/{mark[1:]}"
+
+
+def with_date(template: str, date: str) -> str:
+    """A chat template that prints `date`, YYYY-MM-DD, where it would print today's.
+
+    Jinja before it defines `strftime_now`, which templates print a date with, and hides the one that other programs
+    define; a Python function can't be passed to a template.
     """
-    directives = ["%-d", "%-m", *(f"%{letter}" for letter in "aAbBdHIjmMpSUwWyYcxX")]
-    replaced = "".join(f"|replace({directive!r}, {day.strftime(directive)!r})" for directive in directives)
-    return "{%- macro strftime_now(format) -%}{{ format" + replaced + " }}{%- endmacro -%}"
+    day = datetime.fromisoformat(date)
+    printed = {f"%-{letter}": day.strftime(f"%{letter}").lstrip("0") or "0" for letter in "dmHIMSjy"}
+    printed |= {"%e": f"{day.day:>2}", "%F": date, "%D": day.strftime("%m/%d/%y"), "%h": day.strftime("%b")}
+    printed |= {"%T": "00:00:00", "%R": "00:00", "%u": str(day.isoweekday())}
+    printed |= {f"%{letter}": day.strftime(f"%{letter}") for letter in "aAbBcdfGHIjmMpSUVwWxXyYzZ%"}
+    used = {directive: text for directive, text in printed.items() if directive in template}
+    replaced = "".join(f"|replace({directive!r}, {text!r})" for directive, text in used.items())
+    return "{%- macro strftime_now(format) -%}{{ format" + replaced + " }}{%- endmacro -%}" + template
 
 
 def _sentinel(turn: int) -> str:

@@ -6,6 +6,10 @@ from collections import Counter
 
 ARTICLES = {"a", "an", "the"}
 # Punctuation that carries meaning in short answers: "C#" isn't "C", and "5%" isn't "5".
+# Of East Asian keyboards: the letters and digits of twice the width. What is never seen: zero-width and soft marks.
+_FORMS = {0xFF01 + i - 0x21: i for i in range(0x21, 0x7F) if chr(i).isalnum()} | dict.fromkeys(
+    (0x200B, 0x2060, 0xFEFF, 0xAD)
+)
 KEPT_MARKS = frozenset("#%&@*/\\")
 JOINERS = frozenset("-'’")  # part of a word between two of its characters
 # Scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han.
@@ -20,7 +24,7 @@ def words(text: str) -> list[str]:
     numbers ("-5"), decimal points, combining marks, symbols ("c++", "$5") and emoji. Text in scripts without spaces is
     split into characters, each with its combining marks.
     """
-    text = unicodedata.normalize("NFC", text).lower().replace("\u2212", "-").replace("\ufe0f", "")
+    text = unicodedata.normalize("NFC", text.translate(_FORMS)).lower().replace("\u2212", "-").replace("\ufe0f", "")
     text = re.sub(r"(?<=\w)[’ʼ](?=\w)", "'", text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)  # thousands: 1,000
     return [word for chunk in text.split() for word in _split_unspaced(_without_punctuation(chunk))]

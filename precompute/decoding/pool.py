@@ -5,7 +5,6 @@ limits the time of a task. Its workers come from Python's fork server, so that t
 threads or its GPU, and a new one starts in milliseconds.
 """
 
-import multiprocessing
 import os
 import queue
 import signal
@@ -16,15 +15,23 @@ from concurrent.futures import BrokenExecutor, CancelledError, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import context, popen_forkserver, spawn
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.decoding.slots import NOT_BEGUN, Slot
-from periscope.precompute.decoding.worker import TIME_OVER, WAITING, Piece, Result, Source, begin, serve
+from periscope.precompute.decoding.worker import (
+    TIME_OVER,
+    TIMERS,
+    WAITING,
+    Piece,
+    Result,
+    Source,
+    begin,
+    decode_here,
+    serve,
+)
 from periscope.precompute.media.limits import Limits, limits
 from periscope.precompute.media.picture import mended
 
@@ -33,8 +40,7 @@ CRASH, SLOW = "crashes its decoder", "not decoded within"  # reasons; how the se
 LOOK = 1.0  # seconds between two looks at a busy worker
 LATE = 5.0  # seconds beyond its limits after which a worker that didn't end itself is killed
 TRIES = 3  # of starting a pool
-WORKER = "periscope.precompute.decoding.worker"
-_starting = threading.Lock()
+_alone = threading.Lock()  # for decoding in this process
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class DecodingPool:
 
     def __init__(self, workers: int, chosen: Limits | None = None):
         self.workers, self.limits = workers, chosen or limits()
-        self._slots = [Slot.create() for _ in range(workers + SPARE)]
+        self._slots = [Slot.create() for _ in range(workers + SPARE if TIMERS else 0)]
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in range(len(self._slots)):
             self._free.put(number)
@@ -101,7 +107,13 @@ class DecodingPool:
             slot.close()
 
     def outcomes(self, sources: Sequence[Source]) -> Generator[Outcome, None, None]:
-        """Decode files, in order. A file that ends its worker, or takes too long, has an error like any damaged one."""
+        """Decode files, in order. A file that ends its worker, or takes too long, has an error like any damaged one.
+
+        Where the system can't limit a worker (Windows), this process decodes, one file at a time.
+        """
+        if not TIMERS:
+            yield from map(self._outcome_here, sources)
+            return
         number = self._free.get()
         slot = self._slots[number]
         try:
@@ -118,6 +130,15 @@ class DecodingPool:
                     rest = rest[len(pieces) :]
         finally:
             self._free.put(number)
+
+    def _outcome_here(self, source: Source) -> Outcome:
+        if self._stopped:
+            raise CancelledError
+        if source.error is not None:
+            return Outcome("", error=source.error)
+        with _alone:
+            result = decode_here(source)  # counts what it mended in `mended` itself
+        return Outcome(result.digest, result.placed, MediaError(*result.error) if result.error else None)
 
     def _decode(self, number: int, used: int, pieces: list[Piece]) -> Iterator[Outcome]:
         slot = self._slots[number]
@@ -171,15 +192,17 @@ class DecodingPool:
                 busy, since = slot.at, time.monotonic()
             elif time.monotonic() - since > WAITING * self.limits.seconds + LATE:
                 future.cancel()  # kills the worker
-                raise _WorkerDied(-signal.SIGALRM)
+                raise _WorkerDied(-TIME_OVER[-1])
 
     def _started(self) -> ProcessPool:
         with self._lock:
             if self._stopped:
                 raise CancelledError
             if self._pool is None:
+                from periscope.precompute.decoding.fork_server import fork_server  # not on Windows
+
                 self._pool = ProcessPool(
-                    self.workers, initializer=begin, initargs=(self._slots, self.limits), context=_context()
+                    self.workers, initializer=begin, initargs=(self._slots, self.limits), context=fork_server()
                 )
             return self._pool
 
@@ -238,43 +261,3 @@ def shared_pool() -> DecodingPool:
 @lru_cache(maxsize=1)
 def _shared(process: int, chosen: Limits) -> DecodingPool:
     return DecodingPool(1, chosen)
-
-
-class _Popen(popen_forkserver.Popen):
-    """Starts a worker without the program's main module: a program may lack `if __name__ == "__main__"`."""
-
-    def _launch(self, process: BaseProcess) -> None:
-        with _without_main_module():
-            super()._launch(process)  # type: ignore[misc]  # typeshed leaves it out
-
-
-@contextmanager
-def _without_main_module() -> Iterator[None]:
-    whole: Any = spawn.get_preparation_data
-
-    def without(name: str) -> dict[str, Any]:
-        return {key: value for key, value in whole(name).items() if not key.startswith("init_main")}
-
-    with _starting:
-        changed: Any = spawn
-        changed.get_preparation_data = without
-        try:
-            yield
-        finally:
-            changed.get_preparation_data = whole
-
-
-class _Process(context.ForkServerProcess):
-    @staticmethod
-    def _Popen(process: BaseProcess) -> _Popen:  # type: ignore[override]
-        return _Popen(process)
-
-
-class _Context(context.ForkServerContext):
-    Process = _Process
-
-
-@lru_cache(maxsize=1)
-def _context() -> Any:
-    multiprocessing.set_forkserver_preload([WORKER])
-    return _Context()

@@ -1,7 +1,6 @@
 """What runs in a worker process: reading and decoding, within limits. Imports neither torch nor any encoder."""
 
 import hashlib
-import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -18,10 +17,18 @@ from periscope.precompute.media import read_file
 from periscope.precompute.media.limits import Limits, limits, set_limits
 from periscope.precompute.media.picture import mended
 
+resource: Any
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 ENOUGH_SECONDS = 0.25  # after which a worker returns what it has, so that others can go on
 ENOUGH_BYTES = 32 << 20
 WAITING = 4  # times the limit of processor time may pass by the clock
-TIME_OVER = (signal.SIGPROF, signal.SIGALRM)
+# Windows has no timers that end a process, and no fork server to start the next one from.
+TIMERS = resource is not None and hasattr(signal, "setitimer")
+TIME_OVER: tuple[int, ...] = (signal.SIGPROF, signal.SIGALRM) if TIMERS else ()
 
 Decoder = Callable[[bytes], Any]
 
@@ -65,6 +72,17 @@ class Result:
     mended: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Unshared:
+    """What takes a slot's place in a process that decodes for itself."""
+
+    memory: bytes
+
+    @staticmethod
+    def place(value: Any) -> Any:
+        return value
+
+
 Image.init()  # loads Pillow's readers, once in the fork server
 _slots: Sequence[Slot] = ()
 _base = 0  # bytes of data of this worker before it decoded anything
@@ -90,6 +108,7 @@ def serve(slot: int, used: int, pieces: Sequence[Piece]) -> list[Result]:
     for number, piece in enumerate(pieces):
         shared.at = number
         _set_timers(limits().seconds)
+        mended.clear()
         try:
             results.append(_decode(shared, piece))
         finally:
@@ -99,9 +118,14 @@ def serve(slot: int, used: int, pieces: Sequence[Piece]) -> list[Result]:
     return results
 
 
-def _decode(slot: Slot, piece: Piece) -> Result:
+def decode_here(source: Source) -> Result:
+    """Decode a source in this process, without limits of time and memory; `placed` is the medium itself."""
+    piece = Piece(source.decoder, source.path, 0, len(source.data), source.known)
+    return _decode(_Unshared(source.data), piece)
+
+
+def _decode(slot: Slot | _Unshared, piece: Piece) -> Result:
     digest = ""
-    mended.clear()
     try:
         data = read_file(Path(piece.path)) if piece.path else slot.memory[piece.start : piece.start + piece.size]
         _limit_memory(len(data))

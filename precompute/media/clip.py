@@ -24,7 +24,8 @@ SUFFIXES = frozenset(
     )
 )
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders leave the transparency out
-UNEVEN = 0.3  # of a frame's usual duration: how far times may lie from an even rate that was rounded
+# How far times may lie from an even rate that was rounded: of a frame's usual duration, and in ticks of the clock.
+UNEVEN, ROUNDED = 0.3, 1.5
 # (a, b, c, d) of a display matrix, which takes (x, y) to (ax + cy, bx + dy) with y downwards -> how the frame is shown
 SHOWN = {
     (1, 0, 0, 1): None,
@@ -73,11 +74,12 @@ def _even(times: list[float]) -> bool:
     if total < 3 or times[-1] <= times[0]:
         return True
     each = (times[-1] - times[0]) / (total - 1)
-    return all(abs(time - times[0] - place * each) <= UNEVEN * each for place, time in enumerate(times))
+    most = min(UNEVEN * each, ROUNDED)
+    return all(abs(time - times[0] - place * each) <= most for place, time in enumerate(times))
 
 
 def _times(data: bytes) -> list[float]:
-    """When each frame is shown, ascending, in any unit; evenly where the file doesn't say for each.
+    """When each frame is shown, ascending, in ticks of the file's clock; evenly where the file doesn't say for each.
 
     From packets: many files state no number of frames or a wrong one.
     """

@@ -9,6 +9,8 @@ from typing import BinaryIO
 from periscope.errors import MediaError
 from periscope.precompute.media.limits import check_bytes, limits
 
+# Of a pipe, opening doesn't wait for a writer then. Windows has none of these, and O_BINARY besides.
+FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 ADDRESS = re.compile(r"(?i)(https?|ftp|s3|gs|hf):/")
 
 
@@ -22,7 +24,7 @@ def local_path(path: Path | str) -> Path:
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading. Raises MediaError for anything else: a pipe would block, a device never end."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # of a pipe, this doesn't wait for a writer
+        file = os.open(path, FLAGS)
     except OSError as error:
         raise MediaError("can't be opened", error.strerror or str(error)) from error
     if not stat.S_ISREG(os.fstat(file).st_mode):

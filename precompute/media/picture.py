@@ -247,9 +247,12 @@ def to_rgb(image: Image.Image, bits: int = 0) -> Image.Image:
     if image.mode.startswith("I"):  # Pillow's own conversion clips at 255
         most = (1 << (bits or _bits(image))) - 1
         values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray((values * 255 // most).astype(np.uint8)).convert("RGB")
+        scaled = (values * 255 // most).astype(np.uint8)
+        if isinstance(clear := image.info.get("transparency"), int):
+            scaled[values == clear] = 255
+        return Image.fromarray(scaled).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -20,7 +20,20 @@ Described = dict[str, tuple[tuple[str, ...], dict]]  # id -> origin and meta, wh
 
 
 def _files(data: DataFolder) -> list[str]:
-    return [name for name in data.holding("annotations", "image_id", "caption") if "images" in data.sample(name)]
+    return [name for name in data.holding("annotations", "image_id", "caption") if _has_images(data, name)]
+
+
+def _has_images(data: DataFolder, name: str) -> bool:
+    """Whether a file lists its images too, before its annotations or behind them."""
+    if "images" in data.sample(name):
+        return True
+    with data.open(name) as stream:
+        rest = b""
+        while block := stream.read(1 << 20):
+            if b'"images"' in rest + block:
+                return True
+            rest = block[-len(b'"images"') :]
+    return False
 
 
 @annotations(
@@ -40,6 +53,7 @@ def coco_captions(file: AnnotationFile) -> Iterator[Record]:
 
 def _images(file: AnnotationFile, media: Described, listed: set[str]) -> Iterator[Record]:
     match = SPLIT_FOLDER.search(file.base)
+    twice = set[str]()
     for _, image in file.elements("images"):
         name = image.get("file_name") if isinstance(image, dict) else None
         identity = identity_of(image.get("id")) if isinstance(image, dict) else None
@@ -49,7 +63,12 @@ def _images(file: AnnotationFile, media: Described, listed: set[str]) -> Iterato
         listed.update((identity, _plain(identity)))
         medium = file.find(name, prefer=match[0] if match else "")
         yield medium
-        if isinstance(medium, Medium):
+        if identity in twice or (identity in media and media[identity][0] != (medium.origin,)):
+            twice.add(identity)
+            for same in (identity, _plain(identity)):
+                media.pop(same, None)
+            yield file.bad_entry("two images have this id, so its captions aren't used", image)
+        elif isinstance(medium, Medium):
             media[identity] = (medium.origin,), {"image_id": image["id"]} | _task(file.base, image)
             media.setdefault(_plain(identity), media[identity])
 

@@ -74,11 +74,12 @@ def question(asked: str, answer: str | None) -> tuple[dict, ...]:
     return turns if answer is None else (*turns, *caption(answer))
 
 
-def conversation(rows: object, media: int) -> tuple[dict, ...] | str:
+def conversation(rows: object, media: int, system: object = None) -> tuple[dict, ...] | str:
     """LLaVA's [{"from", "value"}], or [{"role", "content"}], or [{"user", "assistant"}] -> turns, or what is wrong.
 
-    media: number of media of the text. `<image>`, `<video>` and `<audio>` in the user's turns keep their places, as
-    `<image>`: training inserts the media there, in order. Without any, the media come before the first user turn.
+    media: number of media of the text · system: the system's words where they stand beside the turns. `<image>`,
+    `<video>` and `<audio>` in the user's turns keep their places, as `<image>`: training inserts the media there, in
+    order. Without any, the media come before the first user turn.
     """
     if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:
         return "the conversation is empty or not a list"
@@ -92,7 +93,11 @@ def conversation(rows: object, media: int) -> tuple[dict, ...] | str:
             if role == "user":
                 for mark in MARKS:
                     words = words.replace(mark, MARK)
+            if role == "assistant" and not words.strip():
+                return "an answer is empty"
             turns.append({"role": role, "content": words})
+    if isinstance(system, str) and system.strip() and turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": system})
     marks = sum(turn["content"].count(MARK) for turn in turns if turn["role"] == "user")
     if marks and marks != media:
         return f"{marks} {MARK} marks for {media} media"
@@ -173,7 +178,7 @@ def _texts_of(row: Mapping, media: int) -> Iterator[tuple[tuple[dict, ...], dict
     for column in CONVERSATIONS:
         turns_told = listed(row.get(column))
         if isinstance(turns_told, list) and turns_told and isinstance(turns_told[0], Mapping):
-            turns = conversation(turns_told, media)
+            turns = conversation(turns_told, media, row.get("system"))
             if isinstance(turns, str):
                 raise ConversationError(turns)
             yield turns, {}
@@ -223,8 +228,12 @@ def _answers(row: Mapping, column: str) -> list[str]:
 
 def _chosen(row: Mapping, column: str) -> object:
     """An answer; where it is the number of one of the row's choices, that choice."""
-    choices, answer = row.get("choices") or row.get("options"), row.get(column)
-    if isinstance(answer, int) and not isinstance(answer, bool) and isinstance(choices, list):
+    choices, answer = listed(row.get("choices") or row.get("options")), row.get(column)
+    if not isinstance(choices, list):
+        return answer
+    if isinstance(answer, str) and answer.strip().isdecimal() and answer.strip() not in strings(choices):
+        answer = int(answer)
+    if isinstance(answer, int) and not isinstance(answer, bool):
         return choices[answer] if 0 <= answer < len(choices) else None
     return answer
 

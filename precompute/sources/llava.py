@@ -73,7 +73,7 @@ def _conversation(file: AnnotationFile, where: str, row: Any) -> Iterator[Record
         yield problems[0]
         return
     media = [medium for medium in found if isinstance(medium, Medium)]
-    turns = conversation(spoken, len(media))
+    turns = conversation(spoken, len(media), row.get("system"))
     if isinstance(turns, str):
         yield Problem(media[0].origin if media else file.name, "bad conversation", f"{where}: {turns}")
         return

@@ -30,7 +30,7 @@ CODES = frozenset(
         "tgthtitktltntotrtstttwtyugukuruzvevivowawoxhyiyozazhzu",
     )
 )
-MARKED = re.compile(r"([a-z]{2,3}(?:[_-][A-Za-z]{2,4})?(?:@\w+)?)(?:\.utf-?8)?\s*=\s*(.+)")
+MARKED = re.compile(r"([a-z]{2,3}(?:[_-][A-Za-z]{2,4})?(?:@\w+)?)(?:\.(?i:utf-?8))?\s*=\s*(.+)")
 MANY_LANGUAGES = 5  # that are named
 
 

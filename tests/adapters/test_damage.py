@@ -102,6 +102,14 @@ def test_a_cut_file_a_missing_shard_and_another_size_are_named(folder):
         load_language_model(str(folder))
 
 
+def test_cut_pytorch_weights_are_named(folder):
+    torch.save(load_file(folder / "model.safetensors"), weights := folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(AdapterError, match=r"pytorch_model\.bin is cut or damaged \(.*\); download it again"):
+        load_language_model(str(folder))
+
+
 def test_a_special_token_beyond_the_embeddings_is_refused(folder):
     tokenizer = load_language_model(str(folder)).tokenizer
     tokenizer.add_tokens(["<|far|>"], special_tokens=True)

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 
+from periscope.adapters.lm.files.gguf_file import GgufFile, gguf_arguments
 from periscope.adapters.lm.identity import same_language_model, weights_sha256
 from periscope.adapters.lm.load import find_model, load_config, load_language_model
 from periscope.adapters.lm.lora import add_lora, remove_lora
@@ -23,6 +24,20 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "model.layers": "blk",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("lacks", [(), ("symlink_to",), ("symlink_to", "hardlink_to")])
+def test_a_file_is_shown_alone_whatever_links_the_system_allows(tmp_path, monkeypatch, lacks):
+    def refuse(*_):
+        raise OSError("a required privilege is not held by the client")
+
+    for name in lacks:  # as on Windows
+        monkeypatch.setattr(Path, name, refuse)
+    (model := tmp_path / "model.Q8_0.gguf").write_bytes(b"weights")
+    with gguf_arguments(GgufFile((model,), "Q8_0", None)) as shown:
+        folder = Path(shown["pretrained_model_name_or_path"])
+        assert [path.read_bytes() for path in folder.iterdir()] == [b"weights"]
+    assert model.read_bytes() == b"weights"
 
 
 def permuted(weight: np.ndarray, heads: int) -> np.ndarray:

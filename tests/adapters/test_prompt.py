@@ -282,11 +282,17 @@ LLAMA_2 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
     "{% elif m.role == 'assistant' %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-GPT_OSS = (
+GPT_OSS = (  # the last answer ends with another token than earlier ones
     "{% for m in messages %}{% if m.role == 'assistant' %}"
-    "<|im_start|>assistant channel final: {{ m.content }}<|im_end|>"
+    "<|im_start|>assistant channel final: {{ m.content }}"
+    "{% if loop.last and not add_generation_prompt %}</s>{% else %}<|im_end|>{% endif %}"
     "{% else %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+)
+QWEN1_5 = (  # the last answer doesn't end
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% if not loop.last or add_generation_prompt %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 QWEN3 = (  # an empty block before the last answer, none before earlier ones
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -303,9 +309,20 @@ EMPTY = "<think>\n\n</think>\n\n"
 # What stands between the question and the answer, and after the answer; targets in capitals.
 AROUND = {
     "Llama 2": (LLAMA_2, " [/INST]", " BLUE </S>"),
-    "gpt-oss": (GPT_OSS, "<|im_end|><|im_start|>assistant channel final:", " BLUE<|IM_END|>"),
+    "gpt-oss": (GPT_OSS, "<|im_end|><|im_start|>assistant channel final:", " BLUE</S>"),
+    "Qwen1.5": (QWEN1_5, "<|im_end|>\n<|im_start|>assistant\n", "BLUE<|IM_END|>"),
     "Qwen3": (QWEN3, f"<|im_end|>\n<|im_start|>assistant\n{EMPTY}", "BLUE<|IM_END|>"),
     "DeepSeek-R1": (DEEPSEEK_R1, f"<|im_end|>{EMPTY}", "BLUE</S>"),
+    **{
+        opens: (DEEPSEEK_R1.replace("<think>", opens), f"<|im_end|>{opens}\n\n{closes}\n\n", "BLUE</S>")
+        for opens, closes in (
+            ("<thought>", "</thought>"),
+            ("<seed:think>", "</seed:think>"),
+            ("[THINK]", "[/THINK]"),
+            ("<|START_THINKING|>", "<|END_THINKING|>"),
+            ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        )
+    },
 }
 
 
@@ -322,10 +339,13 @@ def test_what_a_chat_template_prints_before_an_answer_is_its_context(name):
         assert words.count("<think>") == words.count("</think>")
     assert shown(prompt, QUESTION, answer=False).endswith(f"What colour is the star?{between}")
     answered = tokenizer.apply_chat_template(TALK, tokenize=False)
-    if name in ("Llama 2", "gpt-oss"):  # the others print no block before earlier answers
-        assert tokenizer.decode(flat(prompt.segments(TALK)), skip_special_tokens=False) == answered
-    ends = shown(prompt, TALK).upper().count(learnt.strip()[-6:])
-    assert ends == answered.upper().count(learnt.strip()[-6:]), "each answer ends once"
+    said = tokenizer.decode(flat(prompt.segments(TALK)), skip_special_tokens=False)
+    if name in ("Llama 2", "gpt-oss", "Qwen1.5"):  # the others print no block before earlier answers
+        assert said == answered + "<|im_end|>" * (name == "Qwen1.5")
+    ends = ("</s>", "<|im_end|>")
+    missing = name == "Qwen1.5"
+    assert sum(map(said.count, ends)) == sum(map(answered.count, ends)) + missing, "each answer ends once"
+    assert {tokenizer.convert_tokens_to_ids(end) for end in ends if f"blue{end}" in said} <= set(prompt.stop_ids)
 
 
 def test_a_system_turn_is_text_before_the_first_question_and_is_not_asked():
@@ -343,6 +363,25 @@ def test_a_system_turn_is_text_before_the_first_question_and_is_not_asked():
         assert whole[: len(start)] == start
 
 
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + tiny.INST
+SYSTEM_LAST = (  # Mistral's, from 0.3: before the last question, and only when it is to be answered
+    "{% set known = messages[1:] if messages[0].role == 'system' else messages %}{% for m in known %}"
+    "{% if m.role == 'user' %}[INST] {% if loop.last and known != messages %}{{ messages[0].content }}\n\n{% endif %}"
+    "{{ m.content }} [/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("chat", [NO_SYSTEM, SYSTEM_LAST, SYSTEM_LAST.replace("loop.last", "m == known[-2:][0]")])
+def test_a_system_turn_that_a_chat_template_has_no_place_for_begins_the_first_question(chat):
+    prompt = Prompt(tiny.byte_level(chat=chat), Template(style="chat", delimiters=("#", "#")))
+    system = {"role": "system", "content": "Be brief."}
+    for turns in (QUESTION, TALK):
+        alone, whole = shown(prompt, turns), shown(prompt, [system, *turns])
+        assert whole == alone.replace("[INST] #", "[INST] Be brief.\n\n#", 1) != alone
+        asked = shown(prompt, [system, *turns[:-1]], answer=False)
+        assert whole.startswith(asked) and "Be brief." in asked
+
+
 def test_the_date_that_a_template_prints_stays_that_of_the_run():
     chat = "Today is {{ strftime_now('%d %b %Y') }}. " + tiny.CHATML
     tokenizer = tiny.byte_level(chat=chat)
@@ -353,6 +392,8 @@ def test_the_date_that_a_template_prints_stays_that_of_the_run():
     timeless = default_template(tiny.byte_level(chat=tiny.CHATML))
     assert timeless.date == "" and "date" not in timeless.to_dict()
     assert shown(Prompt(tokenizer, replace(template, date=""))).startswith(f"Today is {date.today():%d %b %Y}. ")
+    tokenizer.chat_template = {"default": "{{ strftime_now('%-d.%-m.%y %F %H:%M%%') }} " + tiny.CHATML, "tools": "no"}
+    assert shown(Prompt(tokenizer, template)).startswith("3.2.25 2025-02-03 00:00% ")
     with pytest.raises(AdapterError, match="the template's date is '2025-02-30'; it must be a day"):
         Prompt(tokenizer, replace(template, date="2025-02-30"))
 

@@ -301,7 +301,7 @@ def test_exact_match_never_compares_nothing_with_nothing() -> None:
         assert not same_answer(one, other) and not same_answer(other, one), (one, other)
     for one, other in (("A.", "a"), ("The dog!", "dog"), ("1,000", "1000"), ("e\u0301", "é"), ("(−5)", "-5"),
                        ("red, blue", "red blue"), ("红色的。", "红色的"), ("“Yes”", "yes"),
-                       ("it’s", "it's")):  # fmt: skip
+                       ("it’s", "it's"), ("ＡＢ１２", "ab12"), ("\u200bdog", "dog")):  # fmt: skip
         assert same_answer(one, other), (one, other)
     letters = {"1": Prediction("1", "m", "Which?", ".", "A"), "2": Prediction("2", "n", "Which?", "A", "A")}
     for measure in ("exact", "agreement"):

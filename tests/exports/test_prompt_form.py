@@ -50,6 +50,19 @@ def test_a_wrong_template_is_found():
     assert id_differences(prompt, tokenizer.chat_template, MTMD_MARKER)
 
 
+@pytest.mark.parametrize("marker", [IMAGE_TOKEN, MTMD_MARKER])
+def test_the_date_of_training_and_what_stood_before_an_answer_are_exported(marker):
+    chat = "Today is {{ strftime_now('%d %b %Y') }}. " + re.sub(r"{% if enable_thinking.*?{% endif %}", "<think>\n",
+                                                               tiny.CHATML, flags=re.S)  # fmt: skip
+    tokenizer = tiny.byte_level(chat=chat, eos="<|im_end|>")
+    prompt = Prompt(tokenizer, default_template(tokenizer, "chat", ("", ""), date="2025-02-03"))
+    template = chat_template(prompt, marker)
+    assert id_differences(prompt, template, marker) == []
+    words = [{"role": "user", "content": "What?"}]
+    text = tokenizer.apply_chat_template(words, chat_template=template, tokenize=False, add_generation_prompt=True)
+    assert text.startswith("Today is 03 Feb 2025. ") and text.endswith("<think>\n\n</think>\n\n")
+
+
 @pytest.mark.parametrize("style", ["plain", "chat"])
 def test_conversations_are_rendered_as_in_training(style):
     chat = re.sub(

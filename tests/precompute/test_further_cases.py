@@ -417,6 +417,14 @@ table(
     media=2,
     told=captions("A dog."),
 )
+CASES["csv_number_of_a_choice"] = lambda: Case(
+    {
+        "a.csv": "image,question,choices,answer\n"
+        + "0.jpg,What?,\"['dog', 'cat']\",1\n0.jpg,Who?,\"['me', 'you']\",you\n1.jpg,How many?,\"['1', '2']\",2\n"
+    },
+    [("0.jpg", ("What?", "cat"), None), ("0.jpg", ("Who?", "you"), None), ("1.jpg", ("How many?", "2"), None)],
+    2,
+)
 CASES["json_other_keys"] = lambda: Case({"a.json": {"part1": TWO[:1], "part2": TWO[1:]}}, captions("A dog", "A cat"), 2)
 table("a.json", json.dumps({"0": "A dog", "1": "A cat"}), "A dog", "A cat", called="json_of_stems")
 table(
@@ -710,6 +718,12 @@ CASES["beside_labels_of_objects"] = lambda: Case(
 CASES["beside_srt"] = lambda: Case(
     {"0.srt": "1\n00:00:00,000 --> 00:00:01,000\nHello\n"}, [], 1, said=("not used: 0.srt",)
 )
+CASES["beside_several_languages"] = lambda: Case(
+    {"0.txt": "A dog.\nde.UTF-8=Ein Hund.\npt_BR.utf8=Um cachorro.\n"},
+    [("0.jpg", (words,), None) for words in ("A dog.", "Ein Hund.", "Um cachorro.")],
+    1,
+    said=("several languages (en 1, de 1, pt_br 1)",),
+)
 CASES["beside_hidden"] = lambda: Case(
     {"0.jpg": png(), "._0.jpg": b"Mac", "._0.txt": b"Mac", "0.txt": "A dog", ".DS_Store": b"x"}, captions("A dog")
 )
@@ -826,6 +840,17 @@ CASES["coco_numeric_caption"] = coco(
 )
 
 
+CASES["coco_annotations_first"] = lambda: Case(
+    {"captions_val.json": {"annotations": [{"image_id": 1, "caption": "A dog"}], "images": IMAGES}, **BOTH}, AT[:1]
+)
+CASES["coco_two_images_of_one_id"] = coco(
+    [*IMAGES, {"id": 1, "file_name": "1.jpg"}],
+    [{"image_id": 1, "caption": "A dog"}, {"image_id": 2, "caption": "A cat"}],
+    AT[1:],
+    problems=[("bad entry", "two images have this id, so its captions aren't used")],
+)
+
+
 def llava(*entries: object, texts: Texts, problems: list | None = None, name: str = "data.json") -> Callable[[], Case]:
     return lambda: Case({name: list(entries), **BOTH}, texts, problems=problems or [])
 
@@ -843,6 +868,7 @@ for _name, _odd in (
     ("empty", {}),
     ("no_conversation", {"image": "0.jpg"}),
     ("null_value", {"image": "0.jpg", "conversations": [{"from": "human", "value": None}]}),
+    ("empty_answer", talk(0, " ")),
     ("null_turn", {"image": "0.jpg", "conversations": [None]}),
     ("unknown_speaker", {"image": "0.jpg", "conversations": [{"from": "robot", "value": "x"}]}),
     ("missing_file", talk(9)),
@@ -877,6 +903,9 @@ CASES["llava_media_in_parts"] = llava(
     },
     talk(1),
     texts=[("0.jpg", ("<image>q", "a"), None), TOLD[1]],
+)
+CASES["llava_system_beside_the_turns"] = llava(
+    talk(0, system="Be brief."), talk(1, system=""), texts=[("0.jpg", ("Be brief.", "<image>\nq", "a"), None), TOLD[1]]
 )
 CASES["llava_query_response"] = lambda: Case(
     {"data.jsonl": lines({"query": "<image>q", "response": "a", "images": ["0.jpg"]}), **BOTH},

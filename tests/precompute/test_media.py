@@ -251,6 +251,14 @@ def test_transparency_lies_on_white(mode: str) -> None:
     assert mean(decode_image(data(clear.convert(mode) if mode != "P" else clear.quantize(), "PNG"))) == [255] * 3
 
 
+def test_other_transparency_lies_on_white() -> None:
+    for mode in ("RGBa", "La"):  # Pillow's own, with the colours multiplied
+        assert mean(decode_image(Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert("LA" if mode == "La" else "RGBA")
+                                 .convert(mode))) == [255] * 3  # fmt: skip
+    deep = Image.fromarray(np.full((8, 8), 4000, np.uint16))
+    assert mean(decode_image(data(deep, "PNG", transparency=4000))) == [255] * 3
+
+
 def test_palette_and_bilevel() -> None:
     assert mean(decode_image(data(Image.new("RGB", (8, 8), (10, 200, 30)).quantize(), "PNG"))) == [10, 200, 30]
     assert mean(decode_image(data(Image.new("1", (8, 8), 1), "PNG"))) == [255] * 3

@@ -172,6 +172,19 @@ def test_rounded_times_are_an_even_rate(form: str, rate: int) -> None:
     assert numbers(decode_clip(clip(greys(16), form, rate), 8)) == list(range(1, 16, 2))
 
 
+def test_of_few_frames_one_that_lasts_longer_counts_longer() -> None:
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="mov") as out:
+        track = out.add_stream("qtrle", rate=Fraction(30000, 1001))
+        track.width, track.height, track.pix_fmt = 64, 48, "rgb24"
+        for image, time in zip(greys(4), (0, 1, 3, 4), strict=True):
+            frame = av.VideoFrame.from_image(image)
+            frame.pts, frame.time_base = time, Fraction(1001, 30000)
+            out.mux(track.encode(frame))
+        out.mux(track.encode(None))
+    assert numbers(decode_clip(stream.getvalue(), 10)) == [0, 0, 1, 1, 1, 1, 2, 2, 3, 3]
+
+
 def test_transparency_lies_on_white() -> None:
     clear, stream = Image.new("RGBA", (32, 32), (0, 0, 0, 0)), io.BytesIO()
     dot = clear.copy()

@@ -1,5 +1,8 @@
 """Decoding in worker processes: hostile files end a worker at most, are listed, and aren't met again."""
 
+import hashlib
+import importlib.util
+import io
 import json
 import os
 import signal
@@ -9,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import CancelledError
+from copy import copy
 from functools import partial
 from pathlib import Path
 
@@ -21,11 +25,12 @@ from PIL import Image
 from tiny_media import clip, greys, sine, sound
 
 from periscope.errors import MediaError, PrecomputeError
-from periscope.precompute.decoding import DecodingPool, Source, decoded
+from periscope.precompute.decoding import DecodingPool, Source, decoded, worker
 from periscope.precompute.decoding.slots import HELD, Slot
 from periscope.precompute.encoders import Encoder
-from periscope.precompute.media import decode_clip, decode_image, decode_sound, is_sound, read_file, thumbnail
+from periscope.precompute.media import decode_clip, decode_image, decode_sound, file, is_sound, read_file, thumbnail
 from periscope.precompute.media.limits import Limits, set_limits
+from periscope.precompute.media.picture import mended
 from periscope.precompute.pipeline.filters import Filters
 from periscope.precompute.pipeline.job import Job, precompute
 from periscope.precompute.pipeline.resume import keys_of, media_to_encode
@@ -93,13 +98,56 @@ def test_images_sounds_and_clips_come_back_bit_for_bit(pool):
     ]
     found = []
     for outcome in pool.outcomes(sources):
-        value = outcome.get()
-        found.append([image.copy() for image in value] if isinstance(value, list) else value)
+        value = outcome.get()  # valid until the next outcome, which on a busy machine takes the same memory
+        found.append([image.copy() for image in value] if isinstance(value, list) else copy(value))
         assert len(outcome.digest) == 64 and not outcome.killed
     assert found[0].mode == "RGB" and np.array_equal(found[0], decode_image(picture))
     assert np.array_equal(found[1], decode_sound(wave, 8000)) and found[1].flags.owndata
     assert all(np.array_equal(*pair) for pair in zip(found[2], decode_clip(film, 3), strict=True))
     assert found[3] == thumbnail(wave, "audio")
+
+
+def test_where_workers_cant_be_limited_this_process_decodes_alike(pool, monkeypatch):
+    whole = io.BytesIO()
+    Image.new("RGB", (40, 30), (200, 90, 10)).save(whole, "JPEG")
+    cut = whole.getvalue()[:-2]  # without its end marker
+    sources = [
+        Source(decode_image, data=cut),
+        Source(decode_image, data=b"no picture"),
+        Source(partial(decode_sound, rate=8000), data=sound(sine(440, 1, 16000), 16000)),
+        Source(decode_image, data=cut, known=frozenset([hashlib.sha256(cut).hexdigest()])),
+        Source(decode_image, path="/missing.jpg"),
+        Source(decode_image, error=MediaError("lost", "on the way")),
+        Source(hostile.decode, data=hostile.BUG),
+    ]
+
+    def told(outcome):
+        error = outcome.error and (outcome.error.reason, outcome.error.detail)
+        return outcome.digest, outcome.value is not None and np.asarray(outcome.value).tobytes(), error
+
+    mended.clear()
+    there, counted = [told(outcome) for outcome in pool.outcomes(sources)], dict(mended)
+    monkeypatch.setattr("periscope.precompute.decoding.pool.TIMERS", False)  # as on Windows
+    monkeypatch.setattr(Slot, "create", None)
+    mended.clear()
+    with DecodingPool(2) as here:
+        assert [told(outcome) for outcome in here.outcomes(sources)] == there and mended == counted
+    assert sum(error is not None for _, _, error in there) == 4
+    with pytest.raises(CancelledError):
+        next(here.outcomes(sources))
+
+
+def test_the_worker_can_be_imported_without_what_windows_lacks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    for name in ("setitimer", "SIGPROF", "SIGALRM"):
+        monkeypatch.delattr(signal, name)
+    monkeypatch.delattr(os, "O_NONBLOCK")
+    for module in (worker, file):
+        spec = importlib.util.spec_from_file_location("as_on_windows", module.__file__)
+        monkeypatch.setitem(sys.modules, "as_on_windows", imported := importlib.util.module_from_spec(spec))
+        spec.loader.exec_module(imported)
+        assert getattr(imported, "TIME_OVER", ()) == ()
+    assert worker.TIMERS and len(worker.TIME_OVER) == 2
 
 
 def test_a_worker_is_light(pool):

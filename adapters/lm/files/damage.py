@@ -1,6 +1,7 @@
 """What is wrong with the files of a language model's folder: missing, cut, or a Git LFS pointer in a file's place."""
 
 import json
+import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -67,6 +68,8 @@ def damage_of(file: Path) -> str | None:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt"):
                 pass
+        elif file.suffix == ".bin" and start[:2] == b"PK" and not zipfile.is_zipfile(file):  # as torch writes it
+            raise ValueError("its table of contents, at the end, is missing")
         elif file.suffix == ".json" and not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
             return f"{file} is damaged: it holds no JSON object; download it again"
         elif file.suffix == ".jinja":

@@ -6,6 +6,7 @@ class of its own (https://huggingface.co/docs/transformers/gguf).
 
 import importlib.util
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,7 +115,7 @@ def gguf_arguments(model: GgufFile) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="periscope-gguf-") as folder:
         file = Path(folder) / f"model{SUFFIX}"
         if len(model.files) == 1:
-            file.symlink_to(model.files[0].absolute())
+            _show(model.files[0].absolute(), file)
         else:
             try:
                 _join(model.files, file)
@@ -124,6 +125,17 @@ def gguf_arguments(model: GgufFile) -> Iterator[dict[str, Any]]:
                     f"{error.strerror or error}; set TMPDIR to a folder with room for them"
                 ) from error
         yield {"pretrained_model_name_or_path": folder, "gguf_file": file.name}
+
+
+def _show(model: Path, name: Path) -> None:
+    """Give a file another name for a while: by a link of either kind, or as a copy where Windows allows neither."""
+    try:
+        name.symlink_to(model)
+    except OSError:
+        try:
+            name.hardlink_to(model)
+        except OSError:
+            shutil.copyfile(model, name)
 
 
 def dequantize() -> dict[str, Any]:
