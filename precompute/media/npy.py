@@ -1,5 +1,5 @@
-"""Arrays in .npy files (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html): numpy reads the header,
-and what it claims is held against the file before any memory is taken for it.
+"""Arrays in .npy files (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html): numpy reads the
+header, and what it claims is held against the file before any memory is taken for it.
 """
 
 import io
@@ -28,8 +28,8 @@ class ArrayHeader(NamedTuple):
 
 
 def header_of(begin: bytes, size: int) -> ArrayHeader:
-    """The header of a .npy file of `size` bytes that begins so. Raises MediaError, also when it claims more numbers than
-    the file has.
+    """The header of a .npy file of `size` bytes that begins so. Raises MediaError, also when it claims more numbers
+    than the file has.
     """
     stream = io.BytesIO(begin[: LONGEST + 20])
     try:
