@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from periscope.atomic import sync_folder, temporary_folder
+from periscope.atomic import naming, sync_folder, temporary_folder
 from periscope.errors import RunError
 from periscope.training.config import TrainConfig, config_from
 from periscope.training.distributed import Ranks
@@ -57,7 +57,7 @@ def branch(run: Run, rates: dict[str, float], path: Path) -> None:
     is being trained.
     """
     refuse_taken(path)
-    with run.locked(), temporary_folder(path) as temporary:
+    with naming(path), run.locked(), temporary_folder(path) as temporary:
         pointed = {name: run.step_folder(name) for name in ("last", "best") if (run.path / name).is_file()}
         before, last = run.config.to_flat(), run.step_folder()
         for step in {last, *pointed.values()}:

@@ -94,7 +94,7 @@ class Run:
         if path.exists():
             with cls(path).locked():
                 cls(path).remove()  # it was stopped before its first checkpoint
-        with temporary_folder(path) as temporary:
+        with naming(path), temporary_folder(path) as temporary:
             temporary.mkdir()
             cls.describe(temporary, config)
             os.rename(temporary, path)
