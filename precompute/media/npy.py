@@ -62,7 +62,7 @@ def read_row(path: Path, row: int | None) -> np.ndarray:
     count = math.prod(shape)
     with open_regular(path) as stream:
         if header.fortran and row is not None:  # whose numbers are scattered
-            whole = np.memmap(stream, header.dtype, "r", header.start, header.shape, "F")
+            whole: np.ndarray = np.memmap(stream, header.dtype, "r", header.start, header.shape, "F")
             return np.array(whole[row])
         stream.seek(header.start + (row or 0) * count * header.dtype.itemsize)
         data = stream.read(count * header.dtype.itemsize)
