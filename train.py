@@ -37,9 +37,10 @@ def main() -> None:
     device = choose_device(request.device)
 
     from periscope.adapters.io.merge_lora import refuse_merge
+    from periscope.training.branch import resume
     from periscope.training.distributed import join
     from periscope.training.models.language_model_holder import LanguageModelHolder
-    from periscope.training.resolve import resolve, resumed, run_path
+    from periscope.training.resolve import resolve, run_path
     from periscope.training.run import Run, refuse_taken
     from periscope.training.sweep.sweep import sweep
 
@@ -56,8 +57,8 @@ def main() -> None:
     if request.sweep:
         sweep(request, tiny_folder(), holder, ranks, train_one)
     elif request.resume:
-        old = Run.open(request.resume)
-        train_one(resumed(old, request.flags), old.path, old)
+        config, old = resume(Run.open(request.resume), request.flags, request.name, ranks)
+        train_one(config, old.path, old)
     else:
         config = resolve(request, tiny_folder())
         train_one(config, run_path(request.name, config.adapter), None)

@@ -74,19 +74,19 @@ def _result(process: ProcessPoolExecutor, root: Path, workers: int) -> Path:
     return process.submit(partition, root, workers).result()
 
 
-def prepare(root: Path, config: ViTConfig, pictures: int) -> None:
+def prepare(root: Path, config: ViTConfig, pictures: int, size: tuple[int, int] = (500, 333)) -> None:
     """Write the encoder to `vit` and the photos to `photos`."""
     ViTModel(config).save_pretrained(root / "vit")
     ViTImageProcessor().save_pretrained(root / "vit")
     (root / "photos").mkdir()
     for number in range(pictures):
-        (root / "photos" / f"{number}.jpg").write_bytes(noisy_photo(500, 333 + number))
+        (root / "photos" / f"{number}.jpg").write_bytes(noisy_photo(size[0], size[1] + number))
 
 
-def stored(root: Path, name: str) -> Path:
+def stored(root: Path, name: str, workers: int = 2) -> Path:
     """Encode all photos into the feature set `name`, as precompute.py does."""
     with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-        precompute(Job(collect(root / "photos"), encoder_of(root), ("pooled",), root / name, BATCH, 2))
+        precompute(Job(collect(root / "photos"), encoder_of(root), ("pooled",), root / name, BATCH, workers))
     return root / name
 
 

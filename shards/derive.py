@@ -14,7 +14,7 @@ from periscope.shards.read import FeatureSet
 from periscope.shards.split import resolve_splits
 from periscope.shards.timing import add_timing, load_timing
 from periscope.shards.verify import MEND, changed_files
-from periscope.shards.write import STORAGE, SetWriter, samples_per_shard
+from periscope.shards.write import STORAGE, SetWriter, samples_per_shard, tidy
 
 Tensors = dict[str, torch.Tensor]
 Source = tuple[str, dict, Callable[[], Tensors]]  # a medium's key, its info, and what gives its stored tensors
@@ -99,6 +99,7 @@ def _opened(folder: Path) -> FeatureSet:
 
 def _writer(out: Path, source: FeatureSet, features: dict[str, dict]) -> SetWriter:
     if (Path(out) / manifests.NAME).is_file():
+        tidy(Path(out))
         raise FeatureSetError(f"{out} is a feature set already; name a folder that doesn't exist yet")
     return SetWriter(out, source.manifest["modality"], source.manifest["encoder"], features)
 

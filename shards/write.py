@@ -146,11 +146,7 @@ class SetWriter:
                 )
 
     def _open(self) -> None:
-        for folder in (self.folder, self.folder / THUMBNAILS):
-            remove_leftovers(folder)
-        for leftover in [*self.folder.iterdir(), *(self.folder / THUMBNAILS).glob("*" + TEMPORARY)]:
-            if _is_leftover(leftover):
-                leftover.unlink()
+        _remove_leftovers(self.folder)
         if (self.folder / manifests.NAME).is_file():
             self.manifest = manifests.load_manifest(self.folder)
             encoder = self.manifest["encoder"]
@@ -436,6 +432,29 @@ def check_folder(folder: Path) -> None:
         raise FeatureSetError(
             f"{folder} holds something else than a feature set ({min(strange)}); choose another --out"
         )
+
+
+def tidy(folder: Path) -> None:
+    """Delete what a run that was killed just after it had completed a set left beside it."""
+    try:
+        lock = lock_folder(folder)
+    except BlockingIOError:
+        return  # it is being extended
+    try:
+        _remove_leftovers(folder)
+        shards = manifests.load_manifest(folder)["shards"]
+        if all(line["shard"] in shards and not line["rejected"] for line in _whole_lines(folder / PROGRESS)[1:]):
+            (folder / PROGRESS).unlink(missing_ok=True)
+    finally:
+        unlock_folder(lock)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for place in (folder, folder / THUMBNAILS):
+        remove_leftovers(place)
+    for leftover in [*folder.iterdir(), *(folder / THUMBNAILS).glob("*" + TEMPORARY)]:
+        if _is_leftover(leftover):
+            leftover.unlink()
 
 
 def _is_leftover(path: Path) -> bool:

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from importlib.metadata import version
@@ -94,26 +94,28 @@ class Run:
         if path.exists():
             with cls(path).locked():
                 cls(path).remove()  # it was stopped before its first checkpoint
-        with temporary_folder(path) as temporary:
+        with naming(path), temporary_folder(path) as temporary:
             temporary.mkdir()
-            cls._describe(temporary, config)
+            cls.describe(temporary, config)
             os.rename(temporary, path)
         sync_folder(path.parent)
         return cls(path)
 
     @staticmethod
-    def _describe(folder: Path, config: TrainConfig) -> None:
-        """Write the configuration and the environment into a new run's folder."""
+    def describe(folder: Path, config: TrainConfig, origin: Mapping[str, object] | None = None) -> None:
+        """Write the configuration and the environment, with what is to be said of its origin, into a new run's
+        folder.
+        """
         (folder / "config.toml").write_text(_toml(config.to_flat()), encoding="utf-8")
         environment = {
             "python": platform.python_version(),
             "platform": platform.platform(),
             "packages": {name: version(name) for name in PACKAGES},
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            **(origin or {}),
         }
         (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n", encoding="utf-8")
-        for file in folder.iterdir():
-            _sync_file(file)
+        sync_tree(folder)
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -335,8 +337,7 @@ def _write_checkpoint(folder: Path, write_adapter: Callable[[Path], None], state
     save_tensors(state["tensors"], folder / "state" / "tensors.safetensors")
     facts = {"format": STATE_FORMAT, "step": state["step"], **state["facts"]}
     (folder / "state" / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
-    for path in folder.rglob("*"):
-        sync_folder(path) if path.is_dir() else _sync_file(path)
+    sync_tree(folder)
 
 
 def best_evaluation(rows: Sequence[dict]) -> tuple[dict | None, int]:
@@ -453,9 +454,14 @@ def _facts(path: Path) -> dict:
     return values
 
 
-def _sync_file(path: Path) -> None:
-    with open(path, "rb+") as file:  # Windows syncs only what may be written
-        os.fsync(file.fileno())
+def sync_tree(folder: Path) -> None:
+    """Make everything in a folder durable."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+            continue
+        with open(path, "rb+") as file:  # Windows syncs only what may be written
+            os.fsync(file.fileno())
 
 
 def _toml(config: dict) -> str:

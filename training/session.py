@@ -225,7 +225,7 @@ class Session:
                 f"{MAX_BAD_LOSSES}){'; ' * bool(cause)}{cause}"
             )
             if self.bad_losses == MAX_BAD_LOSSES:
-                advice = "try --precision bf16 or fp32, or a lower --lr"
+                advice = f"try --precision bf16 or fp32, or a lower --lr{self._going_on()}"
                 if cause:
                     advice = f"{cause}: leave these media out, or encode them again"
                 raise RunError(f"the loss was {loss} {MAX_BAD_LOSSES} times; {advice}")
@@ -240,8 +240,13 @@ class Session:
             if not parameter.isfinite().all():
                 raise RunError(
                     f"the weights of {name} aren't finite after step {self.step}, which is not saved; start again with "
-                    f"a lower --lr, or from the last checkpoint with --init {self.run.path}"
+                    f"a lower --lr{self._going_on()}"
                 )
+
+    def _going_on(self) -> str:
+        """What also helps once there is a checkpoint."""
+        resume = command("train", "--resume", self.run.path, "--lr", "LOWER")
+        return f", or go on from the last checkpoint with: {resume}" if self.run.has_checkpoint() else ""
 
     def _origin(self, key: str) -> str:
         """The name that precompute gave to the medium of a batch's slot."""

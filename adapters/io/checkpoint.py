@@ -100,7 +100,8 @@ def load_adapter(folder: Path, device: str = "cpu") -> tuple[Adapter, AdapterCon
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(f"{folder / CONFIG} is damaged: {error!r}") from None
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise AdapterError(f"{folder / WEIGHTS} doesn't hold this adapter's weights: {error}") from None
+        why = " ".join(str(error).split())  # torch's has several lines
+        raise AdapterError(f"{folder / WEIGHTS} doesn't hold this adapter's weights: {why}") from None
     if broken := [name for name, value in adapter.named_parameters() if not value.isfinite().all()]:
         raise AdapterError(f"{folder / WEIGHTS} holds numbers that aren't finite, in {broken[0]}; fetch it again")
     return adapter, config

@@ -8,9 +8,10 @@ import json
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from periscope.console import command
@@ -56,8 +57,7 @@ def report(run: RunFolder, media: Callable[[str], Medium]) -> str:
     first = main_split(run) or None
     rows = [row for row in run.predictions if row.get("split", first) == first]
     ranked = sorted(rows, key=lambda row: (quality(row), -agreement(row, row.get("control"))))
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return template.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return _template().render(
         name=run.name,
         verdict=verdict_of(run.splits[first]) if first else None,
         unfinished=unfinished(run),
@@ -91,6 +91,13 @@ def report(run: RunFolder, media: Callable[[str], Medium]) -> str:
             if table
         ],
     )  # fmt: skip
+
+
+@cache
+def _template() -> Template:
+    """The page's template; compiling it takes longer than rendering."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def verdict_of(found: Mapping) -> tuple[str, str] | None:

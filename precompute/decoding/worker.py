@@ -165,12 +165,12 @@ def _limit_memory(size: int) -> None:
 
 
 def _data_bytes() -> int:
-    """Bytes that this process may write to and shares with no other; 0 where the system doesn't tell.
+    """Bytes that this process may write to and shares with no other, stack included; 0 where the system doesn't tell.
 
     Not its address space: there glibc reserves 64 MB for each of FFmpeg's threads, without using them.
     """
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        with open("/proc/self/statm", "rb") as file:  # a quarter of the time that /proc/self/status takes
+            return int(file.read().split()[5]) * resource.getpagesize()
     except OSError:
         return 0
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:")), 0)

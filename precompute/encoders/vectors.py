@@ -1,6 +1,5 @@
 """Ready-made vectors: no model; what another program computed is stored as it is."""
 
-import io
 import re
 from types import MappingProxyType
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import torch
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.registry import register
+from periscope.precompute.media.npy import array_in
 from periscope.precompute.sources import Medium
 
 FORM = re.compile(r"(?:(?P<name>.+)/)?(?:(?P<width>[1-9]\d*)|patches-(?P<tokens>[1-9]\d*)x(?P<depth>[1-9]\d*))")
@@ -49,10 +49,7 @@ class Vectors(Encoder):
 
     def decode(self, data: bytes) -> np.ndarray:
         """The bytes of a .npy file -> its array. Raises MediaError."""
-        try:
-            return np.load(io.BytesIO(data), allow_pickle=False)
-        except Exception as error:  # numpy raises nearly anything on what isn't its own
-            raise MediaError("not an array", str(error)) from error
+        return array_in(data)
 
     def example(self) -> np.ndarray:
         return np.zeros(self.shape, np.float32)
@@ -61,7 +58,7 @@ class Vectors(Encoder):
         """The array, float32. Raises MediaError when it has another shape."""
         if medium.shape != self.shape:
             raise MediaError("another shape", f"{medium.shape}, where {self.name} says {self.shape}")
-        return torch.from_numpy(np.ascontiguousarray(medium, dtype=np.float32))
+        return torch.from_numpy(np.array(medium, dtype=np.float32, order="C"))
 
     def forward(self, inputs: torch.Tensor, kinds: object) -> dict[str, torch.Tensor]:
         (kind,) = self.kinds
@@ -76,8 +73,8 @@ def encoder_for(media: list[Medium]) -> tuple[str, Literal["pooled", "patches"]]
     why = "there are none"
     for medium in media:
         try:
-            shape = np.load(io.BytesIO(medium.read()), allow_pickle=False).shape
-        except (MediaError, ValueError) as error:
+            shape = array_in(medium.read()).shape
+        except MediaError as error:
             why = f"{medium.origin}: {error}"
             continue
         if len(shape) == 1:

@@ -43,7 +43,8 @@ ADVICE = {
     "can't be made an MP3": "install an FFmpeg with libmp3lame",
     # ready-made vectors
     "empty array": "these arrays hold no vector: leave them out",
-    "not an array": "save the vectors with numpy.save or safetensors",
+    "too many rows": "split the array into several files",
+    "too many numbers": "store fewer patches of each medium",
     "not an array of numbers": "save the vectors as lists of numbers of one length",
     "not floating-point numbers": "save the vectors as float16, float32 or float64",
     "another shape": "encode vectors of one shape at a time",

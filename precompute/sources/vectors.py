@@ -8,6 +8,7 @@ several tensors holds one medium per tensor, called `file.safetensors/name`. A m
 """
 
 import io
+import math
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -16,12 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from periscope.errors import MediaError
+from periscope.precompute.media.npy import check_numbers, file_header, read_row
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
 from periscope.precompute.sources.conversations import caption
 from periscope.precompute.sources.data_folder import DataFolder
 from periscope.precompute.sources.sidecars import Sidecars
 
 SUFFIXES = (".npy", ".safetensors")
+# Rows of one array. Each is a medium with a name, half a kilobyte of memory: of narrow ones more than the file itself.
+MOST_ROWS, MOST_NARROW_ROWS, WIDE = 10_000_000, 1_000_000, 256
 
 
 def payload(array: np.ndarray) -> bytes:
@@ -30,8 +34,7 @@ def payload(array: np.ndarray) -> bytes:
     Raises MediaError unless its dtype is floating-point.
     """
     array = np.asarray(array)
-    if array.dtype.kind != "f":
-        raise MediaError("not floating-point numbers", str(array.dtype))
+    check_numbers(array.dtype.kind == "f", array.shape, str(array.dtype))
     while array.ndim > 1 and len(array) == 1:
         array = array[0]
     stream = io.BytesIO()
@@ -44,18 +47,20 @@ def read_array(name: str, row: int | None, path: Path) -> bytes:
 
     Raises MediaError when it can't be read.
     """
-    try:
-        if path.suffix.lower() == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            return payload(array if row is None else array[row])
-        from safetensors import safe_open
+    if path.suffix.lower() == ".npy":
+        return payload(read_row(path, row))
+    from safetensors import safe_open
 
+    try:
         with safe_open(path, "pt") as file:
-            tensor = file.get_tensor(name) if row is None else file.get_slice(name)[row]
+            stored = file.get_slice(name)
+            shape = tuple(stored.get_shape())
+            check_numbers(True, shape if row is None else shape[1:], "")
+            tensor = stored[:] if row is None else stored[row]
         return payload(tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy())
     except MediaError:
         raise
-    except Exception as error:  # both libraries raise nearly anything on damaged files
+    except Exception as error:  # safetensors raises nearly anything on damaged files
         raise MediaError("can't be opened", str(error)) from error
 
 
@@ -63,17 +68,17 @@ def shapes(path: Path) -> dict[str, list[int]]:
     """The shapes of the arrays in a file, by name ("" for a .npy). Raises MediaError, also for arrays without numbers,
     of which a few bytes can claim a million million rows.
     """
-    try:
-        if path.suffix.lower() == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            found = {"": list(array.shape) if array.nbytes else [0]}
-        else:
-            from safetensors import safe_open
+    if path.suffix.lower() == ".npy":
+        header = file_header(path)
+        found = {"": list(header.shape) if header.dtype.itemsize else [0]}
+    else:
+        from safetensors import safe_open
 
+        try:
             with safe_open(path, "pt") as file:
                 found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # both libraries raise nearly anything on damaged files
-        raise MediaError("can't be opened", str(error)) from error
+        except Exception as error:  # safetensors raises nearly anything on damaged files
+            raise MediaError("can't be opened", str(error)) from error
     if empty := [name for name, shape in found.items() if 0 in shape]:
         raise MediaError("empty array", empty[0])
     return found
@@ -83,6 +88,8 @@ def row_at(data: DataFolder, origin: str) -> Medium | None:
     """The medium that such an origin names; None for anything else."""
     name = next((origin[: at + len(end)] for end in SUFFIXES if (at := origin.lower().find(end)) >= 0), None)
     if name is None or ".." in origin.split("/") or name.startswith("/") or not os.path.isfile(data.root / name):
+        return None
+    if not data.inside(name):
         return None
     path = data.root / name
     inside = origin[len(name) + 1 :]
@@ -118,6 +125,9 @@ def vectors_below(data: DataFolder) -> Iterator[Medium | Problem]:
             continue
         for inside, shape in held.items():
             if len(files) == 1 and len(shape) > 1:
+                if shape[0] > (MOST_ROWS if math.prod(shape[1:]) >= WIDE else MOST_NARROW_ROWS):
+                    yield Problem(name, "too many rows", f"{shape[0]:,} of {math.prod(shape[1:]):,} numbers: split it")
+                    continue
                 for row in range(shape[0]):
                     yield Medium(path, f"{name}/{row:06d}", "vector", partial(read_array, inside, row))
             else:

@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import tempfile
@@ -14,5 +15,7 @@ def chaos_home():
     memory = Path("/dev/shm")
     home = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() and os.access(memory, os.W_OK) else None))
     make_template(home / "template")
+    gc.freeze()  # else each child process would look through all that was imported whenever it collects
     yield home
+    gc.unfreeze()
     shutil.rmtree(home)

@@ -2,7 +2,7 @@
 
 All calls that change something below one folder are counted: opening a file for writing, each write that reaches the
 operating system, fsync, rename, mkdir, unlink and so on, and what safetensors writes by itself. With a `Fault`, the
-n-th of them fails, or the process ends there as if it were killed, in a write after half of its bytes.
+n-th of them fails, or the process is killed there by SIGKILL, in a write after half of its bytes.
 """
 
 import builtins
@@ -10,6 +10,8 @@ import errno
 import io
 import os
 import re
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -22,7 +24,7 @@ import safetensors.torch
 
 from periscope import console
 
-KILLED = 137
+KILLED = -signal.SIGKILL
 CHANGES = ("mkdir", "rename", "replace", "unlink", "remove", "rmdir", "link", "symlink", "truncate")
 FREES = ("unlink", "remove", "rmdir", "close")  # calls that a full disk allows
 
@@ -44,12 +46,14 @@ class Fault:
 
 @dataclass
 class Outcome:
-    """What a command did. status: of the process · said: all it printed · calls: the changes it made, in order ·
-    versions: sha256 of every file that was put in place by a rename, by path.
+    """What a command did. status: of the process · said: all it printed · late: whether it was ended because it took
+    too long · calls: the changes it made, in order · versions: sha256 of every file that was put in place by a rename,
+    by path. Of a killed process there are neither calls nor versions.
     """
 
     status: int
     said: str
+    late: bool = False
     calls: list[str] = field(default_factory=list)
     versions: dict[str, set[str]] = field(default_factory=dict)
 
@@ -87,7 +91,7 @@ class Watch:
         if torn is not None and self.fault.kind in ("kill", "ENOSPC"):
             torn()
         if self.fault.kind == "kill":
-            os._exit(KILLED)
+            os.kill(os.getpid(), signal.SIGKILL)
         number = getattr(errno, self.fault.kind)
         named = (os.fsdecode(path),) if call != "write" and not isinstance(path, int) else ()
         raise OSError(number, os.strerror(number), *named)
@@ -207,11 +211,13 @@ def run_with(
     child = os.fork()
     if not child:
         _child(command, root, log, fault)
-    deadline = _Deadline(child, seconds)
+    late = threading.Event()
+    timer = threading.Timer(seconds, lambda: (late.set(), os.kill(child, signal.SIGKILL)))
+    timer.start()
     _, status = os.waitpid(child, 0)
-    deadline.cancel()
+    timer.cancel()
     words, _, record = log.read_bytes().decode(errors="replace").partition("\0")
-    outcome = Outcome(os.waitstatus_to_exitcode(status), words)
+    outcome = Outcome(os.waitstatus_to_exitcode(status), words, late.is_set())
     for line in record.splitlines():
         kind, _, rest = line.partition(" ")
         if kind == "call":
@@ -244,19 +250,6 @@ def _child(command: Callable[[], None], root: Path, log: Path, fault: Fault | No
         words.flush()
     finally:
         os._exit(status)
-
-
-class _Deadline:
-    """Kills a child after some seconds."""
-
-    def __init__(self, child: int, seconds: int):
-        import threading
-
-        self._timer = threading.Timer(seconds, os.kill, (child, 9))
-        self._timer.start()
-
-    def cancel(self) -> None:
-        self._timer.cancel()
 
 
 def digest(path: Path) -> str:

@@ -8,21 +8,25 @@ import re
 import resource
 import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from chaos import mutations
 from chaos.mutations import Mutate
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from periscope.adapters.io.checkpoint import load_adapter
 from periscope.adapters.io.schema import read_adapter_config
@@ -35,6 +39,8 @@ from periscope.evaluation.report.runs import RunFolder
 from periscope.evaluation.scored_run import find_checkpoint
 from periscope.evaluation.sharing import pictured
 from periscope.precompute.contact_sheet import contact_sheet
+from periscope.precompute.media.npy import array_in
+from periscope.precompute.sources import collect
 from periscope.recipes import load_recipe
 from periscope.shards.read import FeatureSet
 from periscope.shards.timing import load_timing
@@ -108,6 +114,19 @@ def read_recipe(home: Path) -> None:
     settle({}, recipe.train_options(option_names(), "mlp4", RENAMED))
 
 
+def read_rows(home: Path) -> None:
+    _read_vectors(home / "rows.npy")
+
+
+def read_tensors(home: Path) -> None:
+    _read_vectors(home / "rows.safetensors")
+
+
+def _read_vectors(path: Path) -> None:
+    for medium in islice(collect(path).media.values(), 5):
+        array_in(medium.read())
+
+
 def read_lora(home: Path) -> None:
     load_lora(_language_model(home), home / "runs/tuned/steps/000002/adapter/lora")
 
@@ -167,6 +186,8 @@ TARGETS = (
     Target("runs/warm/samples.md", mutations.of_words, show_run, 5),
     Target("runs/warm/steps/000002/adapter/adapter.json", mutations.of_json, show_run, 5),
     Target("recipe.toml", mutations.of_toml, read_recipe, 20),
+    Target("rows.npy", mutations.of_bytes, read_rows),
+    Target("rows.safetensors", mutations.of_safetensors, read_tensors),
     Target("runs/tuned/steps/000002/adapter/lora/adapter_config.json", mutations.of_json, read_lora),
     Target("runs/tuned/steps/000002/adapter/lora/adapter_model.safetensors", mutations.of_safetensors, read_lora, 5),
     Target("lm/config.json", mutations.of_json, read_language_model, 3),
@@ -198,7 +219,8 @@ class Guard:
 
     def _inside(self, path: str) -> bool:
         path = os.path.abspath(path)
-        return path.startswith((self.home, os.devnull)) or "__pycache__" in path or "/torch_" in path
+        nameless = path == tempfile.gettempdir()  # a temporary file that has no name
+        return nameless or path.startswith((self.home, os.devnull)) or "__pycache__" in path or "/torch_" in path
 
     @contextmanager
     def watching(self, home: Path) -> Iterator[list[str]]:
@@ -239,6 +261,8 @@ def fuzz_home(chaos_home: Path) -> Iterator[Path]:
         'adapter = "mlp4"\nlr = 1e-3\nbatch = 4\nsteps = 10\nlm = "x"\ncaption_prompt = ""\ndelimiters = ["a", "b"]\n'
         '[adapter.mlp4]\nsoft_prompt = 2\n[modality.audio]\nadapter = "mlp2"\n[full]\nwidth = 8\n'
     )
+    np.save(home / "rows.npy", np.ones((3, 8), np.float32))
+    save_file({"a": torch.ones(8), "b": torch.ones(2, 8)}, home / "rows.safetensors")
     yield home
     shutil.rmtree(home)
 
@@ -306,6 +330,7 @@ def test_many_changed_files(fuzz_home: Path, guard: Guard) -> None:
     for target in TARGETS:
         try:
             run_target(fuzz_home, target, guard, 42 * target.weight, counts, seed=False)
+            print(_id(target), dict(counts), flush=True)
         except BaseException as error:
             wrong.append(f"{_id(target)}: {error!r}"[:2000])
     print(dict(counts), *wrong, sep="\n")

@@ -1,6 +1,10 @@
 """Ready-made vectors: a source without an encoder, and the encoder that stores them as they are."""
 
 import json
+import os
+import struct
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from safetensors.torch import save_file as save_torch
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.encoders import load_encoder, load_encoder_like
 from periscope.precompute.encoders.vectors import encoder_for
+from periscope.precompute.media.npy import array_in, file_header, read_row
 from periscope.precompute.pipeline.job import Job, precompute
 from periscope.precompute.sources import Collection, collect
 from periscope.shards.read import FeatureSet
@@ -101,6 +106,75 @@ def test_arrays_that_are_none(tmp_path: Path) -> None:
     np.save(tmp_path / "deep.npy", array(2, 2, 2))
     with pytest.raises(PrecomputeError, match="a medium is"):
         encoder_for([collect(tmp_path).media["deep.npy"]])
+
+
+def test_rows_in_fortran_order(tmp_path: Path) -> None:
+    np.save(tmp_path / "clip.npy", np.asfortranarray(array(3, 8)))
+    assert np.array_equal(read(collect(tmp_path)), array(3, 8))
+    np.save(tmp_path / "patches.npy", np.asfortranarray(array(4, 8)))
+    assert np.array_equal(read(collect(tmp_path))[1], array(4, 8))
+
+
+def header(shape: str, descr: str = "'<f4'", claimed: int | None = None) -> bytes:
+    """The begin of a .npy file, version 2."""
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x02\0" + struct.pack("<I", len(text) if claimed is None else claimed) + text
+
+
+HOSTILE = (
+    (header("(8,)", claimed=1 << 28), 1 << 29, "can't be opened"),  # a header of 256 MB
+    (header(f"({1 << 28},)"), 1 << 20, "can't be opened"),  # more numbers than there are
+    (header("(-1, 8)"), 1 << 20, "can't be opened"),
+    (header("(True, 10 ** 9)"), 1 << 20, "can't be opened"),
+    (header("(8,)", "'O'"), 1 << 20, "can't be opened"),
+    (header("(8,)", "'<U0'"), 1 << 20, "empty array"),
+    (header(f"({1 << 31}, 1)"), 1 << 34, "too many rows"),
+    (header(f"({1 << 24}, 256)"), 1 << 35, "too many rows"),
+    (header(f"(1, {1 << 30})"), 1 << 33, "too many numbers"),
+)
+
+
+@pytest.mark.parametrize(("begin", "size", "reason"), HOSTILE)
+def test_hostile_arrays_take_no_memory(tmp_path: Path, begin: bytes, size: int, reason: str) -> None:
+    np.save(tmp_path / "good.npy", array(8))
+    (tmp_path / "hostile.npy").write_bytes(begin)
+    os.truncate(tmp_path / "hostile.npy", size)  # takes no room on the disk
+    alone = "rows" in reason
+    began = time.perf_counter()
+    tracemalloc.start()
+    try:
+        if alone:
+            with pytest.raises(PrecomputeError, match=reason):
+                collect(tmp_path / "hostile.npy")
+        else:
+            found = collect(tmp_path)
+            problems = reasons(found)
+            for origin, medium in found.media.items():
+                try:
+                    medium.read()
+                except MediaError as error:
+                    problems.append((origin, error.reason))
+            assert problems == [("hostile.npy", reason)]
+        with pytest.raises(MediaError):
+            array_in(begin)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert time.perf_counter() - began < 5
+
+
+def test_arrays_are_read_from_plain_files_only(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npy")
+    for read_from in (file_header, lambda path: read_row(path, 0)):
+        with pytest.raises(MediaError, match="not a regular file"):
+            read_from(tmp_path / "pipe.npy")
+    (tmp_path / "outside").mkdir()
+    np.save(tmp_path / "outside/secret.npy", array(3, 8))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/rows.npy").symlink_to(tmp_path / "outside/secret.npy")
+    put(tmp_path / "data/texts.jsonl", json.dumps({"media": ["rows.npy/000001"], "turns": []}))
+    with pytest.raises(PrecomputeError):
+        collect(tmp_path / "data/texts.jsonl")
 
 
 def test_parquet_vectors(tmp_path: Path) -> None:

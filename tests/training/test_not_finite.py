@@ -1,9 +1,11 @@
 """Losses, weights and features that aren't finite: what is kept, and what the error names."""
 
+import json
 import math
 
 import pytest
 import torch
+from encoded_photos import contents
 from script_runs import here
 
 from periscope.errors import RunError
@@ -27,7 +29,7 @@ def kept(run):
     return sorted(int(path.name) for path in (run / "steps").iterdir())
 
 
-def test_a_streak_of_bad_losses_leaves_the_good_checkpoints(home, train, monkeypatch):
+def test_a_streak_of_bad_losses_leaves_the_good_checkpoints(home, train, monkeypatch, capsys):
     taken, one = [], training_step.take_step
 
     def worsens(*given):
@@ -35,12 +37,27 @@ def test_a_streak_of_bad_losses_leaves_the_good_checkpoints(home, train, monkeyp
         return one(*given) if len(taken) <= 6 else (math.nan, math.nan, given[4])
 
     monkeypatch.setattr(training_step, "take_step", worsens)
-    with pytest.raises(RunError, match=r"the loss was nan 5 times; try --precision"):
-        train("--steps", "20", "--name", "streak")
+    with pytest.raises(RunError, match=r"the loss was nan 5 times; try --precision .* --resume runs/streak --lr"):
+        train("--steps", "12", "--name", "streak")
     run = home / "runs" / "streak"
     best = int((run / "best").read_text())
     assert int((run / "last").read_text()) == 6 and set(kept(run)) == {4, 5, 6, best}
     assert Run(run).evaluations(99)[-1]["step"] == 6
+
+    monkeypatch.setattr(training_step, "take_step", one)
+    before = contents(run)
+    with pytest.raises(RunError, match=r"started with lr 0.001, not 0.002; resume it without --lr or with a lower one"):
+        here(home, monkeypatch, capsys, "train.py", "--resume", "runs/streak", "--lr", "0.002")
+    said = here(home, monkeypatch, capsys, "train.py", "--resume", "runs/streak", "--lr", "0.0005")
+    lower = home / "runs" / "streak-lr0.0005"
+    assert "runs/streak-lr0.0005 goes on from step 6 of runs/streak" in said and contents(run) == before
+    assert Run(lower).finished() and Run(lower).config.lr == 0.0005
+    origin = json.loads((lower / "environment.json").read_text())["branch_of"]
+    assert origin == {"run": "runs/streak", "step": 6, "lr": 0.001}
+    rows = {row["step"]: row["lr"] for row in Run(lower).metrics() if "lr" in row}
+    assert list(rows) == list(range(1, 13)) and max(rows[step] for step in range(7, 13)) <= 0.0005 < rows[6]
+    with pytest.raises(RunError, match="never overwritten"):
+        here(home, monkeypatch, capsys, "train.py", "--resume", "runs/streak", "--lr", "0.0005")
 
 
 def spoil(monkeypatch, chosen):
