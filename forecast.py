@@ -135,8 +135,9 @@ class Forecast:
 
     def epoch_seconds(self, card: Card, fit: Fit) -> float:
         """Seconds of one pass over all texts, by calculation."""
-        words = self.lm.get_input_embeddings().weight.numel()
-        weights = sum(parameter.numel() for parameter in self.lm.parameters()) - words  # looking up costs nothing
+        table = self.lm.get_input_embeddings().weight  # looking up costs nothing
+        assert isinstance(table, torch.Tensor)
+        weights = sum(parameter.numel() for parameter in self.lm.parameters()) - table.numel()
         repeated = 1.5 if fit.checkpoint_every else 1.0  # at most: the forward pass again
         return self.texts * self.length * weights * OPERATIONS * repeated / (card.rate * REACHED)
 
