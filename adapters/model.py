@@ -186,10 +186,12 @@ class AdaptedModel(nn.Module):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name, always in the same order: the adapter's, then those of the language model's
-        LoRA, if it has one, as "lora.NAME".
+        LoRA, if it has one, as "lora.NAME", or its own, if these are trained, as "lm.NAME".
         """
-        lora = lora_parameters(self.lm.model).items() if self.lm.lora else ()
-        return dict(self.adapter.named_parameters()) | {f"lora.{name}": parameter for name, parameter in lora}
+        lora = lora_parameters(self.lm.model) if self.lm.lora else {}
+        own = self.lm.own_parameters() if self.lm.trained else {}
+        beside = {f"lora.{name}": weight for name, weight in lora.items()}
+        return dict(self.adapter.named_parameters()) | beside | {f"lm.{name}": weight for name, weight in own.items()}
 
     def slots(
         self, texts: Texts, features: Features, noise: float = 0.0, draw: str | None = None
