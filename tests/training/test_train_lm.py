@@ -104,6 +104,12 @@ def test_a_run_trains_scores_and_is_loaded_with_its_language_model(home, call, t
     before = load_language_model("lm").own_parameters()
     assert not any(torch.equal(before[name], value) for name, value in model.lm.own_parameters().items())
     call(eval_script, "--run", tuned, "--max-new-tokens", "3", "--controls", "shuffled")
+    (home / "answers.json").write_text('["a red circle", "a small blue star", "the lazy dog"]')
+    call(eval_script, "--run", tuned, "--answers", "answers.json", "--controls", "shuffled")
+    scored = json.loads((tuned / "eval.json").read_text())
+    assert scored["chosen"] == "the likeliest of 3 answers"
+    rows = [json.loads(line) for line in (tuned / "predictions.jsonl").read_text().splitlines()]
+    assert {row["answer"] for row in rows} <= {"a red circle", "a small blue star", "the lazy dog"}
     assert "The language model was trained too" in (folder / "README.md").read_text()
     with pytest.raises(AdapterError, match="another language model: its weights differ"):
         live.load_adapted(tuned, lm="lm")
