@@ -125,6 +125,20 @@ def caption_folder(
     print(f"written: {out}, {count} captions; train on them with --text {out}")
 
 
+def recaption_folder(
+    name: str, prompt: str, data: Path, out: Path, answers: AnswerOptions, models: ModelOptions, device: str
+) -> None:
+    """Write a caption by another model for each image of a folder."""
+    from periscope.evaluation.recaptioning import PROMPT, Captioner, recaption
+
+    decoding, prompt = answers.decoding(MAX_NEW_TOKENS), prompt or PROMPT
+    captioner = Captioner(name, prompt, decoding, device, models.precision)
+    about = {"with": name, "prompt": prompt, "decoding": str(decoding), "max_new_tokens": decoding.max_new_tokens}
+    count, before = recaption(captioner, data, out, answers.batch, about)
+    earlier = f", {before} of them before it was stopped" if before else ""
+    print(f"written: {out}, {count} captions by {name}{earlier}; train on them with --text {out}")
+
+
 def respond(
     adapters: Adapters,
     media: Mapping[str, Sequence[Path]] | Sequence[Path],

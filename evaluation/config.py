@@ -249,12 +249,14 @@ class ChatConfig:
 class CaptionConfig:
     """`periscope caption`: caption a folder of media."""
 
-    run: Positional[Annotated[str, Metavar("RUN")]]
-    """Run, adapter folder or Hub id."""
-    folder: Positional[Annotated[Path, Metavar("FOLDER")]]
-    """Folder with the media."""
+    words: Positional[Annotated[tuple[str, ...], Metavar("[RUN] FOLDER")]]
+    """Run, adapter folder or Hub id, unless --with names another model; and the folder with the media."""
     out: Annotated[Path, Metavar("FILE")]
     """The .jsonl file to write, which must not exist; train.py --text reads it."""
+    with_: Annotated[str, Metavar("MODEL")] = ""
+    """Caption images by this image-text-to-text model of transformers, a folder or Hub id, instead of a run."""
+    prompt: Annotated[str, Metavar("TEXT")] = ""
+    """What that model is asked (default: "Describe the image.")."""
     answers: AnswerOptions = field(default_factory=AnswerOptions)
     models: ModelOptions = field(default_factory=ModelOptions)
 
