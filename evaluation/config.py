@@ -249,10 +249,10 @@ class ChatConfig:
 class CaptionConfig:
     """`periscope caption`: caption a folder of media."""
 
-    words: Positional[Annotated[tuple[str, ...], Metavar("[RUN] FOLDER")]]
-    """Run, adapter folder or Hub id, unless --with names another model; and the folder with the media."""
     out: Annotated[Path, Metavar("FILE")]
     """The .jsonl file to write, which must not exist; train.py --text reads it."""
+    words: Positional[Annotated[tuple[str, ...], Metavar("[RUN] FOLDER")]] = ()
+    """Run, adapter folder or Hub id, unless --with names another model; and the folder with the media."""
     with_: Annotated[str, Metavar("MODEL")] = ""
     """Caption images by this image-text-to-text model of transformers, a folder or Hub id, instead of a run."""
     prompt: Annotated[str, Metavar("TEXT")] = ""
