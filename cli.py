@@ -67,6 +67,7 @@ EXPORTS = {
 }
 IMPORTS = {
     "epalm": "periscope.adapters.io.import_epalm:import_epalm",
+    "mamba-ssm": "periscope.adapters.io.import_mamba:import_mamba_ssm",
     **{
         system: f"periscope.adapters.io.import_projector:import_{system.replace('-', '_')}"
         for system in ("llava", "llava-pretrain", "prismatic", "cobra", "mapl", "clipcap", "limber")
@@ -126,16 +127,28 @@ def chat() -> None:
 
 
 def caption() -> None:
-    """`periscope caption RUN FOLDER --out FILE`"""
+    """`periscope caption RUN FOLDER --out FILE`, or `periscope caption --with MODEL FOLDER --out FILE`"""
     from periscope.evaluation.config import CaptionConfig, check_new_file
 
-    config = _read(CaptionConfig, "Write a caption for every image, sound or video in a folder.",
-                   ["periscope caption runs/first photos/ --out new.jsonl"])  # fmt: skip
+    examples = [
+        "periscope caption runs/first photos/ --out new.jsonl",
+        "periscope caption --with HuggingFaceTB/SmolVLM-256M-Instruct photos/ --out new.jsonl",
+    ]
+    config = _read(CaptionConfig, "Write a caption for every image, sound or video in a folder.", examples)
+    if len(config.words) != (1 if config.with_ else 2):
+        given = "the folder alone: periscope caption --with MODEL FOLDER" if config.with_ else "a run and a folder"
+        raise RunError(f"periscope caption needs {given}, and --out FILE")
+    if config.prompt and not config.with_:
+        raise RunError("--prompt is what the model of --with is asked; a run has a caption prompt of its own")
     check_new_file("--out", config.out)
     device = _device(config.models)
     from periscope.evaluation import commands
 
-    commands.caption_folder(_adapters(config.run), config.folder, config.out, config.answers, config.models, device)
+    folder, rest = Path(config.words[-1]), (config.out, config.answers, config.models, device)
+    if config.with_:
+        commands.recaption_folder(config.with_, config.prompt, folder, *rest)
+    else:
+        commands.caption_folder(_adapters(config.words[0]), folder, *rest)
 
 
 def init() -> None:
@@ -198,8 +211,8 @@ def export() -> None:
 
 
 def import_() -> None:
-    """`periscope import epalm|llava|... FILE ...`"""
-    _subcommands(IMPORTS, "Import an adapter from another program.")
+    """`periscope import epalm|llava|mamba-ssm|... FILE ...`"""
+    _subcommands(IMPORTS, "Import an adapter, or a language model, from another program.")
 
 
 def _read(cls: Any, description: str, examples: list[str]) -> Any:

@@ -32,7 +32,7 @@ from periscope.adapters.generation.decoding import Decoding
 from periscope.adapters.io.card import is_hub_id
 from periscope.adapters.io.checkpoint import load_adapter
 from periscope.adapters.io.hub import fetch_adapter
-from periscope.adapters.io.schema import CONFIG, AdapterConfig, read_adapter_config
+from periscope.adapters.io.schema import CONFIG, LANGUAGE_MODEL, AdapterConfig, read_adapter_config
 from periscope.adapters.lm.identity import precisions_differ, same_language_model
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import FOLDER as LORA
@@ -133,6 +133,8 @@ def load_several(
             raise AdapterError(
                 f"{path} has LoRA weights, which change the language model for every other adapter on it; load it alone"
             )
+        if (folder / LANGUAGE_MODEL).exists() and len(paths) > 1:
+            raise AdapterError(f"{path} has a language model of its own, which no other adapter is on; load it alone")
         loaded.append((path, *load_adapter(folder, device)))
     first_path, _, first = loaded[0]
     for path, _, config in loaded[1:]:
@@ -142,7 +144,7 @@ def load_several(
                 f"{config.language_model.name}, which is another language model: {difference}; adapters can only be "
                 "combined on the same one"
             )
-    model = load_language_model(lm or first.language_model.name, device, precision)
+    model = load_language_model(lm or first.language_model_in(folder), device, precision)
     recorded, actual = first.language_model.identity, model.identity()
     if difference := same_language_model(recorded, actual):
         message = (

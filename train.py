@@ -149,7 +149,7 @@ def fit(session: "Session") -> None:
 
 
 def finish(session: "Session", holder: "LanguageModelHolder", merged: Path | None = None) -> bool:
-    """Verify that the language model is unchanged, print what comes next, and write the merged model where asked."""
+    """Verify that a frozen language model is unchanged, print what comes next, write the merged model if asked."""
     from periscope.adapters.io.merge_lora import merge_lora
 
     holder.check()
@@ -159,8 +159,7 @@ def finish(session: "Session", holder: "LanguageModelHolder", merged: Path | Non
     if session.stopped:
         print(f"stopped after step {session.step}; go on with: {command('train', '--resume', path)}")
         return False
-    weights = "'s own weights are" if session.lm.lora else " is"
-    print(f"done: {path}; the language model{weights} unchanged. {session.next_step()}")
+    print(f"done: {path}; the language model{session.outcome()}. {session.next_step()}")
     if merged and session.ranks.first:
         merge_lora(session.run.step_folder() / "adapter", merged)
     return True

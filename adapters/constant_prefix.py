@@ -21,8 +21,8 @@ def why_no_prefix(lm: LanguageModel, image_first: bool = False) -> str:
     if image_first:
         return "epalm_compat puts the image first, so that no words come before it"
     if lm.family.recurrent:
-        if lm.lora:
-            return "a scan's last state has no gradient, which LoRA needs"
+        if lm.changes:
+            return f"a scan's last state has no gradient, which {'LoRA' if lm.lora else '--train-lm'} needs"
         return "mamba-ssm's kernel starts from an empty state" if KERNEL and lm.device.type == "cuda" else ""
     if not can_share(lm):
         return "it is tested only for the families in the table, with attention by sdpa or eager"

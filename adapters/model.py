@@ -2,8 +2,9 @@
 
 import hashlib
 import inspect
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from transformers import GenerationConfig
 
 from periscope.adapters.constant_prefix import leading_ids, why_no_prefix, without_leading
 from periscope.adapters.generation.beam_search import Scorer, search_beams
+from periscope.adapters.generation.decoding import draw, greedy
 from periscope.adapters.generation.streaming import TextPieces, TokenQueue, stream_text
 from periscope.adapters.lm.cross_entropy import cross_entropy
 from periscope.adapters.lm.injection import InjectedVectors, Injection, Injector, LayerMap
@@ -186,10 +188,12 @@ class AdaptedModel(nn.Module):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name, always in the same order: the adapter's, then those of the language model's
-        LoRA, if it has one, as "lora.NAME".
+        LoRA, if it has one, as "lora.NAME", or its own, if these are trained, as "lm.NAME".
         """
-        lora = lora_parameters(self.lm.model).items() if self.lm.lora else ()
-        return dict(self.adapter.named_parameters()) | {f"lora.{name}": parameter for name, parameter in lora}
+        lora = lora_parameters(self.lm.model) if self.lm.lora else {}
+        own = self.lm.own_parameters() if self.lm.trained else {}
+        beside = {f"lora.{name}": weight for name, weight in lora.items()}
+        return dict(self.adapter.named_parameters()) | beside | {f"lm.{name}": weight for name, weight in own.items()}
 
     def slots(
         self, texts: Texts, features: Features, noise: float = 0.0, draw: str | None = None
@@ -352,8 +356,8 @@ class AdaptedModel(nn.Module):
         otherwise. Returns one answer per text.
 
         With `compat` injection each new token needs a pass over the whole text, because the injected position attends
-        to later tokens and no KV cache holds what it makes of them. Raises AdapterError for other `decoding` than
-        `num_beams` there.
+        to later tokens and no KV cache holds what it makes of them. Raises AdapterError there for other
+        `decoding` than `num_beams`, or what tokens are drawn by.
         """
         with self.lm.generating:
             rows = self._generate_ids(texts, features, max_new_tokens, decoding)
@@ -429,14 +433,17 @@ class AdaptedModel(nn.Module):
         max_new_tokens: int,
         streamer: TokenQueue | None = None,
         num_beams: int = 1,
-        **others: Any,
+        **drawing: Any,
     ) -> list[list[int]]:
-        if others:
+        if others := set(drawing) - (set() if num_beams > 1 else {"do_sample", "temperature", "top_p", "top_k"}):
             raise AdapterError(
-                f"with epalm_compat answers are greedy or searched with beams; leave out {', '.join(others)}"
+                "with epalm_compat answers are greedy, searched with beams or drawn; leave out "
+                f"{', '.join(sorted(others))}"
             )
         if num_beams == 1:
-            return self._generate_uncached(texts, slots, max_new_tokens, streamer)
+            drawn = {name: value for name, value in drawing.items() if name != "do_sample"}
+            choose = partial(draw, **drawn) if drawing.get("do_sample") else greedy
+            return self._generate_uncached(texts, slots, max_new_tokens, streamer, choose)
 
         def score(text: Sequence[Segment]) -> Scorer:
             return lambda answers: self._next_logits([text] * len(answers), answers, slots).log_softmax(-1)
@@ -444,12 +451,17 @@ class AdaptedModel(nn.Module):
         return [search_beams(score(text), num_beams, max_new_tokens, self.prompt.stop_ids) for text in texts]
 
     def _generate_uncached(
-        self, texts: Texts, slots: dict[str, torch.Tensor], max_new_tokens: int, streamer: TokenQueue | None = None
+        self,
+        texts: Texts,
+        slots: dict[str, torch.Tensor],
+        max_new_tokens: int,
+        streamer: TokenQueue | None = None,
+        choose: Callable[[torch.Tensor], torch.Tensor] = greedy,
     ) -> list[list[int]]:
-        """Greedy ids for each text, until every row has a stop token."""
+        """Ids for each text, each chosen from the logits, until every row has a stop token."""
         answers: list[list[int]] = [[] for _ in texts]
         while len(answers[0]) < max_new_tokens and not all(set(self.prompt.stop_ids) & set(ids) for ids in answers):
-            tokens = self._next_logits(texts, answers, slots).argmax(-1)
+            tokens = choose(self._next_logits(texts, answers, slots))
             if streamer is not None:
                 streamer.put(tokens.cpu())
             for ids, token in zip(answers, tokens.tolist(), strict=True):

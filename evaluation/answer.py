@@ -1,14 +1,18 @@
 """Answers of a model to texts, under each condition (see `evaluation.controls`)."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from tqdm import tqdm
 
-from periscope.adapters.model import AdaptedModel
+from periscope.adapters.model import AdaptedModel, Features
+from periscope.adapters.model import Texts as Prompts
 from periscope.evaluation.controls import Condition
 from periscope.shards.texts import Text
 from periscope.training.data.dataset import TextFeatureDataset, question_of
+
+Respond = Callable[[Prompts, Features], list[str]]
 
 
 def answer(
@@ -34,12 +38,15 @@ def answer_each(
     under: Mapping[str, Condition],
     batch: int,
     max_new_tokens: int,
+    respond: Respond | None = None,
     **decoding,
 ) -> Iterator[tuple[str, list[str]]]:
     """Each condition with the answers to `texts`, in their order, as soon as the condition is answered.
 
-    Where answers depend on the text alone, each question is asked once. decoding: passed to `AdaptedModel.generate`.
+    Where answers depend on the text alone, each question is asked once. respond: what answers in place of
+    `AdaptedModel.generate`, to which `decoding` is passed.
     """
+    respond = respond or partial(model.generate, max_new_tokens=max_new_tokens, **decoding)
     every = list(range(len(texts)))
     asked = {name: _first_equal(texts) if condition.text_only else every for name, condition in under.items()}
     with tqdm(total=sum(len(set(firsts)) for firsts in asked.values()), unit=" answers", desc="answering") as bar:
@@ -49,7 +56,7 @@ def answer_each(
             for start in range(0, len(order), batch):
                 places = order[start : start + batch]
                 made = condition.batch(dataset, [texts[i] for i in places], answer=False)
-                words = model.generate(made.texts, made.features, max_new_tokens, **decoding)
+                words = respond(made.texts, made.features)
                 generated |= zip(places, words, strict=True)
                 bar.update(len(places))
             yield name, [generated[i] for i in asked[name]]

@@ -27,7 +27,7 @@ def captions_of_set(model: AdaptedModel, features: FeatureSet, batch: int, decod
         made = dataset.batch([Text(key, (key,), (), "train") for key in part], answer=False)
         captions = model.generate(made.texts, made.features, decoding.max_new_tokens, **decoding.arguments())
         for key, caption in zip(part, captions, strict=True):
-            yield _line(f"{key}-said", key, caption)
+            yield caption_line(key, caption)
 
 
 def captions_of_folder(loaded: LoadedModel, data: Path, batch: int, decoding: Decoding) -> Iterator[dict]:
@@ -58,7 +58,7 @@ def captions_of_folder(loaded: LoadedModel, data: Path, batch: int, decoding: De
             how = decoding.arguments()
             captions = loaded.model.generate(prompts, named, decoding.max_new_tokens, **how) if prompts else []
             for origin, caption in zip(features, captions, strict=True):
-                yield _line(f"{origin}-said", origin, caption)
+                yield caption_line(origin, caption)
             done += len(features)
     if not done:
         raise PrecomputeError(f"{data} holds no {modality} that can be read{f' ({bad[0]})' if bad else ''}")
@@ -77,5 +77,6 @@ def write_lines(lines: Iterable[dict], out: Path) -> int:
     return len(made)
 
 
-def _line(name: str, medium: str, caption: str) -> dict:
-    return {"id": name, "media": [medium], "turns": [{"role": "assistant", "content": caption}]}
+def caption_line(medium: str, caption: str) -> dict:
+    """A line of a texts file."""
+    return {"id": f"{medium}-said", "media": [medium], "turns": [{"role": "assistant", "content": caption}]}

@@ -11,7 +11,7 @@ from periscope.errors import RunError
 from periscope.evaluation import captioning, loss_drop
 from periscope.evaluation.chat import captions_only_note, chat, check_media, grouped, reply, show, unasked
 from periscope.evaluation.config import AnswerOptions, DecodingOptions, EvalConfig, ModelOptions, PushOptions
-from periscope.evaluation.predict import MAX_NEW_TOKENS, by_split, choose_task, predict, stand_ins_of
+from periscope.evaluation.predict import MAX_NEW_TOKENS, by_split, choose_task, predict, read_answers, stand_ins_of
 from periscope.evaluation.report.write import write_report, write_scores
 from periscope.evaluation.scored_run import ScoredRun, by_modality, open_scored
 from periscope.evaluation.scoring.clip import clip_scores, refuse_clip_score
@@ -34,7 +34,8 @@ def score(path: Path, modality: str | None, config: EvalConfig, device: str) -> 
     """Answer every held-out text with its medium and under each control; print and write the scores."""
     options = config.scoring
     run = open_scored(path, modality, options, config.models, device)
-    chosen, texts = choose_task(options.task, options.prompt_of, run.held_out(), config.answers)
+    candidates = read_answers(options.answers) if options.answers else ()
+    chosen, texts = choose_task(options.task, options.prompt_of, run.held_out(), config.answers, candidates)
     if chosen.task:
         print(f"task: {chosen}")
     encoder = None
@@ -122,6 +123,20 @@ def caption_folder(
     loaded = load_models(adapters, models, device)
     count = captioning.write_lines(captioning.captions_of_folder(loaded, data, answers.batch, decoding), out)
     print(f"written: {out}, {count} captions; train on them with --text {out}")
+
+
+def recaption_folder(
+    name: str, prompt: str, data: Path, out: Path, answers: AnswerOptions, models: ModelOptions, device: str
+) -> None:
+    """Write a caption by another model for each image of a folder."""
+    from periscope.evaluation.recaptioning import PROMPT, Captioner, recaption
+
+    decoding, prompt = answers.decoding(MAX_NEW_TOKENS), prompt or PROMPT
+    captioner = Captioner(name, prompt, decoding, device, models.precision)
+    about = {"with": name, "prompt": prompt, "decoding": str(decoding), "max_new_tokens": decoding.max_new_tokens}
+    count, before = recaption(captioner, data, out, answers.batch, about)
+    earlier = f", {before} of them before it was stopped" if before else ""
+    print(f"written: {out}, {count} captions by {name}{earlier}; train on them with --text {out}")
 
 
 def respond(

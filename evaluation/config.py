@@ -33,6 +33,8 @@ class ScoringOptions:
     """List the tasks and exit."""
     prompt_of: Annotated[str, Metavar("SYSTEM")] = ""
     """Whose prompt to use: cobra, mamba-vl, or own (as the adapter was trained). Default: the task's first."""
+    answers: File = None
+    """Take the likeliest of the answers in this file, one per line or a JSON list, instead of generating one."""
     features: Folder = None
     """Feature set to score on. Default: the one the run was trained on."""
     text: File = None
@@ -114,10 +116,12 @@ class DecodingOptions:
     """Draw tokens at this temperature; 0: take the likeliest."""
     top_p: Annotated[float, Meta(gt=0, le=1), Metavar("P")] = 1.0
     """Draw among the likeliest tokens that make up this share of the probability (nucleus sampling)."""
+    top_k: Count = 0
+    """Draw among the N likeliest tokens; 0: among all."""
 
     def decoding(self, tokens: int, beams: int = 1) -> Decoding:
         """These options, with `tokens` and `beams` where they say 0. Raises AdapterError as `Decoding`."""
-        return Decoding(self.max_new_tokens or tokens, self.temperature, self.top_p, self.beams or beams)
+        return Decoding(self.max_new_tokens or tokens, self.temperature, self.top_p, self.beams or beams, self.top_k)
 
 
 @dataclass
@@ -247,12 +251,14 @@ class ChatConfig:
 class CaptionConfig:
     """`periscope caption`: caption a folder of media."""
 
-    run: Positional[Annotated[str, Metavar("RUN")]]
-    """Run, adapter folder or Hub id."""
-    folder: Positional[Annotated[Path, Metavar("FOLDER")]]
-    """Folder with the media."""
     out: Annotated[Path, Metavar("FILE")]
     """The .jsonl file to write, which must not exist; train.py --text reads it."""
+    words: Positional[Annotated[tuple[str, ...], Metavar("[RUN] FOLDER")]] = ()
+    """Run, adapter folder or Hub id, unless --with names another model; and the folder with the media."""
+    with_: Annotated[str, Metavar("MODEL")] = ""
+    """Caption images by this image-text-to-text model of transformers, a folder or Hub id, instead of a run."""
+    prompt: Annotated[str, Metavar("TEXT")] = ""
+    """What that model is asked (default: "Describe the image.")."""
     answers: AnswerOptions = field(default_factory=AnswerOptions)
     models: ModelOptions = field(default_factory=ModelOptions)
 

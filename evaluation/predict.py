@@ -1,17 +1,22 @@
 """How held-out texts are asked: the task they belong to, its prompt and decoding, and the predictions that result."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from periscope.adapters.generation.decoding import Decoding
-from periscope.adapters.model import AdaptedModel
+from periscope.adapters.generation.ranking import by_first_token, candidates_of, likeliest
+from periscope.adapters.model import AdaptedModel, Features
+from periscope.adapters.model import Texts as Prompts
 from periscope.adapters.prompting.boxes import turn_text as box_words
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.errors import RunError
-from periscope.evaluation.answer import answer_each, caption_groups
+from periscope.evaluation.answer import Respond, answer_each, caption_groups
 from periscope.evaluation.config import DecodingOptions
 from periscope.evaluation.controls import blank_feature, conditions, stand_ins
 from periscope.evaluation.scoring.prediction import Prediction, split_order
@@ -31,12 +36,40 @@ NEEDED: Mapping[str, Callable[[Text], object]] = {
 
 @dataclass(frozen=True)
 class AskedTask:
-    """How texts are asked and scored: the task, if they belong to one, whose prompt, and the decoding."""
+    """How texts are asked and scored: the task, if they belong to one, whose prompt, and the decoding.
+
+    choices: answers of which the one with the likelier first token is taken · answers: of which the likeliest is.
+    """
 
     task: BenchmarkTask | None = None
     system: str = OWN
     prompt: str = QUESTION
     decoding: Decoding = field(default_factory=lambda: Decoding(MAX_NEW_TOKENS))
+    choices: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+
+    @property
+    def how(self) -> str:
+        """How answers come about, for people."""
+        if self.answers:
+            return f"the likeliest of {len(self.answers)} answers"
+        if self.choices:
+            return f"the likelier first token of {' and '.join(self.choices)}"
+        return f"{self.decoding}, at most {self.decoding.max_new_tokens} tokens"
+
+    def responder(self, model: AdaptedModel, prompt: Prompt) -> Respond | None:
+        """What chooses among the answers; None where they are generated."""
+        if self.answers:
+            return partial(likeliest, model, candidates=candidates_of(prompt, self.answers))
+        if not self.choices:
+            return None
+        candidates = candidates_of(prompt, self.choices)
+
+        def choose(texts: Prompts, features: Features) -> list[str]:
+            best = by_first_token(model, texts, features, candidates).argmax(-1).tolist()
+            return [self.choices[i] for i in best]
+
+        return choose
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -51,10 +84,7 @@ class AskedTask:
     def __str__(self) -> str:
         note = f"; scored {self.task.note}" if self.task and self.task.note else ""
         title = self.task.title if self.task else "none"
-        return (
-            f"{title}, prompt of {self.system} {self.prompt!r}, {self.decoding}, at most "
-            f"{self.decoding.max_new_tokens} tokens{note}"
-        )
+        return f"{title}, prompt of {self.system} {self.prompt!r}, {self.how}{note}"
 
     def facts(self) -> dict:
         """What eval.json says of it."""
@@ -66,16 +96,22 @@ class AskedTask:
             "beams": self.decoding.beams,
             "temperature": self.decoding.temperature,
             "top_p": self.decoding.top_p,
+            **({"top_k": self.decoding.top_k} if self.decoding.top_k else {}),
+            **({"chosen": self.how} if self.choices or self.answers else {}),
         }
 
 
 def choose_task(
-    name: str, system: str, texts: Sequence[Text], answers: DecodingOptions | None = None
+    name: str,
+    system: str,
+    texts: Sequence[Text],
+    answers: DecodingOptions | None = None,
+    candidates: Sequence[str] = (),
 ) -> tuple[AskedTask, list[Text]]:
     """The task called `name` with its prompt and decoding, and those of the held-out texts that it scores.
 
     Without a name it is the task that the texts say they belong to: they are then scored as it does, and asked as the
-    adapter was trained. What `answers` leaves open is as the task has it.
+    adapter was trained. What `answers` leaves open is as the task has it. Of `candidates` the likeliest is the answer.
 
     Raises ScoreError for an unknown task or system, RunError where no text belongs to the task.
     """
@@ -85,11 +121,15 @@ def choose_task(
         if system and not task:
             raise RunError(f"--prompt-of {system}: these texts don't say which task they are of; name it with --task")
         system, prompt = task.prompt_of(system or OWN) if task else (OWN, QUESTION)
-        return AskedTask(task, system, prompt, answers.decoding(MAX_NEW_TOKENS)), list(texts)
+        choices = task.choices_of(system) if task and not candidates else ()
+        decoding = answers.decoding(MAX_NEW_TOKENS)
+        return AskedTask(task, system, prompt, decoding, choices, tuple(candidates)), list(texts)
     task = find_benchmark(name)
     system, prompt = task.prompt_of(system)
     kept = _texts_of(task, texts)
-    return AskedTask(task, system, prompt, answers.decoding(task.max_new_tokens, task.beams)), kept
+    choices = task.choices_of(system) if not candidates else ()
+    decoding = answers.decoding(task.max_new_tokens, task.beams)
+    return AskedTask(task, system, prompt, decoding, choices, tuple(candidates)), kept
 
 
 def _texts_of(task: BenchmarkTask, texts: Sequence[Text]) -> list[Text]:
@@ -108,6 +148,19 @@ def _texts_of(task: BenchmarkTask, texts: Sequence[Text]) -> list[Text]:
     if any(name in NEEDED and not all(map(NEEDED[name], kept)) for name in task.measures):
         raise RunError(f"these texts don't hold what {task.name} is scored by; make the set from {task.files}")
     return kept
+
+
+def read_answers(path: Path) -> list[str]:
+    """The answers in a file, a JSON list or one per line, each once. Raises RunError for a file that holds none."""
+    try:
+        words = path.read_text(encoding="utf-8-sig")
+        found = json.loads(words) if words.lstrip().startswith("[") else words.splitlines()
+    except (OSError, ValueError) as error:
+        raise RunError(f"--answers {path} can't be read: {error}") from None
+    answers = list(dict.fromkeys(each.strip() for each in found if isinstance(each, str) and each.strip()))
+    if len(answers) < 2:
+        raise RunError(f"--answers {path} holds {len(answers)} answers; name a JSON list, or a file with one per line")
+    return answers
 
 
 def by_split(texts: Sequence[Text], limit: int = 0) -> dict[str, list[Text]]:
@@ -196,7 +249,8 @@ def predict(
         row.control_meta = meta.get(stand_in.get(text.media[0], ""), {}) if "shuffled" in controls else {}
         rows.append(row)
     under = conditions(controls, stand_in, blank)
-    for name, answers in answer_each(model, dataset, asked, under, batch, chosen.decoding.max_new_tokens, **decoding):
+    respond, length = chosen.responder(model, dataset.prompt), chosen.decoding.max_new_tokens
+    for name, answers in answer_each(model, dataset, asked, under, batch, length, respond, **decoding):
         for row, words in zip(rows, answers, strict=True):
             row.set_answer(name, words)
         yield name, rows

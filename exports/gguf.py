@@ -57,7 +57,7 @@ def export_gguf(
     """
     trained, config, way = open_adapter(adapter, out, LLAMA_CPP)
     facts = facts_of(config)
-    prompt = _prompt(config, facts, lm)
+    prompt = _prompt(config, facts, lm or config.language_model_in(adapter))
     template = chat_template(prompt, MTMD_MARKER)
     seeing = load_encoder_like(config.encoder, moved=encoder)
     differences = id_differences(prompt, template, MTMD_MARKER)
@@ -297,21 +297,21 @@ def _normalisation(encoder: Encoder) -> tuple[list[float], list[float]]:
     return [float(value) for value in mean], [float(value) for value in std]
 
 
-def _prompt(config: AdapterConfig, facts: ExportFacts, lm: str | None) -> Prompt:
-    name = lm or config.language_model.name
+def _prompt(config: AdapterConfig, facts: ExportFacts, name: str) -> Prompt:
     return Prompt(load_tokenizer(find_model(name), name), facts.template, facts.modality)
 
 
 def _readme(config: AdapterConfig, notes: list[str]) -> str:
     name = config.language_model.name
     known = "".join(f"- {note}\n" for note in notes)
+    own = " as it was trained with it (`lm/` in the adapter's folder)" if config.language_model.folder else ""
     caption = config.template.caption_prompt
     said = f"the words {json.dumps(caption, ensure_ascii=False)}" if caption else "no words"
     return (
         f"""# mmproj for llama.cpp
 
-`{MMPROJ}` holds the encoder `{config.encoder["name"]}` and an adapter for the language model `{name}`, which must be
-had as GGUF too (llama.cpp's `convert_hf_to_gguf.py`).
+`{MMPROJ}` holds the encoder `{config.encoder["name"]}` and an adapter for the language model `{name}`{own}, which must
+be had as GGUF too (llama.cpp's `convert_hf_to_gguf.py`).
 
     llama-server -m LANGUAGE_MODEL.gguf --mmproj {MMPROJ} --jinja --chat-template-file {CHAT_TEMPLATE} --temp 0
 

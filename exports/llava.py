@@ -200,7 +200,7 @@ def _processor(prompt: Prompt, encoder: Encoder, template: str, cls: bool) -> Ll
 
 def _language_model(adapter: Path, config: AdapterConfig, moved: str | None) -> LanguageModel:
     """The adapter's language model in fp32, with the LoRA merged."""
-    name = moved or config.language_model.name
+    name = moved or config.language_model_in(adapter)
     if bits := stored_precision(load_config(find_model(name), name)):
         raise AdapterError(
             f"{name} is stored in {bits}; name the model it was made from, in full precision: --lm MODEL"

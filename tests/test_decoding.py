@@ -49,6 +49,7 @@ def test_beams_search(loaded, monkeypatch):
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p is 0.0; it must be above 0"),
         ({"top_p": 0.5}, "without a temperature nothing is drawn"),
+        ({"top_p": 2.0}, "top_p is 2.0"),
         ({"beams": 0}, "beams is 0; it must be 1 or more"),
         ({"beams": True}, "beams is True; it must be 1 or more"),
         ({"temperature": "hot"}, "temperature is 'hot'; it must be a number"),

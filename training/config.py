@@ -125,19 +125,23 @@ class PromptOptions:
 
 @dataclass
 class ModelOptions:
-    """Frozen language model."""
+    """Language model."""
 
-    precision: Literal["auto", "fp32", "fp16", "bf16", "8bit", "4bit"] = "auto"
-    """Precision of the frozen weights (auto: fp16 or bf16 on a GPU, fp32 on a CPU)."""
+    precision: Literal["auto", "fp32", "fp16", "bf16", "8bit", "4bit", "mixed"] = "auto"
+    """Precision of the frozen weights (auto: fp16 or bf16 on a GPU, fp32 on a CPU). With --train-lm fp32, bf16 or
+    mixed: fp32 weights computed in bf16 (auto: mixed on a GPU, fp32 on a CPU)."""
     gradient_checkpointing: Count = 0
     """Recompute every Nth layer in the backward pass; 1 saves most memory and takes a third more time (0: off, unless
-    not even one text would fit)."""
+    not even one text would fit; 1 by default with --train-lm)."""
 
 
 @dataclass
 class OptimizerOptions:
     """AdamW and its schedule."""
 
+    optimizer: Literal["adamw", "adamw8bit", "paged-adamw8bit"] = "adamw"
+    """AdamW, or with its moments in 8 bits by bitsandbytes, and these in memory that may leave the GPU (paged); on a
+    CPU always plain."""
     micro_batch: Count = 0
     """Texts per forward pass, for gradient accumulation; doesn't change the loss (0: as many as fit)."""
     warmup: NotNegative = 0.03
@@ -165,7 +169,17 @@ class LoraOptions:
     lora_lr: LearningRate = 2e-4
     """Peak learning rate of LoRA; follows the projector's schedule."""
     freeze_projector: Count = 0
-    """Steps at the start that train LoRA alone."""
+    """Steps at the start that train LoRA, or with --train-lm the language model, alone."""
+
+
+@dataclass
+class TuneOptions:
+    """Stage 2: the whole language model."""
+
+    train_lm: bool = False
+    """Train all of the language model's weights beside the adapter; checkpoints hold them."""
+    lm_lr: LearningRate = 2e-5
+    """Peak learning rate of the language model; follows the projector's schedule."""
 
 
 @dataclass
@@ -208,7 +222,7 @@ class TrainConfig:
     batch: AtLeastOne | None = None
     """Texts per optimizer step (default: 32, or 8 where there are fewer than 2000)."""
     lr: LearningRate = 1e-3
-    """Peak learning rate; with --lora, 2e-5 by default."""
+    """Peak learning rate; with --lora or --train-lm, 2e-5 by default."""
     seed: Count = 0
     """Seed of the initialisation and the order of texts."""
     projector: ProjectorOptions = field(default_factory=ProjectorOptions)
@@ -218,6 +232,7 @@ class TrainConfig:
     model: ModelOptions = field(default_factory=ModelOptions)
     optim: OptimizerOptions = field(default_factory=OptimizerOptions)
     lora: LoraOptions = field(default_factory=LoraOptions)
+    tune: TuneOptions = field(default_factory=TuneOptions)
     logging: LoggingOptions = field(default_factory=LoggingOptions)
     by_modality: Annotated[dict[str, dict], tyro.conf.Suppress] = field(default_factory=dict)
 
@@ -317,6 +332,7 @@ EXAMPLES = (
     "train.py --adapter linear --features features/photos --lm HuggingFaceTB/SmolLM2-360M",
     "train.py --recipe llava-1.5 --tiny                          # a published system, in miniature",
     "train.py --init runs/first --lora r=64,alpha=16 --text questions.jsonl      # stage 2",
+    "train.py --init runs/first --train-lm --text questions.jsonl                # stage 2, all weights",
     "train.py --resume runs/first",
     "train.py --features features/photos=0.7 features/more=0.3   # several sets, mixed by weight",
     "train.py --sweep adapter=mlp8,mlp16 lr=1e-3,3e-4 --name many",

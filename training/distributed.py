@@ -19,6 +19,7 @@ from torch import distributed
 from periscope.errors import RunError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+BUCKET = 1 << 27  # numbers in a message of gradients, unless a single matrix has more
 BARRIER_TIMEOUT = timedelta(minutes=1)  # for the other ranks, after an error on this one
 
 
@@ -61,10 +62,12 @@ class Ranks:
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace each parameter's gradient (zero where it has none) by the sum over the ranks, in one message."""
-        parameters = list(parameters)
-        if self.size == 1 or not parameters:
-            return
+        """Replace each parameter's gradient (zero where it has none) by the sum over the ranks, in few messages."""
+        if self.size > 1:
+            for bucket in _buckets(parameters):
+                self._sum_bucket(bucket)
+
+    def _sum_bucket(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         for parameter in parameters:
             parameter.grad = None
@@ -142,6 +145,20 @@ def join(device: str) -> Ranks:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     print(f"processes: {size}, each with a copy of the language model and its share of every step")
     return Ranks(rank, size, device, store)
+
+
+def _buckets(parameters: Iterable[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    """Parameters of one dtype together, up to `BUCKET` numbers in each message."""
+    buckets: list[list[torch.nn.Parameter]] = []
+    sizes: dict[torch.dtype, tuple[int, list[torch.nn.Parameter]]] = {}
+    for parameter in parameters:
+        size, bucket = sizes.get(parameter.dtype, (BUCKET, []))
+        if size + parameter.numel() > BUCKET:
+            size, bucket = 0, []
+            buckets.append(bucket)
+        bucket.append(parameter)
+        sizes[parameter.dtype] = size + parameter.numel(), bucket
+    return buckets
 
 
 ENVIRONMENT = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))  # variables that torchrun sets, and their defaults

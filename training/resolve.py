@@ -4,6 +4,7 @@ Precedence: defaults < the adapter that `--init` starts from < the recipe < flag
 can't be overridden.
 """
 
+import importlib.util
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from periscope.adapters.io.schema import read_adapter_config
 from periscope.adapters.lm.lora import parse_lora
+from periscope.adapters.lm.precision import TRAINABLE
 from periscope.adapters.projectors import find_projector
 from periscope.console import command
 from periscope.errors import FeatureSetError, RunError
@@ -81,11 +83,29 @@ def settle(flags: Options, recipe: Options | None = None) -> TrainConfig:
     require_trackers(config.logging.track)
     if config.lora.lora:
         parse_lora(config.lora.lora)
-        if "lr" not in chosen:
-            config.lr = STAGE_2_LR
+    _refuse_untrainable(config)
+    if config.lora.lora or config.tune.train_lm:
+        config.lr = config.lr if "lr" in chosen else STAGE_2_LR
     elif config.lora.freeze_projector:
-        raise RunError("--freeze-projector leaves nothing to train without --lora")
+        raise RunError("--freeze-projector leaves nothing to train without --lora or --train-lm")
+    if config.tune.train_lm and "gradient_checkpointing" not in chosen:
+        config.model.gradient_checkpointing = 1
     return config
+
+
+def _refuse_untrainable(config: TrainConfig) -> None:
+    """Raise RunError for options that a training of the whole language model can't have, or that only it can."""
+    precision, optimizer = config.model.precision, config.optim.optimizer
+    if config.tune.train_lm and config.lora.lora:
+        raise RunError("--train-lm trains all of the language model's weights; leave --lora out")
+    if config.tune.train_lm and precision not in TRAINABLE:
+        raise RunError(
+            f"--precision {precision} is for frozen weights, and --train-lm trains them: choose {', '.join(TRAINABLE)}"
+        )
+    if precision == "mixed" and not config.tune.train_lm:
+        raise RunError("--precision mixed is for weights that --train-lm trains; frozen ones are bf16, fp16 or fp32")
+    if optimizer != "adamw" and importlib.util.find_spec("bitsandbytes") is None:
+        raise RunError(f"--optimizer {optimizer} needs bitsandbytes: pip install bitsandbytes")
 
 
 def resolve(request: Request, tiny_folder: Path) -> TrainConfig:
@@ -107,7 +127,7 @@ def resolve(request: Request, tiny_folder: Path) -> TrainConfig:
         options = over_start(start, options, flags)
     elif recipe:
         options = {"warm_start": 0, **options}  # as the recipe says
-    elif options.get("lora"):
+    elif options.get("lora") or (recipe and options.get("train_lm") and "--init" in recipe.about.get("title", "")):
         print(f"note: {request.recipe} continues a run of its first stage; without --init a new projector is trained")
     config = settle(flags, options)
     encoders = _find_features(config, encoder, request)
@@ -222,7 +242,7 @@ def read_start(path: str) -> Start:
     folder = adapter_folder(Path(path))
     about = read_adapter_config(folder)
     template = about.template
-    options = {name: getattr(about, name) for name in ADAPTER_FORM} | {"lm": about.language_model.name}
+    options = {name: getattr(about, name) for name in ADAPTER_FORM}
     if injection := about.injection:
         options |= {"inject_layers": [injection.start, injection.end], "epalm_compat": injection.compat}
     if about.lora:
@@ -235,6 +255,8 @@ def read_start(path: str) -> Start:
     if folder != Path(path):
         config = Run.open(Path(path)).config.to_flat()
         options |= {name: config[name] for name in ("features", "lm") if config.get(name)}
+    if about.language_model.folder or "lm" not in options:
+        options["lm"] = about.language_model_in(folder)
     return Start(path, options)
 
 
@@ -313,7 +335,8 @@ def refuse_missing(config: TrainConfig, run: Run) -> None:
     for path in named_sets(config.features):
         if not Path(path).is_dir():
             raise RunError(f"{run.path} reads {path}, which isn't there; if it moved, add --features and its new place")
-    if config.lm and Path(config.lm).is_absolute() and not Path(config.lm).exists():
+    in_checkpoint = config.tune.train_lm
+    if config.lm and not in_checkpoint and Path(config.lm).is_absolute() and not Path(config.lm).exists():
         raise RunError(f"{run.path} reads {config.lm}, which isn't there; if it moved, add --lm and its new place")
 
 

@@ -371,12 +371,15 @@ def refuse_taken(path: Path) -> None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """An optimizer's tensors under flat names, `optimizer.<parameter>.<field>`, for safetensors."""
-    return {
-        f"optimizer.{i}.{field}": value.detach().contiguous().clone()
-        for i, fields in optimizer.state_dict()["state"].items()
-        for field, value in fields.items()
-    }
+    """An optimizer's tensors on the CPU under flat names, `optimizer.<parameter>.<field>`, for safetensors."""
+    tensors = {}
+    for i, fields in optimizer.state_dict()["state"].items():
+        nested = [value for value in fields.values() if isinstance(value, dict)]  # bitsandbytes hides its own from FSDP
+        for field, value in {**fields, **(nested[0] if nested else {})}.items():
+            if not isinstance(value, dict):
+                tensor = torch.as_tensor(value).detach().contiguous()
+                tensors[f"optimizer.{i}.{field}"] = tensor.to("cpu", copy=True)
+    return tensors
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
@@ -387,7 +390,14 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, to
         if prefix == "optimizer":
             i, _, field = rest.partition(".")
             state.setdefault(int(i), {})[field] = value
+    if quantized := hasattr(optimizer, "is_paged"):  # bitsandbytes counts steps in whole numbers
+        for fields in state.values():
+            fields["step"] = int(fields["step"])  # type: ignore[assignment]
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if quantized and optimizer.is_paged:
+        for parameter, fields in optimizer.state.items():
+            for field in {"state1", "state2"} & fields.keys():
+                fields[field] = optimizer.get_state_buffer(parameter, dtype=fields[field].dtype).copy_(fields[field])
 
 
 def adapter_folders(path: Path) -> list[Path]:

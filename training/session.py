@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,11 +11,13 @@ import torch
 from periscope.adapters.composed import ComposedModel
 from periscope.adapters.constant_prefix import leading_ids
 from periscope.adapters.io.checkpoint import describe_adapter, save_adapter
+from periscope.adapters.io.schema import LANGUAGE_MODEL
 from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
 from periscope.adapters.lm.identity import LanguageModelIdentity
-from periscope.adapters.lm.language_model import LanguageModel
+from periscope.adapters.lm.language_model import LanguageModel, unfreeze
 from periscope.adapters.lm.lora import FOLDER as LORA_FOLDER
 from periscope.adapters.lm.lora import add_lora, load_lora, lora_parameters, parse_lora
+from periscope.adapters.lm.precision import trained_precision
 from periscope.adapters.model import AdaptedModel
 from periscope.console import command
 from periscope.errors import RunError
@@ -39,7 +40,7 @@ from periscope.training.data.training_set import (
 from periscope.training.distributed import Ranks
 from periscope.training.heldout import SAMPLES, describe, evaluate_heldout, for_people, peak_memory, sample_answers
 from periscope.training.memory.caching import Caching, caching, ready_made
-from periscope.training.memory.plan import MemoryPlan, choose_checkpointing, combine_plans, plan
+from periscope.training.memory.plan import MemoryPlan, choose_checkpointing, combine_plans, plan, tuning_of
 from periscope.training.models.language_model_holder import LanguageModelHolder
 from periscope.training.models.modality_model import (
     adapter_facts,
@@ -87,7 +88,7 @@ class Session:
     checkpoint that a run is resumed from has had its evaluation · stopped: whether a request to stop left something to
     do · loss: of the last step · bad_losses: steps whose loss wasn't finite · bad_media: media of these whose features
     aren't · micro_batch: texts per forward pass · spent: seconds per epoch, and seconds of these spent waiting for
-    data.
+    data · frozen_identity: how a frozen language model is recognised, once it was asked for.
     """
 
     config: TrainConfig
@@ -115,11 +116,20 @@ class Session:
     bad_losses: int = 0
     bad_media: dict[str, None] = field(default_factory=dict)
     spent: tuple[float, float] = (0.0, 0.0)
+    frozen_identity: LanguageModelIdentity | None = None
 
-    @cached_property
     def lm_identity(self) -> LanguageModelIdentity:
-        """How the language model is recognised: read from it once, because it is frozen."""
-        return self.lm.identity()
+        """How the language model is recognised: read from it once, if it is frozen."""
+        if self.lm.trained:
+            return self.lm.identity()
+        self.frozen_identity = self.frozen_identity or self.lm.identity()
+        return self.frozen_identity
+
+    def outcome(self) -> str:
+        """What became of the language model, to follow its name."""
+        if self.lm.trained:
+            return f" was trained too and is in {self.run.step_folder() / 'adapter' / LANGUAGE_MODEL}"
+        return "'s own weights are unchanged" if self.lm.lora else " is unchanged"
 
     @property
     def best(self) -> float | None:
@@ -266,10 +276,13 @@ class Session:
         training |= {"batch": config.batch, "lr": config.lr, "seed": config.seed}
         if self.lm.lora:
             training |= {"lora": config.lora.lora, "lora_lr": config.lora.lora_lr}
+        if self.lm.trained:
+            training |= {"lm_lr": config.tune.lm_lr}
+        identity = self.lm_identity()
         for modality, model in self.modality_models.items():
             own_sets = [training_set for training_set in self.sets if training_set.modality == modality]
             own_folder = folder.with_name(f"{folder.name}-{modality}") if len(self.modality_models) > 1 else folder
-            facts = adapter_facts(model, self.lm_identity, own_sets, self.step, training)
+            facts = adapter_facts(model, identity, own_sets, self.step, training)
             write(own_folder, model.adapter, facts, lm=self.lm)
 
     def save(self) -> None:
@@ -288,7 +301,8 @@ class Session:
         def write_adapters(folder: Path) -> None:
             self._write_adapters(folder, save_adapter)
 
-        self.run.save(self.step, write_adapters, {"tensors": tensors, "facts": facts}, KEEP_CHECKPOINTS)
+        keep = 1 if self.lm.trained else KEEP_CHECKPOINTS  # each holds the language model
+        self.run.save(self.step, write_adapters, {"tensors": tensors, "facts": facts}, keep)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a run's last checkpoint."""
@@ -331,13 +345,10 @@ def prepare(
     sources = open_sets(config, partial)
     identity = identity_of(sources, config.data.text) | {"device": device.type}
     ranks.check_same("settings or files", [config.to_flat(), identity])
-    checkpoint = load_checkpoint(old, holder.device) if old else None
+    checkpoint = load_checkpoint(old) if old else None
     if checkpoint:
         refuse_changes(checkpoint.facts, **identity)
-    lm = holder.load(config.lm, config.model.precision)
-    identity["language model"] = holder.sha256
-    if old and checkpoint and config.lm != old.config.lm and "language model" in checkpoint.facts:
-        refuse_changes(checkpoint.facts, **{"language model": holder.sha256})
+    lm = load_lm(config, holder, identity, old, checkpoint)
     torch.manual_seed(config.seed)
     models, model = make_models(config, sources, lm, holder.device, old)
     if old and ranks.first:
@@ -370,9 +381,28 @@ def prepare(
     return session
 
 
-def load_checkpoint(run: Run, device: str) -> Checkpoint:
+def load_lm(
+    config: TrainConfig,
+    holder: LanguageModelHolder,
+    identity: dict[str, str],
+    old: Run | None,
+    checkpoint: Checkpoint | None,
+) -> LanguageModel:
+    """The language model, of a resumed run that trains it as its last checkpoint has it; the hash of what the run
+    started from goes into `identity`. Raises RunError where that is another one than at the checkpoint.
+    """
+    trained, then = config.tune.train_lm, checkpoint.facts.get("language model") if checkpoint else None
+    place = str(old.step_folder() / "adapter" / LANGUAGE_MODEL) if old and trained else ""
+    lm = holder.load(str(config.lm), config.model.precision, trained, place)
+    identity["language model"] = then if then and trained else holder.sha256
+    if old and config.lm != old.config.lm and then:
+        refuse_changes({"language model": then}, **{"language model": identity["language model"]})
+    return lm
+
+
+def load_checkpoint(run: Run) -> Checkpoint:
     """Read a run's last checkpoint, and set torch's number of threads as it was then: sums depend on it."""
-    state = run.load_state(device)
+    state = run.load_state("cpu")
     if missing := {"threads", "micro_batch", "scaler"} - state["facts"].keys():
         raise RunError(f"{run.step_folder()}/state/facts.json lacks {min(missing)}; {OLDER}")
     threads = state["facts"]["threads"]
@@ -388,7 +418,7 @@ def make_models(
     """An adapted model for each modality, and all of them as one.
 
     The adapters come from the last checkpoint of `old`, from what `--init` names, or are new. In stage 2 there is LoRA
-    on the language model as well.
+    on the language model as well, or its own weights are trained.
     """
     first = first_by_modality(sources)
     models = {modality: make_modality_model(source, lm, device, old) for modality, source in first.items()}
@@ -401,7 +431,21 @@ def make_models(
         parameters = sum(parameter.numel() for parameter in lora_parameters(lm.model).values())
         rates = f"learning rate {config.lora.lora_lr:g}, the projector's {config.lr:g}"
         print(f"LoRA: {config.lora.lora}, {parameters:,} parameters, {rates}")
+    if config.tune.train_lm:
+        train_whole(lm, config)
     return models, ComposedModel(models) if len(models) > 1 else models[sources[0].modality]
+
+
+def train_whole(lm: LanguageModel, config: TrainConfig) -> None:
+    """Let the whole language model be trained, and print how."""
+    unfreeze(lm, compute := trained_precision(config.model.precision, lm.device)[1])
+    parameters = sum(parameter.numel() for parameter in lm.own_parameters().values())
+    computed = ", computed in bf16" if compute else ""
+    optimizer = config.optim.optimizer if lm.device.type == "cuda" else "adamw"
+    print(
+        f"trained as a whole: {parameters:,} parameters in {lm.precision}{computed}, {optimizer}, "
+        f"learning rate {config.tune.lm_lr:g}, the projector's {config.lr:g}"
+    )
 
 
 def initialise_adapters(
@@ -447,7 +491,10 @@ def plan_memory(
 
     def plan_with(checkpoint_every: int) -> MemoryPlan:
         adapters = [model.adapter for model in models.values()]
-        return combine_plans([plan(lm, adapter, longest, checkpoint_every, masked, prefix) for adapter in adapters])
+        tuning = tuning_of(config, lm.device.type)
+        return combine_plans(
+            [plan(lm, adapter, longest, checkpoint_every, masked, prefix, tuning) for adapter in adapters]
+        )
 
     memory, checkpoint_every = choose_checkpointing(plan_with, config.model.gradient_checkpointing, longest)
     checkpoint_layers(lm, checkpoint_every)
@@ -459,7 +506,7 @@ def plan_prefix(training_set: TrainingSet, model: AdaptedModel) -> int:
     """The number of words that the set's texts begin with and that are computed once; printed, or why they aren't."""
     texts = [training_set.dataset.segments(text) for text in evenly(training_set.index.texts, SOME_TEXTS)]
     if shared := len(leading_ids(texts)):
-        often = "in every step" if model.lm.lora else "in all"
+        often = "in every step" if model.lm.changes else "in all"
         said = f"not reused, because {model.no_prefix}" if model.no_prefix else f"computed once {often}"
         print(f"prefix: the first {shared} tokens are the same in every text, and {said}")
     return model.prefix_length(texts)

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from periscope.training.config import TrainConfig
 from periscope.training.data.dataset import Batch
 from periscope.training.distributed import ALONE, Ranks
 
+BESIDE_ADAPTER = ("lora", "lm")  # what is trained of the language model
 # Share of the peak rate above the final one, after a share `t` of the steps that follow the warm-up.
 DECAY: dict[str, Callable[[float], float]] = {
     "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),  # Loshchilov & Hutter 2017, arXiv 1608.03983, no restarts
@@ -33,30 +35,37 @@ def learning_rate(
     return min_rate + (peak - min_rate) * DECAY[schedule]((step - warmup_steps) / max(1, steps - warmup_steps))
 
 
-def make_optimizer(trained: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained (`AdaptedModel.trained`).
+def make_optimizer(trained: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over what is trained (`AdaptedModel.trained`), on a GPU in the form that `optimizer` names.
 
     Matrices have `weight_decay`; biases, norms and the learned scale have none. Parameter groups are named "projector",
-    "lora", and "soft prompt" where that has a learning rate of its own.
+    "lora" or "lm", and "soft prompt" where that has a learning rate of its own. 8-bit moments: Dettmers et al. 2022,
+    arXiv 2110.02861.
     """
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
-        group = "lora" if name.startswith("lora.") else "projector"
+        group = next((part for part in BESIDE_ADAPTER if name.startswith(f"{part}.")), "projector")
         if config.optim.soft_prompt_lr and "soft_prompt" in name.split("."):
             group = "soft prompt"
         decay = config.optim.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((group, decay), []).append(parameter)
     named = [{"params": members, "name": name, "weight_decay": decay} for (name, decay), members in groups.items()]
-    fused = all(parameter.is_cuda for parameter in trained.values())  # one kernel for all, where it is well tested
-    return torch.optim.AdamW(named, lr=config.lr, fused=fused or None)
+    on_gpu = all(parameter.is_cuda for parameter in trained.values())
+    if on_gpu and config.optim.optimizer != "adamw":
+        import bitsandbytes  # takes a second
+
+        paged = config.optim.optimizer == "paged-adamw8bit"
+        in_8_bits = bitsandbytes.optim.PagedAdamW8bit if paged else bitsandbytes.optim.AdamW8bit
+        return cast(torch.optim.Optimizer, in_8_bits(named, lr=config.lr))
+    return torch.optim.AdamW(named, lr=config.lr, fused=on_gpu or None)  # one kernel for all, where it is well tested
 
 
 def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, config: TrainConfig) -> float:
     """Set each group's learning rate at `step` of `steps`; return the projector's.
 
-    A soft prompt's own rate is constant, as in eP-ALM (https://github.com/mshukor/eP-ALM). LoRA's follows the
-    projector's schedule, down to the same share of its peak. For the first `freeze_projector` steps only LoRA has
-    gradients, so the other parameters count neither in the gradient norm nor in AdamW's moments.
+    A soft prompt's own rate is constant, as in eP-ALM (https://github.com/mshukor/eP-ALM). LoRA's and the language
+    model's follow the projector's schedule, down to the same share of their peaks. For the first `freeze_projector`
+    steps only these have gradients, so the other parameters count neither in the gradient norm nor in AdamW's moments.
     """
     optim = config.optim
 
@@ -68,11 +77,12 @@ def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, config: T
         "projector": rate,
         "soft prompt": optim.soft_prompt_lr,
         "lora": scheduled(config.lora.lora_lr, min_share * config.lora.lora_lr),
+        "lm": scheduled(config.tune.lm_lr, min_share * config.tune.lm_lr),
     }
     for group in optimizer.param_groups:
         group["lr"] = rates[group["name"]]
         for parameter in group["params"]:
-            parameter.requires_grad_(group["name"] == "lora" or step > config.lora.freeze_projector)
+            parameter.requires_grad_(group["name"] in BESIDE_ADAPTER or step > config.lora.freeze_projector)
     return rate
 
 

@@ -38,7 +38,7 @@ def card(
         _metadata(config, repo, result, license, datasets),
         f"# {_line(config.adapter)} adapter",
         _summary(config, parameters),
-        _lora(config, lora_parameters) if lora_parameters else _UNCHANGED,
+        _lora(config, lora_parameters) if lora_parameters else _TRAINED if config.language_model.folder else _UNCHANGED,
     ]
     if repo:
         sections.append(_use(config, repo, own))
@@ -66,6 +66,10 @@ def is_hub_id(name: str) -> bool:
     )
 
 
+_TRAINED = (
+    "The language model was trained too: `lm/` holds all of it, for `transformers` to load. The encoder isn't in this "
+    "folder."
+)
 _UNCHANGED = "Neither the encoder nor the language model was changed, and neither is in this folder."
 
 
@@ -121,13 +125,14 @@ def _results(result: Mapping, pipeline: str, datasets: Sequence[str], training: 
 
 def _summary(config: AdapterConfig, parameters: int) -> str:
     lm, encoder = _line(config.language_model.name), config.encoder
+    state = "tuned" if config.language_model.folder else "frozen"
     if not config.tokens:
         return (
-            f"{parameters:,} parameters for the frozen language model `{lm}`: a soft prompt of {config.soft_prompt}; "
+            f"{parameters:,} parameters for the {state} language model `{lm}`: a soft prompt of {config.soft_prompt}; "
             "no medium is read."
         )
     return (
-        f"{parameters:,} parameters that let the frozen language model `{lm}` read {config.modality} features\n"
+        f"{parameters:,} parameters that let the {state} language model `{lm}` read {config.modality} features\n"
         f"(`{config.features.kind}`) of the encoder `{_line(encoder.get('name', encoder.get('id')))}` as "
         f"{config.tokens} tokens."
     )

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from periscope.adapters.io.card import card
-from periscope.adapters.io.schema import CONFIG, FORMAT, AdapterConfig, read_adapter_config
+from periscope.adapters.io.schema import CONFIG, FORMAT, LANGUAGE_MODEL, AdapterConfig, read_adapter_config
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import FOLDER as LORA
 from periscope.adapters.lm.lora import lora_parameters, save_lora
@@ -19,6 +19,7 @@ from periscope.adapters.model import Adapter
 from periscope.adapters.tensors import disk_errors, load_tensors, save_tensors
 from periscope.atomic import DISK, disk_sentence, naming, replace_bytes, temporary_folder
 from periscope.errors import AdapterError
+from periscope.quiet import quiet_transformers
 
 WEIGHTS, CARD = "adapter.safetensors", "README.md"
 
@@ -31,11 +32,11 @@ def save_adapter(
     lm: LanguageModel | None = None,
 ) -> None:
     """Write an adapter into `folder`, which must not exist yet (the caller renames a temporary one into place), with
-    the LoRA of `lm`, if it has one, in lora/.
+    the LoRA of `lm`, if it has one, in lora/, or `lm` itself in lm/, if it was trained.
 
     `about` holds the fields of `AdapterConfig` that an `Adapter` doesn't know: `encoder`, `modality`, `storage`,
-    `language_model` (`name` and `identity`), `template` and `training`, as dataclasses or plain JSON. `dtype` of the
-    weights is fp32 in a run and bf16 to share.
+    `language_model` (see `RecordedLanguageModel`), `template` and `training`, as dataclasses or plain JSON. `dtype` of
+    the weights is fp32 in a run and bf16 to share.
     """
     folder.mkdir(parents=True)
     state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in adapter.state_dict().items()}
@@ -43,6 +44,15 @@ def save_adapter(
     describe_adapter(folder, adapter, about, lm)
     if lm and lm.lora:
         save_lora(folder / LORA, lm, dtype)
+    if lm and lm.trained:
+        save_language_model(folder / LANGUAGE_MODEL, lm)
+
+
+def save_language_model(folder: Path, lm: LanguageModel) -> None:
+    """Write a language model and its tokenizer into `folder`, which must not exist yet, for transformers to load."""
+    with disk_errors(folder), quiet_transformers():
+        lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
 
 
 def describe_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any], lm: LanguageModel | None = None) -> None:

@@ -19,8 +19,9 @@ def export_prompt(adapter: Path, /, out: Path) -> None:
         adapter: An adapter folder, or a run, whose last checkpoint is used.
         out: Folder for PEFT, which must not exist.
     """
-    loaded, config = load_adapter(last_adapter(adapter))
-    name = config.language_model.name
+    folder = last_adapter(adapter)
+    loaded, config = load_adapter(folder)
+    name = config.language_model_in(folder)
     write_folder(out, lambda folder: save_peft_prompt(folder, loaded, config.template, name))
     print(f"{out} is ready: {loaded.soft_tokens} vectors for peft.PeftModel.from_pretrained(model, {str(out)!r})")
 

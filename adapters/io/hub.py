@@ -88,9 +88,15 @@ def stage(
     """
     adapter, private = load_adapter(folder)
     trained_with = private.language_model.name
+    if private.language_model.folder and not lm:
+        raise AdapterError(
+            f"{folder} has a language model of its own, which isn't pushed with it: share "
+            f"{private.language_model_in(folder)} as a model (hf upload OWNER/MODEL FOLDER), then push with "
+            "--lm OWNER/MODEL"
+        )
     config = replace(
         private,
-        language_model=replace(private.language_model, name=lm or _without_path(trained_with)),
+        language_model=replace(private.language_model, name=lm or _without_path(trained_with), folder=""),
         encoder=_without_paths(private.encoder),
         training=_without_paths(private.training),
     )

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -35,14 +35,20 @@ from periscope.errors import AdapterError
 
 FORMAT = 1
 CONFIG = "adapter.json"
+LANGUAGE_MODEL: Literal["lm"] = "lm"  # folder of a language model that was trained too
 
 
 @dataclass(frozen=True)
 class RecordedLanguageModel:
-    """The language model that an adapter was trained with: where it was, and how it is recognised."""
+    """The language model that an adapter was trained with: where it was, and how it is recognised.
+
+    folder: where it is in the adapter's own folder, if its weights were trained too; `name` is then what it was made
+    from.
+    """
 
     name: Name
     identity: LanguageModelIdentity
+    folder: Literal["", "lm"] = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,11 @@ class AdapterConfig:
     language_model: RecordedLanguageModel
     template: Template
     training: dict[str, Any]
+
+    def language_model_in(self, folder: Path) -> str:
+        """The language model of the adapter in `folder`: there, if it was trained too, or else by its recorded name."""
+        inside = self.language_model.folder
+        return str(folder / inside) if inside else self.language_model.name
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, in the order in which they are written."""

@@ -1,10 +1,13 @@
-"""The frozen causal language model, driven through `inputs_embeds`."""
+"""The causal language model, driven through `inputs_embeds`: frozen, unless it is trained as a whole."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial, update_wrapper
 from threading import Lock
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from periscope.adapters.limits import FiniteNumber, Size
@@ -23,12 +26,13 @@ class LoraSize:
 
 @dataclass
 class LanguageModel:
-    """A frozen causal language model with its tokenizer.
+    """A causal language model with its tokenizer, frozen unless `trained`.
 
     `reason` says why `precision` was chosen, `note` what else was chosen, both for people. `embedding_rms` is the
     median RMS of what the embedding module returns for words of the vocabulary (its output: Gemma's is scaled). `lora`
-    is the size of the LoRA on the model, which the identity leaves out (`periscope.adapters.lm.lora`). `generating` is
-    held while it generates: injected vectors are hooks on it, which two threads would mix up.
+    is the size of the LoRA on the model, which the identity leaves out (`periscope.adapters.lm.lora`). `trained` says
+    that its own weights change from step to step (`unfreeze`). `generating` is held while it generates: injected
+    vectors are hooks on it, which two threads would mix up.
     """
 
     name: str
@@ -39,6 +43,7 @@ class LanguageModel:
     embedding_rms: float
     note: str = ""
     lora: LoraSize | None = None
+    trained: bool = False
     generating: Any = field(default_factory=Lock, repr=False, compare=False)
 
     @property
@@ -79,6 +84,15 @@ class LanguageModel:
         """Word embeddings as the model itself sees them: `(...)` ids to `(..., hidden_size)` in the model's dtype."""
         return self.model.get_input_embeddings()(ids)
 
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """Its weights by name, without LoRA's; those that two layers share, once."""
+        return {name: weight for name, weight in self.model.named_parameters() if ".lora_" not in name}
+
+    @property
+    def changes(self) -> bool:
+        """Whether a training step changes what it computes: no result of its own may be kept."""
+        return self.trained or self.lora is not None
+
     def identity(self) -> LanguageModelIdentity:
         """What an adapter records to recognise this model."""
         return identify(self.model, self.tokenizer, self.precision)
@@ -113,3 +127,25 @@ def freeze(
     with torch.no_grad():
         rms = embedding(ids).float().pow(2).mean(-1).sqrt().median().item()
     return LanguageModel(name, model, tokenizer, precision, reason, rms, use_selective_scan(model))
+
+
+def unfreeze(lm: LanguageModel, compute: torch.dtype | None = None) -> None:
+    """Let all of a language model's weights be trained. It stays in `eval()`: there is no dropout.
+
+    compute: the dtype that its passes compute in by autocast, where that isn't the weights' own.
+    """
+    for weight in lm.own_parameters().values():
+        # A file's own memory isn't aligned, and matmul picks another kernel for such weights (`tensors.load_tensors`).
+        weight.data = weight.data.clone()
+        weight.requires_grad_()
+    lm.trained = True
+    if compute not in (None, lm.dtype):
+        forward: Any = partial(_in_autocast, lm.model.forward, lm.device.type, compute)
+        cast(Any, lm.model).forward = update_wrapper(forward, lm.model.forward)
+
+
+def _in_autocast(
+    forward: Callable[..., Any], device: str, dtype: torch.dtype, /, *args: object, **kwargs: object
+) -> Any:
+    with torch.autocast(device, dtype):
+        return forward(*args, **kwargs)

@@ -11,6 +11,7 @@ from periscope.errors import AdapterError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = ("auto", *DTYPES, "8bit", "4bit")
+TRAINABLE = ("auto", "mixed", "bf16", "fp32")  # precisions of --train-lm
 
 
 def choose_precision(
@@ -41,6 +42,19 @@ def choose_precision(
     if overflows:
         return "fp32", "this family's activations overflow in fp16, and this card doesn't compute in bf16"
     return "fp16", "half the memory of fp32 at the card's full speed"
+
+
+def trained_precision(requested: str, device: torch.device) -> tuple[str, torch.dtype | None]:
+    """How weights that are trained are held, and the dtype that they are computed in, None for their own.
+
+    "mixed" holds fp32 and computes in bf16; "auto" is that on a GPU that has bf16, and fp32 elsewhere. Raises
+    AdapterError for "mixed" and "bf16" on a GPU without it.
+    """
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if requested in ("mixed", "bf16") and not has_bf16:
+        raise AdapterError(f"--precision {requested}: this card doesn't compute in bf16; use fp32")
+    mixed = requested == "mixed" or (requested == "auto" and device.type == "cuda" and has_bf16)
+    return "bf16" if requested == "bf16" else "fp32", torch.bfloat16 if mixed else None
 
 
 def stored_precision(config: PretrainedConfig) -> str | None:

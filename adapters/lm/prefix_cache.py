@@ -113,8 +113,8 @@ def growing_cache(prefix: PrefixCache, rows: int) -> DynamicCache:
 class PrefixCaches:
     """The caches of the prefixes last used with one language model.
 
-    Those of a frozen model are constants, computed once and kept. With a LoRA each pass computes its own, with gradient
-    where gradients are on.
+    Those of a frozen model are constants, computed once and kept. With a LoRA, and of a model that is trained itself,
+    each pass computes its own, with gradient where gradients are on.
     """
 
     def __init__(self, lm: LanguageModel):
@@ -123,7 +123,7 @@ class PrefixCaches:
 
     def of(self, ids: tuple[int, ...]) -> PrefixCache:
         """The cache of a prefix of words."""
-        if self.lm.lora:
+        if self.lm.changes:
             return self._compute(ids)
         # Weights that were changed in place, by merging a LoRA for instance, are another model's.
         versions = sum(parameter._version for parameter in self.lm.model.parameters())

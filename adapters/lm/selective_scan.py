@@ -29,7 +29,7 @@ class SelectiveScan(torch.autograd.Function):
 
     Inputs: u, dt `(batch, length, width)`; A `(width, states)`; B, C `(batch, length, states)`; the h before the first
     step `(batch, width, states)`, or None for zeros. Outputs: y `(batch, length, width)` and the last h
-    `(batch, width, states)`, which has no gradient. A is frozen and gets no gradient either, nor does the first h.
+    `(batch, width, states)`, which has no gradient, nor has the first h. A has one where it is trained.
     """
 
     @staticmethod
@@ -58,6 +58,7 @@ class SelectiveScan(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor, _: object) -> tuple[torch.Tensor | None, ...]:
         u, dt, A, B, C, *boundaries = ctx.saved_tensors
         grad_u, grad_dt, grad_B, grad_C = (torch.empty_like(tensor) for tensor in (u, dt, B, C))
+        grad_A = torch.zeros_like(A) if ctx.needs_input_grad[2] else None
         carried = torch.zeros_like(boundaries[0])
         for number in reversed(range(len(boundaries))):
             chunk = slice(number * CHUNK, number * CHUNK + CHUNK)
@@ -72,10 +73,13 @@ class SelectiveScan(torch.autograd.Function):
             grad_state = torch.stack(grad_states[::-1], 1)
             grad_input = torch.einsum("btdn,btn->btd", grad_state, B[:, chunk])  # of dt(t) u(t)
             grad_u[:, chunk] = grad_input * dt[:, chunk]
-            grad_dt[:, chunk] = (grad_state * before * decay * A).sum(-1) + grad_input * u[:, chunk]
+            through_decay = grad_state * before * decay  # of dt(t) A
+            grad_dt[:, chunk] = (through_decay * A).sum(-1) + grad_input * u[:, chunk]
+            if grad_A is not None:
+                grad_A += torch.einsum("btdn,btd->dn", through_decay, dt[:, chunk])
             grad_B[:, chunk] = torch.einsum("btdn,btd->btn", grad_state, dt[:, chunk] * u[:, chunk])
             grad_C[:, chunk] = torch.einsum("btdn,btd->btn", states, grad[:, chunk])
-        return grad_u, grad_dt, None, grad_B, grad_C, None
+        return grad_u, grad_dt, grad_A, grad_B, grad_C, None
 
 
 def _states(

@@ -36,10 +36,15 @@ class BenchmarkTask:
     checked: str = ""
     prompts: dict[str, str] = field(default_factory=dict)
     measures_of: dict[str, list[str]] = field(default_factory=dict)
+    choices: dict[str, list[str]] = field(default_factory=dict)
 
     def measured_by(self, system: str) -> tuple[str, ...]:
         """The measures of a system's own evaluation, where it has others than the benchmark's."""
         return tuple(self.measures_of.get(system, self.measures))
+
+    def choices_of(self, system: str) -> tuple[str, ...]:
+        """The answers whose first tokens a system's own evaluation compares; () where answers are generated."""
+        return tuple(self.choices.get(system, ()))
 
     def prompt_of(self, system: str = "") -> tuple[str, str]:
         """(system, prompt), by default of the task's first system. Raises ScoreError for a system without a prompt."""

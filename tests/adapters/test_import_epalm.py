@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
+from periscope.adapters.generation.decoding import Decoding
 from periscope.adapters.io.checkpoint import load_adapter
 from periscope.adapters.io.import_epalm import import_released, read_released
 from periscope.adapters.lm.injection import Injection, Injector, LayerMap
@@ -165,8 +166,14 @@ def test_it_answers_as_the_released_code_does(opt, tmp_path):
         assert said == [ids[-6:]]
         assert model.generate([prompt], {"a": medium}, 6) == [opt.tokenizer.decode(said[0]).strip()]
         assert "".join(model.stream(prompt, {"a": medium}, 6)) == opt.tokenizer.decode(said[0]).strip()
-    with pytest.raises(AdapterError, match="greedy or searched with beams; leave out do_sample"):
-        model.generate([prompt], {"a": medium}, 6, do_sample=True)
+    with pytest.raises(AdapterError, match="greedy, searched with beams or drawn; leave out repetition_penalty"):
+        model.generate([prompt], {"a": medium}, 6, repetition_penalty=1.5)
+    with pytest.raises(AdapterError, match="leave out do_sample"):
+        model.generate([prompt], {"a": medium}, 6, do_sample=True, num_beams=2)
+    likeliest = model.generate([prompt], {"a": medium}, 6)
+    assert model.generate([prompt], {"a": medium}, 6, **Decoding(6, 2.0, top_k=1).arguments()) == likeliest
+    drawn = {model.generate([prompt], {"a": medium}, 6, **Decoding(6, 2.0, top_k=50).arguments())[0] for _ in range(4)}
+    assert len(drawn) > 1
 
 
 def test_it_searches_beams_as_the_released_code_does(opt, tmp_path):

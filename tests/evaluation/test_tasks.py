@@ -322,6 +322,12 @@ def test_a_task_from_its_files_to_its_score(name: str, tmp_path: Path, monkeypat
     assert all(score.low <= score.value <= score.high for score in found["real"].values())
     detected, all_texts = choose_task("", "", kept)
     assert detected.task == chosen.task and detected.system == "own" and all_texts == kept
+    by_cobra = {"vsr": ("True", "False"), "pope": ("Yes", "No")}.get(name, ())
+    assert detected.choices == () and chosen.choices == (by_cobra if chosen.system == "cobra" else ())
+    if by_cobra:
+        assert choose_task(name, "cobra", texts)[0].choices == by_cobra
+        ranked, _ = choose_task(name, "cobra", texts, candidates=("yes", "no"))
+        assert ranked.choices == () and ranked.facts()["chosen"] == "the likeliest of 2 answers"
 
 
 def test_people_who_said_nothing_count(tmp_path: Path) -> None:

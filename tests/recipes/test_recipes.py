@@ -6,6 +6,7 @@ What each should build is written here again, from the papers' tables, so that a
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import finish, forks, processes
 from safetensors.torch import load_file
 from tiny_media import clip, greys, sine, sound
 
 from periscope import eval as eval_script
 from periscope import inference as live
 from periscope import train as train_script
+from periscope.adapters.io import checkpoint
 from periscope.adapters.lm.injection import Injection, map_layers
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape, find_projector
@@ -58,7 +61,7 @@ class Expected:
     style: str = "plain"
     more: tuple[tuple[str, object], ...] = ()  # further fields of the template
     first: str = ""  # the recipe whose run it goes on from, in a second stage
-    lora: int = 0  # parameters of the LoRA in full size
+    lora: int = 0  # parameters of the LoRA, or of the language model where it is trained, in full size
 
 
 MARKS = ("<image>", "</image>")
@@ -112,6 +115,26 @@ EXPECTED = {
         *("patches", "Eva", "MambaForCausalLM", "PatchMLP", 36, 576, 9_180_160),
         *((("projector", 0.0),), -1, ("###", "###")),
         more=ROWS,
+    ),
+    "cobra-tune": Expected(
+        *("patches", "ModuleList", "MambaForCausalLM", "FusedMLP", 36, 729, 47_789_568),
+        (("projector", 0.0), ("projector", 0.1)),
+        more=(("requests", "question"), ("own_space", True), ("question", "In: {}\nOut: ")),
+        lora=2_768_345_600,
+    ),
+    "pythia-vl-tune": Expected(
+        *("patches", "Eva", "GPTNeoXForCausalLM", "PatchMLP", 36, 576, 9_180_160),
+        *((("projector", 0.0),), -1, ("###", "###")),
+        more=ROWS,
+        first="pythia-vl",
+        lora=2_775_208_960,
+    ),
+    "mamba-vl-tune": Expected(
+        *("patches", "Eva", "MambaForCausalLM", "PatchMLP", 36, 576, 9_180_160),
+        *((("projector", 0.0),), -1, ("###", "###")),
+        more=ROWS,
+        first="mamba-vl",
+        lora=2_768_345_600,
     ),
     "limber": Expected(*("patches", "VisionTransformer", "GPTJForCausalLM", "PatchLinear", 36, 256, 4_198_400)),
     "mapl": Expected(*("patches", "VisionTransformer", "GPTJForCausalLM", "Mapper", 32, 32, 3_431_680), layer=-1),
@@ -266,7 +289,10 @@ def test_a_recipe_in_miniature_from_media_to_answers(name, media, features, in_w
     assert sorted((group["name"], group["weight_decay"]) for group in groups) == sorted(expected.groups)
     assert model.adapter.output_norm == (name in ("first", "modern"))
     assert model.loss_mean == "token"  # how to train, which answering needn't know
-    assert run.config.optim.loss_mean == ("sample" if name in ("pythia-vl", "mamba-vl") else "token")
+    assert run.config.optim.loss_mean == ("sample" if name.startswith(("pythia-vl", "mamba-vl")) else "token")
+    assert (
+        (config.language_model.folder == "lm") == run.config.tune.train_lm == name.endswith(("cobra-tune", "vl-tune"))
+    )
     if expected.kind == "layers":
         assert (model.adapter.injection.start, model.adapter.injection.end) == (1, 13)
         assert model.adapter.soft_tokens == 10
@@ -344,8 +370,9 @@ def test_the_language_models_have_their_published_sizes():
         assert sum(p.numel() for p in skeleton(full_config(name)).parameters()) == total, name
 
 
-def test_pythia_and_mamba_differ_in_one_name():
-    pythia, mamba = load_recipe("pythia-vl"), load_recipe("mamba-vl")
+@pytest.mark.parametrize("stage", ["", "-tune"])
+def test_pythia_and_mamba_differ_in_one_name(stage):
+    pythia, mamba = load_recipe(f"pythia-vl{stage}"), load_recipe(f"mamba-vl{stage}")
     assert pythia.precompute == mamba.precompute and pythia.full == mamba.full
     differ = {key for key in pythia.train | mamba.train if pythia.train.get(key) != mamba.train.get(key)}
     assert differ == {"lm"}
@@ -359,7 +386,7 @@ def test_a_recipe_says_where_it_comes_from():
         assert all(" " in why and not why.endswith(".") for why in about["differs"].values()), name
         rescaled = "scaled before the first step" in about["differs"].get("projector", "")
         config = config_from(load_recipe(name).train, name)
-        paper = not about["paper"].startswith("none") and not config.lora.lora
+        paper = not about["paper"].startswith("none") and not EXPECTED[name].first
         assert rescaled == (paper and not config.adapter.startswith("epalm")), name
 
 
@@ -400,6 +427,51 @@ def test_groups_of_the_optimizer_resume_to_the_same_bits(media, features, in_wor
     again = load_file(run / "steps" / "000004" / "adapter" / "adapter.safetensors")
     assert whole.keys() == again.keys() and all(torch.equal(whole[key], again[key]) for key in whole)
     assert not any(torch.equal(whole[key], before[key]) for key in whole)
+
+
+@forks
+@pytest.mark.parametrize("name", ["mamba-vl-tune", "pythia-vl-tune"])
+def test_a_language_model_trained_by_recipe_goes_on_after_a_kill_in_the_same_bits(
+    name, media, features, in_workshop, monkeypatch
+):
+    """Killed in the middle of its second checkpoint, when the language model is written and the rest isn't."""
+    encoded, first = features(load_recipe(name)), name.removesuffix("-tune")
+    if not (media / "runs" / first / "last").exists():
+        in_workshop(train_script, "--recipe", first, "--tiny", "--features", encoded, "--steps", "2", "--name", first)
+    start = ("--recipe", name, "--tiny", "--features", encoded, "--init", f"runs/{first}", "--batch", "3")
+    steps = ("--steps", "4", "--save-every", "2", "--eval-every", "4", "--lr", "1e-3", "--lm-lr", "1e-3")
+    in_workshop(train_script, *start, *steps, "--name", f"{name}-whole")
+    whole, killed = (Path("runs") / f"{name}-{end}" for end in ("whole", "killed"))
+
+    def dies(_: int) -> None:
+        save, saved = checkpoint.save_language_model, []
+
+        def save_and_die(folder, lm) -> None:
+            save(folder, lm)
+            saved.append(folder)
+            if len(saved) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(checkpoint, "save_language_model", save_and_die)
+        in_workshop(train_script, *start, *steps, "--name", killed.name)
+
+    assert finish(processes(dies, 1)) == [-signal.SIGKILL]
+    assert (killed / "last").read_text() == "000002\n" and (killed / "steps/000004.partial/adapter/lm").is_dir()
+    in_workshop(train_script, "--resume", killed)
+    at_two, ends = load_all(killed / "steps/000004"), load_all(whole / "steps/000004")
+    assert at_two.keys() == ends.keys() and all(torch.equal(at_two[file], ends[file]) for file in ends)
+    losses = [[row["loss"] for row in Run.open(path).metrics() if "loss" in row] for path in (whole, killed)]
+    assert losses[0] == losses[1] and len(losses[0]) == 4 and not list(killed.glob("steps/*.partial"))
+    tuned, began = (live.load_adapted(path)[0].lm.model.state_dict() for path in (whole, f"runs/{first}"))
+    moved = [key for key, value in tuned.items() if not torch.equal(value, began[key])]
+    assert len(moved) == len(tuned), "all of its weights were trained"
+    assert [path.name for path in (whole / "steps").iterdir()] == ["000004"], "earlier language models aren't kept"
+
+
+def load_all(step: Path) -> dict:
+    """Every tensor of a checkpoint, by file and name."""
+    files = {path.relative_to(step): load_file(path) for path in step.rglob("*.safetensors")}
+    return {(str(file), name): value for file, tensors in files.items() for name, value in tensors.items()}
 
 
 def test_without_data_a_recipe_encodes_the_demos_media_of_its_kind(media, in_workshop, monkeypatch):

@@ -29,7 +29,7 @@ def periscope(monkeypatch, *arguments: object) -> None:
 def called(monkeypatch) -> list:
     """What the commands below the `periscope` command are called with: (name, arguments)."""
     calls: list = []
-    for name in ("respond", "caption_folder", "push"):
+    for name in ("respond", "caption_folder", "recaption_folder", "push"):
         monkeypatch.setattr(commands, name, lambda *given, name=name: calls.append((name, given)))
     return calls
 
@@ -119,6 +119,17 @@ def test_caption_push_and_compare(monkeypatch, called, tmp_path):
     periscope(monkeypatch, "caption", "runs/a", "photos", "--out", out, "--batch", 2, "--device", "cpu")
     models, answers = ModelOptions(device="cpu"), AnswerOptions(batch=2)
     assert called.pop() == ("caption_folder", ({None: Path("runs/a")}, Path("photos"), out, answers, models, "cpu"))
+    periscope(
+        monkeypatch, "caption", "--with", "some/vlm", "photos", "--out", out, "--prompt", "Say.", "--device", "cpu"
+    )
+    assert called.pop() == (
+        "recaption_folder",
+        ("some/vlm", "Say.", Path("photos"), out, AnswerOptions(), models, "cpu"),
+    )
+    with pytest.raises(SystemExit, match="needs the folder alone"):
+        periscope(monkeypatch, "caption", "--with", "some/vlm", "runs/a", "photos", "--out", out)
+    with pytest.raises(SystemExit, match="--prompt is what the model of --with is asked"):
+        periscope(monkeypatch, "caption", "runs/a", "photos", "--out", out, "--prompt", "Say.")
     out.write_text("")
     with pytest.raises(SystemExit, match="exists and is never overwritten"):
         periscope(monkeypatch, "caption", "runs/a", "photos", "--out", out, "--device", "cpu")

@@ -99,11 +99,11 @@ def open_sets(config: TrainConfig, partial: bool = False) -> list[OpenedSet]:
     first = first_by_modality(sets)
     for opened_set in sets:
         _refuse_other_features(first[opened_set.modality], opened_set)
-    for name, value in (("init", config.init), ("lora", config.lora.lora)):
+    for name, value in (("init", config.init), ("lora", config.lora.lora), ("train-lm", config.tune.train_lm)):
         if len(modalities) > 1 and value:
             raise RunError(
                 f"--{name} goes with one adapter, and these features are of {' and '.join(modalities)}; train each "
-                "alone (periscope.load and eval.py --run combine adapters without LoRA afterwards)"
+                "alone (periscope.load and eval.py --run combine adapters on one frozen model afterwards)"
             )
     return sets
 
@@ -156,7 +156,7 @@ def choose_texts(source: OpenedSet, model: AdaptedModel, limit: int) -> Training
     )
     every = source.texts.with_captions(model.prompt.template.captions_read)
     texts = every.of_split("train")[: limit or None]
-    learns_from_words = bool(model.lm.lora or model.adapter.soft_tokens)
+    learns_from_words = bool(model.lm.changes or model.adapter.soft_tokens)
     index = dataset.keep(texts, model.lm.max_length, words_alone=learns_from_words)
     if not index.texts:
         raise RunError(

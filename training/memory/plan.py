@@ -1,6 +1,6 @@
 """The memory that a training will need, by component, against what is free.
 
-A forward pass on the meta device, where tensors have shapes but no storage, counts what the frozen model saves for the
+A forward pass on the meta device, where tensors have shapes but no storage, counts what the model saves for the
 backward pass. That also works for a model that isn't downloaded, see `python -m periscope.training`.
 """
 
@@ -18,13 +18,15 @@ from transformers.integrations.sdpa_attention import use_gqa_in_sdpa
 
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import insert_lora, lora_parameters, lora_size
+from periscope.adapters.lm.precision import trained_precision
 from periscope.adapters.lm.prefix_cache import cache_argument, prefix_cache
 from periscope.adapters.lm.selective_scan import use_selective_scan
 from periscope.adapters.model import Adapter
+from periscope.training.config import TrainConfig
 from periscope.training.memory.model_sizes import skeleton
 from periscope.units import format_bytes
 
-ADAM_BYTES = 16  # an fp32 weight, its gradient and Adam's two moments
+MOMENTS_8BIT = 2 + 8 / 256  # bytes of a weight's two moments in 8 bits, with a scale for each 256
 USABLE_SHARE = 0.8  # of the free memory; the rest is for one layer's working memory and fragmentation
 CHECKPOINT_EVERY = (8, 4, 2, 1)  # tried in this order where not even one text fits
 # bitsandbytes' 4-bit format: weights that share a scale, and scales that share a scale of their own.
@@ -33,13 +35,40 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """How weights are trained. lm: the language model's own as well · mixed: fp32 weights of it, computed in bf16."""
+
+    optimizer: str = "adamw"
+    lm: bool = False
+    mixed: bool = False
+
+    def moments(self, itemsize: int) -> float:
+        """Bytes of a weight's two moments, of a weight of so many bytes."""
+        return 2 * itemsize if self.optimizer == "adamw" else MOMENTS_8BIT
+
+    def beside(self, itemsize: int) -> float:
+        """Bytes per weight of the language model besides its own: a gradient, moments, a copy to compute with."""
+        return itemsize + self.moments(itemsize) + (2 if self.mixed else 0)
+
+
+FROZEN = Tuning()
+
+
+def tuning_of(config: TrainConfig, device: str) -> Tuning:
+    """What a configuration trains on "cuda" or "cpu", where AdamW is always plain."""
+    compute = trained_precision(config.model.precision, torch.device(device))[1] if config.tune.train_lm else None
+    return Tuning(config.optim.optimizer if device == "cuda" else "adamw", config.tune.train_lm, compute is not None)
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """Bytes of each component.
 
-    weights: the frozen model · adapter: what is trained, LoRA included, with gradients and AdamW's moments ·
-    per_token, per_target, per_medium: saved for the backward pass · checkpoint: on disk · tokens: of a medium · free:
-    GPU memory besides the weights, None on a CPU · lora: the part of `adapter` that is LoRA's · prefix: words that
-    every text begins with and that are computed once; a text keeps only their keys and values (in `per_token`, a mean).
+    weights: the language model · adapter: what is trained, LoRA included, with gradients and AdamW's moments, and those
+    of the language model where it is trained itself · per_token, per_target, per_medium: saved for the backward pass ·
+    checkpoint: on disk · tokens: of a medium · free: GPU memory besides the weights, None on a CPU · lora, tuned: the
+    parts of `adapter` that are LoRA's and the language model's · prefix: words that every text begins with and that are
+    computed once; a text keeps only their keys and values (in `per_token`, a mean).
     """
 
     weights: int
@@ -52,6 +81,7 @@ class MemoryPlan:
     free: int | None
     lora: int = 0
     prefix: int = 0
+    tuned: int = 0
 
     def per_text(self, length: int) -> int:
         """Bytes that one text of `length` tokens needs, if all but its medium's and the prefix are targets."""
@@ -73,16 +103,23 @@ class MemoryPlan:
     def __str__(self) -> str:
         free = "" if self.free is None else f"; {format_bytes(self.free)} of the GPU are free"
         lora = f" and LoRA {format_bytes(self.lora)}" if self.lora else ""
+        state = f"its gradients and AdamW {format_bytes(self.tuned)}" if self.tuned else "frozen"
         return (
-            f"memory: language model {format_bytes(self.weights)} (frozen), adapter with AdamW "
-            f"{format_bytes(self.adapter - self.lora)}{lora}; in a micro-batch {format_bytes(self.per_token)} per "
-            f"token, {format_bytes(self.per_target)} more per target and {format_bytes(self.per_medium)} per medium"
-            f"{free}; a checkpoint is {format_bytes(self.checkpoint)}"
+            f"memory: language model {format_bytes(self.weights)} ({state}), adapter with AdamW "
+            f"{format_bytes(self.adapter - self.lora - self.tuned)}{lora}; in a micro-batch "
+            f"{format_bytes(self.per_token)} per token, {format_bytes(self.per_target)} more per target and "
+            f"{format_bytes(self.per_medium)} per medium{free}; a checkpoint is {format_bytes(self.checkpoint)}"
         )
 
 
 def plan(
-    lm: LanguageModel, adapter: Adapter, longest: int, checkpoint_every: int = 0, shared: bool = True, prefix: int = 0
+    lm: LanguageModel,
+    adapter: Adapter,
+    longest: int,
+    checkpoint_every: int = 0,
+    shared: bool = True,
+    prefix: int = 0,
+    tuning: Tuning = FROZEN,
 ) -> MemoryPlan:
     """The plan of a loaded model for texts of up to `longest` tokens.
 
@@ -93,7 +130,10 @@ def plan(
     lora = {id(parameter) for parameter in lora_parameters(lm.model).values()}
     weights = sum(p.numel() * p.element_size() for p in lm.model.parameters() if id(p) not in lora)
     rank = lm.lora.r if lm.lora else 0
-    return plan_of(lm.model.config, lm.dtype, weights, adapter, longest, free, checkpoint_every, rank, shared, prefix)
+    dtype = torch.bfloat16 if tuning.mixed else lm.dtype
+    return plan_of(
+        lm.model.config, dtype, weights, adapter, longest, free, checkpoint_every, rank, shared, prefix, tuning
+    )
 
 
 def plan_of(
@@ -107,6 +147,7 @@ def plan_of(
     rank: int = 0,
     shared: bool = True,
     prefix: int = 0,
+    tuning: Tuning = FROZEN,
 ) -> MemoryPlan:
     """The plan of a language model that needn't be loaded.
 
@@ -116,19 +157,26 @@ def plan_of(
     """
     lora = lora_size(skeleton(config), rank) if rank else 0
     trained = sum(parameter.numel() for parameter in adapter.parameters()) + lora
+    own = sum(parameter.numel() for parameter in skeleton(config).parameters()) if tuning.lm else 0
+    itemsize, moments = (4 if tuning.mixed else dtype.itemsize), tuning.moments(4)
+    tuned = round(own * tuning.beside(itemsize))
+    saved = saved_per_token(
+        config, dtype, longest, checkpoint_every, rank, shared or adapter.injects, prefix, tuning.lm
+    )
     # Logits, overwritten by their gradient (adapters.lm.cross_entropy), and a copy where a family scales or caps them.
     per_logit = 2 * dtype.itemsize
     return MemoryPlan(
         weights=weights,
-        adapter=trained * ADAM_BYTES,
-        per_token=saved_per_token(config, dtype, longest, checkpoint_every, rank, shared or adapter.injects, prefix),
+        adapter=round(trained * (8 + moments)) + tuned,  # fp32 weights and gradients
+        per_token=saved,
         per_target=config.get_text_config().vocab_size * per_logit,
         per_medium=saved_per_medium(adapter),
-        checkpoint=trained * 12,
+        checkpoint=round(trained * (4 + moments) + own * (itemsize + tuning.moments(itemsize))),
         tokens=adapter.tokens,
         free=free,
-        lora=lora * ADAM_BYTES,
+        lora=round(lora * (8 + moments)),
         prefix=prefix,
+        tuned=tuned,
     )
 
 
@@ -193,22 +241,26 @@ def saved_per_token(
     rank: int = 0,
     masked: bool = True,
     prefix: int = 0,
+    trained: bool = False,
 ) -> int:
-    """Bytes per token that a frozen language model saves for the backward pass of a text of `length` tokens.
+    """Bytes per token that a language model saves for the backward pass of a text of `length` tokens.
 
     Per token, because a mask and unfused attention grow with the length. With LoRA of this `rank`, also the fp32 inputs
-    of its layers and the outputs of their first matrices. Two small stacks of layers are counted, which gives one
-    layer's share. With `checkpoint_every`, every Nth layer saves its input only, and one layer at a time everything.
-    Of a cached `prefix`, part of the length, each layer saves keys and values.
+    of its layers and the outputs of their first matrices; of a model that is `trained`, the inputs of its own. Two
+    small stacks of layers are counted, which gives one layer's share. With `checkpoint_every`, every Nth layer saves
+    its input only, and one layer at a time everything. Of a cached `prefix`, part of the length, each layer saves keys
+    and values.
     """
     text_config = config.get_text_config()
     depth = text_config.num_hidden_layers
     small = min(2, depth) if any(len(set(values)) > 1 for values in _per_layer_lists(config).values()) else 1
     try:
-        base = _saved_bytes(_with_layers(config, small), dtype, length, rank, masked, prefix)
-        double = _saved_bytes(_with_layers(config, 2 * small), dtype, length, rank, masked, prefix)
+        base, double = (
+            _saved_bytes(_with_layers(config, layers), dtype, length, rank, masked, prefix, trained)
+            for layers in (small, 2 * small)
+        )
     except Exception:  # a family whose forward pass looks at values can't run without them
-        return round(_estimate(config, dtype, rank) * (1 - prefix / length))
+        return round(_estimate(config, dtype, rank, trained) * (1 - prefix / length))
     layer = (double - base) / small / length
     recomputed = depth // checkpoint_every if checkpoint_every else 0
     layer_input = text_config.hidden_size * dtype.itemsize * (1 - prefix / length)
@@ -237,11 +289,12 @@ def _per_layer_lists(config: PretrainedConfig) -> dict[str, list]:
 
 
 def _saved_bytes(
-    config: PretrainedConfig, dtype: torch.dtype, length: int, rank: int, masked: bool, prefix: int
+    config: PretrainedConfig, dtype: torch.dtype, length: int, rank: int, masked: bool, prefix: int, trained: bool
 ) -> int:
     """Bytes that the whole model saves for one text of `length` tokens, of which `prefix` are cached."""
     model = skeleton(config, dtype)
     use_selective_scan(model)
+    model.requires_grad_(trained)
     if rank:
         with torch.device("meta"):
             insert_lora(model, rank, rank)
@@ -349,12 +402,14 @@ AttentionInterface.register("counted_behind_prefix", _counted_behind_prefix)
 AttentionInterface.register("counted_causal", _counted_causal)
 
 
-def _estimate(config: PretrainedConfig, dtype: torch.dtype, rank: int = 0) -> int:
+def _estimate(config: PretrainedConfig, dtype: torch.dtype, rank: int = 0, trained: bool = False) -> int:
     """About 16 vectors of the hidden width and 6 of the intermediate width per token and layer: Korthikanti et al. 2022
-    (arXiv 2205.05198, equation 2) without what only weight gradients need; with LoRA those too, in fp32.
+    (arXiv 2205.05198, equation 2) without what only weight gradients need; with LoRA those too, in fp32, and where the
+    weights are trained.
     """
     config = config.get_text_config()
     width = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * width
     lora = 4 * (6 * width + inner + 7 * rank) if rank else 0
-    return config.num_hidden_layers * ((16 * width + 6 * inner) * dtype.itemsize // 2 + lora)
+    inputs = dtype.itemsize * (6 * width + inner) if trained else 0
+    return config.num_hidden_layers * ((16 * width + 6 * inner) * dtype.itemsize // 2 + lora + inputs)

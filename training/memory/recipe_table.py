@@ -19,6 +19,7 @@ from periscope.training.memory.plan import (
     GIB,
     USABLE_SHARE,
     MemoryPlan,
+    Tuning,
     embedding_width,
     plan_of,
     weight_bytes,
@@ -35,7 +36,8 @@ A recipe is a file in [recipes/](../recipes). It names the encoder and the langu
 the paper reports, and what is uncertain. `python precompute.py --recipe NAME --data DATA` encodes, `python train.py
 --recipe NAME` trains; flags override the recipe. With `--tiny`, both run in seconds on random models of the same
 classes, without a network. The second-stage recipes `anymal-instruct` and `llava-1.5-tune` also tune the language model
-with LoRA, and start from a run of the first stage: `python train.py --recipe llava-1.5-tune --init runs/FIRST`.
+with LoRA, `mamba-vl-tune` and `pythia-vl-tune` all of its weights, and start from a run of the first stage: `python
+train.py --recipe llava-1.5-tune --init runs/FIRST`. `cobra-tune` has one stage, as in the paper.
 
 Every recipe is tested end to end in miniature, from media to answers, in
 `tests/recipes/test_recipes.py::test_a_recipe_in_miniature_from_media_to_answers[NAME]`. **None was trained in full
@@ -49,7 +51,9 @@ MEMORY = f"""
 On a 24 GB GPU with {format_bytes(GPU_FREE)} free, for texts of {WORDS} tokens besides the medium's. The precision is
 the recipe's, or the first of fp16, 8 bits and 4 bits that fits. *Kept per text* is what one text needs until its
 backward pass: activations of all layers, logits, and the projector's activations. The micro-batch is how many texts fit
-into {USABLE_SHARE:.0%} of what is left; gradient accumulation makes up the rest of a batch.
+into {USABLE_SHARE:.0%} of what is left; gradient accumulation makes up the rest of a batch. *Trained* are the weights
+of the adapter and LoRA, and gradients and AdamW's moments (in 8 bits where the recipe says so) of these and of a
+language model that is tuned as a whole.
 
 """
 COMPARED = """
@@ -111,12 +115,14 @@ def count(recipe: Recipe) -> RecipeRow:
     grid_rows = recipe.full["grid"][0] if config.prompt.row_separator else 1
     tokens = adapter.tokens + adapter.soft_tokens + grid_rows - 1
     asked = "fp16" if config.model.precision == "auto" else config.model.precision
+    tuning = Tuning(config.optim.optimizer, config.tune.train_lm, asked == "mixed")
+    smaller = SMALLER[SMALLER.index(asked) + 1 :] if asked in SMALLER else SMALLER[1:]
     unpacked = MODEL_FAMILIES.get(lm_config.model_type, ModelFamily()).unquantized or ("lm_head",)
-    for precision in (asked, *(SMALLER[SMALLER.index(asked) + 1 :] if asked in SMALLER else SMALLER[1:])):
-        weights = weight_bytes(model, precision, unpacked)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-        every, free = config.model.gradient_checkpointing, GPU_FREE - weights
-        memory = plan_of(lm_config, dtype, weights, adapter, tokens + WORDS, free, every, lora_rank(recipe))
+    for precision in (asked, *(() if tuning.lm else smaller)):
+        weights = weight_bytes(model, "fp32" if precision == "mixed" else precision, unpacked)
+        dtype = torch.bfloat16 if precision in ("bf16", "mixed") else torch.float16
+        every, free, rank = config.model.gradient_checkpointing, GPU_FREE - weights, lora_rank(recipe)
+        memory = plan_of(lm_config, dtype, weights, adapter, tokens + WORDS, free, every, rank, tuning=tuning)
         if memory.fits(tokens + WORDS):
             break
     micro_batch = memory.micro_batch(config.texts_per_step, tokens + WORDS)
@@ -141,9 +147,10 @@ def lora_rank(recipe: Recipe) -> int:
 
 
 def trained_size(recipe: Recipe, adapter: Adapter, model: PreTrainedModel) -> int:
-    """How many parameters a recipe trains: the adapter's, and those of LoRA on `model`."""
+    """How many parameters a recipe trains: the adapter's, and those of LoRA on `model`, or its own."""
     rank = lora_rank(recipe)
-    return sum(parameter.numel() for parameter in adapter.parameters()) + (lora_size(model, rank) if rank else 0)
+    trained = [*adapter.parameters(), *(model.parameters() if recipe.train.get("train_lm") else ())]
+    return sum(parameter.numel() for parameter in trained) + (lora_size(model, rank) if rank else 0)
 
 
 def full_adapter(recipe: Recipe, model: PreTrainedModel) -> Adapter:
@@ -170,7 +177,7 @@ def page() -> str:
         *map(_system_cells, rows),
     ]
     memory = [
-        ("Recipe", "Precision", "Weights", "Adapter, AdamW", "Kept per text", "Micro-batch", "In all"),
+        ("Recipe", "Precision", "Weights", "Trained, AdamW", "Kept per text", "Micro-batch", "In all"),
         ("---", "---", "---:", "---:", "---:", "---:", "---:"),
         *map(_memory_cells, rows),
     ]

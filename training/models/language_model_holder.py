@@ -1,4 +1,6 @@
-"""The frozen language model that consecutive runs train against: loaded once, and verified to be unchanged."""
+"""The language model that consecutive runs train against: loaded once, and verified to be unchanged; or trained itself,
+by one run.
+"""
 
 import gc
 import time
@@ -10,6 +12,7 @@ from periscope.adapters.lm.identity import weights_sha256
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import remove_lora
+from periscope.adapters.lm.precision import trained_precision
 from periscope.errors import RunError
 
 
@@ -22,7 +25,7 @@ class _Held:
 
 
 class LanguageModelHolder:
-    """Holds one frozen language model on `device`.
+    """Holds one language model on `device`.
 
     seconds: duration of the last load · bytes: size of its weights · loaded: number of loads so far.
     """
@@ -32,19 +35,23 @@ class LanguageModelHolder:
         self.seconds, self.bytes, self.loaded = 0.0, 0, 0
         self._held: _Held | None = None
 
-    def load(self, name: str, precision: str) -> LanguageModel:
+    def load(self, name: str, precision: str, trained: bool = False, place: str = "") -> LanguageModel:
         """The language model `name` in `precision`, without LoRA; another one that is held is released first. Prints
         what it is.
 
-        Raises AdapterError as `load_language_model`.
+        trained: it is to be trained itself, so that no other run can have it · place: its folder, where that isn't
+        `name`. Raises AdapterError as `load_language_model` and `trained_precision`.
         """
         held = self._held
-        if held is None or (held.name, held.precision) != (name, precision):
+        if trained:
+            precision, _ = trained_precision(precision, torch.device(self.device))
+        if held is None or trained or held.lm.trained or (held.name, held.precision) != (name, precision):
             if held is not None:
                 held = self._held = None  # frees the memory of the other one
                 gc.collect()
             start = time.monotonic()
-            lm = load_language_model(name, self.device, precision)
+            lm = load_language_model(place or name, self.device, precision)
+            lm.name = name
             self.seconds, self.loaded = time.monotonic() - start, self.loaded + 1
             self.bytes = sum(p.numel() * p.element_size() for p in lm.model.parameters())
             held = self._held = _Held(name, precision, lm, weights_sha256(lm.model))
@@ -61,8 +68,8 @@ class LanguageModelHolder:
         return self._held.sha256
 
     def check(self) -> None:
-        """Raise RunError when a weight has changed since the model was loaded."""
-        if self._held and weights_sha256(self._held.lm.model) != self._held.sha256:
+        """Raise RunError when a weight of a frozen model has changed since it was loaded."""
+        if self._held and not self._held.lm.trained and weights_sha256(self._held.lm.model) != self._held.sha256:
             raise RunError("the frozen language model's weights changed, which must never happen; please report it")
 
     def free_cache(self) -> None:

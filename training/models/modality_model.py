@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from periscope.adapters.io.checkpoint import load_adapter
-from periscope.adapters.io.schema import AdapterConfig, read_adapter_config
+from periscope.adapters.io.schema import LANGUAGE_MODEL, AdapterConfig, read_adapter_config
 from periscope.adapters.lm.identity import LanguageModelIdentity, same_language_model
 from periscope.adapters.lm.injection import Injection, injection_into
 from periscope.adapters.lm.language_model import LanguageModel
@@ -188,7 +188,11 @@ def adapter_facts(
         "modality": sets[0].modality,
         "encoder": features.manifest["encoder"],
         "storage": features.manifest["features"][kind],
-        "language_model": {"name": model.lm.name, "identity": identity},
+        "language_model": {
+            "name": model.lm.name,
+            "identity": identity,
+            "folder": LANGUAGE_MODEL if model.lm.trained else "",
+        },
         "template": model.prompt.template,
         "training": {
             "features": ", ".join(training_set.features.path.name for training_set in sets),

@@ -8,6 +8,7 @@ from tiny import save_language_model
 from transformers import AutoConfig
 
 from periscope.adapters import model as adapters_model
+from periscope.adapters.lm.language_model import unfreeze
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import add_lora, lora_parameters, lora_size
 from periscope.adapters.model import AdaptedModel, Adapter
@@ -22,6 +23,7 @@ from periscope.training.memory.model_sizes import skeleton
 from periscope.training.memory.plan import (
     GIB,
     MemoryPlan,
+    Tuning,
     choose_checkpointing,
     plan,
     saved_bytes,
@@ -92,6 +94,32 @@ def test_a_step_with_lora_keeps_what_the_plan_counts(family, precision, language
     assert saved == pytest.approx(expected, rel=0.1)
     without = expected - len(texts) * length * (memory.per_token - plain.per_token)
     assert abs(saved - without) > 0.1 * saved
+
+
+@pytest.mark.parametrize("family, precision", [("gpt_neox", "fp32"), ("mamba", "bf16")])
+def test_a_step_that_trains_the_language_model_keeps_what_the_plan_counts(
+    family, precision, language_model_folder, monkeypatch
+):
+    monkeypatch.setattr(plans, "_estimate", lambda *_: pytest.fail("the family can't be counted"))
+    lm = load_language_model(str(language_model_folder(family)), precision=precision)
+    adapter = Adapter("mlp", FeatureShape("patches", 36, 32, (6, 6)), lm.hidden_size, lm.embedding_rms)
+    prompt, texts, features = sample_texts(lm, adapter)
+    length, itemsize = length_of(texts[0], 36), lm.dtype.itemsize
+    plain = plan(lm, adapter, length, shared=False)
+    unfreeze(lm)
+    weights = sum(weight.numel() for weight in lm.own_parameters().values())
+    model, memory = AdaptedModel(lm, adapter, prompt), plan(lm, adapter, length, shared=False, tuning=Tuning(lm=True))
+    assert memory.tuned == 3 * itemsize * weights == memory.adapter - plain.adapter and memory.weights == plain.weights
+    assert memory.checkpoint == plain.checkpoint + memory.tuned and "its gradients and AdamW" in str(memory)
+    in_8_bits = plan(lm, adapter, length, shared=False, tuning=Tuning("adamw8bit", lm=True))
+    assert in_8_bits.tuned == pytest.approx((itemsize + 2) * weights, rel=0.02)
+    own = [*lm.model.parameters(), *lm.model.buffers(), *adapter.parameters(), *features.values()]
+    saved = saved_bytes(lambda: model.loss(texts, features)[0], own)
+    targets = sum(len(s.ids) for text in texts for s in text if s.target)
+    expected = len(texts) * (length * memory.per_token + memory.per_medium)
+    expected += itemsize * targets * lm.model.config.get_text_config().vocab_size
+    assert saved == pytest.approx(expected, rel=0.1)
+    assert memory.per_token > 1.05 * plain.per_token
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "opt", "qwen3"])
