@@ -46,7 +46,9 @@ def answer_each(
     Where answers depend on the text alone, each question is asked once. respond: what answers in place of
     `AdaptedModel.generate`, to which `decoding` is passed.
     """
-    respond = respond or partial(model.generate, max_new_tokens=max_new_tokens, **decoding)
+    if respond is None:
+        generate: Respond = partial(model.generate, max_new_tokens=max_new_tokens, **decoding)
+        respond = generate
     every = list(range(len(texts)))
     asked = {name: _first_equal(texts) if condition.text_only else every for name, condition in under.items()}
     with tqdm(total=sum(len(set(firsts)) for firsts in asked.values()), unit=" answers", desc="answering") as bar:

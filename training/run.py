@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
 from msgspec import Meta
@@ -390,14 +390,15 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, to
         if prefix == "optimizer":
             i, _, field = rest.partition(".")
             state.setdefault(int(i), {})[field] = value
-    if quantized := hasattr(optimizer, "is_paged"):  # bitsandbytes counts steps in whole numbers
+    quantized: Any = optimizer if hasattr(optimizer, "is_paged") else None
+    if quantized:  # bitsandbytes counts steps in whole numbers
         for fields in state.values():
             fields["step"] = int(fields["step"])  # type: ignore[assignment]
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    if quantized and optimizer.is_paged:
+    if quantized and quantized.is_paged:
         for parameter, fields in optimizer.state.items():
             for field in {"state1", "state2"} & fields.keys():
-                fields[field] = optimizer.get_state_buffer(parameter, dtype=fields[field].dtype).copy_(fields[field])
+                fields[field] = quantized.get_state_buffer(parameter, dtype=fields[field].dtype).copy_(fields[field])
 
 
 def adapter_folders(path: Path) -> list[Path]:
