@@ -235,6 +235,8 @@ def _mistake(cls: type, args: Sequence[str], path: str) -> str:
             found = [other for other in MEANT.get(name, ()) if other in kinds and name not in kinds]
             if found:
                 return f"there is no --{name} here; it is called --{found[0]}"
+            if name.removeprefix("no-") not in kinds:
+                return ""
             kind = kinds.get(name, bool)
             room, last = 0 if equals or kind is bool else len(args) if _takes_many(kind) else 1, name
         elif room:

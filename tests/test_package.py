@@ -168,8 +168,8 @@ def test_another_project_called_adapters_changes_nothing(wheel: Path, tmp_path: 
 
 
 def test_every_dependency_has_an_oldest_version_to_try() -> None:
-    done = subprocess.run([sys.executable, ".ci/oldest.py"], cwd=ROOT, capture_output=True, text=True, check=True)
-    tried = {line.partition("~=")[0] for line in done.stdout.splitlines()}
+    """The lower bounds that .ci/oldest installs: of what Periscope needs, and of each extra for its users."""
     wanted = [line for name, lines in PROJECT["optional-dependencies"].items() if name != "dev" for line in lines]
-    names = {re.split(r"[\[<>=~ ]", line)[0] for line in [*PROJECT["dependencies"], *wanted]}
-    assert tried == names - {PROJECT["name"]}
+    lines = [line for line in [*PROJECT["dependencies"], *wanted] if not line.startswith(PROJECT["name"])]
+    assert len(lines) > 20 and [line for line in lines if not re.search(r">=\d", line)] == []
+    assert "--resolution lowest-direct" in (ROOT / ".ci/oldest").read_text()
