@@ -87,8 +87,7 @@ which media to take where there are several kinds; with `--yes` it asks nothing.
     periscope plan --encoder siglip2-b --lm Qwen/Qwen3-4B-Instruct-2507 --media 50000
 
 says what will be downloaded, what features and checkpoints take on the disk, on which cards the training fits and how
-long a pass over the texts takes, before anything is downloaded. `python cli.py plan` does the same in a clone. For
-10,000 pictures with a caption each:
+long a pass over the texts takes, before anything is downloaded. For 10,000 pictures with a caption each:
 
 {table}
 {notes}

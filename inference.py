@@ -105,13 +105,14 @@ def load_adapted(
     lm: str | None = None,
     modality: str | None = None,
     anyway: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[AdaptedModel, AdapterConfig]:
     """Load an adapter (a folder, a run or a name on the Hub) on its language model.
 
     `lm` says where the language model is now, if it has moved. Returns the model and the adapter's config. Raises
     AdapterError when the language model is another one, unless `anyway` is set and its width is the same.
     """
-    ((model, config),) = load_several({modality: path}, device, precision, lm, anyway).values()
+    ((model, config),) = load_several({modality: path}, device, precision, lm, anyway, trust_remote_code).values()
     return model, config
 
 
@@ -121,6 +122,7 @@ def load_several(
     precision: str = "auto",
     lm: str | None = None,
     anyway: bool = False,
+    trust_remote_code: bool = False,
 ) -> dict[str | None, tuple[AdaptedModel, AdapterConfig]]:
     """Load adapters by modality on one language model, `lm` or that of the first: modality -> model and config.
 
@@ -144,7 +146,7 @@ def load_several(
                 f"{config.language_model.name}, which is another language model: {difference}; adapters can only be "
                 "combined on the same one"
             )
-    model = load_language_model(lm or first.language_model_in(folder), device, precision)
+    model = load_language_model(lm or first.language_model_in(folder), device, precision, trust_remote_code)
     recorded, actual = first.language_model.identity, model.identity()
     if difference := same_language_model(recorded, actual):
         message = (
@@ -480,6 +482,7 @@ def load(
     lm: str | None = None,
     anyway: bool = False,
     encoder: str | Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
     **by_modality: Path | str,
 ) -> LoadedModel:
     """Load an adapter with the encoder and the language model it was trained with.
@@ -487,7 +490,8 @@ def load(
     `path` is an adapter folder, a run or a name on the Hub (owner/name). Several adapters on one language model are
     named by modality: `load(image="runs/a", audio="runs/b")`. `device` is "auto" (a GPU if there is one), "cpu", "cuda"
     or "cuda:N"; `precision` that of the language model. `lm` and `encoder` say where these are now, if they have moved;
-    for several adapters `encoder` maps a modality to its encoder.
+    for several adapters `encoder` maps a modality to its encoder. `trust_remote_code` runs Python code that the
+    language model brings; without it such a model is refused.
 
     Raises DeviceError for a device that can't be used, and AdapterError or PrecomputeError when the encoder or the
     language model isn't the one that an adapter was trained with, when adapters can't be combined, and when one is
@@ -498,7 +502,8 @@ def load(
         raise AdapterError('name one adapter or run, or several by modality: load(image="runs/a", audio="runs/b")')
     device = choose_device(device)
     paths: dict[str, Path | str] = dict(by_modality) if path is None else dict.fromkeys(adapter_folders(path), path)
-    several = load_several(cast(Mapping[str | None, Path | str], paths), device, precision, lm, anyway)
+    named = cast(Mapping[str | None, Path | str], paths)
+    several = load_several(named, device, precision, lm, anyway, trust_remote_code)
     loaded = {modality: several[modality] for modality in paths}
     templates = [model.prompt.template for model, _ in loaded.values()]
     if len({(template.style, template.question) for template in templates}) > 1:

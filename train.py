@@ -45,7 +45,7 @@ def main() -> None:
     from periscope.training.sweep.sweep import sweep
 
     ranks = join(device)
-    holder = LanguageModelHolder(ranks.device)
+    holder = LanguageModelHolder(ranks.device, request.trust_remote_code)
 
     def train_one(config: TrainConfig, path: Path, old: Run | None) -> bool:
         if not old:

@@ -174,6 +174,7 @@ def load_models(adapters: Adapters, models: ModelOptions, device: str) -> infere
         "lm": models.lm or None,
         "anyway": models.anyway,
         "encoder": encoder,
+        "trust_remote_code": models.trust_remote_code,
     }
     if None in adapters:
         return inference.load(adapters[None], **options)

@@ -144,6 +144,8 @@ class ModelOptions:
     """Precision of the frozen weights; may differ from training."""
     anyway: bool = False
     """Accept a language model or encoder other than the one used in training, if its sizes are the same."""
+    trust_remote_code: bool = False
+    """Run the Python code of a language model that brings its own, with your rights. Read it first."""
     device: Annotated[str, Metavar("DEVICE")] = "auto"
     """auto, cuda, cuda:N or cpu."""
 

@@ -159,7 +159,13 @@ def open_scored(
     if modality is None and len(place.adapters) > 1:
         modality = features.manifest["modality"]
     model, config = load_adapted(
-        place.adapter(modality), device, models.precision, models.lm or None, modality, models.anyway
+        place.adapter(modality),
+        device,
+        models.precision,
+        models.lm or None,
+        modality,
+        models.anyway,
+        models.trust_remote_code,
     )
     check_encoder(features, config, models.anyway)
     if feature_shape(features, model.adapter.features.kind) != model.adapter.features:

@@ -17,6 +17,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 APART = {"tests", "studies", "benchmarks"}
 TOOLS = [
     *(["-m", "precompute", tool] for tool in ("verify", "inspect", "merge", "recode")),
+    *(["periscope", *tool] for tool in (["caption"], ["plan"], ["init"], ["import", "mamba-ssm"])),
     *(["-m", "adapters", tool] for tool in ("import-epalm", "export-prompt", "merge-lora")),
 ]
 
@@ -119,11 +120,17 @@ OTHERS = {
 # All in one process, which imports what they share once.
 EACH_HELP = """
 import json, runpy, sys
+from periscope.cli import main
 for name, *tool in json.loads(sys.argv[1]):
-    run, target = (runpy.run_module, tool[0]) if name == "-m" else (runpy.run_path, name)
-    sys.argv = [target, *tool[1:], "--help"]
+    sys.argv = [name, *tool, "--help"]
     try:
-        run(target, run_name="__main__")
+        if name == "periscope":
+            main()
+        elif name == "-m":
+            sys.argv = [*tool, "--help"]
+            runpy.run_module(tool[0], run_name="__main__")
+        else:
+            runpy.run_path(name, run_name="__main__")
     except SystemExit as end:
         assert not end.code, (name, tool)
     else:

@@ -269,6 +269,8 @@ class CommandOptions:
     """Leave out texts whose media are missing from the feature set, instead of stopping."""
     merge_lora: Annotated[Path | None, Metavar("FOLDER")] = None
     """At the end, write the language model with LoRA merged, and the adapter, to this folder."""
+    trust_remote_code: bool = False
+    """Run the Python code of a language model that brings its own, with your rights. Read it first."""
     device: str = "auto"
     """Device: auto, cuda, cuda:N or cpu."""
 
@@ -299,6 +301,7 @@ class Request:
     tiny: bool = False
     partial: bool = False
     merge_lora: Path | None = None
+    trust_remote_code: bool = False
     device: str = "auto"
 
 

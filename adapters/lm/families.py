@@ -101,13 +101,18 @@ def family_of(config: PretrainedConfig) -> ModelFamily:
     return MODEL_FAMILIES.get(config.model_type or "", ModelFamily())
 
 
-def why_refused(config: PretrainedConfig) -> str | None:
-    """Why a model with this config can't be driven by vectors, known before its weights are fetched; None if it can."""
+def why_refused(config: PretrainedConfig, own_code: bool = False) -> str | None:
+    """Why a model with this config can't be driven by vectors, known before its weights are fetched; None if it can.
+
+    own_code: its own Python code may be run, whose class is only known once it is loaded.
+    """
     if refuse := family_of(config).refuse:
         return refuse
     if config.is_encoder_decoder:
         return "it has an encoder of its own; use a decoder-only model such as OPT, Llama, Qwen or Mamba"
     cls: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if cls is None and own_code and "AutoModelForCausalLM" in getattr(config, "auto_map", {}):
+        return None
     if cls is None:
         return "transformers has no causal language model of this family; use OPT, Llama, Qwen or Mamba"
     for method in (cls.forward, cls.prepare_inputs_for_generation):

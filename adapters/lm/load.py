@@ -4,6 +4,7 @@ run.
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,27 +52,30 @@ BARE_NAMES = {
     "SmolLM2-360M-Instruct": "HuggingFaceTB/SmolLM2-360M-Instruct",
 }
 PROJECT = Path(__file__).resolve().parents[2]
-# Left unset, transformers asks on standard input whether to run a stranger's code, and takes `y` for an answer.
-NO_REMOTE_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
-def load_language_model(name: str, device: str = "cpu", precision: str = "auto") -> LanguageModel:
+def load_language_model(
+    name: str, device: str = "cpu", precision: str = "auto", trust_remote_code: bool = False
+) -> LanguageModel:
     """Load a causal language model by folder, GGUF file or hub id, frozen and in `eval()`.
 
     Weights are safetensors, or GGUF, which is dequantized; where a folder has neither, pytorch_model.bin, read with
     torch's weights_only loader. A family that isn't tested is checked on a few vectors first (`families.find_fault`).
+    `trust_remote_code` runs the Python code of a model that brings its own, and says so.
 
     Raises AdapterError when the model isn't found, brings code of its own, belongs to a family that can't be driven by
     vectors, has a damaged file or a tokenizer of another model, or lacks weights.
     """
     source = find_model(name)
-    with _opened(source) as (where, gguf):
+    if trust_remote_code:
+        print(f"warning: Python code that comes with {name} is run with your rights on this machine", file=sys.stderr)
+    with _opened(source, trust_remote_code) as (where, gguf):
         return _load(name, where, gguf, device, precision)
 
 
 def _load(name: str, where: dict[str, Any], gguf: GgufFile | None, device: str, precision: str) -> LanguageModel:
     config = _config(where, name)
-    if reason := why_refused(config):
+    if reason := why_refused(config, where["trust_remote_code"]):
         raise AdapterError(f"--lm {name} ({config.model_type}) can't be used: {reason}")
     family = family_of(config)
     trained_in = gguf.stored_dtype if gguf else getattr(config.get_text_config(), "dtype", None)
@@ -110,7 +114,6 @@ def _load(name: str, where: dict[str, Any], gguf: GgufFile | None, device: str, 
                 dtype=dtype,
                 device_map={"": device},
                 output_loading_info=True,
-                **NO_REMOTE_CODE,
                 **arguments,
             )
         model, loading = loaded
@@ -156,19 +159,21 @@ def load_tokenizer(source: str, name: str | None = None) -> PreTrainedTokenizerB
 
 
 @contextmanager
-def _opened(source: str) -> Iterator[tuple[dict[str, Any], GgufFile | None]]:
+def _opened(source: str, trust_remote_code: bool = False) -> Iterator[tuple[dict[str, Any], GgufFile | None]]:
     """Arguments of `from_pretrained` that name a model, while the context lasts, and its GGUF file, if it is one."""
+    # Left unset, transformers asks on standard input whether to run a stranger's code, and takes `y` for an answer.
+    code = {"trust_remote_code": trust_remote_code}
     if not source.lower().endswith(SUFFIX):
-        yield {"pretrained_model_name_or_path": source}, None
+        yield {"pretrained_model_name_or_path": source, **code}, None
         return
     gguf = read_gguf(Path(source))
     with gguf_arguments(gguf) as where:
-        yield where, gguf
+        yield {**where, **code}, gguf
 
 
 def _config(where: dict[str, Any], name: str) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(**where, **NO_REMOTE_CODE)
+        return AutoConfig.from_pretrained(**where)
     except BaseException as error:
         raise _refusal(error, f"--lm {name} is not a transformers language model", where, "config.json") from error
 
@@ -178,7 +183,7 @@ def _tokenizer(where: dict[str, Any], gguf: GgufFile | None, name: str) -> PreTr
     if not gguf and folder.is_dir() and (missing := missing_tokenizer(folder)):
         raise AdapterError(f"--lm {name}: {missing}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where, **NO_REMOTE_CODE)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
     except BaseException as error:
         raise _refusal(error, f"--lm {name}: its tokenizer can't be loaded", where) from error
     if gguf and gguf.chat_template:
@@ -274,7 +279,10 @@ def _hub_address() -> tuple[str, int]:
 def _explain(error: BaseException) -> str:
     """An error of transformers in a few words."""
     if "trust_remote_code" in str(error):
-        return "it brings Python code of its own, which is never run; use a model of a class that transformers has"
+        return (
+            "it brings Python code of its own, which isn't run; use a model of a class that transformers has, or read "
+            "that code and pass --trust-remote-code"
+        )
     if "ignore_mismatched_sizes" in str(error):
         return "its weights have other sizes than config.json says; download both again"
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from periscope.adapters.lm.load import load_language_model
+from periscope.errors import RunError
 
 CODE = """
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_code_of_a_model_is_refused_in_a_sentence(command, tmp_path):
     marker = make_stranger(tmp_path / "lm", "evil")
     done = call(COMMANDS[command].format(folder=str(tmp_path / "lm")), tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "it brings Python code of its own, which is never run" in done.stderr
+    assert "it brings Python code of its own, which isn't run" in done.stderr and "--trust-remote-code" in done.stderr
     assert "[y/N]" not in done.stdout + done.stderr and not marker.exists()
 
 
@@ -76,3 +77,40 @@ def test_a_class_that_transformers_has_is_loaded_without_the_folders_code(tmp_pa
     (tmp_path / "lm" / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     assert type(load_language_model(str(tmp_path / "lm")).model).__module__.startswith("transformers.")
     assert not marker.exists()
+
+
+OWN_CODE = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+Path({marker!r}).write_text("this code ran")
+class EvilConfig(LlamaConfig):
+    model_type = "evil"
+class EvilForCausalLM(LlamaForCausalLM):
+    config_class = EvilConfig
+"""
+TRUSTED = (
+    "from periscope.adapters.lm.load import load_language_model as f; "
+    "lm = f({folder!r}, trust_remote_code=True); print(type(lm.model).__name__, lm.hidden_size)"
+)
+
+
+def test_code_runs_when_the_caller_says_so(tmp_path):
+    """With a warning, and in a process of its own: the code stays imported."""
+    tiny.save_language_model("llama", tmp_path / "lm")
+    (tmp_path / "lm" / "evil.py").write_text(OWN_CODE.format(marker=str(tmp_path / "marker")))
+    config = json.loads((tmp_path / "lm" / "config.json").read_text()) | {"model_type": "evil"}
+    config["auto_map"] = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilForCausalLM"}
+    (tmp_path / "lm" / "config.json").write_text(json.dumps(config))
+    done = call(TRUSTED.format(folder=str(tmp_path / "lm")), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["EvilForCausalLM", "32"] and (tmp_path / "marker").exists()
+    assert "warning: Python code that comes with" in done.stderr
+
+
+def test_only_a_command_line_can_ask_for_it():
+    from periscope.training.config import TrainConfig, config_from, parse_request
+
+    assert parse_request(["--trust-remote-code"]).trust_remote_code and not parse_request([]).trust_remote_code
+    assert "trust_remote_code" not in TrainConfig().to_flat()
+    with pytest.raises(RunError, match="trust_remote_code"):
+        config_from({"trust_remote_code": True}, "a stranger's config.toml")

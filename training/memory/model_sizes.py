@@ -113,4 +113,5 @@ def full_config(name: str) -> PretrainedConfig:
 def skeleton(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model on the meta device, shapes without weights; frozen, in evaluation mode."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    return model.requires_grad_(False).eval()

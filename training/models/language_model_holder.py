@@ -27,11 +27,12 @@ class _Held:
 class LanguageModelHolder:
     """Holds one language model on `device`.
 
-    seconds: duration of the last load · bytes: size of its weights · loaded: number of loads so far.
+    trust_remote_code: as in `load_language_model` · seconds: duration of the last load · bytes: size of its weights ·
+    loaded: number of loads so far.
     """
 
-    def __init__(self, device: str):
-        self.device = device
+    def __init__(self, device: str, trust_remote_code: bool = False):
+        self.device, self.trust_remote_code = device, trust_remote_code
         self.seconds, self.bytes, self.loaded = 0.0, 0, 0
         self._held: _Held | None = None
 
@@ -50,7 +51,7 @@ class LanguageModelHolder:
                 held = self._held = None  # frees the memory of the other one
                 gc.collect()
             start = time.monotonic()
-            lm = load_language_model(place or name, self.device, precision)
+            lm = load_language_model(place or name, self.device, precision, self.trust_remote_code)
             lm.name = name
             self.seconds, self.loaded = time.monotonic() - start, self.loaded + 1
             self.bytes = sum(p.numel() * p.element_size() for p in lm.model.parameters())
