@@ -63,6 +63,7 @@ class HowToDecode(TypedDict, total=False):
 
     temperature: float
     top_p: float
+    top_k: int
     beams: int
 
 
@@ -225,9 +226,9 @@ class LoadedModel:
     whose adapters were trained on captions alone, which know no questions.
 
     Answers are greedy unless several `beams` search for the likeliest one, or a `temperature` above 0 has tokens drawn,
-    from torch's generator, among the likeliest that make up `top_p` of the probability. With `stream=True` an answer
-    comes as an iterator of pieces of text, while it is made; leaving the iterator ends it. Calls from several threads
-    wait for one another.
+    from torch's generator, among the likeliest that make up `top_p` of the probability and the `top_k` likeliest. With
+    `stream=True` an answer comes as an iterator of pieces of text, while it is made; leaving the iterator ends it.
+    Calls from several threads wait for one another.
     """
 
     def __init__(self, model: ComposedModel, readers: Mapping[str, Reader], captions_only: Collection[str] = ()):
@@ -264,6 +265,7 @@ class LoadedModel:
         stream: bool = False,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        top_k: int = 0,
         beams: int = 1,
     ) -> str | Pieces:
         """Describe an image, a sound or a clip, or together one of each modality. `captions` describes many.
@@ -271,7 +273,7 @@ class LoadedModel:
         Raises AdapterError for no medium, for several of one modality, and for values out of range; PrecomputeError for
         a file that can't be read.
         """
-        decoding = Decoding(max_new_tokens, temperature, top_p, beams)
+        decoding = Decoding(max_new_tokens, temperature, top_p, beams, top_k)
         encoded = self.encode(media)
         if not encoded:
             raise AdapterError("there is nothing to caption: no medium was given")
@@ -292,6 +294,7 @@ class LoadedModel:
         batch: int = 16,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        top_k: int = 0,
         beams: int = 1,
     ) -> list[str]:
         """A caption of each medium, in their order. `batch` of them are generated at once.
@@ -302,7 +305,7 @@ class LoadedModel:
             raise AdapterError(f"captions takes a list of media, not a {type(media).__name__}; for one use caption")
         if batch < 1:
             raise AdapterError(f"batch is {batch}; it must be 1 or more")
-        decoding = Decoding(max_new_tokens, temperature, top_p, beams)
+        decoding = Decoding(max_new_tokens, temperature, top_p, beams, top_k)
         waiting, said = iter(media), list[str]()
         while part := [self._encode_one(medium) for medium in islice(waiting, batch)]:
             said += self._captions(part, decoding)
@@ -341,6 +344,7 @@ class LoadedModel:
         stream: bool = False,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        top_k: int = 0,
         beams: int = 1,
     ) -> str | Pieces:
         """Answer a question about media.
@@ -352,7 +356,7 @@ class LoadedModel:
         PrecomputeError for a file that can't be read.
         """
         _refuse_swapped(media, question)
-        decoding = Decoding(max_new_tokens, temperature, top_p, beams)
+        decoding = Decoding(max_new_tokens, temperature, top_p, beams, top_k)
         return self._respond([{"role": "user", "content": question}], self.encode(media), decoding, stream)
 
     def chat(
@@ -363,13 +367,14 @@ class LoadedModel:
         max_new_tokens: int = CHAT_TOKENS,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        top_k: int = 0,
         beams: int = 1,
     ) -> ChatSession:
         """Begin a conversation that is remembered, about media that its first message shows; `system` stands before it.
 
         Raises as `ask`.
         """
-        return ChatSession(self, media, system, Decoding(max_new_tokens, temperature, top_p, beams))
+        return ChatSession(self, media, system, Decoding(max_new_tokens, temperature, top_p, beams, top_k))
 
     def to(self, device: str) -> "LoadedModel":
         """Move everything to another device, with its precision, and return this model.

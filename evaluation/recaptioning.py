@@ -14,7 +14,6 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from periscope.adapters.generation.decoding import Decoding
-from periscope.adapters.lm.load import NO_REMOTE_CODE
 from periscope.adapters.lm.precision import DTYPES, choose_precision, quantization
 from periscope.atomic import json_line, lock_folder, replace_bytes, unlock_folder
 from periscope.checked import json_objects
@@ -41,15 +40,20 @@ class Captioner:
     def __init__(self, name: str, prompt: str, decoding: Decoding, device: str, precision: str = "auto"):
         self.name, self.decoding, self.device = name, decoding, torch.device(device)
         try:
-            config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
             held, _ = choose_precision("auto" if precision in ("8bit", "4bit") else precision, self.device, stored)
             self.dtype = DTYPES[held]
             packed = quantization(precision, self.dtype) if precision in ("8bit", "4bit") else {}
             with quiet_transformers():
-                self.processor: Any = AutoProcessor.from_pretrained(name, **NO_REMOTE_CODE)
+                self.processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
                 model: Any = AutoModelForImageTextToText.from_pretrained(
-                    name, dtype=self.dtype, device_map={"": device}, use_safetensors=True, **packed, **NO_REMOTE_CODE
+                    name,
+                    dtype=self.dtype,
+                    device_map={"": device},
+                    use_safetensors=True,
+                    **packed,
+                    trust_remote_code=False,
                 )
         except (OSError, ValueError, KeyError, ImportError) as error:
             why = str(error).strip().splitlines() or [type(error).__name__]

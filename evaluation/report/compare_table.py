@@ -15,7 +15,7 @@ from periscope.evaluation.report.runs import (
 
 LOSSES = ("held-out loss", "loss drop")  # columns
 # Fields of eval.json that say how answers were generated.
-ASKED = ("task", "prompt", "max_new_tokens", "beams", "temperature", "top_p")
+ASKED = ("task", "prompt", "max_new_tokens", "beams", "temperature", "top_p", "top_k")
 
 
 def table(runs: Sequence[RunFolder]) -> str:
