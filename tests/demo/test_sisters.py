@@ -49,7 +49,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(("name", "at_least"), [("audio", 0.9), ("video", 0.9)])
+@pytest.mark.parametrize(("name", "at_least"), [("audio", 0.9), pytest.param("video", 0.9, marks=pytest.mark.slow)])
 def test_a_linear_map_reads_new_media(name, at_least):
     """The aim, on files drawn with a seed that no training or probe used. With few media to fit, it comes out lower."""
     task = probe_media.TASKS[name]

@@ -125,6 +125,7 @@ main(args=sys.argv[1:])
 """
 
 
+@pytest.mark.slow  # tests/chaos kills at each call of the file system, and a few of these by default
 def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(tmp_path: Path) -> None:
     data = photos(tmp_path / "photos", 36)
     (data / "005.png").write_bytes(b"")
