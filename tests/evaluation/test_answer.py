@@ -19,7 +19,7 @@ class Parrot:
         keys = list(rows) if media else []
         return Batch(list(texts), keys, torch.stack([rows[key] for key in keys]) if keys else torch.zeros(0, 2), 0)
 
-    def generate(self, texts, features, most, **decoding):
+    def generate(self, texts, features, max_new_tokens, **decoding):
         self.asked += len(texts)
         return [f"{text.turns[0]['content']} {sum(features[k].sum().item() for k in text.media if k in features):g}"
                 for text in texts]  # fmt: skip

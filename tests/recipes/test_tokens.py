@@ -127,8 +127,11 @@ EXACT = {  # recipe: the golden rows' name, its layout, its tokenizer, what is t
     "cobra": ("cobra", pretrain, NEOX, {}),
     "cobra-ldpv2": ("cobra", pretrain, NEOX, {}),
     "cobra, questions": ("cobra questions", instruct, NEOX, {"caption_requests": "question"}),
+    "cobra-tune": ("cobra questions", instruct, NEOX, {}),
     "mamba-vl": ("mamba-vl", sentences, NEOX, BARE),
     "pythia-vl": ("mamba-vl", sentences, NEOX, BARE),
+    "mamba-vl-tune": ("mamba-vl questions", vqav2, NEOX, BARE),
+    "pythia-vl-tune": ("mamba-vl questions", vqav2, NEOX, BARE),
     "mamba-vl, questions": ("mamba-vl questions", vqav2, NEOX, BARE),
     "mamba-vl, instruction first": (
         *("mamba-vl instruction first", vqav2, NEOX),

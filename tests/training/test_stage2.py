@@ -140,7 +140,7 @@ def test_stage_2_goes_on_from_stage_1_and_its_lora_is_pefts(home, call, first, s
 
 def test_the_frozen_model_is_untouched_by_both_stages(call, first, monkeypatch):
     held = LanguageModelHolder("cpu")
-    monkeypatch.setattr("periscope.training.models.language_model_holder.LanguageModelHolder", lambda device: held)
+    monkeypatch.setattr("periscope.training.models.language_model_holder.LanguageModelHolder", lambda *_: held)
     fresh = weights_sha256(load_language_model("lm").model)
     model = ("--features", "features-v", "--lm", "lm", "--adapter", "mlp3", *SHORT, "--steps", "2")
     call(train_script, *model, "--name", "kept-1")
