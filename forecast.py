@@ -13,7 +13,6 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from periscope.adapters.lm.families import MODEL_FAMILIES, ModelFamily
-from periscope.adapters.lm.injection import Injection, map_layers
 from periscope.adapters.lm.load import load_config
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape, find_projector
@@ -22,8 +21,8 @@ from periscope.precompute.encoders.names import ENCODERS, EncoderEntry
 from periscope.precompute.plan import OVERHEAD, bytes_each
 from periscope.training.config import BATCH, PlanConfig, TrainConfig
 from periscope.training.memory.model_sizes import LANGUAGE_MODELS, full_config, skeleton
-from periscope.training.memory.plan import CHECKPOINT_EVERY, GIB, MemoryPlan, embedding_width, plan_of, weight_bytes
-from periscope.training.models.modality_model import build_adapter
+from periscope.training.memory.plan import CHECKPOINT_EVERY, GIB, MemoryPlan, plan_of, weight_bytes
+from periscope.training.memory.recipe_table import SMALLER, unloaded_adapter
 from periscope.units import format_bytes, format_duration
 
 RESERVED = 2 * GIB  # of a card, for a desktop and CUDA itself
@@ -124,7 +123,7 @@ class Forecast:
         """The first of fp16, 8 bits and 4 bits that fits the card; then with layers recomputed, as few as it takes."""
         unpacked = MODEL_FAMILIES.get(self.lm_config.model_type, ModelFamily()).unquantized or ("lm_head",)
         for every in (0, *CHECKPOINT_EVERY):
-            for precision in ("fp16", "8bit", "4bit"):
+            for precision in SMALLER:
                 weights = weight_bytes(self.lm, precision, unpacked)
                 free = card.memory * GIB - RESERVED - weights
                 memory = plan_of(self.lm_config, torch.float16, weights, self.adapter, self.length, free, every)
@@ -173,7 +172,7 @@ class Forecast:
         """Precision, texts at once, memory and time of an epoch, for people."""
         if not fit.micro_batch:
             return ("doesn't fit", "", "", "")
-        total = fit.memory.weights + fit.memory.adapter + fit.micro_batch * fit.memory.per_text(self.length)
+        total = fit.memory.total(fit.micro_batch, self.length)
         recomputed = f", --gradient-checkpointing {fit.checkpoint_every}" if fit.checkpoint_every else ""
         time = format_duration(self.epoch_seconds(card, fit))
         return (fit.precision + recomputed, str(fit.micro_batch), format_bytes(total), time)
@@ -227,12 +226,7 @@ def _adapter(spec: str, encoder: EncoderEntry, lm: PreTrainedModel) -> Adapter:
     entry = features[kind]
     tokens, width = (1, *entry["shape"])[-2:]
     shape = FeatureShape(kind, tokens, width, tuple(entry["grid"]) if "grid" in entry else None)
-    config, injection = TrainConfig(adapter=spec), None
-    if kind == "layers":
-        layers = map_layers(lm.config.num_hidden_layers, tokens, *config.injection.inject_layers)
-        injection = Injection(lm.config.hidden_size, layers.start, layers.end, config.injection.epalm_compat)
-    with torch.device("meta"):
-        return build_adapter(config, shape, embedding_width(lm), 0.01, injection)
+    return unloaded_adapter(TrainConfig(adapter=spec), shape, lm)
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:

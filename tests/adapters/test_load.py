@@ -79,15 +79,6 @@ def test_a_class_that_transformers_has_is_loaded_without_the_folders_code(tmp_pa
     assert not marker.exists()
 
 
-OWN_CODE = """
-from pathlib import Path
-from transformers import LlamaConfig, LlamaForCausalLM
-Path({marker!r}).write_text("this code ran")
-class EvilConfig(LlamaConfig):
-    model_type = "evil"
-class EvilForCausalLM(LlamaForCausalLM):
-    config_class = EvilConfig
-"""
 TRUSTED = (
     "from periscope.adapters.lm.load import load_language_model as f; "
     "lm = f({folder!r}, trust_remote_code=True); print(type(lm.model).__name__, lm.hidden_size)"
@@ -96,14 +87,10 @@ TRUSTED = (
 
 def test_code_runs_when_the_caller_says_so(tmp_path):
     """With a warning, and in a process of its own: the code stays imported."""
-    tiny.save_language_model("llama", tmp_path / "lm")
-    (tmp_path / "lm" / "evil.py").write_text(OWN_CODE.format(marker=str(tmp_path / "marker")))
-    config = json.loads((tmp_path / "lm" / "config.json").read_text()) | {"model_type": "evil"}
-    config["auto_map"] = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilForCausalLM"}
-    (tmp_path / "lm" / "config.json").write_text(json.dumps(config))
+    marker = make_stranger(tmp_path / "lm", "evil")
     done = call(TRUSTED.format(folder=str(tmp_path / "lm")), tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["EvilForCausalLM", "32"] and (tmp_path / "marker").exists()
+    assert done.stdout.split() == ["EvilForCausalLM", "32"] and marker.exists()
     assert "warning: Python code that comes with" in done.stderr
 
 

@@ -1,4 +1,6 @@
-"""A small adapted model, for tests of training."""
+"""A small adapted model and the scripts in this process, for tests of training."""
+
+import sys
 
 import pytest
 import torch
@@ -16,3 +18,15 @@ def model(language_model_folder):
     torch.manual_seed(3)
     adapter = Adapter("mlp2", FeatureShape("pooled", 1, 6), lm.hidden_size, lm.embedding_rms, soft_prompt=2)
     return AdaptedModel(lm, adapter, Prompt(lm.tokenizer, default_template(lm.tokenizer)))
+
+
+@pytest.fixture
+def call(home, monkeypatch):
+    """Run a script in the test file's `home`, in this process, with these flags, on the CPU."""
+    monkeypatch.chdir(home)
+
+    def script(which, *flags):
+        monkeypatch.setattr(sys, "argv", [which.__file__, *map(str, flags), "--device", "cpu"])
+        which.main()
+
+    return script

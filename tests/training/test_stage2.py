@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,17 +64,6 @@ def home(tmp_path_factory):
     save_language_model("llama", place / "lm")
     save_language_model("llama", place / "other", seed=4)
     return place
-
-
-@pytest.fixture
-def call(home, monkeypatch):
-    monkeypatch.chdir(home)
-
-    def script(which, *flags):
-        monkeypatch.setattr(sys, "argv", [which.__file__, *map(str, flags), "--device", "cpu"])
-        which.main()
-
-    return script
 
 
 def trained(path) -> dict[str, torch.Tensor]:

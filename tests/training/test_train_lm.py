@@ -1,7 +1,6 @@
 """Stage 2 with the whole language model trained: its gradients, its optimizers, its checkpoints."""
 
 import json
-import sys
 from pathlib import Path
 
 import bitsandbytes
@@ -41,17 +40,6 @@ def home(tmp_path_factory):
     precompute(args=["--data", str(place / "v"), "--out", str(place / "features-v"), "--device", "cpu"])
     save_language_model("gpt_neox", place / "lm")
     return place
-
-
-@pytest.fixture
-def call(home, monkeypatch):
-    monkeypatch.chdir(home)
-
-    def script(which, *flags):
-        monkeypatch.setattr(sys, "argv", [which.__file__, *map(str, flags), "--device", "cpu"])
-        which.main()
-
-    return script
 
 
 @pytest.fixture

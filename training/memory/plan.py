@@ -88,6 +88,10 @@ class MemoryPlan:
         targets = max(0, length - self.tokens - self.prefix)
         return self.per_token * length + self.per_target * targets + self.per_medium
 
+    def total(self, texts: int, length: int) -> int:
+        """Bytes with so many texts of `length` tokens in a forward pass."""
+        return self.weights + self.adapter + texts * self.per_text(length)
+
     def micro_batch(self, batch: int, longest: int) -> int:
         """How many texts of `longest` tokens fit in a forward pass: the whole batch on a CPU."""
         return max(1, min(batch, int(self._capacity(longest)))) if self.free is not None else batch

@@ -158,8 +158,13 @@ def full_adapter(recipe: Recipe, model: PreTrainedModel) -> Adapter:
     config, full = config_of(recipe), recipe.full
     kind = find_projector(config.adapter)[0].kind
     shape = FeatureShape(kind, full["tokens"], full["width"], tuple(full["grid"]) if kind == "patches" else None)
+    return unloaded_adapter(config, shape, model)
+
+
+def unloaded_adapter(config: TrainConfig, shape: FeatureShape, model: PreTrainedModel) -> Adapter:
+    """The adapter of a configuration on the meta device, for features of `shape` and a language model's skeleton."""
     injection = None
-    if kind == "layers":
+    if shape.kind == "layers":
         depth, layer_size = model.config.num_hidden_layers, model.config.hidden_size
         layers = map_layers(depth, shape.tokens, *config.injection.inject_layers)
         injection = Injection(layer_size, layers.start, layers.end, config.injection.epalm_compat)
@@ -218,7 +223,7 @@ def _system_cells(row: RecipeRow) -> tuple[str, ...]:
 def _memory_cells(row: RecipeRow) -> tuple[str, ...]:
     memory = row.memory
     per_text = memory.per_text(row.tokens + WORDS)
-    total = memory.weights + memory.adapter + row.micro_batch * per_text
+    total = memory.total(row.micro_batch, row.tokens + WORDS)
     fits = str(row.micro_batch) if total <= GPU_FREE else "doesn't fit"
     sizes = (format_bytes(memory.weights), format_bytes(memory.adapter), format_bytes(per_text))
     return (row.recipe.name, row.precision, *sizes, fits, format_bytes(total))
