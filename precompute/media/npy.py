@@ -5,6 +5,7 @@ header, and what it claims is held against the file before any memory is taken f
 import io
 import math
 import os
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ from periscope.precompute.media.file import open_regular
 
 LONGEST = 10_000  # bytes of a header, numpy's own limit
 MOST_NUMBERS = 1 << 25  # of one medium: 8,192 tokens of width 4,096
+# numpy reads a header by Python's parser, which raises SystemError now and then when two threads use it at once
+# (Python 3.11, https://github.com/python/cpython/issues/106905).
+ONE_AT_A_TIME = threading.Lock()
 READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -36,7 +40,8 @@ def header_of(begin: bytes, size: int) -> ArrayHeader:
         version = np.lib.format.read_magic(stream)
         if version not in READERS:
             raise ValueError("not an array of numbers")
-        header = ArrayHeader(*READERS[version](stream, LONGEST), stream.tell())
+        with ONE_AT_A_TIME:
+            header = ArrayHeader(*READERS[version](stream, LONGEST), stream.tell())
     except Exception as error:  # numpy raises nearly anything on what isn't its own
         raise MediaError("can't be opened", str(error)) from error
     if header.dtype.hasobject:

@@ -1,10 +1,13 @@
 """Ready-made vectors: a source without an encoder, and the encoder that stores them as they are."""
 
+import gc
 import json
 import os
 import struct
+import sys
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +210,37 @@ def test_encoder_names_and_fingerprints() -> None:
             load_encoder(wrong, kinds=())
     with pytest.raises(PrecomputeError, match="can't give 'patches'"):
         load_encoder("vectors:768", kinds=("patches",))
+
+
+def test_threads_read_headers_together(tmp_path: Path) -> None:
+    """Python's parser fails in one thread when garbage collection lets another one use it in between; numpy calls it
+    for each header.
+    """
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            for _ in range(30):
+                pass
+
+    def read_often(_: int) -> int:
+        for _ in range(150):
+            Garbage()
+            assert file_header(tmp_path / "a.npy").shape == (3, 8)
+        return 150
+
+    np.save(tmp_path / "a.npy", array(3, 8))
+    before, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(5)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            assert sum(threads.map(read_often, range(8))) == 1200
+    finally:
+        gc.set_threshold(*before)
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize("shape", [(8,), (4, 8)])
