@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -29,6 +30,10 @@ COMMANDS = {
     "tiny": "from pathlib import Path; from periscope.training.models.tiny import tiny_language_model as f; "
     "f({folder!r}, Path('tiny'))",
 }
+TRUSTED = (
+    "from periscope.adapters.lm.load import load_language_model as f; "
+    "lm = f({folder!r}, trust_remote_code=True); print(type(lm.model).__name__, lm.hidden_size)"
+)
 
 
 def make_stranger(folder, model_type: str):
@@ -45,28 +50,53 @@ def make_stranger(folder, model_type: str):
     return marker
 
 
-def call(code: str, tmp_path) -> subprocess.CompletedProcess:
-    """Run code under the command line's error handling, with "y" on standard input."""
-    command = [sys.executable, "-c", f"from periscope.console import run\ndef main():\n    {code}\nrun(main)"]
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    answers = "y\n" * 5
-    return subprocess.run(command, input=answers, capture_output=True, text=True, cwd=tmp_path, env=environment)
+def call(codes: dict[str, str], folder) -> subprocess.CompletedProcess:
+    """Run each code under the command line's error handling, with "y" on standard input, all in one process that
+    imports what they share once. A line on stdout and stderr says which begins, and what its exit status was.
+    """
+    program = ["import sys, traceback", "from periscope.console import run"]
+    for number, (name, code) in enumerate(codes.items()):
+        begin = f"print('\\nbegins {name}'); print('\\nbegins {name}', file=sys.stderr)"
+        program += [begin, f"def main{number}():\n    {code}", f"try: run(main{number})"]
+        program += ["except SystemExit as left: print(left.code, file=sys.stderr); print('status', bool(left.code))"]
+        program += ["except BaseException: traceback.print_exc()"]
+    environment = os.environ | {"HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
+    command, answers = [sys.executable, "-c", "\n".join(program)], "y\n" * 99
+    return subprocess.run(command, input=answers, capture_output=True, text=True, cwd=folder, env=environment)
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory):
+    """(command -> marker of the folder it was given, the process that ran them all). "asks" is transformers itself,
+    without the refusal, and "trusted" loads by request.
+    """
+    home, markers, codes = tmp_path_factory.mktemp("strangers"), {}, {}
+    asks = "from transformers import AutoConfig as f; f.from_pretrained({folder!r})"
+    for name, code in {**COMMANDS, "asks": asks, "trusted": TRUSTED}.items():
+        (home / name).mkdir()
+        markers[name] = make_stranger(home / name / "lm", "evil")
+        codes[name] = code.format(folder=str(home / name / "lm"))
+    return markers, call(codes, home)
+
+
+def said_of(done: subprocess.CompletedProcess, name: str) -> tuple[str, str]:
+    parts = [re.split(rf"^begins {name}\n", stream, flags=re.M)[1] for stream in (done.stdout, done.stderr)]
+    return re.split("^begins ", parts[0], flags=re.M)[0], re.split("^begins ", parts[1], flags=re.M)[0]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_code_of_a_model_is_refused_in_a_sentence(command, tmp_path):
-    marker = make_stranger(tmp_path / "lm", "evil")
-    done = call(COMMANDS[command].format(folder=str(tmp_path / "lm")), tmp_path)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "it brings Python code of its own, which isn't run" in done.stderr and "--trust-remote-code" in done.stderr
-    assert "[y/N]" not in done.stdout + done.stderr and not marker.exists()
+def test_code_of_a_model_is_refused_in_a_sentence(command, strangers):
+    markers, done = strangers
+    out, errors = said_of(done, command)
+    assert out.strip() == "status True" and "Traceback" not in errors, out + errors
+    assert "it brings Python code of its own, which isn't run" in errors and "--trust-remote-code" in errors
+    assert "[y/N]" not in out + errors and not markers[command].exists()
 
 
-def test_transformers_itself_would_have_asked_and_run_it(tmp_path):
+def test_transformers_itself_would_have_asked_and_run_it(strangers):
     """What the test above guards against: the same folder, without the refusal."""
-    marker = make_stranger(tmp_path / "lm", "evil")
-    done = call(f"from transformers import AutoConfig as f; f.from_pretrained({str(tmp_path / 'lm')!r})", tmp_path)
-    assert marker.exists(), done.stderr
+    markers, done = strangers
+    assert markers["asks"].exists(), done.stderr
 
 
 def test_a_class_that_transformers_has_is_loaded_without_the_folders_code(tmp_path):
@@ -79,19 +109,13 @@ def test_a_class_that_transformers_has_is_loaded_without_the_folders_code(tmp_pa
     assert not marker.exists()
 
 
-TRUSTED = (
-    "from periscope.adapters.lm.load import load_language_model as f; "
-    "lm = f({folder!r}, trust_remote_code=True); print(type(lm.model).__name__, lm.hidden_size)"
-)
-
-
-def test_code_runs_when_the_caller_says_so(tmp_path):
+def test_code_runs_when_the_caller_says_so(strangers):
     """With a warning, and in a process of its own: the code stays imported."""
-    marker = make_stranger(tmp_path / "lm", "evil")
-    done = call(TRUSTED.format(folder=str(tmp_path / "lm")), tmp_path)
+    markers, done = strangers
+    out, errors = said_of(done, "trusted")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["EvilForCausalLM", "32"] and marker.exists()
-    assert "warning: Python code that comes with" in done.stderr
+    assert out.split() == ["EvilForCausalLM", "32"] and markers["trusted"].exists()
+    assert "warning: Python code that comes with" in errors
 
 
 def test_only_a_command_line_can_ask_for_it():

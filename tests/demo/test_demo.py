@@ -1,27 +1,9 @@
 """The demo through the three scripts: small in the default run, whole (minutes) with `pytest -m slow`."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-
-
-def script(home: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / arguments[0]), *arguments[1:], "--device", "cpu"],
-        cwd=home,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+from script_runs import script
 
 
 def test_the_demo_in_small(tmp_path):

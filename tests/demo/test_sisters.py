@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from script_runs import script
 
 from periscope.demo import clips, sounds
 from periscope.demo.scenes import draw_scenes, render
@@ -27,19 +28,6 @@ SCORES = {"audio": ("caption_recording", "caption_events"), "video": ("caption_c
 SUFFIX = {"audio": ".wav", "video": ".mp4"}
 
 
-def run(*arguments, home=".", fails=False):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / arguments[0]), *arguments[1:], "--device", "cpu"],
-        cwd=home,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    said = done.stdout + done.stderr
-    assert bool(done.returncode) == fails and "Traceback" not in said, said
-    return said
-
-
 @pytest.fixture(autouse=True)
 def one_thread():
     """Probes are many small steps: on two threads beside other busy programs they take ten times as long."""
@@ -49,7 +37,8 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(("name", "at_least"), [("audio", 0.9), pytest.param("video", 0.9, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "at_least"), [("audio", 0.9), ("video", 0.9)])
 def test_a_linear_map_reads_new_media(name, at_least):
     """The aim, on files drawn with a seed that no training or probe used. With few media to fit, it comes out lower."""
     task = probe_media.TASKS[name]
@@ -136,20 +125,19 @@ def test_the_demo_of_sounds_and_of_clips(tmp_path, monkeypatch, capsys, modality
     assert asked and all(text.split != "train" and "ask" in text.meta for text in asked)
     assert sum(text.split == "train" for text in texts) == 12
 
-    said = run("train.py", "--adapter", "mlp16", "--steps", "4", "--name", "few")
+    said = script(tmp_path, "train.py", "--adapter", "mlp16", "--steps", "4", "--name", "few")
     assert f"recipe: demo-{modality}" in said and "language model is unchanged" in said
-    run("eval.py", "--run", "runs/few", "--limit", "12")
+    script(tmp_path, "eval.py", "--run", "runs/few", "--limit", "12")
     found = json.loads(Path("runs/few/eval.json").read_text())
     whole, parts = SCORES[modality]
     for scores in (found["real"], found["shuffled"]):
         assert {whole, parts, "qa_accuracy", "qa_count"} <= set(scores)
     medium = sorted((Path("demo/media") / f"seed-3-{modality}").rglob(f"heldout*{SUFFIX[modality]}"))[0]
-    assert run("eval.py", "--run", "runs/few", f"--{modality}", str(medium), "--prompt", "").strip()
+    assert script(tmp_path, "eval.py", "--run", "runs/few", f"--{modality}", str(medium), "--prompt", "").strip()
     other = Path("other.jpg")
     Image.new("RGB", (64, 64)).save(other)
-    assert "other.jpg was given as image" in run(
-        "eval.py", "--run", "runs/few", "--image", str(other), "--prompt", "", fails=True
-    )
+    asked = ("eval.py", "--run", "runs/few", "--image", str(other), "--prompt", "")
+    assert "other.jpg was given as image" in script(tmp_path, *asked, fails=True)
 
     (Path("demo/media") / f"seed-3-{modality}" / f"{DEMOS[modality]}.json").write_text("{}")
     with pytest.raises(PrecomputeError, match="holds something else"):
@@ -251,9 +239,9 @@ def test_a_training_writes_what_loads(tmp_path, flags, folder):
 @pytest.mark.parametrize(("modality", "captions", "questions"), [("audio", 0.8, 0.75), ("video", 0.8, 0.75)])
 def test_sisters_answer_questions_they_were_never_trained_on(tmp_path, modality, captions, questions):
     """As the demo of pictures: captions alone are learnt from, and questions about new media are answered."""
-    run("precompute.py", "--demo", modality, home=tmp_path)
-    run("train.py", "--adapter", "mlp16", "--name", "sister", home=tmp_path)
-    run("eval.py", home=tmp_path)
+    script(tmp_path, "precompute.py", "--demo", modality)
+    script(tmp_path, "train.py", "--adapter", "mlp16", "--name", "sister")
+    script(tmp_path, "eval.py")
     found = json.loads((tmp_path / "runs" / "sister" / "eval.json").read_text())
     real, shuffled = found["real"], found["shuffled"]
     assert real[SCORES[modality][0]] >= captions and real["qa_accuracy"] >= questions, real

@@ -20,6 +20,7 @@ from PIL import Image
 from periscope import console
 from periscope.errors import FeatureSetError
 from periscope.paths import PACKAGE as PROJECT
+from periscope.precompute.__main__ import main as tools
 from periscope.precompute.cli import main
 from periscope.precompute.encoders import Encoder, load_encoder, load_encoder_like
 from periscope.precompute.media import decode_image
@@ -270,20 +271,21 @@ def test_help_is_quick_and_names_what_is_taken() -> None:
         assert word in done.stdout
 
 
-def test_tools_on_a_set(tmp_path: Path, encoder: Path) -> None:
+def test_tools_on_a_set(tmp_path: Path, encoder: Path, monkeypatch, capsys) -> None:
     run(photos(tmp_path / "photos", 5), encoder, tmp_path / "set")
 
-    def tool(name: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "precompute", name, str(tmp_path / "set")]
-        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    def tool(name: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["precompute", name, str(tmp_path / "set")])
+        console.run(tools)
+        return capsys.readouterr().out
 
-    assert "is whole: 1 shards" in tool("verify").stdout
-    assert "grid 4 x 4" in tool("inspect").stdout
+    assert "is whole: 1 shards" in tool("verify")
+    assert "grid 4 x 4" in tool("inspect")
     with open(tmp_path / "set/shard-000000.tar", "r+b") as shard:
         shard.seek(3000)
         shard.write(b"\xff\xff")
-    bad = tool("verify")
-    assert bad.returncode == 1 and "shard-000000.tar was changed or damaged" in bad.stderr
+    with pytest.raises(SystemExit, match=r"error: .*shard-000000\.tar was changed or damaged"):
+        tool("verify")
 
 
 def test_without_words_and_without_an_encoder(

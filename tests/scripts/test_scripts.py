@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from script_runs import MAINS, ROOT, TRAIN, command, here, script
+from script_runs import MAINS, ROOT, TRAIN, Fork, command, here, script
 
 
 def test_train_and_eval_end_to_end(workshop):
@@ -84,20 +84,17 @@ def test_killed_runs_resume_to_the_same_bits(workshop):
     options = ("--adapter", "mlp3", "--soft-prompt", "2", "--steps", "120", "--save-every", "15", "--eval-every", "60",
                "--token-noise", "0.2", "--start-words", "red blue", "--warm-start", "4")  # fmt: skip
     script(workshop, *TRAIN, *options, "--name", "whole")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run, starts = workshop / "runs" / "killed", []
     arguments = (*TRAIN, *options, "--name", "killed")
     for least in (15, 75):
-        process = subprocess.Popen(command(*arguments), cwd=workshop, env=environment, stdout=subprocess.PIPE,
-                                   stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+        process = Fork(workshop, *arguments)
         deadline = time.monotonic() + 120
         while not ((run / "last").exists() and int((run / "last").read_text()) >= least):
-            assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+            assert process.running() and time.monotonic() < deadline, "it ended before it could be killed"
             time.sleep(0.005)
         time.sleep(0.01 * least % 0.07)
         os.kill(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        starts += re.findall(r"going on after step (\d+)", output)
+        starts += re.findall(r"going on after step (\d+)", process.said()[0])
         arguments = ("train.py", "--resume", "runs/killed")
     starts += re.findall(r"going on after step (\d+)", script(workshop, *arguments))
     assert len(starts) == 2 and 0 < int(starts[0]) < int(starts[1])

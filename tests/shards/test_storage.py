@@ -1,8 +1,6 @@
 """Fewer bits, fewer patches, more views: what is read is near what the encoder gave, and everyone reads the same."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,12 +9,12 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from script_runs import script
 from torch.utils.data import DataLoader
 
 from periscope import inference as live
 from periscope.adapters.projectors import FeatureShape
 from periscope.errors import FeatureSetError, PrecomputeError
-from periscope.paths import PACKAGE as PROJECT
 from periscope.precompute import plan
 from periscope.precompute.cli import main
 from periscope.precompute.encoders import load_encoder_like
@@ -202,9 +200,7 @@ def test_a_live_picture_is_what_the_shard_gives(tmp_path: Path, encoder: Path) -
 def test_an_adapter_knows_how_its_features_are_stored(tmp_path: Path, encoder: Path) -> None:
     run(photos(tmp_path / "photos", 24), encoder, tmp_path / "features/set", "--store", "int8", "--pool", "2x2")
     tiny.save_language_model("llama", tmp_path / "lm")
-    command = [sys.executable, str(PROJECT / "train.py"), "--device", "cpu", "--lm", "lm", "--adapter", "mlp"]
-    done = subprocess.run([*command, "--steps", "2", "--name", "one"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    script(tmp_path, "train.py", "--lm", "lm", "--adapter", "mlp", "--steps", "2", "--name", "one")
     features = FeatureSet(tmp_path / "features/set")
     eyes = live.load(tmp_path / "runs/one", lm=str(tmp_path / "lm"))
     storage = eyes.readers["image"].storage
