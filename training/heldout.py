@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
@@ -17,7 +18,12 @@ from periscope.training.data.training_set import TrainingSet
 from periscope.training.distributed import ALONE, Ranks
 
 SAMPLES = 8  # answers shown in samples.md
-SCORED_SAMPLES = 32  # answers scored
+SCORED_SAMPLES = 32  # answers scored, where that is cheap
+FEWEST_TEXTS = 16  # of which a mean says anything
+LOOK_SHARE = 0.05  # of the training between two evaluations
+# In forward passes of one text. Frozen weights have no gradients, so a backward pass costs about a forward pass; an
+# answer of about eight tokens, one text's share of its batch, was measured at 1.4 (SmolLM2-135M, two cores).
+TRAINING_COST, ANSWER_COST = 2.0, 1.4
 BLIND_STEPS, BLIND_DROP = 500, 0.02  # see `still_blind`
 
 
@@ -32,6 +38,26 @@ class SetResult(TypedDict):
     not_finite: int
 
 
+@dataclass(frozen=True)
+class LookSize:
+    """How many held-out texts of a set one evaluation takes for the losses, and how many answers it writes."""
+
+    texts: int
+    answers: int
+
+
+def look_size(texts: int, passes: int, trained_between: int) -> LookSize:
+    """As many of `texts` held-out texts as keep an evaluation to about 5% of the training since the last, at least 16.
+
+    passes: conditions whose loss is computed each time · trained_between: texts of the set trained on in between. By
+    these counts alone, so that a resumed run evaluates the same.
+    """
+    budget = LOOK_SHARE * TRAINING_COST * trained_between
+    answers = min(SCORED_SAMPLES, max(SAMPLES, int(budget / 4 / ANSWER_COST)))
+    most = max(FEWEST_TEXTS, int((budget - answers * ANSWER_COST) / passes))
+    return LookSize(min(texts, most), min(answers, texts))
+
+
 def heldout_losses(
     model: AdaptedModel,
     dataset: TextFeatureDataset,
@@ -41,6 +67,7 @@ def heldout_losses(
     ranks: Ranks = ALONE,
     not_finite: set[str] | None = None,
     advance: Callable[[int], object] | None = None,
+    without_media: float | None = None,
 ) -> dict[str, float]:
     """Loss per target token, in nats, with the `real` features, with those of `stand_ins` (`shuffled`), and without
     media (`none`).
@@ -49,11 +76,11 @@ def heldout_losses(
     one are added to `not_finite`, by id.
 
     stand_ins: medium -> the medium whose features replace its own; without any that control is left out · micro: texts
-    per forward pass · advance: called with the number of texts done, for a progress bar. Several `ranks` share the
-    texts.
+    per forward pass · advance: called with the number of texts done, for a progress bar · without_media: the loss of
+    `none`, if it is known. Several `ranks` share the texts.
     """
     own = texts[ranks.rank :: ranks.size]
-    under = conditions(("shuffled", "none"), stand_ins)
+    under = conditions(("shuffled",) if without_media is not None else ("shuffled", "none"), stand_ins)
     losses = {}
     for name, rows in text_losses(model, dataset, own, under, micro, advance).items():
         finite = [(loss, count) for loss, count in rows if math.isfinite(loss)]
@@ -61,7 +88,7 @@ def heldout_losses(
         losses[name] = loss / count if count else math.nan
         if name == REAL and not_finite is not None:
             not_finite |= {text.id for text, (loss, _) in zip(own, rows, strict=True) if not math.isfinite(loss)}
-    return losses
+    return losses if without_media is None else losses | {"none": without_media}
 
 
 def still_blind(step: int, losses: Mapping[str, float]) -> bool:
@@ -81,25 +108,43 @@ def scale_ratio(adapter: Adapter, features: FeatureSet, texts: Sequence[Text]) -
 
 
 def evaluate_heldout(
-    model: AdaptedModel, sets: Sequence[TrainingSet], trained_texts: Sequence[int], micro: int, ranks: Ranks = ALONE
+    model: AdaptedModel,
+    sets: Sequence[TrainingSet],
+    trained_texts: Sequence[int],
+    micro: int,
+    ranks: Ranks = ALONE,
+    without_media: dict[str, float] | None = None,
 ) -> tuple[dict[str, float], float, dict[str, SetResult]]:
     """Evaluate every set that has held-out texts: (losses, RMS ratio, path of the set -> its own result).
 
     The first two are means over the sets, weighted by `trained_texts`, the texts of each set trained on so far.
+    without_media: path of a set -> its loss without media where training can't change that; filled by the first
+    evaluation.
     """
     results: dict[str, SetResult] = {}
     for training_set, count in zip(sets, trained_texts, strict=True):
         if not (texts := training_set.heldout):
             continue
         bad: set[str] = set()
-        passes = len(conditions(("shuffled", "none"), training_set.stand_ins))
+        path, known = str(training_set.features.path), {} if without_media is None else without_media
+        passes = len(conditions(("shuffled", "none"), training_set.stand_ins)) - (path in known)
         total = len(texts[ranks.rank :: ranks.size]) * passes
         with tqdm(total=total, desc="held-out loss", unit=" texts", leave=False, disable=not ranks.first) as bar:
             losses = heldout_losses(
-                model, training_set.dataset, texts, training_set.stand_ins, micro, ranks, bad, bar.update
+                model,
+                training_set.dataset,
+                texts,
+                training_set.stand_ins,
+                micro,
+                ranks,
+                bad,
+                bar.update,
+                known.get(path),
             )
+        if not training_set.learns_from_words(model):
+            known[path] = losses["none"]
         ratio = scale_ratio(training_set.dataset.adapter, training_set.features, texts)
-        results[str(training_set.features.path)] = {
+        results[path] = {
             "heldout": losses,
             "rms_ratio": ratio,
             "texts": count,
@@ -148,17 +193,20 @@ def sample_answers(
     texts: Sequence[Text],
     micro: int = SAMPLES,
     ranks: Ranks = ALONE,
+    scored: int | None = None,
 ) -> list[dict]:
     """Answers to the same held-out inputs each time: the first `SAMPLES` to be shown, all of them to be scored.
 
-    micro: texts that are answered at once, at least `SAMPLES`; as many as are trained on at once fit in memory.
+    micro: texts that are answered at once, at least `SAMPLES`; as many as are trained on at once fit in memory ·
+    scored: how many in all (None: `SCORED_SAMPLES`).
 
     Returns dicts with id, media, prompt, answer, reference and meta.
     """
     shown = evenly(texts, SAMPLES)
     shown_ids = {text.id for text in shown}
     others = [text for text in texts if text.id not in shown_ids]
-    chosen = [*shown, *evenly(others, SCORED_SAMPLES - len(shown))]
+    count = SCORED_SAMPLES if scored is None else scored
+    chosen = [*shown, *evenly(others, max(0, count - len(shown)))]
     answers = []
     together = max(SAMPLES, micro)
     with tqdm(total=len(chosen), desc="held-out answers", unit=" texts", leave=False, disable=not ranks.first) as bar:

@@ -378,7 +378,7 @@ def settle_schedule(config: TrainConfig, per_epoch: int) -> Schedule:
     elif steps is None:
         steps = max(500, 2 * per_epoch)
         print(f"steps: {steps}, for two epochs of {per_epoch} but at least 500")
-    eval_every = config.logging.eval_every or max(50, steps // 8)
+    eval_every = config.logging.eval_every or max(50, -(-steps // 8))  # rounded up: the last one is at the end
     schedule = Schedule(steps, eval_every, config.logging.save_every or eval_every)
     config.steps = schedule.steps
     config.logging.eval_every, config.logging.save_every = schedule.eval_every, schedule.save_every

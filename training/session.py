@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -38,7 +38,15 @@ from periscope.training.data.training_set import (
     open_sets,
 )
 from periscope.training.distributed import Ranks
-from periscope.training.heldout import SAMPLES, describe, evaluate_heldout, for_people, peak_memory, sample_answers
+from periscope.training.heldout import (
+    SAMPLES,
+    describe,
+    evaluate_heldout,
+    for_people,
+    look_size,
+    peak_memory,
+    sample_answers,
+)
 from periscope.training.memory.caching import Caching, caching, ready_made
 from periscope.training.memory.plan import MemoryPlan, choose_checkpointing, combine_plans, plan, tuning_of
 from periscope.training.models.language_model_holder import LanguageModelHolder
@@ -88,7 +96,8 @@ class Session:
     checkpoint that a run is resumed from has had its evaluation · stopped: whether a request to stop left something to
     do · loss: of the last step · bad_losses: steps whose loss wasn't finite · bad_media: media of these whose features
     aren't · micro_batch: texts per forward pass · spent: seconds per epoch, and seconds of these spent waiting for
-    data · frozen_identity: how a frozen language model is recognised, once it was asked for.
+    data · without_media: held-out losses that training
+    can't change · frozen_identity: how a frozen language model is recognised, once it was asked for.
     """
 
     config: TrainConfig
@@ -116,6 +125,7 @@ class Session:
     bad_losses: int = 0
     bad_media: dict[str, None] = field(default_factory=dict)
     spent: tuple[float, float] = (0.0, 0.0)
+    without_media: dict[str, float] = field(default_factory=dict)
     frozen_identity: LanguageModelIdentity | None = None
 
     def lm_identity(self) -> LanguageModelIdentity:
@@ -186,10 +196,10 @@ class Session:
         generator = torch.get_rng_state()
         with interrupting:
             losses, ratio, results = evaluate_heldout(
-                self.model, self.sets, trained_texts, self.micro_batch, self.ranks
+                self.model, self.sets, trained_texts, self.micro_batch, self.ranks, self.without_media
             )
             answers = [
-                sample_answers(self.model, each.dataset, each.heldout, self.micro_batch, self.ranks)
+                sample_answers(self.model, each.dataset, each.heldout, self.micro_batch, self.ranks, each.answers)
                 for each in self.sets
             ]
         torch.set_rng_state(generator)
@@ -361,6 +371,7 @@ def prepare(
         print("\n".join(describe_samples(sets)))
     steps = make_steps(sets, config, ranks.rank, ranks.size)
     schedule = settle_schedule(config, steps.per_epoch)
+    sets = settle_looks(sets, model, schedule.eval_every, config.texts_per_step)
     memory, longest = plan_memory(config, sets, models, lm)
     saving = plan_caching(config, sets, ranks)
     micro = checkpoint.facts["micro_batch"] if checkpoint else config.optim.micro_batch
@@ -475,6 +486,24 @@ def warn_of_few_texts(sets: Sequence[TrainingSet]) -> None:
             f"warning: {count} {kind} are too few to learn to see; thousands are usual; start from a shared adapter "
             "with --init"
         )
+
+
+def settle_looks(sets: Sequence[TrainingSet], model: AdaptedModel, every: int, batch: int) -> list[TrainingSet]:
+    """The sets with as many held-out texts as one evaluation in `every` steps of `batch` texts can afford; printed
+    where these are fewer than there are.
+    """
+    settled, every_text = [], sum(len(each.index.texts) for each in sets)
+    for each in sets:
+        passes = 1 + bool(each.stand_ins) + each.learns_from_words(model)
+        share = len(each.index.texts) / every_text
+        size = look_size(len(each.heldout), passes, round(every * batch * share))
+        if size.texts < len(each.heldout):
+            print(
+                f"held out: {size.texts} of {len(each.heldout)} texts are looked at each time, so that it takes about "
+                "5% of the training; eval.py scores all"
+            )
+        settled.append(replace(each, heldout=list(evenly(each.heldout, size.texts)), answers=size.answers))
+    return settled
 
 
 def plan_memory(

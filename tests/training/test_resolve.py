@@ -1,5 +1,7 @@
 """Options from flags, a recipe and an earlier run, resolved into one configuration."""
 
+import math
+
 import pytest
 from toy_runs import run_at, save_step
 
@@ -59,4 +61,4 @@ def test_epochs_settle_the_steps(capsys):
     assert config.steps == 152 and "1.5 epochs of 101" in capsys.readouterr().out
     for config, steps in ((TrainConfig(), 500), (TrainConfig(steps=7, epochs=3.0), 7)):
         assert settle_schedule(config, 101).steps == config.steps == steps
-        assert config.logging.eval_every == config.logging.save_every == max(50, steps // 8)
+        assert config.logging.eval_every == config.logging.save_every == max(50, math.ceil(steps / 8))

@@ -52,7 +52,8 @@ class TrainingSet:
     """What is trained on: an opened set whose texts were chosen for a model.
 
     index: texts to train on · heldout: texts to evaluate on · stand_ins: held-out medium -> the medium whose features
-    replace its own in the shuffled control; empty where there is no such medium.
+    replace its own in the shuffled control; empty where there is no such medium · answers: held-out texts that are
+    answered in each evaluation (None: as many as usual).
     """
 
     source: OpenedSet
@@ -60,6 +61,11 @@ class TrainingSet:
     index: TextIndex
     heldout: list[Text]
     stand_ins: Mapping[str, str]
+    answers: int | None = None
+
+    def learns_from_words(self, model: AdaptedModel) -> bool:
+        """Whether training changes what the model says without media, by LoRA, its own weights, or a soft prompt."""
+        return bool(model.lm.changes or self.dataset.adapter.soft_tokens)
 
     @property
     def features(self) -> FeatureSet:
