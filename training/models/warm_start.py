@@ -39,6 +39,7 @@ def warm_start(
     optimizer = torch.optim.AdamW(adapter.projector.parameters(), lr=lr, weight_decay=0.0)
     stored_views = dataset.features.manifest["features"][dataset.kind].get("views", 1)
     losses: list[float] = []
+    known: dict[str, torch.Tensor] = {}  # words -> their mean embedding: a small set has its texts in many steps
     for number, step in enumerate(_order([index.about[i] for i in usable], steps, seed)):
         words: dict[str, str] = {}
         for text in (index.texts[usable[i]] for i in step):
@@ -46,7 +47,8 @@ def warm_start(
         chosen = [choose_view(seed, number, medium, stored_views) for medium in words]
         views = {"views": chosen} if stored_views > 1 else {}
         features = dataset.features.read_many(list(words), dataset.kind, **views).to(model.lm.device)
-        embeddings = torch.stack([_mean_embedding(model, captions) for captions in words.values()])
+        known |= {caption: _mean_embedding(model, caption) for caption in words.values() if caption not in known}
+        embeddings = torch.stack([known[caption] for caption in words.values()])
         loss = contrast(adapter(features).mean(1), embeddings, _same_words(list(words.values())))
         optimizer.zero_grad()
         loss.backward()
