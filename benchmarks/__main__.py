@@ -36,10 +36,14 @@ def main(
             tqdm.write(f"{name} measures a GPU, and torch finds none here")
         found |= measured
     for name, row in found.items():
-        more = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "ratio")
+        more = "  ".join(f"{key} {_short(value)}" for key, value in row.items() if key != "ratio")
         print(f"{name:<44} {row['ratio']:6.2f}   {more}")
     if json_file:
         json_file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 if __name__ == "__main__":
