@@ -13,6 +13,7 @@ NAMED_OTHERWISE = "these files aren't what their names say: look at one of them"
 SAVE_8_BITS = "save them as 8 or 16 bits: nobody knows which value is white"
 LOOK = "mend them as rejected.jsonl says, line by line"
 ADVICE = {
+    "shared cover": "entries about one cover contradict one another, so OCR-VQA is used without them",
     # media
     "HEIC needs a plug-in": "pip install pillow-heif, and run the same command again",
     "AVIF needs a newer Pillow": "pip install -U pillow, and run the same command again",
