@@ -1,11 +1,12 @@
 """The documentation: links resolve, the README is short, and quoted errors are the program's."""
 
 import ast
-import json
+import multiprocessing
 import os
 import re
-import subprocess
+import runpy
 import sys
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
@@ -117,34 +118,35 @@ OTHERS = {
 }
 
 
-# All in one process, which imports what they share once.
-EACH_HELP = """
-import json, runpy, sys
-from periscope.cli import main
-for name, *tool in json.loads(sys.argv[1]):
-    sys.argv = [name, *tool, "--help"]
-    try:
-        if name == "periscope":
-            main()
-        elif name == "-m":
-            sys.argv = [*tool, "--help"]
-            runpy.run_module(tool[0], run_name="__main__")
-        else:
-            runpy.run_path(name, run_name="__main__")
-    except SystemExit as end:
-        assert not end.code, (name, tool)
-    else:
-        raise AssertionError(f"{name} {tool} went on after --help")
-"""
+def print_each_help(place: Path) -> None:
+    """Write the --help of every script and tool to a file, in a process that may be changed by them."""
+    from periscope.cli import main
+
+    os.chdir(ROOT)
+    os.environ["COLUMNS"] = "200"
+    with open(place, "w") as written, redirect_stdout(written):
+        for name, *tool in (["precompute.py"], ["train.py"], ["eval.py"], *TOOLS):
+            sys.argv = [*tool, "--help"] if name == "-m" else [name, *tool, "--help"]
+            try:
+                if name == "periscope":
+                    main()
+                elif name == "-m":
+                    runpy.run_module(tool[0], run_name="__main__")
+                else:
+                    runpy.run_path(name, run_name="__main__")
+            except SystemExit as end:
+                assert not end.code, (name, tool)
+            else:
+                raise AssertionError(f"{name} {tool} went on after --help")
 
 
-def test_every_flag_in_the_pages_is_one_of_the_program() -> None:
+def test_every_flag_in_the_pages_is_one_of_the_program(tmp_path: Path) -> None:
     """Of the scripts and tools by their --help, of studies and benchmarks by their names in the source."""
-    calls = json.dumps([["precompute.py"], ["train.py"], ["eval.py"], *TOOLS])
-    command, wide = [sys.executable, "-c", EACH_HELP, calls], os.environ | {"COLUMNS": "200"}
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=wide)
-    assert shown.returncode == 0, shown.stderr
-    known = {*OTHERS, *re.findall(r"--[a-z][a-z0-9-]*", shown.stdout)}
+    process = multiprocessing.get_context("fork").Process(target=print_each_help, args=(tmp_path / "help",))
+    process.start()
+    process.join()
+    assert not process.exitcode
+    known = {*OTHERS, *re.findall(r"--[a-z][a-z0-9-]*", (tmp_path / "help").read_text())}
     apart = "".join(path.read_text() for name in ("studies", "benchmarks") for path in (ROOT / name).glob("*.py"))
     known |= {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): .* = ", apart, re.M)}
     known |= set(re.findall(r"--[a-z][a-z0-9-]*", apart))

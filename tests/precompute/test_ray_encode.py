@@ -118,6 +118,7 @@ def test_data_behind_an_address_is_read_like_a_folder(tmp_path):
             pass
 
 
+@pytest.mark.slow  # Ray takes a minute to start; addresses are read without it above
 def test_an_address_through_ray(tmp_path, ray):
     """Workers fetch what they decode: nothing but words was copied here."""
     address = photos(tmp_path / "photos", 5).as_uri()
