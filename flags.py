@@ -425,16 +425,37 @@ def _help(cls: type) -> dict[str, str]:
     """Field -> the docstring below it, read from the source of a class and those it derives from."""
     found: dict[str, str] = {}
     for owner in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(owner):
-            continue
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
-        except (OSError, TypeError):  # no source, as in a frozen program
-            continue
-        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-        for statement, below in pairwise(body):
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                text = getattr(getattr(below, "value", None), "value", None) if isinstance(below, ast.Expr) else None
-                if isinstance(text, str):
-                    found[statement.target.id] = " ".join(text.split())
+        if dataclasses.is_dataclass(owner):
+            found |= _docstrings(owner.__module__).get(owner.__qualname__, {})
     return found
+
+
+@cache
+def _docstrings(module: str) -> dict[str, dict[str, str]]:
+    """Class, by its qualified name -> its fields with the docstring below each. Read once for all of a module: finding
+    the source of each class took most of the time that a command line takes.
+    """
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError, KeyError):  # no source, as in a frozen program
+        return {}
+    found: dict[str, dict[str, str]] = {}
+    waiting: list[tuple[str, Sequence[ast.stmt]]] = [("", tree.body)]
+    while waiting:
+        prefix, body = waiting.pop()
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                found[prefix + node.name] = dict(_documented(node.body))
+                waiting.append((f"{prefix}{node.name}.", node.body))
+            elif isinstance(node, ast.FunctionDef):
+                waiting.append((f"{prefix}{node.name}.<locals>.", node.body))
+    return found
+
+
+def _documented(body: Sequence[ast.stmt]) -> Iterator[tuple[str, str]]:
+    """(field, the docstring below it) of a class."""
+    for statement, below in pairwise(body):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            text = getattr(getattr(below, "value", None), "value", None) if isinstance(below, ast.Expr) else None
+            if isinstance(text, str):
+                yield statement.target.id, " ".join(text.split())
