@@ -5,8 +5,12 @@ language model is frozen, so all share it. About six minutes of one core.
 """
 
 import json
+import os
+import random
 import shutil
+import signal
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from script_runs import Fork, script
 
 import periscope
 from periscope import eval as eval_script
@@ -118,6 +123,43 @@ def test_sixty_steps_see(real):
     """Held-out loss at least 1 nat below that with another picture's features; the loss without any is higher too."""
     (last,) = Run.open(real.run).evaluations(60)
     assert last["step"] == 60 and last["heldout"]["shuffled"] - last["heldout"]["real"] >= 1, last["heldout"]
+
+
+def test_ctrl_c_at_ten_moments_saves_within_three_seconds_and_changes_no_bit(real):
+    """The step that is under way is finished first. The times are those of a machine that does nothing else."""
+    chosen = random.Random(0)
+    options = ("--features", "features/emoji", "--lm", real.lm, "--adapter", "mlp16", "--template", "plain", "--batch",
+               "8", "--warm-start", "20", "--steps", "40", "--eval-every", "40")  # fmt: skip
+    script(real.home, "train.py", *options, "--name", "whole")
+    run, took = real.home / "runs" / "stopped", []
+    arguments = ("train.py", *options, "--name", "stopped")
+    for _ in range(10):
+        before = logged(run)
+        process = Fork(real.home, *arguments)
+        while logged(run) == before:
+            assert process.running(), process.said()
+            time.sleep(0.02)
+        time.sleep(chosen.uniform(0, 2))
+        began = time.monotonic()
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait() == 0, process.said()
+        took.append(time.monotonic() - began)
+        assert "go on with: python" in process.said()[0]
+        arguments = ("train.py", "--resume", "runs/stopped")
+    print("seconds to a checkpoint:", *(f"{seconds:.2f}" for seconds in took))
+    assert max(took) <= 3
+    script(real.home, *arguments)
+    whole, pieces = (
+        (real.home / "runs" / name / "steps" / "000040" / "adapter" / "adapter.safetensors").read_bytes()
+        for name in ("whole", "stopped")
+    )
+    assert whole == pieces
+
+
+def logged(run: Path) -> int:
+    """Lines of a run's log."""
+    log = run / "metrics.jsonl"
+    return log.read_text().count("\n") if log.is_file() else 0
 
 
 def test_eval_writes_all_scores(real, monkeypatch):
