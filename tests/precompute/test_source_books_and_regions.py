@@ -1,4 +1,4 @@
-"""OCR-VQA and Visual Genome as they are published: covers with questions, pictures with regions and questions."""
+"""OCR-VQA, Visual Genome and GRIT as they are published: covers, regions, and phrases of captions with their boxes."""
 
 import json
 from pathlib import Path
@@ -84,3 +84,31 @@ def test_pictures_that_coco_evaluates_on_are_held_out(tmp_path: Path) -> None:
     put(tmp_path / "dataset_coco.json", {"images": [image], "dataset": "coco"})
     found = collect(tmp_path)
     assert found.layout == "Visual Genome" and [text.split for text in found.words] == ["test", "test", "train"]
+
+
+def grit(folder: Path, number: int, said: str, chunks: list[list[float]], side: int = 256) -> None:
+    """https://huggingface.co/datasets/zzliang/GRIT through img2dataset --output_format files."""
+    picture(folder / f"00000/{number:09d}.jpg")
+    facts = {"id": number, "noun_chunks": chunks, "ref_exps": chunks, "caption": said, "url": "x", "status": "success"}
+    sizes = {"width": side, "height": 200, "original_width": 600, "original_height": 400}
+    put(folder / f"00000/{number:09d}.json", json.dumps(facts | sizes))
+
+
+def test_phrases_stand_with_their_boxes_and_choose_the_pictures(tmp_path: Path) -> None:
+    said = "A  brown dog and two cats"
+    dog, cat = [0, 12, 0.1, 0.2, 0.5, 1.2, 0.9], [17, 25, 0.5, 0.5, 0.75, 1.0, 0.8]
+    for number in range(10):
+        grit(tmp_path, number, said, [cat, dog, [*cat[:2], 0, 0, 0.25, 0.5, 0.7]])
+    grit(tmp_path, 10, "the horse", [[0, 9, 0, 0, 1, 1, 0.9]])  # alone with its phrase
+    grit(tmp_path, 11, "brown dog", [[0, 9, 0, 0, 1, 1, 0.9]], side=99)
+    grit(tmp_path, 12, "brown dog", [[0, 9, 0, 0, 1, 1, 0.9], [6, 9, 0, 0, 1, 1, 0.9]])
+    found = collect(tmp_path)
+    assert found.layout == "GRIT" and 8 <= len(found.media) <= 10 and not {"00000/000000010.jpg"} & set(found.media)
+    (turn,) = next(iter(found.words)).turns
+    assert turn["content"] == "||A brown dog <box>|| and ||two cats <box><box>||"
+    assert turn["boxes"] == [[0.1, 0.2, 0.5, 1.0], [0.5, 0.5, 0.75, 1.0], [0, 0, 0.25, 0.5]]
+    assert reasons(found) == [
+        ("00000/000000011.json", "shorter side below 100 pixels"),
+        ("00000/000000012.json", "bad entry"),
+    ]
+    assert "up to 8 for each phrase that at least 3 have" in found.notes[0]
