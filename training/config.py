@@ -187,7 +187,8 @@ class LoggingOptions:
     """Validation, checkpoints and trackers."""
 
     eval_every: AtLeastOne | None = None
-    """Steps between evaluations on held-out texts (default: an eighth of the steps, at least 50)."""
+    """Steps between evaluations on held-out texts (default: an eighth of the steps, at least 50; up to a quarter where
+    they would take more than 5% of the training)."""
     save_every: AtLeastOne | None = None
     """Steps between checkpoints (default: --eval-every). Also saved: the best held-out loss, every 10 minutes, and the
     end."""

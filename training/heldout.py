@@ -19,7 +19,7 @@ from periscope.training.distributed import ALONE, Ranks
 
 SAMPLES = 8  # answers shown in samples.md
 SCORED_SAMPLES = 32  # answers scored, where that is cheap
-FEWEST_TEXTS = 16  # of which a mean says anything
+FEWEST_TEXTS = 48  # by which checkpoints can be told apart: by 18, a good early one was taken for the best
 LOOK_SHARE = 0.05  # of the training between two evaluations
 # In forward passes of one text. Frozen weights have no gradients, so a backward pass costs about a forward pass; an
 # answer of about eight tokens, one text's share of its batch, was measured at 1.4 (SmolLM2-135M, two cores).
@@ -47,7 +47,7 @@ class LookSize:
 
 
 def look_size(texts: int, passes: int, trained_between: int) -> LookSize:
-    """As many of `texts` held-out texts as keep an evaluation to about 5% of the training since the last, at least 16.
+    """As many of `texts` held-out texts as keep an evaluation to about 5% of the training since the last, at least 48.
 
     passes: conditions whose loss is computed each time · trained_between: texts of the set trained on in between. By
     these counts alone, so that a resumed run evaluates the same.
@@ -56,6 +56,12 @@ def look_size(texts: int, passes: int, trained_between: int) -> LookSize:
     answers = min(SCORED_SAMPLES, max(SAMPLES, int(budget / 4 / ANSWER_COST)))
     most = max(FEWEST_TEXTS, int((budget - answers * ANSWER_COST) / passes))
     return LookSize(min(texts, most), min(answers, texts))
+
+
+def texts_that_pay(texts: int, passes: int) -> float:
+    """How many texts must be trained on for the smallest evaluation of `texts` held-out texts to take 5% of that."""
+    cost = passes * min(texts, FEWEST_TEXTS) + ANSWER_COST * min(texts, SAMPLES)
+    return cost / (LOOK_SHARE * TRAINING_COST)
 
 
 def heldout_losses(

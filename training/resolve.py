@@ -5,6 +5,7 @@ can't be overridden.
 """
 
 import importlib.util
+import math
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -365,9 +366,12 @@ def settle_batch(config: TrainConfig, texts: int) -> None:
             print(f"batch: {config.batch} texts per step, because there are only {texts}")
 
 
-def settle_schedule(config: TrainConfig, per_epoch: int) -> Schedule:
+def settle_schedule(config: TrainConfig, per_epoch: int, worth_a_look: float = 0) -> Schedule:
     """Choose how long to train and how often to evaluate and save, where the options leave it open; print what was
-    chosen, and record it in the configuration. `per_epoch`: steps in an epoch.
+    chosen, and record it in the configuration.
+
+    per_epoch: steps in an epoch · worth_a_look: steps of which an evaluation takes 5%; there are 8, but 4 where that
+    would take more.
     """
     steps = config.steps
     if config.logging.patience is None:
@@ -378,7 +382,8 @@ def settle_schedule(config: TrainConfig, per_epoch: int) -> Schedule:
     elif steps is None:
         steps = max(500, 2 * per_epoch)
         print(f"steps: {steps}, for two epochs of {per_epoch} but at least 500")
-    eval_every = config.logging.eval_every or max(50, -(-steps // 8))  # rounded up: the last one is at the end
+    eighth, quarter = -(-steps // 8), -(-steps // 4)  # rounded up: the last one is at the end
+    eval_every = config.logging.eval_every or max(50, eighth, min(quarter, math.ceil(worth_a_look)))
     schedule = Schedule(steps, eval_every, config.logging.save_every or eval_every)
     config.steps = schedule.steps
     config.logging.eval_every, config.logging.save_every = schedule.eval_every, schedule.save_every

@@ -46,6 +46,7 @@ from periscope.training.heldout import (
     look_size,
     peak_memory,
     sample_answers,
+    texts_that_pay,
 )
 from periscope.training.memory.caching import Caching, caching, ready_made
 from periscope.training.memory.plan import MemoryPlan, choose_checkpointing, combine_plans, plan, tuning_of
@@ -370,7 +371,8 @@ def prepare(
     if ranks.first:
         print("\n".join(describe_samples(sets)))
     steps = make_steps(sets, config, ranks.rank, ranks.size)
-    schedule = settle_schedule(config, steps.per_epoch)
+    every_text = sum(texts_that_pay(len(each.heldout), passes_of(each, model)) for each in sets)
+    schedule = settle_schedule(config, steps.per_epoch, every_text / config.texts_per_step)
     sets = settle_looks(sets, model, schedule.eval_every, config.texts_per_step)
     memory, longest = plan_memory(config, sets, models, lm)
     saving = plan_caching(config, sets, ranks)
@@ -488,15 +490,19 @@ def warn_of_few_texts(sets: Sequence[TrainingSet]) -> None:
         )
 
 
+def passes_of(training_set: TrainingSet, model: AdaptedModel) -> int:
+    """The conditions whose held-out loss is computed in each evaluation."""
+    return 1 + bool(training_set.stand_ins) + training_set.learns_from_words(model)
+
+
 def settle_looks(sets: Sequence[TrainingSet], model: AdaptedModel, every: int, batch: int) -> list[TrainingSet]:
     """The sets with as many held-out texts as one evaluation in `every` steps of `batch` texts can afford; printed
     where these are fewer than there are.
     """
     settled, every_text = [], sum(len(each.index.texts) for each in sets)
     for each in sets:
-        passes = 1 + bool(each.stand_ins) + each.learns_from_words(model)
         share = len(each.index.texts) / every_text
-        size = look_size(len(each.heldout), passes, round(every * batch * share))
+        size = look_size(len(each.heldout), passes_of(each, model), round(every * batch * share))
         if size.texts < len(each.heldout):
             print(
                 f"held out: {size.texts} of {len(each.heldout)} texts are looked at each time, so that it takes about "

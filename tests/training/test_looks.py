@@ -1,12 +1,15 @@
 """Evaluations on held-out texts while training: how many texts they take, and what they needn't compute again."""
 
 import json
+import math
 
 import pytest
 from script_runs import here
 
 from periscope.training import heldout
-from periscope.training.heldout import LookSize, look_size
+from periscope.training.config import TrainConfig, config_from
+from periscope.training.heldout import LookSize, look_size, texts_that_pay
+from periscope.training.resolve import settle_schedule
 
 
 @pytest.mark.parametrize(
@@ -14,15 +17,23 @@ from periscope.training.heldout import LookSize, look_size
     [
         (256, 2, 160 * 32, LookSize(233, 32)),  # the demo's
         (256, 2, 500 * 32, LookSize(256, 32)),
-        (64, 2, 62 * 8, LookSize(19, 8)),
-        (64, 2, 1, LookSize(16, 8)),  # the fewest
+        (64, 2, 174 * 8, LookSize(52, 24)),
+        (64, 2, 1, LookSize(48, 8)),  # the fewest
         (5, 2, 1, LookSize(5, 5)),
     ],
 )
 def test_an_evaluation_takes_what_5_percent_of_the_training_pay_for(texts, passes, between, size):
     assert look_size(texts, passes, between) == size
     cost = passes * size.texts + heldout.ANSWER_COST * size.answers
-    assert cost <= 0.05 * heldout.TRAINING_COST * between or size.texts in (16, texts)
+    assert cost <= 0.05 * heldout.TRAINING_COST * between or size.texts in (48, texts)
+
+
+def test_short_trainings_are_evaluated_less_often_rather_than_on_a_few_texts():
+    every = math.ceil(texts_that_pay(64, 2) / 8)
+    assert every == 134 and look_size(64, 2, every * 8).texts == 48
+    assert [settle_schedule(TrainConfig(steps=n), 100, every).eval_every for n in (500, 1000, 2000)] == [125, 134, 250]
+    assert settle_schedule(TrainConfig(steps=4), 100, every).eval_every == 50
+    assert settle_schedule(config_from({"steps": 500, "eval_every": 10}, "the test"), 100, every).eval_every == 10
 
 
 @pytest.mark.parametrize("soft_prompt", [0, 2])
@@ -44,4 +55,4 @@ def test_the_loss_without_media_is_computed_again_only_where_training_changes_it
     log = map(json.loads, (home / f"runs/looks{soft_prompt}/metrics.jsonl").read_text().splitlines())
     first, second = (row["heldout"] for row in log if "heldout" in row)
     assert list(second) == conditions and (first["none"] == second["none"]) == (not soft_prompt)
-    assert "are looked at each time" not in said, "16 are held out, the fewest that are taken"
+    assert "are looked at each time" not in said, "16 are held out"
