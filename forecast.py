@@ -17,9 +17,11 @@ from periscope.adapters.lm.load import load_config
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.errors import AdapterError, RunError
+from periscope.exports.ways import EncoderFacts
 from periscope.precompute.encoders.names import ENCODERS, EncoderEntry
 from periscope.precompute.plan import OVERHEAD, bytes_each
 from periscope.training.config import BATCH, PlanConfig, TrainConfig
+from periscope.training.leaving import facts_of_config, lines_of
 from periscope.training.memory.model_sizes import LANGUAGE_MODELS, full_config, skeleton
 from periscope.training.memory.plan import CHECKPOINT_EVERY, GIB, MemoryPlan, plan_of, weight_bytes
 from periscope.training.memory.recipe_table import SMALLER, unloaded_adapter
@@ -158,12 +160,20 @@ class Forecast:
             f"{self.adapter.tokens} token{'s' * (self.adapter.tokens > 1)} a medium; shared, it is "
             f"{format_bytes(2 * trained)}",
             f"an epoch: {self.texts:,} texts of {self.length} tokens, {self.config.words} of them words",
+            *self.leaving(),
             "",
             *_table([("card", "memory", "language model", "texts at once", "in all", "an epoch, about"),
                      *(self._row(card) for card in CARDS)]),
             "",
             *NOTES,
         ]  # fmt: skip
+
+    def leaving(self) -> list[str]:
+        """Where the adapter can leave for, and what closes the other ways."""
+        entry = self.encoder
+        resize = entry.choices.get("resize", "crop" if entry.tower == "clip" else "stretch")
+        seen = EncoderFacts(entry.modality, self.config.encoder, entry.tower, resize, tuple(entry.features()))
+        return lines_of(seen, facts_of_config(TrainConfig(adapter=self.config.adapter), self.lm_config))
 
     def _row(self, card: Card) -> tuple[str, ...]:
         return (card.name, f"{card.memory} GB", *self.cells(card, self.on(card)))

@@ -39,6 +39,7 @@ def main() -> None:
     from periscope.adapters.io.merge_lora import refuse_merge
     from periscope.training.branch import resume
     from periscope.training.distributed import join
+    from periscope.training.leaving import refuse_closed
     from periscope.training.models.language_model_holder import LanguageModelHolder
     from periscope.training.resolve import resolve, run_path
     from periscope.training.run import Run, refuse_taken
@@ -58,6 +59,7 @@ def main() -> None:
         sweep(request, tiny_folder(), holder, ranks, train_one)
     elif request.resume:
         config, old = resume(Run.open(request.resume), request.flags, request.name, ranks)
+        refuse_closed(config, request.for_)
         train_one(config, old.path, old)
     else:
         config = resolve(request, tiny_folder())

@@ -22,15 +22,15 @@ from periscope.adapters.lm.load import find_model, load_tokenizer
 from periscope.adapters.model import Adapter
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.errors import AdapterError
-from periscope.exports.check import LLAMA_CPP, ExportFacts, facts_of
 from periscope.exports.prompt_form import MTMD_MARKER, chat_template, id_differences
 from periscope.exports.source import open_adapter
 from periscope.exports.towers import has_class_token, vision_tower
+from periscope.exports.ways import LLAMA_CPP
 from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.framing import llama_cpp_resize
 from periscope.precompute.encoders.registry import load_encoder_like
 
 MMPROJ, CHAT_TEMPLATE, README = "mmproj.gguf", "chat_template.jinja", "README.md"
-PAD_COLOUR = (122, 116, 104)  # of llama.cpp's LLaVA framing: CLIP's mean, whatever the tower's is
 FLOATS = {"f32": np.float32, "f16": np.float16}
 # Of each block: GGUF's name -> transformers'.
 BLOCK = {
@@ -56,8 +56,7 @@ def export_gguf(
     AdapterError where this way out is closed, PrecomputeError where the encoder can't be had.
     """
     trained, config, way = open_adapter(adapter, out, LLAMA_CPP)
-    facts = facts_of(config)
-    prompt = _prompt(config, facts, lm or config.language_model_in(adapter))
+    prompt = _prompt(config, lm or config.language_model_in(adapter))
     template = chat_template(prompt, MTMD_MARKER)
     seeing = load_encoder_like(config.encoder, moved=encoder)
     differences = id_differences(prompt, template, MTMD_MARKER)
@@ -177,52 +176,6 @@ def projector_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
     return {name: value.detach().float().contiguous() for name, value in maps.items()}
 
 
-def llama_cpp_resize(image: Image.Image, side: int, legacy: bool = False) -> Image.Image:
-    """An RGB picture as llama.cpp frames it for projectors of LLaVA's kind: (side, side), its aspect kept, the rest
-    filled with `PAD_COLOUR`.
-
-    The longer side becomes `side`, the shorter the ceiling of its share, both in float32 as there
-    (`img_tool::resize` with `PAD_CEIL`). Its bicubic filter is Pillow's since pull request 27594 (August 2026);
-    `legacy` is the one before, of four neighbours without antialiasing. A picture of that size already is left alone.
-    """
-    image = image.convert("RGB")
-    if image.size == (side, side):
-        return image
-    width, height = (np.float32(length) for length in image.size)
-    scale = min(np.float32(side) / width, np.float32(side) / height)
-    inner = (min(int(np.ceil(width * scale)), side), min(int(np.ceil(height * scale)), side))
-    if legacy:
-        resized = Image.fromarray(_legacy_bicubic(np.asarray(image), *inner))
-    else:  # the rows first, always: Pillow takes the columns of a high picture first, which rounds otherwise
-        resized = image.resize((inner[0], image.height), Image.Resampling.BICUBIC)
-        resized = resized.resize(inner, Image.Resampling.BICUBIC)
-    square = Image.new("RGB", (side, side), PAD_COLOUR)
-    square.paste(resized, ((side - inner[0]) // 2, (side - inner[1]) // 2))
-    return square
-
-
-def _legacy_bicubic(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """llama.cpp's former bicubic filter: (rows, columns, 3) uint8 to (height, width, 3) uint8, in float32.
-
-    After `img_tool::resize_bicubic`, which follows https://github.com/yglukhov/bicubic-interpolation-image-processing.
-    """
-    values = pixels.astype(np.float32)
-    for axis, length in ((1, width), (0, height)):
-        at = np.float32(values.shape[axis]) / np.float32(length) * np.arange(length, dtype=np.float32)
-        first = at.astype(int)
-        shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
-        d = (at - first.astype(np.float32)).reshape(shape)
-        last = values.shape[axis] - 1
-        before, here, after, beyond = (np.take(values, (first + k).clip(0, last), axis) for k in (-1, 0, 1, 2))
-        d0, d2, d3 = before - here, after - here, beyond - here
-        third, sixth = np.float32(1.0 / 3), np.float32(1.0 / 6)
-        a1 = -third * d0 + d2 - sixth * d3
-        a2 = np.float32(0.5) * (d0 + d2)
-        a3 = -sixth * d0 - np.float32(0.5) * d2 + sixth * d3
-        values = here + a1 * d + a2 * d * d + a3 * d * d * d
-    return np.floor(values.clip(0, 255) + np.float32(0.5)).clip(0, 255).astype(np.uint8)
-
-
 @dataclass(frozen=True)
 class Mmproj:
     """A written mmproj, read again: its settings by GGUF's keys, and its tensors in fp32."""
@@ -297,8 +250,8 @@ def _normalisation(encoder: Encoder) -> tuple[list[float], list[float]]:
     return [float(value) for value in mean], [float(value) for value in std]
 
 
-def _prompt(config: AdapterConfig, facts: ExportFacts, name: str) -> Prompt:
-    return Prompt(load_tokenizer(find_model(name), name), facts.template, facts.modality)
+def _prompt(config: AdapterConfig, name: str) -> Prompt:
+    return Prompt(load_tokenizer(find_model(name), name), config.template, config.modality)
 
 
 def _readme(config: AdapterConfig, notes: list[str]) -> str:

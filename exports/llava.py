@@ -29,10 +29,10 @@ from periscope.adapters.lm.precision import DTYPES, stored_precision
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.errors import AdapterError
-from periscope.exports.check import TRANSFORMERS, facts_of
 from periscope.exports.prompt_form import IMAGE_TOKEN, chat_template, id_differences
 from periscope.exports.source import open_adapter
 from periscope.exports.towers import VisionTower, has_class_token, vision_tower
+from periscope.exports.ways import TRANSFORMERS
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.registry import load_encoder_like
 
@@ -51,11 +51,10 @@ def export_llava(
     AdapterError where this way out is closed, and when the model doesn't compute what the adapter does.
     """
     trained, config, way = open_adapter(adapter, out, TRANSFORMERS)
-    facts = facts_of(config)
     language = _language_model(adapter, config, lm)
     own = getattr(load_config(find_model(language.name), language.name).get_text_config(), "dtype", None)
     dtype = DTYPES[precision] if precision else own or torch.float32
-    prompt = Prompt(language.tokenizer, facts.template, facts.modality)
+    prompt = Prompt(language.tokenizer, config.template, config.modality)
     seeing = load_encoder_like(config.encoder, moved=encoder)
     template = chat_template(prompt, IMAGE_TOKEN)
     differences = id_differences(prompt, template, IMAGE_TOKEN)

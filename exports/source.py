@@ -6,7 +6,8 @@ from periscope.adapters.io.checkpoint import load_adapter
 from periscope.adapters.io.schema import AdapterConfig
 from periscope.adapters.model import Adapter
 from periscope.errors import AdapterError
-from periscope.exports.check import Way, exit_named
+from periscope.exports.check import exit_named
+from periscope.exports.ways import Way
 
 
 def open_adapter(adapter: Path, out: Path, name: str) -> tuple[Adapter, AdapterConfig, Way]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from periscope.errors import PrecomputeError
+from periscope.exports.ways import NEEDS, Target
 from periscope.flags import Metavar, check_ranges, from_flat, parse
 
 Kind = Literal["pooled", "patches", "layers"]
@@ -70,9 +71,9 @@ class PreprocessingOptions:
     """Evenly spaced frames per clip; 0: the encoder's own number, 8 with an image encoder."""
     windows: Annotated[int, Meta(ge=0)] = 0
     """Evenly spaced windows per sound: vectors are averaged, patches concatenated; 0: one window, from the start."""
-    resize: Literal["encoder", "stretch", "crop", "letterbox", "pad"] = "encoder"
+    resize: Literal["encoder", "stretch", "crop", "letterbox", "pad", "llama.cpp"] = "encoder"
     """How images are made square; encoder: as the encoder was trained; letterbox: padded as LLaVA does, pad: as
-    Prismatic, which differ by one pixel."""
+    Prismatic, which differ by one pixel; llama.cpp: padded and resized exactly as llama.cpp will."""
     normalise: Literal["encoder", "clip", "imagenet", "half"] = "encoder"
     """Mean and standard deviation of the pixels (half: 0.5 for both); encoder: as the encoder was trained."""
     layer: int | None = None
@@ -134,6 +135,9 @@ class PrecomputeConfig:
     """Take the other options from this recipe or TOML file; `train.py --list` lists the recipes."""
     limit: Annotated[int, Meta(ge=0)] = 0
     """Encode only the first N media; 0: all."""
+    for_: Target | None = None
+    """Choose the encoder, framing and kinds that an export to this program needs, where nothing else is given, and
+    refuse what can't be exported to it."""
     tiny: bool = False
     """Try it out: 64 media through a tiny random encoder of the same architecture, without downloads."""
     device: Annotated[str, Metavar("DEVICE")] = "auto"
@@ -159,18 +163,23 @@ class PrecomputeConfig:
 
 
 def read_config(args: Sequence[str] | None = None) -> PrecomputeConfig:
-    """The options of a command line (None: `sys.argv`), over those of the recipe it names, over the defaults.
+    """The options of a command line (None: `sys.argv`), over those of the recipe it names, over what `--for` sets, over
+    the defaults.
 
     Raises PrecomputeError for a value out of range and for a recipe that sets an unknown or ill-typed option,
     RecipeError or RunError for a recipe that can't be read.
     """
     config = _parse(args)
+    needs = dict(NEEDS[config.for_].precompute) if config.for_ else {}
     if config.recipe:
         from periscope.recipes import load_recipe
 
-        recipe = load_recipe(config.recipe)
-        default = from_flat(PrecomputeConfig, recipe.precompute, f"the recipe {config.recipe}", PrecomputeError)
-        config = _parse(args, default)
+        source = f"the recipe {config.recipe}"
+        needs |= load_recipe(config.recipe).precompute
+    elif needs:
+        source = f"--for {config.for_}"
+    if needs:
+        config = _parse(args, from_flat(PrecomputeConfig, needs, source, PrecomputeError))
     check_ranges(config, PrecomputeError)
     return config
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from periscope.errors import PrecomputeError
+from periscope.exports.ways import WAYS, closed_by_encoder, encoder_facts, refusal
 from periscope.precompute.config import PrecomputeConfig
 from periscope.precompute.decoding import Source, shared_pool
 from periscope.precompute.encoders.base import Encoder
@@ -37,7 +38,8 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 def prepare(config: PrecomputeConfig, collection: Collection, out: Path, device: str) -> Job:
     """The job that the options ask for. Takes media that won't be encoded out of `collection`; prints its choices.
 
-    Raises PrecomputeError for an unknown encoder, and for media that no encoder asked for can take.
+    Raises PrecomputeError for an unknown encoder, for media that no encoder asked for can take, and for features that
+    can't be exported as `--for` says.
     """
     if config.encoder == "demo" and _modalities(collection.media.values()) == {"vector"}:
         name, kind = encoder_for(list(collection.media.values()))
@@ -46,6 +48,7 @@ def prepare(config: PrecomputeConfig, collection: Collection, out: Path, device:
     kinds = kinds_of(config)
     encoder = choose_encoder(config, kinds, collection.media.values(), device)
     kinds = kinds or usual_kinds(encoder)
+    refuse_closed(config, encoder, kinds)
     drop_other_media(collection, encoder)
     take_subset(collection, config.limit, config.tiny)
     for line in describe_words(collection, *prompt_options(config.recipe, encoder.modality)):
@@ -64,6 +67,14 @@ def prepare(config: PrecomputeConfig, collection: Collection, out: Path, device:
         filters=_filters(config, collection, encoder),
         ray=compute.ray,
     )
+
+
+def refuse_closed(config: PrecomputeConfig, encoder: Encoder, kinds: tuple[str, ...]) -> None:
+    """Raise PrecomputeError where what is trained on these features can't leave as `--for` says."""
+    if config.for_:
+        facts = encoder_facts(encoder.describe(), encoder.modality, kinds, config.storage.pool != "1x1")
+        if reasons := closed_by_encoder(WAYS[config.for_], facts):
+            raise PrecomputeError(refusal(config.for_, reasons))
 
 
 def prompt_options(name: str, modality: str) -> tuple[dict[str, Any], str]:

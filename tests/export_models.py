@@ -15,9 +15,9 @@ from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.template import Template, default_template
-from periscope.exports.gguf import llama_cpp_resize
 from periscope.precompute import tiny_encoders
 from periscope.precompute.encoders.base import Encoder
+from periscope.precompute.encoders.framing import llama_cpp_resize
 from periscope.precompute.encoders.registry import load_encoder, load_encoder_like
 
 

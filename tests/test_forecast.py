@@ -25,6 +25,10 @@ def test_it_says_what_is_downloaded_and_stored(monkeypatch, capsys):
     assert "pooled 4.1 MB" in out and "16 tokens a medium" in out
     assert "5,000 texts of 64 tokens, 48 of them words" in out
     assert all(card.name in out for card in CARDS) and "not measured" in out
+    assert (
+        "leaves for: vLLM\nnot for transformers: adapter mlp16: only mlp and linear are exported; output norm:" in out
+    )
+    assert "--for transformers or --for llama.cpp opens it" in out
 
 
 def test_what_fits_grows_with_the_card_and_shrinks_with_the_model():
@@ -52,9 +56,9 @@ def test_a_step_costs_four_operations_a_weight():
 
 
 def test_an_adapter_into_inner_layers_is_counted_too(monkeypatch, capsys):
-    assert "epalm reads layers" in plan(
-        monkeypatch, capsys, "--encoder", "clip-b-16", "--adapter", "epalm", "--lm", SMALL
-    )
+    out = plan(monkeypatch, capsys, "--encoder", "clip-b-16", "--adapter", "epalm", "--lm", SMALL)
+    assert "epalm reads layers" in out
+    assert "not for vLLM: injection into inner layers" in out and "class token" in out
 
 
 @pytest.mark.parametrize(

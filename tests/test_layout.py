@@ -28,6 +28,7 @@ MAY: dict[str, set[str]] = {
     "text": set(),
     "quiet": set(),
     "recipes": {"checked"},
+    "exports.ways": set(),
     "shards": {"atomic", "checked"},
     "adapters.limits": set(),
     "adapters.prompting": {"adapters.limits"},
@@ -45,11 +46,11 @@ MAY: dict[str, set[str]] = {
     "demo": {"evaluation.tasks"},
     "precompute": {
         *("atomic", "checked", "shards", "recipes", "paths", "device", "flags", "units", "text", "quiet"),
-        "adapters.prompting",
+        *("adapters.prompting", "exports.ways"),
     },
     "training": {
         *("atomic", "checked", "shards", "adapters", "recipes", "paths", "device", "console", "flags", "units", "text"),
-        "adapters.prompting",
+        *("adapters.prompting", "exports.ways"),
         *("evaluation.metrics", "evaluation.controls", "evaluation.training_scores"),
     },
 }

@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import Positional
 
 from periscope.errors import RunError
+from periscope.exports.ways import Target
 from periscope.flags import Metavar, check_ranges, flat_fields, from_flat, given_flags, parse, to_flat
 from periscope.paths import meant
 
@@ -268,6 +269,9 @@ class CommandOptions:
     """Try it out: a tiny random language model of the same class, 20 steps, no network."""
     partial: bool = False
     """Leave out texts whose media are missing from the feature set, instead of stopping."""
+    for_: Target | None = None
+    """Choose the adapter that an export to this program needs, where nothing else is given, and refuse what can't be
+    exported to it."""
     merge_lora: Annotated[Path | None, Metavar("FOLDER")] = None
     """At the end, write the language model with LoRA merged, and the adapter, to this folder."""
     trust_remote_code: bool = False
@@ -301,6 +305,7 @@ class Request:
     sweep: tuple[str, ...] = ()
     tiny: bool = False
     partial: bool = False
+    for_: Target | None = None
     merge_lora: Path | None = None
     trust_remote_code: bool = False
     device: str = "auto"
@@ -335,6 +340,7 @@ EXAMPLES = (
     "train.py --adapter mlp16                                    # the newest feature set",
     "train.py --adapter linear --features features/photos --lm HuggingFaceTB/SmolLM2-360M",
     "train.py --recipe llava-1.5 --tiny                          # a published system, in miniature",
+    "train.py --for llama.cpp --lm Qwen/Qwen2.5-1.5B-Instruct    # what can be exported to it",
     "train.py --init runs/first --lora r=64,alpha=16 --text questions.jsonl      # stage 2",
     "train.py --init runs/first --train-lm --text questions.jsonl                # stage 2, all weights",
     "train.py --resume runs/first",

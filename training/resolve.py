@@ -1,7 +1,7 @@
 """Resolves flags, a recipe and an earlier run into one complete configuration, checked before anything is loaded.
 
-Precedence: defaults < the adapter that `--init` starts from < the recipe < flags. What fixes the form of that adapter
-can't be overridden.
+Precedence: defaults < what `--for` sets < the adapter that `--init` starts from < the recipe < flags. What fixes the
+form of that adapter can't be overridden.
 """
 
 import importlib.util
@@ -19,11 +19,13 @@ from periscope.adapters.lm.precision import TRAINABLE
 from periscope.adapters.projectors import find_projector
 from periscope.console import command
 from periscope.errors import FeatureSetError, RunError
+from periscope.exports.ways import NEEDS
 from periscope.recipes import Recipe, load_recipe
 from periscope.shards.manifest import load_manifest
 from periscope.shards.read import FeatureSet
 from periscope.training.config import BATCH, MODALITY_OPTIONS, RENAMED, Request, TrainConfig, config_from, option_names
 from periscope.training.data.mix import named_sets
+from periscope.training.leaving import refuse_closed
 from periscope.training.run import Run, adapter_folder
 from periscope.training.trackers import require_trackers
 
@@ -113,13 +115,14 @@ def resolve(request: Request, tiny_folder: Path) -> TrainConfig:
     """The configuration of a new run.
 
     Features of one of the demo's encoders bring its recipe and language model. `tiny_folder`: where tiny language
-    models are kept. Raises RunError when no language model is named, and as `settle`, `load_recipe` and
-    `newest_features`.
+    models are kept. Raises RunError when no language model is named, when the adapter couldn't leave as `--for` says,
+    and as `settle`, `load_recipe` and `newest_features`.
     """
     flags = request.flags
     start = read_start(str(flags["init"])) if flags.get("init") else None
     recipe = load_recipe(request.recipe) if request.recipe else None
-    options = _recipe_options(recipe, flags, start) if recipe else {}
+    needs = NEEDS[request.for_].train if request.for_ else {}
+    options = _recipe_options(recipe, flags, start, needs) if recipe else {}
     if recipe and recipe.about.get("paper"):
         options = {"patience": 0, **options}  # train as long as the paper
     encoder = recipe.precompute.get("encoder") if recipe else None
@@ -130,6 +133,7 @@ def resolve(request: Request, tiny_folder: Path) -> TrainConfig:
         options = {"warm_start": 0, **options}  # as the recipe says
     elif options.get("lora") or (recipe and options.get("train_lm") and "--init" in recipe.about.get("title", "")):
         print(f"note: {request.recipe} continues a run of its first stage; without --init a new projector is trained")
+    options = {**needs, **options}
     config = settle(flags, options)
     encoders = _find_features(config, encoder, request)
     by_modality: Mapping[str, Options] = recipe.modality_options(MODALITY_OPTIONS, RENAMED) if recipe else {}
@@ -138,7 +142,9 @@ def resolve(request: Request, tiny_folder: Path) -> TrainConfig:
     config.by_modality = {modality: _for_modality(table, flags) for modality, table in by_modality.items()}
     for modality in by_modality or [""]:
         refuse_contradictions(config.of_modality(modality))
-    return make_tiny(config, flags, tiny_folder) if request.tiny else config
+    config = make_tiny(config, flags, tiny_folder) if request.tiny else config
+    refuse_closed(config, request.for_)
+    return config
 
 
 def refuse_contradictions(config: TrainConfig) -> None:
@@ -157,8 +163,9 @@ def refuse_contradictions(config: TrainConfig) -> None:
             raise RunError(f"--{_flag(name)} needs a --soft-prompt")
 
 
-def _recipe_options(recipe: Recipe, flags: Options, start: Start | None) -> Options:
-    names = (flags.get("adapter"), recipe.train.get("adapter"), start and start.options.get("adapter"))
+def _recipe_options(recipe: Recipe, flags: Options, start: Start | None, needs: Options) -> Options:
+    chosen = (flags, recipe.train, start.options if start else {}, needs)
+    names = (options.get("adapter") for options in chosen)
     adapter = next((name for name in names if name), TrainConfig().adapter)
     return recipe.train_options(option_names(), str(adapter), RENAMED)
 

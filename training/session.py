@@ -48,6 +48,7 @@ from periscope.training.heldout import (
     sample_answers,
     texts_that_pay,
 )
+from periscope.training.leaving import describe_leaving
 from periscope.training.memory.caching import Caching, caching, ready_made
 from periscope.training.memory.plan import MemoryPlan, choose_checkpointing, combine_plans, plan, tuning_of
 from periscope.training.models.language_model_holder import LanguageModelHolder
@@ -369,7 +370,7 @@ def prepare(
         warn_of_few_texts(sets)
     settle_batch(config, sum(len(each.index.texts) for each in sets))
     if ranks.first:
-        print("\n".join(describe_samples(sets)))
+        print("\n".join([*describe_samples(sets), *describe_leaving(sets, models)]))
     steps = make_steps(sets, config, ranks.rank, ranks.size)
     every_text = sum(texts_that_pay(len(each.heldout), passes_of(each, model)) for each in sets)
     schedule = settle_schedule(config, steps.per_epoch, every_text / config.texts_per_step)

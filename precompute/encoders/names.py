@@ -11,7 +11,8 @@ class EncoderEntry:
     """encoder: what the short name stands for · size: of the weights to download · about: one line for people ·
     licence: of the weights · grid: (rows, columns) of the patches · width: of patches and layers · pooled: width of the
     pooled vector · layers: how many, 0 without a CLS that has a final norm · modality · choices: defaults for the
-    further choices of `load_encoder`.
+    further choices of `load_encoder` · tower: "clip", "siglip" or "other", which decides what adapters can be exported
+    to.
     """
 
     encoder: str
@@ -24,6 +25,7 @@ class EncoderEntry:
     layers: int = 6
     modality: str = "image"
     choices: Mapping = field(default_factory=dict)
+    tower: str = "other"
 
     def features(self) -> dict[str, dict]:
         """The manifest's "features": kind -> {"shape", "dtype"}, with the "grid" of patches."""
@@ -36,11 +38,13 @@ class EncoderEntry:
 
 
 def _clip(arch: str, size: str, about: str, grid: int, width: int, pooled: int) -> EncoderEntry:
-    return EncoderEntry(f"open_clip:{arch}", size, about, "MIT", (grid, grid), width, pooled)
+    return EncoderEntry(f"open_clip:{arch}", size, about, "MIT", (grid, grid), width, pooled, tower="clip")
 
 
 def _siglip(repo: str, size: str, about: str, grid: int, width: int) -> EncoderEntry:
-    return EncoderEntry(f"transformers:google/{repo}", size, about, "Apache 2.0", (grid, grid), width, width, layers=0)
+    return EncoderEntry(
+        f"transformers:google/{repo}", size, about, "Apache 2.0", (grid, grid), width, width, layers=0, tower="siglip"
+    )
 
 
 def _dino(repo: str, size: str, about: str, grid: int, width: int, licence: str = "Apache 2.0") -> EncoderEntry:
@@ -65,6 +69,7 @@ ENCODERS = {
         192,
         288,
         0,
+        tower="clip",
     ),
     "demo-dino": EncoderEntry(
         "transformers:demo/backbones/dino",
@@ -104,8 +109,11 @@ ENCODERS = {
     "clip-l-336": _clip(
         "ViT-L-14-336-quickgelu/openai", "1.7 GB", "OpenAI CLIP ViT-L/14, 336 px: LLaVA's", 24, 1024, 768
     ),
-    "eva02-clip-l-336": _clip(
-        "EVA02-L-14-336/merged2b_s6b_b61k", "1.7 GB", "EVA-02 CLIP ViT-L/14, 336 px: VL-Mamba's", 24, 1024, 768
+    "eva02-clip-l-336": EncoderEntry(
+        *("open_clip:EVA02-L-14-336/merged2b_s6b_b61k", "1.7 GB", "EVA-02 CLIP ViT-L/14, 336 px: VL-Mamba's", "MIT"),
+        (24, 24),
+        1024,
+        768,
     ),
     "siglip-b": _siglip("siglip-base-patch16-224", "0.8 GB", "SigLIP ViT-B/16, 224 px", 14, 768),
     "siglip-so400m-384": _siglip("siglip-so400m-patch14-384", "3.5 GB", "SigLIP so400m, 384 px", 27, 1152),

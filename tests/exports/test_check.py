@@ -8,9 +8,10 @@ from export_models import save_patch_adapter
 from periscope.adapters.io.schema import AdapterConfig, read_adapter_config
 from periscope.errors import AdapterError
 from periscope.exports.__main__ import main
-from periscope.exports.check import LLAMA_CPP, TRANSFORMERS, VLLM, exit_named, exits, facts_of
+from periscope.exports.check import exit_named, exits, facts_of
 from periscope.exports.gguf import export_gguf
 from periscope.exports.llava import export_llava
+from periscope.exports.ways import LLAMA_CPP, TRANSFORMERS, VLLM
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +43,9 @@ def _updated(old: dict, new: dict) -> dict:
 def test_everything_is_open_for_a_plain_adapter_on_siglip(config):
     assert [way.name for way in exits(config)] == [TRANSFORMERS, LLAMA_CPP, VLLM]
     assert all(way.open for way in exits(config))
-    assert facts_of(config).tower == "siglip"
+    assert facts_of(config)[0].tower == "siglip"
 
 
-INJECTION = {"layer_size": 32, "start": 1, "end": 2, "compat": False}
 CLOSED = {
     "output norm": ({"output_norm": True}, {TRANSFORMERS, LLAMA_CPP}),
     "soft prompt": ({"soft_prompt": 10}, {TRANSFORMERS, LLAMA_CPP}),
@@ -60,6 +60,10 @@ CLOSED = {
     "encoder dino": ({"encoder": {"name": "dino", "class": "Dinov2Model"}}, {TRANSFORMERS, LLAMA_CPP}),
     "class token": ({"encoder": {"class": "CLIPVisionModel"}}, {LLAMA_CPP}),
     "hidden width 64": ({"projector_hidden": 64}, {TRANSFORMERS}),
+    "resize llama.cpp": (
+        {"encoder": {"preprocessing": {"library": "periscope", "resize": "llama.cpp"}}},
+        {TRANSFORMERS},
+    ),
     "resize longest": (
         {"encoder": {"preprocessing": {"library": "open_clip", "resize_mode": "longest"}}},
         {TRANSFORMERS},

@@ -15,15 +15,14 @@ from periscope.exports import gguf as module
 from periscope.exports.gguf import (
     CHAT_TEMPLATE,
     MMPROJ,
-    PAD_COLOUR,
     README,
     export_gguf,
-    llama_cpp_resize,
     read_mmproj,
     run_mmproj,
     write_mmproj,
 )
 from periscope.exports.towers import vision_tower
+from periscope.precompute.encoders.framing import PAD_COLOUR, llama_cpp_resize
 from periscope.precompute.encoders.registry import load_encoder
 
 LEAST = 0.9999  # cosine of each token with ours

@@ -7,8 +7,8 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from periscope.adapters.splice import splice
 from periscope.errors import AdapterError
-from periscope.exports.check import TRIED
 from periscope.exports.llava import export_llava
+from periscope.exports.ways import TRIED
 
 TOLERANCE = 1e-4
 QUESTIONS = (None, "What is in the picture?")

@@ -24,10 +24,14 @@ from periscope import eval as eval_script
 from periscope import inference as live
 from periscope import train as train_script
 from periscope.adapters.io import checkpoint
+from periscope.adapters.io.checkpoint import load_adapter
 from periscope.adapters.lm.injection import Injection, map_layers
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.errors import AdapterError, PrecomputeError, RunError
+from periscope.exports.gguf import MMPROJ, export_gguf, run_mmproj
+from periscope.exports.ways import NEEDS
+from periscope.inference import adapter_folder
 from periscope.precompute.cli import main as precompute
 from periscope.precompute.encoders.names import ENCODERS
 from periscope.precompute.tiny_encoders import tiny_encoder
@@ -169,7 +173,7 @@ EXPECTED = {
         style="chat",
     ),
     "lmstudio": Expected(
-        *("patches", "VisionTransformer", "MistralForCausalLM", "PatchMLP", 36, 576, 20_979_712), style="chat"
+        *("patches", "SiglipVisionModel", "Qwen3ForCausalLM", "PatchMLP", 36, 196, 2560 * (769 + 2561)), style="chat"
     ),
 }
 # The recipes of the demo are run by its own tests.
@@ -403,13 +407,48 @@ def test_flags_override_a_recipe_and_a_wrong_field_is_named(tmp_path, media, in_
         False,
         1e-3,
     )
-    in_workshop(train_script, "--recipe", "lmstudio", "--tiny", "--features", encoded, "--steps", "1", "--name", "same")
+    in_workshop(
+        *(
+            train_script,
+            "--recipe",
+            "doubutsu-patch9",
+            "--tiny",
+            "--features",
+            encoded,
+            "--steps",
+            "1",
+            "--name",
+            "same",
+        )
+    )
     assert "is meant for" not in capsys.readouterr().out
     in_workshop(train_script, "--recipe", "limber", "--tiny", "--features", encoded, "--steps", "1", "--name", "other")
     assert "note: limber is meant for features of clip-l, and these come from clip-l-336" in capsys.readouterr().out
     (wrong := tmp_path / "wrong.toml").write_text('[precompute]\nencodr = "clip-l"\n')
     with pytest.raises(PrecomputeError, match="sets encodr"):
         precompute(args=["--recipe", str(wrong), "--device", "cpu"])
+
+
+def test_what_the_lmstudio_recipe_trains_is_exported_as_it_is(media, features, in_workshop, capsys):
+    """To llama.cpp: nothing closes the way, nothing is to be known, and its graph gives the features that were trained
+    on.
+    """
+    recipe = load_recipe("lmstudio")
+    for needs, table in ((NEEDS["llama.cpp"].precompute, recipe.precompute), (NEEDS["llama.cpp"].train, recipe.train)):
+        assert all(json.dumps(table[option]) == json.dumps(value) for option, value in needs.items())
+    encoded = features(recipe)
+    capsys.readouterr()
+    flags = ("--recipe", "lmstudio", "--tiny", "--features", encoded, "--steps", "1", "--for", "llama.cpp")
+    in_workshop(train_script, *flags, "--name", "leaving")
+    assert "leaves for: llama.cpp, vLLM\nnot for transformers: resize llama.cpp" in capsys.readouterr().out
+    folder = adapter_folder(Path("runs/leaving"))
+    assert export_gguf(folder, media / "mmproj") == []
+    stored, (adapter, _) = FeatureSet(encoded), load_adapter(folder)
+    for key in stored.keys:
+        image = Image.open(media / "image" / stored.info(key)["origin"])
+        ours = adapter(stored.read(key, "patches")[None])[0].detach()
+        theirs = run_mmproj(media / "mmproj" / MMPROJ, image)
+        assert torch.cosine_similarity(ours, theirs, dim=-1).min() > 0.9999
 
 
 def test_groups_of_the_optimizer_resume_to_the_same_bits(media, features, in_workshop):

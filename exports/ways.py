@@ -1,0 +1,276 @@
+"""Ways out: the programs that an adapter can be exported to, which choice closes each, and what `--for` sets.
+
+The one table of these conditions. `periscope plan` and the plan of a training print it, `--for` sets and refuses by it,
+and the exports refuse by it. It works on facts alone: nothing is loaded, and torch isn't imported.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Target = Literal["transformers", "llama.cpp", "vllm"]  # as --for takes it
+TRANSFORMERS, LLAMA_CPP, VLLM = "transformers", "llama.cpp", "vLLM"
+WAYS: Mapping[Target, str] = {"transformers": TRANSFORMERS, "llama.cpp": LLAMA_CPP, "vllm": VLLM}
+
+CLIP_TOWERS = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
+# Model types whose export the tests run, and those that the other program computes differently: type -> why.
+TRIED = frozenset(
+    (
+        "falcon_mamba",
+        "gemma",
+        "gemma3_text",
+        "gpt2",
+        "gpt_neox",
+        "llama",
+        "mamba",
+        "mamba2",
+        "mistral",
+        "olmo2",
+        "opt",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+    )
+)
+NOT_IN_LLAVA = {
+    "gemma2": "it caps its logits, which LLaVA's head leaves out",
+    "granite": "it scales its logits, which LLaVA's head leaves out",
+    "cohere": "it scales its logits, which LLaVA's head leaves out",
+    "cohere2": "it scales its logits, which LLaVA's head leaves out",
+    "phi": "its head has a bias, and LLaVA's has none",
+    "gptj": "its head has a bias, and LLaVA's has none",
+}
+NOT_IN_LLAMA_CPP = {
+    "opt": "llama.cpp doesn't know OPT",
+    "gpt_neo": "llama.cpp doesn't know GPT-Neo",
+    "gemma": "llama.cpp multiplies a Gemma's image vectors by the root of its width",
+    "gemma2": "llama.cpp multiplies a Gemma's image vectors by the root of its width",
+}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What `--for` sets where neither a flag nor a recipe does: options of precompute.py and of train.py."""
+
+    precompute: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+
+NEEDS: Mapping[Target, Needs] = {
+    "transformers": Needs({"kinds": ("patches",)}, {"adapter": "mlp", "output_norm": False}),
+    # Without delimiters the language model's own chat template is enough, which its GGUF file holds.
+    "llama.cpp": Needs(
+        {"encoder": "siglip2-b", "kinds": ("patches",), "resize": "llama.cpp"},
+        {"adapter": "mlp", "output_norm": False, "delimiters": ("", "")},
+    ),
+    "vllm": Needs(),
+}
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """What precompute decides.
+
+    tower: "clip" (a class token), "siglip" (none) or "other" · resize: "stretch", "crop", "letterbox", "llama.cpp" or
+    another word for how a picture becomes square · kinds: of features that there are; () where it doesn't matter ·
+    pooled: whether patches were averaged after encoding.
+    """
+
+    modality: str
+    name: str
+    tower: str
+    resize: str
+    kinds: tuple[str, ...] = ()
+    pooled: bool = False
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What train.py decides.
+
+    model_type: the language model's, "" where it isn't known yet · rows: whether there are row separators · after:
+    whether the picture stands behind the question · words: whether the prompt has words that aren't in the language
+    model's own chat template.
+    """
+
+    spec: str
+    output_norm: bool
+    soft_prompt: int
+    lora: bool
+    injects: bool
+    projector_hidden: int
+    hidden_size: int
+    model_type: str
+    rows: bool
+    after: bool
+    words: bool
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way out: open where `reasons` is empty. `notes`: what to know where it is open."""
+
+    name: str
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def open(self) -> bool:
+        return not self.reasons
+
+    def __str__(self) -> str:
+        words = "; ".join(self.notes if self.open else self.reasons)
+        return f"{self.name}: {'yes' if self.open else 'no'}{', ' + words if words else ''}"
+
+
+def ways_out(encoder: EncoderFacts, adapter: AdapterFacts) -> list[Way]:
+    """The ways out for an adapter on an encoder's features: transformers, llama.cpp and vLLM, open or closed."""
+    notes = {TRANSFORMERS: _transformers_notes, LLAMA_CPP: _llama_cpp_notes, VLLM: _vllm_notes}
+    return [
+        Way(name, (*closed_by_encoder(name, encoder), *closed_by_adapter(name, adapter)), tuple(say(encoder, adapter)))
+        for name, say in notes.items()
+    ]
+
+
+def closed_by_encoder(way: str, facts: EncoderFacts) -> list[str]:
+    """Why features can't leave that way, whatever is trained on them."""
+    if way == VLLM:
+        alone = facts.kinds == ("layers",)
+        return ["layers alone, which only injection into inner layers reads"] if alone else []
+    reasons = []
+    if facts.modality != "image":
+        reasons.append(f"{facts.modality}: only images are exported")
+    elif facts.tower == "other":
+        reasons.append(f"encoder {facts.name}: only CLIP and SigLIP towers are exported")
+    elif facts.tower == "clip" and way == LLAMA_CPP:
+        reasons.append("class token: llama.cpp puts it last since #13321 and computes CLIP wrongly; take SigLIP")
+    if facts.kinds and "patches" not in facts.kinds:
+        reasons.append("features without patches, which mlp and linear read")
+    if facts.pooled:
+        reasons.append("pooled patches (--pool)")
+    if way == TRANSFORMERS and facts.resize not in ("stretch", "crop", "letterbox"):
+        reasons.append(f"resize {facts.resize}: no image processor of transformers does it")
+    return reasons
+
+
+def closed_by_adapter(way: str, facts: AdapterFacts) -> list[str]:
+    """Why an adapter can't leave that way, whatever features it reads."""
+    if facts.injects:
+        return ["injection into inner layers"]
+    if way == VLLM:
+        return []
+    llava = way == TRANSFORMERS
+    wider = f"{facts.projector_hidden}: LLaVA's projector has the language model's {facts.hidden_size}"
+    unfit = (NOT_IN_LLAVA if llava else NOT_IN_LLAMA_CPP).get(facts.model_type)
+    closing = (
+        (facts.spec not in ("mlp", "linear"), f"adapter {facts.spec}: only mlp and linear are exported"),
+        (facts.output_norm, "output norm: train with --output-norm False"),
+        (facts.soft_prompt, f"a soft prompt of {facts.soft_prompt}"),
+        (facts.rows, "row separators"),
+        (llava and facts.spec == "mlp" and facts.projector_hidden > facts.hidden_size, f"hidden width {wider}"),
+        (unfit, f"{facts.model_type}: {unfit}"),
+    )
+    return [reason for closes, reason in closing if closes]
+
+
+def _transformers_notes(_: EncoderFacts, facts: AdapterFacts) -> list[str]:
+    notes = ["LoRA is merged into the language model"] if facts.lora else []
+    if facts.model_type not in TRIED:
+        notes.append(f"{facts.model_type or 'this language model'} isn't among the language models tested")
+    return notes + _order(facts)
+
+
+def _llama_cpp_notes(encoder: EncoderFacts, facts: AdapterFacts) -> list[str]:
+    notes = []
+    if facts.lora:
+        notes.append("merge the LoRA into the language model first (periscope adapters merge-lora)")
+    if encoder.resize != "llama.cpp":
+        framed = f"it pads pictures to a square, and training framed them by {encoder.resize}"
+        notes.append(f"{framed}: encode with --resize llama.cpp")
+    if facts.words:
+        notes.append("give the server the chat template that lies beside the mmproj")
+    return notes + _order(facts)
+
+
+def _vllm_notes(_: EncoderFacts, facts: AdapterFacts) -> list[str]:
+    notes = ["send the vectors as prompt embeddings (--enable-prompt-embeds); read from its source, not run"]
+    return [*notes, "serve lora/ with --enable-lora"] if facts.lora else notes
+
+
+def _order(facts: AdapterFacts) -> list[str]:
+    return ["put the picture after the question"] if facts.after else []
+
+
+def described(ways: Sequence[Way]) -> list[str]:
+    """Lines for a plan: the open ways in one, and a line for each closed one with what closes it."""
+    names = ", ".join(way.name for way in ways if way.open)
+    closed = [f"not for {way.name}: {'; '.join(way.reasons)}" for way in ways if not way.open]
+    return [f"leaves for: {names or 'no other program'}", *closed]
+
+
+def has_words(style: str, delimiters: Sequence[str]) -> bool:
+    """Whether a prompt of this template has words besides the language model's own chat template."""
+    return style != "chat" or any(delimiters)
+
+
+def opened_by(encoder: EncoderFacts, adapter: AdapterFacts) -> list[Target]:
+    """The values of `--for` that would open a way closed now."""
+    closed = {way.name for way in ways_out(encoder, adapter) if not way.open}
+    found: list[Target] = []
+    for target, needs in NEEDS.items():
+        mended = replace(
+            adapter,
+            spec=needs.train.get("adapter", adapter.spec),
+            output_norm=needs.train.get("output_norm", adapter.output_norm),
+            injects=adapter.injects and "adapter" not in needs.train,
+        )
+        framed = replace(encoder, resize=needs.precompute.get("resize", encoder.resize))
+        if WAYS[target] in closed and not closed_by_encoder(WAYS[target], framed):
+            found += [] if closed_by_adapter(WAYS[target], mended) else [target]
+    return found
+
+
+def refusal(target: Target, reasons: Sequence[str]) -> str:
+    """The sentence that refuses a `--for`; "" where nothing closes that way."""
+    return f"--for {target} can't work: {'; '.join(reasons)} (docs/exports.md)" if reasons else ""
+
+
+def encoder_facts(
+    encoder: Mapping[str, Any], modality: str, kinds: Sequence[str] = (), pooled: bool = False
+) -> EncoderFacts:
+    """The facts of an encoder described as in a manifest or adapter.json."""
+    return EncoderFacts(
+        modality,
+        str(encoder.get("name") or encoder.get("id") or "none"),
+        _tower(encoder),
+        _resize(encoder.get("preprocessing") or {}),
+        tuple(kinds),
+        pooled,
+    )
+
+
+def _tower(encoder: Mapping[str, Any]) -> str:
+    """By library and class; timm's classes don't say whether there is a class token, so its SigLIP is known by name."""
+    library, kind = encoder.get("library"), encoder.get("class")
+    siglip = "siglip" in f"{encoder.get('name')} {encoder.get('id')}".lower()
+    if library == "transformers":
+        return "clip" if kind in CLIP_TOWERS else "siglip" if kind == "SiglipVisionModel" else "other"
+    if library == "open_clip" and kind == "VisionTransformer":
+        return "clip"
+    if (library, kind) in (("open_clip", "TimmModel"), ("timm", "VisionTransformer")) and siglip:
+        return "siglip"
+    return "other"
+
+
+def _resize(preprocessing: Mapping[str, Any]) -> str:
+    library = preprocessing.get("library")
+    if library == "periscope":
+        return str(preprocessing.get("resize"))
+    if library == "open_clip":
+        mode = str(preprocessing.get("resize_mode"))
+        return {"shortest": "crop", "squash": "stretch"}.get(mode, mode)
+    if library == "timm":
+        mode = str(preprocessing.get("crop_mode"))
+        return {"center": "crop", "squash": "stretch"}.get(mode, mode)
+    return "crop" if preprocessing.get("do_center_crop") else "stretch"
