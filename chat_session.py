@@ -17,10 +17,11 @@ import torch
 from periscope.adapters.composed import ComposedPrompt
 from periscope.adapters.generation.conversation import Conversation, Message
 from periscope.adapters.generation.decoding import Decoding
+from periscope.adapters.generation.streaming import AnswerEnd
 from periscope.adapters.prompting.segments import Segment
 from periscope.errors import AdapterError
 
-Pieces = Generator[str, None, None]
+Pieces = Generator[str, None, AnswerEnd | None]  # of an answer, while it is made
 
 
 class EncodedMedium(NamedTuple):

@@ -46,6 +46,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "ask": Command("periscope.cli:ask", "answer a question about images, sounds or videos"),
         "chat": Command("periscope.cli:chat", "talk about them at the keyboard"),
         "caption": Command("periscope.cli:caption", "write a caption for every file in a folder"),
+        "serve": Command("periscope.cli:serve", "answer over HTTP, with an API like OpenAI's"),
     },
     "Share and convert": {
         "push": Command("periscope.cli:push", "push an adapter to the Hugging Face Hub"),
@@ -177,6 +178,40 @@ def plan() -> None:
     from periscope.forecast import print_plan
 
     print_plan(config)
+
+
+def serve() -> None:
+    """`periscope serve RUN ...`"""
+    from periscope.evaluation.config import ServeConfig
+
+    examples = [
+        "periscope serve runs/first",
+        "periscope serve runs/first runs/second --port 8001",
+        "periscope serve image=runs/eyes,audio=runs/ears",
+    ]
+    about = "Serve adapters at /v1/chat/completions, as OpenAI's API, with pictures and sounds in messages."
+    config = _read(ServeConfig, about, examples)
+    if not config.runs:
+        raise RunError("periscope serve needs the runs to serve: periscope serve RUN ...")
+    names = [_served_name(name) for name in config.runs]
+    if len(set(names)) < len(names):
+        raise RunError(f"two models would have one name: {', '.join(names)}; give their folders other names")
+    from periscope.serving.access import checked_token
+
+    token, device = checked_token(config), _device(config.models)
+    from periscope.evaluation.commands import load_models
+    from periscope.serving.start import serve
+
+    runs = zip(names, config.runs, strict=True)
+    serve({name: load_models(_adapters(run), config.models, device) for name, run in runs}, config, token)
+
+
+def _served_name(run: str) -> str:
+    """What clients call the model of a RUN: its folder's name, its name on the Hub, or several joined by `+`."""
+    from periscope.adapters.io.card import is_hub_id
+
+    paths = [part.rpartition("=")[2] for part in run.split(",")]
+    return "+".join(path if is_hub_id(path) else Path(path).resolve().name for path in paths)
 
 
 def compare() -> None:

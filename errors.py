@@ -43,3 +43,11 @@ class ScoreError(UserError):
 
 class DeviceError(UserError):
     """The device asked for can't be used."""
+
+
+class RequestError(UserError):
+    """A request to the server that can't be answered. `status` is HTTP's."""
+
+    def __init__(self, sentence: str, status: int = 400):
+        super().__init__(sentence)
+        self.status = status

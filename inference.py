@@ -425,13 +425,13 @@ class LoadedModel:
         Raises AdapterError for a prompt longer than the language model reads, and for a stream of beam search.
         """
         text = text or self.prompt.segments([], answer=False, start=True)
-        most = self._most(text, decoding)
+        most = self.room(text, decoding)
         if stream:
             return self.model.stream(text, features, most, **decoding.arguments())
         answers = self.model.generate([text], features, most, **decoding.arguments())
         return (answer for answer in answers)
 
-    def _most(self, text: Sequence[Segment], decoding: Decoding) -> int:
+    def room(self, text: Sequence[Segment], decoding: Decoding) -> int:
         """How many tokens the answer to a prompt may have. Raises AdapterError where there is no room for any."""
         length, longest = self.model.length(text), self.model.lm.max_length
         if length >= longest:
@@ -454,7 +454,7 @@ class LoadedModel:
         for modality in {medium.modality for medium in media}:
             slots = [slot for slot in features if slot.startswith(f"{modality}:")]
             texts = [self.prompt.segments([], [slot], answer=False) for slot in slots]
-            most = min(self._most(text, decoding) for text in texts)
+            most = min(self.room(text, decoding) for text in texts)
             said |= zip(slots, self.model.generate(texts, features, most, **decoding.arguments()), strict=True)
         return [said[slot] for slot in features]
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from periscope.adapters.generation.streaming import AnswerEnd
 from periscope.adapters.model import AdaptedModel, Adapter, Features, Texts
 from periscope.adapters.prompting.prompt import Prompt, Turn, mark_of
 from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END, Piece, Segment, is_data
@@ -170,7 +171,7 @@ class ComposedModel(AdaptedModel):
 
     def stream(
         self, text: Sequence[Segment], features: Features, max_new_tokens: int = 64, **decoding: Any
-    ) -> Generator[str, None, None]:
+    ) -> Generator[str, None, AnswerEnd]:
         """As `AdaptedModel.stream`; a text about one modality is answered by that adapter alone."""
         used = _modalities([text]) or list(self.models)
         if len(used) > 1:

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from periscope.adapters.constant_prefix import leading_ids, why_no_prefix, without_leading
 from periscope.adapters.generation.beam_search import Scorer, search_beams
 from periscope.adapters.generation.decoding import draw, greedy
-from periscope.adapters.generation.streaming import TextPieces, TokenQueue, stream_text
+from periscope.adapters.generation.streaming import AnswerEnd, TextPieces, TokenQueue, stream_text
 from periscope.adapters.lm.cross_entropy import cross_entropy
 from periscope.adapters.lm.injection import InjectedVectors, Injection, Injector, LayerMap
 from periscope.adapters.lm.language_model import LanguageModel
@@ -365,8 +365,9 @@ class AdaptedModel(nn.Module):
 
     def stream(
         self, text: Sequence[Segment], features: Features, max_new_tokens: int = 64, **decoding: Any
-    ) -> Generator[str, None, None]:
-        """The answer of `generate` to one prompt in pieces, as they are made; see `streaming.stream_text`.
+    ) -> Generator[str, None, AnswerEnd]:
+        """The answer of `generate` to one prompt in pieces, as they are made, and at the end how it ended; see
+        `streaming.stream_text`.
 
         Raises AdapterError for beam search, which knows the answer only at its end.
         """

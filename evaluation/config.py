@@ -1,4 +1,4 @@
-"""The options of eval.py and of `periscope eval | ask | chat | caption | compare | push`: one typed field each."""
+"""The options of eval.py and of `periscope eval | ask | chat | caption | serve | compare | push`: one field each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -273,6 +273,44 @@ class CompareConfig:
     """Runs, or folders of runs."""
     out: Annotated[Path, Metavar("FILE")] = COMPARISON
     """File for the table; the picture goes beside it as .png."""
+
+
+@dataclass
+class ServerLimits:
+    """What a request may take, so that no one fills the memory or keeps the others waiting."""
+
+    max_upload: Annotated[int, Meta(ge=1), Metavar("BYTES")] = 20_000_000
+    """Bytes of a request, its media included."""
+    max_pixels: Annotated[int, Meta(ge=1), Metavar("N")] = 50_000_000
+    """Pixels per picture; a quarter of it per WebP, AVIF, HEIC or JPEG 2000 picture and per frame of a clip."""
+    max_seconds: Annotated[float, Meta(gt=0), Metavar("SECONDS")] = 20.0
+    """Seconds of processor time for decoding one medium, or four times as many by the clock."""
+    max_media: Annotated[int, Meta(ge=0), Metavar("N")] = 16
+    """Pictures, sounds and clips in a request, earlier messages included."""
+    max_answer: Annotated[int, Meta(ge=1), Metavar("N")] = 1024
+    """Tokens of an answer; 256 of them where a request doesn't say."""
+    max_waiting: Annotated[int, Meta(ge=0), Metavar("N")] = 256
+    """Requests that may wait for their turn; others are refused with status 503."""
+
+
+@dataclass
+class ServeConfig:
+    """`periscope serve`: adapters behind an API like OpenAI's."""
+
+    runs: Positional[Annotated[tuple[str, ...], Metavar("RUN ...")]] = ()
+    """Runs, adapter folders or Hub ids, each a model with a copy of its language model; several senses of one model by
+    modality: image=runs/a,audio=runs/b."""
+    host: Annotated[str, Metavar("ADDRESS")] = "127.0.0.1"
+    """Address to listen at; by default this machine alone reaches it."""
+    port: Annotated[int, Meta(ge=0, le=65535), Metavar("N")] = 8000
+    """Port to listen at; 0: any that is free."""
+    token: Annotated[str, Metavar("SECRET")] = ""
+    """What clients must send as their API key; needed with any other --host. Default: the environment variable
+    PERISCOPE_TOKEN."""
+    fetch_urls: bool = False
+    """Fetch media at public http and https addresses that requests name; without it only data: URLs are read."""
+    limits: ServerLimits = field(default_factory=ServerLimits)
+    models: ModelOptions = field(default_factory=ModelOptions)
 
 
 @dataclass

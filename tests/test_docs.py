@@ -18,7 +18,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 APART = {"tests", "studies", "benchmarks"}
 TOOLS = [
     *(["-m", "precompute", tool] for tool in ("verify", "inspect", "merge", "recode")),
-    *(["periscope", *tool] for tool in (["caption"], ["plan"], ["init"], ["import", "mamba-ssm"])),
+    *(["periscope", *tool] for tool in (["caption"], ["plan"], ["init"], ["serve"], ["import", "mamba-ssm"])),
     *(["-m", "adapters", tool] for tool in ("import-epalm", "export-prompt", "merge-lora")),
 ]
 

@@ -61,6 +61,7 @@ MAY |= {
     "propose": LOWER | {"forecast"},
     "evaluation": LOWER | {"inference"},
     "exports": LOWER | {"inference"},
+    "serving": LOWER | {"inference", "evaluation"},
     "": {"inference"},  # __init__.py
 }
 # Imports of a module whose name is made at run time.

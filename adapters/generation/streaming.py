@@ -3,13 +3,20 @@
 from collections.abc import Callable, Collection, Generator, Sequence
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from transformers.generation.streamers import BaseStreamer
 
 UNDECODED = "\ufffd"  # what a tokenizer shows for bytes that make no character, such as the first ones of one
 MOST_UNDECODED = 3  # bytes of UTF-8 that a character may still be without its last one
+
+
+class AnswerEnd(NamedTuple):
+    """How an answer ended: its length, and whether the model ended it or it was as long as it may be."""
+
+    tokens: int
+    stopped: bool
 
 
 class TextPieces:
@@ -41,6 +48,11 @@ class TextPieces:
         """What is left when no more ids come."""
         return self._more(self._decode(self._ids))
 
+    @property
+    def end(self) -> AnswerEnd:
+        """How the answer ended."""
+        return AnswerEnd(len(self._ids), self.ended)
+
     def _more(self, text: str) -> str:
         if not text.startswith(self._given):
             return ""  # a tokenizer that changes what it said, such as a space before a comma: the next id decides
@@ -68,8 +80,8 @@ class TokenQueue(BaseStreamer):
         """The thread itself says when it is done."""
 
 
-def stream_text(generate: Callable[[TokenQueue], object], pieces: TextPieces) -> Generator[str, None, None]:
-    """Run `generate` in a thread and yield its text as it comes; pieces aren't empty.
+def stream_text(generate: Callable[[TokenQueue], object], pieces: TextPieces) -> Generator[str, None, AnswerEnd]:
+    """Run `generate` in a thread, yield its text as it comes, and return how it ended; pieces aren't empty.
 
     Closing the iterator, or an exception where it is waited for, such as Ctrl-C, ends the generation with the token
     that is being made. An exception of `generate` is raised here.
@@ -93,6 +105,7 @@ def stream_text(generate: Callable[[TokenQueue], object], pieces: TextPieces) ->
                 yield piece
         if piece := pieces.rest():
             yield piece
+        return pieces.end
     finally:
         queue.stopped.set()
         thread.join()

@@ -1,0 +1,36 @@
+"""Runs the server: the models, the application and uvicorn."""
+
+from collections.abc import Mapping
+
+from periscope.evaluation.config import ServeConfig
+from periscope.inference import LoadedModel
+from periscope.precompute.media.limits import Limits, set_limits
+from periscope.serving.requests import Fetch
+
+KEEP_ALIVE, SHUTDOWN = 30, 5  # seconds that a connection stays open unused, and that answers have left at the end
+
+
+def serve(models: Mapping[str, LoadedModel], config: ServeConfig, token: str) -> None:
+    """Answer requests until Ctrl-C or SIGTERM."""
+    import uvicorn
+
+    from periscope.serving.app import make_app
+    from periscope.serving.engine import Engine
+
+    limits = config.limits
+    fetch: Fetch | None = None
+    set_limits(Limits(limits.max_pixels, limits.max_upload, limits.max_seconds))
+    if config.fetch_urls:
+        from periscope.serving.fetching import fetcher
+
+        fetch = fetcher(limits.max_upload)
+    print(f"models: {', '.join(models)}; {'with a token' if token else 'for this machine alone'}")
+    with Engine(models, limits, fetch) as engine:
+        uvicorn.run(
+            make_app(engine, token),
+            host=config.host,
+            port=config.port,
+            log_level="info",
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=SHUTDOWN,
+        )
