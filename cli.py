@@ -50,7 +50,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     },
     "Share and convert": {
         "push": Command("periscope.cli:push", "push an adapter to the Hugging Face Hub"),
-        "export": Command("periscope.cli:export", "export an adapter to llama.cpp, transformers or PEFT"),
+        "export": Command("periscope.cli:export", "export an adapter to llama.cpp, transformers, vLLM or PEFT"),
         "import": Command("periscope.cli:import_", "import an adapter from eP-ALM, LLaVA and others"),
     },
     "Look after feature sets": {
@@ -62,6 +62,7 @@ COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.it
 EXPORTS = {
     "gguf": "periscope.exports.__main__:gguf",
     "llava": "periscope.exports.__main__:llava",
+    "embeds": "periscope.exports.__main__:embeds",
     "check": "periscope.exports.__main__:check",
     "prompt": "periscope.adapters.io.export_peft:export_prompt",
     "merged": "periscope.adapters.io.merge_lora:merge",
@@ -241,7 +242,7 @@ def push() -> None:
 
 
 def export() -> None:
-    """`periscope export gguf|llava|check|prompt|merged RUN ...`"""
+    """`periscope export gguf|llava|embeds|check|prompt|merged RUN ...`"""
     _subcommands(EXPORTS, "Export an adapter for other programs.")
 
 

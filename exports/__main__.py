@@ -1,4 +1,4 @@
-"""Ways out for a trained adapter: python -m periscope.exports gguf|llava|check ADAPTER --out FOLDER"""
+"""Ways out for a trained adapter: python -m periscope.exports gguf|llava|embeds|check ADAPTER ..."""
 
 from pathlib import Path
 from typing import Literal
@@ -52,6 +52,51 @@ def llava(
     print(f"{out} is ready: LlavaForConditionalGeneration.from_pretrained({str(out)!r}), or transformers serve {out}")
 
 
+def embeds(
+    adapter: Path,
+    media: tuple[Path, ...],
+    /,
+    out: Path,
+    question: str | None = None,
+    model: str = "",
+    max_tokens: int = 64,
+    encoder: str | None = None,
+    lm: str | None = None,
+) -> None:
+    """Write a request for vLLM's /v1/completions: embeds RUN_OR_ADAPTER FILE ... --question TEXT --out FILE
+
+    Args:
+        adapter: An adapter folder, or a run, whose last checkpoint is taken.
+        media: Images, sounds or clips.
+        out: The .json file to write, which must not exist.
+        question: About them; without it a caption is asked for.
+        model: What vLLM calls the language model; by default as it was called in training.
+        max_tokens: Of the answer.
+        encoder: Where the encoder is now, if it has moved.
+        lm: Where the language model is now, if it has moved.
+    """
+    import json
+
+    from periscope.adapters.io.schema import read_adapter_config
+    from periscope.atomic import replace_bytes
+    from periscope.errors import AdapterError
+    from periscope.exports.check import exit_named
+    from periscope.exports.embeds import completion_request
+    from periscope.exports.ways import VLLM
+    from periscope.inference import adapter_folder, load
+
+    if out.exists():
+        raise AdapterError(f"{out} exists, and nothing is overwritten; choose another --out")
+    if reasons := exit_named(read_adapter_config(adapter_folder(adapter)), VLLM).reasons:
+        raise AdapterError(f"{adapter} can't be exported to {VLLM}: {'; '.join(reasons)}")
+    loaded = load(adapter, "cpu", lm=lm, encoder=encoder)
+    request = completion_request(loaded, list(media), question, model, max_tokens)
+    replace_bytes(out, json.dumps(request).encode())
+    print(
+        f"{out} is ready: curl -H 'Content-Type: application/json' --data @{out} http://localhost:8000/v1/completions"
+    )
+
+
 def check(adapter: Path, /) -> None:
     """Say which ways out are open for an adapter, and what closes the others: check RUN_OR_ADAPTER
 
@@ -75,7 +120,9 @@ def main() -> None:
     """Dispatch to the tool that is named first."""
     import tyro
 
-    tyro.extras.subcommand_cli_from_dict({"gguf": gguf, "llava": llava, "check": check}, description=__doc__)
+    tyro.extras.subcommand_cli_from_dict(
+        {"gguf": gguf, "llava": llava, "embeds": embeds, "check": check}, description=__doc__
+    )
 
 
 if __name__ == "__main__":

@@ -194,7 +194,9 @@ def _llama_cpp_notes(encoder: EncoderFacts, facts: AdapterFacts) -> list[str]:
 
 
 def _vllm_notes(_: EncoderFacts, facts: AdapterFacts) -> list[str]:
-    notes = ["send the vectors as prompt embeddings (--enable-prompt-embeds); read from its source, not run"]
+    notes = [
+        "periscope export embeds makes requests for vllm serve --enable-prompt-embeds; read from its source, not run"
+    ]
     return [*notes, "serve lora/ with --enable-lora"] if facts.lora else notes
 
 

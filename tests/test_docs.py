@@ -19,6 +19,7 @@ APART = {"tests", "studies", "benchmarks"}
 TOOLS = [
     *(["-m", "precompute", tool] for tool in ("verify", "inspect", "merge", "recode")),
     *(["periscope", *tool] for tool in (["caption"], ["plan"], ["init"], ["serve"], ["import", "mamba-ssm"])),
+    ["periscope", "export", "embeds"],
     *(["-m", "adapters", tool] for tool in ("import-epalm", "export-prompt", "merge-lora")),
 ]
 
