@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from periscope.adapters.io.schema import AdapterConfig
 
+LIBRARY = "periscope"
 PIPELINES = {"image": "image-text-to-text", "audio": "audio-text-to-text", "video": "video-text-to-text"}
 EXAMPLES = {"image": "cat.jpg", "audio": "bark.wav", "video": "clip.mp4"}
 CONTROLS = ("shuffled", "blank", "none", "majority")
@@ -79,13 +80,13 @@ def _metadata(
     lm, modality = config.language_model.name, config.modality
     base: dict[str, Any] = {"base_model": lm, "base_model_relation": "adapter"} if is_hub_id(lm) else {}
     pipeline = PIPELINES.get(modality, "text-generation") if config.tokens else "text-generation"
-    measured = _results(result, pipeline, datasets, config.training) if repo and result else None
+    measured = _results(result, pipeline, config.training) if repo and result else None
     data = ModelCardData(
-        library_name="periscope",
+        library_name=LIBRARY,
         pipeline_tag=pipeline,
         license=license,
         datasets=list(datasets) or None,
-        tags=["periscope", modality, config.adapter],
+        tags=[LIBRARY, modality, config.adapter],
         eval_results=measured or None,
         model_name=repo.split("/")[1] if repo and measured else None,
         **base,
@@ -93,12 +94,13 @@ def _metadata(
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _results(result: Mapping, pipeline: str, datasets: Sequence[str], training: Mapping) -> list[EvalResult]:
-    """The scores in the form of the Hub's model-index, with their controls. Scores of single kinds of question are only
-    in the card's table.
+def _results(result: Mapping, pipeline: str, training: Mapping) -> list[EvalResult]:
+    """The scores in the form of the Hub's model-index, with their controls, under the name of the benchmark or of the
+    feature set that was scored. Scores of single kinds of question are only in the card's table.
     """
     results = []
-    name = result.get("task") or (datasets[0] if datasets else str(training.get("features", "held-out media")))
+    scored = Path(str(result.get("features") or training.get("features", "held-out media"))).name
+    name = result.get("task") or scored
     for split, scores in (result.get("splits") or {}).items():
         overall = {
             name: value for name, value in scores["real"].items() if name in OVERALL or not name.startswith("qa_")

@@ -30,7 +30,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from periscope.adapters.io.card import card, is_hub_id
+from periscope.adapters.io.card import LIBRARY, card, is_hub_id
 from periscope.adapters.io.checkpoint import CARD, WEIGHTS, load_adapter
 from periscope.adapters.io.schema import CONFIG
 from periscope.adapters.lm.load import PROJECT, hub_reachable
@@ -39,7 +39,8 @@ from periscope.adapters.lm.lora import FOLDER as LORA
 from periscope.adapters.lm.lora import WEIGHTS as LORA_WEIGHTS
 from periscope.errors import AdapterError
 
-FILES = (WEIGHTS, CONFIG, CARD, f"{LORA}/{LORA_WEIGHTS}", f"{LORA}/{LORA_CONFIG}")  # all that is ever downloaded
+COUNTED = "config.json"  # the Hub counts a repository's downloads by the requests for this file
+FILES = (WEIGHTS, CONFIG, CARD, COUNTED, f"{LORA}/{LORA_WEIGHTS}", f"{LORA}/{LORA_CONFIG}")  # all that is downloaded
 PICTURE = "samples.png"
 # An absolute path, also inside other text.
 PATH = re.compile(r"(?<![^\s:+,;='\"`(\[|])(?:~[^\s/]*)?/(?!/)[^\s:+,;'\"`)\]|]+")
@@ -115,6 +116,8 @@ def stage(
             text = json.dumps(fields, indent=1, ensure_ascii=False)
             (to / LORA / LORA_CONFIG).write_text(text + "\n", encoding="utf-8")
         config.write(to / CONFIG)
+        counted = {"library_name": LIBRARY, "adapter": config.adapter, "format": config.format}
+        (to / COUNTED).write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
         parameters = sum(parameter.numel() for parameter in adapter.parameters())
         shown = PICTURE if picture else ""
         text = card(config, parameters, lora_parameters, repo, result, samples, license, datasets, own, shown)

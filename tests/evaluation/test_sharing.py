@@ -131,7 +131,7 @@ def test_a_push_asks_first_and_arrives_as_it_was_shown(pushed, home):
     stand_in, found, _ = pushed
     assert found["no"] == "refused: nothing was pushed" and "user/no" not in stand_in.repos
     files = stand_in.repos["user/plain"]
-    assert set(files) == {"adapter.safetensors", "adapter.json", "README.md"}
+    assert set(files) == {"adapter.safetensors", "adapter.json", "config.json", "README.md"}
     for name, data in files.items():
         assert f"{name} " in found["shown"][0] and (name == "README.md" or f"{len(data):,} bytes" in found["shown"][0])
     assert "is on the Hub" in found["plain"] and "is the same and loads" in found["again"]
@@ -244,6 +244,15 @@ def test_scores_of_a_benchmark_are_not_said_to_be_of_the_training_data(home, tmp
         ("vqav2", "val", 0.5)
     ]
     assert data.datasets == ["a/b"] and data.base_model == "meta-llama/Llama-2-7b-hf"
+
+
+def test_scores_are_of_the_set_that_was_scored(home, tmp_path):
+    """Not of the data it was trained on."""
+    found = {"features": "features/other-photos", "splits": {"heldout": {"real": {"caption_f1": 0.5}, "n": 4}}}
+    folder = home / "run" / "steps" / "000020" / "adapter"
+    stage(folder, tmp_path / "out", "user/x", found, datasets=["a/b"], lm="meta-llama/Llama-2-7b-hf")
+    (one,) = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
+    assert (one.dataset_name, one.dataset_split, one.metric_value) == ("other-photos", "heldout", 0.5)
 
 
 def test_words_from_data_are_no_markup_in_the_card_nor_orders_to_the_terminal(home, tmp_path):
