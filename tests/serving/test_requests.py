@@ -155,7 +155,7 @@ class Site(BaseHTTPRequestHandler):
 @pytest.fixture
 def site():
     with HTTPServer(("127.0.0.1", 0), Site) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
