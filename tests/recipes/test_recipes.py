@@ -431,9 +431,7 @@ def test_flags_override_a_recipe_and_a_wrong_field_is_named(tmp_path, media, in_
 
 
 def test_what_the_lmstudio_recipe_trains_is_exported_as_it_is(media, features, in_workshop):
-    """To llama.cpp: it has what `--for` sets, there is nothing to note, and llama.cpp's graph makes of a picture what was
-    trained on.
-    """
+    """To llama.cpp, with what `--for` sets, and nothing to note. Its graph makes of a picture what was trained on."""
     recipe = load_recipe("lmstudio")
     for needs, table in ((NEEDS["llama.cpp"].precompute, recipe.precompute), (NEEDS["llama.cpp"].train, recipe.train)):
         assert all(json.dumps(table[option]) == json.dumps(value) for option, value in needs.items())
