@@ -12,7 +12,7 @@ from periscope.paths import PACKAGE
 from periscope.precompute.config import PrecomputeConfig, read_config
 
 FLAGS = {
-    *("data", "encoder", "kinds", "recipe", "tiny", "out", "store", "pool", "views", "min_side", "duplicates"),
+    *("data", "encoder", "kinds", "recipe", "for_", "tiny", "out", "store", "pool", "views", "min_side", "duplicates"),
     *("similarity", "similarity_by", "limit", "device", "precision", "batch", "workers", "frames", "windows", "resize"),
     *(
         "normalise",
