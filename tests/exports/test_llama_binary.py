@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from export_models import load_here, pictures, save_patch_adapter, tokens_here, turns_of
+from export_models import load_here, pictures, save_patch_adapter, tokens_here, tower_folder, turns_of
 from llama_binary import PROBABILITIES, ask, llama_node, probed, write_llama, write_probe
 from PIL import Image, ImageDraw
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
@@ -16,6 +16,7 @@ from periscope.adapters.lm.load import load_language_model
 from periscope.exports.gguf import CHAT_TEMPLATE, MMPROJ, export_gguf, write_mmproj
 from periscope.exports.prompt_form import MTMD_MARKER, messages_of, spoken_ids
 from periscope.precompute import tiny_encoders
+from periscope.precompute.encoders.registry import load_encoder
 
 pytestmark = pytest.mark.slow
 DEMO_LM = Path(__file__).resolve().parents[2] / "demo/backbones/lm"
@@ -77,6 +78,28 @@ def test_image_vectors(node, home, probe, tower, layer, spec, precision, bound):
     print(f"{name}: largest difference {worst:.2g} of the largest value; with Pillow's filter {other:.2g}")
     assert worst < bound and other > 4 * worst
     assert precision == "f16" or other > 10 * bound
+
+
+def test_training_framed_as_llama_cpp_does(node, home, probe):
+    """With --resize llama.cpp: pictures as long as the tower's square, so that no filter matters."""
+    folder = save_patch_adapter(home / "framed", home, choices={"resize": "llama.cpp"})
+    assert not any("pads pictures" in note for note in export_gguf(folder, home / "framed-out"))
+    model, encoder = load_here(folder)
+    stretching = load_encoder(tower_folder(home, "siglip"), kinds=("patches",), resize="stretch")
+    shown = [pictures()[k].resize(size) for k, size in enumerate(((32, 21), (20, 32), (32, 32), (32, 7)))]
+    for k, picture in enumerate(shown):
+        picture.save(home / f"framed{k}.png")
+    asked = [(home / "framed-out" / MMPROJ, home / f"framed{k}.png") for k in range(len(shown))]
+    for vector, picture in zip(seen(node, probe, asked), shown, strict=True):
+        ours, other = (last_token(model.adapter, each, picture) for each in (encoder, stretching))
+        assert torch.cosine_similarity(vector, ours, dim=0) > 0.9999
+        assert picture.size == (32, 32) or torch.cosine_similarity(vector, other, dim=0) < 0.999
+
+
+@torch.no_grad()
+def last_token(adapter, encoder, picture: Image.Image) -> torch.Tensor:
+    """The last vector of a picture as the encoder itself frames it: (hidden_size,)."""
+    return adapter(encoder.encode(encoder.preprocess(picture)[None], ["patches"])["patches"])[0, -1]
 
 
 def test_every_image_token_stands_where_ours_does(node, home, probe):
