@@ -142,6 +142,7 @@ class ChatSession:
                 said.append(piece)
                 yield piece
             complete = True
+            return None
         finally:
             with closing(pieces):
                 if said or complete:

@@ -84,7 +84,7 @@ class ChatResponse(Response):
 
 async def _response(asked: ChatRequest, events: AsyncGenerator[Event]) -> Response:
     """The answer at once, or a stream from the first piece on; before that, a refusal has a status of its own."""
-    pieces = []
+    pieces: list[str] = []
     async for event in events:
         if isinstance(event, Exception):
             return _refused(event)
