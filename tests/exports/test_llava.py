@@ -148,9 +148,9 @@ def test_a_language_model_whose_head_has_a_bias_is_refused(home):
 
 def test_another_graph_is_refused_before_anything_is_written(home, monkeypatch):
     """A family that isn't known to differ, and does."""
-    from periscope.exports import check
+    from periscope.exports import ways
 
-    monkeypatch.delitem(check.NOT_IN_LLAVA, "granite")
+    monkeypatch.delitem(ways.NOT_IN_LLAVA, "granite")
     folder = save_patch_adapter(home / "granite-head", home, family="granite")
     with pytest.raises(AdapterError, match="granite in LLaVA's class gives other logits"):
         export_llava(folder, home / "granite-out")
