@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from periscope.console import run
+from periscope.console import announce, run
 from periscope.errors import RunError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def chat() -> None:
 
 def caption() -> None:
     """`periscope caption RUN FOLDER --out FILE`, or `periscope caption --with MODEL FOLDER --out FILE`"""
-    from periscope.evaluation.config import CaptionConfig, check_new_file
+    from periscope.evaluation.config import CaptionConfig, check_media, check_new_file
 
     examples = [
         "periscope caption runs/first photos/ --out new.jsonl",
@@ -143,7 +143,8 @@ def caption() -> None:
     if config.prompt and not config.with_:
         raise RunError("--prompt is what the model of --with is asked; a run has a caption prompt of its own")
     check_new_file("--out", config.out)
-    device = _device(config.models)
+    check_media([Path(config.words[-1])])
+    device = _device(config.models, "" if config.with_ else config.words[0])
     from periscope.evaluation import commands
 
     folder, rest = Path(config.words[-1]), (config.out, config.answers, config.models, device)
@@ -161,6 +162,7 @@ def init() -> None:
                    ["periscope init photos/", "periscope init photos/ --yes"])  # fmt: skip
     if not config.data.exists():
         raise RunError(f"{config.data}: there is no such folder or file")
+    announce(f"init: looking at {config.data}")
     from periscope.propose import propose
 
     propose(config)
@@ -176,6 +178,7 @@ def plan() -> None:
     ]
     about = "Say what encoding and training will need, before anything is downloaded, and which cards it fits."
     config = _read(PlanConfig, about, examples)
+    announce("plan: counting, without any download")
     from periscope.forecast import print_plan
 
     print_plan(config)
@@ -235,7 +238,7 @@ def push() -> None:
 
     config = _read(PushConfig, "Push an adapter to the Hugging Face Hub, after showing everything to be uploaded.",
                    ["periscope push runs/first user/name --license mit"])  # fmt: skip
-    device = _device(config.models)
+    device = _device(config.models, config.run)
     from periscope.evaluation import commands
 
     commands.push(_adapters(config.run), config.to, config.sharing, config.models, device)
@@ -263,29 +266,42 @@ def _read(cls: Any, description: str, examples: list[str]) -> Any:
 def _respond(
     run_name: str, media: tuple[Path, ...], question: str | None, answers: "DecodingOptions", models: "ModelOptions"
 ) -> None:
+    from periscope.evaluation.config import check_media
+
     answers.decoding(1)  # refuses what doesn't go together, before anything is loaded
-    device = _device(models)
+    check_media(media)
+    device = _device(models, run_name)
     from periscope.evaluation import commands
 
     commands.respond(_adapters(run_name), media, question, answers, models, device)
 
 
-def _device(models: "ModelOptions") -> str:
-    """The device, before anything large is imported."""
+def _device(models: "ModelOptions", run_name: str) -> str:
+    """The device, before anything large is imported, for a run that is there ("": none is needed)."""
     from periscope.device import choose_device
+    from periscope.evaluation.config import check_run
 
+    for name in _parts(run_name) if run_name else ():
+        check_run(name, hub=True)
+    announce(f"{sys.argv[0]}: loading {run_name or 'the model'}")
     return choose_device(models.device)
+
+
+def _parts(name: str) -> list[str]:
+    """RUN, or MODALITY=RUN,MODALITY=RUN, as a list."""
+    parts = name.split(",")
+    return parts if all("=" in part for part in parts) else [name]
 
 
 def _adapters(name: str) -> dict[str | None, Path]:
     """RUN, or MODALITY=RUN,MODALITY=RUN, as modality -> path."""
     from periscope.evaluation.scored_run import named_runs
 
-    parts = name.split(",")
-    return named_runs(parts if all("=" in part for part in parts) else [name])
+    return named_runs(_parts(name))
 
 
 def _subcommands(tools: Mapping[str, str], description: str) -> None:
+    announce(f"{sys.argv[0]}: loading the tools")
     import tyro
 
     functions = {name: Command(target, "").load() for name, target in tools.items()}

@@ -1,6 +1,7 @@
 """How every command runs: threads, one sentence for a user's mistake, the exit status, and how commands are spelled."""
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -8,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from periscope.atomic import disk_sentence
 from periscope.errors import UserError
@@ -23,6 +24,7 @@ if os.environ.get("RANK", "0") != "0":
     os.environ["TQDM_DISABLE"] = "1"
 
 GRACE_SECONDS = 10  # in which torchrun ends the other processes after the first one failed
+TROUBLESHOOTING = Path(__file__).resolve().parent / "docs" / "troubleshooting.md"
 SCRIPTS = ("precompute", "train", "eval")
 
 
@@ -55,9 +57,46 @@ def going_on(advice: Callable[[], str]) -> Iterator[None]:
         raise
 
 
+def styled(text: str, style: str, stream: TextIO | None = None) -> str:
+    """The text in a rich style ("bold red") where the stream (default: stdout) is a terminal with colours and NO_COLOR
+    isn't set; otherwise as it is.
+    """
+    stream = stream or sys.stdout
+    if not stream.isatty():
+        return text
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=stream)
+    with console.capture() as written:
+        console.print(Text(text, style), end="", soft_wrap=True)
+    return written.get()
+
+
+def announce(line: str) -> None:
+    """Say on stderr what is about to happen, before something large is imported; of torchrun's processes the first."""
+    if os.environ.get("RANK", "0") == "0":
+        print(printable(line), file=sys.stderr, flush=True)
+
+
+def page_about(sentence: str) -> str:
+    """Where the documentation explains an error, as a line that follows it; "" where it doesn't, or isn't here.
+
+    A heading of docs/troubleshooting.md quotes the error, with … for what differs.
+    """
+    try:
+        text = TROUBLESHOOTING.read_text(encoding="utf-8")
+    except OSError:  # installed without a clone
+        return ""
+    for heading in re.findall(r"^### [^`\n]*`(.+)`", text, re.M):
+        if re.search(".*?".join(map(re.escape, heading.split("…"))), sentence, re.S):
+            return f"\nsee docs/{TROUBLESHOOTING.name}: {heading.strip()}"
+    return ""
+
+
 def _leave(sentence: str) -> NoReturn:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        sys.exit(f"error: {printable(sentence)}")
+        sys.exit(f"{styled('error:', 'bold red', sys.stderr)} {printable(sentence)}{page_about(sentence)}")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(GRACE_SECONDS)
     sys.exit(f"error in process {os.environ['RANK']}: {printable(sentence)}")

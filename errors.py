@@ -51,3 +51,7 @@ class RequestError(UserError):
     def __init__(self, sentence: str, status: int = 400):
         super().__init__(sentence)
         self.status = status
+
+
+class ChartError(UserError):
+    """A chart can't be drawn."""

@@ -13,10 +13,10 @@ if find_spec("periscope") is None:
 
 from pathlib import Path
 
-from periscope.console import command, run
+from periscope.console import announce, command, run
 from periscope.device import choose_device
 from periscope.errors import RunError
-from periscope.evaluation.config import read_config
+from periscope.evaluation.config import check_places, read_config
 
 EXAMPLES = [
     ("", "score the newest run"),
@@ -44,6 +44,8 @@ def main() -> None:
 
         return write_comparison(config.comparison.compare, config.comparison.out)
 
+    check_places(config)
+    announce(f"eval: {' '.join(config.run) or 'the newest run'}")
     device = choose_device(config.models.device)
     from periscope.evaluation import commands
     from periscope.evaluation.scored_run import named_runs

@@ -29,7 +29,6 @@ from PIL import Image
 
 from periscope.adapters.composed import ComposedModel, ComposedPrompt
 from periscope.adapters.generation.decoding import Decoding
-from periscope.adapters.io.card import is_hub_id
 from periscope.adapters.io.checkpoint import load_adapter
 from periscope.adapters.io.hub import fetch_adapter
 from periscope.adapters.io.schema import CONFIG, LANGUAGE_MODEL, AdapterConfig, read_adapter_config
@@ -39,6 +38,7 @@ from periscope.adapters.lm.lora import FOLDER as LORA
 from periscope.adapters.lm.lora import load_lora
 from periscope.adapters.lm.precision import DTYPES
 from periscope.adapters.model import AdaptedModel
+from periscope.adapters.names import is_hub_id
 from periscope.adapters.prompting.prompt import Prompt, Turn
 from periscope.adapters.prompting.segments import Segment
 from periscope.chat_session import ChatSession, EncodedMedium, Pieces, name_of

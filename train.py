@@ -13,7 +13,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 an older Python must get this far,
 if find_spec("periscope") is None:
     sys.exit("error: Periscope isn't installed in this Python; run this in the cloned folder first: pip install -e .")
 
-from periscope.console import command, going_on, run
+from periscope.console import announce, command, going_on, run
 from periscope.device import choose_device
 from periscope.paths import tiny_folder
 from periscope.training.config import TrainConfig, check_paths, parse_request
@@ -34,6 +34,7 @@ def main() -> None:
 
         return print(listing())
     check_paths(request)
+    announce(f"train: going on with {request.resume}" if request.resume else "train: preparing")
     device = choose_device(request.device)
 
     from periscope.adapters.io.merge_lora import refuse_merge
@@ -144,6 +145,8 @@ def fit(session: "Session") -> None:
                 break
             if session.evaluation_due:
                 session.evaluate_unless_stopped(stop, bar.say)
+                if session.best is not None:
+                    bar.mark_best(session.best, session.best_step)
                 if session.stopped or session.out_of_patience:
                     break
     session.spent = bar.spent(session.steps.per_epoch)
@@ -161,7 +164,7 @@ def finish(session: "Session", holder: "LanguageModelHolder", merged: Path | Non
     if session.stopped:
         print(f"stopped after step {session.step}; go on with: {command('train', '--resume', path)}")
         return False
-    print(f"done: {path}; the language model{session.outcome()}. {session.next_step()}")
+    print(f"done: {path}; the language model{session.outcome()}.{session.best_look()}\n{session.next_step()}")
     if merged and session.ranks.first:
         merge_lora(session.run.step_folder() / "adapter", merged)
     return True

@@ -4,10 +4,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
-from tqdm import tqdm
-
 from periscope.adapters.model import AdaptedModel, Features
 from periscope.adapters.model import Texts as Prompts
+from periscope.bars import progress_bar
 from periscope.evaluation.controls import Condition
 from periscope.shards.texts import Text
 from periscope.training.data.dataset import TextFeatureDataset, question_of
@@ -51,7 +50,9 @@ def answer_each(
         respond = generate
     every = list(range(len(texts)))
     asked = {name: _first_equal(texts) if condition.text_only else every for name, condition in under.items()}
-    with tqdm(total=sum(len(set(firsts)) for firsts in asked.values()), unit=" answers", desc="answering") as bar:
+    with progress_bar(
+        desc="answering", total=sum(len(set(firsts)) for firsts in asked.values()), unit=" answers"
+    ) as bar:
         for name, condition in under.items():
             order = sorted(set(asked[name]), key=lambda i: _length(texts[i]))
             generated: dict[int, str] = {}

@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from periscope.adapters.generation.decoding import Decoding
 from periscope.adapters.model import AdaptedModel
 from periscope.atomic import json_line, replace_bytes
+from periscope.bars import progress_bar
 from periscope.errors import PrecomputeError, RunError
 from periscope.inference import LoadedModel
 from periscope.precompute.media import suits
@@ -22,7 +21,7 @@ def captions_of_set(model: AdaptedModel, features: FeatureSet, batch: int, decod
     """A new caption for each medium of a feature set. The lines name no split: the set decides what is held out."""
     dataset = TextFeatureDataset(features, model.prompt, model.adapter)
     keys = features.keys
-    for start in tqdm(range(0, len(keys), batch), desc="captioning", unit=" batches"):
+    for start in progress_bar(range(0, len(keys), batch), desc="captioning", unit=" batches"):
         part = keys[start : start + batch]
         made = dataset.batch([Text(key, (key,), (), "train") for key in part], answer=False)
         captions = model.generate(made.texts, made.features, decoding.max_new_tokens, **decoding.arguments())
@@ -46,7 +45,7 @@ def captions_of_folder(loaded: LoadedModel, data: Path, batch: int, decoding: De
         media = [
             each for each in collection.media.values() if suits(each.origin, each.modality, reader.encoder.modality)
         ]
-        for start in tqdm(range(0, len(media), batch), desc="captioning", unit=" batches"):
+        for start in progress_bar(range(0, len(media), batch), desc="captioning", unit=" batches"):
             features = {}
             for medium in media[start : start + batch]:
                 try:

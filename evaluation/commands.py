@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from periscope import inference
-from periscope.console import command
+from periscope.console import command, styled
 from periscope.errors import RunError
 from periscope.evaluation import captioning, loss_drop
 from periscope.evaluation.chat import captions_only_note, chat, check_media, grouped, reply, show, unasked
@@ -19,7 +19,7 @@ from periscope.evaluation.scoring.losses import loss_pair
 from periscope.evaluation.scoring.prediction import Prediction
 from periscope.evaluation.scoring.scores import Scores, all_scores
 from periscope.evaluation.scoring.summary import summarise
-from periscope.evaluation.scoring.verdict import loss_verdict
+from periscope.evaluation.scoring.verdict import Verdict, loss_verdict
 from periscope.evaluation.sharing import PushRequest, share
 from periscope.precompute.encoders import load_encoder_like
 from periscope.text import printable
@@ -66,7 +66,7 @@ def score(path: Path, modality: str | None, config: EvalConfig, device: str) -> 
         losses = loss_pair(run.model, run.features, part, stand_in, batch)
         decided = loss_verdict(split, losses)
         if decided:
-            print(decided.sentence)
+            print(styled(decided.sentence, decided.style))
         found: Scores = {}
         notes = run.restrictions(options.limit)
         shown = ""
@@ -78,7 +78,10 @@ def score(path: Path, modality: str | None, config: EvalConfig, device: str) -> 
             complete[split].append(condition)
             numbers[split], shown = summarise(split, rows, found, notes, chosen.kinds, losses)
             write(finished=False)  # a crash or Ctrl-C later loses nothing
-        print(f"\n{shown.removeprefix(decided.sentence).lstrip() if decided else shown}")
+        told = Verdict(**numbers[split]["verdict"])
+        if not decided:
+            print(f"\n{styled(told.sentence, told.style)}", end="")
+        print(f"\n{shown.removeprefix(told.sentence).lstrip()}")
 
     write(finished=True)
     print(f"written: {run.path}/eval.json, predictions.jsonl, samples.png, and report.html to open in a browser")

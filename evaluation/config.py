@@ -1,5 +1,6 @@
 """The options of eval.py and of `periscope eval | ask | chat | caption | serve | compare | push`: one field each."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,11 @@ from msgspec import Meta
 from tyro.conf import Positional
 
 from periscope.adapters.generation.decoding import Decoding
+from periscope.adapters.names import is_hub_id
 from periscope.errors import RunError
 from periscope.evaluation.tasks.benchmarks import find_benchmark
 from periscope.flags import Metavar, check_ranges, parse
+from periscope.paths import meant
 
 Count = Annotated[int, Meta(ge=0), Metavar("N")]
 File = Annotated[Path | None, Metavar("FILE")]
@@ -20,6 +23,7 @@ Folder = Annotated[Path | None, Metavar("FOLDER")]
 Name = Annotated[str, Metavar("NAME")]
 
 COMPARISON = Path("runs/compare.md")
+MODALITIES = ("image", "audio", "video")
 RENAMED = {"--gain": "--loss-drop"}
 
 
@@ -200,6 +204,46 @@ def check_config(config: EvalConfig) -> None:
         check_new_file("--write", config.texts.write)
     if config.scoring.task:
         find_benchmark(config.scoring.task).prompt_of(config.scoring.prompt_of)
+
+
+def check_places(config: EvalConfig) -> None:
+    """Raise RunError for a run, a medium, a feature set, a texts file or a folder of media that isn't there: before
+    torch is imported, which takes seconds.
+    """
+    hub = bool(config.media or config.sharing.push or (config.texts.write and config.scoring.data))
+    for path in config.run:
+        check_run(path, hub)
+    for flag, files in (("image", config.image), ("audio", config.audio), ("video", config.video)):
+        check_media(files, f"--{flag} ")
+    scoring = config.scoring
+    for flag, place in (("features", scoring.features), ("text", scoring.text), ("data", scoring.data)):
+        if place is not None and not place.exists():
+            near = meant(Path("features"), place.name) if flag == "features" else ""
+            raise RunError(f"--{flag} {place}: there is no such {'file' if flag == 'text' else 'folder'}{near}")
+
+
+def check_run(name: str, hub: bool) -> None:
+    """Raise RunError for a run, RUN or MODALITY=RUN, that isn't there. hub: accept names on the Hub."""
+    modality, equals, place = name.partition("=")
+    path = Path(place if equals and modality in MODALITIES else name)
+    if not path.exists() and not (hub and is_hub_id(str(path))):
+        raise no_such_run(path)
+
+
+def no_such_run(path: Path) -> RunError:
+    """What to raise for a run that isn't there."""
+    alone = "an adapter by itself, as of the Hub, answers about --image, --audio or --video FILE; scores are a run's"
+    hub = f" ({alone})" if is_hub_id(str(path)) else ""
+    return RunError(f"{path} is not a run: there is no such folder here{hub}{meant(Path('runs'), path.name)}")
+
+
+def check_media(files: Sequence[Path], flag: str = "") -> None:
+    """Raise RunError for a file that isn't there, and for an address."""
+    for file in files:
+        if re.match(r"[a-z]+:/", str(file)):
+            raise RunError(f"{flag}{file} is an address, not a file: download it and pass the file")
+        if not file.expanduser().exists():
+            raise RunError(f"{flag}{file}: there is no such file")
 
 
 def check_new_file(flag: str, path: Path) -> None:

@@ -8,9 +8,8 @@ something else cost more with the right features than without.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
 from periscope.adapters.model import AdaptedModel
+from periscope.bars import progress_bar
 from periscope.errors import RunError
 from periscope.evaluation.controls import conditions, stand_ins, text_losses
 from periscope.shards.read import FeatureSet
@@ -55,7 +54,7 @@ def loss_drops(
     """The loss drops of `texts`, lowest first. stand_in: medium -> the medium whose features it gets; may be empty."""
     under = conditions(("shuffled", "none"), stand_in)
     ordered = sorted(texts, key=lambda text: sum(len(turn["content"]) for turn in text.turns))
-    with tqdm(total=len(texts) * len(under), unit=" texts", desc="comparing") as bar:
+    with progress_bar(total=len(texts) * len(under), unit=" texts", desc="comparing") as bar:
         summed = text_losses(model, dataset, ordered, under, batch, bar.update)
     losses = {name: [loss / count for loss, count in rows] for name, rows in summed.items()}
     shuffled = losses.get("shuffled", [None] * len(ordered))

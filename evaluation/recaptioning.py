@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from periscope.adapters.generation.decoding import Decoding
 from periscope.adapters.lm.precision import DTYPES, choose_precision, quantization
 from periscope.atomic import json_line, lock_folder, replace_bytes, unlock_folder
+from periscope.bars import progress_bar
 from periscope.checked import json_objects
 from periscope.errors import MediaError, PrecomputeError, RunError
 from periscope.evaluation.captioning import caption_line, write_lines
@@ -102,7 +102,7 @@ def recaption(captioner: Captioner, data: Path, out: Path, batch: int, about: di
         with collected(data) as collection, open(unfinished, "ab") as file:
             media = [each for each in collection.media.values() if each.modality == "image"]
             left = [medium for medium in media if medium.origin not in done]
-            for start in tqdm(range(0, len(left), batch), desc="captioning", unit=" batches"):
+            for start in progress_bar(range(0, len(left), batch), desc="captioning", unit=" batches"):
                 pictures = dict(_pictures(left[start : start + batch], bad))
                 words = captioner.captions(list(pictures.values())) if pictures else []
                 lines = {origin: caption_line(origin, said) for origin, said in zip(pictures, words, strict=True)}

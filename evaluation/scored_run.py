@@ -4,20 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from periscope.adapters.io.card import is_hub_id
 from periscope.adapters.io.schema import CONFIG, AdapterConfig, read_adapter_config
 from periscope.adapters.model import AdaptedModel
 from periscope.errors import RunError
-from periscope.evaluation.config import ModelOptions, ScoringOptions
+from periscope.evaluation.config import ModelOptions, ScoringOptions, no_such_run
 from periscope.inference import load_adapted, trained_on_questions
-from periscope.paths import meant
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
 from periscope.training.data.dataset import feature_shape
 from periscope.training.data.mix import named_sets
 from periscope.training.run import Run
-
-ALONE = "an adapter by itself, as of the Hub, answers about --image, --audio or --video FILE; scores are a run's"
 
 
 @dataclass(frozen=True)
@@ -125,10 +121,9 @@ def find_checkpoint(path: Path, last: bool = False) -> Checkpoint:
     folder = path.parent if (path / CONFIG).is_file() else path
     adapters = _adapters_in(path)
     if not adapters:
-        missing = "there is no such folder here" if not path.exists() else "it holds no config.toml and no adapter"
-        hub = f" ({ALONE})" if not path.exists() and is_hub_id(str(path)) else ""
-        near = "" if path.exists() else meant(Path("runs"), path.name)
-        raise RunError(f"{path} is not a run: {missing}{hub}{near}")
+        if not path.exists():
+            raise no_such_run(path)
+        raise RunError(f"{path} is not a run: it holds no config.toml and no adapter")
     home = folder.resolve().parents[1]
     around = Run(home) if (home / "config.toml").is_file() else None
     return Checkpoint(folder, around, adapters, folder.resolve().name)

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from periscope.adapters.io.card import is_hub_id
 from periscope.adapters.io.checkpoint import CARD, load_adapter
 from periscope.adapters.io.hub import FILES, PICTURE, HubRepository, check_pushed, push, stage, standing
 from periscope.adapters.io.schema import read_adapter_config
+from periscope.adapters.names import is_hub_id
 from periscope.console import command
 from periscope.errors import AdapterError
 from periscope.evaluation.report.runs import RunFolder, main_split

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from periscope.console import announce
 from periscope.text import printable
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 def verify(folder: Path, /) -> None:
     """Check every byte of a feature set against its manifest, and that all features are finite."""
+    announce(f"features: reading {folder}")
     from periscope.shards.verify import verify
 
     print(printable(verify(folder)))
@@ -25,6 +27,7 @@ def inspect(folder: Path, /, picture: Path | None = None) -> None:
         folder: The feature set.
         picture: File of the contact sheet; SET.png beside the set by default.
     """
+    announce(f"features: reading {folder}")
     from periscope.errors import PrecomputeError
     from periscope.precompute.contact_sheet import contact_sheet
     from periscope.shards.read import FeatureSet
@@ -48,6 +51,7 @@ def merge(out: Path, folders: tuple[Path, ...], /) -> None:
         out: Folder of the new set.
         folders: The sets to join.
     """
+    announce(f"features: joining {len(folders)} sets into {out}")
     from periscope.shards.derive import merge
 
     print(_ready(merge(out, folders)))
@@ -68,6 +72,7 @@ def recode(
         store: fp16, int8 or int4 for patches, or KIND=CODEC; unchanged by default.
         pool: Average patches over rectangles of this size, e.g. 2x2; 1x1: off.
     """
+    announce(f"features: writing {folder} again into {out}")
     from periscope.shards.derive import recode
 
     print(_ready(recode(folder, out, store, pool)))

@@ -5,9 +5,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from periscope.console import announce
 from periscope.errors import PrecomputeError
-from periscope.precompute.config import PrecomputeConfig, read_config
+from periscope.precompute.config import TINY_MEDIA, PrecomputeConfig, read_config
+
+if TYPE_CHECKING:
+    from periscope.precompute.sources import Collection
 
 DEMOS = {"image": "scenes", "audio": "sounds", "video": "clips"}  # modality -> module of periscope.demo
 
@@ -23,21 +28,20 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def run(config: PrecomputeConfig) -> None:
-    """Find the media, load the encoder, and encode."""
-    from periscope.device import choose_device
-    from periscope.precompute.allocator import keep_freed_memory
+    """Find the media, load the encoder, and encode. Names and media come first, because importing torch takes
+    seconds.
+    """
+    from periscope.precompute.encoders.names import check_encoder
     from periscope.precompute.media.limits import Limits, set_limits
-    from periscope.precompute.pipeline.job import precompute
-    from periscope.precompute.plan import without_words
-    from periscope.precompute.prepare import TINY_MEDIA, prepare
     from periscope.precompute.remote import collected
 
+    announce(f"precompute: {config.data or 'the demo'}, encoder {config.encoder}")
+    check_encoder(config.encoder)
     chosen = config.limits
     set_limits(Limits(chosen.max_pixels, chosen.max_bytes, chosen.max_seconds, chosen.max_memory))
     demo = config.demo_media
     suffix = "" if demo.demo == "image" else f"-{demo.demo}"
     out = config.out or Path("features") / (_set_name(config, f"demo{suffix}") + "-tiny" * config.tiny)
-    device = choose_device(config.device)
     data = config.data
     if data is None:
         few = config.limit or (TINY_MEDIA if config.tiny else 0)
@@ -45,15 +49,25 @@ def run(config: PrecomputeConfig) -> None:
         if config.encoder == "demo":
             config = replace(config, encoder=f"demo{suffix}")
     with collected(data, config.selection.language) as collection:
-        job = prepare(config, collection, out, device)
-        keep_freed_memory()
-        try:
-            precompute(job)
-        except KeyboardInterrupt:
-            print(f"\nrun the same command again to go on; {out} keeps every whole shard", file=sys.stderr)
-            raise
-        if advice := without_words(collection):
-            print(advice)
+        _encode(config, collection, out)
+
+
+def _encode(config: PrecomputeConfig, collection: "Collection", out: Path) -> None:
+    from periscope.device import choose_device
+    from periscope.precompute.allocator import keep_freed_memory
+    from periscope.precompute.pipeline.job import precompute
+    from periscope.precompute.plan import without_words
+    from periscope.precompute.prepare import prepare
+
+    job = prepare(config, collection, out, choose_device(config.device))
+    keep_freed_memory()
+    try:
+        precompute(job)
+    except KeyboardInterrupt:
+        print(f"\nrun the same command again to go on; {out} keeps every whole shard", file=sys.stderr)
+        raise
+    if advice := without_words(collection):
+        print(advice)
 
 
 def make_demo(modality: str, folder: Path, seed: int, limit: int = 0) -> Path:

@@ -14,6 +14,7 @@ from periscope.flags import Metavar, check_ranges, from_flat, parse
 Kind = Literal["pooled", "patches", "layers"]
 Words = Annotated[tuple[str, ...], Metavar("CODEC|KIND=CODEC ...")]
 
+TINY_MEDIA = 64  # that --tiny encodes
 DESCRIPTION = """Encode media once with a frozen encoder into a feature set that train.py reads. Run the same command
 again to resume it, or to add new media.
 

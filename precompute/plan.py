@@ -164,9 +164,10 @@ class DiskPlan:
         for flags, total in smaller.items():
             print(f"  {flags:<28}{format_bytes(total):>10}  {'fits' if flags in fitting else 'too much'}")
         mend = f"{fitting[0]} takes {format_bytes(smaller[fitting[0]])}; or choose " if fitting else "choose "
+        needed = f"{format_bytes(self.total)}, and {format_bytes(SPARE)} to spare,"
         raise PrecomputeError(
-            f"{format_bytes(self.total)} won't fit at {self.out}, which has {format_bytes(self.free)} free: {mend}a "
-            "smaller --limit, or another disk with --out"
+            f"{needed} won't fit at {self.out}, which has {format_bytes(self.free)} free: {mend}a smaller --limit, or "
+            "another disk with --out"
         )
 
 

@@ -12,7 +12,7 @@ import torch
 
 from periscope.errors import PrecomputeError
 from periscope.exports.ways import WAYS, closed_by_encoder, encoder_facts, refusal
-from periscope.precompute.config import PrecomputeConfig
+from periscope.precompute.config import TINY_MEDIA, PrecomputeConfig
 from periscope.precompute.decoding import Source, shared_pool
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.names import ENCODERS
@@ -28,7 +28,6 @@ from periscope.recipes import load_recipe
 from periscope.text import printable
 
 FRAMES = 8  # of each clip, with an image encoder
-TINY_MEDIA = 64
 USUAL_KINDS = ("pooled", "patches")  # where --kinds is not given
 SUGGESTED = ("clip-l-336", "siglip2-b", "dinov2-b")
 USUAL = {"image": "siglip2-b", "audio": "ast", "video": "siglip2-b"}  # an encoder for each kind of media

@@ -13,9 +13,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
-from PIL import Image, ImageDraw, ImageFont
+
+from periscope.charts import OTHER, OWN, panels, png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUND = ROOT / "docs" / "comparison.json"
@@ -79,7 +84,7 @@ def main() -> None:
     rows = known()
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}")
-    picture(rows).save(ROOT / "docs" / "comparison.png")
+    (ROOT / "docs" / "comparison.png").write_bytes(png(picture(rows)))
 
 
 def known() -> list[dict]:
@@ -191,29 +196,26 @@ def by_variant(rows: list[dict]) -> dict[str, list[dict]]:
     return dict(sorted(groups.items(), key=lambda item: -score(item[1])))
 
 
-def picture(rows: list[dict]) -> Image.Image:
-    """A chart with one dot per run: questions answered and scenes named, with hollow dots for the controls."""
-    groups, font = by_variant(rows), ImageFont.load_default(14)
-    left, line, width, panel = 200, 24, 1000, 370
-    sheet = Image.new("RGB", (width, line * (len(groups) + 3)), "white")
-    draw = ImageDraw.Draw(sheet)
-    panels = (("caption_scene", "scenes named whole", left), ("qa_accuracy", "questions answered", left + panel + 30))
-    for score, title, start in panels:
-        draw.text((start, 4), title, fill="black", font=font)
-        for tenth in range(0, 11, 2):
-            at = start + panel * tenth / 10
-            draw.line((at, line, at, line * (len(groups) + 1.5)), fill=(225, 225, 225))
-            draw.text((at - 8, line * (len(groups) + 1.6)), f"{tenth / 10:.1f}", fill=(120, 120, 120), font=font)
-        for number, (name, group) in enumerate(groups.items(), 1):
-            y = line * number + line // 2
-            if start == left:
-                draw.text((6, y - 9), name, fill="black", font=font)
-            for row in group:
-                found = next(iter(row["scores"].values()))
-                for kind, fill in (("shuffled", None), ("real", (30, 90, 170))):
-                    x = start + panel * found[kind][score]
-                    draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=fill, outline=(30, 90, 170))
-    return sheet
+def picture(rows: list[dict]) -> "Figure":
+    """One dot per run: scenes named and questions answered, with hollow dots for the controls."""
+    groups = by_variant(rows)
+    titles = {"caption_scene": "scenes named completely", "qa_accuracy": "questions answered right"}
+    figure, axes = panels(10, 1.4 + 0.25 * len(groups), columns=len(titles), sharey=True)
+    points = [
+        (place, next(iter(row["scores"].values()))) for place, group in enumerate(groups.values()) for row in group
+    ]
+    marks = {"real": ("own features, one dot for each seed", OWN, "full"),
+             "shuffled": ("another scene's features (shuffled)", OTHER, "none")}  # fmt: skip
+    for (score, title), panel in zip(titles.items(), axes, strict=True):
+        for kind, (label, colour, fill) in marks.items():
+            shares = [found[kind][score] for _, found in points]
+            panel.plot(shares, [place for place, _ in points], "o", color=colour, fillstyle=fill, label=label)
+        panel.set(title=title, xlabel=f"{score}, share of all", xlim=(-0.02, 1.02))
+    axes[0].set_yticks(range(len(groups)), labels=list(groups))
+    axes[0].invert_yaxis()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    return figure
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Train with one process and with two: `python -m studies.ranks` draws both loss curves into docs/scaling.png.
+"""Train with one process and with two: `python -m studies.ranks` writes both loss curves to
+docs/scaling.json and draws them into docs/scaling.png.
 
 Runs train.py as a user would, alone and under torchrun, on the demo's features, with one thread per process. Sums in
 another order round differently, and training amplifies that. A third run, of one process that splits its steps in two,
@@ -6,19 +7,23 @@ shows by how much if nothing else differs.
 """
 
 import json
-import math
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
-from PIL import Image, ImageDraw, ImageFont
+
+from periscope.charts import OTHER, panels, png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ONE, TWO, GREY, PALE = (150, 185, 225), (200, 70, 30), (120, 120, 120), (228, 228, 228)
+FLOOR = 1e-8  # smaller differences are drawn as this one
 
 
 @dataclass
@@ -42,7 +47,8 @@ def main() -> None:
             call = [sys.executable, *launcher, "train.py", *flags, *more, "--name", name]
             subprocess.run(call, cwd=ROOT, env=environment, check=True)
     one, two, cut = losses("ranks-one"), losses("ranks-two"), losses("ranks-cut")
-    picture(one, two, cut).save(ROOT / "docs" / "scaling.png")
+    (ROOT / "docs" / "scaling.json").write_text(json.dumps({"one": one, "two": two, "cut": cut}) + "\n")
+    (ROOT / "docs" / "scaling.png").write_bytes(png(picture(one, two, cut)))
     pairs = {
         "two processes and one": (one, two),
         "one whole and cut in two": (one, cut),
@@ -64,38 +70,23 @@ def difference(one: list[float], other: list[float]) -> list[float]:
     return [abs(a - b) for a, b in zip(one, other, strict=True)]
 
 
-def picture(one: list[float], two: list[float], cut: list[float]) -> Image.Image:
-    """Above: loss by step of one process (wide line) and two (thin line). Below, on a logarithmic scale: the difference
-    of two from one, and of one that splits its steps from one that doesn't.
+def picture(one: list[float], two: list[float], cut: list[float]) -> "Figure":
+    """Above: loss by step of one process and of two. Below, on a logarithmic scale: the difference from one process, of
+    two and of one that splits its steps.
     """
-    sheet, font = Image.new("RGB", (800, 480), "white"), ImageFont.load_default(14)
-    draw = ImageDraw.Draw(sheet)
-    left, right = 70, 780
-    title = "loss by step: one process (wide), two processes (thin)"
-    _panel(draw, font, (left, 40, right, 270), title, [(one, ONE, 7), (two, TWO, 2)])
-    title = "difference from one process, powers of ten: two processes (red), one with steps cut in two (wide grey)"
-    apart = [([math.log10(max(gap, 1e-8)) for gap in difference(one, other)]) for other in (cut, two)]
-    _panel(draw, font, (left, 330, right, 460), title, [(apart[0], PALE, 9), (apart[1], TWO, 2)])
-    return sheet
-
-
-def _panel(draw: ImageDraw.ImageDraw, font, box: tuple, title: str, curves: list[tuple]) -> None:
-    left, top, right, bottom = box
-    values = [value for curve, *_ in curves for value in curve]
-    low, high = min(values), max(values)
-    draw.text((left, top - 26), title, fill="black", font=font)
-    for value, y in ((high, top), (low, bottom)):
-        draw.line((left, y, right, y), fill=PALE)
-        draw.text((4, y - 9), f"{value:.3g}", fill=GREY, font=font)
-    for curve, colour, width in curves:
-        points = [
-            (
-                left + (right - left) * i / max(1, len(curve) - 1),
-                bottom - (bottom - top) * (v - low) / ((high - low) or 1),
-            )
-            for i, v in enumerate(curve)
-        ]
-        draw.line(points, fill=colour, width=width, joint="curve")
+    figure, (above, below) = panels(8, 5.5, rows=2, sharex=True, height_ratios=(3, 2))
+    steps = range(1, len(one) + 1)
+    above.plot(steps, one, color="#9bbbe1", linewidth=6, label="one process")
+    above.plot(steps, two, color=OTHER, linewidth=1.5, label="two processes")
+    above.set(ylabel="training loss, nats per token")
+    gaps = [max(gap, FLOOR) for gap in difference(one, cut)]
+    below.plot(steps, gaps, color="#b4b4b4", linewidth=6, label="one process, steps cut in two")
+    below.plot(steps, [max(gap, FLOOR) for gap in difference(one, two)], color=OTHER, linewidth=1.5,
+               label="two processes")  # fmt: skip
+    below.set(xlabel="step", ylabel="difference from one process,\nnats per token", yscale="log")
+    for panel in (above, below):
+        panel.legend(frameon=False)
+    return figure
 
 
 if __name__ == "__main__":

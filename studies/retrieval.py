@@ -16,22 +16,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 import tyro
-from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, MambaConfig, PreTrainedModel
 
 from periscope.adapters.lm.selective_scan import use_selective_scan
+from periscope.charts import OTHER, OWN, panels, png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 Embed = Callable[[torch.Tensor], torch.Tensor]
 WIDTH, CODE, NOISE = 64, 48, 0.1
 GOOD = 0.95
-COLOURS = {"gpt_neox": (30, 90, 170), "mamba": (200, 90, 20)}
+COLOURS = {"gpt_neox": OWN, "mamba": OTHER}
+NAMES = {"gpt_neox": "transformer (GPT-NeoX)", "mamba": "state-space model (Mamba)"}
 
 
 @dataclass
@@ -159,33 +164,21 @@ def measure(family: str, length: int, options: Options) -> dict:
     return found
 
 
-def curve(found: dict) -> Image.Image:
-    """A chart of accuracy over length: one panel per variant, one line per family, chance in grey."""
-    font = ImageFont.load_default(14)
+def curves(found: dict) -> "Figure":
+    """Accuracy over length: one panel per variant, one line per family, chance in grey."""
     ways = list(next(iter(next(iter(found.values())).values())))
     lengths = sorted(int(length) for length in next(iter(found.values())))
-    panel, height, margin = 300, 240, 40
-    sheet = Image.new("RGB", (len(ways) * (panel + margin) + margin, height + 3 * margin), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, way in enumerate(ways):
-        left = margin + number * (panel + margin)
-
-        def at(length: int, share: float, left: int = left) -> tuple[float, float]:
-            along = lengths.index(length) / max(1, len(lengths) - 1)
-            return left + panel * along, margin + height * (1 - share)
-
-        draw.text((left, 10), way, fill="black", font=font)
-        draw.rectangle((left, margin, left + panel, margin + height), outline=(200, 200, 200))
-        draw.line([at(length, 1 / length) for length in lengths], fill=(170, 170, 170))
-        for length in lengths:
-            draw.text((at(length, 0)[0] - 6, margin + height + 4), str(length), fill=(120, 120, 120), font=font)
-        for line, (family, rows) in enumerate(found.items()):
-            points = [at(length, rows[str(length)][way]["accuracy"]) for length in lengths]
-            draw.line(points, fill=COLOURS[family], width=2)
-            for x, y in points:
-                draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=COLOURS[family])
-            draw.text((left, margin + height + 24 + 16 * line), family, fill=COLOURS[family], font=font)
-    return sheet
+    figure, axes = panels(10, 3.8, columns=len(ways), sharey=True)
+    for way, panel in zip(ways, axes, strict=True):
+        for family, rows in found.items():
+            shares = [rows[str(length)][way]["accuracy"] for length in lengths]
+            panel.plot(lengths, shares, marker="o", color=COLOURS[family], label=NAMES[family])
+        panel.plot(lengths, [1 / length for length in lengths], "--", color="gray", label="chance")
+        panel.set(title=way, xlabel="symbols in the context", ylim=(0, 1.03))
+        panel.set_xticks(lengths)
+    axes[0].set_ylabel("accuracy, share of right positions")
+    axes[0].legend(frameon=False, loc="lower left")
+    return figure
 
 
 def main() -> None:
@@ -198,7 +191,7 @@ def main() -> None:
             for way, one in row.items():
                 print(f"{length:>4} {family:<9} {way:<22} {one['accuracy']:.3f} after {one['steps']} steps", flush=True)
     (DOCS / "retrieval.json").write_text(json.dumps(found, indent=1) + "\n")
-    curve(found).save(DOCS / "retrieval.png")
+    (DOCS / "retrieval.png").write_bytes(png(curves(found)))
 
 
 if __name__ == "__main__":

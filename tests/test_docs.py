@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from periscope.console import page_about
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 APART = {"tests", "studies", "benchmarks"}
@@ -103,6 +105,18 @@ def test_a_quoted_error_is_one_of_the_program(error: str) -> None:
     pattern = ".*".join(map(re.escape, error.split("…")))
     assert len(error.replace("…", "")) >= 20
     assert any(re.search(pattern, sentence, re.S) for sentence in sentences()), error
+
+
+@pytest.mark.parametrize("error", quoted_errors())
+def test_an_error_names_its_heading(error: str) -> None:
+    said = page_about(f"before {error.replace('…', 'this')} after")
+    assert said == f"\nsee docs/troubleshooting.md: {error.strip()}"
+
+
+def test_an_error_that_no_page_explains_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert page_about("another error") == ""
+    monkeypatch.setattr("periscope.console.TROUBLESHOOTING", ROOT / "nowhere.md")
+    assert page_about("has no words to train on") == ""
 
 
 def test_twenty_errors_are_explained() -> None:

@@ -23,6 +23,8 @@ MAY: dict[str, set[str]] = {
     "paths": set(),
     "device": set(),
     "console": {"atomic", "text"},
+    "bars": set(),
+    "charts": set(),
     "flags": set(),
     "units": set(),
     "text": set(),
@@ -46,11 +48,11 @@ MAY: dict[str, set[str]] = {
     "demo": {"evaluation.tasks"},
     "precompute": {
         *("atomic", "checked", "shards", "recipes", "paths", "device", "flags", "units", "text", "quiet"),
-        *("adapters.prompting", "exports.ways"),
+        *("adapters.prompting", "exports.ways", "bars", "console"),
     },
     "training": {
         *("atomic", "checked", "shards", "adapters", "recipes", "paths", "device", "console", "flags", "units", "text"),
-        *("adapters.prompting", "exports.ways"),
+        *("adapters.prompting", "exports.ways", "bars", "charts"),
         *("evaluation.metrics", "evaluation.controls", "evaluation.training_scores"),
     },
 }

@@ -167,6 +167,17 @@ def test_another_project_called_adapters_changes_nothing(wheel: Path, tmp_path: 
     assert done.returncode == 0 and done.stdout.strip() == "[]", done.stderr
 
 
+def test_importing_the_package_is_instant_and_warns_of_nothing() -> None:
+    """Nothing large is imported until it is used. Processor time, so that other work on the machine doesn't count."""
+    code = (
+        "import sys, time; began = time.process_time(); import periscope; spent = time.process_time() - began\n"
+        "assert not {'torch', 'numpy', 'transformers', 'tyro', 'PIL'} & set(sys.modules); print(spent)"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert float(done.stdout) < 0.3
+
+
 def test_every_dependency_has_an_oldest_version_to_try() -> None:
     """The lower bounds that .ci/oldest installs: of what Periscope needs, and of each extra for its users."""
     wanted = [line for name, lines in PROJECT["optional-dependencies"].items() if name != "dev" for line in lines]

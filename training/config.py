@@ -14,10 +14,12 @@ import msgspec
 import tyro
 from tyro.conf import Positional
 
+from periscope.adapters.names import check_language_model, check_spec
 from periscope.errors import RunError
 from periscope.exports.ways import Target
 from periscope.flags import Metavar, check_ranges, flat_fields, from_flat, given_flags, parse, to_flat
 from periscope.paths import meant
+from periscope.recipes import load_recipe
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
@@ -218,7 +220,7 @@ class TrainConfig:
     init: str = ""
     """Start from the adapter of this run or folder, with its LoRA and prompt format."""
     epochs: NotNegative | None = None
-    """Passes over the texts, unless --steps is given (default: 2, but at least 500 steps)."""
+    """Passes over the texts, unless --steps is given (default: 2; or up to 50 until there are 500 steps)."""
     steps: AtLeastOne | None = None
     """Optimizer steps (default: from --epochs)."""
     batch: AtLeastOne | None = None
@@ -399,8 +401,9 @@ def parse_request(args: Sequence[str] | None = None) -> Request:
 
 
 def check_paths(request: Request) -> None:
-    """Raise RunError for a file or folder on the command line that isn't there: before torch is imported, which takes
-    seconds.
+    """Refuse what a command line names and can't be there: before torch is imported, which takes seconds.
+
+    Raises RunError for a file or folder, AdapterError for an adapter or a language model, RecipeError for a recipe.
     """
     flags = request.flags
     for name in ("text", "init"):
@@ -412,6 +415,12 @@ def check_paths(request: Request) -> None:
             raise RunError(f"--features {path}: there is no such folder{meant(Path('features'), path)}")
     if request.resume and not request.resume.is_dir():
         raise RunError(f"--resume {request.resume}: there is no such run")
+    if adapter := flags.get("adapter"):
+        check_spec(str(adapter))
+    if lm := flags.get("lm"):
+        check_language_model(str(lm))
+    if request.recipe:
+        load_recipe(request.recipe)
 
 
 def option_names() -> list[str]:

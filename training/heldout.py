@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
-from tqdm import tqdm
 
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.prompting.boxes import turn_text as with_boxes
+from periscope.bars import progress_bar
 from periscope.evaluation.controls import REAL, conditions, evenly, text_losses
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text
@@ -135,7 +135,9 @@ def evaluate_heldout(
         path, known = str(training_set.features.path), {} if without_media is None else without_media
         passes = len(conditions(("shuffled", "none"), training_set.stand_ins)) - (path in known)
         total = len(texts[ranks.rank :: ranks.size]) * passes
-        with tqdm(total=total, desc="held-out loss", unit=" texts", leave=False, disable=not ranks.first) as bar:
+        with progress_bar(
+            total=total, desc="held-out loss", unit=" texts", leave=False, disable=not ranks.first
+        ) as bar:
             losses = heldout_losses(
                 model,
                 training_set.dataset,
@@ -215,7 +217,9 @@ def sample_answers(
     chosen = [*shown, *evenly(others, max(0, count - len(shown)))]
     answers = []
     together = max(SAMPLES, micro)
-    with tqdm(total=len(chosen), desc="held-out answers", unit=" texts", leave=False, disable=not ranks.first) as bar:
+    with progress_bar(
+        total=len(chosen), desc="held-out answers", unit=" texts", leave=False, disable=not ranks.first
+    ) as bar:
         for i in range(0, len(chosen), together):
             chunk = chosen[i : i + together]
             batch = dataset.batch(chunk, answer=False)
@@ -228,13 +232,16 @@ def sample_answers(
 
 
 def for_people(row: Mapping, dataset: TextFeatureDataset) -> dict:
-    """A row of `sample_answers` as samples.md shows it: the medium by the name of its file, and the prompt that was
-    asked, with the template's words around it.
+    """A row of `sample_answers` as samples.md shows it: the medium by the name of its file, the paths of its thumbnails
+    (`pictures`), and the prompt that was asked, with the template's words around it.
     """
     template = dataset.prompt.template
     if not row["prompt"]:
         prompt = template.caption_prompt or "(caption)"
     else:
         prompt = row["prompt"] if template.style == "chat" else template.question.replace("{}", row["prompt"]).strip()
-    names = [str(dataset.features.info(key)["origin"]) for key in row["media"].split()]
-    return {"media": " ".join(names), "prompt": prompt, "answer": row["answer"], "reference": row["reference"]}
+    keys = row["media"].split()
+    names = [str(dataset.features.info(key)["origin"]) for key in keys]
+    pictures = [picture for key in keys if (picture := dataset.features.thumbnail(key))]
+    shown = {"media": " ".join(names), "prompt": prompt, "answer": row["answer"], "reference": row["reference"]}
+    return shown | {"pictures": pictures}

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
-from tqdm import tqdm
-
+from periscope.bars import progress_bar
 from periscope.training.data.dataset import Batch
+
+WAITING = 0.05  # share of the time that the bar tells of
 
 
 class StopNow(Exception):
@@ -57,10 +58,13 @@ class StopRequest:
 
 
 class ProgressBar:
-    """tqdm with the smoothed loss, target tokens per second and the share of time spent waiting for data."""
+    """The steps with the smoothed loss, the best held-out loss so far, target tokens per second, and the share of time
+    spent waiting for data where that is worth mending.
+    """
 
     def __init__(self, steps: int, first: int):
-        self.bar = tqdm(total=steps, initial=first, unit=" steps", desc="train", smoothing=0.1)
+        self.bar = progress_bar(desc="train", total=steps, initial=first, unit=" steps", smoothing=0.1)
+        self.best = ""
         self._loss_sum, self._loss_tokens = 0.0, 0.0  # both decay alike, so that their ratio is the smoothed loss
         self.steps, self.tokens = 0, 0  # since the start of this process
         self.seconds, self.wait_seconds = 0.0, 0.0  # of these steps
@@ -93,11 +97,10 @@ class ProgressBar:
         if math.isfinite(loss):
             self._loss_sum = 0.95 * self._loss_sum + loss * targets
             self._loss_tokens = 0.95 * self._loss_tokens + targets
-        self.bar.set_postfix_str(
-            f"loss {self.loss:.3f}, {self.tokens / self.seconds:.0f} target tokens/s, "
-            f"{self.wait_seconds / self.seconds:.0%} waiting for data",
-            refresh=False,
-        )
+        parts = [f"loss {self.loss:.3f}", self.best, f"{self.tokens / self.seconds:.0f} tok/s"]
+        if self.wait_seconds > WAITING * self.seconds:
+            parts.append(f"{self.wait_seconds / self.seconds:.0%} waiting")
+        self.bar.set_postfix_str(", ".join(filter(None, parts)), refresh=False)
         self.bar.update()
         return {"seconds": round(seconds, 4), "wait": round(self._step_wait, 4)}
 
@@ -105,6 +108,10 @@ class ProgressBar:
         """Seconds that `steps` steps take at the mean pace so far, and the seconds of them spent waiting for data."""
         share = steps / max(1, self.steps)
         return self.seconds * share, self.wait_seconds * share
+
+    def mark_best(self, loss: float, step: int) -> None:
+        """Show the best held-out loss so far, and its step."""
+        self.best = f"best {loss:.3f} at {step}"
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""

@@ -33,6 +33,7 @@ from periscope.training.trackers import require_trackers
 DEMO_RECIPES = {"demo": "demo", "demo-dino": "demo", "demo-audio": "demo-audio", "demo-video": "demo-video"}
 STAGE_2_LR = 2e-5  # of a projector trained beside LoRA, as in LLaVA-1.5 and an independent AnyMAL reproduction
 FEW_TEXTS, FEW_BATCH = 2000, 8  # below so many texts, steps of so many
+LEAST_STEPS, MOST_EPOCHS = 500, 50  # of a training whose length nothing fixes; few texts end it at so many epochs
 PATIENCE = 3  # evaluations without a lower held-out loss, where nothing fixes the length of a training
 TINY = {"steps": 20, "batch": 8, "eval_every": 10, "precision": "auto"}
 # The form of a projector and a soft prompt, which a run that starts from another's adapter can't change.
@@ -380,17 +381,20 @@ def settle_schedule(config: TrainConfig, per_epoch: int, worth_a_look: float = 0
     per_epoch: steps in an epoch · worth_a_look: steps of which an evaluation takes 5%; there are 8, but 4 where that
     would take more.
     """
-    steps = config.steps
+    steps, few = config.steps, False
     if config.logging.patience is None:
         config.logging.patience = 0 if steps or config.epochs else PATIENCE
     if steps is None and config.epochs:
         steps = max(1, round(config.epochs * per_epoch))
         print(f"steps: {steps}, for {config.epochs:g} epochs of {per_epoch}")
     elif steps is None:
-        steps = max(500, 2 * per_epoch)
-        print(f"steps: {steps}, for two epochs of {per_epoch} but at least 500")
+        steps = max(2 * per_epoch, min(LEAST_STEPS, MOST_EPOCHS * per_epoch))
+        few = steps < LEAST_STEPS
+        why = f"{MOST_EPOCHS} epochs of {per_epoch}" if few else f"two epochs of {per_epoch} but at least {LEAST_STEPS}"
+        print(f"steps: {steps}, for {why}")
     eighth, quarter = -(-steps // 8), -(-steps // 4)  # rounded up: the last one is at the end
-    eval_every = config.logging.eval_every or max(50, eighth, min(quarter, math.ceil(worth_a_look)))
+    least = 1 if few else 50
+    eval_every = config.logging.eval_every or max(least, eighth, min(quarter, math.ceil(worth_a_look)))
     schedule = Schedule(steps, eval_every, config.logging.save_every or eval_every)
     config.steps = schedule.steps
     config.logging.eval_every, config.logging.save_every = schedule.eval_every, schedule.save_every
@@ -432,7 +436,10 @@ def newest_features(root: Path, kind: str, encoder: str | None = None, tiny: boo
                 f"first: {command('precompute')} with the same --recipe (and --tiny)"
             )
     if not sets:
-        raise RunError(f"there is no feature set in {root}/ yet; make one first: {command('precompute')}")
+        raise RunError(
+            f"there is no feature set in {root}/ yet; make one first: {command('precompute')}; or go to the "
+            f"folder that has one (this is {Path.cwd()})"
+        )
     fitting = [manifest for manifest, (kinds, _) in sets.items() if kind in kinds]
     if not fitting:
         raise RunError(f"no feature set in {root}/ holds {kind}; encode again with --kinds {kind}")

@@ -17,6 +17,7 @@ from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
+from urllib.parse import quote
 
 import torch
 from msgspec import Meta
@@ -288,16 +289,22 @@ class Run:
             replace_bytes(samples, "\n## step ".join([head, *sections]).encode())
 
     def write_samples(self, step: int, samples: list[dict]) -> None:
-        """Append the answers to the fixed held-out inputs at `step` to samples.md, and send them to the trackers."""
+        """Append the answers to the fixed held-out inputs at `step` to samples.md, and send them to the trackers.
+
+        Each has media, prompt, answer, reference, and `pictures`, the thumbnails to be shown, by paths from the run.
+        """
         path = self.path / "samples.md"
         head = "# Answers to the same held-out inputs during training\n"
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else head
         if f"\n## step {step}\n" in text:
             return  # written by a process that was killed before it logged this evaluation
-        text += f"\n## step {step}\n\n| medium | prompt | answer | reference |\n|---|---|---|---|\n"
+        pictured = any(sample.get("pictures") for sample in samples)
+        head = [*(["picture"] if pictured else []), "medium", "prompt", "answer", "reference"]
+        text += f"\n## step {step}\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|\n"
         for sample in samples:
-            cells = (sample["media"], sample["prompt"], sample["answer"], sample["reference"])
-            text += "| " + " | ".join(map(_cell, cells)) + " |\n"
+            cells = [_cell(sample[name]) for name in ("media", "prompt", "answer", "reference")]
+            shown = " ".join(f"![]({_address(picture, self.path)})" for picture in sample.get("pictures", ()))
+            text += "| " + " | ".join([shown, *cells] if pictured else cells) + " |\n"
         replace_bytes(path, text.encode())
         for tracker in self.trackers:
             tracker.samples(step, samples)
@@ -432,7 +439,10 @@ def newest_run(root: Path) -> Path:
         path.parent for pattern in ("[!.]*/config.toml", "[!.]*/[!.]*/config.toml") for path in Path(root).glob(pattern)
     ]
     if not runs:
-        raise RunError(f"no run in {root}/ yet; train one first: {command('train', '--adapter', 'mlp16')}")
+        raise RunError(
+            f"no run in {root}/ yet; train one first: {command('train', '--adapter', 'mlp16')}; or go to the "
+            f"folder that has one (this is {Path.cwd()})"
+        )
 
     def modified(run: Path) -> float:
         files = (run, run / "config.toml", run / "metrics.jsonl")
@@ -445,6 +455,11 @@ def _cell(words: object) -> str:
     """Words from data as a cell of a Markdown table, where they are shown as they are."""
     line = escape(" ".join(str(words).split()), quote=False)
     return re.sub(r"([\\|*_`\[\]~])", r"\\\1", line)
+
+
+def _address(file: Path, start: Path) -> str:
+    """The address of a file in a Markdown page in the folder `start`."""
+    return quote(Path(os.path.relpath(file, start)).as_posix())
 
 
 def _pointed(pointer: Path) -> str:

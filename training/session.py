@@ -148,17 +148,24 @@ class Session:
         """The lowest held-out loss so far."""
         return self.best_rank[1] if self.best_rank else None
 
+    def best_look(self) -> str:
+        """Which checkpoint is the best, as a sentence that follows another; "" where nothing is held out."""
+        if self.best is None:
+            return ""
+        last = "the last one" if self.best_step == self.step else f"that of step {self.best_step}"
+        return f" The best checkpoint is {last} (held-out loss {self.best:.3f})."
+
     @property
     def has_heldout(self) -> bool:
         return any(training_set.heldout for training_set in self.sets)
 
     def next_step(self) -> str:
-        """The command to go on with, as a sentence: scoring, where something was held out for it."""
+        """The command to go on with, after "Next: ": scoring, where something was held out for it."""
         path = self.run.path
         if any(text.media for one in self.sets for text in one.heldout):
             return f"Next: {command('eval', '--run', path)}"
         ranked = command("eval", "--run", path, "--loss-drop", "train")
-        return f"Nothing is held out to score it on. Next, its losses on what it learnt from: {ranked}"
+        return f"Nothing is held out to score it on; its losses on what it learnt from can be ranked.\nNext: {ranked}"
 
     @property
     def out_of_patience(self) -> bool:

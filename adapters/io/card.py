@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from periscope.adapters.io.schema import AdapterConfig
+from periscope.adapters.names import is_hub_id
 
 LIBRARY = "periscope"
 PIPELINES = {"image": "image-text-to-text", "audio": "audio-text-to-text", "video": "video-text-to-text"}
@@ -55,16 +55,6 @@ def card(
         sections.append(_licences(config, license))
     sections.append("`adapter.json` says exactly which encoder, preprocessing, language model and template it needs.")
     return "\n\n".join(sections) + "\n"
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name has the form owner/name and is no local path."""
-    return (
-        name.count("/") == 1
-        and not name.startswith((".", "/", "~"))
-        and all(name.split("/"))
-        and not Path(name).exists()
-    )
 
 
 _TRAINED = (

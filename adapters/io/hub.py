@@ -30,13 +30,14 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from periscope.adapters.io.card import LIBRARY, card, is_hub_id
+from periscope.adapters.io.card import LIBRARY, card
 from periscope.adapters.io.checkpoint import CARD, WEIGHTS, load_adapter
 from periscope.adapters.io.schema import CONFIG
 from periscope.adapters.lm.load import PROJECT, hub_reachable
 from periscope.adapters.lm.lora import CONFIG as LORA_CONFIG
 from periscope.adapters.lm.lora import FOLDER as LORA
 from periscope.adapters.lm.lora import WEIGHTS as LORA_WEIGHTS
+from periscope.adapters.names import is_hub_id
 from periscope.errors import AdapterError
 
 COUNTED = "config.json"  # the Hub counts a repository's downloads by the requests for this file

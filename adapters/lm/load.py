@@ -40,18 +40,9 @@ from periscope.adapters.lm.precision import (
     silence_bitsandbytes,
     stored_precision,
 )
+from periscope.adapters.names import PROJECT, check_language_model
 from periscope.errors import AdapterError
 from periscope.quiet import quiet_transformers
-
-# Names without an owner that people type, in full.
-BARE_NAMES = {
-    "gpt2": "openai-community/gpt2",
-    "gpt2-xl": "openai-community/gpt2-xl",
-    "opt-350m": "facebook/opt-350m",
-    "SmolLM2-135M-Instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "SmolLM2-360M-Instruct": "HuggingFaceTB/SmolLM2-360M-Instruct",
-}
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 def load_language_model(
@@ -244,11 +235,7 @@ def find_model(name: str) -> str:
             if not (folder / "config.json").is_file():
                 raise AdapterError(f"--lm {name} is a folder without a config.json, so it is not a transformers model")
             return str(folder)
-    if name.lower().endswith(SUFFIX):
-        raise AdapterError(f"--lm {name}: there is no such file")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        full = f", such as {BARE_NAMES[name]}" if name in BARE_NAMES else ""
-        raise AdapterError(f"--lm {name} is neither a folder that exists nor a hub id of the form owner/name{full}")
+    check_language_model(name)
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return name
     if hub_reachable():

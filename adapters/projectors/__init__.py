@@ -5,11 +5,9 @@ integer such as `mlp16`. Every module in this folder is imported, so a new proje
 (docs/new_projector.md).
 """
 
-import difflib
 import importlib
 import inspect
 import pkgutil
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -17,6 +15,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from periscope.adapters import names
 from periscope.adapters.limits import Name, Size, SizeOrZero
 from periscope.errors import AdapterError
 
@@ -93,30 +92,13 @@ def projector(pattern: str, reads: str) -> Callable[[type[nn.Module]], type[nn.M
 
 def known_specs() -> list[str]:
     """The known specs, with the integer shown as K: `linear`, `mlpK`, ..."""
-    return sorted(re.sub(r"\{.*\}", "K", pattern) for pattern in PROJECTORS)
+    return names.known_specs(PROJECTORS)
 
 
 def find_projector(spec: str) -> tuple[ProjectorEntry, dict[str, int]]:
-    """Look up a spec: its entry, and its integer as a keyword argument.
-
-    The whole spec is looked up first, then name and integer. Raises AdapterError for an unknown one, with the nearest
-    known names.
-    """
-    if spec in PROJECTORS:
-        return PROJECTORS[spec], {}
-    match = re.fullmatch(r"(.*?)(\d+)", spec)
-    if match:
-        for pattern, entry in PROJECTORS.items():
-            name, _, integer = pattern.rstrip("}").partition("{")
-            if integer and name == match[1] and int(match[2]) > 0:
-                return entry, {integer: int(match[2])}
-    letters = re.sub(r"\d+$", "", spec)
-    stems = [re.sub(r"\{.*\}", "", pattern) for pattern in PROJECTORS if ("{" in pattern) == (letters != spec)]
-    near = difflib.get_close_matches(letters, stems, n=2, cutoff=0.4)
-    hint = f"; did you mean {' or '.join(stem + spec[len(letters) :] for stem in near)}?" if near else ""
-    raise AdapterError(
-        f"unknown adapter {spec!r}{hint} (known: {', '.join(known_specs())}; K is a whole number above 0)"
-    )
+    """Look up a spec: its entry, and its integer as a keyword argument. Raises AdapterError for an unknown one."""
+    pattern, integer = names.find_spec(spec, PROJECTORS)
+    return PROJECTORS[pattern], integer
 
 
 def build_projector(

@@ -1,6 +1,7 @@
 """A line chart as inline SVG, without scripts, fonts or addresses."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from math import floor, isfinite, log10
 
@@ -10,8 +11,21 @@ MOST_POINTS = 400
 Points = Sequence[tuple[float, float]]
 
 
+@dataclass(frozen=True)
+class Mark:
+    """An x that a chart marks with a line and words, and the words for all to its right, which are shaded."""
+
+    x: float
+    label: str
+    after: str = ""
+
+
 def line_chart(
-    series: Mapping[str, Points], x_label: str = "step", least: float | None = 0.0, most: float | None = None
+    series: Mapping[str, Points],
+    x_label: str = "step",
+    least: float | None = 0.0,
+    most: float | None = None,
+    mark: Mark | None = None,
 ) -> str:
     """An SVG of named lines, each (x, y) sorted by x; the page's CSS colours them as `.line-0`, `.line-1` and so on.
 
@@ -33,13 +47,14 @@ def line_chart(
         return round(across, 1), round(HEIGHT - FOOT - (HEIGHT - FOOT - TOP) * (y - low) / (high - low), 1)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(", ".join(lines))}">']
-    for mark in marks:
-        _, y = at(0, mark)
+    for tick in marks:
+        _, y = at(0, tick)
         parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{mark:g}</text>')
-    for mark in ticks(0, right):
-        x, _ = at(min(mark, right), low)
-        parts.append(f'<text x="{x}" y="{HEIGHT - FOOT + 16}" text-anchor="middle">{mark:g}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{tick:g}</text>')
+    for tick in ticks(0, right):
+        x, _ = at(min(tick, right), low)
+        parts.append(f'<text x="{x}" y="{HEIGHT - FOOT + 16}" text-anchor="middle">{tick:g}</text>')
+    parts += _marked(mark, at(mark.x, low)[0]) if mark else []
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">{escape(x_label)}</text>')
     for number, points in enumerate(lines.values()):
         shown = [at(x, y) for x, y in thinned(points)]
@@ -49,6 +64,19 @@ def line_chart(
         if len(shown) <= 40:
             parts += [f'<circle class="dot line-{number}" cx="{x}" cy="{y}" r="2.5"/>' for x, y in shown]
     return "".join([*parts, "</svg>"])
+
+
+def _marked(mark: Mark, x: float) -> list[str]:
+    """A dashed line at `x`, its words on the side with more room, and a shade to its right where that has a name."""
+    parts = []
+    if mark.after:
+        size = f'width="{round(WIDTH - RIGHT - x, 1)}" height="{HEIGHT - FOOT - TOP}"'
+        parts.append(f'<rect class="after" x="{x}" y="{TOP}" {size}/>')
+        parts.append(f'<text x="{WIDTH - RIGHT - 4}" y="{TOP + 28}" text-anchor="end">{escape(mark.after)}</text>')
+    parts.append(f'<path class="best" d="M{x} {TOP}V{HEIGHT - FOOT}"/>')
+    left = x < (LEFT + WIDTH - RIGHT) / 2
+    place = f'x="{x + 5 if left else x - 5}" y="{TOP + 12}" text-anchor="{"start" if left else "end"}"'
+    return [*parts, f"<text {place}>{escape(mark.label)}</text>"]
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:

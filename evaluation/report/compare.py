@@ -1,11 +1,10 @@
 """Runs side by side: what differed in their settings, what that did to the scores, and what it cost."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from periscope.atomic import replace_bytes
-from periscope.errors import RunError, ScoreError
+from periscope.errors import ChartError, RunError, ScoreError
 from periscope.evaluation.report.compare_picture import picture
 from periscope.evaluation.report.compare_settings import ranking
 from periscope.evaluation.report.compare_table import table
@@ -22,15 +21,18 @@ def write_comparison(paths: Sequence[Path], out: Path) -> None:
     runs = open_runs(paths)
     text = table(runs)
     print(text)
-    png = io.BytesIO()
-    picture(runs).save(png, "PNG")
+    files = {out: text.encode()}
+    try:
+        files[beside] = picture(runs)
+    except ChartError as error:
+        print(f"note: no picture: {error}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        replace_bytes(out, text.encode())
-        replace_bytes(beside, png.getvalue())
+        for file, content in files.items():
+            replace_bytes(file, content)
     except OSError as error:
         raise RunError(f"--out {out} can't be written: {error.strerror or error}") from None
-    print(f"written: {out}, {beside}")
+    print(f"written: {', '.join(map(str, files))}")
 
 
 def open_runs(paths: Sequence[Path]) -> list[RunFolder]:

@@ -57,14 +57,22 @@ def alternating(rows: Sequence[Mapping]) -> list[Mapping]:
     return [row for three in threes for row in three]
 
 
-def balanced(rows: Sequence[Mapping], most: int) -> list[Mapping]:
-    """The first rows, half captions and half questions where there are both, each about another medium."""
-    chosen: list[Mapping] = []
-    captions, questions = by_sort(rows)
+def extremes(ranked: Sequence[Mapping], most: int) -> tuple[list[Mapping], list[Mapping]]:
+    """The worst and the best of rows that are sorted from worst to best, each about another medium: half captions and
+    half questions where there are both. Where they are few, half of them are the worst; none is in both.
+    """
+    worst: list[Mapping] = []
+    best: list[Mapping] = []
+    captions, questions = by_sort(ranked)
     share = most // 2 if captions and questions else most
     for part in (captions, questions):
-        chosen += different_media(part, share, {row.get("media") for row in chosen})
-    return chosen
+        media = different_media(part, len(part), {row.get("media") for row in (*worst, *best)})
+        half, bad = len(media) // 2, sum(quality(row) < 0.5 for row in media)
+        low = media[: min(max(half, bad), len(media) - half)][:share]
+        worst += low
+        shown = {row.get("media") for row in (*worst, *best)}
+        best += different_media(part[::-1], min(share, len(media) - len(low)), shown)
+    return worst, best
 
 
 def by_sort(rows: Sequence[Mapping]) -> tuple[list[Mapping], list[Mapping]]:

@@ -9,20 +9,22 @@ from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import isfinite
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from periscope.console import command
-from periscope.evaluation.controls import BASELINES
+from periscope.evaluation.controls import BASELINES, REAL
+from periscope.evaluation.metrics.names import plain_name
 from periscope.evaluation.metrics.relative_gain import TOPS, relative_gain
-from periscope.evaluation.report.chart import line_chart, smoothed
+from periscope.evaluation.report.chart import Mark, line_chart, smoothed
 from periscope.evaluation.report.gallery import (
     agreement,
     alternating,
-    balanced,
     changes,
+    extremes,
     own_scores,
     quality,
     spread,
@@ -34,6 +36,7 @@ from periscope.evaluation.scoring.prediction import OVERALL
 TEMPLATE = Path(__file__).with_name("report.html")
 SHOWN, FIRST, EXTREMES, LONGEST = 18, 6, 6, 1500
 SHORTER = "..."
+RISE = 0.01  # of the held-out loss above its lowest, from which on it counts as rising
 HOME = str(Path.home())
 
 
@@ -56,7 +59,7 @@ def report(run: RunFolder, media: Callable[[str], Medium]) -> str:
     show = _cached(media)
     first = main_split(run) or None
     rows = [row for row in run.predictions if row.get("split", first) == first]
-    ranked = sorted(rows, key=lambda row: (quality(row), -agreement(row, row.get("control"))))
+    worst, best = extremes(sorted(rows, key=lambda row: (quality(row), -agreement(row, row.get("control")))), EXTREMES)
     return _template().render(
         name=run.name,
         verdict=verdict_of(run.splits[first]) if first else None,
@@ -74,9 +77,8 @@ def report(run: RunFolder, media: Callable[[str], Medium]) -> str:
         parts=[
             (title, words, [card(row, show) for row in chosen])
             for title, words, chosen in (
-                ("Worst answers", "The lowest scores, each about another medium.", balanced(ranked, EXTREMES)),
-                ("Best answers", "The highest scores; first those that another medium's features get wrong.",
-                 balanced(ranked[::-1], EXTREMES)),
+                ("Worst answers", "The lowest scores, each about another medium.", worst),
+                ("Best answers", "The highest scores; first those that another medium's features get wrong.", best),
             )
             if chosen
         ],
@@ -154,6 +156,7 @@ def scores(found: Mapping) -> dict:
         rows.append(
             {
                 "name": name,
+                "plain": plain_name(name),
                 "value": value,
                 "top": top,
                 "interval": pair,
@@ -173,17 +176,41 @@ def scores(found: Mapping) -> dict:
     return {"n": found.get("n"), "controls": controls, "rows": rows, "notes": notes, "warnings": warnings}
 
 
-def curves(metrics: Sequence[Mapping]) -> list[tuple[str, Markup, list[str]]]:
-    """(title, SVG, names of its lines) of the losses, the scores if any were logged, and the learning rate."""
-    train, rates = _line(metrics, "loss"), _line(metrics, "lr")
+def curves(metrics: Sequence[Mapping]) -> list[dict]:
+    """{"title", "svg", "names" of its lines, "note"} of the losses, with the best evaluation marked, of the scores if
+    any were logged, and of the learning rate.
+    """
+    train, rates, heldout = _line(metrics, "loss"), _line(metrics, "lr"), _lines(metrics, "heldout")
     losses = {"training, smoothed": smoothed(train)} if train else {}
-    losses |= {f"held out, {name}": points for name, points in _lines(metrics, "heldout").items()}
+    losses |= {f"held out, {name}": points for name, points in heldout.items()}
+    best, note = best_look(heldout.get(REAL, []))
     titled = (
-        ("Loss, nats per target token", losses, None),
-        ("Scores of the held-out samples, 0 to 1", _lines(metrics, "scores"), 1.0),
-        ("Learning rate", {"learning rate": rates}, None),
+        ("Loss, nats per target token", losses, None, best, note),
+        ("Scores of the held-out samples, 0 to 1", _lines(metrics, "scores"), 1.0, None, ""),
+        ("Learning rate", {"learning rate": rates}, None, None, ""),
     )
-    return [(title, Markup(svg), list(lines)) for title, lines, most in titled if (svg := line_chart(lines, most=most))]
+    return [
+        {"title": title, "svg": Markup(svg), "names": list(lines), "note": note}
+        for title, lines, most, mark, note in titled
+        if (svg := line_chart(lines, most=most, mark=mark))
+    ]
+
+
+def best_look(looks: Sequence[tuple[float, float]]) -> tuple[Mark | None, str]:
+    """The mark of the evaluation with the lowest held-out loss, and a sentence about it. looks: (step, loss).
+
+    What follows it is overfitting where the loss rose by more than a hundredth.
+    """
+    finite = [(step, loss) for step, loss in looks if isfinite(loss)]
+    if not finite:
+        return None, ""
+    step, loss = min(finite, key=lambda look: look[1])
+    last, end = finite[-1]
+    told = f"Best at step {step:g}: held-out loss {loss:.3f}."
+    if end <= loss * (1 + RISE):
+        return Mark(step, f"best: step {step:g}"), told
+    more = f" It rose to {end:.3f} by step {last:g}: after the best step it learnt by heart (overfitting)."
+    return Mark(step, f"best: step {step:g}", "overfitting"), told + more
 
 
 def _line(rows: Sequence[Mapping], name: str) -> list[tuple[float, float]]:

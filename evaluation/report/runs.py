@@ -143,6 +143,7 @@ class RunFolder:
             header, *rows = [_cells(line) for line in lines if line.startswith("| ")] or [[]]
             keys = ["media" if cell == "medium" else cell for cell in header]
             answers = [dict(zip(keys, row, strict=True)) for row in rows if len(row) == len(keys)]
+            answers = [{key: cell for key, cell in answer.items() if key != "picture"} for answer in answers]
             if number := re.match(r"[0-9]+", step):
                 found.append((int(number[0]), answers))
         return found

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from periscope.adapters.model import AdaptedModel
+from periscope.bars import progress_bar
 from periscope.evaluation.controls import conditions, evenly, text_losses
 from periscope.evaluation.metrics.score import Score, interval
 from periscope.shards.read import FeatureSet
@@ -50,7 +50,7 @@ def loss_pair(
         return None
     under = conditions(("shuffled",), stand_in)
     ordered = sorted(kept, key=lambda text: sum(len(turn["content"]) for turn in text.turns))
-    with tqdm(total=len(kept) * len(under), unit=" texts", desc="held-out loss") as bar:
+    with progress_bar(total=len(kept) * len(under), unit=" texts", desc="held-out loss") as bar:
         return paired_losses(ordered, text_losses(model, dataset, ordered, under, batch, bar.update))
 
 

@@ -8,24 +8,26 @@ from periscope.evaluation.metrics.score import Score
 
 
 def table(title: str, found: Mapping[str, Mapping[str, Score]]) -> str:
-    """A line for each score: its 95% interval, the same score under every control, and the relative gain.
+    """A line of about 80 columns for each score: its 95% interval, the same score under every control, and the relative
+    gain.
 
     found: condition -> name -> score; "real" must be there.
     """
-    controls = [name for name in BASELINES if found.get(name)]
+    controls = {name: max(6, len(name) + 1) for name in BASELINES if found.get(name)}  # and the width of its column
     names = list(found[REAL])
-    width = max([20, *map(len, names)])
-    head = "".join(f"{name:>10}" for name in controls)
-    lines = [title, f"  {'score':<{width}}{'real':>8}  {'95% interval':<15}{head}{'gain':>8}{'n':>8}"]
+    width = max([5, *map(len, names)])
+    head = "".join(f"{name:>{room}}" for name, room in controls.items())
+    lines = [title, f"  {'score':<{width}}{'real':>7} {'95% interval':<14}{head}{'gain':>6}{'n':>7}"]
     for name in names:
         real = found[REAL][name]
         beside = "".join(
-            f"{found[control][name].value:>10.3f}" if name in found[control] else f"{'-':>10}" for control in controls
+            f"{found[control][name].value:>{room}.3f}" if name in found[control] else f"{'-':>{room}}"
+            for control, room in controls.items()
         )
         gain = gain_over(name, real, found.get("shuffled", {}).get(name))
-        shown = f"{'-':>8}" if gain is None else f"{gain:>8.2f}"
+        shown = f"{'-':>6}" if gain is None else f"{gain:>6.2f}"
         interval = f"{real.low:.3f} to {real.high:.3f}"
-        lines.append(f"  {name:<{width}}{real.value:>8.3f}  {interval:<15}{beside}{shown}{real.n:>8}")
+        lines.append(f"  {name:<{width}}{real.value:>7.3f} {interval:<14}{beside}{shown}{real.n:>7}")
     return "\n".join(lines)
 
 

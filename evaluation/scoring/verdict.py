@@ -28,6 +28,11 @@ class Verdict:
     sentence: str
     measure: str = ""
 
+    @property
+    def style(self) -> str:
+        """Its colour on a terminal, as rich names it."""
+        return {"sees": "bold green", "blind": "bold red", "unclear": "bold yellow"}[self.seeing]
+
     def to_dict(self) -> dict[str, str]:
         """The fields for eval.json."""
         return asdict(self)

@@ -1,8 +1,16 @@
 """Short names of encoders, as data. `python -m periscope.precompute.encoders` turns it into docs/encoders.md."""
 
-from collections.abc import Mapping
+import difflib
+import re
+import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from periscope.errors import PrecomputeError
+from periscope.precompute.encoders.folders import find_folder
+
+BY_IDENTIFIER = ("open_clip", "timm", "transformers", "frames", "fused")  # families that need an identifier
 NC = "CC BY-NC 4.0"
 
 
@@ -228,3 +236,34 @@ ENCODERS = {
         modality="video",
     ),
 }
+
+
+def unknown_encoder(name: str, families: Collection[str]) -> PrecomputeError:
+    """What to raise for a name that is neither a short name nor one of `families`, with the nearest names."""
+    known = [*ENCODERS, *(family for family in families if family not in BY_IDENTIFIER)]
+    near = difflib.get_close_matches(name, known, 3, 0.4)
+    nearest = f"nearest: {', '.join(near)}; " if near else ""
+    return PrecomputeError(
+        f"no encoder is called {name!r}; {nearest}known: {', '.join(known)}; or open_clip:ARCHITECTURE/TAG, a Hub id "
+        "like facebook/dinov2-base, or a folder"
+    )
+
+
+def check_encoder(name: str) -> None:
+    """Raise PrecomputeError for a plain word that is no short name, no folder and no family.
+
+    Reads the families' files as text, because importing them imports torch. Where that is done already, nothing is
+    said: the registry has the last word.
+    """
+    if "periscope.precompute.encoders.registry" in sys.modules or re.search(r"[:/+]", name):
+        return
+    if name in ENCODERS or find_folder(name) is not None:
+        return
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    families = [
+        found
+        for file in files
+        for found in re.findall(r'^@register\("([^"]+)"', file.read_text(encoding="utf-8"), re.M)
+    ]
+    if name not in families:
+        raise unknown_encoder(name, families)

@@ -1,6 +1,5 @@
 """Encoders by name: families register themselves here, and a name or a manifest's description becomes an encoder."""
 
-import difflib
 import importlib
 import json
 import pkgutil
@@ -13,12 +12,11 @@ import torch
 from periscope.errors import PrecomputeError
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.folders import find_folder
-from periscope.precompute.encoders.names import ENCODERS
+from periscope.precompute.encoders.names import ENCODERS, unknown_encoder
 
 FAMILIES: dict[str, Callable[..., Encoder]] = {}
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 WRAPPERS = ("frames", "fused")  # families whose identifiers are names of encoders
-BY_IDENTIFIER = ("open_clip", "timm", "transformers", *WRAPPERS)  # families that need an identifier
 Family = TypeVar("Family", bound=Callable[..., Encoder])
 
 
@@ -127,13 +125,7 @@ def resolve(name: str) -> tuple[str, str]:
         )
     if (found := _family_of(full) or _folder_family(name, full) or _hub_family(full)) is not None:
         return found
-    known = [*ENCODERS, *(family for family in FAMILIES if family not in BY_IDENTIFIER)]
-    near = difflib.get_close_matches(name, known, 3, 0.4)
-    nearest = f"nearest: {', '.join(near)}; " if near else ""
-    raise PrecomputeError(
-        f"no encoder is called {name!r}; {nearest}known: {', '.join(known)}; or open_clip:ARCHITECTURE/TAG, a Hub id "
-        "like facebook/dinov2-base, or a folder"
-    )
+    raise unknown_encoder(name, FAMILIES)
 
 
 def _family_of(full: str) -> tuple[str, str] | None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from tqdm import tqdm
 
+from periscope.bars import progress_bar
 from periscope.errors import PrecomputeError
 from periscope.precompute.decoding.pool import DecodingPool
 from periscope.precompute.encoders.base import Encoder
@@ -138,7 +138,7 @@ def encode_media(job: Job, todo: dict[str, Medium], reader: Reader) -> None:
     per_shard, size = _per_shard(task), max(1, job.batch_size // task.views)
     print("encoding with", task.encoder.name)
     with (
-        tqdm(total=len(rows), unit=" media", smoothing=0.1, mininterval=0.5) as bar,
+        progress_bar(desc="encoding", total=len(rows), unit=" media", smoothing=0.1, mininterval=0.5) as bar,
         _threads(job.workers) as coders,
     ):
         encoder = BatchEncoder(task, coders, clock, {sample.sha256: sample.origin for sample in writer.samples()})

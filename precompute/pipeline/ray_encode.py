@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from tqdm import tqdm
 
+from periscope.bars import progress_bar
 from periscope.errors import MediaError, PrecomputeError
 from periscope.paths import PACKAGE
 from periscope.precompute.decoding import shared_pool
@@ -47,7 +47,7 @@ def encode_on_ray(
         raise PrecomputeError("--duplicates drop and --similarity look at media in order: leave out --ray")
     rows = _results(todo, task, address, batch)
     print("encoding on Ray with", task.encoder.name)
-    with tqdm(total=len(todo), unit=" media", smoothing=0.1, mininterval=0.5) as bar:
+    with progress_bar(desc="encoding", total=len(todo), unit=" media", smoothing=0.1, mininterval=0.5) as bar:
         for first in rows:
             with writer.shard() as shard:
                 for row in chain([first], islice(rows, per_shard - 1)):

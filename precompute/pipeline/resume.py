@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from concurrent.futures import Executor
 
-from tqdm import tqdm
-
+from periscope.bars import progress_bar
 from periscope.errors import PrecomputeError
 from periscope.precompute.pipeline.filters import Filters
 from periscope.precompute.pipeline.reader import content_hash
@@ -32,7 +31,7 @@ def media_to_encode(
     known = writer.known()
     check = [key for key in media if key in known or key in rejected]
     hashes = threads.map(content_hash, (media[key] for key in check))
-    bar = tqdm(hashes, "checking", len(check), unit="", leave=False, delay=1)
+    bar = progress_bar(hashes, "checking", len(check), unit="", leave=False, delay=1)
     now = dict(zip(check, bar, strict=True))
     kept = writer.settle(now)
     kept |= {key for key, digest in rejected.items() if now.get(key) == digest}

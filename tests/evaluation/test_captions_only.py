@@ -1,6 +1,7 @@
 """What a person is told who asks an adapter questions that was trained on captions alone, and what training shows."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -55,6 +56,8 @@ def test_a_question_to_an_adapter_of_captions_gets_a_note(home, monkeypatch, cap
     samples = (home / "runs/questions/samples.md").read_text()
     assert ".png | Question: What &lt;is&gt; it? Answer: | " in samples and "<is>" not in samples
     assert "| (caption) |" in (home / "runs/captions/samples.md").read_text()
+    shown = re.findall(r"!\[\]\((.*?)\)", samples)
+    assert shown and all((home / "runs/questions" / place).is_file() for place in shown)
     ((_, answers),) = RunFolder(home / "runs/questions").samples
     assert answers[0]["prompt"] == "Question: What <is> it? Answer:" and answers[0]["media"].endswith(".png")
     assert "data:image/jpeg" in (home / "runs/questions/report.html").read_text().split("Answers during training")[1]
@@ -93,7 +96,10 @@ def test_the_line_after_training_works_as_printed(home, monkeypatch, capsys, spl
     train(monkeypatch, f"next-{split}", "--text", f"{split}.jsonl")
     said = capsys.readouterr().out
     assert ("Nothing is held out" in said) == (split == "train")
-    _, _, line = said.partition(f"runs/next-{split}; ")[2].partition(": ")
-    program, script, *arguments = shlex.split(line.splitlines()[0])
+    assert f"done: runs/next-{split}; " in said and ("The best checkpoint is the last one" in said) == (
+        split != "train"
+    )
+    (line,) = [line.removeprefix("Next: ") for line in said.splitlines() if line.startswith("Next: ")]
+    program, script, *arguments = shlex.split(line)
     assert (program, script) == ("python", "eval.py")
     assert "written: " in here(home, monkeypatch, capsys, script, *arguments, "--max-new-tokens", "2")

@@ -1,4 +1,4 @@
-"""Runs side by side: what the table says of made-up runs, and where the picture puts their dots."""
+"""Runs side by side: what the table says of made-up runs, and where the picture has their dots."""
 
 import json
 import sys
@@ -82,30 +82,40 @@ def test_nothing_that_differs_is_cut_and_whatever_compares_badly_is_said(tmp_pat
     make_run(tmp_path / "few", "mlp8", 0.001, 0.5, ids="ab")
     assert "heldout 2 (few); heldout 3 (one, two)" in compare_table.table(compare.open_runs([tmp_path]))
     alone = compare.open_runs([tmp_path / "few"])
-    assert (
-        compare_table.table(alone).startswith("| run | qa_accuracy | caption_f1 | steps |")
-        and compare_picture.picture(alone).width
-    )
+    assert compare_table.table(alone).startswith(
+        "| run | qa_accuracy | caption_f1 | steps |"
+    ) and compare_picture.picture(alone)
 
 
 def test_the_picture_shows_each_run_where_its_score_is(runs):
     found = compare.open_runs(sorted(runs.iterdir()))
-    pixels = np.asarray(compare_picture.picture(found))
-    scale, panel = compare_picture.SCALE, compare_picture.PANEL
-    left = pixels.shape[1] // scale - 2 * (panel + compare_picture.GAP)  # where the panel of caption_f1 begins
-    for place, value in ((0, 0.75), (1, 0.5)):
-        y = int(compare_picture.row_of(place) * scale)
-        blue = (
-            np.flatnonzero((pixels[y, left * scale : (left + panel + 20) * scale] == compare_picture.REAL).all(-1))
-            / scale
-        )
-        assert abs(blue.max() - panel * (value + 0.1)) < 2, "the interval ends there"
-        above = np.flatnonzero(
-            (pixels[y - 3 * scale, left * scale : (left + panel) * scale] == compare_picture.REAL).all(-1)
-        )
-        dot = [x for x in above / scale if abs(x - panel * value) < 6]
-        assert dot and abs(np.mean(dot) - panel * value) < 1, "the dot"
-    assert {compare_picture._top(found, name) for name in ("caption_f1", "qa_accuracy")} == {1.0}
+    figure = compare_picture.figure_of(found)
+    accuracy, shared, seconds = figure.axes
+    own, bounds = shared.containers[0].lines[0], shared.containers[0].lines[2][0].get_segments()
+    assert np.allclose(own.get_xydata(), [(0.75, 0), (0.5, 1)]), "high on top, then low; unscored has no dot"
+    assert np.allclose(bounds, [[(0.65, 0), (0.85, 0)], [(0.4, 1), (0.6, 1)]])
+    assert np.allclose(shared.lines[-1].get_xydata(), [(0.25, 0), (0.25, 1)]), "the controls"
+    assert accuracy.get_xlim()[1] == shared.get_xlim()[1] == 1.02 and not accuracy.lines[-1].get_xdata().size
+    labels = [label.get_text() for label in accuracy.get_yticklabels()]
+    assert labels == [
+        "high\nadapter mlp16, lr 0.001",
+        "low\nadapter mlp8, lr 0.001",
+        "unscored\nadapter mlp16, lr 0.01",
+    ]
+    assert [bar.get_width() for bar in seconds.patches] == [5, 5, 5]
+    said = [axes.get_xlabel() for axes in figure.axes]
+    assert said == ["qa_accuracy, 0 to 1", "caption_f1, 0 to 1", "seconds of training steps"]
+    (legend,) = figure.legends
+    assert "split heldout" in legend.get_title().get_text() and len(legend.get_texts()) == 2
+
+
+def test_names_of_runs_are_no_formulas_and_without_a_plotting_library_there_is_a_table(runs, monkeypatch, capsys):
+    (runs / "low").rename(runs / "a$b$_{")
+    assert compare_picture.picture(compare.open_runs([runs])).startswith(b"\x89PNG")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    compare.write_comparison([runs], runs / "out.md")
+    assert "note: no picture: charts are drawn by matplotlib, which isn't installed" in capsys.readouterr().out
+    assert (runs / "out.md").is_file() and not (runs / "out.png").exists()
 
 
 def test_compare_from_the_command_line_loads_no_model(runs, monkeypatch, capsys):

@@ -13,6 +13,8 @@ import tiny_media
 from PIL import Image
 
 from periscope.errors import ScoreError
+from periscope.evaluation.metrics.names import plain_name
+from periscope.evaluation.metrics.relative_gain import TOPS
 from periscope.evaluation.report import gallery
 from periscope.evaluation.report import page as reports
 from periscope.evaluation.report.chart import line_chart, smoothed, ticks
@@ -20,7 +22,7 @@ from periscope.evaluation.report.page import Medium, report
 from periscope.evaluation.report.runs import RunFolder
 from periscope.precompute.media import decode_sound
 from periscope.precompute.preview import preview
-from studies.screenshot import asked_for
+from studies.screenshots import asked_for
 
 EVIL = "<script>alert(1)</script>\"'><img src=https://example.com/x onerror=alert(2)>&amp;"
 
@@ -250,6 +252,59 @@ def test_the_verdict_and_what_is_missing_stand_first(tmp_path):
         (run.path / "eval.json").write_text(json.dumps(result))
         page = Page(report(RunFolder(run.path), lambda key: Medium()))
         assert not page.faults() and page.said.index("It is so") < page.said.index("caption_f1")
+        assert [tag for tag, _ in page.elements].index("p") < [tag for tag, _ in page.elements].index("h1")
         assert {"class": f"verdict {colour}"} in [attributes for _, attributes in page.elements]
         assert "Complete are heldout: real, shuffled; alpha: nothing yet." in page.said
         assert "Scores of the split heldout" in page.said, "not of the split that is first by name"
+
+
+def captions(count: int, right: int) -> list[dict]:
+    """Rows about as many media; the first `right` answers are right."""
+    return [row(i, "a dog" if i < right else "the cat", "a dog") for i in range(count)]
+
+
+@pytest.mark.parametrize(("count", "right", "worst", "best"), [(8, 4, 4, 4), (8, 0, 4, 4), (3, 2, 1, 2), (3, 1, 2, 1),
+                                                               (1, 1, 0, 1), (1, 0, 1, 0), (40, 20, 6, 6)])  # fmt: skip
+def test_no_answer_is_among_the_best_and_the_worst(count, right, worst, best):
+    ranked = sorted(captions(count, right), key=gallery.quality)
+    low, high = gallery.extremes(ranked, 6)
+    assert (len(low), len(high)) == (worst, best)
+    assert not {one["media"] for one in low} & {one["media"] for one in high}
+    assert max(map(gallery.quality, low), default=0) <= min(map(gallery.quality, high), default=1)
+
+
+def test_captions_and_questions_share_the_best_and_the_worst():
+    asked = [one | {"media": f"q-{one['id']}", "prompt": "What?"} for one in captions(8, 4)]
+    ranked = sorted([*captions(8, 4), *asked], key=gallery.quality)
+    for rows in gallery.extremes(ranked, 6):
+        assert [bool(one["prompt"]) for one in rows] == [False] * 3 + [True] * 3
+
+
+def test_scores_have_plain_names(tmp_path):
+    said = " ".join(Page(report(make_run(tmp_path / "run"), lambda key: Medium())).said.split())
+    assert "words shared with the caption caption_f1 0.750" in said and "questions answered right qa_accuracy" in said
+    assert plain_name("qa_yes/no") == "questions: yes/no" and plain_name("pope_f1_popular") == "pope f1 popular"
+    assert {top for top in TOPS if plain_name(top) == top} == set()
+
+
+@pytest.mark.parametrize(("losses", "told"), [
+    ([3, 2, 1.5], "Best at step 3: held-out loss 1.500."),
+    ([3, 1.5, 2], "It rose to 2.000 by step 3: after the best step it learnt by heart (overfitting)."),
+    ([float("nan"), 1.5, 1.51], "Best at step 2: held-out loss 1.500."),
+])  # fmt: skip
+def test_the_best_step_and_overfitting_are_marked(losses, told, tmp_path):
+    run = make_run(tmp_path / "run")
+    rows = [{"step": step, "heldout": {"real": loss}} for step, loss in enumerate(losses, 1)]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    text = report(RunFolder(run.path), lambda key: Medium())
+    page = Page(text)
+    assert told in page.said and not page.faults()
+    assert ('class="after"' in text) == ("overfitting" in told) == ("overfitting</text>" in text)
+    x = re.search(r'class="best" d="M([0-9.]+) ', text)[1]
+    step = int(re.search(r"Best at step (\d)", page.said)[1])
+    assert float(x) == pytest.approx(58 + (460 - 58 - 12) * step / 3, abs=0.1)
+    assert f"best: step {step}" in page.said
+
+
+def test_a_page_without_evaluations_marks_nothing():
+    assert reports.best_look([]) == (None, "") == reports.best_look([(1, float("inf"))])

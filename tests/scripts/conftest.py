@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import tiny
+import tiny_media
 import torch
 from photos import WORDS, tiny_clip
 from PIL import Image
@@ -39,6 +40,8 @@ def mistakes(workshop):
     (workshop / "wordless").mkdir()
     Image.new("RGB", (40, 40), "red").save(workshop / "wordless" / "a.png")
     made(workshop, "precompute.py", "--data", "wordless", "--encoder", "clip")
+    (workshop / "sounds").mkdir()
+    (workshop / "sounds" / "a.wav").write_bytes(tiny_media.sound(tiny_media.sine(440, 1, 16000)[None], 16000))
     made(workshop, *TRAIN, "--adapter", "mlp3", "--steps", "3", "--name", "taken")
     shutil.copytree(workshop / "runs/taken/steps/000003/adapter", workshop / "alone")
     asked = {"media": ["001.png"], "split": "test", "turns": [{"role": "user", "content": "What is it?"}]}

@@ -18,6 +18,7 @@ from periscope.evaluation.report import compare as comparison
 
 LIST = "import sys; from periscope.cli import main; sys.argv = ['periscope']; main(); print(*sys.modules)"
 SCRIPTS = ("precompute.py", "train.py", "eval.py")
+APART = {"tests", "studies", "benchmarks", "build", ".venv"}
 
 
 def periscope(monkeypatch, *arguments: object) -> None:
@@ -26,9 +27,14 @@ def periscope(monkeypatch, *arguments: object) -> None:
 
 
 @pytest.fixture
-def called(monkeypatch) -> list:
-    """What the commands below the `periscope` command are called with: (name, arguments)."""
+def called(monkeypatch, tmp_path) -> list:
+    """What the commands below the `periscope` command are called with: (name, arguments). What they name is there."""
     calls: list = []
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/a", "runs/b", "photos"):
+        Path(name).mkdir(parents=True)
+    for name in ("cat.jpg", "dog.jpg"):
+        Path(name).touch()
     for name in ("respond", "caption_folder", "recaption_folder", "push"):
         monkeypatch.setattr(commands, name, lambda *given, name=name: calls.append((name, given)))
     return calls
@@ -177,21 +183,37 @@ def test_commands_are_spelled_as_the_user_started(started, eval_line, features_l
     assert console.command("features") == features_line
 
 
-def test_the_line_after_next_runs_as_printed(mistakes, monkeypatch, capsys):
-    """From eval.py --write to train.py, in both spellings."""
-    for name, start in (("eval.py", ()), ("periscope", ("eval",))):
-        out = f"words/next-{name}.jsonl"
-        said = here(mistakes, monkeypatch, capsys, name, *start, "--run", "runs/taken", "--loss-drop",
-                    "train", "--drop", "0.25", "--write", out)  # fmt: skip
-        (line,) = [line.removeprefix("Next: ") for line in said.splitlines() if line.startswith("Next: ")]
-        program, *arguments = shlex.split(line)
-        if name == "periscope":
-            assert (program, arguments[0]) == ("periscope", "train")
-        else:
-            program, *arguments = arguments
-            assert program == "train.py"
-        more = ("--steps", "1", "--name", f"next-{name}")
-        assert "texts: 48 to learn from" in here(mistakes, monkeypatch, capsys, program, *arguments, *more)
+RANKED = ("--loss-drop", "train", "--drop", "0.25", "--max-new-tokens", "4")
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "flags", "learnt"),
+    [
+        ("eval.py", (), RANKED, 48),
+        ("periscope", ("eval",), RANKED, 48),
+        ("eval.py", (), ("--max-new-tokens", "4"), 64),
+    ],
+)
+def test_the_line_after_next_runs_as_printed(name, start, flags, learnt, mistakes, monkeypatch, capsys):
+    """From eval.py --write to train.py, in both spellings. (The line of train.py is run in test_captions_only.py.)"""
+    out = f"words/next-{name}-{learnt}.jsonl"
+    said = here(mistakes, monkeypatch, capsys, name, *start, "--run", "runs/taken", *flags, "--write", out)
+    (line,) = [line.removeprefix("Next: ") for line in said.splitlines() if line.startswith("Next: ")]
+    program, *arguments = shlex.split(line)
+    if name == "periscope":
+        assert (program, arguments[0]) == ("periscope", "train")
+    else:
+        program, *arguments = arguments
+        assert program == "train.py"
+    more = ("--steps", "1", "--name", f"next-{name}-{learnt}")
+    assert f"texts: {learnt} to learn from" in here(mistakes, monkeypatch, capsys, program, *arguments, *more)
+
+
+def test_every_next_line_of_the_program_is_one_of_those():
+    """A new one needs a test that runs it as printed."""
+    files = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in APART]
+    found = {path.name: path.read_text().count("Next: {") for path in files if "Next: {" in path.read_text()}
+    assert found == {"commands.py": 2, "session.py": 2}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -21,12 +21,13 @@ def test_the_table_has_means_and_spreads_best_first() -> None:
 
 
 def test_the_picture_shows_a_dot_for_each_run() -> None:
-    blank, shown = compare.picture([row("mlp", 0, 0.25)]), compare.picture([row("mlp", 0, 0.75)])
-    assert blank.size == shown.size
-    filled = (30, 90, 170)
-    places = [x for x in range(shown.width) if shown.getpixel((x, 24 + 12)) == filled]
-    assert places and max(places) > 600 + 370 * 0.7
-    assert max(x for x in range(blank.width) if blank.getpixel((x, 36)) == filled) < 600 + 370 * 0.3
+    figure = compare.picture([row("mlp", 0, 0.25), row("ldp", 0, 0.75), row("ldp", 1, 0.65)])
+    scenes, questions = figure.axes
+    own, other = questions.lines
+    assert own.get_xydata().tolist() == [[0.75, 0], [0.65, 0], [0.25, 1]], "the best variant stands on top"
+    assert set(other.get_xdata()) == {0.25} and other.get_fillstyle() == "none"
+    assert scenes.lines[0].get_xdata()[0] == 0.375
+    assert [label.get_text() for label in scenes.get_yticklabels()] == ["ldp", "mlp"]
 
 
 def test_every_variant_is_known_to_the_script() -> None:

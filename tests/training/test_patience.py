@@ -80,6 +80,13 @@ def test_patience_is_3_where_nothing_fixes_the_length():
         config_from({"patience": -1}, "the test")
 
 
+def test_few_texts_are_seen_50_times_at_most():
+    for per_epoch, steps, every in ((2, 100, 13), (9, 450, 57), (10, 500, 63), (400, 800, 100)):
+        config = config_from({}, "the test")
+        schedule = settle_schedule(config, per_epoch)
+        assert (schedule.steps, schedule.eval_every) == (steps, every)
+
+
 def test_a_recipe_of_a_paper_trains_as_long_as_the_paper(home, train):
     paper = next(name for name in recipe_names() if load_recipe(name).about.get("paper"))
     assert paper

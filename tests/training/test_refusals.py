@@ -1,8 +1,4 @@
-"""What train.py refuses before it loads a model, or even imports torch."""
-
-import os
-import subprocess
-import sys
+"""What train.py refuses before it loads a model."""
 
 import pytest
 from script_runs import here
@@ -28,30 +24,6 @@ def test_contradictions_are_refused_before_a_model_is_loaded(options, sentence, 
     monkeypatch.setattr(LanguageModelHolder, "load", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(RunError, match=sentence):
         here(home, monkeypatch, capsys, "train.py", *TRAIN, *options)
-
-
-@pytest.mark.parametrize(
-    "options, sentence",
-    [
-        (("--features", "features/nope"), "--features features/nope: there is no such folder"),
-        (("--features", "features/nope=0.5", "features/photos=0.5"), "features/nope=0.5: there is no such folder"),
-        (("--text", "nope.jsonl"), "--text nope.jsonl: there is no such file"),
-        (("--init", "runs/nope"), "--init runs/nope: there is no such run or adapter folder"),
-        (("--resume", "runs/nope"), "--resume runs/nope: there is no such run"),
-    ],
-)
-def test_paths_are_checked_before_torch_is_imported(options, sentence, home):
-    code = (
-        "import sys, runpy\n"
-        "class Finder:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name == 'torch': raise SystemExit('torch was imported')\n"
-        "sys.meta_path.insert(0, Finder())\n"
-        "runpy.run_module('periscope.train', run_name='__main__')\n"
-    )
-    words = [sys.executable, "-c", code, *options, "--device", "cpu"]
-    done = subprocess.run(words, cwd=home, capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 1 and f"{sentence}" in done.stderr and done.stderr.startswith("error: ")
 
 
 def test_a_set_with_a_weight_or_an_equals_sign_is_found(home, monkeypatch, capsys):

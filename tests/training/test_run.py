@@ -71,6 +71,19 @@ def test_metrics_and_samples_are_cut_back_to_the_checkpoint(tmp_path):
     assert text.count("## step") == 2 and "| m | a\\|b | 20 x | r |" in text and "30" not in text
 
 
+def test_samples_show_their_pictures_by_paths_from_the_page(tmp_path):
+    run, picture = run_at(tmp_path / "runs" / "r"), tmp_path / "features" / "my set" / "heldout-thumbnails" / "k|.jpg"
+    sample = {"media": "a.png", "prompt": "(caption)", "answer": "x", "reference": "r"}
+    run.write_samples(10, [sample | {"pictures": [picture, picture]}, sample | {"pictures": []}])
+    shown = "![](../../features/my%20set/heldout-thumbnails/k%7C.jpg)"
+    text = (run.path / "samples.md").read_text()
+    assert (
+        f"| picture | medium | prompt | answer | reference |\n|---|---|---|---|---|\n| {shown} {shown} | a.png |"
+        in text
+    )
+    assert "|  | a.png | (caption) | x | r |" in text
+
+
 def test_optimizer_state_round_trip():
     def step(optimizer, parameters):
         for p in parameters:

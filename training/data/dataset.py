@@ -10,7 +10,6 @@ from itertools import chain
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from periscope.adapters.composed import with_modality
 from periscope.adapters.model import Adapter
@@ -19,6 +18,7 @@ from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.segments import REQUEST, Segment
 from periscope.adapters.prompting.template import soft_slots
 from periscope.adapters.splice import length_of
+from periscope.bars import progress_bar
 from periscope.errors import AdapterError, RunError
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts, without_marks
@@ -186,7 +186,9 @@ class TextFeatureDataset:
         positions, dropped = array("I"), Counter[str]()
         numbers: dict[str, int] = {}  # one for each combination of media, and each text without a medium
         measured = _measure(TextLengths(self, texts, max_length, words_alone))
-        progress = tqdm(measured, desc, len(texts), leave=False, unit=" texts", disable=len(texts) < PARALLEL_TEXTS)
+        progress = progress_bar(
+            measured, desc, len(texts), leave=False, unit=" texts", disable=len(texts) < PARALLEL_TEXTS
+        )
         for position, row in enumerate(progress):
             if isinstance(row, str):
                 dropped[row] += 1

@@ -1,58 +1,60 @@
 """A chart of a sweep: the held-out loss of each run by step, and its lowest value."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw, ImageFont
+from periscope.charts import panels, plain, png
 
-COLOURS = ("#1f5fa8", "#d1602b", "#2f8f4e", "#8a4fa3", "#b8912a", "#3aa6a6", "#a83a5b", "#666666")
-WIDTH, LINE, TOP, LEFT, PANEL = 1000, 24, 34, 60, 420
-GREY, PALE = (120, 120, 120), (228, 228, 228)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+UNIT = "held-out loss, nats per token"
+COLOURS = 10  # that matplotlib goes through; after these the lines are dashed, then dotted
+STYLES = ("-", "--", ":", "-.")
 
 
-def picture(rows: Sequence[dict]) -> Image.Image:
-    """Left: a line per run, the held-out loss by step. Right: a bar per run, its lowest loss, in the order of `rows`.
+def picture(rows: Sequence[dict]) -> bytes:
+    """The chart of `figure_of` as PNG. Raises ChartError where it can't be drawn."""
+    return png(figure_of(rows))
 
-    A hollow mark is the loss with another medium's features. Runs without an evaluation are left out.
+
+def figure_of(rows: Sequence[dict]) -> "Figure":
+    """Left: a line per run, the held-out loss by step. Right: a bar per run, its lowest loss, in the order of `rows`,
+    and a hollow mark for the loss with another medium's features. Runs without an evaluation are left out.
     """
     plotted = [row for row in rows if row["curve"]]
-    height = max(360, TOP + LINE * (len(plotted) + 3))
-    image = Image.new("RGB", (WIDTH, height), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
+    figure, (curves, bars) = panels(10, max(3.8, 1.2 + 0.28 * len(plotted)), columns=2)
+    curves.set(title="during training", xlabel="step", ylabel=UNIT)
+    bars.set(title="at the best step", xlabel=UNIT)
     if not plotted:
-        draw.text((LEFT, TOP), "no run evaluated held-out texts", fill="black", font=font)
-        return image
-    losses = [loss for row in plotted for _, loss in row["curve"]]
-    controls = [row["heldout"].get("shuffled", row["heldout"]["real"]) for row in plotted]
-    low, high = min(losses), max(losses)
-    margin = 0.05 * (high - low) or 0.05
-    low, high = low - margin, high + margin
-    steps = max(step for row in plotted for step, _ in row["curve"])
-    bottom = height - 2 * LINE
-
-    def position(step: float, loss: float) -> tuple[float, float]:
-        return LEFT + PANEL * step / steps, bottom - (bottom - TOP) * (loss - low) / (high - low)
-
-    draw.text((LEFT, 6), "held-out loss by step", fill="black", font=font)
-    for share in range(5):
-        loss, step = low + (high - low) * share / 4, steps * share / 4
-        draw.line((*position(0, loss), *position(steps, loss)), fill=PALE)
-        draw.text((6, position(0, loss)[1] - 9), f"{loss:.3f}", fill=GREY, font=font)
-        draw.text((position(step, low)[0] - 9, bottom + 6), f"{step:.0f}", fill=GREY, font=font)
+        figure.suptitle("no run evaluated held-out texts")
+        return figure
     for number, row in enumerate(plotted):
-        points = [position(*point) for point in row["curve"]]
-        draw.line(points, fill=COLOURS[number % len(COLOURS)], width=2)
-        for x, y in points:
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=COLOURS[number % len(COLOURS)])
-    start = LEFT + PANEL + 40
-    draw.text((start, 6), "lowest held-out loss; hollow: with another medium's features", fill="black", font=font)
-    name_width = max(draw.textlength(row["name"], font) for row in plotted) + 12
-    bar_width, highest = WIDTH - start - name_width - 60, max(*losses, *controls)
-    for number, (row, control) in enumerate(zip(plotted, controls, strict=True)):
-        y, colour = TOP + LINE * number, COLOURS[number % len(COLOURS)]
-        draw.text((start, y), row["name"], fill="black", font=font)
-        end = start + name_width + bar_width * row["heldout"]["real"] / highest
-        draw.rectangle((start + name_width, y + 3, end, y + LINE - 5), fill=colour)
-        mark = start + name_width + bar_width * control / highest
-        draw.ellipse((mark - 4, y + 6, mark + 4, y + 14), outline=colour, width=2)
-        draw.text((max(end, mark) + 8, y), f"{row['heldout']['real']:.3f}", fill=GREY, font=font)
-    return image
+        steps, losses = zip(*row["curve"], strict=True)
+        style = STYLES[number // COLOURS % len(STYLES)]
+        curves.plot(steps, losses, style, marker="o", markersize=4, color=_colour(number), label=plain(row["name"]))
+    curves.set_xlim(0, None)
+    if len(plotted) <= COLOURS:
+        curves.legend(frameon=False, fontsize="small")
+    _lowest(bars, plotted)
+    return figure
+
+
+def _lowest(axes: Any, rows: Sequence[dict]) -> None:
+    """A bar for each run, with its number, and the control's mark."""
+    colours = [_colour(number) for number in range(len(rows))]
+    bars = axes.barh(range(len(rows)), [row["heldout"]["real"] for row in rows], height=0.6, color=colours)
+    axes.bar_label(bars, fmt="%.3f", label_type="center", color="white", fontsize="small")
+    controls = [(place, row["heldout"]["shuffled"]) for place, row in enumerate(rows) if "shuffled" in row["heldout"]]
+    if controls:
+        places, losses = zip(*controls, strict=True)
+        label = "with another medium's features (shuffled)"
+        axes.plot(losses, places, "o", fillstyle="none", color="black", label=label)
+        axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    axes.set_yticks(range(len(rows)), labels=[plain(row["name"]) for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(0, None)
+
+
+def _colour(number: int) -> str:
+    return f"C{number % COLOURS}"

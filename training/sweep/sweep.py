@@ -20,8 +20,8 @@ from safetensors import safe_open
 
 from periscope.adapters.io.schema import read_adapter_config
 from periscope.adapters.lm.lora import parse_lora
-from periscope.atomic import replace_bytes, replacing
-from periscope.errors import AdapterError, FeatureSetError, RunError
+from periscope.atomic import replace_bytes
+from periscope.errors import AdapterError, ChartError, FeatureSetError, RunError
 from periscope.training.config import RENAMED, Request, TrainConfig, option_names, parse_request
 from periscope.training.distributed import RankLeft, Ranks
 from periscope.training.models.language_model_holder import LanguageModelHolder
@@ -147,7 +147,8 @@ def _report(home: Path, rows: Sequence[dict], holder: LanguageModelHolder, train
     """Print the table of results. Raises RunError when a combination failed."""
     if ranks.first:
         print(f"\n{table(rows)}\n\n{_loads(holder, trained)}")
-        print(f"sweep: {home}/sweep.md, sweep.png" if home.is_dir() else f"{home} wasn't made: nothing was trained")
+        drawn = ", sweep.png" if (home / "sweep.png").is_file() else ""
+        print(f"sweep: {home}/sweep.md{drawn}" if home.is_dir() else f"{home} wasn't made: nothing was trained")
     if failed := [row["name"] for row in rows if row["failed"]]:
         raise RunError(f"{len(failed)} of {len(rows)} combinations failed: {', '.join(failed)}; the table says why")
 
@@ -229,10 +230,13 @@ def _loads(holder: LanguageModelHolder, runs: int) -> str:
 def _write_results(home: Path, rows: Sequence[dict], holder: LanguageModelHolder, trained: int) -> None:
     results = {"runs": list(rows), "language_model": {"bytes": holder.bytes, "loaded": holder.loaded}}
     replace_bytes(home / "sweep.json", (json.dumps(results, indent=1) + "\n").encode())
-    page = f"# {home.name}\n\n{table(rows)}\n\n![held-out loss](sweep.png)\n\n{_loads(holder, trained)}.\n"
+    try:
+        replace_bytes(home / "sweep.png", picture(ranked(rows)))
+        shown = "![held-out loss by step, and the lowest of each run](sweep.png)"
+    except ChartError as error:  # the numbers are worth more than the picture
+        shown = f"No picture: {error}"
+    page = f"# {home.name}\n\n{table(rows)}\n\n{shown}\n\n{_loads(holder, trained)}.\n"
     replace_bytes(home / "sweep.md", page.encode())
-    with replacing(home / "sweep.png") as stream:
-        picture(ranked(rows)).save(stream, "png")
 
 
 def _folder_name(choice: Mapping[str, object]) -> str:

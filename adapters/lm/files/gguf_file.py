@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from periscope.adapters.names import GGUF as SUFFIX
 from periscope.errors import AdapterError
 
-SUFFIX = ".gguf"
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 

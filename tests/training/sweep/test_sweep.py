@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from periscope import train as train_script
 from periscope.errors import AdapterError, RunError
 from periscope.training.config import Request
-from periscope.training.sweep.sweep import combinations, outcome, picture, ranked, table
+from periscope.training.sweep.picture import figure_of
+from periscope.training.sweep.sweep import combinations, outcome, ranked, table
 
 BASE = (
     *("--features", "features/photos", "--lm", "lm", "--device", "cpu", "--soft-prompt", "2", "--token-noise", "0.2"),
@@ -197,12 +198,15 @@ def test_the_best_stands_first_and_failures_last():
     assert lines[3].startswith("| worse |") and lines[4].startswith("| bad | failed: no patches / here |")
 
 
-def test_the_picture_has_a_longer_bar_for_a_higher_loss():
-    shown = picture([row("a", 1.0), row("b", 2.0)])
-    ends = [max(x for x in range(shown.width) if shown.getpixel((x, y)) == colour) for y, colour in
-            ((34 + 10, (0x1F, 0x5F, 0xA8)), (34 + 24 + 10, (0xD1, 0x60, 0x2B)))]  # fmt: skip
-    assert ends[1] > ends[0] + 100
-    assert picture([row("bad", 0, "no")]).size == (1000, 360)
+def test_the_picture_has_a_line_and_a_bar_for_each_run():
+    curves, bars = figure_of([row("a", 1.0), row("$b$", 2.0), row("bad", 0, "no")]).axes
+    assert [bar.get_width() for bar in bars.patches] == [1.0, 2.0]
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["a", r"\$b\$"]
+    (controls,) = bars.lines
+    assert controls.get_xdata().tolist() == [1.5, 2.5] and controls.get_fillstyle() == "none"
+    assert [line.get_xydata()[-1].tolist() for line in curves.lines] == [[8, 1.0], [8, 2.0]]
+    assert curves.get_xlabel() == "step" and "nats per token" in curves.get_ylabel() and curves.get_legend()
+    assert "no run" in figure_of([row("bad", 0, "no")]).get_suptitle()
 
 
 def test_nothing_is_said_of_a_run_that_never_began(tmp_path):

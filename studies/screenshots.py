@@ -1,7 +1,10 @@
-"""Render report.html in headless Chromium into docs/report.png: `python -m studies.screenshot`.
+"""All pictures that can be made from what is there: `python -m studies.screenshots`.
 
-On the left the page in light and dark colours, on the right both at the width of a phone. The browser logs its network
-meanwhile; if the page requests anything, no picture is written.
+charts    docs/comparison.png, retrieval.png, scaling.png and sweep.png, drawn from the JSON files beside them
+report    docs/report.png: a run's report.html in headless Chromium, on the left in light and dark colours, on the right
+          both at the width of a phone; the browser logs its network meanwhile, and if the page requests anything, no
+          picture is written
+terminal  docs/first_run.md: a first run in a terminal of 80 columns (studies.first_run)
 """
 
 import json
@@ -11,32 +14,75 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from PIL import Image
 
+from periscope.charts import png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 ROOT = Path(__file__).resolve().parent.parent
-BROWSERS = ("chromium", "google-chrome", "chrome", "chromium-browser")
+DOCS = ROOT / "docs"
+BROWSERS = ("chromium", "google-chrome", "chrome", "chromium-browser", "chrome-headless-shell")
 DARK = "--blink-settings=preferredColorScheme=0"
 GAP = 16
+CHARTS = ("comparison", "retrieval", "scaling", "sweep")
 
 
 @dataclass
 class Options:
-    """Which report to render."""
+    """Which pictures to make."""
 
+    only: tuple[Literal["charts", "report", "terminal"], ...] = ("charts", "report", "terminal")
+    """These alone."""
     page: Path = ROOT / "runs" / "demo" / "report.html"
     """The report of a run that was scored."""
-    out: Path = ROOT / "docs" / "report.png"
-    """The picture."""
     browser: str = ""
     """The program (default: the first there is of chromium, google-chrome and so on)."""
     height: int = 2300
-    """Pixels of the page, from its top."""
+    """Pixels of the report, from its top."""
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
+    if "charts" in options.only:
+        draw_charts()
+    if "report" in options.only:
+        picture_report(options)
+    if "terminal" in options.only:
+        from studies.first_run import record
+
+        record()
+
+
+def draw_charts() -> None:
+    """Draw each chart whose numbers are in docs/ anew, and name those whose numbers aren't."""
+    for name in CHARTS:
+        numbers = DOCS / f"{name}.json"
+        if numbers.is_file():
+            (DOCS / f"{name}.png").write_bytes(png(chart(name, json.loads(numbers.read_text()))))
+            print(f"{DOCS / name}.png")
+        else:
+            print(f"{DOCS / name}.png stays as it is: there is no {numbers.name}")
+
+
+def chart(name: str, found: Any) -> "Figure":
+    """One of `CHARTS`, from what is in its JSON file."""
+    from periscope.training.sweep.picture import figure_of
+    from studies import compare, ranks, retrieval
+
+    if name == "comparison":
+        return compare.picture(found)
+    if name == "retrieval":
+        return retrieval.curves(found)
+    return ranks.picture(found["one"], found["two"], found["cut"]) if name == "scaling" else figure_of(found["runs"])
+
+
+def picture_report(options: Options) -> None:
+    """Write docs/report.png. Raises SystemExit without a browser, and as `shot`."""
     browser = options.browser or next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         raise SystemExit(f"error: none of {', '.join(BROWSERS)} is installed; name one with --browser")
@@ -51,8 +97,8 @@ def main() -> None:
         left += one.width + GAP
     sheet = sheet.resize((sheet.width // 2, sheet.height // 2), Image.Resampling.LANCZOS)
     few = sheet.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
-    few.save(options.out, optimize=True)
-    print(f"{options.out}: {sheet.width} x {sheet.height}; the page asked for nothing")
+    few.save(DOCS / "report.png", optimize=True)
+    print(f"{DOCS / 'report.png'}: {sheet.width} x {sheet.height}; the page asked for nothing")
 
 
 def shot(browser: str, page: Path, width: int, height: int, *flags: str) -> Image.Image:

@@ -1,0 +1,81 @@
+"""What names of adapters and of language models mean, as far as that can be told before torch is imported."""
+
+import difflib
+import re
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from periscope.errors import AdapterError
+
+PROJECT = Path(__file__).resolve().parents[1]
+GGUF = ".gguf"
+# Names that people use -> the Hub's.
+BARE_NAMES = {
+    "gpt2": "openai-community/gpt2",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "opt-350m": "facebook/opt-350m",
+    "SmolLM2-135M-Instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "SmolLM2-360M-Instruct": "HuggingFaceTB/SmolLM2-360M-Instruct",
+}
+
+
+def find_spec(spec: str, patterns: Collection[str]) -> tuple[str, dict[str, int]]:
+    """The pattern of a projector's spec (`linear`, `mlp{tokens}`), and its integer by name.
+
+    The whole spec is looked up first, then name and integer. Raises AdapterError for an unknown one, with the nearest
+    known names.
+    """
+    if spec in patterns:
+        return spec, {}
+    match = re.fullmatch(r"(.*?)(\d+)", spec)
+    if match:
+        for pattern in patterns:
+            name, _, integer = pattern.rstrip("}").partition("{")
+            if integer and name == match[1] and int(match[2]) > 0:
+                return pattern, {integer: int(match[2])}
+    letters = re.sub(r"\d+$", "", spec)
+    stems = [re.sub(r"\{.*\}", "", pattern) for pattern in patterns if ("{" in pattern) == (letters != spec)]
+    near = difflib.get_close_matches(letters, stems, n=2, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(stem + spec[len(letters) :] for stem in near)}?" if near else ""
+    raise AdapterError(
+        f"unknown adapter {spec!r}{hint} (known: {', '.join(known_specs(patterns))}; K is a whole number above 0)"
+    )
+
+
+def known_specs(patterns: Collection[str]) -> list[str]:
+    """The specs, with the integer shown as K: `linear`, `mlpK`, ..."""
+    return sorted(re.sub(r"\{.*\}", "K", pattern) for pattern in patterns)
+
+
+def check_spec(spec: str) -> None:
+    """Raise AdapterError for an adapter that no file of adapters/projectors/ declares.
+
+    Reads these files as text, because importing them imports torch. Where that is done already, nothing is said: the
+    registry has the last word.
+    """
+    if "periscope.adapters.projectors" not in sys.modules:
+        files = sorted((PROJECT / "adapters" / "projectors").glob("*.py"))
+        texts = "".join(file.read_text(encoding="utf-8") for file in files)
+        find_spec(spec, re.findall(r'^@projector\("([^"]+)"', texts, re.M))
+
+
+def check_language_model(name: str) -> None:
+    """Raise AdapterError for what is neither there, as given or inside the project, nor of the form of a hub id."""
+    if any(place.exists() for place in (Path(name).expanduser(), PROJECT / name)):
+        return
+    if name.lower().endswith(GGUF):
+        raise AdapterError(f"--lm {name}: there is no such file")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        full = f", such as {BARE_NAMES[name]}" if name in BARE_NAMES else ""
+        raise AdapterError(f"--lm {name} is neither a folder that exists nor a hub id of the form owner/name{full}")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form owner/name and is no local path."""
+    return (
+        name.count("/") == 1
+        and not name.startswith((".", "/", "~"))
+        and all(name.split("/"))
+        and not Path(name).exists()
+    )
