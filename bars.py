@@ -1,5 +1,6 @@
 """Progress bars: one line that is redrawn on a terminal, and plain lines where the output is a file or a pipe."""
 
+import shutil
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -19,7 +20,8 @@ def progress_bar(
     next after `PIPED_SECONDS`.
     """
     if sys.stderr.isatty():
-        return tqdm(items, desc, total, unit=unit, dynamic_ncols=True, bar_format=NARROW, **how)
+        columns = shutil.get_terminal_size().columns - 1  # a full line would wrap on some terminals
+        return tqdm(items, desc, total, unit=unit, ncols=columns, bar_format=NARROW, **how)
     how |= {"mininterval": PIPED_SECONDS, "maxinterval": 1e9, "miniters": 1}
     return _Lines(items, desc, total, unit=unit, ncols=80, bar_format=NARROW.replace("|{bar}|", ""), **how)
 

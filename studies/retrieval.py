@@ -174,10 +174,11 @@ def curves(found: dict) -> "Figure":
             shares = [rows[str(length)][way]["accuracy"] for length in lengths]
             panel.plot(lengths, shares, marker="o", color=COLOURS[family], label=NAMES[family])
         panel.plot(lengths, [1 / length for length in lengths], "--", color="gray", label="chance")
-        panel.set(title=way, xlabel="symbols in the context", ylim=(0, 1.03))
+        panel.set(title=way.replace("from nothing", "from scratch"), xlabel="symbols in the context", ylim=(0, 1.03))
         panel.set_xticks(lengths)
     axes[0].set_ylabel("accuracy, share of right positions")
-    axes[0].legend(frameon=False, loc="lower left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
 
 

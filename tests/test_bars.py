@@ -38,11 +38,10 @@ def test_on_a_terminal_a_line_fits_80_columns(numbers, monkeypatch):
     step, steps, wait = numbers
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("COLUMNS", "81")  # of which tqdm leaves one
-    monkeypatch.setenv("LINES", "24")
+    monkeypatch.setenv("COLUMNS", "80")
     with ProgressBar(steps, step) as bar:
         bar.mark_best(11.234, step)
-        bar.wait_seconds = wait
+        bar.wait_seconds, bar.seconds = wait, 20.0
         bar.update(12.345, 100_000)
     drawn = [line for line in terminal.getvalue().replace("\n", "\r").split("\r") if line]
     assert all(len(line) <= 80 for line in drawn) and f"{step + 1}/{steps}" in drawn[-1]
