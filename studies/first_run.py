@@ -9,6 +9,7 @@ import fcntl
 import os
 import pty
 import re
+import resource
 import shutil
 import struct
 import subprocess
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,12 +36,13 @@ ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|[()][A-Z0-9]|.)")
 HEAD = """# A first run, recorded
 
 12 pictures of animals with a caption each (`photos/cat.png` beside `photos/cat.txt`), EfficientNet-Lite0 as the
-encoder, SmolLM2-135M-Instruct as the language model, all in local folders ([real.md](real.md)). No GPU, one thread.
+encoder, SmolLM2-135M-Instruct as the language model, all in local folders ([real.md](real.md)). No GPU, one thread,
+on a machine whose two cores other programs used too: the processor time is what an idle one takes.
 `python -m studies.first_run` recorded this in a terminal of 80 columns. 12 captions are far too few to learn to see,
 which the output says itself; how it goes on with hundreds is in [real.md](real.md).
 
-| command | wall time |
-|---|---|
+| command | wall time | processor time |
+|---|---|---|
 """
 
 
@@ -61,15 +63,15 @@ def record(install: bool = False) -> None:
     with tempfile.TemporaryDirectory() as here:
         home = Path(here)
         shown = pictures(home / "photos")
-        times = [("pip install -e .", installation(home))] if install else []
+        times = [("pip install -e .", *timed(lambda: installation(home)))] if install else []
         transcript = ""
         for line in commands(shown):
             print("$ periscope", *line, flush=True)
-            began = time.monotonic()
-            said = recorded(["-c", "from periscope.cli import main; main()", *line], home)
-            times.append((spelled(line), time.monotonic() - began))
-            transcript += f"$ {wrapped(spelled(line))}\n{portable(said)}\n"
-    rows = "".join(f"| `{line}` | {format_duration(seconds)} |\n" for line, seconds in times)
+            said: list[str] = []
+            call = ["-c", "from periscope.cli import main; main()", *line]
+            times.append((spelled(line), *timed(lambda call=call, said=said: said.append(recorded(call, home)))))
+            transcript += f"$ {wrapped(spelled(line))}\n{portable(said[0])}\n"
+    rows = "".join(f"| `{line}` | {format_duration(wall)} | {format_duration(cpu)} |\n" for line, wall, cpu in times)
     PAGE.write_text(f"{HEAD}{rows}\n```text\n{transcript.rstrip()}\n```\n")
     print(f"written: {PAGE}")
 
@@ -97,12 +99,18 @@ def commands(picture: str) -> list[list[str]]:
     ]
 
 
-def installation(home: Path) -> float:
-    """Seconds that a new environment and `pip install -e .` take."""
-    began = time.monotonic()
+def timed(action: Callable[[], object]) -> tuple[float, float]:
+    """Seconds by the clock, and of processor time, that the programs started by `action` take."""
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    action()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.monotonic() - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def installation(home: Path) -> None:
+    """Make a new environment and install Periscope into it."""
     subprocess.run([sys.executable, "-m", "venv", str(home / "venv")], check=True)
     subprocess.run([str(home / "venv" / "bin" / "pip"), "install", "--quiet", "-e", str(ROOT)], check=True)
-    return time.monotonic() - began
 
 
 def recorded(arguments: Sequence[str], home: Path) -> str:

@@ -11,11 +11,15 @@ tokenisation.
 import contextlib
 import io
 import math
+import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
+from tempfile import TemporaryFile
+from typing import IO
 
 import numpy as np
 
@@ -120,10 +124,30 @@ def prepare(texts: Iterable[str]) -> None:
     wanted = dict.fromkeys(line for line in lines_of if line not in _tokens)
     if wanted and available() and has_java():
         lines = dict(enumerate(wanted))
-        found = _scorer("tokenizer.ptbtokenizer", "PTBTokenizer")().tokenize(
-            {key: [{"caption": line}] for key, line in lines.items()}
-        )
+        with TemporaryFile() as said:
+            with _java_speaks_into(said):
+                found = _scorer("tokenizer.ptbtokenizer", "PTBTokenizer")().tokenize(
+                    {key: [{"caption": line}] for key, line in lines.items()}
+                )
+            if len(found) < len(lines):
+                said.seek(0)
+                raise ScoreError(f"Java's tokenizer failed: {said.read().decode(errors='replace').strip()[-200:]}")
         _tokens.update({line: found[key][0] for key, line in lines.items()})
+
+
+@contextlib.contextmanager
+def _java_speaks_into(file: IO[bytes]) -> Iterator[None]:
+    """What programs that are started meanwhile write to stderr goes into `file`: Java's tokenizer tells how fast it
+    was, whoever asks.
+    """
+    sys.stderr.flush()
+    before = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def available() -> bool:

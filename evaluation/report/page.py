@@ -30,7 +30,7 @@ from periscope.evaluation.report.gallery import (
     spread,
     verdict,
 )
-from periscope.evaluation.report.runs import RunFolder, headline, interval_of, main_split
+from periscope.evaluation.report.runs import RunFolder, headline, interval_of, is_lesser, main_split
 from periscope.evaluation.scoring.prediction import OVERALL
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -67,9 +67,7 @@ def report(run: RunFolder, media: Callable[[str], Medium]) -> str:
         main_split=first if len(run.splits) > 1 else "",
         score_command=portable(command("eval", "--run", run.path)),
         about=about(run),
-        tiles=[row for row in scores(run.splits[first])["rows"] if row["name"] in headline(run.splits[first])]
-        if first
-        else [],
+        tiles=tiles(run.splits[first]) if first else [],
         splits=[{"name": name, **scores(found)} for name, found in run.splits.items()],
         curves=curves(run.metrics),
         inputs=[card(row, show) for row in alternating(spread(rows, SHOWN))],
@@ -174,6 +172,15 @@ def scores(found: Mapping) -> dict:
     notes = [message for message in messages if message.partition(":")[0] in BASELINES]
     warnings = [message for message in messages if message not in notes]
     return {"n": found.get("n"), "controls": controls, "rows": rows, "notes": notes, "warnings": warnings}
+
+
+def tiles(found: Mapping) -> list[dict]:
+    """The rows of `scores` at the head of the page: the headline scores, the most telling first; of captions none that
+    says little, unless there are no others.
+    """
+    rows, names = {row["name"]: row for row in scores(found)["rows"]}, list(found["real"])
+    told = any(name.startswith("caption_") and not is_lesser(name, names) for name in names)
+    return [rows[name] for name in headline(found) if not (told and is_lesser(name, names))]
 
 
 def curves(metrics: Sequence[Mapping]) -> list[dict]:

@@ -4,7 +4,7 @@ Whatever an interrupted run didn't write is empty here; only a folder that isn't
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import unescape
@@ -236,8 +236,15 @@ def headline(found: Mapping, most: int = 4) -> list[str]:
     """
     names = list(found.get("real") or {})
     broad = [name for name in names if not name.startswith("qa_") or name in OVERALL]
+    return sorted(broad or names, key=lambda name: is_lesser(name, names))[:most]
+
+
+def is_lesser(name: str, names: Collection[str]) -> bool:
+    """Whether a score says less than others of its sort: of captions those of words and n-grams beside CIDEr, and where
+    captions are short CIDEr too. names: all there are.
+    """
     lesser = (*LESSER, "_cider") if "caption_exact" in names else LESSER
-    return sorted(broad or names, key=lambda name: name.endswith(lesser) and name != "caption_set_f1")[:most]
+    return name.endswith(lesser) and name != "caption_set_f1"
 
 
 def _is_number(value: Any) -> bool:

@@ -97,8 +97,9 @@ def caption_note(rows: Sequence[Prediction], found: Mapping[str, Mapping[str, Sc
     captions = {row.id: row for row in rows if not row.prompt}
     if "caption_exact" not in found["real"] or "caption_cider" not in found["real"]:
         return ""
+    length = caption_length(captions)
     return (
-        f"the reference captions have a median of {caption_length(captions):g} words, too few for CIDEr, BLEU and "
+        f"the reference captions have a median of {length:g} word{'s' * (length != 1)}, too few for CIDEr, BLEU and "
         "ROUGE-L to tell answers apart: read caption_exact and caption_set_f1"
     )
 

@@ -1,6 +1,7 @@
 """The field's scores against what the official programs gave (tests/golden/make_scores.py), and worked by hand."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -328,6 +329,22 @@ def test_captions_without_spaces_are_scored_by_character(with_java, near, true, 
     with pytest.warns(UserWarning, match="CIDEr of 3 items"):
         assert metrics.cider(predictions, references).each[1] > 1
     assert "by character" not in metrics.rouge_l({1: "a dog"}, {1: "the dog"}).note
+
+
+@java
+def test_the_tokeniser_is_not_heard_unless_it_fails(capfd, monkeypatch) -> None:
+    captions.prepare(["words that no other test tokenises"])
+    assert capfd.readouterr().err == ""
+
+    class Fails:
+        def tokenize(self, texts: dict) -> dict:
+            os.write(2, b"no memory")
+            return {}
+
+    monkeypatch.setattr(captions, "_scorer", lambda *_: Fails)
+    with pytest.raises(metrics.ScoreError, match="Java's tokenizer failed: no memory"):
+        captions.prepare(["words that are never tokenised"])
+    assert capfd.readouterr().err == ""
 
 
 def test_short_captions_get_exact_and_set_scores() -> None:

@@ -51,7 +51,7 @@ def test_the_loss_decides_where_scores_of_short_captions_cant():
     assert found.seeing == "sees" and found.measure == "loss" and found.sentence.startswith("It sees: the loss on val")
     numbers, shown = summarise("val", rows, both(rows), [], "", losses_of(2.47, 3.66))
     assert shown.startswith(found.sentence) and numbers["verdict"]["seeing"] == "sees"
-    assert numbers["losses"]["drop"] == pytest.approx(1.19, abs=0.2) and "median of 1 words" in str(numbers["warnings"])
+    assert numbers["losses"]["drop"] == pytest.approx(1.19, abs=0.2) and "median of 1 word," in str(numbers["warnings"])
     assert not any("blind" in warning for warning in numbers["warnings"])
 
 
