@@ -170,7 +170,7 @@ def open_scored(
     texts = features.texts(options.text or settings.get("text"), options.partial)
     texts = texts.with_captions(model.prompt.template.captions_read)
     run = ScoredRun(place, features, texts, model, config)
-    print(f"{path}: {run.step} steps, language model {model.lm.precision} ({model.lm.reason})")
+    print(f"{path}: {run.step.lstrip('0')} steps, language model {model.lm.precision} ({model.lm.reason})")
     return run
 
 

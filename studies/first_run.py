@@ -32,12 +32,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "first_run.md"
 COLUMNS, LINES = 80, 24
 PICTURES = 12
-ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|[()][A-Z0-9]|.)")
+CONTROLS = re.compile(r"(\n|\r|\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|[()][A-Z0-9]|[^\[\]()]))")
 HEAD = """# A first run, recorded
 
 12 pictures of animals with a caption each (`photos/cat.png` beside `photos/cat.txt`), EfficientNet-Lite0 as the
 encoder, SmolLM2-135M-Instruct as the language model, all in local folders ([real.md](real.md)). No GPU, one thread,
-on a machine whose two cores other programs used too: the processor time is what an idle one takes.
+on a machine whose two cores other programs used too: an idle one takes about the processor time.
 `python -m studies.first_run` recorded this in a terminal of 80 columns. 12 captions are far too few to learn to see,
 which the output says itself; how it goes on with hundreds is in [real.md](real.md).
 
@@ -137,14 +137,26 @@ def recorded(arguments: Sequence[str], home: Path) -> str:
 
 
 def screen(said: str) -> str:
-    """The lines that a terminal shows in the end: what follows a carriage return is written over what was there."""
-    lines = []
-    for line in ESCAPES.sub("", said).split("\n"):
-        cells: list[str] = []
-        for part in line.split("\r"):
-            cells[: len(part)] = part
-        lines.append("".join(cells).rstrip())
-    return "\n".join(lines).strip("\n") + "\n"
+    """The lines that a terminal shows in the end, of programs that only return to a line's start, erase its end or move
+    up, as progress bars do.
+    """
+    lines: list[list[str]] = [[]]
+    row = column = 0
+    for part in CONTROLS.split(said):
+        if part == "\n":
+            row, column = row + 1, 0
+            lines += [[] for _ in range(row + 1 - len(lines))]
+        elif part == "\r":
+            column = 0
+        elif part == "\x1b[A":
+            row = max(0, row - 1)
+        elif part == "\x1b[K":
+            del lines[row][column:]
+        elif not part.startswith("\x1b"):
+            lines[row] += " " * (column - len(lines[row]))
+            lines[row][column : column + len(part)] = part
+            column += len(part)
+    return "\n".join("".join(line).rstrip() for line in lines).strip("\n") + "\n"
 
 
 def spelled(line: Sequence[str]) -> str:
