@@ -36,7 +36,7 @@ def test_without_a_browser_there_is_a_sentence(monkeypatch) -> None:
 def test_what_is_written_over_a_line_is_what_a_terminal_shows() -> None:
     said = "one\r\ntrain   0%|    | 0/2\rtrain 100%|####| 2/2\x1b[K\nabc\rde\n\x1b[1mbold\x1b[0m \n"
     assert first_run.screen(said) == "one\ntrain 100%|####| 2/2\ndec\nbold\n"
-    nested = "train 50%\r\n\rlooking 10%\x1b[A\r\n\rlooking 99%\x1b[A\r\n\r           \x1b[A\r         \rstep 1\r\n\rtrain 60%"
+    nested = "train 50%\r\n\rlook 10%\x1b[A\r\n\rlook 99%\x1b[A\r\n\r        \x1b[A\r         \rstep 1\r\n\rtrain 60%"
     assert first_run.screen(nested) == "step 1\ntrain 60%\n"
     assert first_run.recorded(["-c", "import shutil; print(shutil.get_terminal_size().columns)"], DOCS) == "80\n"
     lines = first_run.wrapped("periscope train " + "--adapter mlp16 " * 9).splitlines()
