@@ -29,6 +29,8 @@ def progress_bar(
 class _Lines(tqdm):
     """A bar whose states are lines: nothing is redrawn, and nothing is cleared."""
 
+    disable: bool
+
     @staticmethod
     def status_printer(file: Any) -> Any:
         """What prints one state; tqdm clears a bar by an empty one."""

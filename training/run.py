@@ -299,8 +299,8 @@ class Run:
         if f"\n## step {step}\n" in text:
             return  # written by a process that was killed before it logged this evaluation
         pictured = any(sample.get("pictures") for sample in samples)
-        head = [*(["picture"] if pictured else []), "medium", "prompt", "answer", "reference"]
-        text += f"\n## step {step}\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|\n"
+        columns = [*(["picture"] if pictured else []), "medium", "prompt", "answer", "reference"]
+        text += f"\n## step {step}\n\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
         for sample in samples:
             cells = [_cell(sample[name]) for name in ("media", "prompt", "answer", "reference")]
             shown = " ".join(f"![]({_address(picture, self.path)})" for picture in sample.get("pictures", ()))
