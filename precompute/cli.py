@@ -31,11 +31,11 @@ def run(config: PrecomputeConfig) -> None:
     """Find the media, load the encoder, and encode. Names and media come first, because importing torch takes
     seconds.
     """
+    announce(f"precompute: {config.data or 'the demo'}, encoder {config.encoder}")
     from periscope.precompute.encoders.names import check_encoder
     from periscope.precompute.media.limits import Limits, set_limits
     from periscope.precompute.remote import collected
 
-    announce(f"precompute: {config.data or 'the demo'}, encoder {config.encoder}")
     check_encoder(config.encoder)
     chosen = config.limits
     set_limits(Limits(chosen.max_pixels, chosen.max_bytes, chosen.max_seconds, chosen.max_memory))
