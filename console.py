@@ -24,6 +24,7 @@ if os.environ.get("RANK", "0") != "0":
     os.environ["TQDM_DISABLE"] = "1"
 
 GRACE_SECONDS = 10  # in which torchrun ends the other processes after the first one failed
+COMMAND_AT_END = re.compile(r"(python \S+\.py|periscope \w+|--resume \S+)[^;]*$")
 TROUBLESHOOTING = Path(__file__).resolve().parent / "docs" / "troubleshooting.md"
 SCRIPTS = ("precompute", "train", "eval")
 
@@ -37,7 +38,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        _leave(str(error))
+        _leave(f"{error}{page_about(str(error))}")
     except OSError as error:
         if error.filename is None or error.errno is None:
             raise
@@ -80,23 +81,26 @@ def announce(line: str) -> None:
 
 
 def page_about(sentence: str) -> str:
-    """Where the documentation explains an error, as a line that follows it; "" where it doesn't, or isn't here.
+    """Where the documentation explains an error, in brackets that follow it; "" where it doesn't, or isn't here.
 
-    A heading of docs/troubleshooting.md quotes the error, with … for what differs.
+    A heading of docs/troubleshooting.md quotes the error, with … for what differs. Nothing follows a command, which
+    people copy.
     """
+    if COMMAND_AT_END.search(sentence):
+        return ""
     try:
         text = TROUBLESHOOTING.read_text(encoding="utf-8")
     except OSError:  # installed without a clone
         return ""
     for heading in re.findall(r"^### [^`\n]*`(.+)`", text, re.M):
         if re.search(".*?".join(map(re.escape, heading.split("…"))), sentence, re.S):
-            return f"\nsee docs/{TROUBLESHOOTING.name}: {heading.strip()}"
+            return f" (see docs/{TROUBLESHOOTING.name})"
     return ""
 
 
 def _leave(sentence: str) -> NoReturn:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        sys.exit(f"{styled('error:', 'bold red', sys.stderr)} {printable(sentence)}{page_about(sentence)}")
+        sys.exit(f"{styled('error:', 'bold red', sys.stderr)} {printable(sentence)}")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(GRACE_SECONDS)
     sys.exit(f"error in process {os.environ['RANK']}: {printable(sentence)}")

@@ -198,7 +198,7 @@ MISTAKES = {
     ),
     "no words": (
         ("train.py", "--features", "features/wordless", "--lm", "lm"),
-        "\nsee docs/troubleshooting.md: has no words to train on",
+        "(see docs/troubleshooting.md)",
     ),
     "run exists": ((*TRAIN, "--name", "taken"), "never overwritten"),
     "no language model named": (("train.py", "--features", "features/photos"), "--lm is missing"),
