@@ -63,7 +63,11 @@ def record(install: bool = False) -> None:
     with tempfile.TemporaryDirectory() as here:
         home = Path(here)
         shown = pictures(home / "photos")
-        times = [("pip install -e .", *timed(lambda: installation(home)))] if install else []
+        times = (
+            [("python3 -m venv .venv && .venv/bin/pip install -e .", *timed(lambda: installation(home)))]
+            if install
+            else []
+        )
         transcript = ""
         for line in commands(shown):
             print("$ periscope", *line, flush=True)
