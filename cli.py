@@ -144,7 +144,7 @@ def caption() -> None:
         raise RunError("--prompt is what the model of --with is asked; a run has a caption prompt of its own")
     check_new_file("--out", config.out)
     check_media([Path(config.words[-1])])
-    device = _device(config.models, "" if config.with_ else config.words[0])
+    device = _device(config.models, *(() if config.with_ else config.words[:1]))
     from periscope.evaluation import commands
 
     folder, rest = Path(config.words[-1]), (config.out, config.answers, config.models, device)
@@ -276,14 +276,14 @@ def _respond(
     commands.respond(_adapters(run_name), media, question, answers, models, device)
 
 
-def _device(models: "ModelOptions", run_name: str) -> str:
-    """The device, before anything large is imported, for a run that is there ("": none is needed)."""
+def _device(models: "ModelOptions", *runs: str) -> str:
+    """The device, before anything large is imported, for runs that are there."""
     from periscope.device import choose_device
     from periscope.evaluation.config import check_run
 
-    for name in _parts(run_name) if run_name else ():
+    for name in (part for run_name in runs for part in _parts(run_name)):
         check_run(name, hub=True)
-    announce(f"{sys.argv[0]}: loading {run_name or 'the model'}")
+    announce(f"{sys.argv[0]}: loading {' '.join(runs) or 'the model'}")
     return choose_device(models.device)
 
 
