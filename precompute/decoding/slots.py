@@ -17,7 +17,7 @@ from periscope.errors import MediaError
 SIZE = 1 << 31  # bytes of address space; only what was written takes memory
 HELD = 64 << 20  # bytes that a slot may keep between requests
 ALIGNED = 64
-HEADER = struct.Struct("q")
+HEADER = struct.Struct("qq")
 NOT_BEGUN = -1
 
 
@@ -49,13 +49,12 @@ class Slot:
     """A file without a name, mapped by the main process and, once it was sent there, by a worker.
 
     Begins with the number of the source that the worker is busy with, so that the main process knows which one ended
-    it.
+    it, and the number of bytes taken.
     """
 
     def __init__(self, file: int):
         self.file = open(file, "r+b", buffering=0)  # noqa: SIM115, it lives as long as the slot
         self.memory = mmap.mmap(file, SIZE)
-        self.used = 0
 
     @classmethod
     def create(cls) -> "Slot":
@@ -92,7 +91,16 @@ class Slot:
 
     @at.setter
     def at(self, number: int) -> None:
-        HEADER.pack_into(self.memory, 0, number)
+        HEADER.pack_into(self.memory, 0, number, self.used)
+
+    @property
+    def used(self) -> int:
+        """Bytes taken, from the begin on."""
+        return HEADER.unpack_from(self.memory)[1]
+
+    @used.setter
+    def used(self, size: int) -> None:
+        HEADER.pack_into(self.memory, 0, self.at, size)
 
     def room_for(self, size: int) -> bool:
         """Whether so many more bytes fit."""

@@ -10,11 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from periscope.errors import MediaError
+from periscope.errors import MachineError, MediaError
 from periscope.precompute.allocator import keep_freed_memory, return_freed_memory
 from periscope.precompute.decoding.slots import HELD, Slot, size_of
 from periscope.precompute.media import read_file
-from periscope.precompute.media.limits import Limits, limits, set_limits
+from periscope.precompute.media.limits import NO_MEMORY, Limits, limits, set_limits
 from periscope.precompute.media.picture import mended
 
 resource: Any
@@ -136,12 +136,12 @@ def _decode(slot: Slot | _Unshared, piece: Piece) -> Result:
         if size_of(value) > HELD:
             return_freed_memory()  # of the decoder, before the copy into the slot comes on top of it
         return Result(digest, slot.place(value), mended=dict(mended))
+    except MachineError:
+        raise
     except MediaError as error:
         return Result(digest, error=(error.reason, error.detail))
     except MemoryError:
-        return Result(
-            digest, error=("too large for the memory", f"more than {limits().memory:,} bytes; see --max-memory")
-        )
+        return Result(digest, error=(NO_MEMORY, f"more than {limits().memory:,} bytes; see --max-memory"))
     except Exception as error:  # a decoder's bug is no reason to lose the other files
         return Result(digest, error=("damaged", f"{type(error).__name__}: {error}"))
 

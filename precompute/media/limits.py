@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from periscope.errors import MediaError
 
+NO_MEMORY = "too large for the memory"  # reason
+
 
 @dataclass(frozen=True)
 class Limits:
