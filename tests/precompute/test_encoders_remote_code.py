@@ -68,24 +68,24 @@ def poisoned(folder: Path, kind: str, model_type: str | None) -> Path:
     return folder
 
 
+def with_text_tower(folder: Path, text: Path) -> Path:
+    """An open_clip tower whose text tower is one of transformers, whose folder open_clip reads with AutoConfig."""
+    open_clip_folder(folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] = {"hf_model_name": str(text), "hf_tokenizer_name": str(text)}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    shutil.copy(text / "evil.py", folder / "evil.py")
+    return folder
+
+
 def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
     cases = [(kind, model_type) for kind in CLASSES for model_type in (None, "evil")]
     folders = [
         poisoned(tiny_folder(tmp_path / f"{kind}-{model_type}", kind), kind, model_type) for kind, model_type in cases
     ]
-    said = answers(*folders)
+    tower = with_text_tower(tmp_path / "clip", folders[cases.index(("dinov2", "evil"))])
+    said = answers(*folders, tower)
     for folder, (kind, model_type) in zip(folders, cases, strict=True):
         assert not (folder / "marker").exists(), kind
         assert said[folder].startswith("refused:" if model_type else "loaded"), (kind, said[folder])
-
-
-def test_code_beside_an_open_clip_tower_is_not_run(tmp_path: Path) -> None:
-    """Its text tower may be one of transformers, whose folder open_clip reads with AutoConfig."""
-    text = poisoned(tiny_folder(tmp_path / "text", "dinov2"), "dinov2", "evil")
-    folder = open_clip_folder(tmp_path / "clip")
-    config = json.loads((folder / "open_clip_config.json").read_text())
-    config["model_cfg"]["text_cfg"] = {"hf_model_name": str(text), "hf_tokenizer_name": str(text)}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    shutil.copy(text / "evil.py", folder / "evil.py")
-    assert answers(folder)[folder].startswith("refused:")
-    assert not (text / "marker").exists()
+    assert said[tower].startswith("refused:")
