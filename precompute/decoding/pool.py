@@ -81,7 +81,7 @@ class DecodingPool:
     def __init__(self, workers: int, chosen: Limits | None = None):
         self.workers, self.limits = workers, chosen or limits()
         self._slots = [Slot.create() for _ in range(workers + SPARE if TIMERS else 0)]
-        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._free: queue.LifoQueue[int] = queue.LifoQueue()  # the last one used is in the processor's cache
         for number in range(len(self._slots)):
             self._free.put(number)
         self._pool: ProcessPool | None = None

@@ -55,6 +55,7 @@ class Slot:
     def __init__(self, file: int):
         self.file = open(file, "r+b", buffering=0)  # noqa: SIM115, it lives as long as the slot
         self.memory = mmap.mmap(file, SIZE)
+        self._canvases: list[tuple[Any, PlacedImage]] = []
 
     @classmethod
     def create(cls) -> "Slot":
@@ -102,6 +103,10 @@ class Slot:
     def used(self, size: int) -> None:
         HEADER.pack_into(self.memory, 0, self.at, size)
 
+    def forget_canvases(self) -> None:
+        """Copy what comes next, whatever it was decoded into."""
+        self._canvases.clear()
+
     def room_for(self, size: int) -> bool:
         """Whether so many more bytes fit."""
         return self.used + size + ALIGNED <= SIZE
@@ -120,6 +125,17 @@ class Slot:
         self.memory[start : start + len(data)] = data
         return start
 
+    def canvas(self, size: tuple[int, int]) -> Any:
+        """Memory of this slot for Pillow to decode an RGB image into, which `place` then needn't copy. None where there
+        is no room, or Pillow has no such memory.
+        """
+        if not hasattr(Image.core, "map_buffer") or not self.room_for(4 * size[0] * size[1]):
+            return None
+        area = PlacedImage(self.reserve(4 * size[0] * size[1]), size)
+        image = _mapped(self._pixels(area), size).im
+        self._canvases.append((image, area))
+        return image
+
     def place(self, value: Any) -> Any:
         """Copy a decoded medium into the slot once; a list is emptied, so that not all of it is there twice. Returns
         what `take` finds it by; anything but images, arrays and lists of these is returned as it is.
@@ -130,6 +146,8 @@ class Slot:
                 placed.append(self.place(value.pop(0)))
             return placed
         if isinstance(value, Image.Image) and value.mode == "RGB":
+            if (drawn := next((area for image, area in self._canvases if image is value.im), None)) is not None:
+                return drawn
             area = PlacedImage(self.reserve(4 * value.width * value.height), value.size)
             pixels = self._pixels(area)
             if hasattr(Image.core, "map_buffer"):

@@ -1,6 +1,8 @@
 """What runs in a worker process: reading and decoding, within limits. Imports neither torch nor any encoder."""
 
+import gc
 import hashlib
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +15,7 @@ from PIL import Image
 from periscope.errors import MachineError, MediaError
 from periscope.precompute.allocator import keep_freed_memory, return_freed_memory
 from periscope.precompute.decoding.slots import HELD, Slot, size_of
-from periscope.precompute.media import read_file
+from periscope.precompute.media import picture, read_file
 from periscope.precompute.media.limits import NO_MEMORY, Limits, limits, set_limits
 from periscope.precompute.media.picture import mended
 
@@ -85,6 +87,7 @@ class _Unshared:
 
 Image.init()  # loads Pillow's readers, once in the fork server
 _slots: Sequence[Slot] = ()
+_memory = -1  # the open file that tells how much memory this process has
 _base = 0  # bytes of data of this worker before it decoded anything
 
 
@@ -95,6 +98,8 @@ def begin(slots: Sequence[Slot], chosen: Limits) -> None:
         signal.signal(ending, signal.SIG_DFL)  # ends it at once, also within a decoder
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # a crash leaves no file
     keep_freed_memory()
+    gc.collect()
+    gc.freeze()  # what is imported stays: no later collection needs to look through it
     set_limits(chosen)
     _slots, _base = slots, _data_bytes()
 
@@ -106,13 +111,18 @@ def serve(slot: int, used: int, pieces: Sequence[Piece]) -> list[Result]:
     shared, results, began = _slots[slot], list[Result](), time.monotonic()
     shared.used = used
     for number, piece in enumerate(pieces):
-        shared.at = number
-        _set_timers(limits().seconds)
+        shared.at, before = number, shared.used
         mended.clear()
+        picture.canvas = shared.canvas
+        _set_timers(limits().seconds)
         try:
             results.append(_decode(shared, piece))
         finally:
             _set_timers(0)
+            picture.canvas = None
+            shared.forget_canvases()
+        if results[-1].placed is None or isinstance(results[-1].placed, bytes):
+            shared.used = before
         if time.monotonic() - began > ENOUGH_SECONDS or shared.used - used > ENOUGH_BYTES:
             break
     return results
@@ -169,8 +179,10 @@ def _data_bytes() -> int:
 
     Not its address space: there glibc reserves 64 MB for each of FFmpeg's threads, without using them.
     """
+    global _memory
     try:
-        with open("/proc/self/statm", "rb") as file:  # a quarter of the time that /proc/self/status takes
-            return int(file.read().split()[5]) * resource.getpagesize()
+        if _memory < 0:
+            _memory = os.open("/proc/self/statm", os.O_RDONLY)  # a quarter of the time that /proc/self/status takes
+        return int(os.pread(_memory, 200, 0).split()[5]) * resource.getpagesize()
     except OSError:
         return 0
