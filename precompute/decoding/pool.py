@@ -24,7 +24,6 @@ from periscope.precompute.decoding.slots import NOT_BEGUN, Slot
 from periscope.precompute.decoding.worker import (
     TIME_OVER,
     TIMERS,
-    WAITING,
     Piece,
     Result,
     Source,
@@ -204,7 +203,7 @@ class DecodingPool:
                 return future.result()
             if slot.at != busy or busy == NOT_BEGUN:
                 busy, since = slot.at, time.monotonic()
-            elif time.monotonic() - since > WAITING * self.limits.seconds + LATE:
+            elif time.monotonic() - since > self.limits.waiting * self.limits.seconds + LATE:
                 future.cancel()  # kills the worker
                 raise _WorkerDied(-TIME_OVER[-1])
 

@@ -27,7 +27,6 @@ except ImportError:  # Windows
 
 ENOUGH_SECONDS = 0.25  # after which a worker returns what it has, so that others can go on
 ENOUGH_BYTES = 32 << 20
-WAITING = 4  # times the limit of processor time may pass by the clock
 # Windows has no timers that end a process, and no fork server to start the next one from.
 TIMERS = resource is not None and hasattr(signal, "setitimer")
 TIME_OVER: tuple[int, ...] = (signal.SIGPROF, signal.SIGALRM) if TIMERS else ()
@@ -157,11 +156,11 @@ def _decode(slot: Slot | _Unshared, piece: Piece) -> Result:
 
 
 def _set_timers(seconds: float) -> None:
-    """Have the kernel end this process, whatever it does, after so many seconds of processor time, or `WAITING` times
+    """Have the kernel end this process, whatever it does, after so many seconds of processor time, or `waiting` times
     as many by the clock: on a busy machine a good file takes long too, and a file on a dead network waits.
     """
     signal.setitimer(signal.ITIMER_PROF, seconds)
-    signal.setitimer(signal.ITIMER_REAL, WAITING * seconds)
+    signal.setitimer(signal.ITIMER_REAL, limits().waiting * seconds)
 
 
 def _limit_memory(size: int) -> None:

@@ -20,6 +20,7 @@ from periscope.precompute.decoding.pool import KILLED
 from periscope.precompute.encoders import Encoder
 from periscope.precompute.media import decode_image, file, npy, read_file
 from periscope.precompute.media.file import UNREAD, unreadable
+from periscope.precompute.media.limits import Limits
 from periscope.precompute.pipeline.filters import Filters
 from periscope.precompute.pipeline.job import Job, precompute
 from periscope.precompute.pipeline.resume import keys_of, media_to_encode
@@ -181,6 +182,19 @@ def test_a_worker_that_others_kill_loses_no_file(folder):
         found = [(outcome.value and True, str(outcome.error), outcome.killed) for outcome in pool.outcomes(sources)]
     good = (True, "None", False)
     assert found == [good, good, (None, f"{KILLED}: SIGKILL, 3 times", True), good]
+
+
+def test_a_file_that_only_the_clock_ran_out_on_is_not_blamed(folder):
+    """As on a dead network; nor is one that was killed."""
+    with DecodingPool(1, Limits(seconds=0.1)) as pool:
+        sleeping, killed = pool.outcomes([Source(hostile.sleep), Source(hostile.killed_unless, data=b"/")])
+    assert str(sleeping.error) == "not decoded within 0.1 s: see --max-seconds"
+    assert sleeping.killed and killed.killed and not sleeping.blamed and not killed.blamed
+    with DecodingPool(1, Limits(seconds=0.2, waiting=1000)) as pool:
+        busy, crashed = pool.outcomes(
+            [Source(hostile.decode, data=content) for content in (hostile.HANG, hostile.CRASH)]
+        )
+    assert busy.error.reason == "not decoded within 0.2 s" and busy.blamed and crashed.blamed
 
 
 def test_media_of_killed_workers_are_tried_again_by_the_next_run(folder):
