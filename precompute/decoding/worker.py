@@ -97,8 +97,7 @@ def begin(slots: Sequence[Slot], chosen: Limits) -> None:
         signal.signal(ending, signal.SIG_DFL)  # ends it at once, also within a decoder
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # a crash leaves no file
     keep_freed_memory()
-    gc.collect()
-    gc.freeze()  # what is imported stays: no later collection needs to look through it
+    gc.freeze()  # what is imported stays: no collection needs to look through it, and so copy its memory
     set_limits(chosen)
     _slots, _base = slots, _data_bytes()
 
