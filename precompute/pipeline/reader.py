@@ -170,7 +170,7 @@ def read_medium(medium: Medium) -> bytes:
 def content_hash(medium: Medium, known: str = "") -> str:
     """sha256 of the bytes of a medium; "" when it can't be read, `known` when the disk or the network failed."""
     try:
-        return hashlib.sha256(medium.read()).hexdigest()
+        return hashlib.sha256(read_medium(medium)).hexdigest()
     except UnreadError:
         return known
     except MediaError:
