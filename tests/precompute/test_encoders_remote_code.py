@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from periscope.precompute.tiny_encoders import open_clip_folder, tiny_folder
+import torch
+
+from periscope.precompute.encoders import load_encoder
+from periscope.precompute.tiny_encoders import open_clip_folder, timm_folder, tiny_folder
 
 LOAD = """
 import sys
@@ -89,3 +92,24 @@ def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
         assert not (folder / "marker").exists(), kind
         assert said[folder].startswith("refused:" if model_type else "loaded"), (kind, said[folder])
     assert said[tower].startswith("refused:")
+
+
+class Pickled:
+    """Leaves a marker where it is unpickled."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.marker,)
+
+
+def test_pickled_weights_beside_timms_are_not_read(tmp_path: Path) -> None:
+    folder = timm_folder(tmp_path / "vit", "vit_base_patch16_224")
+    for name in ("pytorch_model.bin", "weights.pth", "weights.pt"):
+        torch.save(Pickled(tmp_path / "marker"), folder / name)
+    torch.load(folder / "weights.pt", weights_only=False)
+    assert (tmp_path / "marker").exists()
+    (tmp_path / "marker").unlink()
+    assert load_encoder(f"timm:{folder}").kinds
+    assert not (tmp_path / "marker").exists()
