@@ -29,6 +29,16 @@ class MediaError(PrecomputeError):
         self.reason, self.detail = reason, detail
 
 
+class UnreadError(MediaError):
+    """The disk or the network failed while a file was read: another try may succeed."""
+
+
+class MachineError(PrecomputeError):
+    """The machine is short of what reading any file takes. Ends the run: no file is to blame, and the next would fail
+    as well.
+    """
+
+
 class RecipeError(UserError):
     """An unknown recipe, or a TOML file that isn't one."""
 

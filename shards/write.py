@@ -5,6 +5,7 @@ run killed at any moment therefore loses at most one shard of work, and a finish
 readable until its new manifest replaces the old one.
 """
 
+import errno
 import hashlib
 import itertools
 import json
@@ -45,6 +46,7 @@ from periscope.shards.manifest import HELDOUT, REJECTED, TEXTS, THUMBNAILS
 PROGRESS = "progress.jsonl"
 FILES = (PROGRESS, REJECTED, TEXTS, HELDOUT, index.NAME, manifests.NAME)
 STORAGE = ("shape", "codec", "pool", "views", "augmentation")  # what may not change while a set grows
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)  # errors
 SHARD_BYTES = 512 << 20
 SHARD_SAMPLES = 4096  # bounds what a killed run loses where samples are small
 
@@ -180,6 +182,7 @@ class SetWriter:
                         raise FeatureSetError(f"{path} isn't {shard['bytes']} bytes long")
                     self._samples[shard["name"]] = SampleRows(scan_shard(path, self.features))
                 except (OSError, FeatureSetError) as error:
+                    _check_passing(error, path)
                     print(f"making {shard['name']} again: {error}")
                     shards.remove(shard)
 
@@ -463,6 +466,14 @@ def _is_leftover(path: Path) -> bool:
     return path.name.endswith(TEMPORARY) and (
         name in FILES or path.parent.name == THUMBNAILS or bool(SHARD.fullmatch(name))
     )
+
+
+def _check_passing(error: Exception, path: Path) -> None:
+    """Raise what the machine lacked for a moment, which doesn't damage a shard. error: of reading it."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError) and cause.errno in PASSING:
+        with naming(path):
+            raise cause
 
 
 def _remembered(path: Path) -> list[dict]:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import resource
 import signal
 import sys
 import time
@@ -12,7 +13,7 @@ from PIL import Image
 
 from periscope.precompute.media import decode_image
 
-CRASH, HANG, BOMB, BUG = b"crash", b"hang", b"bomb", b"bug"
+CRASH, HANG, BOMB, BUG, KILL = b"crash", b"hang", b"bomb", b"bug", b"kill"
 
 
 def decode(data: bytes) -> Any:
@@ -25,6 +26,35 @@ def decode(data: bytes) -> Any:
     if data.startswith(BUG):
         raise KeyError("no such table")
     return decode_image(data)
+
+
+def killed_unless(data: bytes) -> bool:
+    """True, if a file of this name is there; if not, it is made, and another one seems to end the process."""
+    try:
+        os.close(os.open(data, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        if os.path.isfile(data):
+            return True
+    os.kill(os.getpid(), signal.SIGKILL)
+    return False
+
+
+def killed_by_picture(data: bytes) -> Any:
+    if data == KILL:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decode_image(data)
+
+
+def sleep(_: bytes) -> bool:
+    """Waits, as a file on a dead network makes one wait."""
+    time.sleep(60)
+    return True
+
+
+def no_more_files(_: bytes) -> bool:
+    """Has this process open no more files."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return True
 
 
 def peak(_: bytes) -> int:

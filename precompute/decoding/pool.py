@@ -24,7 +24,6 @@ from periscope.precompute.decoding.slots import NOT_BEGUN, Slot
 from periscope.precompute.decoding.worker import (
     TIME_OVER,
     TIMERS,
-    WAITING,
     Piece,
     Result,
     Source,
@@ -36,24 +35,28 @@ from periscope.precompute.media.limits import Limits, limits
 from periscope.precompute.media.picture import mended
 
 SPARE = 2  # slots beyond the workers: while one is preprocessed, the next is decoded
-CRASH, SLOW = "crashes its decoder", "not decoded within"  # reasons; how the second one begins
+# Reasons; how the last one begins.
+CRASH, KILLED, SLOW = "crashes its decoder", "its decoder was killed", "not decoded within"
+# Signals that come from elsewhere: of the kernel when memory is short, of whoever ends processes.
+OUTSIDE = tuple(getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 LOOK = 1.0  # seconds between two looks at a busy worker
 LATE = 5.0  # seconds beyond its limits after which a worker that didn't end itself is killed
-TRIES = 3  # of starting a pool
+TRIES = 3  # of starting a pool, and of decoding what another's signal interrupted
 _alone = threading.Lock()  # for decoding in this process
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What came of a source. digest: sha256 of its bytes, "" when they can't be read · value: the decoded medium, valid
-    until the next outcome is asked for; None for a known content · error: why there is none · killed: whether the file
-    ended its worker.
+    until the next outcome is asked for; None for a known content · error: why there is none · killed: whether its
+    worker ended · blamed: whether that was by its own doing, and would be again.
     """
 
     digest: str
     value: Any = None
     error: MediaError | None = None
     killed: bool = False
+    blamed: bool = False
 
     def get(self) -> Any:
         """The decoded medium. Raises MediaError when there is none."""
@@ -77,7 +80,7 @@ class DecodingPool:
     def __init__(self, workers: int, chosen: Limits | None = None):
         self.workers, self.limits = workers, chosen or limits()
         self._slots = [Slot.create() for _ in range(workers + SPARE if TIMERS else 0)]
-        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._free: queue.LifoQueue[int] = queue.LifoQueue()  # the last one used is in the processor's cache
         for number in range(len(self._slots)):
             self._free.put(number)
         self._pool: ProcessPool | None = None
@@ -141,7 +144,7 @@ class DecodingPool:
         return Outcome(result.digest, result.placed, MediaError(*result.error) if result.error else None)
 
     def _decode(self, number: int, used: int, pieces: list[Piece]) -> Iterator[Outcome]:
-        slot = self._slots[number]
+        slot, tried = self._slots[number], 0  # tried: how often the first of these was, and interrupted
         while pieces:
             slot.at = NOT_BEGUN
             try:
@@ -149,15 +152,25 @@ class DecodingPool:
             except _WorkerDied as death:
                 bad = max(0, slot.at)
                 yield from self._decode(number, used, pieces[:bad])  # which were decoded, and lost with the worker
-                yield Outcome("", error=_cause(death.code, self.limits), killed=True)
-                pieces = pieces[bad + 1 :]
+                tried = 1 if bad else tried + 1
+                pieces = pieces[bad:]
+                if -death.code not in OUTSIDE or tried == TRIES:
+                    yield self._ended(death.code)
+                    pieces, tried = pieces[1:], 0
                 continue
             for result in results:
                 for kind, count in result.mended.items():
                     mended[kind] += count
                 error = MediaError(*result.error) if result.error else None
                 yield Outcome(result.digest, slot.take(result.placed), error)
-            pieces = pieces[len(results) :]
+            pieces, tried = pieces[len(results) :], 0
+
+    def _ended(self, code: int) -> Outcome:
+        """What is told of a file whose worker ended with this exit code. By the clock its time also runs out on a busy
+        machine and on a dead network, so only processor time is the file's own doing.
+        """
+        blamed = -code not in (*OUTSIDE, *TIME_OVER[1:])
+        return Outcome("", error=_cause(code, self.limits), killed=True, blamed=blamed)
 
     def _results(self, number: int, used: int, pieces: list[Piece]) -> list[Result]:
         """What a worker made of the first of these. Raises _WorkerDied."""
@@ -190,7 +203,7 @@ class DecodingPool:
                 return future.result()
             if slot.at != busy or busy == NOT_BEGUN:
                 busy, since = slot.at, time.monotonic()
-            elif time.monotonic() - since > WAITING * self.limits.seconds + LATE:
+            elif time.monotonic() - since > self.limits.waiting * self.limits.seconds + LATE:
                 future.cancel()  # kills the worker
                 raise _WorkerDied(-TIME_OVER[-1])
 
@@ -235,6 +248,8 @@ def _pieces(slot: Slot, sources: Sequence[Source]) -> list[Piece]:
 def _cause(code: int, chosen: Limits) -> MediaError:
     if -code in TIME_OVER:
         return MediaError(too_slow(chosen), "see --max-seconds")
+    if -code in OUTSIDE:
+        return MediaError(KILLED, f"{signal.Signals(-code).name}, {TRIES} times")
     try:
         return MediaError(CRASH, signal.Signals(-code).name)
     except ValueError:

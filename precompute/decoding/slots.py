@@ -17,7 +17,7 @@ from periscope.errors import MediaError
 SIZE = 1 << 31  # bytes of address space; only what was written takes memory
 HELD = 64 << 20  # bytes that a slot may keep between requests
 ALIGNED = 64
-HEADER = struct.Struct("q")
+HEADER = struct.Struct("qq")
 NOT_BEGUN = -1
 
 
@@ -49,13 +49,13 @@ class Slot:
     """A file without a name, mapped by the main process and, once it was sent there, by a worker.
 
     Begins with the number of the source that the worker is busy with, so that the main process knows which one ended
-    it.
+    it, and the number of bytes taken.
     """
 
     def __init__(self, file: int):
         self.file = open(file, "r+b", buffering=0)  # noqa: SIM115, it lives as long as the slot
         self.memory = mmap.mmap(file, SIZE)
-        self.used = 0
+        self._canvases: list[tuple[Any, PlacedImage]] = []
 
     @classmethod
     def create(cls) -> "Slot":
@@ -92,7 +92,20 @@ class Slot:
 
     @at.setter
     def at(self, number: int) -> None:
-        HEADER.pack_into(self.memory, 0, number)
+        HEADER.pack_into(self.memory, 0, number, self.used)
+
+    @property
+    def used(self) -> int:
+        """Bytes taken, from the begin on."""
+        return HEADER.unpack_from(self.memory)[1]
+
+    @used.setter
+    def used(self, size: int) -> None:
+        HEADER.pack_into(self.memory, 0, self.at, size)
+
+    def forget_canvases(self) -> None:
+        """Copy what comes next, whatever it was decoded into."""
+        self._canvases.clear()
 
     def room_for(self, size: int) -> bool:
         """Whether so many more bytes fit."""
@@ -112,6 +125,17 @@ class Slot:
         self.memory[start : start + len(data)] = data
         return start
 
+    def canvas(self, size: tuple[int, int]) -> Any:
+        """Memory of this slot for Pillow to decode an RGB image into, which `place` then needn't copy. None where there
+        is no room, or Pillow has no such memory.
+        """
+        if not hasattr(Image.core, "map_buffer") or not self.room_for(4 * size[0] * size[1]):
+            return None
+        area = PlacedImage(self.reserve(4 * size[0] * size[1]), size)
+        image = _mapped(self._pixels(area), size).im
+        self._canvases.append((image, area))
+        return image
+
     def place(self, value: Any) -> Any:
         """Copy a decoded medium into the slot once; a list is emptied, so that not all of it is there twice. Returns
         what `take` finds it by; anything but images, arrays and lists of these is returned as it is.
@@ -122,6 +146,8 @@ class Slot:
                 placed.append(self.place(value.pop(0)))
             return placed
         if isinstance(value, Image.Image) and value.mode == "RGB":
+            if (drawn := next((area for image, area in self._canvases if image is value.im), None)) is not None:
+                return drawn
             area = PlacedImage(self.reserve(4 * value.width * value.height), value.size)
             pixels = self._pixels(area)
             if hasattr(Image.core, "map_buffer"):

@@ -1,6 +1,8 @@
 """What runs in a worker process: reading and decoding, within limits. Imports neither torch nor any encoder."""
 
+import gc
 import hashlib
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -10,11 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from periscope.errors import MediaError
+from periscope.errors import MachineError, MediaError
 from periscope.precompute.allocator import keep_freed_memory, return_freed_memory
 from periscope.precompute.decoding.slots import HELD, Slot, size_of
-from periscope.precompute.media import read_file
-from periscope.precompute.media.limits import Limits, limits, set_limits
+from periscope.precompute.media import picture, read_file
+from periscope.precompute.media.limits import NO_MEMORY, Limits, limits, set_limits
 from periscope.precompute.media.picture import mended
 
 resource: Any
@@ -25,7 +27,6 @@ except ImportError:  # Windows
 
 ENOUGH_SECONDS = 0.25  # after which a worker returns what it has, so that others can go on
 ENOUGH_BYTES = 32 << 20
-WAITING = 4  # times the limit of processor time may pass by the clock
 # Windows has no timers that end a process, and no fork server to start the next one from.
 TIMERS = resource is not None and hasattr(signal, "setitimer")
 TIME_OVER: tuple[int, ...] = (signal.SIGPROF, signal.SIGALRM) if TIMERS else ()
@@ -85,6 +86,7 @@ class _Unshared:
 
 Image.init()  # loads Pillow's readers, once in the fork server
 _slots: Sequence[Slot] = ()
+_memory = -1  # the open file that tells how much memory this process has
 _base = 0  # bytes of data of this worker before it decoded anything
 
 
@@ -95,6 +97,7 @@ def begin(slots: Sequence[Slot], chosen: Limits) -> None:
         signal.signal(ending, signal.SIG_DFL)  # ends it at once, also within a decoder
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # a crash leaves no file
     keep_freed_memory()
+    gc.freeze()  # what is imported stays: no collection needs to look through it, and so copy its memory
     set_limits(chosen)
     _slots, _base = slots, _data_bytes()
 
@@ -106,13 +109,18 @@ def serve(slot: int, used: int, pieces: Sequence[Piece]) -> list[Result]:
     shared, results, began = _slots[slot], list[Result](), time.monotonic()
     shared.used = used
     for number, piece in enumerate(pieces):
-        shared.at = number
-        _set_timers(limits().seconds)
+        shared.at, before = number, shared.used
         mended.clear()
+        picture.canvas = shared.canvas
+        _set_timers(limits().seconds)
         try:
             results.append(_decode(shared, piece))
         finally:
             _set_timers(0)
+            picture.canvas = None
+            shared.forget_canvases()
+        if results[-1].placed is None or isinstance(results[-1].placed, bytes):
+            shared.used = before
         if time.monotonic() - began > ENOUGH_SECONDS or shared.used - used > ENOUGH_BYTES:
             break
     return results
@@ -136,22 +144,22 @@ def _decode(slot: Slot | _Unshared, piece: Piece) -> Result:
         if size_of(value) > HELD:
             return_freed_memory()  # of the decoder, before the copy into the slot comes on top of it
         return Result(digest, slot.place(value), mended=dict(mended))
+    except MachineError:
+        raise
     except MediaError as error:
         return Result(digest, error=(error.reason, error.detail))
     except MemoryError:
-        return Result(
-            digest, error=("too large for the memory", f"more than {limits().memory:,} bytes; see --max-memory")
-        )
+        return Result(digest, error=(NO_MEMORY, f"more than {limits().memory:,} bytes; see --max-memory"))
     except Exception as error:  # a decoder's bug is no reason to lose the other files
         return Result(digest, error=("damaged", f"{type(error).__name__}: {error}"))
 
 
 def _set_timers(seconds: float) -> None:
-    """Have the kernel end this process, whatever it does, after so many seconds of processor time, or `WAITING` times
+    """Have the kernel end this process, whatever it does, after so many seconds of processor time, or `waiting` times
     as many by the clock: on a busy machine a good file takes long too, and a file on a dead network waits.
     """
     signal.setitimer(signal.ITIMER_PROF, seconds)
-    signal.setitimer(signal.ITIMER_REAL, WAITING * seconds)
+    signal.setitimer(signal.ITIMER_REAL, limits().waiting * seconds)
 
 
 def _limit_memory(size: int) -> None:
@@ -169,8 +177,10 @@ def _data_bytes() -> int:
 
     Not its address space: there glibc reserves 64 MB for each of FFmpeg's threads, without using them.
     """
+    global _memory
     try:
-        with open("/proc/self/statm", "rb") as file:  # a quarter of the time that /proc/self/status takes
-            return int(file.read().split()[5]) * resource.getpagesize()
+        if _memory < 0:
+            _memory = os.open("/proc/self/statm", os.O_RDONLY)  # a quarter of the time that /proc/self/status takes
+        return int(os.pread(_memory, 200, 0).split()[5]) * resource.getpagesize()
     except OSError:
         return 0

@@ -3,19 +3,24 @@
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
-from periscope.errors import MediaError, PrecomputeError
+from periscope.errors import MachineError, MediaError, PrecomputeError
 from periscope.precompute.encoders.folders import portable
 from periscope.precompute.media import decode_image
+from periscope.precompute.media.file import check_machine
+from periscope.precompute.media.limits import NO_MEMORY
 
 SAMPLED = 64  # weights per tensor that go into a fingerprint
+UNPREPARED = "preprocessing failed"  # reason
 LAST_BLOCKS = 6  # blocks whose CLS makes `layers`, by default
+Prepared = TypeVar("Prepared")
 
 
 class Encoder:
@@ -93,12 +98,7 @@ class Encoder:
 
     def preprocessed(self, medium: Any) -> torch.Tensor:
         """As `preprocess`. Raises MediaError for whatever that raises."""
-        try:
-            return self.preprocess(medium)
-        except MediaError:
-            raise
-        except Exception as error:
-            raise MediaError("preprocessing failed", f"{type(error).__name__}: {error}") from error
+        return preprocessing(lambda: self.preprocess(medium))
 
     def example(self) -> Any:
         """A decoded medium to find out shapes with."""
@@ -206,6 +206,23 @@ class Encoder:
             picked = flat[torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat)), dtype=torch.float64).long()]
             digest.update(f"{name}{list(tensor.shape)}".encode() + picked.float().cpu().numpy().tobytes())
         self.weights = digest.hexdigest()
+
+
+def preprocessing(prepare: Callable[[], Prepared]) -> Prepared:
+    """What `prepare` gives. Raises MachineError, and MediaError when it fails twice: a library also fails when two
+    threads get into one another's way in it, which is no medium's fault.
+    """
+    with suppress(Exception):
+        return prepare()
+    try:
+        return prepare()
+    except (MediaError, MachineError):
+        raise
+    except Exception as error:
+        check_machine(error, "what the encoder's preprocessing opens")
+        said = f"{type(error).__name__}: {error}"
+        short = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in said
+        raise MediaError(NO_MEMORY if short else UNPREPARED, said) from error
 
 
 def tokens_of(maps: torch.Tensor) -> torch.Tensor:

@@ -6,18 +6,21 @@ from dataclasses import dataclass
 
 from periscope.errors import MediaError
 
+NO_MEMORY = "too large for the memory"  # reason
+
 
 @dataclass(frozen=True)
 class Limits:
     """pixels: of a picture, in a format that is decoded in place · bytes: of a file · seconds: of processor time for
-    reading and decoding a file · memory: bytes that decoding it may take, beside the file itself. The last two hold in
-    worker processes.
+    reading and decoding a file · memory: bytes that decoding it may take, beside the file itself · waiting: how many
+    times these seconds may pass by the clock. The last three hold in worker processes.
     """
 
     pixels: int = 200_000_000
     bytes: int = 1_000_000_000
     seconds: float = 60.0
     memory: int = 1_200_000_000
+    waiting: float = 4.0
 
     def frame(self) -> int:
         """Most pixels of a clip's frame: a decoder holds several of them."""

@@ -6,6 +6,7 @@ import io
 import math
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,6 +40,10 @@ COPIES = {
 }  # full-size ones that decoding makes; others make one
 JXL_BEGINS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+
+# Formats whose readers, all of Pillow's own, write every pixel of the memory that they are given.
+INTO_CANVAS = ("JPEG", "PNG")
+canvas: Callable[[tuple[int, int]], Any] | None = None  # gives the memory to decode an RGB image of this size into
 
 END, END_MARKER = b"\xff\xd9", "JPEG without its end marker"
 mended: Counter[str] = Counter()  # what this process read although it wasn't whole: kind -> number
@@ -145,12 +150,20 @@ def _decoded(image: Image.Image, data: bytes, own: bool) -> Image.Image:
         _check_pixels(image)
         if own and image.format in ("JPEG", "MPO"):
             _draft(image)
+        if own and canvas and _suits_canvas(image):
+            image.im = canvas(image.size)
         image.load()
         if image.width * image.height > REDUCED:
             return _upright(_reduced(image), own=True)
         return to_rgb(_upright(image, own))
     except Exception as error:
         raise _trouble(error, data) from error
+
+
+def _suits_canvas(image: Image.Image) -> bool:
+    """Whether Pillow decodes an image straight to the pixels that are kept."""
+    plain = image.format in INTO_CANVAS and image.mode == "RGB" and getattr(image, "n_frames", 1) == 1
+    return plain and image.width * image.height <= REDUCED
 
 
 def _check_pixels(image: Image.Image) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from av.stream import Disposition
 from PIL import Image
 
-from periscope.errors import MediaError
+from periscope.errors import MachineError, MediaError
 from periscope.precompute.media.container import FORMATS, frames_of, opened
 from periscope.precompute.media.file import open_regular
 
@@ -92,6 +92,8 @@ def is_sound(path: Path, _: bytes = b"") -> bool:
             av.open(stream, options={"format_whitelist": ",".join(FORMATS)}) as container,
         ):
             return bool(container.streams.audio) and not container.streams.video
+    except MachineError:
+        raise
     except (av.FFmpegError, OSError, ValueError):  # also MediaError, for what isn't a regular file
         return False
 

@@ -7,10 +7,12 @@ from PIL import Image
 
 from periscope.errors import MediaError
 from periscope.precompute.decoding.pool import SLOW, too_slow
-from periscope.precompute.media.limits import limits
+from periscope.precompute.encoders.base import UNPREPARED
+from periscope.precompute.media.limits import NO_MEMORY, limits
 from periscope.precompute.pipeline.similarity import Similarity
 
 DUPLICATE = "duplicate content"
+PASSING = (NO_MEMORY, UNPREPARED)  # reasons that may be the machine's at that moment
 REASONS = (DUPLICATE, "shorter side below", "unlike its words", "caption unlike")  # how the reasons begin
 
 
@@ -42,6 +44,8 @@ class Filters:
 
     def settled(self, reason: str) -> bool:
         """Whether a medium left out for this reason before would be left out again."""
+        if reason in PASSING:
+            return False
         if reason.startswith(SLOW):
             return reason == too_slow(limits())
         return not reason.startswith(REASONS) or reason in self.reasons()

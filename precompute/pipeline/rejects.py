@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from periscope.precompute.decoding.pool import CRASH, SLOW
+from periscope.precompute.decoding.pool import CRASH, KILLED, SLOW
+from periscope.precompute.media.file import UNREAD
 from periscope.precompute.pipeline.filters import REASONS
 from periscope.text import printable
 
@@ -59,10 +60,12 @@ ADVICE = {
     "a link out of the data folder": "copy the files in place of the links, or name the folder around both as --data",
     "an address, not a file": "download them first",
     "can't be opened": "check the permissions of the files",
+    UNREAD: "the disk or the network failed: run the same command again",
     "can't be fetched": "check the network, and run the same command again",
     "empty cell": "these rows hold no medium: leave them out",
     # archives and tables
     "damaged archive": "download it again",
+    KILLED: "something ended their decoder, as Linux does when memory is short: run the same command again",
     CRASH: "they may be made to do harm; they aren't opened again",
     "damaged .parquet": "download it again",
     "compressed archive": "unpack it to a plain .tar",

@@ -30,7 +30,8 @@ def media_to_encode(
     rejected = {make_key(row["origin"]): row.get("sha256", "") for row in rows}
     known = writer.known()
     check = [key for key in media if key in known or key in rejected]
-    hashes = threads.map(content_hash, (media[key] for key in check))
+    before = [known[key][1] if key in known else rejected[key] for key in check]
+    hashes = threads.map(content_hash, (media[key] for key in check), before)
     bar = progress_bar(hashes, "checking", len(check), unit="", leave=False, delay=1)
     now = dict(zip(check, bar, strict=True))
     kept = writer.settle(now)

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.media import LOOKED, modality_of, modality_of_bytes
+from periscope.precompute.media.file import check_machine
 from periscope.precompute.sources import Medium, Problem, Record
 from periscope.precompute.sources.encodings import Encoding, guess, tell_encoding
 from periscope.precompute.sources.json_stream import elements
@@ -189,6 +190,7 @@ class DataFolder:
                     for name, span in members(self.root / archive):
                         self._add_member(found, archive, name, span)
                 except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+                    check_machine(error, self.root / archive)
                     self.problems.append(Problem(archive, "damaged archive", str(error)))
             self._members = found
         return self._members
@@ -244,9 +246,13 @@ class DataFolder:
                 raise OSError(str(error)) from error
         if not self.inside(name):
             raise OSError(f"a link out of the data folder: {os.path.realpath(self.root / name)}")
-        if not stat.S_ISREG(os.stat(self.root / name).st_mode):
-            raise OSError("not a regular file")
-        return (self.root / name).open("rb")
+        try:
+            if not stat.S_ISREG(os.stat(self.root / name).st_mode):
+                raise OSError("not a regular file")
+            return (self.root / name).open("rb")
+        except OSError as error:
+            check_machine(error, self.root / name)
+            raise
 
     def text(self, name: str) -> str:
         """The whole text of a file, in the encoding it seems to have. Raises OSError."""
@@ -498,6 +504,7 @@ def _walk(root: Path, wall: str, problems: list[Problem]) -> Iterator[str]:
         try:
             entries = sorted(os.scandir(here), key=lambda entry: entry.name)
         except OSError as error:
+            check_machine(error, here)
             problems.append(Problem(os.path.relpath(here, root), "can't be opened", error.strerror or str(error)))
             return
         if _is_feature_set([entry.name for entry in entries]):

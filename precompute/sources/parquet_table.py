@@ -13,7 +13,8 @@ from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from periscope.errors import MediaError, PrecomputeError
+from periscope.errors import PrecomputeError
+from periscope.precompute.media.file import check_machine, unreadable
 from periscope.precompute.sources import Problem, Record, source
 from periscope.precompute.sources.arrow_media import cell_bytes, is_list, media_columns, records_of
 from periscope.precompute.sources.conversations import CLASSES, column_name, names_words
@@ -34,7 +35,7 @@ def read_cell(group: int, row: int, column: str, place: int | None, path: Path) 
     except PrecomputeError:
         raise
     except Exception as error:  # pyarrow's errors on damaged files are of many classes
-        raise MediaError("can't be opened", f"{path.name}: {error}") from error
+        raise unreadable(error, path, f"{path.name}: {error}") from error
     return cell_bytes(cell, place, path.parent)
 
 
@@ -54,6 +55,7 @@ def _files(data: DataFolder) -> dict[str, dict[str, str]]:
         except PrecomputeError:
             raise
         except Exception as error:  # pyarrow's errors on damaged files are of many classes
+            check_machine(error, data.root / name)
             data.problems.append(Problem(name, "damaged .parquet", str(error)))
             continue
         if columns:

@@ -5,11 +5,13 @@ https://huggingface.co/docs/datasets/process#save.
 Columns are read as in parquet files; the names of its splits are kept.
 """
 
+import threading
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 
-from periscope.errors import MediaError, PrecomputeError
+from periscope.errors import PrecomputeError
+from periscope.precompute.media.file import check_machine, unreadable
 from periscope.precompute.sources import Record, source
 from periscope.precompute.sources.arrow_media import cell_bytes, is_list, media_columns, records_of
 from periscope.precompute.sources.data_folder import DataFolder
@@ -17,15 +19,18 @@ from periscope.precompute.sources.parquet_table import FEW_ROWS
 from periscope.precompute.sources.splits import split_named
 from periscope.precompute.sources.tables import ROWS, note_truth, plain_rows
 
+LOCK = threading.Lock()  # the library hashes what each selection makes, with a pickler that isn't made for threads
+
 
 def read_row(split: str, row: int, column: str, place: int | None, path: Path) -> bytes:
     """The bytes of the medium in one row. place: which of a list. Raises MediaError."""
     try:
-        cell = _open(path)[split].select_columns([column])[row][column][0].as_py()
+        with LOCK:
+            cell = _open(path)[split].select_columns([column])[row][column][0].as_py()
     except PrecomputeError:
         raise
     except Exception as error:  # pyarrow's errors on damaged files are of many classes
-        raise MediaError("can't be opened", f"{path.name}: {error}") from error
+        raise unreadable(error, path, f"{path.name}: {error}") from error
     return cell_bytes(cell, place, path)
 
 
@@ -41,6 +46,7 @@ def _open(path: Path) -> dict:
     try:
         found = datasets.load_from_disk(path)
     except Exception as error:  # whatever is wrong with the folder
+        check_machine(error, path)
         raise PrecomputeError(f"{path} isn't a whole saved dataset ({type(error).__name__}: {error})") from error
     splits = found if isinstance(found, dict) else {"": found}
     return {name: rows.with_format("arrow") for name, rows in splits.items()}

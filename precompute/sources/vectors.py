@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from periscope.errors import MediaError
-from periscope.precompute.media.npy import check_numbers, file_header, read_row
+from periscope.precompute.media.npy import check_numbers
+from periscope.precompute.media.stored_arrays import arrays_in, read_array
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
 from periscope.precompute.sources.conversations import caption
 from periscope.precompute.sources.data_folder import DataFolder
@@ -42,43 +43,19 @@ def payload(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def read_array(name: str, row: int | None, path: Path) -> bytes:
+def read_vector(name: str, row: int | None, path: Path) -> bytes:
     """The `payload` of one row (None: all) of the array in a file. name: of the tensor in a .safetensors.
 
     Raises MediaError when it can't be read.
     """
-    if path.suffix.lower() == ".npy":
-        return payload(read_row(path, row))
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            stored = file.get_slice(name)
-            shape = tuple(stored.get_shape())
-            check_numbers(True, shape if row is None else shape[1:], "")
-            tensor = stored[:] if row is None else stored[row]
-        return payload(tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy())
-    except MediaError:
-        raise
-    except Exception as error:  # safetensors raises nearly anything on damaged files
-        raise MediaError("can't be opened", str(error)) from error
+    return payload(read_array(path, name, row))
 
 
-def shapes(path: Path) -> dict[str, list[int]]:
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of the arrays in a file, by name ("" for a .npy). Raises MediaError, also for arrays without numbers,
     of which a few bytes can claim a million million rows.
     """
-    if path.suffix.lower() == ".npy":
-        header = file_header(path)
-        found = {"": list(header.shape) if header.dtype.itemsize else [0]}
-    else:
-        from safetensors import safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        except Exception as error:  # safetensors raises nearly anything on damaged files
-            raise MediaError("can't be opened", str(error)) from error
+    found = {name: array.shape if array.dtype.itemsize else (0,) for name, array in arrays_in(path).items()}
     if empty := [name for name, shape in found.items() if 0 in shape]:
         raise MediaError("empty array", empty[0])
     return found
@@ -98,14 +75,14 @@ def row_at(data: DataFolder, origin: str) -> Medium | None:
     except MediaError:
         return None
     if inside in held:
-        return Medium(path, origin, "vector", partial(read_array, inside, None))
+        return Medium(path, origin, "vector", partial(read_vector, inside, None))
     if len(held) != 1:
         return None
     ((only, shape),) = held.items()
     if not inside:
-        return Medium(path, origin, "vector", partial(read_array, only, None))
+        return Medium(path, origin, "vector", partial(read_vector, only, None))
     if inside.isdecimal() and len(shape) > 1 and int(inside) < shape[0]:
-        return Medium(path, f"{name}/{int(inside):06d}", "vector", partial(read_array, only, int(inside)))
+        return Medium(path, f"{name}/{int(inside):06d}", "vector", partial(read_vector, only, int(inside)))
     return None
 
 
@@ -121,7 +98,7 @@ def vectors_below(data: DataFolder) -> Iterator[Medium | Problem]:
             continue
         if len(held) > 1:
             for inside in held:
-                yield Medium(path, f"{name}/{inside}", "vector", partial(read_array, inside, None))
+                yield Medium(path, f"{name}/{inside}", "vector", partial(read_vector, inside, None))
             continue
         for inside, shape in held.items():
             if len(files) == 1 and len(shape) > 1:
@@ -129,9 +106,9 @@ def vectors_below(data: DataFolder) -> Iterator[Medium | Problem]:
                     yield Problem(name, "too many rows", f"{shape[0]:,} of {math.prod(shape[1:]):,} numbers: split it")
                     continue
                 for row in range(shape[0]):
-                    yield Medium(path, f"{name}/{row:06d}", "vector", partial(read_array, inside, row))
+                    yield Medium(path, f"{name}/{row:06d}", "vector", partial(read_vector, inside, row))
             else:
-                yield Medium(path, name, "vector", partial(read_array, inside, None))
+                yield Medium(path, name, "vector", partial(read_vector, inside, None))
 
 
 def _detect(data: DataFolder) -> str:

@@ -17,7 +17,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from periscope.errors import MediaError
-from periscope.precompute.media import modality_of, open_regular
+from periscope.precompute.media import modality_of
+from periscope.precompute.media.file import open_regular, unreadable
+from periscope.precompute.media.limits import check_bytes
 from periscope.precompute.sources import Medium, Problem, Record, Words, source
 from periscope.precompute.sources.conversations import MISSING, caption, words_of
 from periscope.precompute.sources.data_folder import HEAD, DataFolder, UnreadableTextError, composed, whole
@@ -31,13 +33,16 @@ LARGEST = 1 << 24  # bytes of one sample's words
 
 
 def read_span(offset: int, size: int, path: Path) -> bytes:
-    """`size` bytes of a file from `offset` on. Raises MediaError when there are fewer."""
+    """`size` bytes of a file from `offset` on. Raises MediaError when there are fewer, and for too many."""
+    check_bytes(size)
     try:
         with open_regular(path) as file:
+            if offset + size > os.fstat(file.fileno()).st_size:
+                raise MediaError("truncated", path.name)  # before memory is taken for what a header claims
             file.seek(offset)
             data = file.read(size)
     except OSError as error:
-        raise MediaError("can't be opened", error.strerror or str(error)) from error
+        raise unreadable(error, path) from error
     if len(data) < size:
         raise MediaError("truncated", path.name)
     return data

@@ -1,5 +1,6 @@
 """Members of a zip archive, read by position: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT."""
 
+import os
 import struct
 import zipfile
 import zlib
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from periscope.errors import MediaError
-from periscope.precompute.media import open_regular
+from periscope.precompute.media.file import open_regular, unreadable
 
 LOCAL_HEADER = 30
 MOST_DEFLATED = 1032  # bytes that one byte can unpack to at most: https://zlib.net/zlib_tech.html
@@ -47,10 +48,11 @@ def read_member(span: ByteSpan, path: Path) -> bytes:
     if span.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise MediaError("compressed in a rare way", f"method {span.method} in {path.name}: unpack it")
     most = MOST_DEFLATED * span.stored if span.method == zipfile.ZIP_DEFLATED else span.stored
-    if span.size > most or span.offset < 0 or span.offset + LOCAL_HEADER + span.stored > path.stat().st_size:
-        raise MediaError("damaged archive", path.name)  # a header may claim anything, up to 2 ** 64 bytes
     try:
         with open_regular(path) as file:
+            room = os.fstat(file.fileno()).st_size
+            if span.size > most or span.offset < 0 or span.offset + LOCAL_HEADER + span.stored > room:
+                raise MediaError("damaged archive", path.name)  # a header may claim anything, up to 2 ** 64 bytes
             file.seek(span.offset)
             header = file.read(LOCAL_HEADER)
             if len(header) < LOCAL_HEADER or header[:4] != b"PK\x03\x04":
@@ -60,7 +62,7 @@ def read_member(span: ByteSpan, path: Path) -> bytes:
         if span.method == zipfile.ZIP_DEFLATED:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, max(1, span.size))
     except (OSError, zlib.error) as error:
-        raise MediaError("can't be opened", f"{path.name}: {error}") from error
+        raise unreadable(error, path, f"{path.name}: {error}") from error
     if len(data) != span.size or zlib.crc32(data) != span.crc:
         raise MediaError("damaged archive", path.name)
     return data

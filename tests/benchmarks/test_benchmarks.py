@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 
@@ -27,6 +28,7 @@ from benchmarks import (
     startup,
     step,
     sweep,
+    workers,
 )
 from benchmarks._meters import peak_bytes
 from periscope.adapters.projectors import FeatureShape
@@ -166,6 +168,16 @@ def test_both_ways_encode_the_same_pictures(tmp_path: Path) -> None:
     ours = features.read_many(keys, "pooled").double().numpy()
     assert theirs == pytest.approx(ours / np.linalg.norm(ours, axis=1, keepdims=True), abs=2e-3)
     assert np.linalg.norm(theirs, axis=1) == pytest.approx(1, abs=1e-2)
+
+
+def test_workers_are_measured_against_decoding_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    began = workers.processor_seconds()
+    subprocess.run([sys.executable, "-c", burn], check=True)
+    assert 0.25 < workers.processor_seconds() - began < 3
+    sizes = {"PICTURES": 6, "ENCODED": 4, "SIZE": (64, 48), "VIT": SMALL_VIT}
+    found = measured(workers, monkeypatch, **sizes, processor_seconds=count().__next__)
+    assert [row["ratio"] for row in found.values()] == [1, 1]
 
 
 @pytest.mark.slow

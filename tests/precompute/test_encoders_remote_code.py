@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from periscope.precompute.tiny_encoders import open_clip_folder, tiny_folder
+import torch
+
+from periscope.precompute.encoders import load_encoder
+from periscope.precompute.tiny_encoders import open_clip_folder, timm_folder, tiny_folder
 
 LOAD = """
 import sys
@@ -68,24 +71,45 @@ def poisoned(folder: Path, kind: str, model_type: str | None) -> Path:
     return folder
 
 
+def with_text_tower(folder: Path, text: Path) -> Path:
+    """An open_clip tower whose text tower is one of transformers, whose folder open_clip reads with AutoConfig."""
+    open_clip_folder(folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] = {"hf_model_name": str(text), "hf_tokenizer_name": str(text)}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    shutil.copy(text / "evil.py", folder / "evil.py")
+    return folder
+
+
 def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
     cases = [(kind, model_type) for kind in CLASSES for model_type in (None, "evil")]
     folders = [
         poisoned(tiny_folder(tmp_path / f"{kind}-{model_type}", kind), kind, model_type) for kind, model_type in cases
     ]
-    said = answers(*folders)
+    tower = with_text_tower(tmp_path / "clip", folders[cases.index(("dinov2", "evil"))])
+    said = answers(*folders, tower)
     for folder, (kind, model_type) in zip(folders, cases, strict=True):
         assert not (folder / "marker").exists(), kind
         assert said[folder].startswith("refused:" if model_type else "loaded"), (kind, said[folder])
+    assert said[tower].startswith("refused:")
 
 
-def test_code_beside_an_open_clip_tower_is_not_run(tmp_path: Path) -> None:
-    """Its text tower may be one of transformers, whose folder open_clip reads with AutoConfig."""
-    text = poisoned(tiny_folder(tmp_path / "text", "dinov2"), "dinov2", "evil")
-    folder = open_clip_folder(tmp_path / "clip")
-    config = json.loads((folder / "open_clip_config.json").read_text())
-    config["model_cfg"]["text_cfg"] = {"hf_model_name": str(text), "hf_tokenizer_name": str(text)}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    shutil.copy(text / "evil.py", folder / "evil.py")
-    assert answers(folder)[folder].startswith("refused:")
-    assert not (text / "marker").exists()
+class Pickled:
+    """Leaves a marker where it is unpickled."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.marker,)
+
+
+def test_pickled_weights_beside_timms_are_not_read(tmp_path: Path) -> None:
+    folder = timm_folder(tmp_path / "vit", "vit_base_patch16_224")
+    for name in ("pytorch_model.bin", "weights.pth", "weights.pt"):
+        torch.save(Pickled(tmp_path / "marker"), folder / name)
+    torch.load(folder / "weights.pt", weights_only=False)
+    assert (tmp_path / "marker").exists()
+    (tmp_path / "marker").unlink()
+    assert load_encoder(f"timm:{folder}").kinds
+    assert not (tmp_path / "marker").exists()

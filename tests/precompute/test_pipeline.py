@@ -18,11 +18,12 @@ from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.decoding import DecodingPool
 from periscope.precompute.encoders import Encoder
 from periscope.precompute.media import decode_image
+from periscope.precompute.media.limits import Limits, set_limits
 from periscope.precompute.pipeline.clock import Clock
 from periscope.precompute.pipeline.encode import BatchEncoder, forward, pick, to_stored
 from periscope.precompute.pipeline.filters import DUPLICATE, Filters
 from periscope.precompute.pipeline.job import Job, one_behind, precompute
-from periscope.precompute.pipeline.reader import AHEAD, Reader, Sample, encoder_inputs, read_medium
+from periscope.precompute.pipeline.reader import AHEAD, Reader, Sample, content_hash, encoder_inputs, read_medium
 from periscope.precompute.pipeline.rejects import report_rejects
 from periscope.precompute.pipeline.resume import keys_of, media_to_encode, refuse_lost_media
 from periscope.precompute.pipeline.task import EncodingTask
@@ -89,20 +90,26 @@ def done(*samples: Sample) -> Future:
 
 
 def test_a_member_that_unpacks_to_too_much_is_not_unpacked(tmp_path):
-    """1.1 GB of zeros in 5 MB: refused by its stated size, before anything is read."""
+    """11 MB of zeros in 50 kB: refused by its stated size, before anything is read; nor is it unpacked for its hash."""
     with zipfile.ZipFile(tmp_path / "photos.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         with archive.open("zeros.png", "w", force_zip64=True) as member:
-            for _ in range(1100):
+            for _ in range(11):
                 member.write(bytes(1_000_000))
         noise(tmp_path / "one.png", 0)
         archive.write(tmp_path / "one.png", "one.png")
     found = collect(tmp_path / "photos.zip").media.values()
     media = {medium.origin.rpartition("/")[2]: medium for medium in found}
+    set_limits(Limits(bytes=10_000_000))
     tracemalloc.start()
-    with pytest.raises(MediaError, match=r"too many bytes: 1,100,000,000, and --max-bytes is 1,000,000,000"):
-        read_medium(media["zeros.png"])
-    assert tracemalloc.get_traced_memory()[1] < 1_000_000
-    tracemalloc.stop()
+    try:
+        with pytest.raises(MediaError, match=r"too many bytes: 11,000,000, and --max-bytes is 10,000,000"):
+            read_medium(media["zeros.png"])
+        assert content_hash(media["zeros.png"]) == ""
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+        set_limits(Limits())
+    assert Limits().bytes == 1_000_000_000
     assert read_medium(media["one.png"]) == (tmp_path / "one.png").read_bytes()
 
 

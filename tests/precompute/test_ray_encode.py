@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load as load_tensors
 
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.encoders import Encoder, load_encoder
+from periscope.precompute.pipeline import ray_encode
 from periscope.precompute.pipeline.filters import Filters
 from periscope.precompute.pipeline.job import Job, precompute
 from periscope.precompute.pipeline.ray_encode import stage_package
+from periscope.precompute.pipeline.resume import keys_of
 from periscope.precompute.remote import address_of, collected, is_address
 from periscope.precompute.sources import collect
 from periscope.shards.read import FeatureSet
@@ -116,6 +119,24 @@ def test_data_behind_an_address_is_read_like_a_folder(tmp_path):
     for address, why in (("memory://bucket/nothing", "holds nothing"), ("nosuch://a/b", "nosuch")):
         with pytest.raises(PrecomputeError, match=why), collected(address):
             pass
+
+
+def test_a_task_decodes_and_an_actor_encodes_as_one_process_does(tmp_path, monkeypatch):
+    """What Ray is given, without Ray: media behind an address, one of them damaged."""
+    encoder = load_encoder("demo")
+    with collected(photos(tmp_path / "photos", 5).as_uri()) as found:
+        job = Job(found, encoder, ("pooled",), tmp_path / "out")
+        assert precompute(job)
+        media = keys_of(found.media)
+        monkeypatch.setattr(ray_encode, "_fetched", lambda _: job.task)
+        decoded = ray_encode._decode({"key": list(media), "medium": list(media.values())}, [None])
+        made = ray_encode._Encode([None])(decoded)
+    whole = FeatureSet(tmp_path / "out")
+    assert len(whole) == 5 and made["key"] == list(media)
+    for key, data, reason in zip(made["key"], made["data"], made["reason"], strict=True):
+        assert (key in whole.keys) == bool(data) == (not reason)
+        if data:
+            assert torch.allclose(load_tensors(data)["pooled"], whole.stored(key)["pooled"], atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.slow  # Ray takes a minute to start; addresses are read without it above

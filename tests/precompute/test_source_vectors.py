@@ -20,7 +20,9 @@ from safetensors.torch import save_file as save_torch
 from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.encoders import load_encoder, load_encoder_like
 from periscope.precompute.encoders.vectors import encoder_for
-from periscope.precompute.media.npy import array_in, file_header, read_row
+from periscope.precompute.media.limits import Limits, set_limits
+from periscope.precompute.media.npy import array_in, header_of
+from periscope.precompute.media.stored_arrays import LONGEST_TABLE, arrays_in, read_array
 from periscope.precompute.pipeline.job import Job, precompute
 from periscope.precompute.sources import Collection, collect
 from periscope.shards.read import FeatureSet
@@ -166,11 +168,102 @@ def test_hostile_arrays_take_no_memory(tmp_path: Path, begin: bytes, size: int, 
     assert time.perf_counter() - began < 5
 
 
+def tensors(entries: object, claimed: int | None = None) -> bytes:
+    """The begin of a .safetensors file."""
+    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return struct.pack("<Q", len(text) if claimed is None else claimed) + text
+
+
+def entry(shape: list, begin: object, end: object, dtype: object = "F32") -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+TABLES = (
+    (tensors({}, claimed=1 << 63), 1 << 20, "can't be opened"),
+    (tensors({}, claimed=LONGEST_TABLE + 1), 1 << 30, "too many rows"),  # a header of 32 MB
+    (tensors(b"[" * 100_000), 1 << 20, "can't be opened"),
+    (tensors({"a": entry([8], 0, 1 << 40)}), 1 << 20, "can't be opened"),  # more numbers than there are
+    (tensors({"a": entry([1 << 40], 0, 32)}), 1 << 20, "can't be opened"),
+    (tensors({"a": entry([-8], 0, 32)}), 1 << 20, "can't be opened"),
+    (tensors({"a": entry([8], 32, 0)}), 1 << 20, "can't be opened"),
+    (tensors({"a": entry([True], 0, 4)}), 1 << 20, "can't be opened"),
+    (tensors({"a": entry([8], 0, 32, 5)}), 1 << 20, "can't be opened"),
+    (tensors({"a": {}}), 1 << 20, "can't be opened"),
+    (tensors({"a": entry([1 << 40, 0], 0, 0)}), 1 << 20, "empty array"),
+    (tensors({"a": entry([8], 0, 8, "F8_E4M3")}), 1 << 20, "not floating-point numbers"),
+    (tensors({"a": entry([1, 1 << 30], 0, 1 << 32)}), 1 << 33, "too many numbers"),
+)
+
+
+@pytest.mark.parametrize(("begin", "size", "reason"), TABLES)
+def test_hostile_tensors_take_no_memory(tmp_path: Path, begin: bytes, size: int, reason: str) -> None:
+    save_file({"x": array(8)}, tmp_path / "good.safetensors", metadata={"shape": "any", "dtype": "words"})
+    (tmp_path / "hostile.safetensors").write_bytes(begin)
+    os.truncate(tmp_path / "hostile.safetensors", size)  # takes no room on the disk
+    tracemalloc.start()
+    try:
+        found = collect(tmp_path)
+        problems = reasons(found)
+        for origin, medium in found.media.items():
+            try:
+                medium.read()
+            except MediaError as error:
+                problems.append((origin, error.reason))
+        assert problems == [("hostile.safetensors", reason)]
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors"])
+def test_a_file_that_is_cut_or_changed_after_it_was_listed(tmp_path: Path, kind: str) -> None:
+    """It isn't mapped into memory, where a cut file would end this process."""
+    path = tmp_path / f"rows.{kind}"
+
+    def save(values: np.ndarray) -> None:
+        np.save(path, values) if kind == "npy" else save_file({"x": values}, path)
+
+    save(array(300, 64))
+    media = list(collect(path).media.values())
+    assert np.array_equal(array_in(media[299].read()), array(300, 64)[299])
+    save(array(200, 32, seed=1))
+    assert np.array_equal(array_in(media[199].read()), array(200, 32, seed=1)[199])
+    with pytest.raises(MediaError, match="it has 200 rows"):
+        media[200].read()
+    os.truncate(path, path.stat().st_size - 128)
+    with pytest.raises(MediaError, match="more than it holds"):
+        media[199].read()
+    path.unlink()
+    with pytest.raises(MediaError, match="can't be opened"):
+        media[0].read()
+
+
+def test_numbers_that_are_not_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.zeros((2, 1 << 19), np.float16, order="F"))
+    with pytest.raises(MediaError, match="Fortran order: save it with"):
+        read_array(tmp_path / "rows.npy", "", 1)
+    assert read_array(tmp_path / "rows.npy", "", None).shape == (2, 1 << 19)
+    np.save(tmp_path / "long.npy", np.zeros(8, np.longdouble))
+    if np.dtype(np.longdouble).itemsize > 8:
+        with pytest.raises(MediaError, match="not floating-point numbers: float128"):
+            read_array(tmp_path / "long.npy", "", None)
+    set_limits(Limits(bytes=1000))
+    try:
+        with pytest.raises(MediaError, match="too many bytes"):
+            read_array(tmp_path / "rows.npy", "", None)
+    finally:
+        set_limits(Limits())
+    save_file({"x": array(8)}, tmp_path / "x.safetensors")
+    with pytest.raises(MediaError, match="no tensor 'y' in it"):
+        read_array(tmp_path / "x.safetensors", "y", None)
+
+
 def test_arrays_are_read_from_plain_files_only(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.npy")
-    for read_from in (file_header, lambda path: read_row(path, 0)):
-        with pytest.raises(MediaError, match="not a regular file"):
-            read_from(tmp_path / "pipe.npy")
+    for name in ("pipe.npy", "pipe.safetensors"):
+        os.mkfifo(tmp_path / name)
+        for read_from in (arrays_in, lambda path: read_array(path, "", 0)):
+            with pytest.raises(MediaError, match="not a regular file"):
+                read_from(tmp_path / name)
     (tmp_path / "outside").mkdir()
     np.save(tmp_path / "outside/secret.npy", array(3, 8))
     (tmp_path / "data").mkdir()
@@ -228,10 +321,11 @@ def test_threads_read_headers_together(tmp_path: Path) -> None:
     def read_often(_: int) -> int:
         for _ in range(150):
             Garbage()
-            assert file_header(tmp_path / "a.npy").shape == (3, 8)
+            assert header_of(begin, len(begin)).shape == (3, 8)
         return 150
 
     np.save(tmp_path / "a.npy", array(3, 8))
+    begin = (tmp_path / "a.npy").read_bytes()
     before, interval = gc.get_threshold(), sys.getswitchinterval()
     gc.set_threshold(5)
     sys.setswitchinterval(1e-6)

@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import CancelledError
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,16 @@ from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.decoding import DecodingPool, Source, decoded, worker
 from periscope.precompute.decoding.slots import HELD, Slot
 from periscope.precompute.encoders import Encoder
-from periscope.precompute.media import decode_clip, decode_image, decode_sound, file, is_sound, read_file, thumbnail
+from periscope.precompute.media import (
+    decode_clip,
+    decode_image,
+    decode_sound,
+    file,
+    is_sound,
+    picture,
+    read_file,
+    thumbnail,
+)
 from periscope.precompute.media.limits import Limits, set_limits
 from periscope.precompute.media.picture import mended
 from periscope.precompute.pipeline.filters import Filters
@@ -38,7 +48,7 @@ from periscope.precompute.sources import collect
 from periscope.shards.write import SetWriter
 
 ROOT = Path(__file__).parents[2]
-TIGHT = Limits(seconds=3, memory=400_000_000)
+TIGHT = Limits(seconds=3, memory=400_000_000, waiting=200)  # processor time runs out first, also on a busy machine
 DAMAGE = {"b.png": hostile.CRASH, "d.png": hostile.HANG, "f.png": hostile.BOMB, "h.png": hostile.BUG}
 
 
@@ -107,6 +117,40 @@ def test_images_sounds_and_clips_come_back_bit_for_bit(pool):
     assert found[3] == thumbnail(wave, "audio")
 
 
+def test_pictures_are_decoded_into_the_slot_itself(tmp_path, monkeypatch):
+    """Those that need no more than Pillow's decoding; others are copied there."""
+    photo, turned = Image.effect_noise((90, 60), 60).convert("RGB"), Image.Exif()
+    turned[0x0112] = 6
+    files = {
+        name: tmp_path / name for name in ("a.jpg", "progressive.jpg", "a.png", "turned.jpg", "clear.png", "a.webp")
+    }
+    for path in files.values():
+        more = (
+            {"exif": turned} if "turned" in path.name else {"transparency": (0, 0, 0)} if "clear" in path.name else {}
+        )
+        photo.save(path, progressive="progressive" in path.name, **more)
+    whole = files["a.jpg"].read_bytes()
+    for name, content in (("no end.jpg", whole[:-2]), ("cut.jpg", whole[:900])):
+        files[name] = tmp_path / name
+        files[name].write_bytes(content)
+    slot = Slot.create()
+    monkeypatch.setattr(worker, "_slots", [slot])
+    monkeypatch.setattr(worker, "_set_timers", lambda _: None)
+    pieces = [worker.Piece(decode_image, str(path), 0, 0, frozenset()) for path in files.values()]
+    results = dict(zip(files, worker.serve(0, 64, pieces), strict=True))
+    assert picture.canvas is None and results["no end.jpg"].mended
+    assert results.pop("cut.jpg").error[0] == "truncated"
+    ends = 64
+    for name, result in results.items():
+        wanted = decode_image(files[name])
+        assert np.array_equal(slot.take(result.placed), wanted), name
+        assert result.placed.start >= ends, "none lies in another's place"
+        if name in ("a.jpg", "progressive.jpg", "a.png"):
+            assert result.placed.start < ends + 64, "there is one copy"
+        ends = result.placed.start + 4 * wanted.width * wanted.height
+    slot.close()
+
+
 def test_where_workers_cant_be_limited_this_process_decodes_alike(pool, monkeypatch):
     whole = io.BytesIO()
     Image.new("RGB", (40, 30), (200, 90, 10)).save(whole, "JPEG")
@@ -169,6 +213,9 @@ def test_more_than_a_slot_may_keep_comes_back_too(pool, tmp_path):
         Image.new("RGB", (6000, 5000), (number, 7, 9)).save(tmp_path / f"{number}.png")
     sources = [Source(decode_image, path=str(tmp_path / f"{number}.png")) for number in (0, 1)]
     assert [outcome.get().getpixel((5999, 4999)) for outcome in pool.outcomes(sources)] == [(0, 7, 9), (1, 7, 9)]
+    for _ in pool._slots:  # they take turns
+        list(pool.outcomes([Source(hostile.process)]))
+    assert all(os.stat(slot.file.fileno()).st_blocks * 512 < HELD for slot in pool._slots)
     slot = Slot.create()
     slot.place(Image.new("RGB", (6000, 5000)))
     assert slot.used > HELD and os.stat(slot.file.fileno()).st_blocks * 512 > HELD
@@ -217,7 +264,7 @@ def test_a_file_that_ends_its_worker_is_told_and_the_others_are_decoded(pool, tm
 def test_a_progressive_jpeg_with_thousands_of_scans_is_given_up(tmp_path):
     (tmp_path / "scans.jpg").write_bytes(hostile.progressive_jpeg(4000))
     began = time.monotonic()
-    with DecodingPool(1, Limits(seconds=0.5)) as pool:
+    with DecodingPool(1, Limits(seconds=0.5, waiting=200)) as pool:
         (outcome,) = pool.outcomes([Source(decode_image, path=str(tmp_path / "scans.jpg"))])
     assert outcome.killed and outcome.error.reason == "not decoded within 0.5 s" and time.monotonic() - began < 20
 
@@ -303,7 +350,7 @@ def test_a_run_goes_on_past_hostile_files_and_never_meets_them_again(tmp_path, t
     assert precompute(job) and len(left_out(tmp_path / "set")) == 4 and time.monotonic() - began < 3
     before = contents(tmp_path / "set")
     assert not precompute(job) and contents(tmp_path / "set") == before
-    set_limits(Limits(seconds=4, memory=TIGHT.memory))
+    set_limits(replace(TIGHT, seconds=4))
     with SetWriter(job.out, "image", job.encoder.describe(), job.task.features) as writer:
         todo = media_to_encode(writer, keys_of(job.collection.media), _Here(), Filters())
     assert "d.png" in {medium.origin for medium in todo.values()}, "it may be decoded in the longer time"
