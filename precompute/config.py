@@ -21,10 +21,11 @@ again to resume it, or to add new media.
 --data takes: a folder or .zip of images, sounds or clips, with or without captions (.txt files of the same names, or
 a table such as metadata.jsonl or captions.csv with file_name and text); texts.jsonl (conversations), alone or in a
 folder with its media; a published dataset as it unpacks (LLaVA conversations, COCO captions, Karpathy's splits,
-Flickr30k, VQAv2, GQA, TextVQA, TextCaps, VizWiz, Visual7W, VSR, POPE, RefCOCO, AI2D, AudioCaps, Clotho, MSR-VTT,
-MSRVTT-QA, MSVD, MSVD-QA); webdataset .tar files as img2dataset writes them (a folder, a pattern like
-{00000..00009}.tar, or pipe:COMMAND); parquet files that contain the media; a Hugging Face dataset saved to disk, or
-hf:owner/name; ready-made vectors (.npy, .safetensors, parquet). The layout is detected and printed; see docs/data.md.
+Flickr30k, VQAv2, GQA, TextVQA, TextCaps, VizWiz, Visual7W, VSR, POPE, RefCOCO, AI2D, OCR-VQA, Visual Genome, GRIT,
+AudioCaps, Clotho, MSR-VTT, MSRVTT-QA, MSVD, MSVD-QA); webdataset .tar files as img2dataset writes them (a folder, a
+pattern like {00000..00009}.tar, or pipe:COMMAND); parquet files that contain the media; a Hugging Face dataset saved to
+disk, or hf:owner/name; ready-made vectors (.npy, .safetensors, parquet). The layout is detected and printed; see
+docs/data.md.
 """
 EXAMPLES = (
     "python precompute.py                                               the demo's images",

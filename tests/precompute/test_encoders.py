@@ -13,8 +13,7 @@ from encoder_parity import KINDS, assert_parity, distance, given, photo
 from periscope.errors import PrecomputeError
 from periscope.paths import PACKAGE as PROJECT
 from periscope.precompute.encoders import load_encoder, load_encoder_like, resolve
-from periscope.precompute.encoders.names import ENCODERS
-from periscope.precompute.encoders.registry import BY_IDENTIFIER
+from periscope.precompute.encoders.names import BY_IDENTIFIER, ENCODERS
 from periscope.precompute.tiny_encoders import (
     OPEN_CLIP,
     OPEN_CLIP_PREPROCESSING,

@@ -290,11 +290,15 @@ def test_torchrun_itself(home, whole):
 
 
 def test_the_picture_shows_where_two_processes_part():
-    from studies.ranks import TWO, difference, picture
+    from studies.ranks import difference, picture
 
     one = [2.0 - i / 10 for i in range(10)]
     two = one[:5] + [loss + 0.01 for loss in one[5:]]
     assert difference(one, two) == pytest.approx([0.0] * 5 + [0.01] * 5)
-    shown = picture(one, two, one)
-    rows = [max(y for y in range(330, 461) if shown.getpixel((x, y)) == TWO) for x in (100, 750)]
-    assert rows[0] > 450 and rows[1] < 340
+    above, below = picture(one, two, one).axes
+    curves = {line.get_label(): line.get_ydata() for line in above.get_lines()}
+    assert list(curves["one process"]) == one and list(curves["two processes"]) == two
+    gaps = {line.get_label(): line.get_ydata() for line in below.get_lines()}
+    assert gaps["two processes"] == pytest.approx([1e-8] * 5 + [0.01] * 5)
+    assert set(gaps["one process, steps cut in two"]) == {1e-8} and below.get_yscale() == "log"
+    assert all("nats per token" in panel.get_ylabel() and panel.get_legend() for panel in (above, below))

@@ -219,9 +219,10 @@ def test_a_recipes_second_stage_stays_on_the_first_ones_model(home, call, first,
     call(train_script, *more, "--recipe", "mlp4.toml", "--adapter", "mlp3", "--name", "by-flag")
 
 
-def test_a_name_that_is_taken_is_told_before_anything_is_loaded(call, first):
+def test_a_name_that_is_taken_is_told_before_anything_is_loaded(call, first, monkeypatch):
+    monkeypatch.setattr(LanguageModelHolder, "load", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(RunError, match="runs/first exists, and a run is never overwritten"):
-        call(train_script, "--features", "features-v", "--lm", "nowhere", "--name", "first")
+        call(train_script, "--features", "features-v", "--lm", "lm", "--name", "first")
     with pytest.raises(RunError, match="was started with lora none, not r=2"):
         call(train_script, "--resume", first, "--lora", "r=2")
 
