@@ -72,8 +72,11 @@ def record(install: bool = False) -> None:
         for line in commands(shown):
             print("$ periscope", *line, flush=True)
             said: list[str] = []
-            call = ["-c", "from periscope.cli import main; main()", *line]
-            times.append((spelled(line), *timed(lambda call=call, said=said: said.append(recorded(call, home)))))
+
+            def call(line: Sequence[str] = line, said: list[str] = said) -> None:
+                said.append(recorded(["-c", "from periscope.cli import main; main()", *line], home))
+
+            times.append((spelled(line), *timed(call)))
             transcript += f"$ {wrapped(spelled(line))}\n{portable(said[0])}\n"
     rows = "".join(f"| `{line}` | {format_duration(wall)} | {format_duration(cpu)} |\n" for line, wall, cpu in times)
     PAGE.write_text(f"{HEAD}{rows}\n```text\n{transcript.rstrip()}\n```\n")
