@@ -212,7 +212,7 @@ def serve() -> None:
 
 def _served_name(run: str) -> str:
     """What clients call the model of a RUN: its folder's name, its name on the Hub, or several joined by `+`."""
-    from periscope.adapters.io.card import is_hub_id
+    from periscope.adapters.names import is_hub_id
 
     paths = [part.rpartition("=")[2] for part in run.split(",")]
     return "+".join(path if is_hub_id(path) else Path(path).resolve().name for path in paths)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from periscope.errors import MachineError, MediaError, UnreadError
-from periscope.precompute.media.limits import check_bytes, limits
+from periscope.precompute.media.limits import NO_MEMORY, check_bytes, limits
 
 # Of a pipe, opening doesn't wait for a writer then. Windows has none of these, and O_BINARY besides.
 FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
@@ -59,7 +59,7 @@ def unreadable(error: Exception, path: Path | str, detail: str = "") -> MediaErr
     if number in FAILING:
         return UnreadError(UNREAD, said)
     if isinstance(error, MemoryError):
-        return MediaError("too large for the memory", said)
+        return MediaError(NO_MEMORY, said)
     return MediaError("can't be opened", said)
 
 

@@ -55,7 +55,8 @@ def _files(data: DataFolder) -> list[str]:
 def _chosen(data: DataFolder) -> set[str]:
     """The .json files of the pictures that are taken."""
     pictures: dict[str, list[str]] = {}
-    for name in _files(data):
+    files = _files(data)
+    for name in files:
         grounded = _read(data, name)
         if isinstance(grounded, Grounded):
             for phrase in grounded.phrases():
@@ -65,7 +66,7 @@ def _chosen(data: DataFolder) -> set[str]:
         if len(names) >= FEWEST:
             chosen.update(sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:MOST])
     data.note(
-        f"GRIT: {len(chosen):,} of {len(_files(data)):,} pictures are taken, up to {MOST} for each phrase that at "
+        f"GRIT: {len(chosen):,} of {len(files):,} pictures are taken, up to {MOST} for each phrase that at "
         f"least {FEWEST} have"
     )
     return chosen

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from periscope.adapters.model import AdaptedModel
+from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.errors import RunError
 from periscope.evaluation.controls import evenly, stand_ins
@@ -65,7 +65,7 @@ class TrainingSet:
 
     def learns_from_words(self, model: AdaptedModel) -> bool:
         """Whether training changes what the model says without media, by LoRA, its own weights, or a soft prompt."""
-        return bool(model.lm.changes or self.dataset.adapter.soft_tokens)
+        return learns_from_words(model, self.dataset.adapter)
 
     @property
     def features(self) -> FeatureSet:
@@ -162,8 +162,7 @@ def choose_texts(source: OpenedSet, model: AdaptedModel, limit: int) -> Training
     )
     every = source.texts.with_captions(model.prompt.template.captions_read)
     texts = every.of_split("train")[: limit or None]
-    learns_from_words = bool(model.lm.changes or model.adapter.soft_tokens)
-    index = dataset.keep(texts, model.lm.max_length, words_alone=learns_from_words)
+    index = dataset.keep(texts, model.lm.max_length, words_alone=learns_from_words(model, model.adapter))
     if not index.texts:
         raise RunError(
             f"{source.features.path} has no words to train on ({len(source.texts)} texts, {len(texts)} of them for "
@@ -174,6 +173,11 @@ def choose_texts(source: OpenedSet, model: AdaptedModel, limit: int) -> Training
     label = f"texts of {source.features.path}" if source.key_prefix else "texts"
     print(f"{label}: {len(index.texts):,} to learn from, {len(heldout)} held out for the loss{dropped}")
     return TrainingSet(source, dataset, index, heldout, stand_ins(medium_contents(source.features, heldout)))
+
+
+def learns_from_words(model: AdaptedModel, adapter: Adapter) -> bool:
+    """Whether training changes what a model with this adapter says without media."""
+    return bool(model.lm.changes or adapter.soft_tokens)
 
 
 def choose_heldout(dataset: TextFeatureDataset, texts: Texts, trained: TextIndex, max_length: int) -> list[Text]:
