@@ -122,7 +122,7 @@ def measure_on(
             for precision in precisions:
                 label = f"{name} in {precision}"
                 if clock.over:
-                    found[label] = {"ratio": float("nan"), "failed": "no time was left for it"}
+                    found[label] = failed("no time was left for it")
                     continue
                 first = precision == precisions[0]
                 found |= tried(label, partial(measure_model, folder, device, precision, name, clock, rounds, first))
@@ -135,7 +135,12 @@ def tried(name: str, work: Callable[[], dict[str, dict]]) -> dict[str, dict]:
     try:
         return work()
     except Exception as error:  # whatever a card, its driver or a library can't do is a finding
-        return {name: {"ratio": float("nan"), "failed": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}}
+        return {name: failed(f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")}
+
+
+def failed(why: str) -> Row:
+    """The row of what wasn't measured."""
+    return {"ratio": float("nan"), "failed": why}
 
 
 def weights_row(config: PretrainedConfig, device: str, folder: Path) -> dict[str, dict]:
@@ -153,7 +158,7 @@ def measure_model(
     for adapter, (spec, shape) in ADAPTERS.items():
         label = f"{adapter} on {name} in {precision}"
         if clock.over:
-            found[label] = {"ratio": float("nan"), "failed": "no time was left for it"}
+            found[label] = failed("no time was left for it")
             continue
         model = adapted(lm, spec, shape)
         found |= tried(label, lambda model=model, label=label: {label: speed(model, rate)})  # type: ignore[misc]
@@ -191,10 +196,15 @@ def speed(model: AdaptedModel, rate: float) -> Row:
     return row
 
 
+def trainer(model: AdaptedModel) -> tuple[torch.optim.Optimizer, torch.amp.GradScaler]:
+    """A new optimizer of what is trained, and its scaler, as train.py has them."""
+    scaler = torch.amp.GradScaler(model.lm.device.type, enabled=model.lm.dtype == torch.float16)
+    return make_optimizer(model.trained(), CONFIG), scaler
+
+
 def timed_steps(model: AdaptedModel, batch: Batch, micro: int) -> tuple[float, int]:
     """(seconds of a step, micro-batch at the end), after one step that isn't timed."""
-    optimizer = make_optimizer(model.trained(), CONFIG)
-    scaler = torch.amp.GradScaler(model.lm.device.type, enabled=model.lm.dtype == torch.float16)
+    optimizer, scaler = trainer(model)
     _, _, micro = take_step(model, optimizer, scaler, batch, micro, 1.0)
     began = seconds()
     for _ in range(STEPS):
@@ -207,8 +217,7 @@ def waits(model: AdaptedModel) -> Row:
     on_gpu = model.lm.device.type == "cuda"
     captions = [[length] for length in caption_lengths(512)]
     words = whole_words(model.lm.tokenizer) or WORDS
-    optimizer = make_optimizer(model.trained(), CONFIG)
-    scaler = torch.amp.GradScaler(model.lm.device.type, enabled=model.lm.dtype == torch.float16)
+    optimizer, scaler = trainer(model)
     with tempfile.TemporaryDirectory() as folder:
         steps = steps_of(model, feature_set(Path(folder) / "set", POOLED, MEDIA, captions, words), 32)
         batches = iter(load_steps(steps, 0, LOADED, workers=2 if on_gpu else 0, pin=on_gpu))
@@ -241,15 +250,14 @@ def levers(lm: LanguageModel, name: str, rounds: int, clock: Clock) -> dict[str,
     for lever, (batch, on, off) in cases.items():
         label = f"{lever}, on against off, mlp16 on {name}"
         if clock.over:
-            found[label] = {"ratio": float("nan"), "failed": "no time was left for it"}
+            found[label] = failed("no time was left for it")
             continue
         found |= tried(label, lambda b=batch, on=on, off=off, label=label: {label: gain(model, b, on, off, rounds)})  # type: ignore[misc]
     return found
 
 
 def gain(model: AdaptedModel, batch: Batch, on: Context, off: Context, rounds: int) -> Row:
-    optimizer = make_optimizer(model.trained(), CONFIG)
-    scaler = torch.amp.GradScaler(model.lm.device.type, enabled=model.lm.dtype == torch.float16)
+    optimizer, scaler = trainer(model)
 
     def step(around: Context) -> None:
         with around():
@@ -343,8 +351,7 @@ def recovers(model: AdaptedModel) -> Row:
     """
     batch = random_batch(model.lm, POOLED)
     half = torch.cuda.mem_get_info(model.lm.device)[0] // 2
-    optimizer = make_optimizer(model.trained(), CONFIG)
-    scaler = torch.amp.GradScaler("cuda", enabled=model.lm.dtype == torch.float16)
+    optimizer, scaler = trainer(model)
     many = Batch(batch.texts * 64, batch.keys, batch.rows, batch.targets * 64)
     ballast = torch.empty(half, dtype=torch.uint8, device=model.lm.device)
     loss, _, micro = take_step(model, optimizer, scaler, many, len(many.texts), 1.0)
