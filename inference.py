@@ -46,12 +46,19 @@ from periscope.device import choose_device
 from periscope.errors import AdapterError, PrecomputeError
 from periscope.precompute.decoding import Source, decoded
 from periscope.precompute.encoders import Encoder, load_encoder_like
-from periscope.precompute.media import local_path, modality_of, read_bytes, suits
+from periscope.precompute.media import (
+    is_web_address,
+    local_path,
+    modality_of,
+    read_bytes,
+    read_web_address,
+    suits,
+)
 from periscope.shards.features import CODECS, round_trip
 from periscope.training import run
 
-# An image, sound or clip: a file's path, its bytes, or the open file; an image also as a PIL image or as a NumPy array
-# (height, width, 3) of uint8.
+# An image, sound or clip: a file's path or web address, its bytes, or the open file; an image also as a PIL image or
+# as a NumPy array (height, width, 3) of uint8.
 Medium = Image.Image | np.ndarray | Path | str | bytes | BinaryIO
 Media = Medium | Sequence[Medium] | Mapping[str, Medium | Sequence[Medium]]
 CACHED_FILES = 16  # files whose features a reader keeps
@@ -180,8 +187,11 @@ class Reader:
     def features(self, medium: Medium) -> torch.Tensor:
         """Features of one image, sound or clip as a shard would hold them: float16, `(width,)` or `(tokens, width)`.
 
-        Raises PrecomputeError for a medium that can't be decoded as the encoder's modality.
+        What is at a web address is fetched at each call. Raises PrecomputeError for a medium that can't be decoded as
+        the encoder's modality.
         """
+        if is_web_address(medium):
+            return self._of_address(str(medium))
         key = None
         if isinstance(medium, str | Path):
             try:
@@ -196,13 +206,22 @@ class Reader:
             inputs = self.encoder.inputs(medium)
         else:
             inputs = self._inputs(medium)
-        encoded = self.encoder.encode(inputs[None], [self.kind])[self.kind][0]
-        features = round_trip(encoded, self.storage)
+        features = self._encoded(inputs)
         if key:
             self._cache[key] = features
             for oldest in list(self._cache)[:-CACHED_FILES]:
                 del self._cache[oldest]
         return features
+
+    def _of_address(self, address: str) -> torch.Tensor:
+        try:
+            return self._encoded(self._inputs(read_web_address(address)))
+        except PrecomputeError as error:
+            raise PrecomputeError(f"{address}: {error}") from error
+
+    def _encoded(self, inputs: torch.Tensor) -> torch.Tensor:
+        encoded = self.encoder.encode(inputs[None], [self.kind])[self.kind][0]
+        return round_trip(encoded, self.storage)
 
     def _inputs(self, medium: Path | bytes | BinaryIO) -> torch.Tensor:
         """One input of the encoder, decoded in a worker process within limits. Raises MediaError."""

@@ -36,10 +36,10 @@ CONTROLS = re.compile(r"(\n|\r|\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|[()][A-Z
 HEAD = """# A first run, recorded
 
 12 pictures of animals with a caption each (`photos/cat.png` beside `photos/cat.txt`), EfficientNet-Lite0 as the
-encoder, SmolLM2-135M-Instruct as the language model, all in local folders ([real.md](real.md)). No GPU, one thread,
-on a machine whose two cores other programs used too: an idle one takes about the processor time.
-`python -m studies.first_run` recorded this in a terminal of 80 columns. 12 captions are far too few to learn to see,
-which the output says itself; how it goes on with hundreds is in [real.md](real.md).
+encoder, SmolLM2-135M-Instruct as the language model, all in local folders ([real.md](real.md)). No GPU, on a
+machine with two cores that did nothing else. `python -m studies.first_run` recorded this in a terminal of 80 columns.
+12 captions are far too few to learn to see, which the output says itself; how it goes on with hundreds is in
+[real.md](real.md).
 
 | command | wall time | processor time |
 |---|---|---|
@@ -124,7 +124,7 @@ def recorded(arguments: Sequence[str], home: Path) -> str:
     """What Python with these arguments leaves on a terminal. Raises SystemExit if it fails."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TERM": "xterm", "NO_COLOR": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TERM": "xterm", "NO_COLOR": "1"}
     environment = {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=home, env=environment, stdin=theirs, stdout=theirs, stderr=theirs

@@ -4,6 +4,9 @@ import io
 import os
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import hostile
@@ -16,6 +19,7 @@ from PIL import Image
 import periscope
 from periscope.errors import AdapterError, DeviceError, PrecomputeError
 from periscope.precompute.media import decode_image
+from periscope.precompute.media import limits as media_limits
 
 PROGRAM = """
 import periscope
@@ -103,17 +107,37 @@ def test_a_picture_passed_in_stays_as_it_is(home):
     assert (picture.mode, picture.size, picture.getexif()[0x0112]) == ("LA", (40, 30), 6)
 
 
-def test_home_is_expanded_and_addresses_are_refused(home, monkeypatch):
+def test_home_is_expanded_and_other_addresses_are_refused(home, monkeypatch):
     monkeypatch.setenv("HOME", str(home))
     model = periscope.load(home / "whole", device="cpu")
     assert torch.equal(model.features("~/cat.png"), model.features(home / "cat.png"))
-    for address in ("http://example.org/cat.png", "https://example.org/cat.png"):
+    for address in ("s3://bucket/cat.png", "ftp://example.org/cat.png"):
         with pytest.raises(PrecomputeError, match=f"download {address} and pass the file"):
             model.features(address)
     with pytest.raises(PrecomputeError, match=r"\(height, width, 3\) uint8, not \(3 x 40 x 30\) float32"):
         model.features(np.zeros((3, 40, 30), np.float32))
     with pytest.raises(PrecomputeError, match="a int is no path"):
         model.features(7)
+
+
+def test_a_web_address_is_fetched_within_limits(home, monkeypatch):
+    model = periscope.load(home / "whole", device="cpu")
+    with HTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=home)) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            site = f"http://127.0.0.1:{server.server_port}"
+            assert torch.equal(model.features(f"{site}/cat.png"), model.features(home / "cat.png"))
+            with pytest.raises(PrecomputeError, match=rf"{site}/none\.png: can't be fetched: .*404"):
+                model.features(f"{site}/none.png")
+            monkeypatch.setattr(media_limits, "_current", media_limits.Limits(bytes=10))
+            with pytest.raises(PrecomputeError, match=r"too many bytes: .*--max-bytes is 10"):
+                model.features(f"{site}/cat.png")
+        finally:
+            server.shutdown()
+            thread.join()
+    with pytest.raises(PrecomputeError, match="can't be fetched"):
+        model.features(f"{site}/cat.png")
 
 
 def test_a_hostile_file_is_one_sentence(home, monkeypatch):

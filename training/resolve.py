@@ -8,7 +8,7 @@ import importlib.util
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -32,6 +32,7 @@ from periscope.training.trackers import require_trackers
 # Encoder of the demo -> the recipe to use with its features.
 DEMO_RECIPES = {"demo": "demo", "demo-dino": "demo", "demo-audio": "demo-audio", "demo-video": "demo-video"}
 STAGE_2_LR = 2e-5  # of a projector trained beside LoRA, as in LLaVA-1.5 and an independent AnyMAL reproduction
+SetFacts = tuple[Collection[str], str]  # a feature set's kinds and its encoder's name
 FEW_TEXTS, FEW_BATCH = 2000, 8  # below so many texts, steps of so many
 LEAST_STEPS, MOST_EPOCHS = 500, 50  # of a training whose length nothing fixes; few texts end it at so many epochs
 PATIENCE = 3  # evaluations without a lower held-out loss, where nothing fixes the length of a training
@@ -184,7 +185,7 @@ def _find_features(config: TrainConfig, encoder: str | None, request: Request) -
     """
     if not config.features:
         kind = find_projector(config.adapter)[0].kind
-        config.features = (str(newest_features(Path("features"), kind, encoder, request.tiny)),)
+        config.features = (str(newest_features(Path("features"), kind, encoder, request.tiny, bool(config.text))),)
         return {config.features[0]: encoder_of(config.features[0])}
     encoders = {path: encoder_of(path) for path in named_sets(config.features)}
     for name in encoders.values():
@@ -421,12 +422,16 @@ def encoder_of(features: str | Path) -> str:
     return _plain_name(FeatureSet(features).manifest["encoder"]["name"])
 
 
-def newest_features(root: Path, kind: str, encoder: str | None = None, tiny: bool = False) -> Path:
-    """The newest feature set in `root` that holds `kind`, made by `encoder` where one is named (by its `tiny`
-    stand-in). Raises RunError when there is none.
+def newest_features(
+    root: Path, kind: str, encoder: str | None = None, tiny: bool = False, words_apart: bool = False
+) -> Path:
+    """The newest feature set in `root` that holds `kind` and words, made by `encoder` where one is named (by its `tiny`
+    stand-in). words_apart: it needn't hold words. Raises RunError when there is none.
     """
     manifests = Path(root).glob("*/manifest.json")
     sets = {manifest: facts for manifest in manifests if (facts := _kinds_and_encoder(manifest))}
+    if not words_apart and sets:
+        sets = _with_words(sets)
     if encoder:
         sets = {manifest: (kinds, name) for manifest, (kinds, name) in sets.items()
                 if _plain_name(name) == encoder and ("tiny " in name) == tiny}  # fmt: skip
@@ -448,7 +453,19 @@ def newest_features(root: Path, kind: str, encoder: str | None = None, tiny: boo
     return newest
 
 
-def _kinds_and_encoder(manifest: Path) -> tuple[Iterable[str], str] | None:
+def _with_words(sets: Mapping[Path, SetFacts]) -> dict[Path, SetFacts]:
+    """Those of the sets that hold texts. Raises RunError when none does."""
+    found = {manifest: facts for manifest, facts in sets.items() if load_manifest(manifest.parent)["texts"]}
+    if not found:
+        names = ", ".join(sorted(str(manifest.parent) for manifest in sets))
+        raise RunError(
+            f"no feature set here has words to train on ({names}); put a .txt beside each picture and run "
+            f"{command('precompute')} again, or pass --text FILE"
+        )
+    return found
+
+
+def _kinds_and_encoder(manifest: Path) -> SetFacts | None:
     """The kinds of features and the encoder's name of a manifest; None for a damaged one."""
     try:
         facts = load_manifest(manifest.parent)

@@ -3,7 +3,8 @@
 PLAIN = {
     "caption_bleu4": "phrases shared with the captions (BLEU-4)",
     "caption_cider": "telling phrases shared (CIDEr)",
-    "caption_clip": "CLIPScore, or clips named completely",
+    "caption_clip": "clips named completely",
+    "caption_clipscore": "agreement with the picture (CLIPScore)",
     "caption_events": "sounds named right",
     "caption_exact": "captions exactly right",
     "caption_f1": "words shared with the caption",

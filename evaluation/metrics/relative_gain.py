@@ -3,7 +3,7 @@
 from periscope.evaluation.metrics.score import Score
 
 # Scores whose best value isn't 1.
-TOPS = {"caption_cider": 10.0, "caption_clip": 2.5}
+TOPS = {"caption_cider": 10.0, "caption_clipscore": 2.5}
 
 
 def relative_gain(real: float, control: float) -> float:

@@ -19,6 +19,10 @@ def write_comparison(paths: Sequence[Path], out: Path) -> None:
     if beside == out or out.is_dir():
         raise RunError(f"--out {out} is where the table goes, as in runs/compare.md; the picture stands beside it")
     runs = open_runs(paths)
+    print(
+        f"comparing {len(runs)} run{'s' * (len(runs) != 1)} by their scores; the picture takes a few seconds",
+        flush=True,
+    )
     text = table(runs)
     print(text)
     files = {out: text.encode()}

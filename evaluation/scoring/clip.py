@@ -43,5 +43,5 @@ def clip_scores(
             words = tower.vectors([f"{PREFIX} {text}" for text in captions.values()])
             pictures = {row.id: pooled[i].numpy() for i, row in enumerate(captioned) if row.id in captions}
             score = clip_score(dict(zip(captions, words.numpy(), strict=True)), pictures)
-            found[condition] = {"caption_clip": score}
+            found[condition] = {"caption_clipscore": score}
     return found

@@ -3,6 +3,7 @@
 import os
 
 from periscope.errors import MediaError
+from periscope.precompute.media.address import is_web_address, read_web_address
 from periscope.precompute.media.clip import SUFFIXES as CLIPS
 from periscope.precompute.media.clip import decode_clip
 from periscope.precompute.media.file import local_path, open_regular, read_bytes, read_file
@@ -29,12 +30,14 @@ __all__ = [
     "decode_sound_alone",
     "has_pictures",
     "is_sound",
+    "is_web_address",
     "local_path",
     "modality_of",
     "modality_of_bytes",
     "open_regular",
     "read_bytes",
     "read_file",
+    "read_web_address",
     "suits",
     "thumbnail",
     "thumbnail_jpeg",

@@ -24,10 +24,12 @@ def test_clip_score_reads_captions_with_the_encoders_text_tower():
 
     rows = [Prediction(str(i), str(i), "", words, words, told[i - 1]) for i, words in enumerate(told)]
     found = clip_scores([*rows, Prediction("q", "0", "What?", "x", "x")], Features(), encoder)
-    assert found["real"]["caption_clip"].value == pytest.approx(2.5, abs=1e-3) and found["real"]["caption_clip"].n == 3
-    assert found["shuffled"]["caption_clip"].value < 2 and set(found) == {"real", "shuffled"}
+    assert found["real"]["caption_clipscore"].value == pytest.approx(2.5, abs=1e-3)
+    assert found["real"]["caption_clipscore"].n == 3
+    assert found["shuffled"]["caption_clipscore"].value < 2 and set(found) == {"real", "shuffled"}
     shown, _ = all_scores(rows, [], extra=found)
-    assert shown["real"]["caption_clip"].n == 3 and rows[0].score["caption_clip"] == pytest.approx(2.5, abs=1e-3)
+    assert shown["real"]["caption_clipscore"].n == 3
+    assert rows[0].score["caption_clipscore"] == pytest.approx(2.5, abs=1e-3)
     assert clip_scores([Prediction("q", "0", "What?", "x", "x")], Features(), encoder) == {}
     said = {"role": "assistant", "content": "x"}
     asked = Text("q", ("0",), ({"role": "user", "content": "What?"}, said), "val")

@@ -133,7 +133,7 @@ def test_compare_from_the_command_line_loads_no_model(runs, monkeypatch, capsys)
         monkeypatch.setattr(sys, "argv", ["eval.py", "--compare", "low", "--out", out])
         with pytest.raises(RunError, match=said):
             eval_script.main()
-    assert capsys.readouterr().out.splitlines()[2].startswith("| high |")
+    assert capsys.readouterr().out.splitlines()[3].startswith("| high |")
     assert (runs / "new" / "table.md").read_text().startswith("| run | qa_accuracy |")
     assert (runs / "new" / "table.png").read_bytes().startswith(b"\x89PNG")
 

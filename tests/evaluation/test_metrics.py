@@ -288,7 +288,7 @@ def test_relative_gain_is_the_share_of_the_open_rest():
 
 
 def test_relative_gain_of_cider_is_the_difference():
-    assert gain_over("caption_clip", mean({1: 0.9}), mean({1: 0.2})) == pytest.approx(0.7)
+    assert gain_over("caption_clipscore", mean({1: 0.9}), mean({1: 0.2})) == pytest.approx(0.7)
     assert gain_over("caption_cider", mean({1: 1.2}), mean({1: 0.2})) == pytest.approx(1)
     assert gain_over("qa_accuracy", mean({1: 0.9}), mean({1: 0.5})) == pytest.approx(0.8)
     assert (

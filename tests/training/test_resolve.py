@@ -1,14 +1,26 @@
 """Options from flags, a recipe and an earlier run, resolved into one configuration."""
 
 import math
+import os
+import shutil
 
 import pytest
+import toy_sets
 from toy_runs import run_at, save_step
 
 from periscope.errors import RecipeError, RunError
 from periscope.recipes import load_recipe
+from periscope.shards.write import SetWriter
 from periscope.training.config import RENAMED, TrainConfig, option_names
-from periscope.training.resolve import Schedule, refuse_changes, resumed, settle, settle_batch, settle_schedule
+from periscope.training.resolve import (
+    Schedule,
+    newest_features,
+    refuse_changes,
+    resumed,
+    settle,
+    settle_batch,
+    settle_schedule,
+)
 
 
 def test_settings_merge_and_refuse(tmp_path):
@@ -62,3 +74,18 @@ def test_epochs_settle_the_steps(capsys):
     for config, steps in ((TrainConfig(), 500), (TrainConfig(steps=7, epochs=3.0), 7)):
         assert settle_schedule(config, 101).steps == config.steps == steps
         assert config.logging.eval_every == config.logging.save_every == max(50, math.ceil(steps / 8))
+
+
+def test_the_newest_set_without_words_is_passed_over(tmp_path):
+    toy_sets.make(tmp_path / "told", range(3))
+    with SetWriter(tmp_path / "mute", "image", toy_sets.ENCODER, toy_sets.FEATURES) as writer:
+        with writer.shard() as shard:
+            stored = {kind: toy_sets.given(1, kind).half() for kind in toy_sets.FEATURES}
+            shard.add("a", stored, {"modality": "image", "origin": "a.jpg", "sha256": "0" * 64})
+        writer.finish([], set(), lambda _: [], [])
+    os.utime(tmp_path / "told/manifest.json", (1, 1))
+    assert newest_features(tmp_path, "pooled").name == "told"
+    assert newest_features(tmp_path, "pooled", words_apart=True).name == "mute"
+    shutil.rmtree(tmp_path / "told")
+    with pytest.raises(RunError, match=r"no feature set here has words to train on \(.*mute\); .* or pass --text FILE"):
+        newest_features(tmp_path, "pooled")
