@@ -455,7 +455,7 @@ def newest_features(
 
 def _with_words(sets: Mapping[Path, SetFacts]) -> dict[Path, SetFacts]:
     """Those of the sets that hold texts. Raises RunError when none does."""
-    found = {manifest: facts for manifest, facts in sets.items() if load_manifest(manifest.parent)["texts"]}
+    found = {manifest: facts for manifest, facts in sets.items() if load_manifest(manifest.parent)["counts"]["texts"]}
     if not found:
         names = ", ".join(sorted(str(manifest.parent) for manifest in sets))
         raise RunError(
