@@ -82,8 +82,9 @@ def test_modules_to_run_exist() -> None:
 def sentences() -> list[str]:
     """Strings of the program, with a gap where a value is filled in; implicitly joined parts are one string."""
     found = []
-    for path in ROOT.rglob("*.py"):
-        if path.relative_to(ROOT).parts[0].startswith((".", "build", *APART)):
+    tops = [top for top in ROOT.iterdir() if not top.name.startswith((".", "build", *APART))]  # no environments
+    for path in (path for top in tops for path in (top.rglob("*.py") if top.is_dir() else [top])):
+        if path.suffix != ".py":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
