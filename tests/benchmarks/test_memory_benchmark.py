@@ -74,6 +74,7 @@ def test_it_is_mistral_7b():
     assert memory.LIMIT == 22 * 2**30 and memory.ADAPTERS["mlp"].tokens == 729
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said without a GPU")
 def test_without_a_gpu_it_says_so():
     assert memory.measure(5) == utilisation.measure(5) == {}

@@ -110,6 +110,7 @@ def test_a_combination_that_fails_is_told_and_the_others_go_on(home, capfd):
     assert "was started with steps 2, not 3" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 @forks
 def test_a_combination_that_fails_on_one_rank_alone_ends_the_sweep(home, monkeypatch, capfd):
     """The others wait for that rank in the middle of a training, and can't be told to leave it."""
