@@ -212,7 +212,7 @@ def mp4(frames: list[Image.Image]) -> bytes:
 
 
 def make(folder: Path, seed: int = 0, train: int = 4000, heldout: int = 200, new_pairs: int = 200) -> Path:
-    """Draws the demo's clips and words into `folder`: clips/*.mp4, texts.jsonl and clips.json (what was asked for).
+    """Draws the demo's clips and words into `folder`: clips/*.mp4, texts.jsonl and .clips.json (what was asked for).
 
     The train split has one caption per clip and no questions; the others one caption and up to 8 questions per clip.
     Every clip has its own generator, so a larger set begins with the same clips. For an existing folder see

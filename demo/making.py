@@ -60,14 +60,14 @@ def lines_of(
 
 
 def make_folder(folder: Path, name: str, asked: dict, lines: Callable[[Path], Iterable[dict]]) -> Path:
-    """Write `folder` with texts.jsonl from `lines(folder)`, and `name`.json with the numbers asked for.
+    """Write `folder` with texts.jsonl from `lines(folder)`, and .`name`.json with the numbers asked for.
 
-    `lines` also writes the media into the folder it is given. A finished folder made with the same numbers is reused;
-    one made with others raises ValueError. Everything is written under a temporary name and renamed at the end. Returns
-    `folder`.
+    The note's name begins with a dot, so that precompute doesn't take it for words. `lines` also writes the media into
+    the folder it is given. A finished folder made with the same numbers is reused; one made with others raises
+    ValueError. Everything is written under a temporary name and renamed at the end. Returns `folder`.
     """
-    note = folder / f"{name}.json"
-    if note.is_file() and json.loads(note.read_text()) == asked:
+    note, older = folder / f".{name}.json", folder / f"{name}.json"  # as version 0.1 called it
+    if any(each.is_file() and json.loads(each.read_text()) == asked for each in (note, older)):
         return folder
     if folder.exists():
         raise ValueError(

@@ -217,7 +217,7 @@ def render(objects: list[dict], rng: random.Random, pixels: int = PIXELS) -> Ima
 
 
 def make(folder: Path, seed: int = 0, train: int = 12000, heldout: int = 300, new_pairs: int = 300) -> Path:
-    """Draws the demo's media and words into `folder`: images/*.jpg, texts.jsonl and scenes.json (what was asked for).
+    """Draws the demo's media and words into `folder`: images/*.jpg, texts.jsonl and .scenes.json (what was asked for).
 
     The train split has one caption per image and no questions; the others one caption and up to 8 questions per image.
     Every image has its own generator, so a larger set begins with the same images. A finished folder made with the same

@@ -193,7 +193,7 @@ def wav(samples: np.ndarray) -> bytes:
 
 
 def make(folder: Path, seed: int = 0, train: int = 4000, heldout: int = 200, new_pairs: int = 200) -> Path:
-    """Draws the demo's sounds and words into `folder`: sounds/*.wav, texts.jsonl and sounds.json (what was asked for).
+    """Draws the demo's sounds and words into `folder`: sounds/*.wav, texts.jsonl and .sounds.json (what was asked for).
 
     The train split has one caption per recording and no questions; the others one caption and up to 8 questions.
     Every recording has its own generator, so a larger set begins with the same recordings. For an existing folder see
