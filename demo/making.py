@@ -6,8 +6,11 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
+Item, Made = TypeVar("Item"), TypeVar("Made")
 SPLITS = ("train", "heldout", "new_pairs")
 HELDOUT_ONE_IN = 10
 
@@ -57,6 +60,15 @@ def lines_of(
     for number, (ask, wording, truth) in enumerate(questions):
         turns = [{"role": "user", "content": wording}, {"role": "assistant", "content": truth}]
         yield {"id": f"{stem}-question-{number}", **common, "turns": turns, "meta": meta | {"ask": ask}}
+
+
+def in_threads(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """What `make` makes of each item, in order, by as many threads as there are cores."""
+    threads = ThreadPoolExecutor(os.cpu_count())
+    try:
+        yield from threads.map(make, items)
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def make_folder(folder: Path, name: str, asked: dict, lines: Callable[[Path], Iterable[dict]]) -> Path:

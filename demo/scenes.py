@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from periscope.demo.making import lines_of, make_folder, split_by
+from periscope.demo.making import in_threads, lines_of, make_folder, split_by
 from periscope.evaluation.tasks.scenes import COLOURS, PLACES, SHAPES, SIDES, SIZES, answer, true_objects
 
 NEW_PAIRS = frozenset(
@@ -228,14 +228,20 @@ def make(folder: Path, seed: int = 0, train: int = 12000, heldout: int = 300, ne
 
     def lines(place: Path) -> Iterator[dict]:
         (place / "images").mkdir()
+
+        def scene(drawn: tuple[str, int, list[dict]]) -> list[dict]:
+            split, number, objects = drawn
+            rng = random.Random(f"picture/{seed}/{split}/{number}")
+            image = f"images/{split}-{number:06d}.jpg"
+            render(objects, rng).save(place / image, quality=90)
+            told = [caption(objects, rng)]
+            asked = draw_questions(objects, 0 if split == "train" else 8, rng)
+            return list(lines_of(image, split, {"objects": objects}, told, asked))
+
         for split, n in counts.items():
-            for number, objects in enumerate(draw_scenes(seed, n, split)):
-                rng = random.Random(f"picture/{seed}/{split}/{number}")
-                image = f"images/{split}-{number:06d}.jpg"
-                render(objects, rng).save(place / image, quality=90)
-                told = [caption(objects, rng)]
-                asked = draw_questions(objects, 0 if split == "train" else 8, rng)
-                yield from lines_of(image, split, {"objects": objects}, told, asked)
+            numbered = enumerate(draw_scenes(seed, n, split))
+            for of_scene in in_threads(scene, ((split, number, objects) for number, objects in numbered)):
+                yield from of_scene
 
     return make_folder(Path(folder), "scenes", {"format": FORMAT, "seed": seed, **counts, "pixels": PIXELS}, lines)
 
