@@ -512,10 +512,10 @@ def load(
     """Load an adapter with the encoder and the language model it was trained with.
 
     `path` is an adapter folder, a run or a name on the Hub (owner/name). Several adapters on one language model are
-    named by modality: `load(image="runs/a", audio="runs/b")`. `device` is "auto" (a GPU if there is one), "cpu", "cuda"
-    or "cuda:N"; `precision` that of the language model. `lm` and `encoder` say where these are now, if they have moved;
-    for several adapters `encoder` maps a modality to its encoder. `trust_remote_code` runs Python code that the
-    language model brings; without it such a model is refused.
+    named by modality: `load(image="runs/a", audio="runs/b")`. `device` is "auto" (an NVIDIA GPU if there is one),
+    "cpu", "cuda", "cuda:N" or "mps"; `precision` that of the language model. `lm` and `encoder` say where these are
+    now, if they have moved; for several adapters `encoder` maps a modality to its encoder. `trust_remote_code` runs
+    Python code that the language model brings; without it such a model is refused.
 
     Raises DeviceError for a device that can't be used, and AdapterError or PrecomputeError when the encoder or the
     language model isn't the one that an adapter was trained with, when adapters can't be combined, and when one is

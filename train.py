@@ -14,7 +14,7 @@ if find_spec("periscope") is None:
     sys.exit("error: Periscope isn't installed in this Python; run this in the cloned folder first: pip install -e .")
 
 from periscope.console import announce, command, going_on, run
-from periscope.device import choose_device
+from periscope.device import choose_device, rules_of
 from periscope.paths import tiny_folder
 from periscope.training.config import TrainConfig, check_paths, parse_request
 
@@ -112,8 +112,8 @@ def fit(session: "Session") -> None:
     config, schedule, ranks, run_folder = session.config, session.schedule, session.ranks, session.run
     run_folder.track(config.logging.track, session.step)
     saved_at = time.monotonic()
-    on_gpu = session.device.type == "cuda"
-    loader = load_steps(session.steps, session.step, schedule.steps, workers=2 if on_gpu else 0, pin=on_gpu)
+    rules = rules_of(session.device)
+    loader = load_steps(session.steps, session.step, schedule.steps, workers=rules.loaders, pin=rules.pinned)
     with StopRequest(ranks.first) as stop, ProgressBar(schedule.steps, session.step) as bar:
         if session.evaluation_due and not session.evaluated:
             session.evaluate_unless_stopped(stop, bar.say)  # its process was stopped before it

@@ -36,6 +36,7 @@ from periscope.adapters.shared_prefix import (
 )
 from periscope.adapters.soft_prompt import SoftPrompt
 from periscope.adapters.splice import IGNORED, SplicedBatch, length_of, positions_of, splice
+from periscope.device import rules_of
 from periscope.errors import AdapterError
 
 Texts = Sequence[Sequence[Segment]]
@@ -212,12 +213,13 @@ class AdaptedModel(nn.Module):
             filled = dict(zip(counts, self.adapter.soft_prompt().split(list(counts.values())), strict=True))
         if names:
             device = next(self.adapter.parameters()).device
-            batch = torch.stack([features[name] for name in names]).to(device, non_blocking=True)
+            pinned = rules_of(device).pinned
+            batch = torch.stack([features[name] for name in names]).to(device, non_blocking=pinned)
             tokens = self.adapter(batch)
             if noise:
                 rms = tokens.detach().pow(2).mean(-1, keepdim=True).sqrt()
                 normal = torch.randn(tokens.shape) if draw is None else _seeded_normal(draw, names, tokens.shape[1:])
-                tokens = tokens + noise * rms * normal.to(device, non_blocking=True)
+                tokens = tokens + noise * rms * normal.to(device, non_blocking=pinned)
             filled |= zip(names, tokens, strict=True)
         return filled
 

@@ -23,7 +23,7 @@ Folder = Annotated[Path | None, Metavar("FOLDER")]
 Name = Annotated[str, Metavar("NAME")]
 
 COMPARISON = Path("runs/compare.md")
-MODALITIES = ("image", "audio", "video")
+MODALITIES = ("image", "audio", "video", "imu")
 RENAMED = {"--gain": "--loss-drop"}
 
 
@@ -151,7 +151,7 @@ class ModelOptions:
     trust_remote_code: bool = False
     """Run the Python code of a language model that brings its own, with your rights. Read it first."""
     device: Annotated[str, Metavar("DEVICE")] = "auto"
-    """auto, cuda, cuda:N or cpu."""
+    """auto, cuda, cuda:N, mps (Apple's GPU) or cpu."""
 
 
 @dataclass

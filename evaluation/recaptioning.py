@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from periscope.adapters.generation.decoding import Decoding
-from periscope.adapters.lm.precision import DTYPES, choose_precision, quantization
+from periscope.adapters.lm.precision import DTYPES, choose_precision, quantization, refuse_quantized
 from periscope.atomic import json_line, lock_folder, replace_bytes, unlock_folder
 from periscope.bars import progress_bar
 from periscope.checked import json_objects
@@ -39,6 +39,8 @@ class Captioner:
 
     def __init__(self, name: str, prompt: str, decoding: Decoding, device: str, precision: str = "auto"):
         self.name, self.decoding, self.device = name, decoding, torch.device(device)
+        if precision in ("8bit", "4bit"):
+            refuse_quantized(f"--precision {precision}", self.device)
         try:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)

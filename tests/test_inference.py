@@ -202,7 +202,7 @@ def test_swapped_arguments_are_named(home, monkeypatch):
             model.ask("What is it?", question)
     with pytest.raises(AdapterError, match="max_new_tokens is 'What is it\\?'; it must be 1 or more"):
         model.caption("cat.png", "What is it?")
-    with pytest.raises(DeviceError, match="'whole' is none of auto, cpu, cuda and cuda:N"):
+    with pytest.raises(DeviceError, match="'whole' is none of auto, cpu, mps, cuda and cuda:N"):
         periscope.load("whole", "whole")
 
 

@@ -35,7 +35,7 @@ MAY: dict[str, set[str]] = {
     "shards": {"atomic", "checked"},
     "adapters.limits": set(),
     "adapters.prompting": {"adapters.limits"},
-    "adapters": {"atomic", "checked", "quiet", "adapters.limits", "adapters.prompting"},
+    "adapters": {"atomic", "checked", "device", "quiet", "adapters.limits", "adapters.prompting"},
     "chat_session": {"adapters", "adapters.prompting"},
     "evaluation.metrics": set(),
     "evaluation.tasks": {"evaluation.metrics"},

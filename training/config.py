@@ -143,8 +143,8 @@ class OptimizerOptions:
     """AdamW and its schedule."""
 
     optimizer: Literal["adamw", "adamw8bit", "paged-adamw8bit"] = "adamw"
-    """AdamW, or with its moments in 8 bits by bitsandbytes, and these in memory that may leave the GPU (paged); on a
-    CPU always plain."""
+    """AdamW, or with its moments in 8 bits by bitsandbytes, and these in memory that may leave the GPU (paged); always
+    plain but on an NVIDIA GPU."""
     micro_batch: Count = 0
     """Texts per forward pass, for gradient accumulation; doesn't change the loss (0: as many as fit)."""
     warmup: NotNegative = 0.03
@@ -279,7 +279,7 @@ class CommandOptions:
     trust_remote_code: bool = False
     """Run the Python code of a language model that brings its own, with your rights. Read it first."""
     device: str = "auto"
-    """Device: auto, cuda, cuda:N or cpu."""
+    """Device: auto, cuda, cuda:N, mps (Apple's GPU) or cpu."""
 
 
 @dataclass

@@ -16,6 +16,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from periscope.device import rules_of
 from periscope.errors import RunError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -119,12 +120,17 @@ class Ranks:
 def join(device: str) -> Ranks:
     """This process's rank as torchrun says, or a single process without torchrun.
 
-    device: "cpu", "cuda:N", or "cuda", which with several processes is the GPU of the local rank. All ranks but the
-    first stop printing. Raises RunError for a GPU named by number, and when there are too few GPUs.
+    device: "cpu", "cuda:N", "mps", or "cuda", which with several processes is the GPU of the local rank. All ranks but
+    the first stop printing. Raises RunError for a GPU named by number, when there are too few GPUs, and where several
+    processes can't share a device's work.
     """
     size, rank, local = (int(os.environ.get(name, default)) for name, default in ENVIRONMENT)
     if size == 1:
         return Ranks(0, 1, device)
+    if not rules_of(device).ranks:
+        raise RunError(
+            f"torchrun started {size} processes, and {rules_of(device).name} trains in one: leave torchrun out"
+        )
     if device.startswith("cuda"):
         if device != "cuda":
             raise RunError(f"--device {device} is one GPU and torchrun started {size} processes; leave --device out")

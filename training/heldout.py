@@ -110,7 +110,7 @@ def scale_ratio(adapter: Adapter, features: FeatureSet, texts: Sequence[Text]) -
         return 1.0
     device = next(adapter.parameters()).device
     tokens = adapter(features.read_many(keys, adapter.features.kind).to(device))
-    return (tokens.pow(2).mean(-1).sqrt().nanmedian() / adapter.embedding_rms).item()
+    return (tokens.pow(2).mean(-1).sqrt().cpu().nanmedian() / adapter.embedding_rms).item()
 
 
 def evaluate_heldout(
@@ -188,11 +188,6 @@ def describe(step: int, result: SetResult, name: str = "") -> str:
             "try a higher --lr, or an adapter that reads patches (--adapter mlp)"
         )
     return line
-
-
-def peak_memory(device: str) -> dict[str, int]:
-    """{"memory": peak bytes that torch allocated on the GPU}; empty on a CPU."""
-    return {"memory": torch.cuda.max_memory_allocated(device)} if torch.device(device).type == "cuda" else {}
 
 
 def sample_answers(

@@ -36,6 +36,7 @@ from periscope.atomic import (
 )
 from periscope.checked import check_type, json_objects, read_json, read_toml
 from periscope.console import command
+from periscope.device import gpu_name
 from periscope.errors import RunError
 from periscope.training.config import TrainConfig, config_from
 from periscope.training.trackers import Tracker, numbers, open_trackers
@@ -112,7 +113,7 @@ class Run:
             "python": platform.python_version(),
             "platform": platform.platform(),
             "packages": {name: version(name) for name in PACKAGES},
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "gpu": gpu_name(),
             **(origin or {}),
         }
         (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ from periscope.adapters.lm.lora import add_lora, load_lora, lora_parameters, par
 from periscope.adapters.lm.precision import trained_precision
 from periscope.adapters.model import AdaptedModel
 from periscope.console import command
+from periscope.device import peak_memory, rules_of
 from periscope.errors import RunError
 from periscope.evaluation.controls import evenly
 from periscope.evaluation.training_scores import training_scores
@@ -44,7 +45,6 @@ from periscope.training.heldout import (
     evaluate_heldout,
     for_people,
     look_size,
-    peak_memory,
     sample_answers,
     texts_that_pay,
 )
@@ -222,7 +222,10 @@ class Session:
             self._write_adapters(self.run.path / "steps" / f"{self.step:06d}" / "adapter", describe_adapter)
         rows = [row | {"id": (number, row["id"])} for number, rows in enumerate(answers) for row in rows]
         several = len(self.sets) > 1
-        extra: dict[str, object] = {**peak_memory(str(self.device)), **({"sets": results} if several else {})}
+        memory = peak_memory(self.device)
+        extra: dict[str, object] = {"memory": memory} if memory is not None else {}
+        if several:
+            extra["sets"] = results
         if not_finite:
             extra["not_finite"] = not_finite
         shown = [
@@ -462,7 +465,7 @@ def train_whole(lm: LanguageModel, config: TrainConfig) -> None:
     unfreeze(lm, compute := trained_precision(config.model.precision, lm.device)[1])
     parameters = sum(parameter.numel() for parameter in lm.own_parameters().values())
     computed = ", computed in bf16" if compute else ""
-    optimizer = config.optim.optimizer if lm.device.type == "cuda" else "adamw"
+    optimizer = config.optim.optimizer if rules_of(lm.device).small_moments else "adamw"
     print(
         f"trained as a whole: {parameters:,} parameters in {lm.precision}{computed}, {optimizer}, "
         f"learning rate {config.tune.lm_lr:g}, the projector's {config.lr:g}"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from periscope.adapters.model import AdaptedModel
+from periscope.device import empty_cache, out_of_memory, rules_of
 from periscope.errors import RunError
 from periscope.training.config import TrainConfig
 from periscope.training.data.dataset import Batch
@@ -36,7 +37,7 @@ def learning_rate(
 
 
 def make_optimizer(trained: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over what is trained (`AdaptedModel.trained`), on a GPU in the form that `optimizer` names.
+    """AdamW over what is trained (`AdaptedModel.trained`), on an NVIDIA GPU in the form that `optimizer` names.
 
     Matrices have `weight_decay`; biases, norms and the learned scale have none. Parameter groups are named "projector",
     "lora" or "lm", and "soft prompt" where that has a learning rate of its own. 8-bit moments: Dettmers et al. 2022,
@@ -50,14 +51,15 @@ def make_optimizer(trained: Mapping[str, nn.Parameter], config: TrainConfig) -> 
         decay = config.optim.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((group, decay), []).append(parameter)
     named = [{"params": members, "name": name, "weight_decay": decay} for (name, decay), members in groups.items()]
-    on_gpu = all(parameter.is_cuda for parameter in trained.values())
-    if on_gpu and config.optim.optimizer != "adamw":
+    rules = [rules_of(parameter.device) for parameter in trained.values()]
+    if config.optim.optimizer != "adamw" and all(device.small_moments for device in rules):
         import bitsandbytes  # takes a second
 
         paged = config.optim.optimizer == "paged-adamw8bit"
         in_8_bits = bitsandbytes.optim.PagedAdamW8bit if paged else bitsandbytes.optim.AdamW8bit
         return cast(torch.optim.Optimizer, in_8_bits(named, lr=config.lr))
-    return torch.optim.AdamW(named, lr=config.lr, fused=on_gpu or None)  # one kernel for all, where it is well tested
+    fused = all(device.fused for device in rules) or None
+    return torch.optim.AdamW(named, lr=config.lr, fused=fused)  # one kernel for all, where it is well tested
 
 
 def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, config: TrainConfig) -> float:
@@ -110,7 +112,7 @@ def take_step(
         total, failed, *has_gradient = ranks.sum(loss, out_of_memory, *(p.grad is not None for p in trained))
         if not failed:
             break
-        micro = _halve(min(micro, int(ranks.all_max(len(batch)))))
+        micro = _halve(min(micro, int(ranks.all_max(len(batch)))), model.lm.device)
     if not math.isfinite(total):
         optimizer.zero_grad(set_to_none=True)
         return total, math.nan, micro
@@ -131,15 +133,19 @@ def _accumulate(model: AdaptedModel, scaler: torch.amp.GradScaler, batch: Batch,
             loss = loss / batch.count(model.loss_mean)
             scaler.scale(loss).backward()
             total = total + loss.detach()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         return 0.0, True
     return float(total), False
 
 
-def _halve(micro: int) -> int:
+def _halve(micro: int, device: torch.device) -> int:
+    if micro == 1 and not rules_of(device).quantizes:
+        raise RunError("one text alone doesn't fit in the memory of Apple's GPU; try a smaller --lm, or --device cpu")
     if micro == 1:
         raise RunError("one text alone doesn't fit in the GPU's memory; try --precision 4bit or a smaller --lm")
     micro = -(-micro // 2)
     print(f"\nout of memory: going on with micro-batches of {micro}", file=sys.stderr)
-    torch.cuda.empty_cache()
+    empty_cache(device)
     return micro

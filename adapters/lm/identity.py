@@ -155,7 +155,7 @@ def _digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Diges
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
     own = {name.replace(".base_layer.", "."): v for name, v in model.named_parameters() if ".lora_" not in name}
     names = sorted(own)
-    chosen = torch.linspace(0, len(names) - 1, min(len(names), MAX_TENSORS), dtype=torch.float64).long().tolist()
+    chosen = evenly_spaced(len(names), min(len(names), MAX_TENSORS)).tolist()
     rms: list[float | None] = []
     projection: list[float | None] = []
     for tensor in (own[names[index]].detach() for index in chosen):
@@ -169,7 +169,7 @@ def _rms_and_projection(tensor: torch.Tensor) -> tuple[float | None, float | Non
     """See `Digest`; in fp64, on the CPU."""
     if tensor.dim() > 1:
         rows = tensor.reshape(-1, tensor.shape[-1])
-        tensor = rows[torch.linspace(0, len(rows) - 1, ROWS, dtype=torch.float64, device=rows.device).long()]
+        tensor = rows[evenly_spaced(len(rows), ROWS).to(rows.device)]
     values = tensor.flatten().cpu().double()
     signs = (torch.arange(len(values)) * 2654435761 >> 15) % 2 * 2 - 1
     numbers = values.square().mean().sqrt().item(), (values @ signs.double()).item() / len(values) ** 0.5
@@ -177,6 +177,11 @@ def _rms_and_projection(tensor: torch.Tensor) -> tuple[float | None, float | Non
         return None, None
     rms, projection = (float(f"{number:.5g}") for number in numbers)
     return rms, projection
+
+
+def evenly_spaced(length: int, count: int) -> torch.Tensor:
+    """`count` indices from 0 to `length` - 1, `(count,)` int64; made on the CPU, as Apple's GPU has no float64."""
+    return torch.linspace(0, length - 1, count, dtype=torch.float64).long()
 
 
 def _embedding_sample(model: PreTrainedModel) -> list[float]:
@@ -194,7 +199,7 @@ def _weight_sample(model: PreTrainedModel) -> dict[str, list[float]]:
     sample = {}
     for index in torch.linspace(0, len(names) - 1, min(8, len(names))).long().tolist():
         flat = own[names[index]].detach().flatten()
-        values = flat[torch.linspace(0, len(flat) - 1, 4, dtype=torch.float64, device=flat.device).long()]
+        values = flat[evenly_spaced(len(flat), 4).to(flat.device)]
         sample[names[index]] = [float(f"{value:.6g}") for value in values.float().tolist()]
     return sample
 

@@ -37,6 +37,7 @@ from periscope.adapters.lm.precision import (
     DTYPES,
     choose_precision,
     quantization,
+    refuse_quantized,
     silence_bitsandbytes,
     stored_precision,
 )
@@ -82,6 +83,8 @@ def _load(name: str, where: dict[str, Any], gguf: GgufFile | None, device: str, 
                 f"--lm {name} is stored in {stored}, and --precision {precision} would need the weights it was made "
                 "from; name that model instead, or leave --precision out"
             )
+        if stored in ("8bit", "4bit"):
+            refuse_quantized(f"--lm {name} is stored in {stored}", torch.device(device))
         precision, reason = stored, "as its weights are stored"
     else:
         precision, reason = choose_precision(precision, torch.device(device), trained_in, family.overflows)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PretrainedConfig
 
+from periscope.device import computes_in_bf16, rules_of
 from periscope.errors import AdapterError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -19,41 +20,49 @@ def choose_precision(
 ) -> tuple[str, str]:
     """Choose how the frozen weights are held, and say why: fp32 on a CPU, fp16 on a GPU.
 
-    bf16 is chosen where the card computes in it and the model was trained in it, since fp16 can overflow there, or
+    bf16 is chosen where the GPU computes in it and the model was trained in it, since fp16 can overflow there, or
     belongs to a family that `overflows` in fp16. Raises AdapterError for an unknown precision, or one that this machine
     doesn't have.
     """
     if requested not in PRECISIONS:
         raise AdapterError(f"unknown precision {requested!r}; choose from {', '.join(PRECISIONS)}")
-    on_gpu = device.type == "cuda"
-    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    if requested == "bf16" and on_gpu and not has_bf16:
-        raise AdapterError("--precision bf16: this card doesn't compute in bf16; use fp16, 8bit or 4bit")
-    if requested in ("8bit", "4bit") and importlib.util.find_spec("bitsandbytes") is None:
-        raise AdapterError(f"--precision {requested} needs bitsandbytes: pip install bitsandbytes")
+    rules, has_bf16 = rules_of(device), computes_in_bf16(device)
+    if requested == "bf16" and not has_bf16:
+        raise AdapterError(f"--precision bf16: {rules.no_bf16}; use fp16{', 8bit or 4bit' if rules.quantizes else ''}")
+    if requested in ("8bit", "4bit"):
+        refuse_quantized(f"--precision {requested}", device)
     if requested == "fp16" and overflows:
         return requested, "asked for, though this family's activations can overflow in it"
     if requested != "auto":
         return requested, "asked for"
-    if device.type == "cpu":
+    if not rules.half:
         return "fp32", "the fastest exact choice on a CPU"
     if (trained_in == torch.bfloat16 or overflows) and has_bf16:
-        return "bf16", "the model was trained in bf16 and this card computes in it"
+        return "bf16", f"the model was trained in bf16 and {rules.name} computes in it"
     if overflows:
-        return "fp32", "this family's activations overflow in fp16, and this card doesn't compute in bf16"
-    return "fp16", "half the memory of fp32 at the card's full speed"
+        return "fp32", f"this family's activations overflow in fp16, and {rules.no_bf16}"
+    return "fp16", "half the memory of fp32 at the GPU's full speed"
+
+
+def refuse_quantized(what: str, device: torch.device) -> None:
+    """Raise AdapterError where the device can't hold weights in 8 or 4 bits, or bitsandbytes isn't installed."""
+    rules = rules_of(device)
+    if not rules.quantizes:
+        raise AdapterError(f"{what}: bitsandbytes isn't used on {rules.name}; use fp16 or bf16, or --device cpu")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise AdapterError(f"{what} needs bitsandbytes: pip install bitsandbytes")
 
 
 def trained_precision(requested: str, device: torch.device) -> tuple[str, torch.dtype | None]:
     """How weights that are trained are held, and the dtype that they are computed in, None for their own.
 
-    "mixed" holds fp32 and computes in bf16; "auto" is that on a GPU that has bf16, and fp32 elsewhere. Raises
+    "mixed" holds fp32 and computes in bf16; "auto" is that on an NVIDIA GPU that has bf16, and fp32 elsewhere. Raises
     AdapterError for "mixed" and "bf16" on a GPU without it.
     """
-    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    rules, has_bf16 = rules_of(device), computes_in_bf16(device)
     if requested in ("mixed", "bf16") and not has_bf16:
-        raise AdapterError(f"--precision {requested}: this card doesn't compute in bf16; use fp32")
-    mixed = requested == "mixed" or (requested == "auto" and device.type == "cuda" and has_bf16)
+        raise AdapterError(f"--precision {requested}: {rules.no_bf16}; use fp32")
+    mixed = requested == "mixed" or (requested == "auto" and rules.mixed and has_bf16)
     return "bf16" if requested == "bf16" else "fp32", torch.bfloat16 if mixed else None
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from periscope.device import out_of_memory
 from periscope.errors import FeatureSetError, MediaError, PrecomputeError
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.pipeline.clock import Clock
@@ -76,7 +77,9 @@ def forward(encoder: Encoder, inputs: list[torch.Tensor], kinds: Sequence[str]) 
     """
     try:
         return encoder.encode(torch.stack(inputs), kinds)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         if len(inputs) == 1:
             raise PrecomputeError(
                 f"one medium is too much for the memory of {encoder.device}: try --device cpu"

@@ -20,6 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from periscope.bars import progress_bar
+from periscope.device import rules_of
 from periscope.errors import MediaError, PrecomputeError
 from periscope.paths import PACKAGE
 from periscope.precompute.decoding import shared_pool
@@ -45,6 +46,8 @@ def encode_on_ray(
     """
     if task.filters.drop_duplicates or task.filters.similarity:
         raise PrecomputeError("--duplicates drop and --similarity look at media in order: leave out --ray")
+    if not rules_of(task.encoder.device).ranks:
+        raise PrecomputeError(f"--ray shares work among NVIDIA GPUs or CPUs, not {rules_of(task.encoder.device).name}")
     rows = _results(todo, task, address, batch)
     print("encoding on Ray with", task.encoder.name)
     with progress_bar(desc="encoding", total=len(todo), unit=" media", smoothing=0.1, mininterval=0.5) as bar:

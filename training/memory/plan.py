@@ -22,6 +22,7 @@ from periscope.adapters.lm.precision import trained_precision
 from periscope.adapters.lm.prefix_cache import cache_argument, prefix_cache
 from periscope.adapters.lm.selective_scan import use_selective_scan
 from periscope.adapters.model import Adapter
+from periscope.device import free_memory, rules_of
 from periscope.training.config import TrainConfig
 from periscope.training.memory.model_sizes import skeleton
 from periscope.units import format_bytes
@@ -55,9 +56,10 @@ FROZEN = Tuning()
 
 
 def tuning_of(config: TrainConfig, device: str) -> Tuning:
-    """What a configuration trains on "cuda" or "cpu", where AdamW is always plain."""
+    """What a configuration trains on a device, by its kind."""
     compute = trained_precision(config.model.precision, torch.device(device))[1] if config.tune.train_lm else None
-    return Tuning(config.optim.optimizer if device == "cuda" else "adamw", config.tune.train_lm, compute is not None)
+    optimizer = config.optim.optimizer if rules_of(device).small_moments else "adamw"
+    return Tuning(optimizer, config.tune.train_lm, compute is not None)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def plan(
     checkpoint_every: every Nth layer is recomputed in the backward pass (0: none) · shared: some texts are about the
     same media, so that attention needs a mask · prefix: words that every text begins with and that are computed once.
     """
-    free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else None
+    free = free_memory(lm.device)
     lora = {id(parameter) for parameter in lora_parameters(lm.model).values()}
     weights = sum(p.numel() * p.element_size() for p in lm.model.parameters() if id(p) not in lora)
     rank = lm.lora.r if lm.lora else 0

@@ -13,6 +13,7 @@ from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import remove_lora
 from periscope.adapters.lm.precision import trained_precision
+from periscope.device import empty_cache
 from periscope.errors import RunError
 
 
@@ -75,6 +76,6 @@ class LanguageModelHolder:
 
     def free_cache(self) -> None:
         """Release the GPU memory that an earlier run cached, so that the next memory plan counts it as free."""
-        if torch.device(self.device).type == "cuda":
+        if self.device != "cpu":
             gc.collect()
-            torch.cuda.empty_cache()
+            empty_cache(self.device)
