@@ -197,7 +197,7 @@ def decoded_for(encoder: Encoder, media: Sequence[Medium], pool: DecodingPool) -
 def encoder_inputs(medium: Any, key: str, task: EncodingTask) -> list[torch.Tensor]:
     """A decoded medium -> one tensor per view, the plain one first. Raises MediaError."""
     encoder = task.encoder
-    task.filters.check_size(medium)
+    task.filters.check_picture(medium)
 
     def prepare() -> list[torch.Tensor]:
         others = (augmentation.augment(medium, key, view, encoder.image_size) for view in range(1, task.views))

@@ -2,8 +2,8 @@
 the covers of books as `images/ID.jpg`, or under the last part of their address. https://ocr-vqa.github.io.
 
 Splits are the numbers 1 (train), 2 (val) and 3 (test). As in VL-Mamba's code (https://github.com/gpantaz/vl_mamba),
-entries that share one cover are left out: their answers contradict one another. Its other filter, covers that can't be
-opened or are a pixel small, is what precompute does to any picture.
+entries that share one cover are left out: their answers contradict one another. Its rules for the covers themselves
+are filters of any picture: `--min-side 351 --one-colour 0.85`.
 """
 
 import os

@@ -171,6 +171,22 @@ def test_every_view_has_an_input_of_its_own(tmp_path):
         encoder_inputs(data, "key", task_for(MeanColour(), min_side=100))
 
 
+def test_a_picture_nearly_of_one_colour_is_left_out(tmp_path):
+    """VL-Mamba's rule for covers (https://github.com/gpantaz/vl_mamba, filter_out_ocrvqa_images.py): over 85% of it."""
+    task = task_for(MeanColour(), one_colour=0.85)
+    for side, kept in ((40, True), (39, False)):  # in 84% and 84.8% of 100 x 100 pixels, and in 85.2%
+        image = Image.new("RGB", (100, 100), (250, 250, 249))
+        image.paste(Image.effect_noise((side, 38), 90).convert("RGB"), (5, 5))
+        share = 1 - side * 38 / 10_000
+        if kept:
+            assert len(encoder_inputs(image, "key", task)) == 1 and share < 0.85
+            continue
+        with pytest.raises(MediaError, match="one colour in over 85% of the pixels: 85%"):
+            encoder_inputs(image, "key", task)
+    assert task.filters.reasons() == ["one colour in over 85% of the pixels"]
+    assert not task_for(MeanColour()).filters.settled("one colour in over 85% of the pixels")
+
+
 # --- encode ---
 
 
