@@ -74,7 +74,7 @@ class EncoderFacts:
 
     tower: "clip" (a class token), "siglip" (none) or "other" · resize: "stretch", "crop", "letterbox", "llama.cpp" or
     another word for how a picture becomes square · kinds: of features that there are; () where it doesn't matter ·
-    pooled: whether patches were averaged after encoding.
+    pooled: whether patches were averaged after encoding · cls_token: whether the CLS token stands among the patches.
     """
 
     modality: str
@@ -83,6 +83,7 @@ class EncoderFacts:
     resize: str
     kinds: tuple[str, ...] = ()
     pooled: bool = False
+    cls_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ def closed_by_encoder(way: str, facts: EncoderFacts) -> list[str]:
         reasons.append("features without patches, which mlp and linear read")
     if facts.pooled:
         reasons.append("pooled patches (--pool)")
+    if facts.cls_token:
+        reasons.append("the CLS token among the patches (--cls-token)")
     if way == TRANSFORMERS and facts.resize not in ("stretch", "crop", "letterbox"):
         reasons.append(f"resize {facts.resize}: no image processor of transformers does it")
     return reasons
@@ -249,6 +252,7 @@ def encoder_facts(
         _resize(encoder.get("preprocessing") or {}),
         tuple(kinds),
         pooled,
+        bool((encoder.get("choices") or {}).get("cls_token")),
     )
 
 

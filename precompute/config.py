@@ -18,11 +18,11 @@ TINY_MEDIA = 64  # that --tiny encodes
 DESCRIPTION = """Encode media once with a frozen encoder into a feature set that train.py reads. Run the same command
 again to resume it, or to add new media.
 
---data takes: a folder or .zip of images, sounds or clips, with or without captions (.txt files of the same names, or
-a table such as metadata.jsonl or captions.csv with file_name and text); texts.jsonl (conversations), alone or in a
-folder with its media; a published dataset as it unpacks (LLaVA conversations, COCO captions, Karpathy's splits,
-Flickr30k, VQAv2, GQA, TextVQA, TextCaps, VizWiz, Visual7W, VSR, POPE, RefCOCO, AI2D, OCR-VQA, Visual Genome, GRIT,
-AudioCaps, Clotho, MSR-VTT, MSRVTT-QA, MSVD, MSVD-QA); webdataset .tar files as img2dataset writes them (a folder, a
+--data takes: a folder or .zip of images, sounds or clips, with or without captions (.txt files of the same names, or a
+table such as metadata.jsonl or captions.csv with file_name and text); texts.jsonl (conversations), alone or in a folder
+with its media; a published dataset as it unpacks (LLaVA conversations, COCO captions, Karpathy's splits, Flickr30k,
+VQAv2, GQA, TextVQA, TextCaps, VizWiz, Visual7W, VSR, POPE, RefCOCO, AI2D, OCR-VQA, Visual Genome, GRIT, AudioCaps,
+Clotho, MSR-VTT, MSRVTT-QA, MSVD, MSVD-QA, Ego4D's IMU); webdataset .tar files as img2dataset writes them (a folder, a
 pattern like {00000..00009}.tar, or pipe:COMMAND); parquet files that contain the media; a Hugging Face dataset saved to
 disk, or hf:owner/name; ready-made vectors (.npy, .safetensors, parquet). The layout is detected and printed; see
 docs/data.md.
@@ -54,6 +54,8 @@ class SelectionOptions:
 
     min_side: Annotated[int, Meta(ge=0)] = 0
     """Leave out images whose shorter side is below this many pixels; 0: off."""
+    one_colour: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Leave out images of which one colour takes more than this share of the pixels, e.g. 0.85; 0: off."""
     duplicates: Literal["keep", "drop"] = "keep"
     """Of media with identical bytes keep all, or only the first, with the texts of all."""
     language: Annotated[str, Metavar("CODE")] = ""
@@ -80,6 +82,8 @@ class PreprocessingOptions:
     """Mean and standard deviation of the pixels (half: 0.5 for both); encoder: as the encoder was trained."""
     layer: int | None = None
     """Hidden state that gives the patches, -1 is the last. Without it the encoder's own choice, usually -2."""
+    cls_token: bool = False
+    """Keep the CLS token in front of the patches, which then lie on no grid, as MAPL reads them."""
 
 
 @dataclass
@@ -143,7 +147,7 @@ class PrecomputeConfig:
     tiny: bool = False
     """Try it out: 64 media through a tiny random encoder of the same architecture, without downloads."""
     device: Annotated[str, Metavar("DEVICE")] = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cuda, cuda:N, mps (Apple's GPU) or cpu."""
     storage: StorageOptions = field(default_factory=StorageOptions)
     selection: SelectionOptions = field(default_factory=SelectionOptions)
     preprocessing: PreprocessingOptions = field(default_factory=PreprocessingOptions)
@@ -160,6 +164,7 @@ class PrecomputeConfig:
             "resize": None if chosen.resize == "encoder" else chosen.resize,
             "normalise": None if chosen.normalise == "encoder" else chosen.normalise,
             "patch_layer": chosen.layer,
+            "cls_token": chosen.cls_token or None,
         }
         return {name: choice for name, choice in choices.items() if choice is not None}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from periscope.device import rules_of
 from periscope.errors import PrecomputeError
 from periscope.exports.ways import WAYS, closed_by_encoder, encoder_facts, refusal
 from periscope.precompute.config import TINY_MEDIA, PrecomputeConfig
@@ -30,7 +31,12 @@ from periscope.text import printable
 FRAMES = 8  # of each clip, with an image encoder
 USUAL_KINDS = ("pooled", "patches")  # where --kinds is not given
 SUGGESTED = ("clip-l-336", "siglip2-b", "dinov2-b")
-USUAL = {"image": "siglip2-b", "audio": "ast", "video": "siglip2-b"}  # an encoder for each kind of media
+USUAL = {
+    "image": "siglip2-b",
+    "audio": "ast",
+    "video": "siglip2-b",
+    "imu": "imu2clip",
+}  # an encoder for each kind of media
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -125,7 +131,7 @@ def choose_encoder(config: PrecomputeConfig, kinds: tuple[str, ...], media: Iter
 
         usual = ENCODERS[name].choices if name in ENCODERS else {}
         name, choices = tiny_encoder(name, tiny_folder()), {**usual, **choices}
-    auto = torch.float16 if device.startswith("cuda") else torch.float32
+    auto = torch.float16 if rules_of(device).half else torch.float32
     encoder = load_encoder(name, device, PRECISIONS.get(config.compute.precision, auto), kinds, **choices)
     encoder.name = encoder.name.replace(name, f"tiny {config.encoder}" if config.tiny else name)
     if encoder.modality == "image" and _modalities(media) == {"video"}:
@@ -183,7 +189,7 @@ def _filters(config: PrecomputeConfig, collection: Collection, encoder: Encoder)
         similarity = Similarity(judge, collection.words, threshold, apart=True)
     elif threshold:
         similarity = Similarity(encoder, collection.words, threshold)
-    return Filters(selection.min_side, selection.duplicates == "drop", similarity)
+    return Filters(selection.min_side, selection.duplicates == "drop", similarity, selection.one_colour)
 
 
 def _modalities(media: Iterable[Medium]) -> set[str]:

@@ -27,10 +27,10 @@ class Encoder:
     """A frozen encoder. A subclass sets the attributes below and defines `preprocess` and `forward`; one that takes
     other media than images also defines `decode` and `example`.
 
-    modality: the media it takes, "image", "audio", "video" or "vector" · kinds: which of "pooled", "patches", "layers"
-    it gives · grid: (rows, columns) of the patches, row-major, or None · preprocessing: describes `preprocess` · model:
-    a torch module, or None · config: what defines the architecture · takes: names of the further choices it understands
-    · usual_layer: default of `patch_layer` · width, image_size, patch_size: for the manifest.
+    modality: the media it takes, "image", "audio", "video", "imu" or "vector" · kinds: which of "pooled", "patches",
+    "layers" it gives · grid: (rows, columns) of the patches, row-major, or None · preprocessing: describes `preprocess`
+    · model: a torch module, or None · config: what defines the architecture · takes: names of the further choices it
+    understands · usual_layer: default of `patch_layer` · width, image_size, patch_size: for the manifest.
     """
 
     library = "periscope"
@@ -127,6 +127,18 @@ class Encoder:
         self.device = torch.device(device)
         if self.model is not None:
             self.model.to(self.device)
+
+    def keep_cls(self, has_cls: bool) -> bool:
+        """Whether the CLS token stands in front of the patches, as was chosen: they then lie on no grid.
+
+        Raises PrecomputeError for an encoder without one.
+        """
+        kept = bool(self.choices.get("cls_token"))
+        if kept and not has_cls:
+            raise PrecomputeError(f"--cls-token: {self.id} has no CLS token")
+        if kept:
+            self.grid = None
+        return kept
 
     def over_frames(self, frames: int) -> "Encoder":
         """The encoder for this number of frames per clip. Raises PrecomputeError when there is none.

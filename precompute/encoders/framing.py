@@ -14,6 +14,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NORMALS = {"clip": CLIP, "imagenet": IMAGENET, "half": HALF}  # mean and std of red, green and blue in [0, 1]
 CHOICES = frozenset({"resize", "normalise"})
+WITH_CLS = CHOICES | {"cls_token"}  # of vision transformers
 PAD_COLOUR = (122, 116, 104)  # of llama.cpp's framing: CLIP's mean, whatever the tower's is
 
 

@@ -24,6 +24,8 @@ class Fused(Encoder):
         names = identifier.split("+")
         if len(names) < 2 or not all(names):
             raise PrecomputeError(f"--encoder fused:{identifier}: write NAME+NAME, as in dinov2-l+siglip-so400m-384")
+        if choices.get("cls_token"):
+            raise PrecomputeError(f"--cls-token: {identifier} joins patches, and not every encoder has a CLS token")
         parts = self.parts = [load_encoder(name, device, dtype, (), **choices) for name in names]
         if strange := [part for part in parts if part.modality != "image"]:
             raise PrecomputeError(f"--encoder {strange[0].name} takes {strange[0].modality} media: only pictures fuse")

@@ -16,7 +16,7 @@ from PIL import Image
 from periscope.errors import PrecomputeError
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.folders import find_folder
-from periscope.precompute.encoders.framing import CHOICES, NORMALS, Framing
+from periscope.precompute.encoders.framing import NORMALS, WITH_CLS, Framing
 from periscope.precompute.encoders.hub import no_remote_code, reach
 from periscope.precompute.encoders.registry import register
 from periscope.precompute.encoders.timm import final_norm
@@ -32,7 +32,7 @@ class OpenClip(Encoder):
     CLS · layers: the CLS after each of the last blocks, each through the tower's final LayerNorm.
     """
 
-    takes = CHOICES
+    takes = WITH_CLS
 
     def __init__(self, identifier: str = "", **choices: Any):
         super().__init__(identifier, **choices)
@@ -72,6 +72,7 @@ class OpenClip(Encoder):
             normed_cls = tower.attn_pool is None
         else:
             normed_cls = getattr(self._trunk, "cls_token", None) is not None
+        self._with_cls = self.keep_cls(self._trunk is None or normed_cls)
         self.kinds = frozenset({"pooled", "patches", "layers"} if normed_cls else {"pooled", "patches"})
         self.blocks = min(self.blocks, self.depth)
         if not -self.depth <= self.patch_layer <= -1:
@@ -103,7 +104,10 @@ class OpenClip(Encoder):
         if "pooled" in kinds:
             given["pooled"] = found["image_features"]
         if "patches" in kinds:
-            given["patches"] = found["image_intermediates"][indices.index(self.depth + self.patch_layer)]
+            place = indices.index(self.depth + self.patch_layer)
+            given["patches"] = found["image_intermediates"][place]
+            if self._with_cls:
+                given["patches"] = torch.cat([found["image_intermediates_prefix"][place][:, :1], given["patches"]], 1)
         if "layers" in kinds:
             last = found["image_intermediates_prefix"][-self.blocks :]
             given["layers"] = self._final_norm()(torch.stack([prefix[:, 0] for prefix in last], 1))

@@ -15,7 +15,7 @@ from PIL import Image
 from periscope.errors import PrecomputeError
 from periscope.precompute.encoders.base import Encoder, last_map_only, tokens_of
 from periscope.precompute.encoders.folders import find_folder, portable
-from periscope.precompute.encoders.framing import CHOICES, NORMALS, Framing
+from periscope.precompute.encoders.framing import NORMALS, WITH_CLS, Framing
 from periscope.precompute.encoders.hub import reach
 from periscope.precompute.encoders.registry import register
 
@@ -32,7 +32,7 @@ class Timm(Encoder):
     network its last feature map · layers: the CLS after each of the last blocks, each through the final norm.
     """
 
-    takes = CHOICES
+    takes = WITH_CLS
 
     def __init__(self, identifier: str = "", **choices: Any):
         super().__init__(identifier, **choices)
@@ -68,6 +68,7 @@ class Timm(Encoder):
         self.patch_size = facts["input_size"][-1] // columns
         has_cls = getattr(model, "cls_token", None) is not None
         self.kinds = frozenset({"pooled", "patches", "layers"} if has_cls else {"pooled", "patches"})
+        self._with_cls = self.keep_cls(has_cls)
         if self.convolutional:
             self.patch_layer = last_map_only(identifier, choices.get("patch_layer"))
         self.blocks = min(self.blocks, self.depth)
@@ -100,7 +101,8 @@ class Timm(Encoder):
             final, states = states
             given["pooled"] = self.model.forward_head(final, pre_logits=True)
         if "patches" in kinds:
-            given["patches"] = _tokens(states[indices.index(self.depth + self.patch_layer)])
+            state = states[indices.index(self.depth + self.patch_layer)]
+            given["patches"] = torch.cat([state[1][:, :1], state[0]], 1) if self._with_cls else _tokens(state)
         if "layers" in kinds:
             given["layers"] = final_norm(self.model)(torch.stack([s[1][:, 0] for s in states[-self.blocks :]], 1))
         return given

@@ -13,6 +13,7 @@ from periscope.precompute.config import PrecomputeConfig, read_config
 
 FLAGS = {
     *("data", "encoder", "kinds", "recipe", "for_", "tiny", "out", "store", "pool", "views", "min_side", "duplicates"),
+    *("one_colour", "cls_token"),
     *("similarity", "similarity_by", "limit", "device", "precision", "batch", "workers", "frames", "windows", "resize"),
     *(
         "normalise",

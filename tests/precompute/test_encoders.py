@@ -130,6 +130,36 @@ def test_clip_parity(folders: dict[str, Path], kind: str) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("kind", ["clip_vision", "open_clip", "registers"])
+def test_the_cls_token_stands_in_front_of_the_patches(folders: dict[str, Path], kind: str) -> None:
+    """MAPL's mapper reads CLIP's whole last_hidden_state (https://github.com/mair-lab/mapl, mapl.py)."""
+    import transformers
+
+    encoder = load_encoder(str(folders[kind]), patch_layer=-1, cls_token=True, kinds=("patches",))
+    pixels = encoder.preprocess(photo())[None]
+    found = encoder.encode(pixels, ("patches",))["patches"]
+    plain = load_encoder(str(folders[kind]), patch_layer=-1, kinds=("patches",))
+    assert_parity(found[:, 1:], plain.encode(pixels, ("patches",))["patches"], shifted=found[:, :-1])
+    if kind == "clip_vision":
+        model = transformers.CLIPVisionModel.from_pretrained(folders[kind])
+        assert_parity(found, model(pixels).last_hidden_state)
+    elif kind == "open_clip":
+        assert_parity(encoder.model.ln_post(found[:, 0]) @ encoder.model.proj, encoder.model(pixels))
+    else:
+        states = transformers.AutoModel.from_pretrained(folders[kind])(pixels, output_hidden_states=True).hidden_states
+        assert_parity(found[:, 0], states[-1][:, 0], a_register=states[-1][:, 1])
+    assert encoder.features(("patches",)) == {"patches": {"shape": [17, 32], "dtype": "float16"}}
+    assert encoder.fingerprint() != plain.fingerprint()
+
+
+def test_without_a_cls_token_there_is_none_to_keep(folders: dict[str, Path]) -> None:
+    with pytest.raises(PrecomputeError, match=r"--cls-token: .* has no CLS token"):
+        load_encoder(str(folders["siglip"]), cls_token=True)
+    with pytest.raises(PrecomputeError, match=r"--cls-token: .* joins patches"):
+        load_encoder(f"{folders['clip']}+{folders['clip']}", cls_token=True)
+
+
+@torch.inference_mode()
 def test_siglip_parity(folders: dict[str, Path]) -> None:
     import transformers
 

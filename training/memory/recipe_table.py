@@ -157,7 +157,7 @@ def full_adapter(recipe: Recipe, model: PreTrainedModel) -> Adapter:
     """A recipe's adapter in full size on the meta device, for its language model's skeleton."""
     config, full = config_of(recipe), recipe.full
     kind = find_projector(config.adapter)[0].kind
-    shape = FeatureShape(kind, full["tokens"], full["width"], tuple(full["grid"]) if kind == "patches" else None)
+    shape = FeatureShape(kind, full["tokens"], full["width"], tuple(full["grid"]) if "grid" in full else None)
     return unloaded_adapter(config, shape, model)
 
 

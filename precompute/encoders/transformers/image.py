@@ -9,7 +9,7 @@ from PIL import Image
 
 from periscope.errors import PrecomputeError
 from periscope.precompute.encoders.base import Encoder
-from periscope.precompute.encoders.framing import CHOICES, NORMALS, Framing, framing_of
+from periscope.precompute.encoders.framing import CHOICES, NORMALS, WITH_CLS, Framing, framing_of
 from periscope.precompute.encoders.transformers.loading import Place, config_of, described, load, load_processor
 
 
@@ -74,6 +74,8 @@ class Transformers(PreparedImages):
     blocks' hidden states, each through the final LayerNorm.
     """
 
+    takes = WITH_CLS
+
     def __init__(self, place: Place, **choices: Any):
         super().__init__(place.identifier, **choices)
         self.revision = place.revision
@@ -94,6 +96,7 @@ class Transformers(PreparedImages):
         height, width = shapes.pop()[1:]
         self.image_size = width
         self.grid = (height // self.patch_size, width // self.patch_size)
+        self._with_cls = self.keep_cls(self._tower.cls)
         kinds = {"patches"}
         if self._tower.cls:
             kinds.add("layers")
@@ -111,7 +114,10 @@ class Transformers(PreparedImages):
         if "pooled" in kinds:
             given["pooled"] = out.last_hidden_state[:, 0] if self._tower.pooled == "cls" else out[self._tower.pooled]
         if "patches" in kinds:
-            given["patches"] = out.hidden_states[self.patch_layer][:, self._prefix :]
+            state = out.hidden_states[self.patch_layer]
+            given["patches"] = state[:, self._prefix :]
+            if self._with_cls:
+                given["patches"] = torch.cat([state[:, :1], given["patches"]], 1)
         if "layers" in kinds:
             last = torch.stack([state[:, 0] for state in out.hidden_states[-self.blocks :]], 1)
             given["layers"] = self.model.get_submodule(self._tower.norm)(last)
