@@ -6,7 +6,7 @@ items. Where several items are about one medium, `clusters` (key -> medium) make
 
 from periscope.errors import ScoreError
 from periscope.evaluation.metrics.boxes import box_accuracy
-from periscope.evaluation.metrics.captions import bleu, cider, meteor, rouge_l
+from periscope.evaluation.metrics.captions import bleu, cider, meteor, rouge_l, spice
 from periscope.evaluation.metrics.choices import (
     gqa_accuracy,
     gqa_bare_accuracy,
@@ -21,5 +21,6 @@ from periscope.evaluation.metrics.vqa import vqa_accuracy
 
 __all__ = [
     "Score", "ScoreError", "ScoreWarning", "bleu", "box_accuracy", "cider", "clip_score", "gqa_accuracy",
-    "gqa_bare_accuracy", "letter_accuracy", "meteor", "pope", "rouge_l", "unanswerable", "vqa_accuracy", "vsr_accuracy",
+    "gqa_bare_accuracy", "letter_accuracy", "meteor", "pope", "rouge_l", "spice", "unanswerable", "vqa_accuracy",
+    "vsr_accuracy",
 ]  # fmt: skip

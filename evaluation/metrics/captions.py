@@ -3,9 +3,10 @@
 CIDEr-D (Vedantam et al. 2015), BLEU (Papineni et al. 2002), ROUGE-L (Lin 2004) and METEOR (Denkowski & Lavie 2014) are
 those of pycocoevalcap (https://github.com/salaniz/pycocoevalcap). Its scorers are called one by one, because its own
 `evaluate()` always builds SPICE, which downloads. It includes Java programs for METEOR and for the tokenisation used in
-published scores; without Java a plain tokenisation is used instead. Captions in scripts that put no spaces between
-words (Chinese, Japanese, Thai ...) are one word to both, so they are split into characters. The score's note names the
-tokenisation.
+published scores; without Java a plain tokenisation is used instead. SPICE (Anderson et al. 2016, arXiv 1607.08822) is
+another Java program, and parses with Stanford CoreNLP, which isn't part of that package. Captions in scripts that put
+no spaces between words (Chinese, Japanese, Thai ...) are one word to both, so they are split into characters. The
+score's note names the tokenisation.
 """
 
 import contextlib
@@ -14,10 +15,12 @@ import math
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
@@ -30,6 +33,7 @@ from periscope.evaluation.metrics.score import Clusters, Key, Score, drawn, inte
 FEW = 100
 PTB, PLAIN = "PTB tokenisation", "plain tokenisation, because there is no Java: not comparable with published scores"
 BY_CHARACTER = "by character in scripts without spaces (CIDEr, BLEU and ROUGE-L count characters there)"
+CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")  # nlp.stanford.edu/software, 2015-12-09
 TINY, SMALL = 1e-15, 1e-9  # against division by zero, as in pycocoevalcap's BLEU
 
 Captions = Mapping[Key, str]
@@ -90,6 +94,34 @@ def meteor(predictions: Captions, references: References, clusters: Clusters = N
     items = mean(dict(zip(true, each, strict=True)), note, clusters)
     moved = value - items.value
     return Score(float(value), items.low + moved, items.high + moved, items.n, note, items.each)
+
+
+def spice(predictions: Captions, references: References, clusters: Clusters = None) -> Score:
+    """SPICE's F-measure over objects, attributes and relations, from 0 to 1. Raises ScoreError as `cider`, and where
+    `spice_lacks` something, because pycocoevalcap would download it.
+    """
+    if lacking := spice_lacks():
+        raise ScoreError(f"SPICE {lacking}, or leave it out")
+    said, true, note = tokenise(predictions, references)
+    rows = list(true)  # its own program takes whole numbers for names
+    try:
+        _, each = _scorer("spice.spice", "Spice")().compute_score(
+            {row: true[key] for row, key in enumerate(rows)}, {row: said[key] for row, key in enumerate(rows)}
+        )
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        raise ScoreError(f"SPICE's program failed ({error}); leave it out") from error
+    return mean({key: float(scores["All"]["f"]) for key, scores in zip(rows, each, strict=True)}, note, clusters)
+
+
+def spice_lacks() -> str:
+    """What SPICE lacks here, to be continued after its name; "" for nothing."""
+    if not has_java():
+        return "is a Java program and there is no java here: install a Java runtime"
+    if not available():
+        return "needs pycocoevalcap: pip install -e '.[scores]'"
+    folder = Path(_imported_from("spice")) / "lib"
+    missing = [name for name in CORENLP if not (folder / name).is_file()]
+    return f"needs {missing[0]} of Stanford CoreNLP 3.6.0: put it into {folder}" if missing else ""
 
 
 def tokenise(predictions: Captions, references: References, name: str = "") -> tuple[Tokens, Tokens, str]:
@@ -171,6 +203,13 @@ def _imported(module: str, name: str) -> type:
     from importlib import import_module
 
     return getattr(import_module(f"pycocoevalcap.{module}"), name)
+
+
+def _imported_from(module: str) -> str:
+    """The folder of a package of pycocoevalcap."""
+    spec = find_spec(f"pycocoevalcap.{module}")
+    assert spec is not None and spec.submodule_search_locations
+    return spec.submodule_search_locations[0]
 
 
 def _one_line(text: str) -> str:

@@ -14,6 +14,7 @@ PLAIN = {
     "caption_recording": "recordings named completely",
     "caption_rouge_l": "words shared in order (ROUGE-L)",
     "caption_scene": "scenes named completely",
+    "caption_spice": "objects, attributes and relations shared (SPICE)",
     "caption_set_f1": "different words shared",
     "qa_accuracy": "questions answered right",
     "qa_vqa": "agreement with ten people (VQA)",

@@ -20,7 +20,7 @@ from periscope.evaluation.controls import BASELINES, REAL
 from periscope.evaluation.scoring.prediction import OVERALL, split_order
 
 NUMBERS = (REAL, *BASELINES, "gain", "counts")  # tables of numbers of a split in eval.json
-LESSER = ("_f1", "_bleu4", "_rouge_l", "_meteor")  # caption scores that say less than CIDEr or a task's own
+LESSER = ("_f1", "_bleu4", "_rouge_l", "_meteor", "_spice")  # caption scores that say less than CIDEr or a task's own
 
 
 class _Metrics(TypedDict, total=False):

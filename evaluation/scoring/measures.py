@@ -4,7 +4,9 @@ Each takes answers by id and the predictions by the same ids, and returns a `Sco
 `qa_` are means over questions; each kind of question then gets a score of its own.
 """
 
+import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from statistics import median
 
 from periscope.evaluation.metrics import captions
@@ -70,6 +72,18 @@ def _meteor(answers: Answers, rows: Rows) -> dict[str, Score]:
     if not captions.has_java():
         return {}
     return {"caption_meteor": captions.meteor(answers, _references(rows), _media(rows))}
+
+
+def _spice(answers: Answers, rows: Rows) -> dict[str, Score]:
+    if lacking := captions.spice_lacks():
+        _say_once(f"note: the score leaves SPICE out, which {lacking}")
+        return {}
+    return {"caption_spice": captions.spice(answers, _references(rows), _media(rows))}
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
 
 
 def _demo_objects(answers: Answers, rows: Rows) -> dict[str, Score]:
@@ -153,6 +167,7 @@ MEASURES: dict[str, Measure] = {
     "captions": _captions,
     "short_captions": _short_captions,
     "meteor": _meteor,
+    "spice": _spice,
     "demo_objects": _demo_objects,
     "agreement": _agreement,
     "exact": _exact,

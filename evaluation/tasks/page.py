@@ -33,6 +33,7 @@ FOOT = """
 | --- | --- |
 | captions | CIDEr-D, BLEU-4, ROUGE-L of pycocoevalcap against all captions of a medium; F1 of the shared words |
 | meteor | METEOR 1.5, if Java is installed |
+| spice | SPICE 1.0, if Java and Stanford CoreNLP 3.6.0 are installed; else a note says what it lacks |
 | `--clip-score` | CLIPScore with the encoder's own text tower (open_clip): comparable among adapters of one encoder |
 | vqa | the ten-answer rule, normalised as in the official program: not where all ten people agree |
 | vqa-always | the same, always normalised, as in LLaVA's results and lmms-eval (`vqa_always`) |

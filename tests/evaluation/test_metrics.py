@@ -14,6 +14,7 @@ from periscope.evaluation.metrics.answers import same_answer, word_f1, words
 from periscope.evaluation.metrics.boxes import iou, read_box
 from periscope.evaluation.metrics.relative_gain import gain_over, relative_gain
 from periscope.evaluation.metrics.score import interval, mean
+from periscope.evaluation.scoring import measures
 from periscope.evaluation.scoring.measures import MEASURES
 from periscope.evaluation.scoring.prediction import Prediction
 
@@ -60,6 +61,34 @@ def test_meteor_equals_the_official_one(tokenised: None) -> None:
     assert found.value == pytest.approx(CAPTIONS["scores"]["meteor"], abs=1e-6)
     assert list(found.each.values()) == pytest.approx(CAPTIONS["each"]["meteor"], abs=1e-6)
     assert found.low < found.value < found.high
+
+
+def test_spice_is_given_what_the_other_scorers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its program parses with a library of 400 MB that isn't on PyPI, so a stand-in for it gets the input."""
+    given = {}
+
+    class Spice:
+        def compute_score(self, true: dict, said: dict) -> tuple[float, list]:
+            given.update(true=true, said=said)
+            return 0.0, [{"All": {"f": 0.25}}, {"All": {"f": float(len(true[1]))}}]
+
+    assert "put it into" in captions.spice_lacks() or captions.spice_lacks().startswith("is a Java program")
+    with pytest.raises(metrics.ScoreError, match=r"SPICE .*, or leave it out"):
+        metrics.spice({"a": "x"}, {"a": ["y"]})
+    monkeypatch.setattr(captions.shutil, "which", lambda _: None)
+    monkeypatch.setattr(captions, "spice_lacks", lambda: "")
+    monkeypatch.setattr(captions, "_scorer", lambda module, name: Spice)
+    found = metrics.spice({"b": "a dog", "a": "a cat"}, {"a": ["A cat."], "b": ["one", "two"]})
+    assert given == {"true": {0: ["a cat"], 1: ["one", "two"]}, "said": {0: ["a cat"], 1: ["a dog"]}}
+    assert found.each == {"a": 0.25, "b": 2.0}
+
+
+def test_what_spice_lacks_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(captions.shutil, "which", lambda _: None)
+    measures._say_once.cache_clear()
+    assert MEASURES["spice"]({}, {}) == MEASURES["spice"]({}, {}) == {}
+    said = capsys.readouterr().err
+    assert said.count("the score leaves SPICE out, which is a Java program and there is no java here") == 1
 
 
 def test_without_java_the_note_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
