@@ -8,7 +8,7 @@ under the same names but one.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import torch
@@ -25,6 +25,16 @@ from periscope.quiet import quiet_transformers
 CONFIG = "config.json"
 TOKENIZER = "EleutherAI/gpt-neox-20b"  # of all models that were released in this format
 RENAMED = {"backbone.embedding.": "backbone.embeddings."}
+# As Zephyr has turns, and Cobra (https://github.com/h-zhao1997/cobra, zephyr_prompter.py).
+CHATS = {
+    "zephyr": (
+        "{% for message in messages %}"
+        "{% if message['role'] == 'assistant' %}"
+        "{{ '<|assistant|>\n' + message['content'] + eos_token + ('' if loop.last else '\n') }}"
+        "{% else %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -52,19 +62,21 @@ class _Config(msgspec.Struct):
     d_intermediate: int = 0
 
 
-def import_mamba_ssm(folder: Path, /, out: Path, tokenizer: str = "") -> None:
+def import_mamba_ssm(folder: Path, /, out: Path, tokenizer: str = "", chat: Literal["", "zephyr"] = "") -> None:
     """Make a folder that transformers reads of a language model in mamba_ssm's format, such as Cobra's.
 
     Args:
         folder: The model's files, config.json and pytorch_model.bin. No code in them is run.
         out: The new folder, which must not exist; --lm takes it.
         tokenizer: The tokenizer's folder or hub id (the model's own, or else EleutherAI/gpt-neox-20b).
+        chat: The chat template to give the tokenizer; zephyr for xiuyul/mamba-2.8b-zephyr, which brings none.
     """
     config = _read_config(folder)
     state = _renamed(_read_weights(folder))
     own = all((folder / name).is_file() for name in TOKENIZER_FILES)
     name = tokenizer or (str(folder) if own else TOKENIZER)
     words = load_tokenizer(name if Path(name).is_dir() else find_model(name), name)
+    words.chat_template = CHATS.get(chat, words.chat_template)
     model = _build(config, state, words, folder)
 
     def write(place: Path) -> None:

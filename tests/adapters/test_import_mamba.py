@@ -9,7 +9,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from periscope.adapters.io.import_mamba import import_mamba_ssm
-from periscope.adapters.lm.load import load_language_model
+from periscope.adapters.lm.load import load_language_model, load_tokenizer
+from periscope.adapters.prompting.template import default_template
 from periscope.errors import AdapterError
 
 WIDTH, INNER, STATES, RANK, LAYERS, KERNEL = 32, 64, 4, 2, 2, 4
@@ -129,3 +130,16 @@ def test_no_code_in_its_files_is_run(model, tmp_path, capsys):
     (folder / "config.json").write_text('{"model_type": "mamba", "hidden_size": 32}')
     with pytest.raises(AdapterError, match=r"in transformers' format already \(mamba\)"):
         import_mamba_ssm(folder, out=tmp_path / "out", tokenizer=words)
+
+
+def test_zephyrs_chat_template_is_given_to_the_tokenizer(model, tmp_path):
+    """As https://github.com/h-zhao1997/cobra (zephyr_prompter.py) writes turns."""
+    folder, words, _ = model
+    import_mamba_ssm(folder, out=tmp_path / "out", tokenizer=words, chat="zephyr")
+    tokenizer = load_tokenizer(str(tmp_path / "out"))
+    turns = [{"role": role, "content": said} for role, said in
+             (("user", "Is it red?"), ("assistant", "no"), ("user", "Why?"))]  # fmt: skip
+    end = tokenizer.eos_token
+    asked = f"<|user|>\nIs it red?{end}\n<|assistant|>\nno{end}\n<|user|>\nWhy?{end}\n<|assistant|>\n"
+    assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == asked
+    assert default_template(tokenizer).style == "chat"

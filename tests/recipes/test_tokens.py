@@ -4,7 +4,8 @@ golden/recipe_tokens.json holds what the functions named below gave, run with th
 Llama, GPT-2, GPT-NeoX and OPT are of the classes that the systems use) and transformers 5.24.0:
 
 - LLaVA c121f04: `preprocess_multimodal`, then `preprocess_plain` for stage 1 and `preprocess_v1` for stage 2
-- Cobra 4b81082: `AlignDataset`, and for questions `FinetuneDataset` with `MambaPromptBuilder`
+- Cobra 4b81082: `AlignDataset`, and for questions `FinetuneDataset` with `MambaPromptBuilder`; `add_turn` of
+  `ZephyrChatPromptBuilder` (97f91e1) for its own language model
 - vl_mamba c788f5f: `VLMambaConversationProcessor` for captions and questions; "instruction first" as `PretrainDataset`
   puts the picture behind the instruction
 - CLIP_prefix_caption 1ad805a: the tokens of `ClipCocoDataset`, all of which its loss reads; MAPL 4027edd: the same
@@ -38,6 +39,8 @@ ROWS, IDS = GOLDEN["rows"], GOLDEN["ids"]
 NEOX = lambda: tiny.byte_level(pad=False, eos="<|endoftext|>")  # noqa: E731
 GPT2 = lambda: tiny.byte_level(pad=False)  # noqa: E731
 OPT = lambda: tiny.byte_level(bos=True)  # noqa: E731
+
+
 BARE = {"delimiters": ["", ""], "row_separator": ""}  # what stands around the picture's tokens is tested elsewhere
 
 
@@ -128,6 +131,7 @@ EXACT = {  # recipe: the golden rows' name, its layout, its tokenizer, what is t
     "cobra-ldpv2": ("cobra", pretrain, NEOX, {}),
     "cobra, questions": ("cobra questions", instruct, NEOX, {"caption_requests": "question"}),
     "cobra-tune": ("cobra questions", instruct, NEOX, {}),
+    "cobra-tune, zephyr": ("cobra zephyr", instruct, NEOX, {"question": "<|user|>\n{}<|endoftext|>\n<|assistant|>\n"}),
     "mamba-vl": ("mamba-vl", sentences, NEOX, BARE),
     "pythia-vl": ("mamba-vl", sentences, NEOX, BARE),
     "mamba-vl-tune": ("mamba-vl questions", vqav2, NEOX, BARE),
@@ -185,6 +189,7 @@ UNRELEASED = {
     "doubutsu-llava": "<image>{m}</image>{caption}</s>",
     "anymal-image": "{m}{caption}</s>",
     "anymal-audio": "{m}{caption}</s>",
+    "anymal-imu": "{m}{caption}</s>",
     "anymal-video": "{m}{caption}</s>",
 }
 OWN = {"first", "modern", "lmstudio"}  # of no published system
