@@ -7,7 +7,7 @@ from pathlib import Path
 from periscope.adapters.io.schema import CONFIG, AdapterConfig, read_adapter_config
 from periscope.adapters.model import AdaptedModel
 from periscope.errors import RunError
-from periscope.evaluation.config import ModelOptions, ScoringOptions, no_such_run
+from periscope.evaluation.config import MODALITIES, ModelOptions, ScoringOptions, no_such_run
 from periscope.inference import load_adapted, trained_on_questions
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
@@ -186,7 +186,7 @@ def by_modality(flag: str, given: Sequence[str]) -> dict[str | None, str]:
     named: dict[str | None, str] = {}
     for argument in given:
         name, equals, value = argument.partition("=")
-        modality, value = (name, value) if equals and name in ("image", "audio", "video") else (None, argument)
+        modality, value = (name, value) if equals and name in MODALITIES else (None, argument)
         if modality in named or None in named or (named and modality is None):
             raise RunError(f"{flag} {' '.join(given)}: name one, or one for each modality, as image=A audio=B")
         named[modality] = value

@@ -272,6 +272,20 @@ def timm_folder(folder: Path, name: str, **changes: Any) -> Path:
     return folder
 
 
+def imu2clip_folder(folder: Path) -> Path:
+    """A folder with a tiny random encoder of motion, under the names that IMU2CLIP's code saves."""
+    from periscope.precompute.encoders.imu2clip import MotionEncoder
+
+    kernels = {"net.1.net.0.weight": (8, 6, 10), "net.2.net.0.weight": (8, 8, 5), "net.3.net.0.weight": (8, 8, 5)}
+    shapes = {**kernels, "net.5.weight_ih_l0": (48, 32)}
+    model = roughen(MotionEncoder({name: torch.Size(shape) for name, shape in shapes.items()}))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: weight.contiguous() for name, weight in model.state_dict().items()}, folder / "encoder.safetensors"
+    )
+    return folder
+
+
 SIDE = 6  # patches per side of a tiny image encoder; divisible by 2 and 3
 
 
@@ -310,6 +324,8 @@ def _maker(name: str, family: str, identifier: str) -> tuple[str, Callable[[Path
             vision = {**OPEN_CLIP["vision_cfg"], "image_size": SIDE * OPEN_CLIP["vision_cfg"]["patch_size"]}
             changes = {"quick_gelu": bool(config.get("quick_gelu")), "vision_cfg": vision}
             return "open_clip", lambda place: open_clip_folder(place, **changes)
+    if family == "imu2clip":
+        return "imu2clip", imu2clip_folder
     if family == "timm" and (patch := re.search(r"patch(\d+)", identifier)):
         side = SIDE * int(patch[1])
         return "timm", lambda place: timm_folder(place, identifier.partition("@")[0], img_size=side)

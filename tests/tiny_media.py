@@ -1,7 +1,8 @@
-"""Sounds and clips as bytes, written by FFmpeg."""
+"""Sounds and clips as bytes, written by FFmpeg, and recordings of motion."""
 
 import io
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -78,3 +79,30 @@ def greys(count: int, size: tuple[int, int] = (64, 48)) -> list[Image.Image]:
 def numbers(frames: list[Image.Image]) -> list[int]:
     """The numbers of frames made by `greys`."""
     return [round((np.asarray(frame, float).mean() - 16) / 6) for frame in frames]
+
+
+MOTION = "component_idx,component_timestamp_ms,canonical_timestamp_ms,gyro_x,gyro_y,gyro_z,accl_x,accl_y,accl_z"
+
+
+def recording(seconds: float, hertz: float = 1.0, rate: int = 50) -> str:
+    """A CSV as Ego4D's IMU files: sines of this pitch, each axis a little higher than the one before."""
+    lines = [MOTION]
+    for moment in range(int(seconds * rate)):
+        time = moment / rate
+        axes = (np.sin(2 * np.pi * (hertz + axis / 10) * time) + axis for axis in range(6))
+        lines.append(f"0,{1000 * time},{1000 * time}," + ",".join(f"{value:.6f}" for value in axes))
+    return "\n".join(lines) + "\n"
+
+
+def recordings(folder: Path, count: int) -> Path:
+    """Recordings of one window each below `folder`, and what is said of them: the first three are a test set."""
+    (folder / "imu").mkdir(parents=True)
+    tables = {"motion_test.csv": range(3), "motion_training.csv": range(3, count)}
+    for name, numbers in tables.items():
+        lines = ["window_start,window_end,video_uid,narration_uid,text,Score-TFIDF,label,OG_label"]
+        for number in numbers:
+            uid = f"{number:08x}-0000-4000-8000-000000000000"
+            (folder / "imu" / f"{uid}.csv").write_text(recording(5, 1 + number / 4))
+            lines.append(f"0,5,{uid},n{number},a small blue star,1.0,head movement,looks up")
+        (folder / name).write_text("\n".join(lines) + "\n")
+    return folder

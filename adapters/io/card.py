@@ -13,7 +13,7 @@ from periscope.adapters.names import is_hub_id
 
 LIBRARY = "periscope"
 PIPELINES = {"image": "image-text-to-text", "audio": "audio-text-to-text", "video": "video-text-to-text"}
-EXAMPLES = {"image": "cat.jpg", "audio": "bark.wav", "video": "clip.mp4"}
+EXAMPLES = {"image": "cat.jpg", "audio": "bark.wav", "video": "clip.mp4", "imu": "window.csv"}
 CONTROLS = ("shuffled", "blank", "none", "majority")
 OVERALL = ("qa_accuracy", "qa_vqa")  # scores over all kinds of question
 

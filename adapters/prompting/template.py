@@ -24,7 +24,10 @@ from periscope.adapters.prompting.segments import (
 from periscope.adapters.prompting.tokenization import PieceTokenizer
 from periscope.errors import AdapterError
 
-CALLED = {"audio": "sound"}  # in words to the language model; other modalities are called by their name
+CALLED = {
+    "audio": "sound",
+    "imu": "movement",
+}  # in words to the language model; other modalities are called by their name
 LONGEST = 10.0  # seconds of processor time that printing a prompt may take
 # What opens a model's thoughts: <think>, <thought>, <seed:think>, [THINK], <|START_THINKING|>, <|begin_of_thought|>
 THOUGHTS = re.compile(

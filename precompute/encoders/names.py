@@ -10,17 +10,17 @@ from pathlib import Path
 from periscope.errors import PrecomputeError
 from periscope.precompute.encoders.folders import find_folder
 
-BY_IDENTIFIER = ("open_clip", "timm", "transformers", "frames", "fused")  # families that need an identifier
+BY_IDENTIFIER = ("open_clip", "timm", "transformers", "imu2clip", "frames", "fused")  # families that need an identifier
 NC = "CC BY-NC 4.0"
 
 
 @dataclass(frozen=True)
 class EncoderEntry:
     """encoder: what the short name stands for · size: of the weights to download · about: one line for people ·
-    licence: of the weights · grid: (rows, columns) of the patches · width: of patches and layers · pooled: width of the
-    pooled vector · layers: how many, 0 without a CLS that has a final norm · modality · choices: defaults for the
-    further choices of `load_encoder` · tower: "clip", "siglip" or "other", which decides what adapters can be exported
-    to.
+    licence: of the weights · grid: (rows, columns) of the patches, (0, 0) without any · width: of patches and layers ·
+    pooled: width of the pooled vector · layers: how many, 0 without a CLS that has a final norm · modality · choices:
+    defaults for the further choices of `load_encoder` · tower: "clip", "siglip" or "other", which decides what adapters
+    can be exported to.
     """
 
     encoder: str
@@ -38,8 +38,8 @@ class EncoderEntry:
     def features(self) -> dict[str, dict]:
         """The manifest's "features": kind -> {"shape", "dtype"}, with the "grid" of patches."""
         found = {"pooled": {"shape": [self.pooled], "dtype": "float16"}}
-        tokens = self.grid[0] * self.grid[1]
-        found["patches"] = {"shape": [tokens, self.width], "dtype": "float16", "grid": list(self.grid)}
+        if tokens := self.grid[0] * self.grid[1]:
+            found["patches"] = {"shape": [tokens, self.width], "dtype": "float16", "grid": list(self.grid)}
         if self.layers:
             found["layers"] = {"shape": [self.layers, self.width], "dtype": "float16"}
         return found
@@ -234,6 +234,17 @@ ENCODERS = {
         1024,
         0,
         modality="video",
+    ),
+    "imu2clip": EncoderEntry(
+        "imu2clip:imu2clip",
+        "-",
+        "IMU2CLIP: motion, 5 s: AnyMAL's; weights of your own in a folder imu2clip/",
+        "its code: CC BY-NC-SA 4.0",
+        (0, 0),
+        512,
+        512,
+        0,
+        modality="imu",
     ),
 }
 

@@ -8,6 +8,7 @@ from periscope.precompute.media.clip import SUFFIXES as CLIPS
 from periscope.precompute.media.clip import decode_clip
 from periscope.precompute.media.file import local_path, open_regular, read_bytes, read_file
 from periscope.precompute.media.first_bytes import LOOKED, modality_of_bytes
+from periscope.precompute.media.imu import curves, decode_imu
 from periscope.precompute.media.picture import SUFFIXES as PICTURES
 from periscope.precompute.media.picture import decode_image, thumbnail_jpeg
 from periscope.precompute.media.sound import (
@@ -26,6 +27,7 @@ __all__ = [
     "SUFFIXES",
     "decode_clip",
     "decode_image",
+    "decode_imu",
     "decode_sound",
     "decode_sound_alone",
     "has_pictures",
@@ -64,8 +66,9 @@ def suits(name: str, modality: str, wanted: str) -> bool:
 
 
 def thumbnail(data: bytes, modality: str) -> bytes:
-    """A JPEG of at most 128 x 128 pixels for reports: the image, the middle frame of a clip, or the spectrogram of the
-    first half minute of a sound. Raises MediaError for anything that can't be decoded.
+    """A JPEG of at most 128 x 128 pixels for reports: the image, the middle frame of a clip, the spectrogram of the
+    first half minute of a sound, or the curves of a window of motion. Raises MediaError for anything that can't be
+    decoded.
     """
     if modality == "image":
         return thumbnail_jpeg(decode_image(data))
@@ -73,4 +76,6 @@ def thumbnail(data: bytes, modality: str) -> bytes:
         return thumbnail_jpeg(decode_clip(data, 1)[0])
     if modality == "audio":
         return thumbnail_jpeg(spectrogram(decode_sound(data, PICTURE_RATE, PICTURED)))
+    if modality == "imu":
+        return thumbnail_jpeg(curves(decode_imu(data)))
     raise MediaError("no picture of it", f"{modality} media have none")

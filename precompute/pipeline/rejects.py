@@ -43,6 +43,9 @@ ADVICE = {
     "beyond float16": "pass --precision fp32; if that doesn't help, this encoder's features don't fit float16",
     "not finite": "pass --precision fp32: the encoder overflows in half precision",
     "can't be made an MP3": "install an FFmpeg with libmp3lame",
+    # motion
+    "too few rows in the window": "the recording has a gap there, or ends before: leave these windows out",
+    "not a recording of motion": "write the columns of Ego4D's IMU files into the first line",
     # ready-made vectors
     "empty array": "these arrays hold no vector: leave them out",
     "too many rows": "split the array into several files",

@@ -32,8 +32,8 @@ class Medium:
 
     path: of the file that holds it, kept as text because a Path takes six times the memory · origin: path relative to
     the data folder, with forward slashes (in an archive or a table: that of the file, then the name inside) · modality:
-    "image", "audio", "video" or "vector" · part: reads its bytes from the file; a plain function or a partial of one,
-    so that a medium can be sent to another process.
+    "image", "audio", "video", "imu" or "vector" · part: reads its bytes from the file; a plain function or a partial of
+    one, so that a medium can be sent to another process.
     """
 
     path: str | Path

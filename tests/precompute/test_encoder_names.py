@@ -24,6 +24,9 @@ from periscope.precompute.tiny_encoders import (
 )
 from periscope.shards.features import round_trip
 
+# Of motion there is one encoder, of no library: test_imu.py
+FROM_LIBRARIES = [name for name, row in ENCODERS.items() if not name.startswith("demo") and row.modality != "imu"]
+
 
 def medium_for(modality: str, samples: int = 0, frames: int = 0) -> object:
     """A decoded picture, sound (a little shorter than the encoder takes) or clip, of noise."""
@@ -194,7 +197,7 @@ def check_timm(stored: dict, folder: Path, pixels: torch.Tensor, **size: int) ->
     assert_blocks(stored, states, model.norm, model.num_prefix_tokens)
 
 
-@pytest.mark.parametrize("name", [name for name in ENCODERS if not name.startswith("demo")])
+@pytest.mark.parametrize("name", FROM_LIBRARIES)
 def test_every_short_name_at_tiny_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The short name finds a tiny model of its own class where it would find the true one; what is stored is what the
     library gives.
@@ -273,7 +276,7 @@ def weightless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", [name for name in ENCODERS if not name.startswith("demo")])
+@pytest.mark.parametrize("name", FROM_LIBRARIES)
 def test_the_tables_shapes_are_the_libraries(name: str, weightless: None) -> None:
     encoder = load_encoder(name, "meta")
     kinds = sorted(encoder.kinds)

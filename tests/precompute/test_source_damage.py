@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from data_folders import coco, empty, llava_row, msrvtt, picture, put, vqa
+from tiny_media import recording
 
 from periscope.errors import PrecomputeError
 from periscope.precompute.sources import collect
@@ -34,6 +35,8 @@ WRONG = (
 ROW = {"imageId": "1", "question": "x?", "answer": "y", "fullAnswer": "z", "isBalanced": True}
 SENTENCE = {"filename": "1.jpg", "split": "train", "sentences": [{"raw": "x"}], "filepath": "y", "cocoid": 1}
 ANSWER = {"id": 1, "video_id": 1, "question": "x?", "answer": "y"}
+UID = "001e3e4e-2743-47fc-8564-d5efd11f9e90"
+NARRATION = {"timestamp_sec": 1.5, "narration_text": "#C C sits.", "timestamp_frame": 45, "annotation_uid": "a"}
 TURNS = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
 WORDS = {  # a small whole file of every layout that is read from JSON
     "captions_val2014.json": {
@@ -58,6 +61,7 @@ WORDS = {  # a small whole file of every layout that is read from JSON
         "sentences": [{"video_id": "video1", "caption": "x"}],
     },
     "train_qa.json": [ANSWER],
+    "narration.json": {UID: {"narration_pass_1": {"narrations": [NARRATION, NARRATION], "summaries": []}}},
     "msvd_train.json": [{"video_id": "a", "video": "video1.mp4", "caption": ["x"]}],
 }
 
@@ -86,6 +90,8 @@ def test_wrong_types_and_cut_files(tmp_path: Path, name: str) -> None:
     picture(tmp_path / "1.jpg")
     picture(tmp_path / "000000000001.jpg")
     empty(tmp_path / "video1.mp4")
+    if name == "narration.json":
+        put(tmp_path / f"imu/{UID}.csv", recording(6))
     value = WORDS[name]
     whole = written(name, value)
     put(tmp_path / name, whole)
