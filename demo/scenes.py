@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from math import cos, pi, sin
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
@@ -178,17 +179,42 @@ def _outline(shape: str) -> list[tuple[float, float]]:
     raise ValueError(f"no outline for {shape}")
 
 
-def render(objects: list[dict], rng: random.Random, pixels: int = PIXELS) -> Image.Image:
-    """A scene as an RGB image of `pixels` x `pixels`: pale background with a slight gradient, jittered places, sizes
-    and colours, a little noise; drawn at twice the size and scaled down.
-    """
-    side = 2 * pixels
+MOON_BITE, MOON_SHIFT = 0.85, 0.55  # radius of the circle that is cut out of a moon, and how far right it lies
+
+
+def _extent(shape: str) -> tuple[float, float, float, float]:
+    """The left, top, right and bottom edge of a shape in the unit circle, y downwards."""
+    if shape in ("circle", "ring"):
+        return -1.0, -1.0, 1.0, 1.0
+    if shape == "moon":  # its horns are where both circles meet
+        return -1.0, -1.0, (1 + MOON_SHIFT**2 - MOON_BITE**2) / (2 * MOON_SHIFT), 1.0
+    across, down = zip(*_outline(shape), strict=True)
+    return min(across), min(down), max(across), max(down)
+
+
+class _Drawn(NamedTuple):
+    """Where an object is drawn, in pixels, and its colour."""
+
+    x: float
+    y: float
+    radius: float
+    fill: tuple[int, ...]
+
+
+class _Plan(NamedTuple):
+    """How a scene is drawn: the background's two colours and the turn of its gradient, and the objects."""
+
+    base: list[int]
+    slope: list[int]
+    turn: int
+    objects: list[_Drawn]
+
+
+def _plan(objects: list[dict], rng: random.Random, side: int) -> _Plan:
     cell = side / 3
     base = [rng.randint(218, 255) for _ in range(3)]
     slope = [max(0, value - rng.randint(0, 24)) for value in base]
-    ramp = Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270))).resize((side, side))
-    picture = Image.composite(Image.new("RGB", ramp.size, tuple(slope)), Image.new("RGB", ramp.size, tuple(base)), ramp)
-    draw = ImageDraw.Draw(picture)
+    turn, drawn = rng.choice((0, 90, 180, 270)), []
     for thing in objects:
         row, column = divmod(PLACES.index(thing["place"]), 3)
         large = thing["size"] == "large"
@@ -197,6 +223,33 @@ def render(objects: list[dict], rng: random.Random, pixels: int = PIXELS) -> Ima
         x = (column + 0.5) * cell + rng.uniform(-shake, shake)
         y = (row + 0.5) * cell + rng.uniform(-shake, shake)
         fill = tuple(min(255, max(0, value + rng.randint(-12, 12))) for value in RGB[thing["colour"]])
+        drawn.append(_Drawn(x, y, radius, fill))
+    return _Plan(base, slope, turn, drawn)
+
+
+def boxes(objects: list[dict], rng: random.Random) -> list[list[float]]:
+    """The box around each object, [left, top, right, bottom] as fractions of the picture that `render` draws with a
+    generator in the same state.
+    """
+    side, found = 2 * PIXELS, []
+    for thing, (x, y, radius, _) in zip(objects, _plan(objects, rng, side).objects, strict=True):
+        corners = (
+            (centre + radius * edge) / side for centre, edge in zip((x, y, x, y), _extent(thing["shape"]), strict=True)
+        )
+        found.append([round(min(1.0, max(0.0, corner)), 4) for corner in corners])
+    return found
+
+
+def render(objects: list[dict], rng: random.Random, pixels: int = PIXELS) -> Image.Image:
+    """A scene as an RGB image of `pixels` x `pixels`: pale background with a slight gradient, jittered places, sizes
+    and colours, a little noise; drawn at twice the size and scaled down.
+    """
+    side = 2 * pixels
+    base, slope, turn, drawn = _plan(objects, rng, side)
+    ramp = Image.linear_gradient("L").rotate(turn).resize((side, side))
+    picture = Image.composite(Image.new("RGB", ramp.size, tuple(slope)), Image.new("RGB", ramp.size, tuple(base)), ramp)
+    draw = ImageDraw.Draw(picture)
+    for thing, (x, y, radius, fill) in zip(objects, drawn, strict=True):
         box = (x - radius, y - radius, x + radius, y + radius)
         if thing["shape"] == "circle":
             draw.ellipse(box, fill=fill)
@@ -206,7 +259,7 @@ def render(objects: list[dict], rng: random.Random, pixels: int = PIXELS) -> Ima
             stencil = Image.new("L", picture.size, 0)
             pen = ImageDraw.Draw(stencil)
             pen.ellipse(box, fill=255)
-            bite, shift = radius * 0.85, radius * 0.55
+            bite, shift = radius * MOON_BITE, radius * MOON_SHIFT
             pen.ellipse((x + shift - bite, y - bite, x + shift + bite, y + bite), fill=0)
             picture.paste(fill, (0, 0), stencil)
         else:

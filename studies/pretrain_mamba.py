@@ -2,7 +2,8 @@
 
 It has the same tokenizer and documents of scenes as the Llama, and can take its place in the demo (`--lm
 demo/backbones/mamba`). A state-space model can't have several parallel continuations of one description, so here they
-follow one another, in any order. Writes demo/backbones/mamba, with the probes in log.jsonl.
+follow one another, in any order. Writes demo/backbones/mamba, with the probes in log.jsonl. With `--family pythia` a
+GPT-NeoX of about as many parameters learns from the same documents, for comparison (`studies.pair`).
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from periscope.adapters.lm.selective_scan import use_selective_scan
 from studies.corpus import ANSWER, Corpus, Row, build_tokenizer
@@ -40,7 +41,7 @@ def in_turn(row: Row, rng: random.Random) -> Row:
     return Row(**lists, positions=list(range(len(at))), blends=row.blends)
 
 
-def scores_of(model: MambaForCausalLM, tokenizer, n: int) -> dict[str, float]:
+def scores_of(model: PreTrainedModel, tokenizer, n: int) -> dict[str, float]:
     """Questions and captions from textual descriptions of new scenes and new pairs, as `studies.probe` has them."""
     found: dict[str, float] = {}
     for split, before in (("heldout", ""), ("new_pairs", "new_pairs_")):
@@ -52,10 +53,31 @@ def scores_of(model: MambaForCausalLM, tokenizer, n: int) -> dict[str, float]:
     return found
 
 
+def random_model(family: str, tokenizer, width: int, layers: int, states: int) -> PreTrainedModel:
+    """A Mamba or a GPT-NeoX with random weights. Of width 192 and three layers they have nearly as many: the GPT-NeoX's
+    feed-forward layers are 5/4 as wide as its others, not four times.
+    """
+    shared = {"vocab_size": len(tokenizer), "hidden_size": width, "num_hidden_layers": layers}
+    shared |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    if family == "mamba":
+        model = MambaForCausalLM(MambaConfig(tie_word_embeddings=False, state_size=states, **shared))
+    else:
+        heads = {
+            "num_attention_heads": width // 32,
+            "intermediate_size": width * 5 // 4,
+            "max_position_embeddings": 1024,
+        }
+        model = GPTNeoXForCausalLM(GPTNeoXConfig(tie_word_embeddings=False, **heads, **shared))
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
+    use_selective_scan(model)
+    return model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=HERE, help="folder that gets mamba/")
-    parser.add_argument("--start", type=Path, help="folder with mamba/ whose weights to begin with")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder that gets mamba/ or pythia/")
+    parser.add_argument("--family", choices=("mamba", "pythia"), default="mamba", help="architecture")
+    parser.add_argument("--start", type=Path, help="folder with the model's, whose weights to begin with")
     parser.add_argument("--steps", type=int, default=2000, help="optimizer steps")
     parser.add_argument("--batch", type=int, default=16, help="documents a step")
     parser.add_argument("--rate", type=float, default=1.0, help="times the usual learning rates")
@@ -67,19 +89,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    folder = args.out / "mamba"
+    folder = args.out / args.family
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "log.jsonl"
     record.unlink(missing_ok=True)
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folder)
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    sizes = {"hidden_size": args.width, "num_hidden_layers": args.layers, "state_size": args.states}
-    model = MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **sizes, **ids))
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
-    use_selective_scan(model)
+    model = random_model(args.family, tokenizer, args.width, args.layers, args.states)
     if args.start:
-        log(record, begun_with=begin_with(model, args.start / "mamba" / "model.safetensors"))
+        log(record, begun_with=begin_with(model, args.start / args.family / "model.safetensors"))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.endswith("A_log"))  # the scan has no gradient for it
     learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
