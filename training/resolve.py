@@ -185,7 +185,7 @@ def _find_features(config: TrainConfig, encoder: str | None, request: Request) -
     """
     if not config.features:
         kind = find_projector(config.adapter)[0].kind
-        config.features = (str(newest_features(Path("features"), kind, encoder, request.tiny, bool(config.text))),)
+        config.features = (str(newest_features(Path("features"), kind, encoder, request.tiny, bool(config.data.text))),)
         return {config.features[0]: encoder_of(config.features[0])}
     encoders = {path: encoder_of(path) for path in named_sets(config.features)}
     for name in encoders.values():
