@@ -41,7 +41,7 @@ def write_gguf(folder: Path, out: Path, parts: int = 1, kind: str = "F32") -> li
     writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(gguf.LlamaFileType[{"F32": "ALL_F32", "Q8_0": "MOSTLY_Q8_0"}[kind]])
     vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
-    special = set(tokenizer.all_special_tokens)
+    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(vocabulary)

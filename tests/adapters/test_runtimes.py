@@ -40,8 +40,7 @@ class InPyTorch:
         return logits_of(self.lm, sequence)[list(positions)]
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
-@pytest.mark.parametrize("family", ["smollm", "gemma2"])
+@pytest.mark.parametrize("family, name", zip(("smollm", "gemma2", "smollm", "gemma2"), ADAPTERS, strict=True))
 def test_losses_and_answers_are_those_of_pytorch(family, name, language_model_folder):
     lm = load_language_model(str(language_model_folder(family)))
     there = model_of(lm, name)
@@ -51,24 +50,28 @@ def test_losses_and_answers_are_those_of_pytorch(family, name, language_model_fo
     want, found = (model.text_losses(answered, features) for model in (there, here))
     assert [count for _, count in found] == [count for _, count in want]
     assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in want], rel=1e-4)
-    greedy = there.generate(asked, features, 6)
-    assert here.generate(asked, features, 6) == greedy and len(set(greedy)) > 1
-    assert [here.generate([text], features, 5, num_beams=3) for text in asked] == [
-        there.generate([text], features, 5, num_beams=3) for text in asked
-    ]
-    drawn = {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "top_k": 50}
-    said = []
-    for model in (there, here):
-        torch.manual_seed(3)
-        said.append(model.generate(asked[:1], features, 6, **drawn))
-    assert said[0] == said[1] != [greedy[0]]
-    assert "".join(here.stream(asked[0], features, 6)) == greedy[0]
+    greedy = there.generate(asked, features, 4)
+    assert here.generate(asked, features, 4) == greedy
+    assert "".join(here.stream(asked[0], features, 4)) == greedy[0]
     candidates = candidates_of(here.prompt, ["yes", "a star", "blue"])
     assert likeliest(here, asked, features, candidates) == likeliest(there, asked, features, candidates)
     probabilities = [by_first_token(model, asked, features, candidates) for model in (there, here)]
     assert torch.allclose(*probabilities, atol=1e-5)
+
+
+def test_answers_are_searched_and_drawn_as_in_pytorch(language_model_folder):
+    lm = load_language_model(str(language_model_folder("smollm")))
+    there, here = (model_of(each, "pooled") for each in (lm, dataclasses.replace(lm, runtime=InPyTorch(lm))))
+    text, features = texts_of(there, answer=False)[:1], features_of(there, "a")
+    assert here.generate(text, features, 4, num_beams=3) == there.generate(text, features, 4, num_beams=3)
+    drawn = {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "top_k": 50}
+    said = []
+    for model in (there, here):
+        torch.manual_seed(3)
+        said.append(model.generate(text, features, 6, **drawn))
+    assert said[0] == said[1] != there.generate(text, features, 6)
     with pytest.raises(AdapterError, match="leave out repetition_penalty"):
-        here.generate(asked, features, 6, repetition_penalty=1.5)
+        here.generate(text, features, 6, repetition_penalty=1.5)
 
 
 def test_several_adapters_in_one_prompt(language_model_folder):
@@ -171,6 +174,11 @@ def test_a_file_is_known_without_its_weights(quantized, monkeypatch):
     assert lm.tokenizer.chat_template == there.tokenizer.chat_template
     original, unpacked, here = load_language_model(str(folder)).identity(), there.identity(), lm.identity()
     assert same_language_model(unpacked, here) is None
+    # transformers gives every byte-level tokenizer in GGUF an <|endoftext|>
+    assert "other tokens" in no_copy(original, here)
+    original = dataclasses.replace(
+        original, digest=dataclasses.replace(original.digest, tokenizer=here.digest.tokenizer)
+    )
     assert same_language_model(original, here) and no_copy(original, here) is None
     other = dataclasses.replace(here, embedding_sample=[-value for value in here.embedding_sample])
     assert no_copy(original, other) == "its word embeddings are others"

@@ -90,6 +90,7 @@ def load_quantized(name: str, gpu: bool = False) -> QuantizedLanguageModel:
         raise AdapterError(f"--lm {name} lacks its word embeddings (token_embd.weight); fetch it again")
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()  # undone there
     model.requires_grad_(False).eval()
     width, rows = model.get_input_embeddings().weight.shape[1], file.embeddings
     longest = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
