@@ -195,7 +195,8 @@ def _check_language_model(model: LanguageModel, config: AdapterConfig, path: str
     message = f"{trained}, and {model.name} is another language model: {difference}"
     if not anyway or recorded.hidden_size != model.hidden_size:
         raise AdapterError(
-            f"{message}; pass --lm with the one it was trained with (or --anyway for a fine-tune or a quantized copy of it)"
+            f"{message}; pass --lm with the one it was trained with (or --anyway for a fine-tune of it or a quantized "
+            "copy)"
         )
     print(f"note: {message}")
 

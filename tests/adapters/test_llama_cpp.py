@@ -18,7 +18,7 @@ from periscope.adapters.splice import mix
 from periscope.errors import AdapterError
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python isn't installed: pip install 'periscope-adapters[llamacpp]'")
-EXACT = 5e-3  # of a log probability, with weights in fp32; keys and values are kept in fp16
+EXACT = 1e-2  # of a log probability, with weights in fp32; keys and values are kept in fp16
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +114,19 @@ def test_answers_and_losses_are_those_of_pytorch(small, name):
     assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in want], rel=2e-3)
 
 
-def test_an_adapter_answers_and_chats_on_quantized_weights(home):
+def test_an_adapter_answers_and_chats_on_quantized_weights(home, capsys):
     """Trained on a model in fp32; on a copy of it in 8 bits."""
     tiny.save_tiny_adapter(home / "eyes", home / "eyes-home", {}, soft_prompt=2, family="smollm")
     (file,) = write_gguf(home / "eyes-home/lm", home / "small.Q8_0.gguf", kind="Q8_0")
+    config = json.loads((home / "eyes/adapter.json").read_text())
+    tokens = load_quantized(str(file)).identity().digest.tokenizer  # they differ in <|endoftext|>, which nothing prints
+    config["language_model"]["identity"]["digest"]["tokenizer"] = tokens
+    (home / "eyes/adapter.json").write_text(json.dumps(config))
     picture = home / "picture.png"
     Image.new("RGB", (40, 30), "blue").save(picture)
     model = periscope.load(home / "eyes", device="cpu", lm=str(file), runtime="llama.cpp")
     assert repr(model).endswith("small.Q8_0.gguf, Q8_0 on cpu)")
+    assert "is taken for a copy of it in Q8_0: it makes the same tokens" in capsys.readouterr().out
     chat = model.chat(picture, max_new_tokens=6)
     first = chat.send("What is it?")
     held = len(model.model.lm.runtime._held)
@@ -146,8 +151,11 @@ def test_a_file_that_llama_cpp_cannot_read_is_one_sentence(small, home):
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_file(), reason="python -m studies.real.assets --only smollm2 makes the file")
 def test_a_real_quantized_model_expects_what_its_dequantized_weights_do():
-    """Words and vectors of three adapters. llama.cpp also rounds activations to 8 bits, which PyTorch doesn't."""
-    there, here = load_language_model(str(REAL), precision="fp32"), load_quantized(str(REAL))
+    """Words and vectors of three adapters. llama.cpp also rounds activations to 8 bits, which PyTorch doesn't.
+
+    The folder of the file has its weights dequantized, in fp16.
+    """
+    there, here = load_language_model(str(REAL.parent), precision="fp32"), load_quantized(str(REAL))
     for name in ("pooled", "perceiver", "patches and a soft prompt"):
         ours = model_of(there, name)
         features, sequences = features_of(ours, "abc"), []

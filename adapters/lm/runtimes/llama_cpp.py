@@ -6,7 +6,6 @@ The C interface: https://github.com/ggml-org/llama.cpp/blob/master/include/llama
 import ctypes
 import importlib.util
 import weakref
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -25,7 +24,7 @@ SHORTEST = 1024  # positions that the first context has room for
 ERROR = 4  # a log level
 EVERYWHERE = -1  # all layers on the GPU
 
-_log: deque[str] = deque(maxlen=1)  # the last error
+_errors: list[str] = []  # of the call that runs; the first one says why
 _log_callback: Any = None  # must outlive the library
 
 
@@ -49,7 +48,7 @@ class LlamaCpp:
         self._lock = Lock()
         options = self._api.llama_model_default_params()
         options.n_gpu_layers = EVERYWHERE if gpu and self._api.llama_supports_gpu_offload() else 0
-        _log.clear()
+        _errors.clear()
         self._model = self._api.llama_model_load_from_file(str(file).encode(), options)
         if not self._model:
             raise AdapterError(f"--lm {file}: llama.cpp can't read it{_why()}")
@@ -89,7 +88,7 @@ class LlamaCpp:
         options.n_ctx, options.n_batch, options.n_ubatch, options.n_seq_max = room, BATCH, BATCH, 1
         options.n_threads = options.n_threads_batch = self._threads
         options.no_perf = True
-        _log.clear()
+        _errors.clear()
         self._context = self._api.llama_init_from_model(self._model, options)
         if not self._context:
             raise AdapterError(f"llama.cpp has no memory for a context of {room} tokens{_why()}; ask less")
@@ -121,7 +120,7 @@ class LlamaCpp:
         for i in range(len(piece)):
             batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = place + i, 1, 0
             batch.logits[i] = place + i in wanted
-        _log.clear()
+        _errors.clear()
         if code := self._api.llama_decode(self._context, batch):
             raise AdapterError(f"llama.cpp stopped at token {place} of a sequence, with code {code}{_why()}")
         return [self._logits_of(i) for i in range(len(piece)) if place + i in wanted]
@@ -145,7 +144,7 @@ def check_installed() -> None:
 
 
 def _library() -> Any:
-    """llama.cpp's functions, silent but for `_log`. Raises AdapterError when the package is missing or broken."""
+    """llama.cpp's functions, silent but for `_errors`. Raises AdapterError when the package is missing or broken."""
     global _log_callback
     check_installed()
     try:
@@ -156,7 +155,7 @@ def _library() -> Any:
 
         def remember(level: int, text: bytes, _: object) -> None:
             if level == ERROR and text.strip():
-                _log.append(text.decode(errors="replace").strip())
+                _errors.append(text.decode(errors="replace").strip())
 
         _log_callback = llama_cpp.llama_log_callback(remember)
         llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p())
@@ -165,5 +164,5 @@ def _library() -> Any:
 
 
 def _why() -> str:
-    """llama.cpp's last error, in brackets."""
-    return f" ({_log[0]})" if _log else ""
+    """llama.cpp's first error in this call, in brackets."""
+    return f" ({_errors[0]})" if _errors else ""
