@@ -165,7 +165,7 @@ def test_a_real_quantized_model_expects_what_its_dequantized_weights_do():
         found = torch.cat([here.runtime.logits(s, range(len(s) - 12, len(s))) for s in sequences])
         same = (found.argmax(-1) == wanted.argmax(-1)).float().mean().item()
         likeness = torch.corrcoef(torch.stack([found.flatten(), wanted.flatten()]))[0, 1].item()
-        moved = (found.log_softmax(-1) - wanted.log_softmax(-1)).abs()
-        print(json.dumps({"adapter": name, "argmax": same, "correlation": likeness, "mean": moved.mean().item(),
-                          "largest": moved.max().item()}))  # fmt: skip
-        assert likeness > 0.998
+        likely = wanted.log_softmax(-1)
+        moved = (likely.exp() * (likely - found.log_softmax(-1))).sum(-1)  # Kullback-Leibler divergence, in nats
+        print(f"{name}: {same:.3f} of likeliest words, correlation {likeness:.4f}, divergence {moved.mean():.4f} nats")
+        assert same > 0.9 and likeness > 0.998 and moved.mean() < 0.05
