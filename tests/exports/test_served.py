@@ -81,7 +81,6 @@ def test_servers_give_the_answers_of_the_command_line(tmp_path):
         ours = answers(client, "eyes", picture)
     with served(TRANSFORMERS, tmp_path / "transformers.log", str(tmp_path / "llava")) as client:
         theirs = answers(client, str(tmp_path / "llava"), picture)
-    print(ours)
     assert len(set(ours)) > 1
     assert all(text.rstrip().endswith(words) and words for text, words in zip(spoken, ours, strict=True))
     assert theirs == ours
