@@ -142,6 +142,8 @@ def caption() -> None:
         raise RunError(f"periscope caption needs {given}, and --out FILE")
     if config.prompt and not config.with_:
         raise RunError("--prompt is what the model of --with is asked; a run has a caption prompt of its own")
+    if config.with_ and config.models.runtime != "pytorch":
+        raise RunError("--runtime is for a run's language model; the model of --with is computed by PyTorch")
     check_new_file("--out", config.out)
     check_media([Path(config.words[-1])])
     device = _device(config.models, *(() if config.with_ else config.words[:1]))

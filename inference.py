@@ -32,13 +32,14 @@ from periscope.adapters.generation.decoding import Decoding
 from periscope.adapters.io.checkpoint import load_adapter
 from periscope.adapters.io.hub import fetch_adapter
 from periscope.adapters.io.schema import CONFIG, LANGUAGE_MODEL, AdapterConfig, read_adapter_config
-from periscope.adapters.lm.identity import precisions_differ, same_language_model
-from periscope.adapters.lm.load import load_language_model
+from periscope.adapters.lm.identity import embedding_likeness, no_copy, precisions_differ, same_language_model
+from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import FOLDER as LORA
 from periscope.adapters.lm.lora import load_lora
 from periscope.adapters.lm.precision import DTYPES
+from periscope.adapters.lm.runtimes.load import open_language_model
 from periscope.adapters.model import AdaptedModel
-from periscope.adapters.names import is_hub_id
+from periscope.adapters.names import RuntimeName, is_hub_id
 from periscope.adapters.prompting.prompt import Prompt, Turn
 from periscope.adapters.prompting.segments import Segment
 from periscope.chat_session import ChatSession, EncodedMedium, Pieces, name_of
@@ -114,13 +115,15 @@ def load_adapted(
     modality: str | None = None,
     anyway: bool = False,
     trust_remote_code: bool = False,
+    runtime: RuntimeName = "pytorch",
 ) -> tuple[AdaptedModel, AdapterConfig]:
     """Load an adapter (a folder, a run or a name on the Hub) on its language model.
 
     `lm` says where the language model is now, if it has moved. Returns the model and the adapter's config. Raises
     AdapterError when the language model is another one, unless `anyway` is set and its width is the same.
     """
-    ((model, config),) = load_several({modality: path}, device, precision, lm, anyway, trust_remote_code).values()
+    several = load_several({modality: path}, device, precision, lm, anyway, trust_remote_code, runtime)
+    ((model, config),) = several.values()
     return model, config
 
 
@@ -131,10 +134,12 @@ def load_several(
     lm: str | None = None,
     anyway: bool = False,
     trust_remote_code: bool = False,
+    runtime: RuntimeName = "pytorch",
 ) -> dict[str | None, tuple[AdaptedModel, AdapterConfig]]:
     """Load adapters by modality on one language model, `lm` or that of the first: modality -> model and config.
 
-    Raises AdapterError when their language models differ, or aren't the one loaded (unless `anyway`).
+    Raises AdapterError when their language models differ, or aren't the one loaded (unless `anyway`), and for LoRA that
+    `runtime` can't add.
     """
     loaded = []
     for modality, path in paths.items():
@@ -154,20 +159,13 @@ def load_several(
                 f"{config.language_model.name}, which is another language model: {difference}; adapters can only be "
                 "combined on the same one"
             )
-    model = load_language_model(lm or first.language_model_in(folder), device, precision, trust_remote_code)
-    recorded, actual = first.language_model.identity, model.identity()
-    if difference := same_language_model(recorded, actual):
-        message = (
-            f"{first_path} was trained with {first.language_model.name}, and {model.name} is another language model: "
-            f"{difference}"
+    if first.lora and runtime != "pytorch":
+        raise AdapterError(
+            f"{first_path} has LoRA weights, and {runtime} runs a file as it is: merge them (periscope export merged), "
+            "convert the language model to GGUF again, and name that file"
         )
-        if not anyway or recorded.hidden_size != model.hidden_size:
-            raise AdapterError(
-                f"{message}; pass --lm with the one it was trained with (or --anyway for a fine-tune of it)"
-            )
-        print(f"note: {message}")
-    if note := precisions_differ(recorded, actual):
-        model.reason += f"; {note}"
+    model = open_language_model(runtime, lm or first.language_model_in(folder), device, precision, trust_remote_code)
+    _check_language_model(model, first, str(first_path), anyway)
     if first.lora:
         load_lora(model, folder / LORA)
     models = {}
@@ -175,6 +173,32 @@ def load_several(
         prompt = Prompt(model.tokenizer, config.template, config.modality)
         models[modality] = AdaptedModel(model, adapter, prompt), config
     return models
+
+
+def _check_language_model(model: LanguageModel, config: AdapterConfig, path: str, anyway: bool) -> None:
+    """Raise AdapterError for another language model than the adapter at `path` was trained with, unless it looks like a
+    quantized copy, or `anyway` and its width is the same; a note says so then.
+    """
+    recorded, actual = config.language_model.identity, model.identity()
+    if note := precisions_differ(recorded, actual):
+        model.reason += f"; {note}"
+    difference = same_language_model(recorded, actual)
+    if not difference:
+        return
+    trained = f"{path} was trained with {config.language_model.name}"
+    if model.runtime is not None and not (difference := no_copy(recorded, actual)):
+        print(
+            f"note: {trained}, and {model.name} is taken for a copy of it in {model.precision}: it makes the same "
+            f"tokens, and the cosine of their word embeddings is {embedding_likeness(recorded, actual):.3f}"
+        )
+        return
+    message = f"{trained}, and {model.name} is another language model: {difference}"
+    if not anyway or recorded.hidden_size != model.hidden_size:
+        raise AdapterError(
+            f"{message}; pass --lm with the one it was trained with (or --anyway for a fine-tune of it or a quantized "
+            "copy)"
+        )
+    print(f"note: {message}")
 
 
 class Reader:
@@ -507,6 +531,7 @@ def load(
     anyway: bool = False,
     encoder: str | Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
+    runtime: RuntimeName = "pytorch",
     **by_modality: Path | str,
 ) -> LoadedModel:
     """Load an adapter with the encoder and the language model it was trained with.
@@ -515,7 +540,8 @@ def load(
     named by modality: `load(image="runs/a", audio="runs/b")`. `device` is "auto" (an NVIDIA GPU if there is one),
     "cpu", "cuda", "cuda:N" or "mps"; `precision` that of the language model. `lm` and `encoder` say where these are
     now, if they have moved; for several adapters `encoder` maps a modality to its encoder. `trust_remote_code` runs
-    Python code that the language model brings; without it such a model is refused.
+    Python code that the language model brings; without it such a model is refused. `runtime` "llama.cpp" answers on a
+    GGUF file's own quantized weights.
 
     Raises DeviceError for a device that can't be used, and AdapterError or PrecomputeError when the encoder or the
     language model isn't the one that an adapter was trained with, when adapters can't be combined, and when one is
@@ -527,7 +553,7 @@ def load(
     device = choose_device(device)
     paths: dict[str, Path | str] = dict(by_modality) if path is None else dict.fromkeys(adapter_folders(path), path)
     named = cast(Mapping[str | None, Path | str], paths)
-    several = load_several(named, device, precision, lm, anyway, trust_remote_code)
+    several = load_several(named, device, precision, lm, anyway, trust_remote_code, runtime)
     loaded = {modality: several[modality] for modality in paths}
     templates = [model.prompt.template for model, _ in loaded.values()]
     if len({(template.style, template.question) for template in templates}) > 1:

@@ -4,7 +4,6 @@ import hashlib
 import inspect
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,13 +13,14 @@ from transformers import GenerationConfig
 
 from periscope.adapters.constant_prefix import leading_ids, why_no_prefix, without_leading
 from periscope.adapters.generation.beam_search import Scorer, search_beams
-from periscope.adapters.generation.decoding import draw, greedy
+from periscope.adapters.generation.decoding import greedy, token_chooser
 from periscope.adapters.generation.streaming import AnswerEnd, TextPieces, TokenQueue, stream_text
 from periscope.adapters.lm.cross_entropy import cross_entropy
 from periscope.adapters.lm.injection import InjectedVectors, Injection, Injector, LayerMap
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import lora_parameters
 from periscope.adapters.lm.prefix_cache import PrefixCache, PrefixCaches, cache_argument, growing_cache
+from periscope.adapters.lm.runtimes import passes
 from periscope.adapters.projectors import FeatureShape, build_projector, find_projector
 from periscope.adapters.projectors.layers import LayerLinears
 from periscope.adapters.prompting.prompt import Prompt
@@ -35,7 +35,7 @@ from periscope.adapters.shared_prefix import (
     sharing_pays,
 )
 from periscope.adapters.soft_prompt import SoftPrompt
-from periscope.adapters.splice import IGNORED, SplicedBatch, length_of, positions_of, splice
+from periscope.adapters.splice import IGNORED, SplicedBatch, length_of, mix, positions_of, splice, target_places
 from periscope.device import rules_of
 from periscope.errors import AdapterError
 
@@ -182,6 +182,11 @@ class AdaptedModel(nn.Module):
         self._takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
         self._can_share = can_share(lm) and not adapter.injects
         self._injector: Injector | None = None
+        if adapter.injects and lm.runtime is not None:
+            raise AdapterError(
+                f"{adapter.spec} injects vectors into inner layers, which {lm.runtime.name} gives no access to; "
+                f"leave out --runtime {lm.runtime.name}"
+            )
         if adapter.injects and (injection := adapter.injection):
             layers = LayerMap(injection.start, injection.end, cast(LayerLinears, adapter.projector).blocks)
             self._injector = Injector(lm, layers, injection.compat)
@@ -249,6 +254,13 @@ class AdaptedModel(nn.Module):
     ) -> torch.Tensor:
         """The loss of every target, text by text, `(targets,)` in fp32."""
         slots = self.slots(texts, features, noise, draw)
+        if self.lm.runtime is not None:
+            return torch.cat(
+                [
+                    passes.target_losses(self.lm.runtime, mix(self.lm, text, slots), target_places(text, slots))
+                    for text in texts
+                ]
+            )
         texts, prefix = self._take_prefix(texts)
         if self._can_share:
             groups = group_by_prefix(texts)
@@ -358,8 +370,8 @@ class AdaptedModel(nn.Module):
         otherwise. Returns one answer per text.
 
         With `compat` injection each new token needs a pass over the whole text, because the injected position attends
-        to later tokens and no KV cache holds what it makes of them. Raises AdapterError there for other
-        `decoding` than `num_beams`, or what tokens are drawn by.
+        to later tokens and no KV cache holds what it makes of them. Raises AdapterError there, and where a runtime
+        computes the language model, for other `decoding` than `num_beams`, or what tokens are drawn by.
         """
         with self.lm.generating:
             rows = self._generate_ids(texts, features, max_new_tokens, decoding)
@@ -395,6 +407,9 @@ class AdaptedModel(nn.Module):
     ) -> list[list[int]]:
         """The ids of each answer, with whatever follows its first stop token. `streamer` gets them as they are made."""
         stop, slots = self.prompt.stop_ids, self.slots(texts, features)
+        if (runtime := self.lm.runtime) is not None:
+            prompts = [mix(self.lm, text, slots) for text in texts]
+            return [passes.generate(runtime, each, stop, max_new_tokens, decoding, streamer) for each in prompts]
         if self._injector is not None and self._injector.compat:
             return self._generate_compat(texts, slots, max_new_tokens, streamer, **decoding)
         texts, prefix = self._generation_prefix(texts, slots, max_new_tokens)
@@ -438,14 +453,8 @@ class AdaptedModel(nn.Module):
         num_beams: int = 1,
         **drawing: Any,
     ) -> list[list[int]]:
-        if others := set(drawing) - (set() if num_beams > 1 else {"do_sample", "temperature", "top_p", "top_k"}):
-            raise AdapterError(
-                "with epalm_compat answers are greedy, searched with beams or drawn; leave out "
-                f"{', '.join(sorted(others))}"
-            )
+        choose = token_chooser({"num_beams": num_beams, **drawing})
         if num_beams == 1:
-            drawn = {name: value for name, value in drawing.items() if name != "do_sample"}
-            choose = partial(draw, **drawn) if drawing.get("do_sample") else greedy
             return self._generate_uncached(texts, slots, max_new_tokens, streamer, choose)
 
         def score(text: Sequence[Segment]) -> Scorer:
@@ -476,6 +485,8 @@ class AdaptedModel(nn.Module):
     ) -> torch.Tensor:
         """Logits `(texts, vocabulary)` in fp32 of the token after each text with its answer so far, without a cache."""
         extended = [[*text, Segment(ids=tuple(ids))] for text, ids in zip(texts, answers, strict=True)]
+        if (runtime := self.lm.runtime) is not None:
+            return torch.cat([passes.next_logits(runtime, mix(self.lm, text, slots)) for text in extended])
         batch, injection = self._splice(extended, slots, side="left", train=False)
         with injection:
             logits = self.lm.model(**self._inputs(batch), logits_to_keep=1, use_cache=False).logits

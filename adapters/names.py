@@ -5,11 +5,13 @@ import re
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from typing import Literal
 
 from periscope.errors import AdapterError
 
 PROJECT = Path(__file__).resolve().parents[1]
 GGUF = ".gguf"
+RuntimeName = Literal["pytorch", "llama.cpp"]  # what computes a language model that answers
 # Names that people use -> the Hub's.
 BARE_NAMES = {
     "gpt2": "openai-community/gpt2",

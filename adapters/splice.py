@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from periscope.adapters.lm.language_model import LanguageModel
+from periscope.adapters.lm.runtimes.sequence import VECTOR, MixedSequence
 from periscope.adapters.prompting.segments import Segment
 from periscope.errors import AdapterError
 
@@ -115,17 +116,7 @@ def embed_at(
             ids.extend(segment.ids)
             id_places.extend(range(place, place + len(segment.ids)))
             continue
-        slot = slots[segment.slot]
-        if segment.part:
-            number, rows = segment.part
-            if len(slot) % rows:
-                raise AdapterError(f"{len(slot)} tokens of a medium can't be laid out in {rows} rows")
-            slot = slot.unflatten(0, (rows, -1))[number]
-        if slot.shape[-1] != lm.hidden_size:
-            raise AdapterError(
-                f"the adapter gives vectors of width {slot.shape[-1]}, but {lm.name} has hidden_size "
-                f"{lm.hidden_size}; use the language model the adapter was trained with"
-            )
+        slot = _vectors_of(lm, segment, slots[segment.slot])
         vectors.append(slot.to(device=device, dtype=dtype))
         vector_places.extend(range(place, place + len(slot)))
 
@@ -138,3 +129,43 @@ def embed_at(
     if vectors:
         flat = flat.index_copy(0, index(vector_places), torch.cat(vectors))
     return flat
+
+
+def mix(lm: LanguageModel, text: Sequence[Segment], slots: Mapping[str, torch.Tensor]) -> MixedSequence:
+    """A text's words and vectors in one sequence, for a runtime. Raises AdapterError as `embed_at`."""
+    ids: list[int] = []
+    vectors = [torch.zeros(0, lm.hidden_size)]
+    for segment in text:
+        if segment.slot is None:
+            ids.extend(segment.ids)
+        else:
+            vectors.append(_vectors_of(lm, segment, slots[segment.slot]).detach().to("cpu", torch.float32))
+            ids.extend([VECTOR] * len(vectors[-1]))
+    return MixedSequence(tuple(ids), torch.cat(vectors))
+
+
+def target_places(text: Sequence[Segment], slots: Mapping[str, torch.Tensor]) -> list[tuple[int, int]]:
+    """Each target of a text as (position, id), in order."""
+    tokens = {name: len(vectors) for name, vectors in slots.items()}
+    targets: list[tuple[int, int]] = []
+    place = 0
+    for segment in text:
+        if segment.target:
+            targets += enumerate(segment.ids, place)
+        place += length_of([segment], tokens)
+    return targets
+
+
+def _vectors_of(lm: LanguageModel, segment: Segment, slot: torch.Tensor) -> torch.Tensor:
+    """The vectors of a slot that a segment has, all or a part of them."""
+    if segment.part:
+        number, rows = segment.part
+        if len(slot) % rows:
+            raise AdapterError(f"{len(slot)} tokens of a medium can't be laid out in {rows} rows")
+        slot = slot.unflatten(0, (rows, -1))[number]
+    if slot.shape[-1] != lm.hidden_size:
+        raise AdapterError(
+            f"the adapter gives vectors of width {slot.shape[-1]}, but {lm.name} has hidden_size "
+            f"{lm.hidden_size}; use the language model the adapter was trained with"
+        )
+    return slot

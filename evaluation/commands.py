@@ -178,6 +178,7 @@ def load_models(adapters: Adapters, models: ModelOptions, device: str) -> infere
         "anyway": models.anyway,
         "encoder": encoder,
         "trust_remote_code": models.trust_remote_code,
+        "runtime": models.runtime,
     }
     if None in adapters:
         return inference.load(adapters[None], **options)

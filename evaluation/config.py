@@ -10,7 +10,7 @@ from msgspec import Meta
 from tyro.conf import Positional
 
 from periscope.adapters.generation.decoding import Decoding
-from periscope.adapters.names import is_hub_id
+from periscope.adapters.names import RuntimeName, is_hub_id
 from periscope.errors import RunError
 from periscope.evaluation.tasks.benchmarks import find_benchmark
 from periscope.flags import Metavar, check_ranges, parse
@@ -142,6 +142,8 @@ class ModelOptions:
 
     lm: Annotated[str, Metavar("FOLDER|HUB_ID")] = ""
     """Language model, if it has moved since training."""
+    runtime: RuntimeName = "pytorch"
+    """What computes it: llama.cpp answers on the quantized weights of a GGUF file, as --lm model.Q4_K_M.gguf."""
     encoder: Annotated[tuple[str, ...], Metavar("FOLDER ...")] = ()
     """Encoder, if it has moved since training; for several adapters by modality, as image=FOLDER."""
     precision: Literal["auto", "fp32", "fp16", "bf16", "8bit", "4bit"] = "auto"

@@ -161,6 +161,7 @@ def open_scored(
         modality,
         models.anyway,
         models.trust_remote_code,
+        models.runtime,
     )
     check_encoder(features, config, models.anyway)
     if feature_shape(features, model.adapter.features.kind) != model.adapter.features:

@@ -1,7 +1,9 @@
 """How answers are decoded: greedily, by beam search, or drawn with a temperature."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,8 @@ from periscope.errors import AdapterError
 
 if TYPE_CHECKING:  # the options are read before torch is imported
     import torch
+
+DRAWING = ("temperature", "top_p", "top_k")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,23 @@ class Decoding:
         drawn += f", top-k {self.top_k}" if self.top_k else ""
         searched = f"{self.beams} beams" if self.beams > 1 else ""
         return ", ".join(filter(None, (searched, drawn))) or "greedy"
+
+
+def token_chooser(decoding: Mapping[str, Any]) -> "Callable[[torch.Tensor], torch.Tensor]":
+    """What picks the next token of each row of logits `(rows, vocabulary)`, by arguments of transformers'
+    `GenerationConfig`; for what makes answers token by token itself.
+
+    Raises AdapterError for arguments other than `num_beams` and, without several beams, what tokens are drawn by.
+    """
+    known = {"num_beams"} if decoding.get("num_beams", 1) > 1 else {"num_beams", "do_sample", *DRAWING}
+    if others := set(decoding) - known:
+        raise AdapterError(
+            "answers are made token by token here: greedy, searched with beams or drawn; leave out "
+            f"{', '.join(sorted(others))}"
+        )
+    if not decoding.get("do_sample"):
+        return greedy
+    return partial(draw, **{name: decoding[name] for name in DRAWING if name in decoding})
 
 
 def greedy(logits: "torch.Tensor") -> "torch.Tensor":

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from periscope.adapters.limits import MAX_LOOPS, Finite, Name, Size
 from periscope.adapters.lm.precision import DTYPES
 
 ROUNDING = 0.006  # relative; a larger difference is another value
+LIKE = 0.9  # cosine of 16 word embeddings' values; of a copy in 2 bits it is about 0.95, of another model near 0
 
 MAX_TENSORS = 2048  # of a digest
 ROWS = 16  # of each tensor
@@ -28,6 +30,7 @@ PROBES = (
 )  # fmt: skip
 
 Sample = Annotated[list[Finite], Meta(max_length=MAX_LOOPS)]
+Rows = Callable[[torch.Tensor], torch.Tensor]  # ids -> word embeddings
 # Config fields that say nothing about what the model computes.
 _VOLATILE = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "quantization_config", "use_cache"}
 
@@ -67,8 +70,12 @@ class LanguageModelIdentity:
     digest: Digest | None = None
 
 
-def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, precision: str) -> LanguageModelIdentity:
-    """The identity of a loaded model with its tokenizer, LoRA left out."""
+def identify(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, precision: str, rows: Rows | None = None
+) -> LanguageModelIdentity:
+    """The identity of a loaded model with its tokenizer, LoRA left out. rows: reads the word embeddings of a model
+    without weights, whose digest holds nothing of them.
+    """
     config = {key: value for key, value in model.config.to_dict().items() if key not in _VOLATILE}
     vocabulary = sorted(tokenizer.get_vocab().items())
     return LanguageModelIdentity(
@@ -76,7 +83,7 @@ def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, precisi
         hidden_size=_matrix(model.get_input_embeddings()).shape[1],
         config=_sha256(json.dumps(config, sort_keys=True, default=str)),
         tokenizer=_sha256(json.dumps([vocabulary, tokenizer.chat_template], default=str)),
-        embedding_sample=_embedding_sample(model),
+        embedding_sample=_embedding_sample(model, rows),
         weight_sample=_weight_sample(model) if precision in DTYPES else {},
         precision=precision,
         digest=_digest(model, tokenizer),
@@ -120,6 +127,28 @@ def _digests_differ(recorded: Digest, loaded: Digest) -> str | None:
     return None
 
 
+def no_copy(recorded: LanguageModelIdentity, loaded: LanguageModelIdentity) -> str | None:
+    """Why the loaded model is no quantized copy of the one that an adapter recorded, in a few words; None when it looks
+    like one: it makes the same tokens, and its word embeddings correlate. That doesn't tell a copy from a fine-tune.
+    """
+    if recorded.hidden_size != loaded.hidden_size:
+        return f"its hidden size is {loaded.hidden_size} instead of {recorded.hidden_size}"
+    digests = recorded.digest, loaded.digest
+    ours, theirs = (digest.tokenizer if digest else None for digest in digests)
+    if (ours != theirs) if all(digests) else recorded.tokenizer != loaded.tokenizer:
+        return "its tokenizer makes other tokens of the same texts"
+    return None if embedding_likeness(recorded, loaded) >= LIKE else "its word embeddings are others"
+
+
+def embedding_likeness(recorded: LanguageModelIdentity, loaded: LanguageModelIdentity) -> float:
+    """The cosine of two models' samples of word embeddings; 0 where one has none."""
+    ours, theirs = recorded.embedding_sample or [], loaded.embedding_sample or []
+    if not ours or len(ours) != len(theirs):
+        return 0.0
+    a, b = torch.tensor(ours, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64)
+    return torch.cosine_similarity(a, b, dim=0).item()
+
+
 def precisions_differ(recorded: LanguageModelIdentity, loaded: LanguageModelIdentity) -> str | None:
     """A note when the model is held in another precision than the adapter was trained with; None when it isn't.
 
@@ -159,7 +188,8 @@ def _digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Diges
     rms: list[float | None] = []
     projection: list[float | None] = []
     for tensor in (own[names[index]].detach() for index in chosen):
-        both = _rms_and_projection(tensor) if tensor.is_floating_point() and tensor.numel() else (None, None)
+        readable = tensor.is_floating_point() and tensor.numel() and not tensor.is_meta
+        both = _rms_and_projection(tensor) if readable else (None, None)
         rms.append(both[0])
         projection.append(both[1])
     return Digest(_sha256(json.dumps([tokens, special])), rms, projection)
@@ -184,11 +214,12 @@ def evenly_spaced(length: int, count: int) -> torch.Tensor:
     return torch.linspace(0, length - 1, count, dtype=torch.float64).long()
 
 
-def _embedding_sample(model: PreTrainedModel) -> list[float]:
+def _embedding_sample(model: PreTrainedModel, rows: Rows | None = None) -> list[float]:
     weight = _matrix(model.get_input_embeddings())
-    rows = torch.linspace(0, len(weight) - 1, 16, device=weight.device).long()
-    columns = torch.linspace(0, weight.shape[1] - 1, 16, device=weight.device).long()
-    return [round(value, 6) for value in weight[rows, columns].float().tolist()]
+    device = torch.device("cpu") if rows else weight.device
+    words, columns = (torch.linspace(0, size - 1, 16, device=device).long() for size in weight.shape)
+    values = rows(words)[torch.arange(16), columns] if rows else weight[words, columns]
+    return [round(value, 6) for value in values.float().tolist()]
 
 
 def _weight_sample(model: PreTrainedModel) -> dict[str, list[float]]:

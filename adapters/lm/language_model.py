@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from periscope.adapters.limits import FiniteNumber, Size
 from periscope.adapters.lm.families import ModelFamily, family_of
 from periscope.adapters.lm.identity import LanguageModelIdentity, identify
+from periscope.adapters.lm.runtimes.sequence import Runtime
 from periscope.adapters.lm.selective_scan import use_selective_scan
 
 
@@ -31,8 +32,9 @@ class LanguageModel:
     `reason` says why `precision` was chosen, `note` what else was chosen, both for people. `embedding_rms` is the
     median RMS of what the embedding module returns for words of the vocabulary (its output: Gemma's is scaled). `lora`
     is the size of the LoRA on the model, which the identity leaves out (`periscope.adapters.lm.lora`). `trained` says
-    that its own weights change from step to step (`unfreeze`). `generating` is held while it generates: injected
-    vectors are hooks on it, which two threads would mix up.
+    that its own weights change from step to step (`unfreeze`). `runtime` computes it in place of `model`, which then
+    has no weights. `generating` is held while it generates: injected vectors are hooks on it, which two threads would
+    mix up.
     """
 
     name: str
@@ -44,6 +46,7 @@ class LanguageModel:
     note: str = ""
     lora: LoraSize | None = None
     trained: bool = False
+    runtime: Runtime | None = None
     generating: Any = field(default_factory=Lock, repr=False, compare=False)
 
     @property

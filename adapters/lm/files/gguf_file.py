@@ -10,10 +10,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from periscope.adapters.names import GGUF as SUFFIX
@@ -23,16 +24,37 @@ _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
+class QuantizedRows:
+    """The word embeddings in a file, dequantized row by row. tensor: as GGUFReader gives it."""
+
+    def __init__(self, tensor: Any):
+        self._data, self._kind = tensor.data, tensor.tensor_type
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """The embeddings of words, as stored: `(words,)` ids to `(words, hidden_size)` in fp32."""
+        from gguf import dequantize
+
+        try:
+            rows = dequantize(self._data[ids.numpy()], self._kind)
+        except NotImplementedError as error:
+            raise AdapterError(
+                f"word embeddings in {self._kind.name} can't be read; take a file in another quantization"
+            ) from error
+        return torch.from_numpy(np.array(rows, dtype=np.float32))
+
+
 @dataclass(frozen=True)
 class GgufFile:
     """A GGUF language model: its files (one, or all parts in order), and what its header says of them.
 
-    `quantization` is llama.cpp's name, such as Q4_K_M; `chat_template` is Jinja.
+    `quantization` is llama.cpp's name, such as Q4_K_M; `chat_template` is Jinja; `embeddings` are the words', where the
+    file has any.
     """
 
     files: tuple[Path, ...]
     quantization: str
     chat_template: str | None
+    embeddings: QuantizedRows | None = field(default=None, repr=False, compare=False)
 
     def describe(self, precision: str) -> str:
         """What is loaded, for people."""
@@ -102,7 +124,9 @@ def read_gguf(path: Path) -> GgufFile:
     architecture = _value(fields, "general.architecture")
     if architecture in (None, "clip"):
         raise AdapterError(f"--lm {path} is no language model (its architecture is {architecture}); name the model's")
-    return GgufFile(files, _quantization(readers), _value(fields, "tokenizer.chat_template"))
+    words = next((each for reader in readers for each in reader.tensors if each.name == "token_embd.weight"), None)
+    embeddings = None if words is None else QuantizedRows(words)
+    return GgufFile(files, _quantization(readers), _value(fields, "tokenizer.chat_template"), embeddings)
 
 
 @contextmanager
@@ -181,8 +205,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _value(fields: Any, name: str) -> Any:
-    field = fields.get(name)
-    return None if field is None else field.contents()
+    entry = fields.get(name)
+    return None if entry is None else entry.contents()
 
 
 def _quantization(readers: list[Any]) -> str:
@@ -205,11 +229,11 @@ def _join(files: tuple[Path, ...], out: Path) -> None:
 
     readers = [_open(file) for file in files]
     writer = GGUFWriter(out, readers[0].fields["general.architecture"].contents())
-    for field in readers[0].fields.values():
-        if field.name.startswith(("GGUF.", "split.")) or field.name == "general.architecture":
+    for entry in readers[0].fields.values():
+        if entry.name.startswith(("GGUF.", "split.")) or entry.name == "general.architecture":
             continue
-        inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+        inner = entry.types[-1] if entry.types[0] == GGUFValueType.ARRAY else None
+        writer.add_key_value(entry.name, entry.contents(), entry.types[0], sub_type=inner)
     tensors = [tensor for reader in readers for tensor in reader.tensors]
     for tensor in tensors:
         writer.add_tensor_info(
