@@ -152,9 +152,10 @@ def test_a_read_costs_the_same_in_a_larger_set(monkeypatch: pytest.MonkeyPatch) 
     assert 10 < memory["bytes"] < 200
 
 
-def test_padding_is_under_a_twentieth_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_is_under_a_twelfth_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measured(padding, monkeypatch, TEXTS=20_000)
-    assert all(row["share"] < 0.05 < 0.2 < row["at random"] for row in found.values())
+    assert all(row["share"] < 0.08 < 0.2 < row["at random"] for row in found.values())
+    assert all(0.66 < row["fewest"] < 1 < row["most"] < 1.51 for row in found.values())
 
 
 SMALL_VIT = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)

@@ -98,8 +98,8 @@ class TrainingSteps(Dataset[Batch]):
     def order(self, epoch: int) -> list[Sequence[int]]:
         """The steps of an epoch, each a list of indices into the texts."""
         if epoch != self._epoch:
-            about, lengths = self.index.about, self.index.lengths
-            spans = epoch_spans(about, lengths, self.batch, self.seed, epoch, self.texts_per_medium, self.span_media)
+            columns = self.index.about, self.index.lengths, self.index.targets
+            spans = epoch_spans(*columns, self.batch, self.seed, epoch, self.texts_per_medium, self.span_media)
             self._order = [step for span in spans for step in span.steps]
             self._span_starts = list(accumulate((len(span.steps) for span in spans[:-1]), initial=0))
             self._span_rows = [(span.first, span.last) for span in spans]
