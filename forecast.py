@@ -6,6 +6,7 @@ Sizes are counted from shapes without weights, as the memory plan of a training 
 peak rate, not measured.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from periscope.adapters.lm.families import MODEL_FAMILIES, ModelFamily
 from periscope.adapters.lm.load import load_config
-from periscope.adapters.model import Adapter
+from periscope.adapters.model import Adapter, PassShape
 from periscope.adapters.projectors import FeatureShape, find_projector
+from periscope.adapters.shared_prefix import SHARING_PAYS, class_can_share
 from periscope.errors import AdapterError, RunError
 from periscope.exports.ways import EncoderFacts
 from periscope.precompute.encoders.names import ENCODERS, EncoderEntry
@@ -93,6 +95,9 @@ long a pass over the texts takes, before anything is downloaded. For 10,000 pict
 {table}
 {notes}
 
+`--texts` says how many captions or questions there are about these media: those of one medium share a pass over it, and
+are counted so. `--prefix` says how many words come before the medium, as a chat template's: they are computed once.
+
 Encoding needs the encoder alone in the card's memory, and a fraction of what training needs. `precompute.py` prints how
 long it will take after its first batch, and `train.py` what a step really takes. Without a card everything runs on the
 CPU, in fp32: [real.md](real.md) has a training of a 135M model on two cores.
@@ -105,7 +110,7 @@ class Forecast:
     """An encoder, an adapter and a language model in full size, without their weights.
 
     Raises RunError for an encoder without a short name, for an adapter that doesn't read its features, and for a
-    language model whose config can't be read.
+    language model whose config can't be read; and for a --prefix as long as the words.
     """
 
     def __init__(self, config: PlanConfig):
@@ -114,12 +119,32 @@ class Forecast:
         self.lm_config = _lm_config(config.lm)
         self.lm = skeleton(self.lm_config)
         self.adapter = _adapter(config.adapter, self.encoder, self.lm)
-        self.length = self.adapter.tokens + self.adapter.soft_tokens + config.words
+        self.seen = self.adapter.tokens + self.adapter.soft_tokens  # vectors before the words
+        self.length = self.seen + config.words
+        if config.prefix >= config.words:
+            raise RunError(
+                f"--prefix {config.prefix}: it must be fewer than the {config.words} --words, which include it"
+            )
 
     @property
     def texts(self) -> int:
         """Texts of an epoch."""
         return self.config.texts or self.config.media
+
+    @property
+    def together(self) -> int:
+        """Texts of a medium that share a pass over it; 1 where that saves little, or the language model can't."""
+        each = round(self.texts / self.config.media)
+        if each < 2 or self.adapter.injects or not class_can_share(self.lm_config):
+            return 1
+        rest = self.config.words - self.config.prefix
+        return each if self.seen + each * rest < SHARING_PAYS * each * (self.seen + rest) else 1
+
+    def shape(self, texts: int) -> PassShape:
+        """What a forward pass over so many texts has, if they are of one length and all but the prefix is learnt."""
+        rest, media = self.config.words - self.config.prefix, math.ceil(texts / self.together)
+        length = self.seen + min(texts, self.together) * rest
+        return PassShape(media, length, self.config.prefix, texts * rest, media, self.together > 1)
 
     def on(self, card: Card) -> Fit:
         """The first of fp16, 8 bits and 4 bits that fits the card; then with layers recomputed, as few as it takes."""
@@ -128,9 +153,19 @@ class Forecast:
             for precision in SMALLER:
                 weights = weight_bytes(self.lm, precision, unpacked)
                 free = card.memory * GIB - RESERVED - weights
-                memory = plan_of(self.lm_config, torch.float16, weights, self.adapter, self.length, free, every)
+                memory = plan_of(
+                    self.lm_config,
+                    torch.float16,
+                    weights,
+                    self.adapter,
+                    self.length,
+                    free,
+                    every,
+                    prefix=self.config.prefix,
+                )
                 if memory.fits(self.length):
-                    return Fit(precision, every, memory, memory.micro_batch(BATCH, self.length))
+                    at_once = memory.texts_at_once(BATCH, lambda texts: [self.shape(texts)])
+                    return Fit(precision, every, memory, at_once)
         return Fit(precision, every, memory, 0)
 
     def epoch_seconds(self, card: Card, fit: Fit) -> float:
@@ -139,7 +174,8 @@ class Forecast:
         assert isinstance(table, torch.Tensor)
         weights = sum(parameter.numel() for parameter in self.lm.parameters()) - table.numel()
         repeated = 1.5 if fit.checkpoint_every else 1.0  # at most: the forward pass again
-        return self.texts * self.length * weights * OPERATIONS * repeated / (card.rate * REACHED)
+        positions = self.shape(self.together).positions / self.together
+        return self.texts * positions * weights * OPERATIONS * repeated / (card.rate * REACHED)
 
     def lines(self) -> list[str]:
         """What is printed."""
@@ -159,7 +195,8 @@ class Forecast:
             f"adapter: {self.config.adapter}, {trained:,} parameters, "
             f"{self.adapter.tokens} token{'s' * (self.adapter.tokens > 1)} a medium; shared, it is "
             f"{format_bytes(2 * trained)}",
-            f"an epoch: {self.texts:,} texts of {self.length} tokens, {self.config.words} of them words",
+            f"an epoch: {self.texts:,} texts of {self.length} tokens, {self.config.words} of them words"
+            f"{self._shared()}",
             *self.leaving(),
             "",
             *_table([("card", "memory", "language model", "texts at once", "in all", "an epoch, about"),
@@ -167,6 +204,10 @@ class Forecast:
             "",
             *NOTES,
         ]  # fmt: skip
+
+    def _shared(self) -> str:
+        prefix = f", {self.config.prefix} computed once in all" if self.config.prefix else ""
+        return prefix + (f"; the {self.together} texts of a medium share a pass over it" if self.together > 1 else "")
 
     def leaving(self) -> list[str]:
         """Where the adapter can leave for, and what closes the other ways."""
@@ -182,7 +223,8 @@ class Forecast:
         """Precision, texts at once, memory and time of an epoch, for people."""
         if not fit.micro_batch:
             return ("doesn't fit", "", "", "")
-        total = fit.memory.total(fit.micro_batch, self.length)
+        memory = fit.memory
+        total = memory.weights + memory.adapter + memory.kept(self.shape(fit.micro_batch))
         recomputed = f", --gradient-checkpointing {fit.checkpoint_every}" if fit.checkpoint_every else ""
         time = format_duration(self.epoch_seconds(card, fit))
         return (fit.precision + recomputed, str(fit.micro_batch), format_bytes(total), time)

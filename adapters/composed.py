@@ -14,7 +14,6 @@ from periscope.adapters.generation.streaming import AnswerEnd
 from periscope.adapters.model import AdaptedModel, Adapter, Features, Texts
 from periscope.adapters.prompting.prompt import Prompt, Turn, mark_of
 from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END, Piece, Segment, is_data
-from periscope.adapters.prompting.template import soft_slots
 from periscope.adapters.splice import length_of
 from periscope.errors import AdapterError
 
@@ -182,12 +181,15 @@ class ComposedModel(AdaptedModel):
 
     def length(self, text: Sequence[Segment]) -> int:
         """Positions that a text takes in the language model."""
-        tokens = {}
-        for slot in (segment.slot for segment in text if segment.slot):
-            model, name = self._model(modality_of(slot)), slot.partition(":")[2]
-            soft = soft_slots(model.adapter.soft_tokens, model.prompt.template)
-            tokens[slot] = soft.get(name, 1 if model.adapter.injects else model.adapter.tokens)
-        return length_of(text, tokens)
+        return length_of(text, self.slot_tokens([text]))
+
+    def slot_tokens(self, texts: Texts) -> dict[str, int]:
+        """Positions of every slot that `texts` name."""
+        tokens: dict[str, int] = {}
+        for modality in _modalities(texts):
+            own = self._model(modality).slot_tokens(_texts_of(modality, texts))
+            tokens |= {f"{modality}:{name}": count for name, count in own.items()}
+        return tokens
 
     def _model(self, modality: str) -> AdaptedModel:
         return cast(AdaptedModel, self.models[modality])

@@ -1,32 +1,15 @@
-"""What all texts of a batch begin with and nothing trained has touched: words before the first vector.
+"""What texts begin with and nothing trained has touched: words before the first vector.
 
-With a chat template that is the system turn and the role header, 27 of the 69 positions of a SmolLM2 caption behind 16
-image tokens. `adapters/lm/prefix_cache.py` computes them once.
+With a chat template all texts begin with the system turn and the role header, 27 of the 69 positions of a SmolLM2
+caption behind 16 image tokens; where the image comes after the question, some begin with the same question.
+`adapters/lm/prefix_cache.py` computes them once.
 """
 
 from collections.abc import Sequence
 
-from periscope.adapters.lm.language_model import LanguageModel
-from periscope.adapters.lm.selective_scan import KERNEL
 from periscope.adapters.prompting.segments import Segment
-from periscope.adapters.shared_prefix import can_share, common_prefix
 
 MIN_PREFIX = 8  # tokens; below that the mask and the copied keys cost what the positions save
-
-
-def why_no_prefix(lm: LanguageModel, image_first: bool = False) -> str:
-    """Why this model's texts can't begin with cached words; "" if they can. `image_first`: the adapter injects images
-    at the beginning of the text, whatever the template says (`epalm_compat`).
-    """
-    if image_first:
-        return "epalm_compat puts the image first, so that no words come before it"
-    if lm.family.recurrent:
-        if lm.changes:
-            return f"a scan's last state has no gradient, which {'LoRA' if lm.lora else '--train-lm'} needs"
-        return "mamba-ssm's kernel starts from an empty state" if KERNEL and lm.device.type == "cuda" else ""
-    if not can_share(lm):
-        return "it is tested only for the families in the table, with attention by sdpa or eager"
-    return ""
 
 
 def leading_ids(texts: Sequence[Sequence[Segment]]) -> tuple[int, ...]:
@@ -34,11 +17,20 @@ def leading_ids(texts: Sequence[Sequence[Segment]]) -> tuple[int, ...]:
 
     Words alone that are to be answered have none: other texts hardly begin with all of them.
     """
-    common = common_prefix([_leading(text) for text in texts])
+    common = common_prefix([constant_words(text) for text in texts])
     return common if len(common) >= MIN_PREFIX else ()
 
 
-def _leading(text: Sequence[Segment]) -> tuple[int, ...]:
+def common_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The longest common prefix of all rows."""
+    low, high = min(rows), max(rows)
+    return low[: next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(map(len, rows)))]
+
+
+def constant_words(text: Sequence[Segment]) -> tuple[int, ...]:
+    """The ids that a text begins with, before any vector, up to what predicts its first target; () for words alone that
+    are to be answered.
+    """
     ids: tuple[int, ...] = ()
     for segment in text:
         if segment.slot is not None:

@@ -4,14 +4,14 @@ import hashlib
 import inspect
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import GenerationConfig
 
-from periscope.adapters.constant_prefix import leading_ids, why_no_prefix, without_leading
+from periscope.adapters.constant_prefix import leading_ids, without_leading
 from periscope.adapters.generation.beam_search import Scorer, search_beams
 from periscope.adapters.generation.decoding import greedy, token_chooser
 from periscope.adapters.generation.streaming import AnswerEnd, TextPieces, TokenQueue, stream_text
@@ -19,20 +19,23 @@ from periscope.adapters.lm.cross_entropy import cross_entropy
 from periscope.adapters.lm.injection import InjectedVectors, Injection, Injector, LayerMap
 from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import lora_parameters
-from periscope.adapters.lm.prefix_cache import PrefixCache, PrefixCaches, cache_argument, growing_cache
+from periscope.adapters.lm.prefix_cache import PrefixCache, PrefixCaches, cache_argument, growing_cache, words_cache
 from periscope.adapters.lm.runtimes import passes
+from periscope.adapters.packing import Ids, SharedPass, pack_rows
 from periscope.adapters.projectors import FeatureShape, build_projector, find_projector
 from periscope.adapters.projectors.layers import LayerLinears
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END, Segment
 from periscope.adapters.prompting.template import soft_slots
 from periscope.adapters.shared_prefix import (
+    FORWARD_ONLY,
     SharedPrefixBatch,
     can_share,
     causal_masks,
-    group_by_prefix,
+    choose_pass,
     pack_shared_prefix,
-    sharing_pays,
+    why_no_prefix,
+    why_no_words,
 )
 from periscope.adapters.soft_prompt import SoftPrompt
 from periscope.adapters.splice import IGNORED, SplicedBatch, length_of, mix, positions_of, splice, target_places
@@ -159,6 +162,33 @@ class Adapter(nn.Module):
         last.bias.copy_(embeddings.flatten())
 
 
+class PassShape(NamedTuple):
+    """What a forward pass over texts to train on has.
+
+    rows, length: of positions · before: cached keys before each row · targets: positions whose logits are computed ·
+    media: that are projected · masked: whether the rows have masks of their own · words: positions of the passes over
+    cached words that have a gradient.
+    """
+
+    rows: int
+    length: int
+    before: int
+    targets: int
+    media: int
+    masked: bool = False
+    words: int = 0
+
+    @property
+    def positions(self) -> int:
+        """Positions of the rows, padding included."""
+        return self.rows * self.length
+
+    def __str__(self) -> str:
+        behind = f" behind {self.before} cached" if self.before else ""
+        rows = f"{self.rows} row{'s' * (self.rows > 1)} of {self.length} positions{behind}"
+        return f"at most {rows}, with {self.targets} targets and {self.media} media"
+
+
 class AdaptedModel(nn.Module):
     """A frozen language model that reads through an adapter.
 
@@ -191,6 +221,7 @@ class AdaptedModel(nn.Module):
             layers = LayerMap(injection.start, injection.end, cast(LayerLinears, adapter.projector).blocks)
             self._injector = Injector(lm, layers, injection.compat)
         self._prefixes = PrefixCaches(lm)
+        self.reuses_words = True  # off to measure what it gains
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name, always in the same order: the adapter's, then those of the language model's
@@ -262,11 +293,10 @@ class AdaptedModel(nn.Module):
                 ]
             )
         texts, prefix = self._take_prefix(texts)
-        if self._can_share:
-            groups = group_by_prefix(texts)
-            if sharing_pays(texts, groups, {name: len(vectors) for name, vectors in slots.items()}):
-                packed = pack_shared_prefix(self.lm, texts, groups, slots, _length(prefix))
-                return self._shared_prefix_losses(packed, prefix)
+        shared = self._shared_pass(texts, {name: len(vectors) for name, vectors in slots.items()}, _length(prefix))
+        if shared:
+            packed = pack_shared_prefix(self.lm, len(texts), shared, slots, _length(prefix))
+            return self._shared_prefix_losses(packed, self._behind_words(shared.words, packed, prefix))
         batch, injection = self._splice(texts, slots, prefix)
         labels = functional.pad(batch.labels, (0, 1), value=IGNORED)[:, 1:]
         keep = labels != IGNORED
@@ -282,6 +312,61 @@ class AdaptedModel(nn.Module):
         inputs = {name: getattr(batch, name) for name in ("inputs_embeds", "attention_mask", "position_ids")}
         return cross_entropy(self._logits(inputs, batch.keep, prefix), batch.predicted_by, batch.labels)
 
+    def _shared_pass(self, texts: Texts, tokens: Mapping[str, int], leading: int) -> SharedPass | None:
+        """How texts behind a cached prefix share a pass; None for a row each. `tokens`: vectors per slot."""
+        if not self._can_share:
+            return None
+        words_cost = None if self.no_words else 1.0 if self.lm.changes else FORWARD_ONLY
+        return choose_pass(texts, tokens, leading, words_cost)
+
+    def _behind_words(
+        self, words: Sequence[Ids], batch: SharedPrefixBatch, prefix: PrefixCache | None
+    ) -> PrefixCache | None:
+        """The prefix with the keys and values of `words` behind it, for the rows of `batch`.
+
+        They are computed anew in each pass, by one pass over all of them: kept ones would depend on which others they
+        were computed with, and a resumed run would differ from one that wasn't stopped.
+        """
+        if batch.cached is None:
+            return prefix
+        before, longest = _length(prefix), max(map(len, words))
+        ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in words], device=self.lm.device)
+        inputs: dict[str, Any] = {}
+        if before:
+            inputs["attention_mask"] = causal_masks(self.lm, longest, before)
+            inputs["position_ids"] = torch.arange(before, before + longest, device=ids.device).expand(len(ids), -1)
+        with torch.set_grad_enabled(self.lm.changes and torch.is_grad_enabled()):
+            return words_cache(self.lm.model, self.lm.embed(ids), prefix, batch.cached, **inputs)
+
+    def shape_of(self, texts: Texts) -> PassShape:
+        """What a forward pass over these texts to train on has, counted without it."""
+        tokens = self.slot_tokens(texts)
+        media = sum(name.rpartition(":")[2] not in (SOFT_PROMPT, SOFT_PROMPT_END) for name in tokens)
+        leading = () if self.no_prefix else leading_ids(texts)
+        rest = [without_leading(text, len(leading)) for text in texts]
+        shared = self._shared_pass(rest, tokens, len(leading))
+        words = len(leading) if self.lm.changes else 0
+        if shared is None:
+            length = max(length_of(text, tokens) for text in rest)
+            return PassShape(len(texts), length, len(leading), sum(map(_count_targets, texts)), media, False, words)
+        packed = pack_rows(len(texts), shared.groups, tokens, len(leading), shared.words)
+        before = packed.before.place.shape[1] if packed.before else len(leading)
+        words += len(shared.words) * max(map(len, shared.words), default=0) if self.lm.changes else 0
+        return PassShape(packed.rows, packed.length, before, len(packed.places), media, True, words)
+
+    def slot_tokens(self, texts: Texts) -> dict[str, int]:
+        """Positions of every slot that `texts` name."""
+        names = dict.fromkeys(segment.slot for text in texts for segment in text if segment.slot)
+        soft = soft_slots(self.adapter.soft_tokens, self.prompt.template)
+        return {name: soft.get(name, self._positions_of_image) for name in names}
+
+    @property
+    def _positions_of_image(self) -> int:
+        """Positions that an image takes among the words."""
+        if self._injector is None:
+            return self.adapter.tokens
+        return 0 if self._injector.inserts else 1
+
     def _logits(self, inputs: dict[str, Any], keep: torch.Tensor, prefix: PrefixCache | None) -> torch.Tensor:
         """The logits `(kept, vocabulary)` at the positions `keep` of a batch that `prefix` stands before."""
         if prefix is not None:
@@ -291,7 +376,16 @@ class AdaptedModel(nn.Module):
     @property
     def no_prefix(self) -> str:
         """Why the words that all texts begin with aren't computed once; "" if they are."""
+        if not self.reuses_words:
+            return "it was switched off"
         return why_no_prefix(self.lm, bool(self._injector and self._injector.compat))
+
+    @property
+    def no_words(self) -> str:
+        """Why words before an image aren't computed once for all texts of a pass that begin with them; "" if they
+        are.
+        """
+        return self.no_prefix or why_no_words(self.lm, self.adapter.injects)
 
     def prefix_length(self, texts: Texts) -> int:
         """How many words all texts begin with that are computed once; 0 for none."""

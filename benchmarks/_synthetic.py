@@ -38,14 +38,26 @@ def caption_lengths(count: int, seed: int = 0) -> list[int]:
     return (words * TOKENS_A_WORD).round().clamp(min=3).int().tolist()
 
 
-def language_model(layers: int = 8, width: int = 512, inner: int = 1408, vocab: int = 32_000) -> LanguageModel:
-    """A random Llama, fp32 on a CPU and fp16 on a GPU; each word `w0`, `w1`, ... is one token."""
+def language_model(
+    layers: int = 8,
+    width: int = 512,
+    inner: int = 1408,
+    vocab: int = 32_000,
+    key_value_heads: int | None = None,
+    tied: bool = False,
+) -> LanguageModel:
+    """A random Llama, fp32 on a CPU and fp16 on a GPU; each word `w0`, `w1`, ... is one token.
+
+    key_value_heads: None for as many as there are heads of queries · tied: the output layer's weights are the words'.
+    """
     config = LlamaConfig(
         vocab_size=vocab,
         hidden_size=width,
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=max(1, width // 64),
+        num_key_value_heads=key_value_heads,
+        tie_word_embeddings=tied,
         max_position_embeddings=4096,
     )
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ with int8, 7.7% with int4.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -24,6 +25,7 @@ CHANNELS, GROUPS = ".channels", ".groups"
 GROUP = {"int8": 128, "int4": 32}
 FEW = 32  # with fewer tokens than this, one scale for the sample stands in for those by channel
 FP16_LARGEST = 65504.0
+AT_ONCE = 1 << 18  # values that a CPU decodes at once, so that their float32 stays in its cache
 
 STEPS = 8  # codes per doubling
 CHANNEL_ONE, GROUP_ONE = 128, 64  # the codes of scale 1
@@ -95,23 +97,46 @@ def decode(codec: str, stored: Mapping[str, torch.Tensor], shape: Sequence[int])
     """Suffix -> stored tensors of several media, stacked -> `(batch, *shape)` float16."""
     if codec == "fp16":
         return stored[""]
-    width, group = shape[-1], GROUP[codec]
-    batch = len(stored[""])
-    levels = stored[""].view(batch, -1, stored[""].shape[-1])
-    if codec == "int8":
-        values, unit = levels, 1 / 127
-    else:
-        pairs = np.take(_pairs, levels.numpy()).view(np.float32)
-        values, unit = torch.from_numpy(pairs)[..., :width], 1.0
-    tokens = values.shape[1]
-    groups = (_group_scales * unit)[stored[GROUPS].int()].view(batch, tokens, -1, 1)
-    channels = _channel_scales[stored[CHANNELS].int()].view(batch, 1, -1)
+    width, tokens = shape[-1], prod(shape[:-1])
+    batch, device = len(stored[""]), stored[""].device
+    levels = stored[""].view(batch, tokens, stored[""].shape[-1])
+    unit = 1 / 127 if codec == "int8" else 1.0
+    groups = (_group_scales * unit).to(device)[stored[GROUPS].int()].view(batch, tokens, -1)
+    channels = _channel_scales.to(device)[stored[CHANNELS].int()].view(batch, 1, -1)
+    if device.type != "cpu":
+        values = _scaled(codec, levels, groups, channels, width).clamp_(-FP16_LARGEST, FP16_LARGEST)
+        return values.half().view(batch, *shape)
+    found = torch.empty(batch, tokens, width, dtype=torch.float16)
+    some_media, some_tokens = max(1, AT_ONCE // (tokens * width)), max(1, AT_ONCE // width)
+    for first, begin in product(range(0, batch, some_media), range(0, tokens, some_tokens)):
+        media, part = slice(first, first + some_media), slice(begin, begin + some_tokens)
+        values = _scaled(codec, levels[media, part], groups[media, part], channels[media], width)
+        found[media, part] = values.clamp_(-FP16_LARGEST, FP16_LARGEST)
+    return found.view(batch, *shape)
+
+
+def _scaled(codec: str, levels: torch.Tensor, groups: torch.Tensor, channels: torch.Tensor, width: int) -> torch.Tensor:
+    """The values of stored levels `(media, tokens, ...)`, float32 `(media, tokens, width)`, with the scales of groups
+    `(media, tokens, groups)` and channels `(media, 1, width)`.
+    """
+    values, group = levels if codec == "int8" else _unpacked(levels)[..., :width], GROUP[codec]
     if width % group:
-        groups = groups.expand(-1, -1, -1, group).reshape(batch, tokens, -1)[..., :width]
-        values = values * groups
+        values = values * groups.repeat_interleave(group, -1)[..., :width]
     else:
-        values = (values.reshape(batch, tokens, -1, group) * groups).view(batch, tokens, width)
-    return values.mul_(channels).clamp_(-FP16_LARGEST, FP16_LARGEST).half().view(batch, *shape)
+        values = (values.reshape(*groups.shape, group) * groups[..., None]).flatten(-2)
+    return values.mul_(channels)
+
+
+def _unpacked(pairs: torch.Tensor) -> torch.Tensor:
+    """Bytes `(..., bytes)` of two indices of levels -> their levels `(..., 2 * bytes)`, float32 on the same device."""
+    if pairs.device.type == "cpu":
+        return torch.from_numpy(np.take(_pairs, pairs.numpy()).view(np.float32))
+    return _unpacked_on_gpu(pairs)
+
+
+def _unpacked_on_gpu(pairs: torch.Tensor) -> torch.Tensor:
+    both = torch.stack([pairs & 15, pairs >> 4], -1).flatten(-2)
+    return LEVELS.to(pairs.device)[both.int()]
 
 
 def _code(sizes: torch.Tensor, one: int, most: int, rounded: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

@@ -16,14 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
 from periscope.errors import FeatureSetError
-from periscope.shards.features import STORED_DTYPES, decode, layout
+from periscope.shards.features import STORED_DTYPES, CodedFeatures, layout
 from periscope.shards.index import BLOCK, KEY, Index, SampleRows, load_index, save_index, scan_shard
 from periscope.shards.manifest import HELDOUT, TEXTS, THUMBNAILS, load_manifest
 from periscope.shards.positions import fill_at, read_at
 from periscope.shards.texts import Texts
 
 JOINED_READ = 1 << 14  # a tensor this close to the tar header, or to the tensor before, comes with it in one read
-DECODED_AT_ONCE = 1 << 20  # values; keeps the temporary float32 in the processor's cache
 READ_THROUGH = 1 << 22  # bytes of a read that is only to fill the cache
 FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)  # the last on Windows
 OPEN_FILES = 200  # per thread; the usual limit of a process is 1024
@@ -135,25 +134,28 @@ class FeatureSet:
         Raises FeatureSetError on an unknown key, kind or view, and when what lies at the index's position isn't this
         key's.
         """
+        return self.read_coded(keys, kind, views).decode()
+
+    def read_coded(self, keys: Sequence[str], kind: str, views: Sequence[int] | None = None) -> CodedFeatures:
+        """As `read_many`, but not decoded yet."""
         entry = self._entry(kind)
         views = [0] * len(keys) if views is None else views
         if any(not 0 <= view < entry.get("views", 1) for view in views):
             raise FeatureSetError(f"{self.path} holds {entry.get('views', 1)} views of {kind}, not {max(views) + 1}")
-        forms = layout(kind, {name: value for name, value in entry.items() if name != "views"})
-        sizes = {name: STORED_DTYPES[dtype].itemsize * prod(shape) for name, (dtype, shape) in forms.items()}
-        decoded = [torch.empty((0, *entry["shape"]), dtype=torch.float16)]
-        some = len(keys) if entry["codec"] == "fp16" else max(1, DECODED_AT_ONCE // prod(entry["shape"]))
-        for first in range(0, len(keys), max(1, some)):
-            part = keys[first : first + some]
-            buffers = {name: np.empty((len(part), size), np.uint8) for name, size in sizes.items()}
-            for row, (key, view) in enumerate(zip(part, views[first : first + some], strict=True)):
-                self._read_into({name: buffer[row] for name, buffer in buffers.items()}, key, view)
-            stored = {
-                name: torch.from_numpy(buffers[name]).view(STORED_DTYPES[dtype]).view(len(part), *shape)
-                for name, (dtype, shape) in forms.items()
-            }
-            decoded.append(decode(kind, stored, entry))
-        return decoded[-1] if len(decoded) < 3 else torch.cat(decoded)
+        stored_as = layout(kind, {name: value for name, value in entry.items() if name != "views"})
+        forms = {name: (STORED_DTYPES[dtype], shape) for name, (dtype, shape) in stored_as.items()}
+        if not keys:
+            nothing = {name: torch.empty((0, *shape), dtype=dtype) for name, (dtype, shape) in forms.items()}
+            return CodedFeatures(kind, entry, nothing)
+        sizes = {name: dtype.itemsize * prod(shape) for name, (dtype, shape) in forms.items()}
+        buffers = {name: np.empty((len(keys), size), np.uint8) for name, size in sizes.items()}
+        for row, (key, view) in enumerate(zip(keys, views, strict=True)):
+            self._read_into({name: buffer[row] for name, buffer in buffers.items()}, key, view)
+        stored = {
+            name: torch.from_numpy(buffers[name]).view(dtype).view(len(keys), *shape)
+            for name, (dtype, shape) in forms.items()
+        }
+        return CodedFeatures(kind, entry, stored)
 
     def stored(self, key: str) -> dict[str, torch.Tensor]:
         """All tensors of a medium as they lie in its shard: coded, with all views. Raises as `read_many`."""

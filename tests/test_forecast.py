@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from periscope import cli, forecast
+from periscope.errors import RunError
 from periscope.forecast import CARDS, Forecast, page
 from periscope.training.config import PlanConfig
 
@@ -43,6 +44,25 @@ def test_what_fits_grows_with_the_card_and_shrinks_with_the_model():
         assert fit.micro_batch == 0 or used <= card.memory * forecast.GIB - forecast.RESERVED
     fast, slow = (next(card for card in CARDS if card.name == name) for name in ("RTX 4090", "RTX 3090"))
     assert small.epoch_seconds(fast, small.on(fast)) < small.epoch_seconds(slow, small.on(slow))
+
+
+def test_texts_of_a_medium_are_counted_in_one_pass_and_a_prefix_once(monkeypatch, capsys):
+    """Five captions of 40 words, 10 of them before the picture: 576 + 5 x 30 positions a picture, not 5 x 616."""
+    apart, shared = (
+        Forecast(PlanConfig("clip-l-336", "mlp", LARGE, media=100, texts=texts, words=40, prefix=10))
+        for texts in (100, 500)
+    )
+    assert apart.shape(3)[:3] == (3, 606, 10) and shared.shape(10)[:3] == (2, 726, 10)
+    card = CARDS[4]
+    times = [seen.epoch_seconds(card, seen.on(card)) for seen in (apart, shared)]
+    assert times[1] / times[0] == pytest.approx(726 / 606)
+    assert shared.on(card).micro_batch > 2 * apart.on(card).micro_batch
+    out = plan(
+        monkeypatch, capsys, "--lm", SMALL, "--media", "100", "--texts", "500", "--words", "40", "--prefix", "10"
+    )
+    assert "10 computed once in all; the 5 texts of a medium share a pass over it" in out
+    with pytest.raises(RunError, match="--prefix 40"):
+        Forecast(PlanConfig("clip-l-336", "mlp", SMALL, words=40, prefix=40))
 
 
 def test_a_step_costs_four_operations_a_weight():

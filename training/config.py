@@ -378,6 +378,8 @@ class PlanConfig:
     """How many captions or conversations about them (0: one each)."""
     words: AtLeastOne = 64
     """Tokens of a text besides its medium's, the template's included."""
+    prefix: Count = 0
+    """How many of these come before the medium in every text, such as a chat template's; they are computed once."""
 
 
 def parse_request(args: Sequence[str] | None = None) -> Request:

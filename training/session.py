@@ -18,7 +18,7 @@ from periscope.adapters.lm.language_model import LanguageModel, unfreeze
 from periscope.adapters.lm.lora import FOLDER as LORA_FOLDER
 from periscope.adapters.lm.lora import add_lora, load_lora, lora_parameters, parse_lora
 from periscope.adapters.lm.precision import trained_precision
-from periscope.adapters.model import AdaptedModel
+from periscope.adapters.model import AdaptedModel, PassShape
 from periscope.console import command
 from periscope.device import peak_memory, rules_of
 from periscope.errors import RunError
@@ -71,11 +71,13 @@ from periscope.training.run import (
     optimizer_state,
 )
 from periscope.training.step import make_optimizer
+from periscope.units import format_bytes
 
 KEEP_CHECKPOINTS = 3
 MAX_BAD_LOSSES = 5
 FEW_TEXTS = 1000  # fewer make an adapter remember them
 SOME_TEXTS = 64  # whose beginnings are compared, to say what all have in common
+SOME_STEPS = 8  # whose passes are counted, to say what a pass keeps
 
 
 @dataclass
@@ -385,10 +387,10 @@ def prepare(
     every_text = sum(texts_that_pay(len(each.heldout), passes_of(each, model)) for each in sets)
     schedule = settle_schedule(config, steps.per_epoch, every_text / config.texts_per_step)
     sets = settle_looks(sets, model, schedule.eval_every, config.texts_per_step)
-    memory, longest = plan_memory(config, sets, models, lm)
+    memory = plan_memory(config, sets, models, lm)
     saving = plan_caching(config, sets, ranks)
     micro = checkpoint.facts["micro_batch"] if checkpoint else config.optim.micro_batch
-    micro = micro or int(ranks.all_min(memory.micro_batch(config.texts_per_step, longest)))
+    micro = micro or int(ranks.all_min(plan_passes(config, memory, steps, model)))
     optimizer = make_optimizer(model.trained(), config)
     scaler = torch.amp.GradScaler(device.type, enabled=lm.dtype == torch.float16)
     if not checkpoint:
@@ -523,10 +525,29 @@ def settle_looks(sets: Sequence[TrainingSet], model: AdaptedModel, every: int, b
     return settled
 
 
+def plan_passes(config: TrainConfig, memory: MemoryPlan, steps: TrainingSteps | MixedSteps, model: AdaptedModel) -> int:
+    """How many texts pass at once, counted on some steps of the training, in the form in which they will pass; what
+    these have is printed.
+    """
+    texts = steps.some_texts(SOME_STEPS)
+    cut: dict[int, list[PassShape]] = {}
+
+    def passes(size: int) -> list[PassShape]:
+        parts = (step[i : i + size] for step in texts for i in range(0, len(step), size))
+        if size not in cut:
+            cut[size] = [model.shape_of(part) for part in parts]
+        return cut[size]
+
+    micro = memory.texts_at_once(config.texts_per_step, passes)
+    largest = max(passes(micro), key=memory.kept)
+    print(f"passes: {micro} texts at once, {largest}; {format_bytes(memory.kept(largest))} kept")
+    return micro
+
+
 def plan_memory(
     config: TrainConfig, sets: Sequence[TrainingSet], models: Mapping[str, AdaptedModel], lm: LanguageModel
-) -> tuple[MemoryPlan, int]:
-    """The memory plan, printed, and the length of the longest text in tokens.
+) -> MemoryPlan:
+    """The memory plan, printed.
 
     Turns gradient checkpointing on as the configuration says, or where not even one text would fit without it.
     """
@@ -545,7 +566,7 @@ def plan_memory(
     memory, checkpoint_every = choose_checkpointing(plan_with, config.model.gradient_checkpointing, longest)
     checkpoint_layers(lm, checkpoint_every)
     print(memory)
-    return memory, longest
+    return memory
 
 
 def plan_prefix(training_set: TrainingSet, model: AdaptedModel) -> int:

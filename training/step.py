@@ -129,7 +129,7 @@ def _accumulate(model: AdaptedModel, scaler: torch.amp.GradScaler, batch: Batch,
     total = torch.zeros((), device=model.lm.device)
     try:
         for micro_batch in batch.cut(micro):
-            loss, _ = model.loss(micro_batch.texts, micro_batch.features, micro_batch.draw)
+            loss, _ = model.loss(micro_batch.texts, micro_batch.features_on(model.lm.device), micro_batch.draw)
             loss = loss / batch.count(model.loss_mean)
             scaler.scale(loss).backward()
             total = total + loss.detach()

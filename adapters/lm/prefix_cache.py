@@ -25,38 +25,60 @@ ARGUMENTS = ("cache", "past_key_values", "cache_params")  # a forward pass's nam
 class PrefixCache(Cache):
     """What each layer keeps of a prefix of `length` tokens. A pass over the prefix fills it (`recording`); one over
     what follows reads it and leaves it as it is, so that a layer recomputed for its gradient finds what it found first.
+
+    `place`, `(rows, keys)`: which of the keys each row of a batch reads; None for all. A prefix that is `behind`
+    another one reads that while it is recorded.
     """
 
     recording = True
 
-    def __init__(self, model: PreTrainedModel, length: int):
+    def __init__(self, model: PreTrainedModel, length: int, behind: "PrefixCache | None" = None):
         config = model.config.get_text_config()
-        kind = StateLayer if family_of(model.config).recurrent else KeysLayer
         self.length = length
-        super().__init__(layers=[kind(self) for _ in range(config.num_hidden_layers)])
+        self.place: torch.Tensor | None = None
+        if family_of(model.config).recurrent:
+            layers: list[Any] = [StateLayer(self) for _ in range(config.num_hidden_layers)]
+        else:
+            before: list[Any] = list(behind.layers) if behind else [None] * config.num_hidden_layers
+            layers = [KeysLayer(self, layer) for layer in before]
+        super().__init__(layers=layers)
 
 
 class KeysLayer(DynamicLayer):
-    """Keys and values `(1, heads, prefix, width)`."""
+    """Keys and values `(rows, heads, prefix, width)`, one row but while words are recorded. `behind`: those of the
+    prefix before this one.
+    """
 
-    def __init__(self, owner: PrefixCache):
+    def __init__(self, owner: PrefixCache, behind: "KeysLayer | None" = None):
         super().__init__()
-        self.owner = owner
+        self.owner, self.behind = owner, behind
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        read: KeysLayer | None = self
         if self.owner.recording:
-            self.keys, self.values = key_states, value_states
-            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self.hold(key_states, value_states)
+            read = self.behind
+        if read is None:
             return key_states, value_states
-        keys, values = self.expanded(len(key_states))
+        keys, values = read.expanded(len(key_states))
         return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
 
+    def hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Keep these keys and values."""
+        self.keys, self.values = keys, values
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
     def expanded(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the prefix for so many rows, `(rows, heads, prefix, width)`, without a copy."""
+        """Keys and values of the prefix for so many rows, `(rows, heads, prefix, width)`, without a copy where all rows
+        read the same.
+        """
         assert self.keys is not None and self.values is not None
-        return self.keys.expand(rows, -1, -1, -1), self.values.expand(rows, -1, -1, -1)
+        if self.owner.place is None:
+            return self.keys.expand(rows, -1, -1, -1), self.values.expand(rows, -1, -1, -1)
+        keys, values = (held[0][:, self.owner.place].transpose(0, 1) for held in (self.keys, self.values))
+        return keys, values
 
 
 class StateLayer(LinearAttentionLayer):
@@ -97,6 +119,37 @@ def prefix_cache(model: PreTrainedModel, embeds: torch.Tensor) -> PrefixCache:
     model(inputs_embeds=embeds, logits_to_keep=1, use_cache=True, **arguments)
     cache.recording = False
     return cache
+
+
+def words_cache(
+    model: PreTrainedModel, embeds: torch.Tensor, leading: PrefixCache | None, place: torch.Tensor, **inputs: Any
+) -> PrefixCache:
+    """The cache of words behind `leading`, of which each row of a batch reads those at `place` `(rows, keys)`: among
+    the leading keys, and then those of all words, each padded to one length.
+
+    embeds: `(words, length, hidden_size)` · inputs: the mask and the position ids of a pass over them behind `leading`.
+    """
+    before = leading.length if leading else 0
+    recorded = PrefixCache(model, before + embeds.shape[1], leading)
+    arguments: dict[str, Any] = {cache_argument(model): recorded}
+    model(inputs_embeds=embeds, logits_to_keep=1, use_cache=True, **arguments, **inputs)
+    cache = PrefixCache(model, place.shape[1])
+    for number, (layer, into) in enumerate(zip(recorded.layers, cache.layers, strict=True)):
+        assert isinstance(layer, KeysLayer) and isinstance(into, KeysLayer)
+        held = [_in_one_row(of) for of in (layer.keys, layer.values)]
+        if leading:
+            first = leading.layers[number]
+            assert isinstance(first, KeysLayer)
+            held = [torch.cat(pair, -2) for pair in zip(first.expanded(1), held, strict=True)]
+        into.hold(*held)
+    cache.recording, cache.place = False, place
+    return cache
+
+
+def _in_one_row(states: torch.Tensor | None) -> torch.Tensor:
+    """`(rows, heads, length, width)` to `(1, heads, rows * length, width)`."""
+    assert states is not None
+    return states.transpose(0, 1).flatten(1, 2)[None]
 
 
 def growing_cache(prefix: PrefixCache, rows: int) -> DynamicCache:

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from periscope.adapters.constant_prefix import MIN_PREFIX, leading_ids, why_no_prefix, without_leading
+from periscope.adapters.constant_prefix import MIN_PREFIX, leading_ids, without_leading
 from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
 from periscope.adapters.lm.injection import injection_into
 from periscope.adapters.lm.load import load_language_model
@@ -17,6 +17,7 @@ from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.segments import Segment
 from periscope.adapters.prompting.template import default_template
+from periscope.adapters.shared_prefix import why_no_prefix
 
 WIDTH, PATCHES, PREFIX = 12, 9, 20
 ANSWERS = ["a red circle", "a small blue star and a lazy dog", "the quick brown fox", "blue"]
@@ -60,7 +61,7 @@ def batch(model, answer=True, media="abca", soft=True):
 
 def whole(model):
     """The model without cached prefixes."""
-    model._take_prefix = lambda texts: (texts, None)
+    model.reuses_words = False
     return model
 
 

@@ -87,7 +87,7 @@ def test_batching_changes_neither_loss_nor_answers(family, language_model_folder
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padded_texts_are_learnt_without_a_mask(family, language_model_folder, monkeypatch):
-    monkeypatch.setattr("periscope.adapters.model.sharing_pays", lambda *_: False)  # as for texts of nearly one length
+    monkeypatch.setattr("periscope.adapters.model.choose_pass", lambda *_: None)  # as for texts of nearly one length
     monkeypatch.setattr("periscope.adapters.constant_prefix.MIN_PREFIX", 1000)  # behind a prefix there is a mask
     model = adapted(language_model_folder(family))
     texts, features = batch(model)

@@ -1,17 +1,29 @@
 """Texts that share a pass over their beginning: the losses and gradients of separate rows, for every family."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
 
 from periscope.adapters import model as adapters_model
+from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
 from periscope.adapters.lm.load import load_language_model
+from periscope.adapters.lm.lora import add_lora, lora_parameters
 from periscope.adapters.model import AdaptedModel, Adapter
+from periscope.adapters.packing import SharedPass
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.segments import Segment
 from periscope.adapters.prompting.template import default_template
-from periscope.adapters.shared_prefix import can_share, group_by_prefix, pack_shared_prefix, sharing_pays
+from periscope.adapters.shared_prefix import (
+    can_share,
+    choose_pass,
+    group_by_prefix,
+    pack_shared_prefix,
+    why_no_words,
+)
+from periscope.adapters.splice import length_of
 
 WIDTH, PATCHES = 12, 9
 WORDS = ["a red circle", "a small blue star and a lazy dog", "the quick brown fox", "the lazy dog"]
@@ -86,7 +98,7 @@ def test_branches_and_stems_see_none_but_their_own(language_model_folder):
     texts, features = batch(model)
     with torch.no_grad():
         slots = model.slots(texts, features)
-        packed = pack_shared_prefix(model.lm, texts, group_by_prefix(texts), slots)
+        packed = pack_shared_prefix(model.lm, len(texts), SharedPass(group_by_prefix(texts), []), slots)
         right = model._shared_prefix_losses(packed)
         row_wise = torch.ones(packed.keep.shape[1], packed.keep.shape[1], dtype=torch.bool).tril()
         causal = torch.zeros(row_wise.shape).masked_fill(~row_wise, torch.finfo(torch.float32).min)
@@ -107,22 +119,113 @@ def test_a_picture_is_laid_out_once_however_many_texts_it_has(language_model_fol
         s.slot for r in one.suffixes for s in r
     )
     tokens = {name: len(vectors) for name, vectors in model.slots(texts, features).items()}
-    assert sharing_pays(captions, [one], tokens) and not sharing_pays(texts[:1], group_by_prefix(texts[:1]), tokens)
+    assert choose_pass(captions, tokens, 0, None).groups == [one] and choose_pass(texts[:1], tokens, 0, None) is None
     questions = group_by_prefix(texts[5:8])[0]
     said = model.lm.tokenizer.decode(questions.prefix[-1].ids)
     assert said.endswith(" What") or "What" in said
 
 
-def test_the_question_before_the_picture_shares_nothing_and_costs_nothing(language_model_folder):
-    model = adapted(language_model_folder("llama"), media="after")
+LONG = [
+    ("What is the colour of the small star in the picture?", "blue"),
+    ("What is the lazy dog doing while the brown fox jumps?", "it sleeps"),
+]
+
+
+def questions_first(model):
+    """Questions before pictures: one asked of three pictures, one of two, twice of one of them, a short one, and words
+    alone.
+    """
     ask = lambda q, a: [{"role": "user", "content": q}, {"role": "assistant", "content": a}]  # noqa: E731
-    texts = [model.prompt.segments(ask(*pair), ["one"], soft_prompt=True) for pair in QUESTIONS]
-    features = {"one": torch.randn(PATCHES, WIDTH)}
-    assert len(group_by_prefix(texts)) == 3
-    shared = model.text_losses(texts, features)
+    (one, two), short = LONG, QUESTIONS[2]
+    rows = [(one, ["one"]), (one, ["two"]), (two, ["two"]), (one, ["three"]), (two, ["one"]), (short, ["two"])]
+    rows += [((two[0], "nothing"), ["two"]), (("Who jumps over the lazy dog of the house?", "the fox"), [])]
+    draw = torch.Generator().manual_seed(2)
+    features = {name: torch.randn(PATCHES, WIDTH, generator=draw) for name in ("one", "two", "three")}
+    return [model.prompt.segments(ask(*pair), media, soft_prompt=bool(media)) for pair, media in rows], features
+
+
+def behind_the_same(texts, model, count):
+    """The texts behind `count` words."""
+    words = tuple(3 + 5 * i % (len(model.lm.tokenizer) - 3) for i in range(count))
+    return [[Segment(ids=words), *text] for text in texts]
+
+
+@pytest.mark.parametrize("family", list(tiny.FAMILIES))
+@pytest.mark.parametrize("before", [0, 20], ids=["alone", "behind a prefix"])
+def test_a_question_before_the_picture_is_computed_once(family, before, language_model_folder, monkeypatch):
+    """With the losses and gradients of rows that are computed whole, of which this takes fewer positions."""
+    model = adapted(language_model_folder(family), media="after", soft_prompt="after")
+    texts, features = questions_first(model)
+    texts = behind_the_same(texts, model, before)
+    chosen, choose = [], adapters_model.choose_pass
+    monkeypatch.setattr(adapters_model, "choose_pass", lambda *given: chosen.append(choose(*given)) or chosen[-1])
+    shared, each = losses_and_gradients(model, texts, features), model.text_losses(texts, features)
+    assert bool(model.no_words) == model.lm.family.recurrent == (not chosen)
+    assert model.lm.family.recurrent or [len(one.words) for one in chosen] == [4, 4]
+    model.reuses_words = False
+    alone, each_alone = losses_and_gradients(separate(model), texts, features), model.text_losses(texts, features)
+    assert shared[0] == pytest.approx(alone[0], rel=1e-5)
+    for one, other in zip(shared[2], alone[2], strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item() + 1e-6)
+    assert [loss for loss, _ in each] == pytest.approx([loss for loss, _ in each_alone], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt"])
+@pytest.mark.parametrize("every", [0, 1])
+def test_lora_learns_through_a_question_before_the_picture(family, every, language_model_folder):
+    model = adapted(language_model_folder(family), media="after", soft_prompt="after")
+    add_lora(model.lm, 4, 4)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in lora_parameters(model.lm.model).values():
+            parameter.normal_(std=0.1)
+    checkpoint_layers(model.lm, every)
+    texts, features = questions_first(model)
+    texts = behind_the_same([text for text in texts if any(s.slot for s in text)], model, 20)
+    weights = list(model.trained().values())
+    shape = model.shape_of(texts)
+    assert shape.words > 20 and shape.positions < sum(length_of(text, PATCHES) for text in texts)
+    shared = torch.autograd.grad(model.loss(texts, features)[0], weights)
+    model.reuses_words = False
+    alone = torch.autograd.grad(separate(model).loss(texts, features)[0], weights)
+    for one, other in zip(shared, alone, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item() + 1e-6)
+
+
+def test_a_text_reads_no_question_but_its_own(language_model_folder):
+    """In a sliding window too; and the nearest wrong masks miss: all questions read, and keys at others' positions."""
+    model = adapted(language_model_folder("mistral"), media="after", soft_prompt="after")
+    texts, features = questions_first(model)
+    model.lm.model.config.sliding_window = 12
+    right = model.text_losses(texts, features)
+    model.reuses_words = False
     alone = separate(model).text_losses(texts, features)
-    assert [n for _, n in shared] == [n for _, n in alone]
-    assert all(abs(one - other) < 1e-4 for (one, _), (other, _) in zip(shared, alone, strict=True))
+    assert [loss for loss, _ in right] == pytest.approx([loss for loss, _ in alone], rel=1e-5)
+    model.lm.model.config.sliding_window = None
+    model.reuses_words = model._can_share = True
+    with torch.no_grad():
+        slots = model.slots(texts, features)
+        shared = choose_pass(texts, {name: len(of) for name, of in slots.items()}, 0, 0.5)
+        packed = pack_shared_prefix(model.lm, len(texts), shared, slots)
+        losses = model._shared_prefix_losses(packed, model._behind_words(shared.words, packed, None))
+        cached = packed.cached.shape[1]
+        open_mask = packed.attention_mask.clone()
+        open_mask[..., :cached] = 0
+        wrong = replace(packed, attention_mask=open_mask)
+        assert (
+            model._shared_prefix_losses(wrong, model._behind_words(shared.words, wrong, None)) - losses
+        ).abs().max() > 1e-3
+        wrong = replace(packed, cached=packed.cached.flip(0))
+        assert (
+            model._shared_prefix_losses(wrong, model._behind_words(shared.words, wrong, None)) - losses
+        ).abs().max() > 1e-3
+
+
+def test_where_questions_cant_be_computed_once_the_reason_is_said(language_model_folder):
+    lm = load_language_model(str(language_model_folder("mamba")))
+    assert "one state" in why_no_words(lm)
+    lm = load_language_model(str(language_model_folder("llama")))
+    assert not why_no_words(lm) and "a row for each" in why_no_words(lm, injects=True)
 
 
 def test_equal_texts_and_no_text_of_its_own():

@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPVisionConfig, ViTConfig
+from transformers import CLIPVisionConfig, SiglipVisionConfig, SiglipVisionModel, ViTConfig
 
 from benchmarks import (
     _synthetic,
@@ -19,6 +19,7 @@ from benchmarks import (
     decoding,
     growth,
     loader,
+    other_trainers,
     padding,
     prefix,
     published_loop,
@@ -75,8 +76,9 @@ def measured(module: ModuleType, monkeypatch: pytest.MonkeyPatch, **sizes: objec
 
 
 def test_a_prefix_is_measured_against_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = measured(prefix, monkeypatch, MODEL=TINY | {"vocab": 1500}, PREFIXES={"30": 30}, MEDIA=32, STEPS=1)
-    assert [row["losses apart"] < 1e-4 for row in found.values()] == [True]
+    sizes = {"MODEL": TINY | {"vocab": 1500}, "PREFIXES": {"30": 30}, "MEDIA": 64, "STEPS": 1}
+    found = measured(prefix, monkeypatch, **sizes)
+    assert [row["losses apart"] < 1e-4 for row in found.values()] == [True] * 3
 
 
 def test_a_step_is_measured_beside_the_bare_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +118,32 @@ def test_the_published_loop_learns_the_same_from_more_logits(monkeypatch: pytest
     assert moved != pytest.approx(published_loop.publish(model, published_loop.cut(pairs[1:], 4)), abs=1e-5)
 
 
+def test_other_trainers_learn_the_same_with_the_encoder_in_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    encoder = SiglipVisionConfig(**size, image_size=28, patch_size=14)
+    cases = {
+        kind: other_trainers.Case(spec, kind, 16, 4, (2, 4)) for spec, kind in (("mlp2", "pooled"), ("mlp", "patches"))
+    }
+    sizes = {"MODEL": TINY | {"vocab": 1500}, "ENCODER": encoder, "CASES": cases, "peak_bytes": lambda way: 1 << 30}
+    found = measured(other_trainers, monkeypatch, **sizes)
+    assert len(found) == 4 and all(row["memory"] == 1 and row["its batch"] in (2, 4) for row in found.values())
+    model = _synthetic.adapted(
+        _synthetic.language_model(**TINY, vocab=1500), "mlp", other_trainers.feature_shape("patches"), output_norm=False
+    )
+    loops = other_trainers.Loops(model, SiglipVisionModel(encoder).eval(), "patches")
+    (batch,) = _synthetic.some_steps(model, 8, 1, 8, 1)
+    loops.features = loops.encode(loops.pixels)  # not rounded to fp16, as stored ones are
+    samples = loops.samples([batch])
+    ours = published_loop.train(model, [loops.with_features(batch)])
+    assert loops.llava([samples]) == pytest.approx(ours, abs=1e-4)
+    alone = [(loops.nanovlm([[sample]], 40), len(sample.ids)) for sample in samples]
+    together = sum(loss * count for loss, count in alone) / sum(count for _, count in alone)
+    assert loops.nanovlm([samples], 60) == pytest.approx(together, abs=1e-4)
+    with torch.no_grad():
+        next(model.adapter.parameters()).add_(0.5)
+    assert loops.llava([samples]) != pytest.approx(ours, abs=1e-4)
+
+
 def test_peak_memory_is_what_work_takes_beyond_what_was_there() -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("only Linux says so")
@@ -152,9 +180,10 @@ def test_a_read_costs_the_same_in_a_larger_set(monkeypatch: pytest.MonkeyPatch) 
     assert 10 < memory["bytes"] < 200
 
 
-def test_padding_is_under_a_twentieth_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_is_under_a_twelfth_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measured(padding, monkeypatch, TEXTS=20_000)
-    assert all(row["share"] < 0.05 < 0.2 < row["at random"] for row in found.values())
+    assert all(row["share"] < 0.08 < 0.2 < row["at random"] for row in found.values())
+    assert all(0.66 < row["fewest"] < 1 < row["most"] < 1.51 for row in found.values())
 
 
 SMALL_VIT = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)

@@ -93,6 +93,15 @@ def test_any_shape_comes_back(codec: str, shape: tuple[int, ...]) -> None:
     assert relative_error(found[1], features) < (0.012 if codec == "int8" else 0.11)
 
 
+def test_a_gpu_unpacks_the_same_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its way, by arithmetic instead of numpy's table, on the CPU."""
+    pairs = torch.arange(256, dtype=torch.uint8).view(2, 4, 32)
+    looked_up = codecs._unpacked(pairs)
+    monkeypatch.setattr(codecs.np, "take", lambda *_: pytest.fail("numpy can't read a GPU's memory"))
+    computed = codecs._unpacked_on_gpu(pairs)
+    assert torch.equal(computed, looked_up) and computed.shape == (2, 4, 64)
+
+
 @pytest.mark.parametrize("codec", codecs.CODECS)
 def test_what_does_not_fit_is_found_when_written(codec: str) -> None:
     for bad, reason in ((7e4, "beyond float16"), (float("inf"), "not finite"), (float("nan"), "not finite")):

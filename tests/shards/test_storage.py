@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from periscope import inference as live
 from periscope.adapters.projectors import FeatureShape
+from periscope.adapters.prompting.segments import Segment
 from periscope.errors import FeatureSetError, PrecomputeError
 from periscope.precompute import plan
 from periscope.precompute.cli import main
@@ -22,12 +23,12 @@ from periscope.precompute.media import decode_image
 from periscope.precompute.pipeline import augment
 from periscope.precompute.pipeline.filters import DUPLICATE
 from periscope.precompute.tiny_encoders import open_clip_folder
-from periscope.shards.features import encode, parse_pool, round_trip, settle_storage
+from periscope.shards.features import CodedFeatures, encode, parse_pool, round_trip, settle_storage
 from periscope.shards.index import NAME as INDEX
 from periscope.shards.read import FeatureSet
 from periscope.shards.verify import verify
 from periscope.shards.write import SetWriter, make_key
-from periscope.training.data.dataset import TextFeatureDataset, TextIndex
+from periscope.training.data.dataset import Batch, TextFeatureDataset, TextIndex
 from periscope.training.data.steps import TrainingSteps, choose_view
 from periscope.units import format_bytes
 
@@ -275,6 +276,30 @@ def test_training_takes_turns_with_views(tmp_path: Path) -> None:
     assert counts.min() > 900
     plain = encoded.batch(texts)
     assert torch.equal(plain.rows, features.read_many(plain.keys, "pooled"))
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int4"])
+def test_a_step_is_decoded_where_it_is_trained_on(codec: str, tmp_path: Path) -> None:
+    """The loader hands over what is stored; the step decodes the media of a micro-batch."""
+    features = make(tmp_path / "set", {"patches": entry(36, 40, codec=codec, grid=[6, 6])})
+    adapter = SimpleNamespace(features=FeatureShape("patches", 36, 40, (6, 6)), tokens=36, soft_tokens=0)
+    prompt = SimpleNamespace(segments=lambda turns, media, **_: [Segment(slot=name) for name in media])
+    encoded = TextFeatureDataset(features, prompt, adapter)
+    texts = [SimpleNamespace(media=(key,), turns=(), id=key, request="") for key in features.keys]
+    steps = TrainingSteps(encoded, TextIndex(texts, [3] * 12, [2] * 12, range(12), [1] * 12, [False] * 12), 6, seed=7)
+    batch = steps[0]
+    assert isinstance(batch.rows, CodedFeatures) == (codec != "fp16")
+    plain = dict(zip(batch.keys, features.read_many(batch.keys, "patches"), strict=True))
+    for part in [batch, *batch.cut(4)]:
+        there = part.features_on(torch.device("cpu"))
+        assert list(there) == [text[0].slot for text in part.texts]
+        assert all(torch.equal(there[key], plain[key]) for key in there)
+    assert all(torch.equal(row, plain[key]) for key, row in batch.features.items()) and len(batch.features) == 6
+    both = Batch.join([batch, steps[1]])
+    (last,) = list(both.cut(5))[2:]
+    assert list(last.features_on(torch.device("cpu"))) == batch.keys[:0] + steps[1].keys[4:]
+    assert torch.equal(steps.first_rows(), features.read_many(batch.keys, "patches"))
+    assert encoded.batch([], coded=True).features == {} and features.read_many([], "patches").shape == (0, 36, 40)
 
 
 def test_views_are_of_pictures(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from periscope.adapters.prompting.template import soft_slots
 from periscope.adapters.splice import length_of
 from periscope.bars import progress_bar
 from periscope.errors import AdapterError, RunError
+from periscope.shards.features import CodedFeatures
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts, without_marks
 from periscope.training.data.workers import ignore_stop_signals, start_method
@@ -28,19 +29,22 @@ PARALLEL_TEXTS = 20_000  # from so many texts on, several processes measure them
 CONTENTS = ("objects", "events", "movers")  # keys of a text's `meta` that list what its medium shows
 
 
+Rows = torch.Tensor | CodedFeatures
+
+
 @dataclass
 class Batch:
     """Texts ready for `AdaptedModel`.
 
     texts: segments of each text · keys: media, each once however many texts are about it · rows: their features,
-    `(media, width)` or `(media, tokens, width)` fp16; a list of such tensors for several feature sets · targets: number
-    of target tokens · whole: (texts, target tokens) of the whole step, where several processes share it · draw: names
-    the step's random noise.
+    `(media, width)` or `(media, tokens, width)` fp16, or as they are stored; a list of these for several feature sets ·
+    targets: number of target tokens · whole: (texts, target tokens) of the whole step, where several processes share it
+    · draw: names the step's random noise.
     """
 
     texts: list[list[Segment]]
     keys: list[str]
-    rows: torch.Tensor | list[torch.Tensor]
+    rows: Rows | list[Rows]
     targets: int
     whole: tuple[int, int] | None = None
     draw: str | None = None
@@ -48,8 +52,27 @@ class Batch:
     @property
     def features(self) -> dict[str, torch.Tensor]:
         """Medium -> its features, `(width,)` or `(tokens, width)`."""
-        rows = chain.from_iterable(self.rows) if isinstance(self.rows, list) else self.rows
-        return dict(zip(self.keys, rows, strict=True))
+        decoded = (rows.decode() if isinstance(rows, CodedFeatures) else rows for rows in self._by_set)
+        return dict(zip(self.keys, chain.from_iterable(decoded), strict=True))
+
+    def features_on(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Medium -> its features on the device, where they are decoded; of the media that the texts name."""
+        named = {segment.slot for text in self.texts for segment in text if segment.slot}
+        found: dict[str, torch.Tensor] = {}
+        first = 0
+        for rows in self._by_set:
+            keys = self.keys[first : first + len(rows)]
+            chosen = [number for number, key in enumerate(keys) if key in named]
+            if len(chosen) < len(keys):
+                rows = rows.pick(chosen) if isinstance(rows, CodedFeatures) else rows[torch.tensor(chosen).long()]
+            there = rows.decode(device) if isinstance(rows, CodedFeatures) else rows.to(device, non_blocking=True)
+            found |= zip((keys[number] for number in chosen), there, strict=True)
+            first += len(keys)
+        return found
+
+    @property
+    def _by_set(self) -> list[Rows]:
+        return self.rows if isinstance(self.rows, list) else [self.rows]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -74,9 +97,7 @@ class Batch:
     @classmethod
     def join(cls, batches: Sequence["Batch"]) -> "Batch":
         """Concatenate batches of different feature sets."""
-        rows: list[torch.Tensor] = []
-        for batch in batches:
-            rows += batch.rows if isinstance(batch.rows, list) else [batch.rows]
+        rows = [rows for batch in batches for rows in batch._by_set]
         texts = [text for batch in batches for text in batch.texts]
         keys = [key for batch in batches for key in batch.keys]
         return cls(texts, keys, rows, sum(batch.targets for batch in batches))
@@ -163,17 +184,19 @@ class TextFeatureDataset:
         media: bool = True,
         instead: Callable[[str], str] | None = None,
         view: Callable[[str], int] | None = None,
+        coded: bool = False,
     ) -> Batch:
         """Segments and features of `texts`.
 
         instead: medium -> the medium whose features replace its own · view: medium -> which of its views to read (None:
-        the first, which isn't augmented).
+        the first, which isn't augmented) · coded: leave the features as they are stored, to be decoded on a device.
         """
         segments = [self.segments(text, answer=answer, media=media) for text in texts]
         keys = list(dict.fromkeys(key for text in texts for key in text.media)) if media else []
         stored_keys = [instead(key) for key in keys] if instead else keys
         views = {"views": [view(key) for key in keys]} if view else {}
-        rows = self.features.read_many(stored_keys, self.kind, **views)
+        read: Callable[..., Rows] = self.features.read_coded if coded else self.features.read_many
+        rows = read(stored_keys, self.kind, **views)
         return Batch(segments, [self.slot_name(key) for key in keys], rows, _target_tokens(segments))
 
     def keep(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from periscope.adapters.prompting.segments import Segment
 from periscope.errors import RunError
 from periscope.training.data.dataset import Batch, TextFeatureDataset, TextIndex
 from periscope.training.data.order import split_evenly, steps_per_epoch
@@ -115,12 +116,7 @@ class MixedSteps(Dataset[Batch]):
 
     def share(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
         """The texts of a step that fall to one of `ranks` processes; all of them by default."""
-        first, last = self._quotas.before(step), self._quotas.before(step + 1)
-        chosen = [
-            (number, self._text(number, count))
-            for number in range(len(self.by_set))
-            for count in range(first[number], last[number])
-        ]
+        first, chosen = self._quotas.before(step), self._chosen(step)
         lengths = [self.by_set[number].index.lengths[i] for number, i in chosen]
         targets = sum(self.by_set[number].index.targets[i] for number, i in chosen)
         batches = []
@@ -129,6 +125,25 @@ class MixedSteps(Dataset[Batch]):
             epoch = first[number] // len(steps.index.texts)  # at the step's start: a medium has one view in a step
             batches.append(steps.batch_of([steps.index.texts[i] for _, i in group], epoch))
         return replace(Batch.join(batches), whole=(len(chosen), targets), draw=f"{self.seed}/{step}")
+
+    def _chosen(self, step: int) -> list[tuple[int, int]]:
+        """The texts of a step: (number of the set, index of the text)."""
+        first, last = self._quotas.before(step), self._quotas.before(step + 1)
+        return [
+            (number, self._text(number, count))
+            for number in range(len(self.by_set))
+            for count in range(first[number], last[number])
+        ]
+
+    def some_texts(self, count: int) -> list[list[list[Segment]]]:
+        """What this process is given in `count` steps, as segments, evenly spaced over the first epoch."""
+        steps = []
+        for step in range(0, self.per_epoch, max(1, self.per_epoch // count)):
+            chosen = self._chosen(step)
+            lengths = [self.by_set[number].index.lengths[i] for number, i in chosen]
+            own = chosen[split_evenly(lengths, self.ranks)[self.rank]]
+            steps.append([self.by_set[n].dataset.segments(self.by_set[n].index.texts[i]) for n, i in own])
+        return [texts for texts in steps[:count] if texts]
 
     def _text(self, number: int, count: int) -> int:
         """The index of the text of a set that follows the first `count` texts of it."""

@@ -1,20 +1,25 @@
 """Which texts make up which step: a function of the seed and the epoch alone.
 
 An epoch permutes the media. The texts of one medium stay together, so that its features are read and projected once for
-all of them. Windows of 64 steps are then sorted by length, which keeps padding low, and the steps are shuffled. For a
-disk that is slow to seek, all of this happens within spans of media stored next to each other, and the spans are
-permuted.
+all of them. Windows of 64 steps are then sorted by length, which keeps padding low; the longest texts are mixed with
+the shortest, and these with longer ones, as far as it takes for steps of about as many target tokens; and the steps are
+shuffled. For a disk that is slow to seek, all of this happens within spans of media stored next to each other, and the
+spans are permuted.
 """
 
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 WINDOW_STEPS = 64  # steps whose texts are sorted by length together
+# A step has at most so many times the mean number of target tokens, and at least the mean over it: the first of these
+# for which the epoch's padding stays below the share.
+SPREADS = (1.5, 2.0, 3.0, 5.0)
+MOST_PADDING = 0.08
 
 
 class ReadSpan(NamedTuple):
@@ -26,20 +31,28 @@ class ReadSpan(NamedTuple):
 
 
 def epoch_steps(
-    about: Sequence[int], lengths: Sequence[int], batch: int, seed: int, epoch: int, texts_per_medium: int = 0
+    about: Sequence[int],
+    lengths: Sequence[int],
+    targets: Sequence[int],
+    batch: int,
+    seed: int,
+    epoch: int,
+    texts_per_medium: int = 0,
 ) -> list[Sequence[int]]:
     """Return the epoch's steps, each at most `batch` indices into the texts; every text comes exactly once.
 
-    about: (texts,) int, row of each text's medium in the feature set · lengths: (texts,) int, tokens ·
-    texts_per_medium: texts of one medium that stay together (0: all of them; 1: none, as most published systems do).
+    about: (texts,) int, row of each text's medium in the feature set · lengths: (texts,) int, tokens · targets:
+    (texts,) int, how many of them are targets · texts_per_medium: texts of one medium that stay together (0: all of
+    them; 1: none, as most published systems do).
     """
-    spans = epoch_spans(about, lengths, batch, seed, epoch, texts_per_medium)
+    spans = epoch_spans(about, lengths, targets, batch, seed, epoch, texts_per_medium)
     return [step for span in spans for step in span.steps]
 
 
 def epoch_spans(
     about: Sequence[int],
     lengths: Sequence[int],
+    targets: Sequence[int],
     batch: int,
     seed: int,
     epoch: int,
@@ -52,24 +65,22 @@ def epoch_spans(
     """
     rng = random.Random(f"{seed}:{epoch}")
     rows = np.asarray(about)
+    if not len(rows):
+        return []
     texts, media_starts = _by_medium(rows, in_order=bool(span_media))
     group_starts, span_starts = _group(texts, media_starts, texts_per_medium, span_media, rng)
-    bounds = group_starts + array("I", [len(texts)])
+    bounds = np.append(group_starts, len(texts)).astype(np.int64)
     sizes = np.diff(bounds)
-    longest = np.maximum.reduceat(np.asarray(lengths)[texts], group_starts) if len(texts) else sizes
-    pending: array[int] = array("I")
-    spans: list[ReadSpan] = []
-    group_spans = list(pairwise([*span_starts, len(group_starts)]))
+    longest = np.repeat(np.maximum.reduceat(np.asarray(lengths)[texts], bounds[:-1]), sizes)
+    learnt = np.repeat(np.add.reduceat(np.asarray(targets, float)[texts], bounds[:-1]) / sizes, sizes)
+    group_spans = list(pairwise([*span_starts, len(sizes)]))
     rng.shuffle(group_spans)
-    for number, (first, last) in enumerate(group_spans):
-        groups = array("I", range(first, last))
-        rng.shuffle(groups)
-        for window in _windows(groups, sizes, WINDOW_STEPS * batch):
-            for group in sorted(window, key=longest.__getitem__):
-                pending.extend(texts[bounds[group] : bounds[group + 1]].tolist())
-        used = len(pending) if number == len(group_spans) - 1 else len(pending) - len(pending) % batch
-        steps: list[Sequence[int]] = [pending[i : min(i + batch, used)] for i in range(0, used, batch)]
-        pending = pending[used:]
+    windows = _windows(group_spans, bounds, batch, rng)
+    arranged = _arranged(windows, longest, learnt, batch)
+    spans: list[ReadSpan] = []
+    for (first, last), places in zip(group_spans, arranged, strict=True):
+        order = array("I", texts[places].tolist())
+        steps: list[Sequence[int]] = [order[i : i + batch] for i in range(0, len(order), batch)]
         rng.shuffle(steps)
         span_rows = rows[texts[bounds[first] : bounds[last]]]
         spans.append(ReadSpan(steps, int(span_rows.min()), int(span_rows.max())))
@@ -105,18 +116,85 @@ def _group(
     return group_starts, span_starts
 
 
-def _windows(groups: Sequence[int], sizes: np.ndarray, min_texts: int) -> Iterator[list[int]]:
-    """Cut `groups`, in order, into windows of at least `min_texts` texts; the last one may have fewer."""
-    window: list[int] = []
-    texts = 0
-    for group in groups:
-        window.append(group)
-        texts += sizes[group]
-        if texts >= min_texts:
-            yield window
-            window, texts = [], 0
-    if window:
-        yield window
+def _windows(
+    group_spans: Sequence[tuple[int, int]], bounds: np.ndarray, batch: int, rng: random.Random
+) -> list[list[np.ndarray]]:
+    """The windows of each span: places of its texts, group by group in random order, `WINDOW_STEPS` steps of them. All
+    are whole steps, but for the epoch's last; what is left of a span comes first in the next one.
+    """
+    left = np.empty(0, np.int64)
+    spans = []
+    for number, (first, last) in enumerate(group_spans):
+        shuffled = list(range(first, last))
+        rng.shuffle(shuffled)
+        groups = np.array(shuffled)
+        sizes = bounds[groups + 1] - bounds[groups]
+        before = np.cumsum(sizes) - sizes
+        places = np.arange(sizes.sum()) + np.repeat(bounds[groups] - before, sizes)
+        places = np.concatenate([left, places])
+        used = len(places) if number == len(group_spans) - 1 else len(places) - len(places) % batch
+        places, left = places[:used], places[used:]
+        size = WINDOW_STEPS * batch
+        spans.append([places[i : i + size] for i in range(0, used, size)])
+    return spans
+
+
+def _arranged(
+    spans: Sequence[Sequence[np.ndarray]], longest: np.ndarray, learnt: np.ndarray, batch: int
+) -> list[np.ndarray]:
+    """Each span's places in the order of its steps: windows sorted by length, then `_balanced` with the first of
+    `SPREADS` that keeps padding low; with none where none does.
+    """
+    by_length = [[window[np.argsort(longest[window], kind="stable")] for window in span] for span in spans]
+    mean = float(learnt.mean())
+    for spread in SPREADS:
+        arranged = [[window[_balanced(learnt[window], batch, mean, spread)] for window in span] for span in by_length]
+        if _padding([window for span in arranged for window in span], longest, batch) < MOST_PADDING:
+            break
+    else:
+        arranged = by_length
+    return [np.concatenate([*span, np.empty(0, np.int64)]) for span in arranged]
+
+
+def _padding(windows: Sequence[np.ndarray], longest: np.ndarray, batch: int) -> float:
+    """The share of padding in steps that are padded to the longest text, if a medium's texts are as long as its longest
+    one.
+    """
+    padded = sum(
+        len(step) * longest[step].max()
+        for window in windows
+        for step in (window[i : i + batch] for i in range(0, len(window), batch))
+    )
+    return 1 - sum(longest[window].sum() for window in windows) / padded
+
+
+def _balanced(targets: np.ndarray, batch: int, mean: float, spread: float) -> np.ndarray:
+    """An order of texts sorted by length whose steps of `batch` texts have at most `spread` times the `mean` of target
+    tokens, and at least `mean` over `spread`, where the texts allow it. targets: (texts,) float.
+
+    A step padded to its longest text wastes what its mean falls short of that. So a step that would have too many
+    targets gets as few of the shortest texts as bring it to the limit, and what is left of the shortest is spread over
+    steps of texts that are just long enough.
+    """
+    order: list[range] = []
+    sums = np.concatenate([[0.0], np.cumsum(targets)])
+    low, high, some = batch * mean / spread, batch * mean * spread, np.arange(batch + 1)
+    steps = sums[batch:] - sums[:-batch]  # the targets of a step that begins with text i and goes on in order
+    first, last = 0, len(targets)
+    while last - first >= 2 * batch and (steps[first : last - batch + 1] > high).any():
+        totals = sums[last] - sums[last - some] + sums[first + batch - some] - sums[first]
+        longs = int(max(np.flatnonzero(totals <= high), default=1)) or 1
+        order += [range(last - longs, last), range(first, first + batch - longs)]
+        first, last = first + batch - longs, last - longs
+    few = np.flatnonzero(steps[first : max(first, last - batch + 1)] < low)
+    start = middle = min(last, first + int(few[-1]) + batch // 2 + 1) if len(few) else first
+    while last - middle >= batch and first < start:
+        some = some[: start - first + 1]
+        totals = sums[first + some] - sums[first] + sums[middle + batch - some] - sums[middle]
+        shorts = int(max(np.flatnonzero(totals >= low), default=some[-1]))
+        order += [range(first, first + shorts), range(middle, middle + batch - shorts)]
+        first, middle = first + shorts, middle + batch - shorts
+    return np.concatenate([*order, range(first, start), range(middle, last)]).astype(np.int64)
 
 
 def steps_per_epoch(texts: int, batch: int) -> int:

@@ -9,6 +9,7 @@ from itertools import accumulate
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from periscope.adapters.prompting.segments import Segment
 from periscope.shards.texts import Text
 from periscope.training.data.dataset import Batch, TextFeatureDataset, TextIndex
 from periscope.training.data.order import epoch_spans, split_evenly, steps_per_epoch
@@ -68,8 +69,8 @@ class TrainingSteps(Dataset[Batch]):
 
     def _rows(self, step: int) -> torch.Tensor:
         rows = self.share(step).rows
-        assert isinstance(rows, torch.Tensor), "the batches of one feature set hold one tensor"
-        return rows
+        assert not isinstance(rows, list), "the batches of one feature set hold one tensor"
+        return rows if isinstance(rows, torch.Tensor) else rows.decode()
 
     def __getitem__(self, step: int) -> Batch:
         self.read_ahead(*divmod(step, self.per_epoch))
@@ -90,16 +91,29 @@ class TrainingSteps(Dataset[Batch]):
         """The texts of a step that fall to one of `ranks` processes; all of them by default."""
         epoch, position = divmod(step, self.per_epoch)
         order = self.order(epoch)[position]
-        own = split_evenly([self.index.lengths[i] for i in order], ranks)[rank] if ranks > 1 else slice(None)
-        texts = [self.index.texts[i] for i in order[own]]
+        texts = [self.index.texts[i] for i in self._own(order, rank, ranks)]
         whole = len(order), sum(self.index.targets[i] for i in order)
         return replace(self.batch_of(texts, epoch), whole=whole, draw=f"{self.seed}/{step}")
+
+    def _own(self, order: Sequence[int], rank: int, ranks: int) -> Sequence[int]:
+        """Of a step's texts, those of one of `ranks` processes."""
+        return order[split_evenly([self.index.lengths[i] for i in order], ranks)[rank]] if ranks > 1 else order
+
+    def some_texts(self, count: int) -> list[list[list[Segment]]]:
+        """What this process is given in `count` steps of the first epoch, as segments: half of them those with the most
+        tokens if padded, the others evenly spaced.
+        """
+        lengths, order = self.index.lengths, self.order(0)
+        largest = sorted(range(len(order)), key=lambda n: -len(order[n]) * max(lengths[i] for i in order[n]))
+        chosen = dict.fromkeys([*largest[: count // 2], *range(0, len(order), max(1, 2 * len(order) // count))])
+        own = [self._own(order[step], self.rank, self.ranks) for step in list(chosen)[:count]]
+        return [[self.dataset.segments(self.index.texts[i]) for i in texts] for texts in own if len(texts)]
 
     def order(self, epoch: int) -> list[Sequence[int]]:
         """The steps of an epoch, each a list of indices into the texts."""
         if epoch != self._epoch:
-            about, lengths = self.index.about, self.index.lengths
-            spans = epoch_spans(about, lengths, self.batch, self.seed, epoch, self.texts_per_medium, self.span_media)
+            columns = self.index.about, self.index.lengths, self.index.targets
+            spans = epoch_spans(*columns, self.batch, self.seed, epoch, self.texts_per_medium, self.span_media)
             self._order = [step for span in spans for step in span.steps]
             self._span_starts = list(accumulate((len(span.steps) for span in spans[:-1]), initial=0))
             self._span_rows = [(span.first, span.last) for span in spans]
@@ -107,10 +121,11 @@ class TrainingSteps(Dataset[Batch]):
         return self._order
 
     def batch_of(self, texts: Sequence[Text], epoch: int) -> Batch:
-        """Texts with their features; of each medium the view of this epoch."""
-        views = self.dataset.features.manifest["features"][self.dataset.kind].get("views", 1)
+        """Texts with their features, not decoded yet; of each medium the view of this epoch."""
+        entry = self.dataset.features.manifest["features"][self.dataset.kind]
+        views, coded = entry.get("views", 1), entry.get("codec", "fp16") != "fp16"
         view = (lambda key: choose_view(self.seed, epoch, key, views)) if views > 1 else None
-        return self.dataset.batch(texts, view=view)
+        return self.dataset.batch(texts, view=view, coded=coded)
 
 
 def choose_view(seed: int, epoch: int, key: str, views: int) -> int:

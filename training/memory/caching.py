@@ -77,9 +77,8 @@ def ready_made(features: FeatureSet) -> bool:
 def media_per_epoch(index: TextIndex, config: TrainConfig) -> int:
     """How many media the steps of an epoch read; a medium counts once for each step that contains it."""
     together = config.data.texts_per_medium
-    steps = epoch_steps(
-        index.about, index.lengths, config.texts_per_step, config.seed, epoch=0, texts_per_medium=together
-    )
+    columns = index.about, index.lengths, index.targets
+    steps = epoch_steps(*columns, config.texts_per_step, config.seed, epoch=0, texts_per_medium=together)
     return sum(sum({index.about[i]: index.media[i] for i in step}.values()) for step in steps)
 
 

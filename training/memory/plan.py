@@ -6,6 +6,7 @@ backward pass. That also works for a model that isn't downloaded, see `python -m
 
 import copy
 import inspect
+from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from periscope.adapters.lm.lora import insert_lora, lora_parameters, lora_size
 from periscope.adapters.lm.precision import trained_precision
 from periscope.adapters.lm.prefix_cache import cache_argument, prefix_cache
 from periscope.adapters.lm.selective_scan import use_selective_scan
-from periscope.adapters.model import Adapter
+from periscope.adapters.model import Adapter, PassShape
 from periscope.device import free_memory, rules_of
 from periscope.training.config import TrainConfig
 from periscope.training.memory.model_sizes import skeleton
@@ -70,7 +71,7 @@ class MemoryPlan:
     of the language model where it is trained itself · per_token, per_target, per_medium: saved for the backward pass ·
     checkpoint: on disk · tokens: of a medium · free: GPU memory besides the weights, None on a CPU · lora, tuned: the
     parts of `adapter` that are LoRA's and the language model's · prefix: words that every text begins with and that are
-    computed once; a text keeps only their keys and values (in `per_token`, a mean).
+    computed once · per_cached: what a row keeps of each of them, its key and value in every layer.
     """
 
     weights: int
@@ -84,11 +85,28 @@ class MemoryPlan:
     lora: int = 0
     prefix: int = 0
     tuned: int = 0
+    per_cached: int = 0
 
     def per_text(self, length: int) -> int:
-        """Bytes that one text of `length` tokens needs, if all but its medium's and the prefix are targets."""
-        targets = max(0, length - self.tokens - self.prefix)
-        return self.per_token * length + self.per_target * targets + self.per_medium
+        """Bytes that one text of `length` tokens needs in a row of its own, if all but its medium's and the prefix are
+        targets.
+        """
+        rest = length - self.prefix
+        return self.kept(PassShape(1, rest, self.prefix, max(0, rest - self.tokens), 1))
+
+    def kept(self, shape: PassShape) -> int:
+        """Bytes that a forward pass of this shape keeps for its backward pass."""
+        positions = self.per_token * (shape.positions + shape.words) + self.per_cached * shape.rows * shape.before
+        return positions + self.per_target * shape.targets + self.per_medium * shape.media
+
+    def texts_at_once(self, batch: int, passes: Callable[[int], Sequence[PassShape]]) -> int:
+        """How many texts fit in a forward pass, at most `batch`; `passes(n)` are the largest passes of n texts. The
+        whole batch on a CPU.
+        """
+        if self.free is None:
+            return batch
+        room = USABLE_SHARE * (self.free - self.adapter)
+        return bisect(range(2, batch + 1), False, key=lambda n: any(self.kept(shape) > room for shape in passes(n))) + 1
 
     def total(self, texts: int, length: int) -> int:
         """Bytes with so many texts of `length` tokens in a forward pass."""
@@ -166,7 +184,7 @@ def plan_of(
     own = sum(parameter.numel() for parameter in skeleton(config).parameters()) if tuning.lm else 0
     itemsize, moments = (4 if tuning.mixed else dtype.itemsize), tuning.moments(4)
     tuned = round(own * tuning.beside(itemsize))
-    saved = saved_per_token(
+    saved, cached = saved_in_row(
         config, dtype, longest, checkpoint_every, rank, shared or adapter.injects, prefix, tuning.lm
     )
     # Logits, overwritten by their gradient (adapters.lm.cross_entropy), and a copy where a family scales or caps them.
@@ -183,6 +201,7 @@ def plan_of(
         lora=round(lora * (8 + moments)),
         prefix=prefix,
         tuned=tuned,
+        per_cached=cached,
     )
 
 
@@ -239,6 +258,29 @@ def weight_bytes(model: PreTrainedModel, precision: str, keep: Iterable[str] = (
     return total
 
 
+def saved_in_row(
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    length: int,
+    checkpoint_every: int = 0,
+    rank: int = 0,
+    masked: bool = True,
+    prefix: int = 0,
+    trained: bool = False,
+) -> tuple[int, int]:
+    """Bytes that a row keeps of each of its own tokens, and of each of a cached `prefix` that is part of its `length`:
+    what is left of the shortest rows when their own tokens are taken away.
+    """
+
+    def row(rest: int) -> int:
+        form = (checkpoint_every, rank, masked, prefix, trained)
+        return (prefix + rest) * saved_per_token(config, dtype, prefix + rest, *form)
+
+    cached = max(0, 2 * row(2) - row(4)) if prefix else 0
+    own = row(length - prefix) - cached
+    return round(own / max(1, length - prefix)), round(cached / max(1, prefix))
+
+
 def saved_per_token(
     config: PretrainedConfig,
     dtype: torch.dtype,
@@ -255,7 +297,7 @@ def saved_per_token(
     of its layers and the outputs of their first matrices; of a model that is `trained`, the inputs of its own. Two
     small stacks of layers are counted, which gives one layer's share. With `checkpoint_every`, every Nth layer saves
     its input only, and one layer at a time everything. Of a cached `prefix`, part of the length, each layer saves keys
-    and values.
+    and values; it is a mean over these tokens too.
     """
     text_config = config.get_text_config()
     depth = text_config.num_hidden_layers

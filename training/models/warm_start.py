@@ -101,7 +101,8 @@ def _order(about: Sequence[int], steps: int, seed: int) -> list[Sequence[int]]:
     order: list[Sequence[int]] = []
     while len(order) < steps:
         epoch = len(order) // steps_per_epoch(len(about), BATCH_MEDIA)
-        order += epoch_steps(about, [1] * len(about), BATCH_MEDIA, seed, epoch, texts_per_medium=1)
+        alike = [1] * len(about)
+        order += epoch_steps(about, alike, alike, BATCH_MEDIA, seed, epoch, texts_per_medium=1)
     return order[:steps]
 
 

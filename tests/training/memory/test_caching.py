@@ -73,6 +73,9 @@ def test_training_on_some_texts_is_charged_for_their_media(home, monkeypatch, ca
     for name, more in (("all", ()), ("some", ("--limit", "16"))):
         said = here(home, monkeypatch, capsys, *words, "--batch", "8", "--name", f"caching-{name}", *more)
         seconds.append(float(re.search(r"caching: encoding took (\S+) s once", said)[1]))
+        assert re.search(
+            r"passes: 8 texts at once, at most \d rows of \d+ positions, with \d+ targets and \d media; ", said
+        )
     assert seconds[1] == pytest.approx(seconds[0] * 32 / 80, rel=0.02)  # 16 to learn from, 16 held out, of 80
 
 

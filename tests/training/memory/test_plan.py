@@ -1,5 +1,6 @@
 """The memory plan: what it counts on shapes alone is what real tensors take."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from periscope.adapters import model as adapters_model
 from periscope.adapters.lm.language_model import unfreeze
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import add_lora, lora_parameters, lora_size
-from periscope.adapters.model import AdaptedModel, Adapter
+from periscope.adapters.lm.prefix_cache import cache_argument
+from periscope.adapters.model import AdaptedModel, Adapter, PassShape
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.segments import Segment
@@ -64,9 +66,10 @@ def test_a_step_keeps_what_the_plan_counts(family, before, language_model_folder
     memory = plan(lm, adapter, length, shared=False, prefix=prefix)
     targets = sum(len(s.ids) for text in texts for s in text if s.target)
     logits = 4 * targets * lm.model.config.get_text_config().vocab_size  # their gradient, in their place
-    expected = len(texts) * (length * memory.per_token + memory.per_medium) + logits
+    shape = PassShape(len(texts), length - prefix, prefix, 0, len(texts))
+    expected = memory.kept(shape) + logits
     assert saved == pytest.approx(expected, rel=0.05)
-    layer = len(texts) * length * (memory.per_token / lm.depth)
+    layer = (expected - logits - len(texts) * memory.per_medium) / lm.depth
     assert abs(saved - (expected + layer)) > 0.15 * saved < abs(saved - (expected - layer))
 
 
@@ -145,6 +148,65 @@ def test_texts_about_one_medium_keep_a_mask_and_the_plan_counts_it(family, langu
     rest = masked.per_medium + 4 * targets * lm.model.config.get_text_config().vocab_size
     assert saved == pytest.approx(tokens * masked.per_token + rest, rel=0.05)
     assert saved > 1.04 * (tokens * plain.per_token + rest)
+
+
+FORMS = {
+    "apart": ([["a red circle"], ["a star"], ["the lazy dog"], ["a blue fox"]], 0),
+    "behind a prefix": ([["a red circle"], ["a star"], ["the lazy dog jumps over it"], ["a blue fox"]], 24),
+    "shared": ([["a red circle", "the fox", "a small blue star over the lazy dog", "red"]], 0),
+    "shared and packed": ([["a circle", "a fox", "a big dog"], ["a star"] * 2, ["red", "blue"], ["it"]], 24),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_a_pass_is_counted_as_the_model_makes_it(family, form, language_model_folder, monkeypatch):
+    """Positions, cached keys and logits exactly, and bytes within a tenth: a row for each text, or shared rows."""
+    captions, before = FORMS[form]
+    lm = load_language_model(str(language_model_folder(family)))
+    adapter = Adapter("mlp", FeatureShape("patches", 16, 32, (4, 4)), lm.hidden_size, lm.embedding_rms)
+    model = AdaptedModel(lm, adapter, Prompt(lm.tokenizer, default_template(lm.tokenizer)))
+    texts = [
+        [
+            Segment(ids=tuple(range(3, 3 + before))),
+            *model.prompt.segments([{"role": "assistant", "content": said}], [m]),
+        ]
+        for m, group in zip("abcd", captions, strict=False)
+        for said in group
+    ]
+    features = {name: torch.randn(16, 32) for name in "abcd"}
+    own = [*lm.model.parameters(), *lm.model.buffers(), *adapter.parameters(), *features.values()]
+    model.loss(texts, features)  # computes the prefix
+    passes: list[tuple[int, ...]] = []
+    forward = lm.model.forward
+
+    def counting(**inputs):
+        result = forward(**inputs)
+        cached = inputs.get(cache_argument(lm.model))
+        rows, length, _ = inputs["inputs_embeds"].shape
+        passes.append((rows, length, cached.length if cached else 0, result.logits[..., 0].numel()))
+        return result
+
+    monkeypatch.setattr(lm.model, "forward", counting)
+    saved, shape = saved_bytes(lambda: model.loss(texts, features)[0], own), model.shape_of(texts)
+    assert passes == [shape[:4]] and shape.masked == form.startswith("shared") and shape.media == len(captions)
+    assert (shape.rows < len(texts)) == shape.masked and (shape.before >= before > 0) == bool(before)
+    memory = plan(lm, adapter, shape.before + shape.length, shared=shape.masked, prefix=shape.before)
+    memory = replace(memory, per_target=memory.per_target // 2)  # these families make no copy of the logits
+    assert saved == pytest.approx(memory.kept(shape), rel=0.1)
+    a_row_each = len(texts) * memory.per_text(shape.before + max(length_of(text, 16) for text in texts) - before)
+    assert not shape.masked or a_row_each > 1.3 * saved
+
+
+def test_the_texts_of_a_pass_are_as_many_as_fit():
+    memory = MemoryPlan(10 * GIB, GIB, 1 << 20, 0, 0, 0, 100, 11 * GIB, per_cached=1 << 10)
+    passes = lambda count: [PassShape(count, 100, 50, 0, count), PassShape(-(-count // 5), 400, 50, 0, 1)]  # noqa: E731
+    most = memory.texts_at_once(500, passes)
+    room = 0.8 * 10 * GIB
+    assert max(map(memory.kept, passes(most))) <= room < max(map(memory.kept, passes(most + 1)))
+    assert memory.texts_at_once(8, passes) == 8 and memory.texts_at_once(1, passes) == 1
+    assert memory.texts_at_once(500, lambda count: [PassShape(count, 10**6, 0, 0, 1)]) == 1
+    assert MemoryPlan(0, 0, 1, 1, 1, 0, 0, None).texts_at_once(500, passes) == 500
 
 
 def test_the_plan_changes_nothing_of_the_model(language_model_folder):
