@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import HfApi
+from huggingface_hub import DatasetInfo, HfApi, ModelInfo
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -76,7 +76,8 @@ def standing(repo: str, private: bool, error: type[UserError], kind: Kind = "mod
     with sentences(repo, error):
         validate_repo_id(repo)
         try:
-            info = HfApi().repo_info(repo, repo_type=kind)
+            dataset = kind == "dataset"
+            info: DatasetInfo | ModelInfo = HfApi().dataset_info(repo) if dataset else HfApi().model_info(repo)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
