@@ -43,7 +43,8 @@ class Harness(lmms):
         options = {name: options[name] for name in ("lm", "encoder", "precision") if options.get(name)}
         parts = [part.partition("=") for part in str(run).split("+")]
         if all(equals for _, equals, _ in parts):
-            self.model = inference.load(device=device, **options, **{name: path for name, _, path in parts})
+            options |= {name: path for name, _, path in parts}
+            self.model = inference.load(device=device, **options)
         else:
             self.model = inference.load(run, device, **options)
         self.batch = int(batch_size) if str(batch_size).isdigit() else 1
