@@ -54,7 +54,9 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "import": Command("periscope.cli:import_", "import an adapter from eP-ALM, LLaVA and others"),
     },
     "Look after feature sets": {
-        "features": Command("periscope.precompute.__main__:main", "verify, inspect, merge or recode feature sets"),
+        "features": Command(
+            "periscope.precompute.__main__:main", "verify, inspect, merge, recode, push or fetch feature sets"
+        ),
     },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
@@ -206,10 +208,12 @@ def serve() -> None:
 
     token, device = checked_token(config), _device(config.models)
     from periscope.evaluation.commands import load_models
+    from periscope.serving.stand_ins import stand_ins_of
     from periscope.serving.start import serve
 
-    runs = zip(names, config.runs, strict=True)
-    serve({name: load_models(_adapters(run), config.models, device) for name, run in runs}, config, token)
+    places = {name: _adapters(run) for name, run in zip(names, config.runs, strict=True)}
+    models = {name: load_models(adapters, config.models, device) for name, adapters in places.items()}
+    serve(models, config, token, {name: stand_ins_of(models[name], places[name]) for name in models})
 
 
 def _served_name(run: str) -> str:

@@ -80,6 +80,15 @@ def announce(line: str) -> None:
         print(printable(line), file=sys.stderr, flush=True)
 
 
+def agreed(contents: str, yes: bool) -> bool:
+    """Show what would be pushed, and whether the user agrees to it. yes: agreed to in advance."""
+    print(printable(contents))
+    try:
+        return yes or input("push this? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
 def page_about(sentence: str) -> str:
     """Where the documentation explains an error, in brackets that follow it; "" where it doesn't, or isn't here.
 

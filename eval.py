@@ -17,6 +17,7 @@ from periscope.console import announce, command, run
 from periscope.device import choose_device
 from periscope.errors import RunError
 from periscope.evaluation.config import check_places, read_config
+from periscope.shards.sharing.names import hub_set, is_hub_set
 
 EXAMPLES = [
     ("", "score the newest run"),
@@ -47,6 +48,10 @@ def main() -> None:
     check_places(config)
     announce(f"eval: {' '.join(config.run) or 'the newest run'}")
     device = choose_device(config.models.device)
+    if is_hub_set(config.scoring.features):
+        from periscope.shards.sharing.fetch import fetch
+
+        config.scoring.features = fetch(hub_set(config.scoring.features))
     from periscope.evaluation import commands
     from periscope.evaluation.scored_run import named_runs
     from periscope.training.run import newest_run

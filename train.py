@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,8 @@ if find_spec("periscope") is None:
 from periscope.console import announce, command, going_on, run
 from periscope.device import choose_device, rules_of
 from periscope.paths import tiny_folder
-from periscope.training.config import TrainConfig, check_paths, parse_request
+from periscope.shards.sharing.names import is_hub_set
+from periscope.training.config import Request, TrainConfig, check_paths, named_features, parse_request
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help doesn't need
     from periscope.training.distributed import Ranks
@@ -36,6 +38,7 @@ def main() -> None:
     check_paths(request)
     announce(f"train: going on with {request.resume}" if request.resume else "train: preparing")
     device = choose_device(request.device)
+    request = with_fetched_sets(request)
 
     from periscope.adapters.io.merge_lora import refuse_merge
     from periscope.training.branch import resume
@@ -66,6 +69,16 @@ def main() -> None:
         config = resolve(request, tiny_folder())
         train_one(config, run_path(request.name, config.adapter), None)
     ranks.leave()
+
+
+def with_fetched_sets(request: Request) -> Request:
+    """The request with feature sets of the Hub fetched, and named by their folders."""
+    names = named_features(request.flags)
+    if not any(map(is_hub_set, names)):
+        return request
+    from periscope.shards.sharing.fetch import fetched_names
+
+    return replace(request, flags={**request.flags, "features": fetched_names(names)})
 
 
 def train(

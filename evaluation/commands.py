@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from periscope import inference
-from periscope.console import command, styled
+from periscope.console import agreed, command, styled
 from periscope.errors import RunError
 from periscope.evaluation import captioning, loss_drop
 from periscope.evaluation.chat import captions_only_note, chat, check_media, grouped, reply, show, unasked
@@ -191,13 +191,6 @@ def push(adapters: Adapters, to: str, options: PushOptions, models: ModelOptions
     if len(adapters) > 1:
         raise RunError("one adapter is pushed at a time: name one run")
 
-    def agreed(contents: str) -> bool:
-        print(printable(contents))
-        try:
-            return options.yes or input("push this? [y/N] ").strip().lower() in ("y", "yes")
-        except EOFError:
-            return False
-
     ((modality, path),) = adapters.items()
     request = PushRequest(
         path,
@@ -208,8 +201,9 @@ def push(adapters: Adapters, to: str, options: PushOptions, models: ModelOptions
         datasets=options.dataset,
         private=options.private,
         public_samples=options.public_samples,
+        benchmark=options.benchmark,
     )
-    print(share(request, agreed, device, models.precision))
+    print(share(request, lambda contents: agreed(contents, options.yes), device, models.precision))
 
 
 def _training_on(texts: Path, run: ScoredRun) -> str:

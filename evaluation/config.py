@@ -15,6 +15,7 @@ from periscope.errors import RunError
 from periscope.evaluation.tasks.benchmarks import find_benchmark
 from periscope.flags import Metavar, check_ranges, parse
 from periscope.paths import meant
+from periscope.shards.sharing.names import hub_set, is_hub_set
 
 Count = Annotated[int, Meta(ge=0), Metavar("N")]
 File = Annotated[Path | None, Metavar("FILE")]
@@ -40,7 +41,7 @@ class ScoringOptions:
     answers: File = None
     """Take the likeliest of the answers in this file, one per line or a JSON list, instead of generating one."""
     features: Folder = None
-    """Feature set to score on. Default: the one the run was trained on."""
+    """Feature set to score on, or one on the Hub as hf://owner/name. Default: the one the run was trained on."""
     text: File = None
     """Another texts file for the same media. Default: the one the run was trained on."""
     partial: bool = False
@@ -98,6 +99,8 @@ class PushOptions:
     """License of the adapter, by its Hub identifier (mit, apache-2.0, cc-by-4.0 ...)."""
     dataset: Annotated[tuple[str, ...], Metavar("OWNER/NAME ...")] = ()
     """Hub ids of the training data, for the model card."""
+    benchmark: Annotated[str, Metavar("OWNER/NAME[:TASK]")] = ""
+    """Dataset of the Hub that is a registered benchmark, whose leaderboard gets the scores of --task."""
 
 
 @dataclass
@@ -219,7 +222,9 @@ def check_places(config: EvalConfig) -> None:
         check_media(files, f"--{flag} ")
     scoring = config.scoring
     for flag, place in (("features", scoring.features), ("text", scoring.text), ("data", scoring.data)):
-        if place is not None and not place.exists():
+        if flag == "features" and is_hub_set(place):
+            hub_set(place)
+        elif place is not None and not place.exists():
             near = meant(Path("features"), place.name) if flag == "features" else ""
             raise RunError(f"--{flag} {place}: there is no such {'file' if flag == 'text' else 'folder'}{near}")
 
@@ -355,6 +360,8 @@ class ServeConfig:
     PERISCOPE_TOKEN."""
     fetch_urls: bool = False
     """Fetch media at public http and https addresses that requests name; without it only data: URLs are read."""
+    page: bool = True
+    """A page for browsers at /, where Gradio is installed (the extra `page`)."""
     limits: ServerLimits = field(default_factory=ServerLimits)
     models: ModelOptions = field(default_factory=ModelOptions)
 

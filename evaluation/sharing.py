@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from periscope.adapters.io.checkpoint import CARD, load_adapter
-from periscope.adapters.io.hub import FILES, PICTURE, HubRepository, check_pushed, push, stage, standing
+from periscope.adapters.io.checkpoint import load_adapter
+from periscope.adapters.io.eval_results import write_eval_result
+from periscope.adapters.io.hub import FILES, PICTURE, check_pushed, push, stage, standing
 from periscope.adapters.io.schema import read_adapter_config
 from periscope.adapters.names import is_hub_id
 from periscope.console import command
@@ -14,13 +15,15 @@ from periscope.errors import AdapterError
 from periscope.evaluation.report.runs import RunFolder, main_split
 from periscope.evaluation.report.sample_sheet import pick
 from periscope.evaluation.scoring.prediction import Prediction
+from periscope.hub_repo import HubRepository, card_lines, check_place, for_terminal, upload_lines
 from periscope.inference import adapter_folder, load_adapted
 
 
 @dataclass
 class PushRequest:
     """What to share, and how. path: a run or an adapter folder · to: owner/name on the Hub · lm: the language model's
-    Hub id, if the run knew it as a folder · public_samples: also share held-out prompts, references and pictures.
+    Hub id, if the run knew it as a folder · public_samples: also share held-out prompts, references and pictures ·
+    benchmark: the Hub's benchmark whose leaderboard gets the scores.
     """
 
     path: Path | str
@@ -31,6 +34,7 @@ class PushRequest:
     datasets: tuple[str, ...] = ()
     private: bool = False
     public_samples: bool = False
+    benchmark: str = ""
 
 
 def share(request: PushRequest, ask: Callable[[str], bool], device: str = "cpu", precision: str = "auto") -> str:
@@ -39,8 +43,7 @@ def share(request: PushRequest, ask: Callable[[str], bool], device: str = "cpu",
     The upload is first loaded on its language model. Afterwards it is fetched into a new folder, compared byte by byte,
     and loaded. Returns a sentence for the user. Raises AdapterError when any of this fails.
     """
-    if request.to.count("/") != 1 or not all(request.to.split("/")):
-        raise AdapterError(f"{request.to} is no place to push to: name an owner and a repository, as in owner/name")
+    check_place(request.to, AdapterError)
     path = Path(request.path)
     run = RunFolder(path) if (path / "config.toml").is_file() else None
     folder = adapter_folder(request.path, request.modality)
@@ -61,6 +64,8 @@ def share(request: PushRequest, ask: Callable[[str], bool], device: str = "cpu",
             request.datasets,
             _public_name(request.lm),
         )
+        if request.benchmark:
+            files.append(write_eval_result(staged, result, request.benchmark, request.to))
         load_adapted(staged, device, precision, lm)
         there = standing(request.to, request.private)
         if not ask(shown(request, staged, files, samples, bool(result), there)):
@@ -81,14 +86,9 @@ def shown(
     """Everything that would be uploaded: each file with its size, the card, and the text of each sample; and which
     files of `there`, the repository on the Hub, would be replaced or removed. Control characters are shown as "?".
     """
-    private = there.private if there else request.private
-    lines = [f"to be uploaded to {request.to} ({'private' if private else 'public'}):"]
     names = [file.relative_to(staged).as_posix() for file in files]
-    lines += [f"  {name:<32}{file.stat().st_size:>14,} bytes" for name, file in zip(names, files, strict=True)]
-    if there and (old := [name for name in there.files if name in names]):
-        lines.append(f"the repository exists, and these files would be replaced: {', '.join(old)}")
-    if there and (old := [name for name in there.files if name in {*FILES, PICTURE} - set(names)]):
-        lines.append(f"these files of an earlier push would be removed: {', '.join(old)}")
+    removed = [name for name in (*FILES, PICTURE) if name not in names]
+    lines = upload_lines(request.to, request.private, staged, names, there, removed)
     if samples:
         lines.append(f"{len(samples)} held-out samples, in the card and in {PICTURE}:")
         for row in samples:
@@ -98,8 +98,7 @@ def shown(
         lines.append("no sample texts and no pictures (--public-samples adds a few held-out ones)")
     if not scored:
         lines.append(f"no scores; to have them in the card, first: {command('eval', '--run', request.path)}")
-    lines += [f"{CARD}:", *(f"  | {line}" for line in (staged / CARD).read_text(encoding="utf-8").split("\n"))]
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    return for_terminal([*lines, *card_lines(staged)])
 
 
 def pictured(run: RunFolder) -> list[dict]:

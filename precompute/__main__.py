@@ -1,4 +1,4 @@
-"""Tools for a finished feature set: periscope features verify|inspect|merge|recode."""
+"""Tools for a finished feature set: periscope features verify|inspect|merge|recode|push|fetch."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,6 +78,50 @@ def recode(
     print(_ready(recode(folder, out, store, pool)))
 
 
+def push(
+    folder: Path,
+    to: Annotated[str, tyro.conf.arg(metavar="OWNER/NAME")],
+    /,
+    texts: bool = False,
+    thumbnails: bool = False,
+    license: str = "",
+    origin: str = "",
+    private: bool = False,
+    yes: bool = False,
+) -> None:
+    """Push a feature set to the Hugging Face Hub, after showing everything to be uploaded: push SET user/name
+
+    Args:
+        folder: The feature set.
+        to: The dataset repository on the Hub.
+        texts: Also share the words, in texts.jsonl and in each sample, where the Hub's viewer shows them.
+        thumbnails: Also share the thumbnails of held-out media.
+        license: License of the set, by its Hub identifier (cc-by-4.0, other ...).
+        origin: Where the media come from, for the card.
+        private: Create the repository as private.
+        yes: Push without asking.
+    """
+    announce(f"features: checking {folder}")
+    from periscope.console import agreed
+    from periscope.shards.sharing.push import SetPush, push_set
+
+    request = SetPush(folder, to, texts, thumbnails, license, origin, private)
+    print(printable(push_set(request, lambda contents: agreed(contents, yes))))
+
+
+def fetch(name: Annotated[str, tyro.conf.arg(metavar="hf://OWNER/NAME")], /) -> None:
+    """Fetch a feature set from the Hugging Face Hub into features/, as train.py --features hf://OWNER/NAME does.
+
+    Args:
+        name: The feature set on the Hub; hf://OWNER/NAME@REVISION for another version.
+    """
+    announce(f"features: looking for {name}")
+    from periscope.shards.sharing.fetch import fetch
+    from periscope.shards.sharing.names import hub_set
+
+    fetch(hub_set(name))
+
+
 def _ready(features: "FeatureSet") -> str:
     counts = features.manifest["counts"]
     return f"{features.path} is ready ({counts['media']} media, {counts['heldout']} held out, {counts['texts']} texts)"
@@ -89,7 +133,9 @@ def main() -> None:
 
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(errors="backslashreplace")  # file names needn't be Unicode
-    tools: dict[str, Any] = {"verify": verify, "inspect": inspect, "merge": merge, "recode": recode}
+    tools: dict[str, Any] = {
+        "verify": verify, "inspect": inspect, "merge": merge, "recode": recode, "push": push, "fetch": fetch
+    }  # fmt: skip
     tyro.extras.subcommand_cli_from_dict(tools, description=__doc__)
 
 

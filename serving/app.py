@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,17 +24,17 @@ UPLOAD_SECONDS = 120  # in which a request's body must arrive, since others wait
 log = logging.getLogger("uvicorn.error")
 
 
-def make_app(engine: Engine, token: str = "") -> FastAPI:
+def make_app(engine: Engine, token: str = "", uploads: Path | None = None) -> FastAPI:
     """The application around an engine.
 
     token: what clients must send. Without one, a request must name this machine as `is_loopback` knows it, so that no
-    page of another site can ask through a browser by a name of its own.
+    page of another site can ask through a browser by a name of its own · uploads: the folder for what is uploaded on
+    the page at `/`; None for no page.
     """
     app = FastAPI(title="Periscope", docs_url=None, redoc_url=None, openapi_url=None)
     created = int(time.time())
 
-    @app.get("/")
-    async def page() -> Response:
+    async def words() -> Response:
         return PlainTextResponse(
             "Periscope answers at /v1/chat/completions, in OpenAI's form; /v1/models lists models.\n"
         )
@@ -59,7 +60,12 @@ def make_app(engine: Engine, token: str = "") -> FastAPI:
     async def refuse(_: Request, error: Exception) -> Response:
         return _refused(error)
 
-    return app
+    if uploads is None:
+        app.add_api_route("/", words)
+        return app
+    from periscope.serving.page import mount_page
+
+    return mount_page(app, engine, token, uploads)
 
 
 class ChatResponse(Response):

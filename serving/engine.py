@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
+from periscope.adapters.composed import modality_of
 from periscope.adapters.generation.streaming import AnswerEnd
 from periscope.errors import RequestError
 from periscope.evaluation.config import ServerLimits
 from periscope.inference import LoadedModel
 from periscope.serving.requests import ChatRequest, Fetch, SentMedium, conversation_of
+from periscope.serving.stand_ins import StandIns
 
 READ_AT_ONCE = 4  # requests whose bodies are in memory: one that is answered, and the next ones
 REMEMBERED = 32  # media whose features are kept, since every turn of a conversation sends them again
@@ -36,12 +38,19 @@ Event = str | Usage | Exception  # a piece of the answer; its end; why there is 
 class Engine:
     """Loaded models by name, and the one thread that they answer in.
 
-    limits: of a request and of the queue · fetch: gets the bytes at an address; None refuses addresses. Use as a
-    context manager: leaving it waits for the answer that is being made.
+    limits: of a request and of the queue · fetch: gets the bytes at an address; None refuses addresses · stand_ins: of
+    each model, features of other media by modality. Use as a context manager: leaving it waits for the answer that is
+    being made.
     """
 
-    def __init__(self, models: Mapping[str, LoadedModel], limits: ServerLimits, fetch: Fetch | None = None):
-        self.models, self.limits, self.fetch = dict(models), limits, fetch
+    def __init__(
+        self,
+        models: Mapping[str, LoadedModel],
+        limits: ServerLimits,
+        fetch: Fetch | None = None,
+        stand_ins: Mapping[str, StandIns] | None = None,
+    ):
+        self.models, self.limits, self.fetch, self.stand_ins = dict(models), limits, fetch, dict(stand_ins or {})
         self.waiting = self.reading = 0  # requests without a place, and those with one
         self._places = asyncio.Semaphore(READ_AT_ONCE)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -80,10 +89,11 @@ class Engine:
             self.reading -= 1
             self._places.release()
 
-    async def answer(self, request: ChatRequest) -> AsyncGenerator[Event]:
+    async def answer(self, request: ChatRequest, shuffled: bool = False) -> AsyncGenerator[Event]:
         """The answer's pieces as they are made, then a `Usage`; or an exception in their place.
 
-        Closing the iterator ends the answer with the piece that is being made.
+        shuffled: answer from the features of other media, as the control of that name does. Closing the iterator ends
+        the answer with the piece that is being made.
         """
         loop, events, gone = asyncio.get_running_loop(), asyncio.Queue[Event](), threading.Event()
 
@@ -91,7 +101,7 @@ class Engine:
             if not gone.is_set():
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        self._thread.submit(self._answer, request, put, gone)
+        self._thread.submit(self._answer, request, put, gone, shuffled)
         try:
             while True:
                 event = await events.get()
@@ -101,22 +111,28 @@ class Engine:
         finally:
             gone.set()
 
-    def _answer(self, request: ChatRequest, put: Callable[[Event], None], gone: threading.Event) -> None:
+    def _answer(
+        self, request: ChatRequest, put: Callable[[Event], None], gone: threading.Event, shuffled: bool
+    ) -> None:
         """In the model's thread: make an answer, unless nobody waits for it any more."""
         if gone.is_set():
             return
         try:
-            put(self._speak(request, put, gone))
+            put(self._speak(request, put, gone, shuffled))
         except Exception as error:
             put(error)
 
-    def _speak(self, request: ChatRequest, put: Callable[[Event], None], gone: threading.Event) -> Usage:
+    def _speak(
+        self, request: ChatRequest, put: Callable[[Event], None], gone: threading.Event, shuffled: bool
+    ) -> Usage:
         model = self.model(request.model)
         conversation, sent = conversation_of(request.messages, model.prompt, self.limits.max_media)
         text, decoding = conversation.segments(model.prompt), request.decoding(self.limits.max_answer)
         length = model.model.length(text)
         model.room(text, decoding)  # refuses what is too long before media are encoded
         features = {slot: self._encoded(request.model, medium) for slot, medium in sent.items()}
+        if shuffled:
+            features = swapped(features, self.stand_ins.get(request.model, {}))
         if request.seed is not None:
             torch.manual_seed(request.seed)
         with closing(model.speak(text, features, decoding, stream=True)) as pieces:
@@ -138,3 +154,22 @@ class Engine:
         while len(self._features) > REMEMBERED:
             self._features.popitem(last=False)
         return self._features[key]
+
+
+def swapped(features: Mapping[str, torch.Tensor], others: StandIns) -> dict[str, torch.Tensor]:
+    """Each slot's features replaced by those of another medium: of `others`, or of the other slots.
+
+    Raises RequestError where there is no other medium.
+    """
+    found = {}
+    for number, (slot, mine) in enumerate(features.items()):
+        modality = modality_of(slot)
+        pool = [*others.get(modality, ()), *(each for name, each in features.items() if modality_of(name) == modality)]
+        unlike = [each for each in pool if each.shape == mine.shape and not torch.equal(each, mine)]
+        if not unlike:
+            raise RequestError(
+                f"there is no other {modality} to answer from: the feature set that the run was trained on isn't here; "
+                f"show another {modality} in this conversation"
+            )
+        found[slot] = unlike[number % len(unlike)]
+    return found

@@ -4,6 +4,7 @@ charts    docs/comparison.png, retrieval.png, scaling.png and sweep.png, drawn f
 report    docs/report.png: a run's report.html in headless Chromium, on the left in light and dark colours, on the right
           both at the width of a phone; the browser logs its network meanwhile, and if the page requests anything, no
           picture is written
+page      docs/page.png: the page of `periscope serve`, used in headless Chromium (studies.page_picture)
 terminal  docs/first_run.md: a first run in a terminal of 80 columns (studies.first_run)
 """
 
@@ -36,10 +37,12 @@ CHARTS = ("comparison", "retrieval", "scaling", "sweep")
 class Options:
     """Which pictures to make."""
 
-    only: tuple[Literal["charts", "report", "terminal"], ...] = ("charts", "report", "terminal")
+    only: tuple[Literal["charts", "report", "page", "terminal"], ...] = ("charts", "report", "page", "terminal")
     """These alone."""
     page: Path = ROOT / "runs" / "demo" / "report.html"
     """The report of a run that was scored."""
+    run: Path = ROOT / "runs" / "demo"
+    """The run of the demo that the page talks with."""
     browser: str = ""
     """The program (default: the first there is of chromium, google-chrome and so on)."""
     height: int = 2300
@@ -52,6 +55,10 @@ def main() -> None:
         draw_charts()
     if "report" in options.only:
         picture_report(options)
+    if "page" in options.only:
+        from studies.page_picture import picture_page
+
+        picture_page(options.run, browser_of(options), DOCS / "page.png")
     if "terminal" in options.only:
         from studies.first_run import record
 
@@ -81,11 +88,17 @@ def chart(name: str, found: Any) -> "Figure":
     return ranks.picture(found["one"], found["two"], found["cut"]) if name == "scaling" else figure_of(found["runs"])
 
 
-def picture_report(options: Options) -> None:
-    """Write docs/report.png. Raises SystemExit without a browser, and as `shot`."""
+def browser_of(options: Options) -> str:
+    """The browser's program. Raises SystemExit without one."""
     browser = options.browser or next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         raise SystemExit(f"error: none of {', '.join(BROWSERS)} is installed; name one with --browser")
+    return browser
+
+
+def picture_report(options: Options) -> None:
+    """Write docs/report.png. Raises SystemExit without a browser, and as `shot`."""
+    browser = browser_of(options)
     shots = [
         shot(browser, options.page, width, options.height, *flags)
         for width, flags in ((1160, []), (1160, [DARK]), (500, []), (500, [DARK]))

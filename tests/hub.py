@@ -1,7 +1,7 @@
-"""A stand-in for the Hugging Face Hub: as much of its HTTP interface as pushing and fetching a model repository takes.
+"""A stand-in for the Hugging Face Hub: as much of its HTTP interface as pushing and fetching a repository takes.
 
 As https://huggingface.co/docs/hub/api and the client's own requests have it: create, preupload, LFS batch, commit,
-revision, tree, resolve. Files go through LFS when they end in .safetensors, as there.
+revision, tree, paths-info, resolve. Files go through LFS when they end in .safetensors or .tar, as there.
 """
 
 import base64
@@ -12,15 +12,18 @@ import socket
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import yaml
 
 TOKEN = "hf_stand_in"
+LARGE = (".safetensors", ".tar")
 
 
 class Hub:
-    """repos: name -> path -> bytes · commits: name -> the newest commit · requests: "METHOD /path" of all that came."""
+    """repos: name -> path -> bytes, of datasets under datasets/owner/name · commits: name -> the newest commit ·
+    requests: "METHOD /path" of all that came.
+    """
 
     def __init__(self):
         self.repos: dict[str, dict[str, bytes]] = {}
@@ -31,6 +34,8 @@ class Hub:
         self.spoilt: set[str] = set()  # repositories that give back something else than was pushed
         self.refuses: dict[str, int] = {}  # repositories whose commits are answered with this status
         self.deaf: set[str] = set()  # repositories at whose commit the connection breaks
+        self.lost: set[str] = set()  # files that can't be had, by their path
+        self.lies: dict[str, int] = {}  # files -> the size that is said of them
 
     @contextmanager
     def serving(self):
@@ -62,7 +67,8 @@ class Hub:
                 path = unquote(self.path.split("?")[0])
                 hub.requests.append(f"{self.command} {path}")
                 allowed = self.headers.get("Authorization") == f"Bearer {TOKEN}"
-                if self.command in ("POST", "PUT") and "/lfs-store/" not in path and not allowed:
+                free = "/lfs-store/" in path or "/paths-info/" in path
+                if self.command in ("POST", "PUT") and not free and not allowed:
                     return self.answer(401, {"error": "log in"}, {"X-Error-Message": "Invalid token"})
                 if path.startswith(tuple(f"/api/models/{name}/commit" for name in hub.deaf)):
                     self.close_connection = True
@@ -87,6 +93,7 @@ class Hub:
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'user'}/{asked['name']}"
+            name = f"datasets/{name}" if asked.get("type") == "dataset" else name
             if name in self.repos:
                 return 409, {"error": "exists", "url": f"{address}/{name}"}
             self.repos[name], self.commits[name], self.private[name] = (
@@ -104,15 +111,19 @@ class Hub:
         if path.startswith("/lfs-store/"):
             self.large[path.rsplit("/", 1)[1]] = body
             return 200, b""
-        if found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+        if found := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             return 200, self.lfs(json.loads(body), address)
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit|revision|tree)/([^/]+)", path):
-            name, what, _ = found.groups()
-            return self.repository(name, what, body) if name in self.repos else self.missing()
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
-            return self.repository(found[1], "revision", b"") if found[1] in self.repos else self.missing()
-        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        api, name = r"/api/(models|datasets)/([^/]+/[^/]+)", lambda kind, name: f"{kind}/{name}".removeprefix("models/")
+        if found := re.fullmatch(api + r"/(preupload|commit|revision|tree|paths-info)/([^/]+)", path):
+            named, what = name(*found.groups()[:2]), found[3]
+            return self.repository(named, what, body) if named in self.repos else self.missing()
+        if found := re.fullmatch(api, path):
+            named = name(*found.groups())
+            return self.repository(named, "revision", b"") if named in self.repos else self.missing()
+        if found := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             files = self.repos.get(found[1])
+            if found[3] in self.lost:
+                return 403, b""
             if files is None or found[3] not in files:
                 return 404, b"", {"X-Error-Code": "EntryNotFound" if files is not None else "RepoNotFound"}
             data = files[found[3]]
@@ -137,7 +148,7 @@ class Hub:
         files = self.repos[name]
         if what == "preupload":
             asked = json.loads(body)["files"]
-            modes = {one["path"]: "lfs" if one["path"].endswith(".safetensors") else "regular" for one in asked}
+            modes = {one["path"]: "lfs" if one["path"].endswith(LARGE) else "regular" for one in asked}
             return 200, {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False}
                                    for path, mode in modes.items()]}  # fmt: skip
         if what == "commit" and name in self.refuses:
@@ -156,7 +167,34 @@ class Hub:
             return 200, {"commitUrl": f"{name}/commit", "commitOid": self.commits[name], "commitMessage": "",
                          "success": True}  # fmt: skip
         if what == "tree":
-            return 200, [{"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                         for path, data in files.items()]  # fmt: skip
-        return 200, {"id": name, "modelId": name, "sha": self.commits[name], "private": self.private[name],
+            return 200, [self.entry(files, path) for path in files]
+        if what == "paths-info":
+            return 200, [self.entry(files, path) for path in parse_qs(body.decode())["paths"] if path in files]
+        name, key = name.removeprefix("datasets/"), name
+        return 200, {"id": name, "modelId": name, "sha": self.commits[key], "private": self.private[key],
                      "tags": [], "siblings": [{"rfilename": path} for path in files]}  # fmt: skip
+
+    def entry(self, files: dict[str, bytes], path: str) -> dict:
+        data = files[path]
+        size = self.lies.get(path, len(data))
+        found = {"type": "file", "path": path, "size": size}
+        if path.endswith(LARGE):
+            lfs = {"size": size, "oid": hashlib.sha256(data).hexdigest(), "pointerSize": 130}
+            return found | {"oid": hashlib.sha1(data).hexdigest(), "lfs": lfs}
+        return found | {"oid": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()}
+
+
+def point_to(patch, address: str, home) -> None:
+    """Make this process's own library of the Hub ask the stand-in at `address`, with a cache in `home`."""
+    from huggingface_hub import constants
+
+    for name, value in {
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_CACHE": str(home / "cache"),
+    }.items():
+        patch.setattr(constants, name, value)
+    for name, value in {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}.items():
+        patch.setenv(name, value)

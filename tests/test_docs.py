@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 APART = {"tests", "studies", "benchmarks"}
 TOOLS = [
-    *(["-m", "precompute", tool] for tool in ("verify", "inspect", "merge", "recode")),
+    *(["-m", "precompute", tool] for tool in ("verify", "inspect", "merge", "recode", "push", "fetch")),
     *(["periscope", *tool] for tool in (["caption"], ["plan"], ["init"], ["serve"], ["import", "mamba-ssm"])),
     ["periscope", "export", "embeds"],
     *(["-m", "adapters", tool] for tool in ("import-epalm", "export-prompt", "merge-lora")),
@@ -131,6 +131,7 @@ OTHERS = {
     *("--logdir",),  # tensorboard
     *("--chat-template-file", "--jinja", "--mmproj", "--temp"),  # llama.cpp
     *("--enable-lora", "--enable-prompt-embeds"),  # vLLM
+    *("--model",),  # lmms_eval
 }
 
 

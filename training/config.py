@@ -20,6 +20,7 @@ from periscope.exports.ways import Target
 from periscope.flags import Metavar, check_ranges, flat_fields, from_flat, given_flags, parse, to_flat
 from periscope.paths import meant
 from periscope.recipes import load_recipe
+from periscope.shards.sharing.names import hub_set, is_hub_set, parted
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
@@ -213,8 +214,8 @@ class TrainConfig:
     adapter: str = "mlp16"
     """Adapter, from the list above."""
     features: tuple[str, ...] = ()
-    """Feature set (default: the newest in features/ that fits the adapter); or several, mixed by size or weight:
-    features/a=0.7 features/b=0.3."""
+    """Feature set, or one on the Hub as hf://owner/name (default: the newest in features/ that fits the adapter); or
+    several, mixed by size or weight: features/a=0.7 features/b=0.3."""
     lm: str | None = None
     """Frozen language model: a folder or Hugging Face id (default with demo features: the demo's)."""
     init: str = ""
@@ -411,9 +412,10 @@ def check_paths(request: Request) -> None:
     for name in ("text", "init"):
         if (path := flags.get(name)) and not Path(str(path)).exists():
             raise RunError(f"--{name} {path}: there is no such {'file' if name == 'text' else 'run or adapter folder'}")
-    features = flags.get("features", ())
-    for path in [features] if isinstance(features, str) else features:  # type: ignore[attr-defined]
-        if not Path(path).is_dir() and not Path(path.rpartition("=")[0] or path).is_dir():
+    for path in named_features(flags):
+        if is_hub_set(path):
+            hub_set(parted(path)[0])
+        elif not Path(path).is_dir() and not Path(path.rpartition("=")[0] or path).is_dir():
             raise RunError(f"--features {path}: there is no such folder{meant(Path('features'), path)}")
     if request.resume and not request.resume.is_dir():
         raise RunError(f"--resume {request.resume}: there is no such run")
@@ -423,6 +425,12 @@ def check_paths(request: Request) -> None:
         check_language_model(str(lm))
     if request.recipe:
         load_recipe(request.recipe)
+
+
+def named_features(flags: Mapping[str, object]) -> list[str]:
+    """What --features is given."""
+    features = flags.get("features", ())
+    return [features] if isinstance(features, str) else list(features)  # type: ignore[call-overload]
 
 
 def option_names() -> list[str]:

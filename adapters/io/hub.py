@@ -3,49 +3,33 @@
 Only what `stage` writes is uploaded. Only the files listed here are downloaded, and none of them is run.
 """
 
-import errno
 import hashlib
 import io
 import json
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import snapshot_download
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from periscope import hub_repo
 from periscope.adapters.io.card import LIBRARY, card
 from periscope.adapters.io.checkpoint import CARD, WEIGHTS, load_adapter
 from periscope.adapters.io.schema import CONFIG
-from periscope.adapters.lm.load import PROJECT, hub_reachable
+from periscope.adapters.lm.load import PROJECT
 from periscope.adapters.lm.lora import CONFIG as LORA_CONFIG
 from periscope.adapters.lm.lora import FOLDER as LORA
 from periscope.adapters.lm.lora import WEIGHTS as LORA_WEIGHTS
 from periscope.adapters.names import is_hub_id
 from periscope.errors import AdapterError
+from periscope.hub_repo import HubRepository, first_line, hub_reachable, refuse_paths, without_path, without_paths
 
 COUNTED = "config.json"  # the Hub counts a repository's downloads by the requests for this file
 FILES = (WEIGHTS, CONFIG, CARD, COUNTED, f"{LORA}/{LORA_WEIGHTS}", f"{LORA}/{LORA_CONFIG}")  # all that is downloaded
 PICTURE = "samples.png"
-# An absolute path, also inside other text.
-PATH = re.compile(r"(?<![^\s:+,;='\"`(\[|])(?:~[^\s/]*)?/(?!/)[^\s:+,;'\"`)\]|]+")
-TRANSPORT: Any = HfHubHTTPError.__mro__[1]  # the base error of the Hub's HTTP library, which has changed twice
 
 
 def fetch_adapter(name: str, revision: str | None = None, into: Path | None = None) -> Path:
@@ -54,7 +38,7 @@ def fetch_adapter(name: str, revision: str | None = None, into: Path | None = No
     Only the files of an adapter folder are requested, by name. Raises AdapterError when there is no such adapter, or
     when the Hub can't be reached and the cache doesn't hold it.
     """
-    with _sentences(name):
+    with hub_repo.sentences(name, AdapterError):
         folder = Path(
             snapshot_download(
                 name,
@@ -98,9 +82,9 @@ def stage(
         )
     config = replace(
         private,
-        language_model=replace(private.language_model, name=lm or _without_path(trained_with), folder=""),
-        encoder=_without_paths(private.encoder),
-        training=_without_paths(private.training),
+        language_model=replace(private.language_model, name=lm or without_path(trained_with), folder=""),
+        encoder=without_paths(private.encoder),
+        training=without_paths(private.training),
     )
     shipped = (PROJECT / trained_with).is_dir() and (PROJECT / trained_with).resolve().is_relative_to(PROJECT)
     own = [] if lm or is_hub_id(trained_with) or shipped else ["lm"]
@@ -126,41 +110,16 @@ def stage(
         if picture:
             (to / PICTURE).write_bytes(_encode_again(picture))
     except (OSError, SafetensorError) as error:
-        raise AdapterError(f"what is to be shared can't be written to {to.parent}: {_first_line(error)}") from None
+        raise AdapterError(f"what is to be shared can't be written to {to.parent}: {first_line(error)}") from None
     files = sorted(path for path in to.rglob("*") if path.is_file())
     for path in files:
-        _refuse_paths(path)
+        refuse_paths(path, AdapterError)
     return files
 
 
-@dataclass(frozen=True)
-class HubRepository:
-    """A repository that exists on the Hub."""
-
-    private: bool
-    files: tuple[str, ...]
-
-
 def standing(repo: str, private: bool = False) -> HubRepository | None:
-    """The Hub's repository `repo`, or None.
-
-    Raises AdapterError for a name that is none of the Hub's, when the Hub can't be reached, and when `private` is asked
-    for but the repository is public: pushing there would make the adapter public.
-    """
-    with _sentences(repo):
-        validate_repo_id(repo)
-        try:
-            info = HfApi().model_info(repo)
-        except GatedRepoError:
-            raise
-        except RepositoryNotFoundError:
-            return None
-    if private and not info.private:
-        raise AdapterError(
-            f"{repo} is on the Hub already, for all to see, and --private doesn't change that: make it private on its "
-            "page first, or choose another name"
-        )
-    return HubRepository(bool(info.private), tuple(sorted(file.rfilename for file in info.siblings or ())))
+    """The Hub's repository `repo`, or None. Raises AdapterError as `hub_repo.standing`."""
+    return hub_repo.standing(repo, private, AdapterError)
 
 
 def push(staged: Path, repo: str, private: bool = False) -> str:
@@ -168,16 +127,7 @@ def push(staged: Path, repo: str, private: bool = False) -> str:
 
     Adapter files of an earlier push that this one doesn't have are deleted. Raises AdapterError when the Hub refuses.
     """
-    api = HfApi()
-    with _sentences(repo, "write"):
-        api.create_repo(repo, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo,
-            folder_path=staged,
-            commit_message="Adapter by Periscope",
-            delete_patterns=[*FILES, PICTURE],
-        )
-    return commit.oid
+    return hub_repo.upload(staged, repo, private, [*FILES, PICTURE], "Adapter by Periscope", AdapterError)
 
 
 def check_pushed(staged: Path, repo: str, commit: str, into: Path) -> Path:
@@ -194,79 +144,12 @@ def check_pushed(staged: Path, repo: str, commit: str, into: Path) -> Path:
     return again
 
 
-@contextmanager
-def _sentences(name: str, what: str = "read") -> Iterator[None]:
-    """Turn errors of the Hub's library into one sentence."""
-    try:
-        yield
-    except HFValidationError:
-        raise AdapterError(f"{name!r} is no name of the Hub's, which are owner/name") from None
-    except GatedRepoError:
-        raise AdapterError(f"{name} on the Hub asks you to accept its terms first, on its page") from None
-    except RevisionNotFoundError as error:
-        raise AdapterError(f"{name} on the Hub has no such revision: {_first_line(error)}") from None
-    except RepositoryNotFoundError:
-        raise AdapterError(f"{name} is neither here nor on the Hub (or it is private: hf auth login)") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise AdapterError(f"{name} is not here, and the Hub can't be reached") from None
-    except HfHubHTTPError as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        advice = ADVICE.get(status or 0, "") if what == "write" else ""
-        raise AdapterError(f"the Hub refused to {what} {name}: {_first_line(error)}{advice}") from None
-    except (OSError, TRANSPORT) as error:
-        if isinstance(error, OSError) and (error.errno == errno.ENOSPC or error.filename):
-            raise AdapterError(f"{name} can't be kept on this machine: {error}") from None
-        again = "; the same command tries again" if what == "write" else ""
-        raise AdapterError(f"{name} on the Hub can't be reached: {_first_line(error)}{again}") from None
-
-
-LOG_IN = "; log in with a token that may write: hf auth login"
-ADVICE = {401: LOG_IN, 403: LOG_IN, 409: "; somebody else is changing it: try again"}  # by HTTP status
-
-
 def _save_bf16(source: Path, target: Path) -> int:
     """Copy weights in bf16; return the number of parameters."""
     tensors = load_file(source)
     small = {name: value.bfloat16() if value.is_floating_point() else value for name, value in tensors.items()}
     save_file(small, target, metadata={"format": "pt"})
     return sum(value.numel() for value in tensors.values())
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(item) for item in value]
-    return _without_path(value) if isinstance(value, str) else value
-
-
-def _without_path(text: str) -> str:
-    """The last part of a path of this machine, also inside other text as in "8/open_clip:/data/clip"; anything else
-    unchanged.
-    """
-    if os.path.isabs(text) or text.startswith(("~", "..")):
-        return Path(text).name
-    return PATH.sub(lambda match: Path(match[0]).name, text)
-
-
-def _refuse_paths(path: Path) -> None:
-    """Raise AdapterError when a text file to be shared names the home, the current folder or another path of this
-    machine.
-    """
-    if path.suffix not in (".json", ".md"):
-        return
-    text = path.read_text(encoding="utf-8")
-    shown = [folder for folder in (str(Path.home()), str(Path.cwd())) if folder != "/" and folder + "/" in text]
-    shown += [match for match in PATH.findall(text) if Path(match).parent != Path("/") and _exists(Path(match))]
-    if shown:
-        raise AdapterError(f"{path.name} would show a path of this machine ({shown[0]}); nothing was pushed")
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.expanduser().exists()
-    except (OSError, RuntimeError):
-        return False
 
 
 def _encode_again(picture: Path) -> bytes:
@@ -279,7 +162,3 @@ def _encode_again(picture: Path) -> bytes:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -2,8 +2,6 @@
 run.
 """
 
-import os
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +41,7 @@ from periscope.adapters.lm.precision import (
 )
 from periscope.adapters.names import PROJECT, check_language_model
 from periscope.errors import AdapterError
+from periscope.hub_repo import hub_address, hub_reachable
 from periscope.quiet import quiet_transformers
 
 
@@ -243,27 +242,10 @@ def find_model(name: str) -> str:
         return name
     if hub_reachable():
         return name
-    host, _ = _hub_address()
+    host, _ = hub_address()
     raise AdapterError(
         f"--lm {name} is not on this machine and {host} can't be reached; connect, or pass a folder with the model"
     )
-
-
-def hub_reachable() -> bool:
-    """Whether the Hub answers within three seconds; its own library would try for half a minute."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return False
-    try:
-        socket.create_connection(_hub_address(), timeout=3).close()
-    except OSError:
-        return False
-    return True
-
-
-def _hub_address() -> tuple[str, int]:
-    scheme, _, rest = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rpartition("//")
-    host, _, port = rest.split("/")[0].partition(":")
-    return host, int(port or (80 if scheme == "http:" else 443))
 
 
 def _explain(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tiny import save_tiny_adapter
 
 from periscope.adapters.io.checkpoint import load_adapter, save_adapter
+from periscope.adapters.io.eval_results import write_eval_result
 from periscope.adapters.io.hub import fetch_adapter, stage
 from periscope.adapters.lm.identity import same_language_model
 from periscope.adapters.lm.load import load_language_model
@@ -253,6 +254,56 @@ def test_scores_are_of_the_set_that_was_scored(home, tmp_path):
     stage(folder, tmp_path / "out", "user/x", found, datasets=["a/b"], lm="meta-llama/Llama-2-7b-hf")
     (one,) = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
     assert (one.dataset_name, one.dataset_split, one.metric_value) == ("other-photos", "heldout", 0.5)
+
+
+SCORES = {"real": {"pope_f1": 0.8, "qa_accuracy": 0.75}, "shuffled": {"qa_accuracy": 0.5}, "warnings": [], "n": 4}
+RESULT = {"task": "pope", "finished": True, "splits": {"test": SCORES}}
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory):
+    """The stand-in with a benchmark of one task, one of two, and a dataset that is none."""
+    stand_in = hub.Hub()
+    for name, text in (
+        ("one", "tasks: [{id: all}]"),
+        ("two", "tasks: [{id: a}, {id: b}]"),
+        ("odd", "tasks: 3"),
+        ("none", None),
+    ):
+        stand_in.repos[f"datasets/user/{name}"] = {} if text is None else {"eval.yaml": text.encode()}
+        stand_in.commits[f"datasets/user/{name}"], stand_in.private[f"datasets/user/{name}"] = "5" * 40, False
+    with stand_in.serving() as address, pytest.MonkeyPatch.context() as patch:
+        hub.point_to(patch, address, tmp_path_factory.mktemp("benchmarks"))
+        yield
+
+
+def test_a_registered_benchmarks_score_goes_to_its_leaderboard(benchmarks, tmp_path):
+    path = write_eval_result(tmp_path, RESULT, "user/one", "user/x")
+    assert path == tmp_path / ".eval_results" / "one.yaml"
+    (entry,) = yaml.safe_load(path.read_text())
+    assert entry["dataset"] == {"id": "user/one", "task_id": "all"} and entry["value"] == 0.75
+    assert entry["notes"] == "qa_accuracy as pope of Periscope, test split; shuffled 0.5"
+    assert entry["source"]["url"] == "https://huggingface.co/user/x"
+    (entry,) = yaml.safe_load(write_eval_result(tmp_path, RESULT, "user/two:b", "user/x").read_text())
+    assert entry["dataset"]["task_id"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "changes", "why"),
+    [
+        ("user/none", {}, "user/none on the Hub is no registered benchmark: it has no eval.yaml"),
+        ("user/odd", {}, "has an eval.yaml that names no tasks"),
+        ("user/two", {}, "needs one of its tasks, as user/two:a; it has a, b"),
+        ("user/one:b", {}, "needs one of its tasks, as user/one:all"),
+        ("user/one", {"task": None}, "first score the run on it, with --task"),
+        ("user/one", {"finished": False}, "first score the run on it, with --task"),
+        ("user/one", {"splits": {"test": {"real": {"a": 1}, "warnings": ["only the first 3 (--limit)"]}}}, "whole"),
+    ],
+)
+def test_a_score_that_is_no_benchmarks_isnt_put_on_its_leaderboard(benchmarks, tmp_path, benchmark, changes, why):
+    with pytest.raises(AdapterError, match=why):
+        write_eval_result(tmp_path, RESULT | changes, benchmark, "user/x")
+    assert not (tmp_path / ".eval_results").exists()
 
 
 def test_words_from_data_are_no_markup_in_the_card_nor_orders_to_the_terminal(home, tmp_path):

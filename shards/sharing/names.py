@@ -1,0 +1,50 @@
+"""How feature sets on the Hub are named: hf://owner/name, hf://datasets/owner/name, both also with @revision.
+
+Imports nothing large: command lines are checked with it.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from periscope.errors import FeatureSetError
+
+ROOT = Path("features")
+START = re.compile(r"hf:/{1,2}(?!/)")  # pathlib makes one slash of two
+WORD = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+PLACE = re.compile(rf"(?:datasets/)?({WORD}/{WORD})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,199}}))?")
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """A feature set on the Hub: its repository, owner/name, and a branch, tag or commit ("" for the newest)."""
+
+    repo: str
+    revision: str = ""
+
+    def __str__(self) -> str:
+        return f"hf://{self.repo}" + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def folder(self) -> Path:
+        """Where it is fetched to. The Hub has no names with two hyphens, so no other repository has this one."""
+        return ROOT / self.repo.replace("/", "--")
+
+
+def is_hub_set(name: object) -> bool:
+    """Whether a name, or what pathlib made of it, is meant for a feature set on the Hub."""
+    return START.match(str(name)) is not None
+
+
+def hub_set(name: object) -> HubSet:
+    """The feature set that a name is of. Raises FeatureSetError for a name of another form."""
+    match = PLACE.fullmatch(START.sub("", str(name), count=1))
+    if match is None or "--" in match[1] or ".." in str(name):
+        raise FeatureSetError(f"{name} is no feature set on the Hub: they are named as in hf://owner/name")
+    return HubSet(match[1], match[2] or "")
+
+
+def parted(name: str) -> tuple[str, str]:
+    """What --features is given, as (name, "=weight" or "")."""
+    place, equals, weight = name.partition("=")
+    return place, equals + weight
