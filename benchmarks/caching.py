@@ -8,6 +8,7 @@ projects also repeat in every epoch, is left out. The rest of the step is the sa
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -20,7 +21,7 @@ from periscope.adapters.projectors import FeatureShape
 from periscope.training.data.dataset import Batch
 from periscope.training.step import make_optimizer, take_step
 
-MODEL = {"layers": 30, "width": 576, "inner": 1536, "vocab": 49_152}
+MODEL: dict[str, Any] = {"layers": 30, "width": 576, "inner": 1536, "vocab": 49_152}
 ENCODER = CLIPVisionConfig(
     hidden_size=1024,
     intermediate_size=4096,

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
@@ -287,7 +288,7 @@ def about_few(batch: Batch, captions: int) -> Batch:
         slot = Segment(slot=batch.keys[number // captions])
         texts.append([slot if segment.slot is not None else segment for segment in text])
     few = -(-len(batch.texts) // captions)
-    return Batch(texts, batch.keys[:few], batch.rows[:few], batch.targets)
+    return Batch(texts, batch.keys[:few], cast(torch.Tensor, batch.rows)[:few], batch.targets)
 
 
 @contextmanager

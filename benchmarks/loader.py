@@ -8,6 +8,7 @@ import random
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import webdataset
@@ -28,7 +29,12 @@ MANY, FEW = 4096, 160
 READ, BATCH = 64, 16
 BLOCK = 1 << 20
 EPOCHS = 4  # of the workers, so that starting them counts for little
-SLICE = {"layers": 2, "width": 2048, "inner": 8192, "vocab": 32_000}  # two layers of Llama 3.2 1B's sixteen
+SLICE: dict[str, Any] = {
+    "layers": 2,
+    "width": 2048,
+    "inner": 8192,
+    "vocab": 32_000,
+}  # two layers of Llama 3.2 1B's sixteen
 PHRASES = ["a", "large", "red", "circle", "in", "the", "centre", "small", "blue", "star", "to", "left"]
 
 

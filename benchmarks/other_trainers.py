@@ -37,7 +37,7 @@ from periscope.adapters.prompting.segments import Segment
 from periscope.adapters.splice import IGNORED
 from periscope.training.data.dataset import Batch
 
-MODEL = {"layers": 30, "width": 576, "inner": 1536, "vocab": 49_152, "key_value_heads": 3, "tied": True}
+MODEL: dict[str, Any] = {"layers": 30, "width": 576, "inner": 1536, "vocab": 49_152, "key_value_heads": 3, "tied": True}
 ENCODER = SiglipVisionConfig(
     hidden_size=768,
     intermediate_size=3072,
@@ -81,7 +81,7 @@ def measure(rounds: int) -> dict[str, dict]:
     batch", "its batch", "break-even": epochs after which encoding once is faster, "memory": ours over its, in "GiB" and
     "its GiB" above the weights}}.
     """
-    found = {}
+    found: dict[str, dict] = {}
     with torch.device(DEVICE):
         encoder = SiglipVisionModel(ENCODER).eval().requires_grad_(False)
     lm = language_model(**MODEL)
@@ -144,7 +144,8 @@ class Loops:
 
     def __init__(self, model: AdaptedModel, encoder: SiglipVisionModel, kind: str):
         self.model, self.encoder, self.kind = model, encoder, kind
-        side, generator = encoder.config.image_size, torch.Generator().manual_seed(0)
+        side: Any = encoder.config.image_size
+        generator = torch.Generator().manual_seed(0)
         self.pixels = torch.randn(IMAGES, 3, side, side, generator=generator).to(model.lm.device, model.lm.dtype)
         self.features = self.encode(self.pixels).half().cpu()
 

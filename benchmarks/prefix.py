@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from periscope.adapters.prompting.segments import Segment
 from periscope.training.data.dataset import Batch
 from periscope.training.step import make_optimizer, take_step
 
-MODEL = {"layers": 8, "width": 512, "inner": 1408, "vocab": 32_000}
+MODEL: dict[str, Any] = {"layers": 8, "width": 512, "inner": 1408, "vocab": 32_000}
 # Words before the first vector: SmolLM2's chat template, and Vicuna's system prompt with the role header.
 PREFIXES = {"SmolLM2's 27 tokens": 27, "Vicuna's 64 tokens": 64}
 MEDIA, BATCH, STEPS = 256, 8, 3

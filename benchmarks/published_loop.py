@@ -10,6 +10,7 @@ loss.
 import random
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -24,7 +25,7 @@ from periscope.training.config import TrainConfig
 from periscope.training.data.dataset import Batch
 from periscope.training.step import make_optimizer, take_step
 
-MODEL = {"layers": 8, "width": 512, "inner": 1408}
+MODEL: dict[str, Any] = {"layers": 8, "width": 512, "inner": 1408}
 CONFIG = TrainConfig(lr=0.0)  # nothing is learnt, so the losses stay the same
 POOLED, PATCHES = FeatureShape("pooled", 1, 768), FeatureShape("patches", 576, 1024, (24, 24))
 # case: adapter, features, vocabulary, texts in the set, how many are timed, batch sizes to choose from

@@ -1,6 +1,7 @@
 """What does sharing a picture among its captions gain? Five captions of 576 patch tokens, against one row for each."""
 
 from functools import partial
+from typing import Any
 
 from benchmarks import side_by_side
 from benchmarks._meters import seconds
@@ -9,7 +10,7 @@ from periscope.adapters.model import AdaptedModel
 from periscope.adapters.projectors import FeatureShape
 from periscope.training.data.dataset import Batch
 
-MODEL = {"layers": 8, "width": 512, "inner": 1408, "vocab": 32_000}
+MODEL: dict[str, Any] = {"layers": 8, "width": 512, "inner": 1408, "vocab": 32_000}
 SHAPE = FeatureShape("patches", 576, 1024, (24, 24))
 MEDIA, CAPTIONS = 2, 5  # COCO's and Flickr30k's number of captions
 

@@ -6,6 +6,7 @@ vectors: the minimum for training any adapter. A ratio above 1.02 would mean a m
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -19,7 +20,7 @@ from periscope.adapters.projectors import FeatureShape
 from periscope.training.data.dataset import Batch
 from periscope.training.step import make_optimizer, take_step
 
-MODEL = {"layers": 8, "width": 512, "inner": 1408, "vocab": 32_000}
+MODEL: dict[str, Any] = {"layers": 8, "width": 512, "inner": 1408, "vocab": 32_000}
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,8 @@ def lines_of(name: str, split: str, objects: list[dict], rng: random.Random, dra
     for number, (thing, box) in enumerate(zip(objects, boxes(objects, drawn), strict=True)):
         asked = f"Where is the {thing['size']} {thing['colour']} {thing['shape']}? Answer with its box."
         answer = {"role": "assistant", "content": "<box>", "boxes": [box]}
-        turns = [{"role": "user", "content": asked}, answer]
-        yield {"id": f"{stem}-box-{number}", **common, "turns": turns, "meta": {"form": "box"}}
+        exchange: list[dict] = [{"role": "user", "content": asked}, answer]
+        yield {"id": f"{stem}-box-{number}", **common, "turns": exchange, "meta": {"form": "box"}}
 
 
 def write_texts(features: Path, folder: Path) -> Path:
@@ -158,7 +158,7 @@ def backbone(family: str, steps: tuple[int, ...]) -> Path:
     for part, count in enumerate(steps):
         folder = ROOT / "runs" / f"pair-words-{part}"
         if not (folder / "ready").is_file():
-            start = ["--start", before] if before else []
+            start: list[str | Path] = ["--start", before] if before else []
             script("-m", "studies.pretrain_mamba", "--family", family, "--out", folder, "--steps", count,
                    "--seed", part, "--probe-every", count, *start)  # fmt: skip
             (folder / "ready").touch()

@@ -10,6 +10,7 @@ import argparse
 import random
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,18 +58,19 @@ def random_model(family: str, tokenizer, width: int, layers: int, states: int) -
     """A Mamba or a GPT-NeoX with random weights. Of width 192 and three layers they have nearly as many: the GPT-NeoX's
     feed-forward layers are 5/4 as wide as its others, not four times.
     """
-    shared = {"vocab_size": len(tokenizer), "hidden_size": width, "num_hidden_layers": layers}
+    shared: dict[str, Any] = {"vocab_size": len(tokenizer), "hidden_size": width, "num_hidden_layers": layers}
     shared |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    model: PreTrainedModel
     if family == "mamba":
         model = MambaForCausalLM(MambaConfig(tie_word_embeddings=False, state_size=states, **shared))
     else:
-        heads = {
+        heads: dict[str, Any] = {
             "num_attention_heads": width // 32,
             "intermediate_size": width * 5 // 4,
             "max_position_embeddings": 1024,
         }
         model = GPTNeoXForCausalLM(GPTNeoXConfig(tie_word_embeddings=False, **heads, **shared))
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
+    torch.nn.init.normal_(cast(torch.Tensor, model.get_input_embeddings().weight), std=0.5)
     use_selective_scan(model)
     return model
 
@@ -114,7 +116,9 @@ def main() -> None:
         batch = corpus.batch(args.batch)
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 50, max(0.02, 2.5 * (1 - step / args.steps)))
-        logits = model(inputs_embeds=batch.embed(model.get_input_embeddings().weight), use_cache=False).logits
+        logits = model(
+            inputs_embeds=batch.embed(cast(torch.Tensor, model.get_input_embeddings().weight)), use_cache=False
+        ).logits
         losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
         weights = batch.weights[:, 1:].flatten()
         model.zero_grad(set_to_none=True)

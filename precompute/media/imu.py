@@ -24,7 +24,6 @@ TIME = "canonical_timestamp_ms"
 CHANNELS = ("accl_x", "accl_y", "accl_z", "gyro_x", "gyro_y", "gyro_z")  # in the order of IMU2CLIP's code
 RATE, SECONDS = 200, 5
 FEWEST = 10  # rows of a window
-TOO_FEW = "too few rows in the window"
 COLOURS = ("#d62728", "#2ca02c", "#1f77b4", "#ff9896", "#98df8a", "#aec7e8")
 _parsing = Lock()  # a recording of an hour takes a second: threads that want the same one wait for it
 
@@ -39,7 +38,7 @@ def decode_imu(data: bytes) -> np.ndarray:
     rows = [_numbers(line, columns) for line in lines if line.strip()]
     table = np.array([row for row in rows if row is not None and math.isfinite(row[0])], np.float64)
     if len(table) < FEWEST:
-        raise MediaError(TOO_FEW, f"{len(table)}, where {FEWEST} are the least")
+        raise MediaError("too few rows in the window", f"{len(table)}, where {FEWEST} are the least")
     table = table[np.argsort(table[:, 0], kind="stable")]
     times, values = table[:, 0] - table[0, 0], np.nan_to_num(table[:, 1:], nan=0.0, posinf=0.0, neginf=0.0)
     wanted = np.arange(RATE * SECONDS) * (1000 / RATE)
@@ -56,7 +55,9 @@ def read_window(start: float, end: float, path: Path) -> bytes:
         head, times, places = _recording(path, facts.st_size, facts.st_mtime_ns)
     first, last = bisect_left(times, start * 1000), bisect_left(times, end * 1000)
     if last - first < FEWEST:
-        raise MediaError(TOO_FEW, f"{last - first} from {start:g} s to {end:g} s, where {FEWEST} are the least")
+        raise MediaError(
+            "too few rows in the window", f"{last - first} from {start:g} s to {end:g} s, where {FEWEST} are the least"
+        )
     lines = [head]
     try:
         with open_regular(path) as stream:
