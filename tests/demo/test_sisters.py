@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from script_runs import script
+from script_runs import command, script
 
 from periscope.demo import clips, sounds
 from periscope.demo.scenes import draw_scenes, render
@@ -26,6 +26,15 @@ from studies.probe import BACKBONES
 ROOT = Path(__file__).parents[2]
 SCORES = {"audio": ("caption_recording", "caption_events"), "video": ("caption_clip", "caption_movers")}
 SUFFIX = {"audio": ".wav", "video": ".mp4"}
+
+
+def alone(home: Path, name: str, *arguments: str, fails: bool = False) -> str:
+    """As `script`, in a new process: torch can't set its threads in a fork of one that has set them (`one_thread`)."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command(name, *arguments), cwd=home, env=environment, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    assert "Traceback" not in output and (done.returncode != 0) == fails, output
+    return output
 
 
 @pytest.fixture(autouse=True)
@@ -125,19 +134,19 @@ def test_the_demo_of_sounds_and_of_clips(tmp_path, monkeypatch, capsys, modality
     assert asked and all(text.split != "train" and "ask" in text.meta for text in asked)
     assert sum(text.split == "train" for text in texts) == 12
 
-    said = script(tmp_path, "train.py", "--adapter", "mlp16", "--steps", "4", "--name", "few")
+    said = alone(tmp_path, "train.py", "--adapter", "mlp16", "--steps", "4", "--name", "few")
     assert f"recipe: demo-{modality}" in said and "language model is unchanged" in said
-    script(tmp_path, "eval.py", "--run", "runs/few", "--limit", "12")
+    alone(tmp_path, "eval.py", "--run", "runs/few", "--limit", "12")
     found = json.loads(Path("runs/few/eval.json").read_text())
     whole, parts = SCORES[modality]
     for scores in (found["real"], found["shuffled"]):
         assert {whole, parts, "qa_accuracy", "qa_count"} <= set(scores)
     medium = sorted((Path("demo/media") / f"seed-3-{modality}").rglob(f"heldout*{SUFFIX[modality]}"))[0]
-    assert script(tmp_path, "eval.py", "--run", "runs/few", f"--{modality}", str(medium), "--prompt", "").strip()
+    assert alone(tmp_path, "eval.py", "--run", "runs/few", f"--{modality}", str(medium), "--prompt", "").strip()
     other = Path("other.jpg")
     Image.new("RGB", (64, 64)).save(other)
     asked = ("eval.py", "--run", "runs/few", "--image", str(other), "--prompt", "")
-    assert "other.jpg was given as image" in script(tmp_path, *asked, fails=True)
+    assert "other.jpg was given as image" in alone(tmp_path, *asked, fails=True)
 
     (Path("demo/media") / f"seed-3-{modality}" / f"{DEMOS[modality]}.json").write_text("{}")
     with pytest.raises(PrecomputeError, match="holds something else"):
