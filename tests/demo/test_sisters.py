@@ -148,7 +148,7 @@ def test_the_demo_of_sounds_and_of_clips(tmp_path, monkeypatch, capsys, modality
     asked = ("eval.py", "--run", "runs/few", "--image", str(other), "--prompt", "")
     assert "other.jpg was given as image" in alone(tmp_path, *asked, fails=True)
 
-    (Path("demo/media") / f"seed-3-{modality}" / f"{DEMOS[modality]}.json").write_text("{}")
+    (Path("demo/media") / f"seed-3-{modality}" / f".{DEMOS[modality]}.json").write_text("{}")
     with pytest.raises(PrecomputeError, match="holds something else"):
         main(flags)
 

@@ -20,6 +20,7 @@ PLACES = {"MediaError": 0, "UnreadError": 0, "Problem": 1, "refuse": 1}
 # Reasons that are written down elsewhere: those of filters, and those passed on.
 PASSED_ON = {
     "self.small()",
+    "self.plain()",
     "self.reason()",
     "DUPLICATE",
     "reason",
