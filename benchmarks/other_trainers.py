@@ -63,8 +63,8 @@ class Case:
 
 
 CASES = {
-    "mlp16": Case("mlp16", "pooled", 1024, 16, (2, 4, 8, 16)),
-    "576 patches": Case("mlp", "patches", 64, 4, (1, 2, 3, 4)),
+    "mlp16": Case("mlp16", "pooled", 1024, 8, (2, 4, 8, 16)),
+    "576 patches": Case("mlp", "patches", 64, 2, (1, 2, 3, 4)),
 }
 
 
