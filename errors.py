@@ -5,6 +5,11 @@ and what to do. Any other exception is a bug and shows a traceback.
 """
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says first, or its name where it says nothing; for the sentence of a `UserError`."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class UserError(ValueError):
     """A mistake the user can mend."""
 

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from periscope.errors import UserError
+from periscope.errors import UserError, first_line
 
 CARD = "README.md"
 # An absolute path, also inside other text.
@@ -203,8 +203,3 @@ def _exists(path: Path) -> bool:
 def git_sha1(data: bytes) -> str:
     """The name that git gives a file of this content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says first."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

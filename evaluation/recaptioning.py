@@ -17,7 +17,7 @@ from periscope.adapters.lm.precision import DTYPES, choose_precision, quantizati
 from periscope.atomic import json_line, lock_folder, replace_bytes, unlock_folder
 from periscope.bars import progress_bar
 from periscope.checked import json_objects
-from periscope.errors import MediaError, PrecomputeError, RunError
+from periscope.errors import MediaError, PrecomputeError, RunError, first_line
 from periscope.evaluation.captioning import caption_line, write_lines
 from periscope.precompute.decoding import Source, decoded
 from periscope.precompute.media import decode_image
@@ -58,8 +58,9 @@ class Captioner:
                     trust_remote_code=False,
                 )
         except (OSError, ValueError, KeyError, ImportError) as error:
-            why = str(error).strip().splitlines() or [type(error).__name__]
-            raise RunError(f"--with {name} isn't an image-text-to-text model that can be loaded: {why[0]}") from None
+            raise RunError(
+                f"--with {name} isn't an image-text-to-text model that can be loaded: {first_line(error)}"
+            ) from None
         self.model = model.eval()
         tokenizer = getattr(self.processor, "tokenizer", None)
         if tokenizer is not None:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from periscope.errors import RunError
+from periscope.errors import RunError, first_line
 
 WANDB_ID = "wandb-id"  # file in the run folder, so that a resumed run continues the same W&B run
 COLUMNS = ("media", "prompt", "answer", "reference")
@@ -88,7 +88,7 @@ class WeightsAndBiases:
             )
         except Exception as error:  # no login, no network: the errors differ between versions
             raise RunError(
-                f"--track wandb can't begin ({_first_line(error)}): log in with wandb login, or set WANDB_MODE=offline"
+                f"--track wandb can't begin ({first_line(error)}): log in with wandb login, or set WANDB_MODE=offline"
             ) from error
         self.run.define_metric("*", step_metric="step")  # a resumed run repeats some steps
 
@@ -126,7 +126,7 @@ class GuardedTracker:
             getattr(self.tracker, method)(*values)
         except Exception as error:  # a full disk, no network, a bug in the package
             self.tracker = None
-            print(f"--track {self.name} shows nothing from here on, the training goes on: {_first_line(error)}",
+            print(f"--track {self.name} shows nothing from here on, the training goes on: {first_line(error)}",
                   file=sys.stderr)  # fmt: skip
 
 
@@ -163,7 +163,3 @@ def numbers(values: Mapping, prefix: str = "") -> dict[str, float]:
 
 def _indented(text: str) -> str:
     return "\n    ".join(str(text).splitlines())
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -24,8 +24,8 @@ from periscope.adapters.lm.lora import CONFIG as LORA_CONFIG
 from periscope.adapters.lm.lora import FOLDER as LORA
 from periscope.adapters.lm.lora import WEIGHTS as LORA_WEIGHTS
 from periscope.adapters.names import is_hub_id
-from periscope.errors import AdapterError
-from periscope.hub_repo import HubRepository, first_line, hub_reachable, refuse_paths, without_path, without_paths
+from periscope.errors import AdapterError, first_line
+from periscope.hub_repo import HubRepository, hub_reachable, refuse_paths, without_path, without_paths
 
 COUNTED = "config.json"  # the Hub counts a repository's downloads by the requests for this file
 FILES = (WEIGHTS, CONFIG, CARD, COUNTED, f"{LORA}/{LORA_WEIGHTS}", f"{LORA}/{LORA_CONFIG}")  # all that is downloaded

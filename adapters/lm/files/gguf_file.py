@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from periscope.adapters.names import GGUF as SUFFIX
-from periscope.errors import AdapterError
+from periscope.errors import AdapterError, first_line
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -197,11 +197,7 @@ def _open(file: Path) -> Any:
     try:
         return GGUFReader(file)
     except Exception as error:  # whatever reading past the end of a cut file raises
-        raise AdapterError(f"--lm {file} is cut or damaged: {_first_line(error)}; download it again") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AdapterError(f"--lm {file} is cut or damaged: {first_line(error)}; download it again") from error
 
 
 def _value(fields: Any, name: str) -> Any:

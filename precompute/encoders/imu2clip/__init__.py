@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from periscope.errors import PrecomputeError
+from periscope.errors import PrecomputeError, first_line
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.registry import register
@@ -128,8 +128,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in torch's unpickler in many ways
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PrecomputeError(f"{path} isn't read: {line}") from None
+        raise PrecomputeError(f"{path} isn't read: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise PrecomputeError(f"{path} holds something else than a model's tensors")
     return content

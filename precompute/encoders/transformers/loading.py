@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from periscope.errors import PrecomputeError
+from periscope.errors import PrecomputeError, first_line
 from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.hub import reach
 from periscope.quiet import quiet_transformers
@@ -96,5 +96,4 @@ def _plainly(identifier: str) -> Iterator[None]:
     except PrecomputeError:
         raise
     except Exception as error:  # OSError, ValueError, KeyError, safetensors' and the downloader's own
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PrecomputeError(f"--encoder {identifier}: transformers can't load it ({line})") from error
+        raise PrecomputeError(f"--encoder {identifier}: transformers can't load it ({first_line(error)})") from error
