@@ -23,23 +23,28 @@ def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(folder: Path, out: Path, parts: int = 1, kind: str = "F32") -> list[Path]:
-    """The Llama in `folder` as GGUF; in several parts as llama.cpp's gguf-split names and marks them."""
-    lm = load_language_model(str(folder))
-    config, tokenizer = lm.model.config, lm.tokenizer
-    options = {"split_max_tensors": -(-len(lm.model.state_dict()) // parts)} if parts > 1 else {}
-    writer = gguf.GGUFWriter(out, "llama", **options)
+def add_settings(writer, config, eps: float, file_type: str = "ALL_F32") -> None:
+    """A language model's sizes, as llama.cpp reads them. eps: of its norms."""
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_layer_norm_rms_eps(eps)
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(gguf.LlamaFileType[{"F32": "ALL_F32", "Q8_0": "MOSTLY_Q8_0"}[kind]])
+    writer.add_file_type(gguf.LlamaFileType[file_type])
+
+
+def write_gguf(folder: Path, out: Path, parts: int = 1, kind: str = "F32") -> list[Path]:
+    """The Llama in `folder` as GGUF; in several parts as llama.cpp's gguf-split names and marks them."""
+    lm = load_language_model(str(folder))
+    config, tokenizer = lm.model.config, lm.tokenizer
+    options = {"split_max_tensors": -(-len(lm.model.state_dict()) // parts)} if parts > 1 else {}
+    writer = gguf.GGUFWriter(out, "llama", **options)
+    add_settings(writer, config, config.rms_norm_eps, {"F32": "ALL_F32", "Q8_0": "MOSTLY_Q8_0"}[kind])
     vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
     writer.add_tokenizer_model("gpt2")

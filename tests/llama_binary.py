@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf_models import add_settings
 
 PACKAGE = "@fugood/llama.node@1.7.15"
 FIRST = 10  # a probe's first word; those before it are special
@@ -75,7 +76,7 @@ def write_llama(file: Path, model, tokenizer) -> Path:
     """Write a Llama of transformers with a byte-level BPE tokenizer as fp32 GGUF."""
     config = model.config
     writer = gguf.GGUFWriter(file, arch="llama")
-    _settings(writer, config, config.rms_norm_eps)
+    add_settings(writer, config, config.rms_norm_eps)
     _vocabulary(writer, tokenizer, config.vocab_size)
     names = {
         "input_layernorm": "attn_norm",
@@ -119,7 +120,7 @@ def write_probe(file: Path, width: int, tokenizer) -> Path:
         max_position_embeddings=1024,
     )  # fmt: skip
     writer = gguf.GGUFWriter(file, arch="llama")
-    _settings(writer, config, eps)
+    add_settings(writer, config, eps)
     _vocabulary(writer, tokenizer, words)
     output = torch.zeros(words, width)
     output[FIRST + 1 : FIRST + width + 1] = torch.eye(width) * eps**0.5
@@ -142,20 +143,6 @@ def probed(answer: dict, width: int, tokenizer) -> torch.Tensor:
     assert len(set(written)) == width + 1, "the probe's words can't be told apart"
     probabilities = torch.tensor([said[word] for word in written], dtype=torch.float64)
     return (probabilities[1:] / probabilities[0]).log().float()
-
-
-def _settings(writer, config, eps: float) -> None:
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(eps)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
 
 
 def _vocabulary(writer, tokenizer, size: int) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import torch
 
 from periscope.adapters.io.checkpoint import save_adapter
+from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.load import load_language_model
+from periscope.adapters.lm.lora import add_lora, lora_parameters
 from periscope.adapters.lm.tiny import *  # noqa: F403
 from periscope.adapters.lm.tiny import save_language_model
 from periscope.adapters.model import AdaptedModel, Adapter
@@ -42,3 +44,12 @@ def save_tiny_adapter(folder: Path, home: Path, training: dict, soft_prompt: int
         "training": training,
     }
     save_adapter(folder, adapter, about)
+
+
+def add_random_lora(lm: LanguageModel) -> None:
+    """LoRA of rank 4 that changes what the model says; at its start it would change nothing."""
+    add_lora(lm, 4, 4)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in lora_parameters(lm.model).values():
+            parameter.normal_(std=0.1)

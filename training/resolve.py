@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from periscope.adapters.io.schema import read_adapter_config
 from periscope.adapters.lm.lora import parse_lora
@@ -32,7 +33,6 @@ from periscope.training.trackers import require_trackers
 # Encoder of the demo -> the recipe to use with its features.
 DEMO_RECIPES = {"demo": "demo", "demo-dino": "demo", "demo-audio": "demo-audio", "demo-video": "demo-video"}
 STAGE_2_LR = 2e-5  # of a projector trained beside LoRA, as in LLaVA-1.5 and an independent AnyMAL reproduction
-SetFacts = tuple[Collection[str], str]  # a feature set's kinds and its encoder's name
 FEW_TEXTS, FEW_BATCH = 2000, 8  # below so many texts, steps of so many
 LEAST_STEPS, MOST_EPOCHS = 500, 50  # of a training whose length nothing fixes; few texts end it at so many epochs
 PATIENCE = 3  # evaluations without a lower held-out loss, where nothing fixes the length of a training
@@ -429,12 +429,12 @@ def newest_features(
     stand-in). words_apart: it needn't hold words. Raises RunError when there is none.
     """
     manifests = Path(root).glob("*/manifest.json")
-    sets = {manifest: facts for manifest in manifests if (facts := _kinds_and_encoder(manifest))}
+    sets = {manifest: facts for manifest in manifests if (facts := _facts_of(manifest))}
     if not words_apart and sets:
         sets = _with_words(sets)
     if encoder:
-        sets = {manifest: (kinds, name) for manifest, (kinds, name) in sets.items()
-                if _plain_name(name) == encoder and ("tiny " in name) == tiny}  # fmt: skip
+        sets = {manifest: facts for manifest, facts in sets.items()
+                if _plain_name(facts.encoder) == encoder and ("tiny " in facts.encoder) == tiny}  # fmt: skip
         if not sets:
             raise RunError(
                 f"no feature set in {root}/ was made by {'a tiny ' * tiny}{encoder}, which this recipe reads; make one "
@@ -445,7 +445,7 @@ def newest_features(
             f"there is no feature set in {root}/ yet; make one first: {command('precompute')}; or go to the "
             f"folder that has one (this is {Path.cwd()})"
         )
-    fitting = [manifest for manifest, (kinds, _) in sets.items() if kind in kinds]
+    fitting = [manifest for manifest, facts in sets.items() if kind in facts.kinds]
     if not fitting:
         raise RunError(f"no feature set in {root}/ holds {kind}; encode again with --kinds {kind}")
     newest = max(fitting, key=lambda manifest: manifest.stat().st_mtime).parent
@@ -453,9 +453,17 @@ def newest_features(
     return newest
 
 
-def _with_words(sets: Mapping[Path, SetFacts]) -> dict[Path, SetFacts]:
+class _SetFacts(NamedTuple):
+    """What a manifest says of a feature set. encoder: its name · texts: how many there are."""
+
+    kinds: Collection[str]
+    encoder: str
+    texts: int
+
+
+def _with_words(sets: Mapping[Path, _SetFacts]) -> dict[Path, _SetFacts]:
     """Those of the sets that hold texts. Raises RunError when none does."""
-    found = {manifest: facts for manifest, facts in sets.items() if load_manifest(manifest.parent)["counts"]["texts"]}
+    found = {manifest: facts for manifest, facts in sets.items() if facts.texts}
     if not found:
         names = ", ".join(sorted(str(manifest.parent) for manifest in sets))
         raise RunError(
@@ -465,13 +473,13 @@ def _with_words(sets: Mapping[Path, SetFacts]) -> dict[Path, SetFacts]:
     return found
 
 
-def _kinds_and_encoder(manifest: Path) -> SetFacts | None:
-    """The kinds of features and the encoder's name of a manifest; None for a damaged one."""
+def _facts_of(manifest: Path) -> _SetFacts | None:
+    """What a manifest says; None for a damaged one."""
     try:
         facts = load_manifest(manifest.parent)
     except FeatureSetError:
         return None
-    return list(facts["features"]), facts["encoder"]["name"]
+    return _SetFacts(list(facts["features"]), facts["encoder"]["name"], facts["counts"]["texts"])
 
 
 def _plain_name(name: str) -> str:

@@ -108,8 +108,8 @@ def take_step(
     trained = list(model.trained().values())
     while True:
         optimizer.zero_grad(set_to_none=True)
-        loss, out_of_memory = _accumulate(model, scaler, batch, micro)
-        total, failed, *has_gradient = ranks.sum(loss, out_of_memory, *(p.grad is not None for p in trained))
+        loss, ran_out = _accumulate(model, scaler, batch, micro)
+        total, failed, *has_gradient = ranks.sum(loss, ran_out, *(p.grad is not None for p in trained))
         if not failed:
             break
         micro = _halve(min(micro, int(ranks.all_max(len(batch)))), model.lm.device)

@@ -10,7 +10,7 @@ from periscope.adapters.constant_prefix import MIN_PREFIX, leading_ids, without_
 from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
 from periscope.adapters.lm.injection import injection_into
 from periscope.adapters.lm.load import load_language_model
-from periscope.adapters.lm.lora import add_lora, lora_parameters
+from periscope.adapters.lm.lora import add_lora
 from periscope.adapters.lm.prefix_cache import KEPT_TOKENS, PrefixCaches
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
@@ -172,11 +172,7 @@ def test_few_prefixes_are_kept(language_model_folder):
 def test_lora_learns_through_the_prefix(family, every, language_model_folder):
     """With gradient through the prefix, recomputed layers or not; where a scan's state has none, in whole rows."""
     model = adapted(language_model_folder(family))
-    add_lora(model.lm, 4, 4)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in lora_parameters(model.lm.model).values():
-            parameter.normal_(std=0.1)
+    tiny.add_random_lora(model.lm)
     checkpoint_layers(model.lm, every)
     texts, features = batch(model)
     assert bool(model.no_prefix) == model.lm.family.recurrent

@@ -9,7 +9,6 @@ import torch
 from periscope.adapters import model as adapters_model
 from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
 from periscope.adapters.lm.load import load_language_model
-from periscope.adapters.lm.lora import add_lora, lora_parameters
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.packing import SharedPass
 from periscope.adapters.projectors import FeatureShape
@@ -174,11 +173,7 @@ def test_a_question_before_the_picture_is_computed_once(family, before, language
 @pytest.mark.parametrize("every", [0, 1])
 def test_lora_learns_through_a_question_before_the_picture(family, every, language_model_folder):
     model = adapted(language_model_folder(family), media="after", soft_prompt="after")
-    add_lora(model.lm, 4, 4)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in lora_parameters(model.lm.model).values():
-            parameter.normal_(std=0.1)
+    tiny.add_random_lora(model.lm)
     checkpoint_layers(model.lm, every)
     texts, features = questions_first(model)
     texts = behind_the_same([text for text in texts if any(s.slot for s in text)], model, 20)
