@@ -39,6 +39,9 @@ CONTROL = "Also answer from another picture's features"
 CONTROL_LABEL = "The control: the same words, another medium's features"
 CAPTION = "(a caption)"
 
+# modality -> what one medium is called, and several; motion can't be sent
+NOUNS = {"image": ("picture", "pictures"), "audio": ("sound", "sounds"), "video": ("clip", "clips")}
+
 Shown = list[dict[str, Any]]  # messages as Gradio's Chatbot has them
 
 
@@ -82,7 +85,7 @@ def make_page(engine: Engine) -> Any:
     import gradio
 
     names = list(engine.models)
-    read = sorted({modality for model in engine.models.values() for modality in model.readers})
+    read = sorted({modality for model in engine.models.values() for modality in model.readers if modality in NOUNS})
     with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(SWEPT, KEPT), fill_width=True) as page:
         talk = gradio.State(Talk(), time_to_live=KEPT)
         with gradio.Row():
@@ -206,10 +209,8 @@ def _chat() -> dict[str, Any]:
 
 
 def _noun(modalities: Sequence[str]) -> str:
-    nouns = {"image": "picture", "audio": "sound", "video": "clip"}
-    return nouns[modalities[0]] if len(modalities) == 1 else "medium"
+    return NOUNS[modalities[0]][0] if len(modalities) == 1 else "medium"
 
 
 def _listed(modalities: Sequence[str]) -> str:
-    nouns = {"image": "pictures", "audio": "sounds", "video": "clips"}
-    return " and ".join(nouns[modality] for modality in modalities)
+    return " and ".join(NOUNS[modality][1] for modality in modalities)
