@@ -212,8 +212,9 @@ def test_hanging_up_ends_an_answer(model, monkeypatch, stream):
         while engine.reading < 2:
             await asyncio.sleep(0)
         second.set()
+        never_begun = await waiting  # before the first one's end frees the model's thread
         first.set()
-        sent = [*await answered, *await waiting]
+        sent = [*await answered, *never_begun]
         assert [message["type"] for message in sent][:1] == ["http.response.start"] * stream
         speaker.may_go_on.set()
         assert await asyncio.to_thread(speaker.ended.wait, 20)
