@@ -1,7 +1,7 @@
 """Ego4D's IMU recordings, `imu/VIDEO_UID.csv` (https://ego4d-data.org/docs/data/imu), with what was happening: Ego4D's
 `narration.json`, `{VIDEO_UID: {"narration_pass_1": {"narrations": [{"timestamp_sec", "narration_text"}]}}}`, or windows
 as IMU2CLIP's splits have them, a CSV with `window_start,window_end,video_uid,text`
-(https://github.com/facebookresearch/imu2clip).
+(https://github.com/facebookresearch/imu2clip). With such a table the recordings may have any names.
 
 A medium is a window of 5 seconds, in narration.json as in IMU2CLIP's code: whole seconds around a narration of what the
 camera's wearer does, whose words lose their marks (#C C picks up a cup -> picks up a cup).
@@ -12,13 +12,14 @@ import re
 import string
 from collections.abc import Iterator
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 from periscope.precompute.media.imu import SECONDS, read_window
 from periscope.precompute.sources import Medium, Problem, Record
 from periscope.precompute.sources.annotations import AnnotationFile, about, annotations
 from periscope.precompute.sources.conversations import caption
-from periscope.precompute.sources.data_folder import DataFolder
+from periscope.precompute.sources.data_folder import FEW, DataFolder
 from periscope.precompute.sources.tables import columns
 
 UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -33,18 +34,24 @@ def _stem(name: str) -> str:
     return os.path.splitext(os.path.basename(name))[0]
 
 
-def _recordings(data: DataFolder) -> dict[str, str]:
-    """The recordings below --data, by the video that they belong to."""
-    return {_stem(name): name for name in data.names() if name.endswith(".csv") and UID.fullmatch(_stem(name))}
+def _csv_files(data: DataFolder) -> dict[str, str]:
+    """The .csv files below --data by the video whose recording they may be; of several, one that is by its name."""
+    names = [name for name in data.names() if name.lower().endswith(".csv")]
+    return {_stem(name): name for name in sorted(names, key=_is_recording)}
+
+
+def _is_recording(name: str) -> bool:
+    """Whether a .csv is one by its name, whatever it holds: in a folder imu/, or called as Ego4D's videos are."""
+    return PurePosixPath(name).parent.name.lower() == "imu" or bool(UID.fullmatch(_stem(name)))
 
 
 def _files(data: DataFolder) -> list[str]:
-    if not _recordings(data):
-        return []
-    tables = [name for name in data.listed(".csv") if not UID.fullmatch(_stem(name))]
-    found = [name for name in tables if set(columns(data, name)) >= set(WINDOWS)]
-    narrated = [name for name in data.listed(".json") if _is_narrated(data.sample(name))]
-    return found or narrated
+    every = set(_csv_files(data).values())
+    tables = sorted((name for name in data.listed(".csv") if not UID.fullmatch(_stem(name))), key=_is_recording)[:FEW]
+    if found := [name for name in tables if set(columns(data, name)) >= set(WINDOWS)]:
+        return found if every - set(found) else []
+    narrated = data.listed(".json") if any(map(_is_recording, every)) else []
+    return [name for name in narrated if _is_narrated(data.sample(name))]
 
 
 def _is_narrated(sample: dict[str, Any]) -> bool:
@@ -59,11 +66,11 @@ def _is_narrated(sample: dict[str, Any]) -> bool:
     files=_files,
     sign="tells what happens in recordings of motion",
     order=33,
-    shared=_recordings,
+    shared=_csv_files,
 )
 def ego4d_imu(file: AnnotationFile) -> Iterator[Record]:
     """The windows of the recordings that are there, and what is said of each."""
-    file.folder.used.update(file.shared.values())
+    file.folder.used.update(filter(_is_recording, file.shared.values()))
     yield from _narrated(file) if file.name.endswith(".json") else _windows(file)
 
 
@@ -131,4 +138,5 @@ def _window(file: AnnotationFile, uid: str, start: float, end: float) -> Medium 
     name = file.shared.get(uid)
     if name is None:
         return None
+    file.folder.used.add(name)
     return Medium(file.folder.root / name, f"{name}/{start:g}-{end:g}", "imu", partial(read_window, start, end))

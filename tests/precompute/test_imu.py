@@ -83,6 +83,33 @@ def test_tables_of_windows(tmp_path: Path) -> None:
     assert len(found.media[first].read().splitlines()) == 251
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_recordings_of_any_name_among_broken_ones(broken: bool, tmp_path: Path) -> None:
+    """imu/*.csv with windows.csv: the good windows are read, each of the others says what is wrong with it."""
+    lines = ["window_start,window_end,video_uid,text", "0,5,walk,walks", "5,10,walk,sits", "10,15,walk,runs"]
+    put(tmp_path / "imu/walk.csv", recording(10))
+    if broken:
+        spoiled = {"empty": b"", "header": MOTION.encode(), "noise": bytes(range(128, 256)) * 9}
+        spoiled["headerless"] = recording(5).partition("\n")[2].encode()
+        for name, content in spoiled.items():
+            (tmp_path / "imu" / f"{name}.csv").write_bytes(content)
+        lines += [f"0,5,{name},walks" for name in (*spoiled, "gone")]
+    put(tmp_path / "windows.csv", "\n".join(lines))
+    put(tmp_path / "notes.csv", "day,weather\n1,rain\n")
+    found = collect(tmp_path)
+    assert found.layout == "Ego4D" and reasons(found) == [("gone.csv", "missing file")] * broken
+    assert [text.turns[0]["content"] for text in found.words][:3] == ["walks", "sits", "runs"]
+    told = {}
+    for origin, medium in found.media.items():
+        try:
+            assert decode_imu(medium.read()).shape == (6, 1000)
+        except MediaError as error:
+            told[origin] = error.reason
+    wrong = {f"imu/{name}.csv/0-5": "not a recording of motion" for name in ("empty", "headerless", "noise")}
+    wrong["imu/header.csv/0-5"] = "too few rows in the window"
+    assert told == {"imu/walk.csv/10-15": "too few rows in the window"} | (wrong if broken else {})
+
+
 def test_narrations(tmp_path: Path) -> None:
     """https://ego4d-data.org/docs/data/annotations-schemas: narration.json; windows as in IMU2CLIP's dataloader."""
     put(tmp_path / "v2/imu" / f"{UID}.csv", recording(30))
