@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks._synthetic import caption_lengths
-from periscope.training.data.order import epoch_steps
+from periscope.training.data.order import TextOrder
 
 TEXTS, BATCHES = 50_000, (8, 32, 128)
 MEDIUM = 16  # tokens of a picture before each caption: the longer, the less is padded
@@ -20,7 +20,7 @@ def measure(rounds: int) -> dict[str, dict]:
     media = range(TEXTS)
     found = {}
     for batch in BATCHES:
-        steps = epoch_steps(media, lengths, targets, batch, seed=0, epoch=0)
+        steps = TextOrder(media, lengths, targets, batch, seed=0).steps(0)
         ours = _padding(lengths, steps)
         learnt = [sum(targets[i] for i in step) / (np.mean(targets) * batch) for step in steps if len(step) == batch]
         plain = _padding(lengths, [range(first, min(first + batch, TEXTS)) for first in range(0, TEXTS, batch)])

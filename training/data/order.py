@@ -10,6 +10,7 @@ spans are permuted.
 import random
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -30,61 +31,55 @@ class ReadSpan(NamedTuple):
     last: int
 
 
-def epoch_steps(
-    about: Sequence[int],
-    lengths: Sequence[int],
-    targets: Sequence[int],
-    batch: int,
-    seed: int,
-    epoch: int,
-    texts_per_medium: int = 0,
-) -> list[Sequence[int]]:
-    """Return the epoch's steps, each at most `batch` indices into the texts; every text comes exactly once.
+@dataclass(frozen=True)
+class TextOrder:
+    """The order in which texts are trained on.
 
     about: (texts,) int, row of each text's medium in the feature set · lengths: (texts,) int, tokens · targets:
-    (texts,) int, how many of them are targets · texts_per_medium: texts of one medium that stay together (0: all of
-    them; 1: none, as most published systems do).
+    (texts,) int, how many of them are targets · batch: texts of a step · texts_per_medium: texts of one medium that
+    stay together (0: all of them; 1: none, as most published systems do) · span_media: train on this many media with
+    neighbouring rows before moving on (0: any order).
     """
-    spans = epoch_spans(about, lengths, targets, batch, seed, epoch, texts_per_medium)
-    return [step for span in spans for step in span.steps]
 
+    about: Sequence[int]
+    lengths: Sequence[int]
+    targets: Sequence[int]
+    batch: int
+    seed: int
+    texts_per_medium: int = 0
+    span_media: int = 0
 
-def epoch_spans(
-    about: Sequence[int],
-    lengths: Sequence[int],
-    targets: Sequence[int],
-    batch: int,
-    seed: int,
-    epoch: int,
-    texts_per_medium: int = 0,
-    span_media: int = 0,
-) -> list[ReadSpan]:
-    """Like `epoch_steps`, grouped into spans of `span_media` media with neighbouring rows (0: one span of all media).
+    def steps(self, epoch: int) -> list[Sequence[int]]:
+        """An epoch's steps, each at most `batch` indices into the texts; every text comes exactly once."""
+        return [step for span in self.spans(epoch) for step in span.steps]
 
-    Texts left over at the end of a span, too few for a step, move to the next span.
-    """
-    rng = random.Random(f"{seed}:{epoch}")
-    rows = np.asarray(about)
-    if not len(rows):
-        return []
-    texts, media_starts = _by_medium(rows, in_order=bool(span_media))
-    group_starts, span_starts = _group(texts, media_starts, texts_per_medium, span_media, rng)
-    bounds = np.append(group_starts, len(texts)).astype(np.int64)
-    sizes = np.diff(bounds)
-    longest = np.repeat(np.maximum.reduceat(np.asarray(lengths)[texts], bounds[:-1]), sizes)
-    learnt = np.repeat(np.add.reduceat(np.asarray(targets, float)[texts], bounds[:-1]) / sizes, sizes)
-    group_spans = list(pairwise([*span_starts, len(sizes)]))
-    rng.shuffle(group_spans)
-    windows = _windows(group_spans, bounds, batch, rng)
-    arranged = _arranged(windows, longest, learnt, batch)
-    spans: list[ReadSpan] = []
-    for (first, last), places in zip(group_spans, arranged, strict=True):
-        order = array("I", texts[places].tolist())
-        steps: list[Sequence[int]] = [order[i : i + batch] for i in range(0, len(order), batch)]
-        rng.shuffle(steps)
-        span_rows = rows[texts[bounds[first] : bounds[last]]]
-        spans.append(ReadSpan(steps, int(span_rows.min()), int(span_rows.max())))
-    return spans
+    def spans(self, epoch: int) -> list[ReadSpan]:
+        """The same, grouped into spans; one where any order will do.
+
+        Texts left over at the end of a span, too few for a step, move to the next span.
+        """
+        rng = random.Random(f"{self.seed}:{epoch}")
+        rows = np.asarray(self.about)
+        if not len(rows):
+            return []
+        texts, media_starts = _by_medium(rows, in_order=bool(self.span_media))
+        group_starts, span_starts = _group(texts, media_starts, self.texts_per_medium, self.span_media, rng)
+        bounds = np.append(group_starts, len(texts)).astype(np.int64)
+        sizes = np.diff(bounds)
+        longest = np.repeat(np.maximum.reduceat(np.asarray(self.lengths)[texts], bounds[:-1]), sizes)
+        learnt = np.repeat(np.add.reduceat(np.asarray(self.targets, float)[texts], bounds[:-1]) / sizes, sizes)
+        group_spans = list(pairwise([*span_starts, len(sizes)]))
+        rng.shuffle(group_spans)
+        windows = _windows(group_spans, bounds, self.batch, rng)
+        arranged = _arranged(windows, longest, learnt, self.batch)
+        spans: list[ReadSpan] = []
+        for (first, last), places in zip(group_spans, arranged, strict=True):
+            order = array("I", texts[places].tolist())
+            steps: list[Sequence[int]] = [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
+            rng.shuffle(steps)
+            span_rows = rows[texts[bounds[first] : bounds[last]]]
+            spans.append(ReadSpan(steps, int(span_rows.min()), int(span_rows.max())))
+        return spans
 
 
 def _by_medium(rows: np.ndarray, in_order: bool) -> tuple[np.ndarray, list[int]]:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from periscope.adapters.prompting.segments import Segment
 from periscope.shards.texts import Text
 from periscope.training.data.dataset import Batch, TextFeatureDataset, TextIndex
-from periscope.training.data.order import epoch_spans, split_evenly, steps_per_epoch
+from periscope.training.data.order import TextOrder, split_evenly, steps_per_epoch
 from periscope.training.data.read_ahead import ReadAhead
 from periscope.training.data.workers import ignore_stop_signals, start_method
 
@@ -20,7 +20,7 @@ from periscope.training.data.workers import ignore_stop_signals, start_method
 class TrainingSteps(Dataset[Batch]):
     """Item i is the batch of step i, whichever steps were read before; with several `ranks`, the share of `rank`.
 
-    texts_per_medium: see `order.epoch_steps` · span_media: train on this many media stored next to each other before
+    texts_per_medium: see `order.TextOrder` · span_media: train on this many media stored next to each other before
     moving on, and read them ahead sequentially (0: any order).
     """
 
@@ -113,7 +113,8 @@ class TrainingSteps(Dataset[Batch]):
         """The steps of an epoch, each a list of indices into the texts."""
         if epoch != self._epoch:
             columns = self.index.about, self.index.lengths, self.index.targets
-            spans = epoch_spans(*columns, self.batch, self.seed, epoch, self.texts_per_medium, self.span_media)
+            order = TextOrder(*columns, self.batch, self.seed, self.texts_per_medium, self.span_media)
+            spans = order.spans(epoch)
             self._order = [step for span in spans for step in span.steps]
             self._span_starts = list(accumulate((len(span.steps) for span in spans[:-1]), initial=0))
             self._span_rows = [(span.first, span.last) for span in spans]

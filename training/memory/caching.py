@@ -7,7 +7,7 @@ from periscope.shards.read import FeatureSet
 from periscope.shards.timing import load_timing
 from periscope.training.config import TrainConfig
 from periscope.training.data.dataset import TextIndex
-from periscope.training.data.order import epoch_steps
+from periscope.training.data.order import TextOrder
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def media_per_epoch(index: TextIndex, config: TrainConfig) -> int:
     """How many media the steps of an epoch read; a medium counts once for each step that contains it."""
     together = config.data.texts_per_medium
     columns = index.about, index.lengths, index.targets
-    steps = epoch_steps(*columns, config.texts_per_step, config.seed, epoch=0, texts_per_medium=together)
-    return sum(sum({index.about[i]: index.media[i] for i in step}.values()) for step in steps)
+    order = TextOrder(*columns, config.texts_per_step, config.seed, texts_per_medium=together)
+    return sum(sum({index.about[i]: index.media[i] for i in step}.values()) for step in order.steps(0))
 
 
 def _time(seconds: float) -> str:

@@ -184,9 +184,8 @@ def plan_of(
     own = sum(parameter.numel() for parameter in skeleton(config).parameters()) if tuning.lm else 0
     itemsize, moments = (4 if tuning.mixed else dtype.itemsize), tuning.moments(4)
     tuned = round(own * tuning.beside(itemsize))
-    saved, cached = saved_in_row(
-        config, dtype, longest, checkpoint_every, rank, shared or adapter.injects, prefix, tuning.lm
-    )
+    form = RowForm(checkpoint_every, rank, shared or adapter.injects, prefix, tuning.lm)
+    saved, cached = saved_in_row(config, dtype, longest, form)
     # Logits, overwritten by their gradient (adapters.lm.cross_entropy), and a copy where a family scales or caps them.
     per_logit = 2 * dtype.itemsize
     return MemoryPlan(
@@ -258,60 +257,60 @@ def weight_bytes(model: PreTrainedModel, precision: str, keep: Iterable[str] = (
     return total
 
 
-def saved_in_row(
-    config: PretrainedConfig,
-    dtype: torch.dtype,
-    length: int,
-    checkpoint_every: int = 0,
-    rank: int = 0,
-    masked: bool = True,
-    prefix: int = 0,
-    trained: bool = False,
-) -> tuple[int, int]:
-    """Bytes that a row keeps of each of its own tokens, and of each of a cached `prefix` that is part of its `length`:
-    what is left of the shortest rows when their own tokens are taken away.
+@dataclass(frozen=True)
+class RowForm:
+    """How a row of texts passes through a language model.
+
+    checkpoint_every: every Nth layer is recomputed in the backward pass (0: none) · rank: of LoRA (0: none) · masked:
+    texts share the row, so that attention needs a mask · prefix: tokens at its beginning that are cached · trained: the
+    model's own weights are.
     """
 
+    checkpoint_every: int = 0
+    rank: int = 0
+    masked: bool = True
+    prefix: int = 0
+    trained: bool = False
+
+
+PLAIN = RowForm()
+
+
+def saved_in_row(config: PretrainedConfig, dtype: torch.dtype, length: int, form: RowForm) -> tuple[int, int]:
+    """Bytes that a row of `length` tokens keeps of each of its own, and of each of its cached prefix: what is left of
+    the shortest rows when their own tokens are taken away.
+    """
+    prefix = form.prefix
+
     def row(rest: int) -> int:
-        form = (checkpoint_every, rank, masked, prefix, trained)
-        return (prefix + rest) * saved_per_token(config, dtype, prefix + rest, *form)
+        return (prefix + rest) * saved_per_token(config, dtype, prefix + rest, form)
 
     cached = max(0, 2 * row(2) - row(4)) if prefix else 0
     own = row(length - prefix) - cached
     return round(own / max(1, length - prefix)), round(cached / max(1, prefix))
 
 
-def saved_per_token(
-    config: PretrainedConfig,
-    dtype: torch.dtype,
-    length: int,
-    checkpoint_every: int = 0,
-    rank: int = 0,
-    masked: bool = True,
-    prefix: int = 0,
-    trained: bool = False,
-) -> int:
-    """Bytes per token that a language model saves for the backward pass of a text of `length` tokens.
+def saved_per_token(config: PretrainedConfig, dtype: torch.dtype, length: int, form: RowForm = PLAIN) -> int:
+    """Bytes per token that a language model saves for the backward pass of a row of `length` tokens.
 
-    Per token, because a mask and unfused attention grow with the length. With LoRA of this `rank`, also the fp32 inputs
-    of its layers and the outputs of their first matrices; of a model that is `trained`, the inputs of its own. Two
-    small stacks of layers are counted, which gives one layer's share. With `checkpoint_every`, every Nth layer saves
-    its input only, and one layer at a time everything. Of a cached `prefix`, part of the length, each layer saves keys
-    and values; it is a mean over these tokens too.
+    Per token, because a mask and unfused attention grow with the length. With LoRA also the fp32 inputs of its layers
+    and the outputs of their first matrices; of a model that is trained, the inputs of its own. Two small stacks of
+    layers are counted, which gives one layer's share. Where layers are recomputed, each saves its input only, and one
+    layer at a time everything. Of a cached prefix each layer saves keys and values; it is a mean over these tokens too.
     """
-    text_config = config.get_text_config()
+    text_config, every = config.get_text_config(), form.checkpoint_every
     depth = text_config.num_hidden_layers
+    own = 1 - form.prefix / length
     small = min(2, depth) if any(len(set(values)) > 1 for values in _per_layer_lists(config).values()) else 1
     try:
         base, double = (
-            _saved_bytes(_with_layers(config, layers), dtype, length, rank, masked, prefix, trained)
-            for layers in (small, 2 * small)
+            _saved_bytes(_with_layers(config, layers), dtype, length, form) for layers in (small, 2 * small)
         )
     except Exception:  # a family whose forward pass looks at values can't run without them
-        return round(_estimate(config, dtype, rank, trained) * (1 - prefix / length))
+        return round(_estimate(config, dtype, form.rank, form.trained) * own)
     layer = (double - base) / small / length
-    recomputed = depth // checkpoint_every if checkpoint_every else 0
-    layer_input = text_config.hidden_size * dtype.itemsize * (1 - prefix / length)
+    recomputed = depth // every if every else 0
+    layer_input = text_config.hidden_size * dtype.itemsize * own
     saved = base / length + (depth - small) * layer - recomputed * (layer - layer_input) + (layer if recomputed else 0)
     return round(saved)
 
@@ -336,19 +335,17 @@ def _per_layer_lists(config: PretrainedConfig) -> dict[str, list]:
     }
 
 
-def _saved_bytes(
-    config: PretrainedConfig, dtype: torch.dtype, length: int, rank: int, masked: bool, prefix: int, trained: bool
-) -> int:
-    """Bytes that the whole model saves for one text of `length` tokens, of which `prefix` are cached."""
-    model = skeleton(config, dtype)
+def _saved_bytes(config: PretrainedConfig, dtype: torch.dtype, length: int, form: RowForm) -> int:
+    """Bytes that the whole model saves for one row of `length` tokens."""
+    model, prefix = skeleton(config, dtype), form.prefix
     use_selective_scan(model)
-    model.requires_grad_(trained)
-    if rank:
+    model.requires_grad_(form.trained)
+    if form.rank:
         with torch.device("meta"):
-            insert_lora(model, rank, rank)
+            insert_lora(model, form.rank, form.rank)
     if model.config._attn_implementation == "sdpa":
         without_own_mask = "counted_behind_prefix" if prefix else "counted_causal"
-        model.set_attn_implementation("counted" if masked else without_own_mask)
+        model.set_attn_implementation("counted" if form.masked else without_own_mask)
     width, rest = embedding_width(model), length - prefix
     embeds = torch.zeros(1, length, width, dtype=dtype, device="meta")
     inputs: dict[str, Any] = {"inputs_embeds": embeds[:, prefix:].clone().requires_grad_()}

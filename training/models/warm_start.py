@@ -13,7 +13,7 @@ from torch.nn import functional
 from periscope.adapters.model import AdaptedModel
 from periscope.errors import AdapterError
 from periscope.training.data.dataset import TextFeatureDataset, TextIndex
-from periscope.training.data.order import epoch_steps, steps_per_epoch
+from periscope.training.data.order import TextOrder, steps_per_epoch
 from periscope.training.data.steps import choose_view
 
 BATCH_MEDIA = 64  # media contrasted with one another in a step
@@ -99,10 +99,10 @@ def _same_words(words: Sequence[str]) -> torch.Tensor | None:
 
 def _order(about: Sequence[int], steps: int, seed: int) -> list[Sequence[int]]:
     order: list[Sequence[int]] = []
+    alike = [1] * len(about)
+    texts = TextOrder(about, alike, alike, BATCH_MEDIA, seed, texts_per_medium=1)
     while len(order) < steps:
-        epoch = len(order) // steps_per_epoch(len(about), BATCH_MEDIA)
-        alike = [1] * len(about)
-        order += epoch_steps(about, alike, alike, BATCH_MEDIA, seed, epoch, texts_per_medium=1)
+        order += texts.steps(len(order) // steps_per_epoch(len(about), BATCH_MEDIA))
     return order[:steps]
 
 

@@ -25,6 +25,7 @@ from periscope.training.memory.model_sizes import skeleton
 from periscope.training.memory.plan import (
     GIB,
     MemoryPlan,
+    RowForm,
     Tuning,
     choose_checkpointing,
     plan,
@@ -219,7 +220,7 @@ def test_the_plan_changes_nothing_of_the_model(language_model_folder):
 def test_recomputed_layers_save_their_input(language_model_folder):
     config = AutoConfig.from_pretrained(language_model_folder("opt"))
     config.num_hidden_layers = 14
-    whole, half, all_again = (saved_per_token(config, torch.float32, 50, every) for every in (0, 2, 1))
+    whole, half, all_again = (saved_per_token(config, torch.float32, 50, RowForm(every)) for every in (0, 2, 1))
     config.num_hidden_layers = 13
     layer = whole - saved_per_token(config, torch.float32, 50)
     entered = config.hidden_size * 4
