@@ -7,7 +7,8 @@ parameters, pretrained on the same documents in words for as many steps (`studie
 after stage 2, with another scene's features and without any: captions, questions and boxes (grounding).
 
 Runs the scripts as a user would, on one thread, in runs/pair-*. What is done isn't done again, so that a comparison
-that was stopped goes on. Each result is added to docs/pair.json at once; docs/pair.md is made from that file.
+that was stopped goes on, and once the features are there, several processes can share it by `--only` and `--seeds`.
+Each result is added to docs/pair.json at once; docs/pair.md is made from that file.
 """
 
 import json
@@ -122,7 +123,9 @@ def write_texts(features: Path, folder: Path) -> Path:
     heldout = [line for line in lines if line["split"] == "heldout"]
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in {"captions": captions, "all": lines, "asked": heldout}.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        written = folder / f"{name}.{os.getpid()}"  # another process may read the file, or make it too
+        written.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        written.replace(folder / f"{name}.jsonl")
     return folder
 
 

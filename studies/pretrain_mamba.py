@@ -18,6 +18,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MambaConfig, MambaFo
 
 from periscope.adapters.lm.selective_scan import use_selective_scan
 from studies.corpus import ANSWER, Corpus, Row, build_tokenizer
+from studies.muon import muon
 from studies.pretrain import HERE, READY, begin_with, log
 from studies.probe import MEDIA, answer_scores, caption_scores
 
@@ -106,7 +107,7 @@ def main() -> None:
     wide = [p for name, p in learnt.items() if p.ndim == 2 and "layers" in name and "dt_proj" not in name]
     others = [p for p in learnt.values() if not any(p is one for one in wide)]
     optimizers = (
-        torch.optim.Muon(wide, lr=3e-3, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        muon(wide, lr=3e-3, weight_decay=0.02),
         torch.optim.AdamW(others, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.98)),
     )
     rates = [optimizer.param_groups[0]["lr"] * args.rate for optimizer in optimizers]
