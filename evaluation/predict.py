@@ -186,8 +186,8 @@ def task_prompt(model: AdaptedModel, chosen: AskedTask) -> Prompt:
 
 
 def task_text(text: Text, chosen: AskedTask, style: str) -> Text:
-    """The text as the task asks it: with its options, and in a chat also with the task's wording."""
-    turns = chosen.task.with_options(text.turns, text.meta, chosen.system) if chosen.task else list(text.turns)
+    """The text as the task asks it: with its options and the words in the picture, in a chat with its whole prompt."""
+    turns = chosen.task.asked_turns(text.turns, text.meta, chosen.system) if chosen.task else list(text.turns)
     last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
     if style == "chat" and last is not None and chosen.prompt != QUESTION:
         content = chosen.prompt.replace(QUESTION, turns[last]["content"]).strip()

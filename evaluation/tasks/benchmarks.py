@@ -11,7 +11,7 @@ from typing import Any
 from periscope.errors import ScoreError
 
 TABLE = Path(__file__).parent / "benchmarks.toml"
-OWN, QUESTION = "own", "{question}"
+OWN, QUESTION, READ = "own", "{question}", "{ocr}"
 LETTERS = "ABCDEFGHIJ"
 BOX_MARK = "<box>"
 
@@ -52,23 +52,25 @@ class BenchmarkTask:
         system = system or next(iter(prompts))
         if system not in prompts:
             raise ScoreError(f"{self.name} has no prompt of {system!r}; it has {', '.join(prompts)}")
-        return system, prompts[system]
+        return system, _with_words_read(prompts[system])[0]
 
-    def with_options(self, turns: Sequence[dict], meta: Mapping, system: str) -> list[dict]:
-        """The turns of a text with the options in its `meta` listed below the question, in the system's form. Boxes
-        among the options become `<box>` marks, with the coordinates in the turn's `boxes`.
+    def asked_turns(self, turns: Sequence[dict], meta: Mapping, system: str) -> list[dict]:
+        """The turns of a text with what a system puts around the question: the words that were read in the picture
+        (`ocr` in its `meta`) before it, the options below. Boxes among the options become `<box>` marks, with the
+        coordinates in the turn's `boxes`.
         """
-        choices = meta.get("choices") or ()
         asked = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
-        if not choices or asked is None:
+        if asked is None:
             return list(turns)
-        form = systems()[system]["option"]
+        choices, forms = meta.get("choices") or (), systems()[system]
         options = [
-            form.format(letter=letter, choice=choice if isinstance(choice, str) else BOX_MARK)
+            forms["option"].format(letter=letter, choice=choice if isinstance(choice, str) else BOX_MARK)
             for letter, choice in zip(LETTERS, choices, strict=False)
         ]
         boxes = [choice for choice in choices if not isinstance(choice, str)]
-        turn = {**turns[asked], "content": "\n".join([turns[asked]["content"], *options])}
+        read = forms.get("ocr", "").replace(READ, meta["ocr"]) if isinstance(meta.get("ocr"), str) else ""
+        before = _with_words_read(self.prompts.get(system, QUESTION))[1].replace(READ, read)
+        turn = {**turns[asked], "content": before + "\n".join([turns[asked]["content"], *options])}
         return [*turns[:asked], turn | ({"boxes": boxes} if boxes else {}), *turns[asked + 1 :]]
 
     def references(self, turn: Mapping, meta: Mapping, answer: str) -> list:
@@ -80,6 +82,15 @@ class BenchmarkTask:
         if "boxes" in self.measures:
             return [list(turn["boxes"][0])]
         return list(meta.get("answers") or [answer])
+
+
+def _with_words_read(prompt: str) -> tuple[str, str]:
+    """A prompt with the question open alone, and what stands before each question: of a prompt with `{ocr}` all from
+    there on.
+    """
+    head, mark, rest = prompt.partition(READ)
+    own, _, tail = rest.partition(QUESTION)
+    return (head + QUESTION + tail, READ + own) if mark else (prompt, "")
 
 
 @cache

@@ -22,7 +22,8 @@ Every task is tested from files in the published layout to a score worked out by
 output of the official programs in `tests/evaluation/test_metrics.py`. **No published system's result was reproduced
 here**: that takes its weights, a GPU and the data.
 
-In a prompt, `{}` stands for the question and, below it, its options if it has some. Sizes and licences are from memory
+In a prompt, `{}` stands for the question and, below it, its options if it has some, `{ocr}` for the words that were
+read in the picture, where the files hold them. Sizes and licences are from memory
 except where they are confirmed: read the licence before you use the data.
 
 """

@@ -173,6 +173,11 @@ def textvqa(folder: Path) -> None:
                      "question_tokens": ["what", "brand"], "question_id": 34602 + n, "set_name": "val"})  # fmt: skip
     whole = {"dataset_type": "val", "dataset_name": "textvqa", "dataset_version": "0.5.1", "data": data}
     put(folder / "TextVQA_0.5.1_val.json", whole)
+    read = [{"image_id": f"{n:016x}", "ocr_tokens": words, "ocr_info": [], "image_width": 8, "image_height": 8,
+             "flickr_original_url": "https://farm4.staticflickr.com/x_o.jpg", "set_name": "val"}
+            for n, words in enumerate((["NOKIA", "{question}"], []))]  # fmt: skip
+    whole |= {"dataset_version": "0.2", "data": read}
+    put(folder / "TextVQA_Rosetta_OCR_v0.2_val.json", whole)
 
 
 def vizwiz(folder: Path) -> None:
@@ -198,6 +203,10 @@ def ai2d(folder: Path) -> None:
                            "correctAnswer": 3, "questionId": f"{number}.png-1"},
         }  # fmt: skip
         put(folder / f"ai2d/questions/{number}.png.json", {"imageName": f"{number}.png", "questions": asked})
+        words = {f"T{n}": {"id": f"T{n}", "value": word, "rectangle": [[0, 0], [1, 1]], "replacementText": letter}
+                 for n, (letter, word) in enumerate((("B", "face"), ("A", "ears")))}  # fmt: skip
+        told = {"text": words if number else {}, "blobs": {}, "imageConsts": {}, "arrows": {}, "relationships": {}}
+        put(folder / f"ai2d/annotations/{number}.png.json", told)
     put(folder / "ai2d_test_ids.csv", "1\n")
 
 
@@ -389,6 +398,23 @@ def test_prompts_in_full(tmp_path: Path) -> None:
     )
     own, _ = choose_task("v7w", "own", texts)
     assert own.prompt == QUESTION and task_text(telling, own, "chat").turns[0]["content"] == asked
+
+
+@pytest.mark.parametrize(("name", "make"), [("textvqa", textvqa), ("ai2d", ai2d)])
+def test_mamba_vl_is_told_the_words_in_the_picture(name, make, tmp_path: Path) -> None:
+    """As `TextVQAEvalDataset` and `AI2DEvalDataset` of gpantaz/vl_mamba c788f5f put them before the question."""
+    make(tmp_path)
+    chosen, texts = choose_task(name, "mamba-vl", texts_in(tmp_path))
+    asked = [chosen.prompt.replace(QUESTION, task_text(text, chosen, "plain").turns[0]["content"]) for text in texts]
+    if name == "textvqa":
+        start, end = "Answer the question using a single word or phrase.\n", "Question: what brand is it?\nAnswer: "
+        assert asked == [f"{start}OCR text:\nNOKIA {{question}}\n{end}", f"{start}OCR text:\n\n{end}"]
+    else:
+        start = "Answer with the option's letter from the given choices directly.\nOCR text:\nA: ears\nB: face\n"
+        assert asked[1] == f"{start}Question: What is B?\nA: ears\nB: nose\nC: mouth\nD: face\nAnswer: "
+        assert "ocr" not in texts_in(tmp_path)[0].meta, "nothing is written in the first diagram"
+    bare, _ = choose_task(name, "cobra", texts)
+    assert all("OCR" not in task_text(text, bare, "plain").turns[0]["content"] for text in texts)
 
 
 def test_a_task_on_other_texts_is_refused(tmp_path: Path) -> None:
