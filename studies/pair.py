@@ -67,7 +67,8 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     if not options.tables:
         data, features = draw(options), ROOT / "features" / "pair"
-        script("precompute.py", "--data", data, "--encoder", "demo", "--kinds", "patches", "--out", features)
+        if not (features / "manifest.json").is_file():
+            script("precompute.py", "--data", data, "--encoder", "demo", "--kinds", "patches", "--out", features)
         texts = write_texts(features, ROOT / "runs" / "pair-texts")
         for seed in options.seeds:
             for family in (options.only,) if options.only else FAMILIES:

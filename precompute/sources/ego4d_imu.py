@@ -47,9 +47,11 @@ def _is_recording(name: str) -> bool:
 
 def _files(data: DataFolder) -> list[str]:
     every = set(_csv_files(data).values())
-    tables = sorted((name for name in data.listed(".csv") if not UID.fullmatch(_stem(name))), key=_is_recording)[:FEW]
-    if found := [name for name in tables if set(columns(data, name)) >= set(WINDOWS)]:
-        return found if every - set(found) else []
+    others = [name for name in data.listed(".csv") if not UID.fullmatch(_stem(name))]
+    for beside in (True, False):  # the files in imu/ are looked at only where no other is a table of windows
+        tables = [name for name in others if _is_recording(name) != beside][:FEW]
+        if found := [name for name in tables if set(columns(data, name)) >= set(WINDOWS)]:
+            return found if every - set(found) else []
     narrated = data.listed(".json") if any(map(_is_recording, every)) else []
     return [name for name in narrated if _is_narrated(data.sample(name))]
 
@@ -77,12 +79,12 @@ def ego4d_imu(file: AnnotationFile) -> Iterator[Record]:
 def _windows(file: AnnotationFile) -> Iterator[Record]:
     for number, row in file.rows():
         where = file.line(number)
-        words = row.get("text") if row else None
+        uid, words = (row.get("video_uid"), row.get("text")) if row else (None, None)
         span = _span(row) if row else None
-        if row is None or span is None or not isinstance(words, str) or not words.strip():
-            yield Problem(file.name, "bad line", f"{where} lacks a text, or a window of {SECONDS} seconds")
+        if row is None or span is None or not isinstance(words, str) or not words.strip() or not uid:
+            yield Problem(file.name, "bad line", f"{where} lacks a text, a video, or a window of {SECONDS} seconds")
             continue
-        uid = str(row.get("video_uid"))
+        uid = str(uid)
         medium = _window(file, uid, *span) or Problem(f"{uid}.csv", "missing file", where)
         label = {"label": row["label"]} if row.get("label") else {}
         yield from about(medium, caption(words), file.split, None, {"task": "ego4d-imu"} | label)

@@ -9,6 +9,7 @@ import numpy
 import pytest
 import tiny
 import torch
+import toy_sets
 from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -321,3 +322,22 @@ def test_the_map_is_the_released_one():
     assert [LayerMap(START, END, BLOCKS).block_of(layer) for layer in range(DEPTH)] == [
         *(None, None, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, None)
     ]
+
+
+def test_an_imported_checkpoint_is_scored_with_beams(tmp_path, monkeypatch):
+    from periscope import eval as eval_script
+    from periscope.cli import import_
+
+    folder = tiny.save_language_model("opt", tmp_path / "lm", num_hidden_layers=DEPTH)
+    torch.save(released(load_language_model(str(folder))), tmp_path / "x.pth")
+    monkeypatch.setitem(toy_sets.FEATURES, "layers", {"shape": [BLOCKS, WIDTH], "dtype": "float16"})
+    toy_sets.make(tmp_path / "set", range(30), {"layers": toy_sets.FEATURES["layers"]})
+    monkeypatch.chdir(tmp_path)
+    for script, *arguments in (
+        (import_, "epalm", "x.pth", "--lm", "lm", "--features", "set", "--out", "released"),
+        (eval_script.main, "--run", "released", "--features", "set", "--beams", "3", "--max-new-tokens", "4"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["periscope", *arguments, *["--device", "cpu"] * (script is not import_)])
+        script()
+    found = json.loads((tmp_path / "released/eval.json").read_text())
+    assert found["finished"] and found["beams"] == 3 and found["n"] > 0 and "shuffled" in found

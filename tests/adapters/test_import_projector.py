@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import sys
 
 import pytest
@@ -10,9 +11,10 @@ from torch import nn
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from periscope.adapters.io.checkpoint import load_adapter
-from periscope.adapters.io.import_projector import TEMPLATES, VICUNA, named_as_here, read_projector
+from periscope.adapters.io.import_projector import MAPL, TEMPLATES, VICUNA, named_as_here, read_projector
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import AdaptedModel
+from periscope.adapters.projectors import FeatureShape, build_projector
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.cli import import_
 from periscope.errors import AdapterError
@@ -120,14 +122,18 @@ def test_each_system_s_file_becomes_its_projector(lm, imported, capsys):
     mlp = linear("clip_project.model.0", WIDTH, 5 * h // 2) | linear("clip_project.model.2", 5 * h // 2, 5 * h)
     model, _ = imported("clipcap", mlp | linear("gpt.transformer.wte", 3, 4))
     assert model.adapter.spec == "clipcap5" and model.adapter.tokens == 5
+    mapper = build_projector("mapl3", FeatureShape("patches", SIDE * SIDE, WIDTH, (SIDE, SIDE)), h, inner=16, layers=2)
+    theirs = {ours: name for name, ours in MAPL.items()}
+    state = {re.sub(r"^\w+", lambda part: theirs[part[0]], name): each for name, each in mapper.state_dict().items()}
+    model, _ = imported("mapl", state)
+    assert model.adapter.spec == "mapl3" and not model.prompt.template.eos
+    torch.testing.assert_close(model.adapter(x), mapper.eval()(x), atol=1e-5, rtol=1e-4)
 
 
 def test_clipcaps_transformer_is_the_official_one():
     """The values are `TransformerMapper`'s of rmokady/CLIP_prefix_caption 1ad805a with torch 2.14.1, its tensors filled
     with half the sine of a running index in the order of their names.
     """
-    from periscope.adapters.projectors import FeatureShape, build_projector
-
     names = ["linear.bias", "linear.weight", "prefix_const"]
     parts = ["attn.project.bias", "attn.project.weight", "attn.to_keys_values.weight", "attn.to_queries.weight",
              "mlp.fc1.bias", "mlp.fc1.weight", "mlp.fc2.bias", "mlp.fc2.weight",

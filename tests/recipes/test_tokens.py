@@ -10,12 +10,14 @@ Llama, GPT-2, GPT-NeoX and OPT are of the classes that the systems use) and tran
   puts the picture behind the instruction
 - CLIP_prefix_caption 1ad805a: the tokens of `ClipCocoDataset`, all of which its loss reads; MAPL 4027edd: the same
 - limber ed3e942: a batch of the ten captions and `build_labels`
-- eP-ALM 9ecfeb9: the lines of `accelerate_training/caption.py` that make the text and its targets
+- eP-ALM 9ecfeb9: the lines of `accelerate_training/caption.py` that make the text and its targets, which are those of
+  `audio_caption.py` and `video_caption.py`
 
 Where a picture stands there is null. Each target mask is 1 where the loss reads a token.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,6 +83,20 @@ def karpathy(folder: Path) -> None:
         images.append({"filepath": "train2014", "filename": name, "imgid": n, "cocoid": n, "split": "train",
                        "sentids": [n], "sentences": [sentence]})  # fmt: skip
     (folder / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+
+
+def listed(kind: str, end: str) -> Callable[[Path], None]:
+    """A function that writes train.json as eP-ALM's `MSRVTTCaptionFineTuneDataset` and its twin for sounds read it: a
+    list of media with a caption, or a list of captions.
+    """
+
+    def write(folder: Path) -> None:
+        rows = [{kind: f"{n}{end}", "caption": [words] if n % 2 else words} for n, words in enumerate(ROWS["captions"])]
+        for row in rows:
+            (folder / str(row[kind])).touch()
+        (folder / "train.json").write_text(json.dumps(rows))
+
+    return write
 
 
 def vqav2(folder: Path) -> None:
@@ -173,11 +189,20 @@ def test_a_declared_end_of_text_is_all_that_differs(recipe: str, tmp_path: Path)
     assert ended == (9 if recipe == "limber" else 0)
 
 
-@pytest.mark.parametrize("recipe", ["epalm-image", "epalm-image-large", "epalm-audio", "epalm-video"])
+EPALM = {
+    "epalm-image": karpathy,
+    "epalm-image-large": karpathy,
+    "epalm-audio": listed("audio", ".wav"),
+    "epalm-video": listed("video", ".mp4"),
+}
+
+
+@pytest.mark.parametrize("recipe", EPALM)
 def test_epalm_reads_every_word_of_a_caption(recipe: str, tmp_path: Path) -> None:
-    """Its picture has a position of its own in inner layers, and none among the ids."""
-    karpathy(tmp_path)
+    """Its medium has a position of its own in inner layers, and none among the ids."""
+    EPALM[recipe](tmp_path)
     prompt, texts = texts_of(recipe, OPT(), tmp_path)
+    assert len(texts) == 10
     for text, want in zip(texts, IDS["epalm-image"], strict=True):
         pairs = [pair for pair in zip(*tokens(prompt, text), strict=True) if pair[0] is not None]
         assert [list(row) for row in zip(*pairs, strict=True)] == want
@@ -224,7 +249,7 @@ def test_anymals_instructions_stand_before_the_picture(tmp_path: Path) -> None:
 
 def test_every_recipe_is_compared_here() -> None:
     tried = {name.partition(",")[0] for name in EXACT} | UNRELEASED.keys() | OWN | {"anymal-instruct"}
-    tried |= {"clipcap", "mapl", "limber", "epalm-image", "epalm-image-large", "epalm-audio", "epalm-video"}
+    tried |= {"clipcap", "mapl", "limber"} | EPALM.keys()
     assert tried == {name for name in recipe_names() if not name.startswith("demo")}
 
 
