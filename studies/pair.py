@@ -243,6 +243,10 @@ def table(rows: list[dict]) -> str:
             if group:
                 cells = [spread([row[condition] for row in group]) for condition in CONTROLS]
                 lines.append(f"| {title} | {family} | {' | '.join(cells)} | {group[0]['n']} | {len(group)} |")
+    weights = {row["family"]: f"{row['family']} {row['parameters']:,}" for row in rows}
+    first, second = rows[0]["steps"]
+    lines += ["", f"Trained for {first} steps of 24 captions, then {second} of 24 texts at a learning rate of "
+              f"{rows[0]['lr']:g}. Weights of the language models: {', '.join(weights.values())}."]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -43,8 +43,12 @@ def test_the_page_is_made_from_what_was_found():
     for family, seeds in (("pythia", 1), ("mamba", 3)):
         for seed in range(seeds):
             scores = {name: {"real": 0.5 + seed / 10, "shuffled": 0.1, "none": 0.0, "n": 9} for name in SCORES}
-            rows.append({"family": family, "seed": seed, "scores": scores})
+            about = {"steps": [150, 250], "lr": 5e-4, "parameters": 950_784 + seed}
+            rows.append({"family": family, "seed": seed, "scores": scores, **about})
     lines = table(rows).splitlines()
+    assert lines[-1].startswith(
+        "Trained for 150 steps of 24 captions, then 250 of 24 texts at a learning rate of 0.0005."
+    )
     assert lines[2] == "| captions name all | pythia | 0.50 | 0.10 | 0.00 | 9 | 1 |"
     assert lines[3] == "| captions name all | mamba | 0.60 ± 0.10 | 0.10 ± 0.00 | 0.00 ± 0.00 | 9 | 3 |"
     found = json.loads(FOUND.read_text()) if FOUND.is_file() else []
