@@ -60,12 +60,12 @@ def load_language_model(
     source = find_model(name)
     if trust_remote_code:
         print(f"warning: Python code that comes with {name} is run with your rights on this machine", file=sys.stderr)
-    with _opened(source, trust_remote_code) as (where, gguf):
+    with opened(source, trust_remote_code) as (where, gguf):
         return _load(name, where, gguf, device, precision)
 
 
 def _load(name: str, where: dict[str, Any], gguf: GgufFile | None, device: str, precision: str) -> LanguageModel:
-    config = _config(where, name)
+    config = read_config(where, name)
     if reason := why_refused(config, where["trust_remote_code"]):
         raise AdapterError(f"--lm {name} ({config.model_type}) can't be used: {reason}")
     family = family_of(config)
@@ -99,7 +99,7 @@ def _load(name: str, where: dict[str, Any], gguf: GgufFile | None, device: str, 
         if not stored:
             arguments |= quantization(precision, dtype, family.unquantized)
         silence_bitsandbytes()
-    tokenizer = _tokenizer(where, gguf, name)
+    tokenizer = read_tokenizer(where, gguf, name)
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -138,8 +138,8 @@ def load_config(source: str, name: str | None = None) -> PretrainedConfig:
 
     Raises AdapterError for a folder or repository without a config of transformers, or with code of its own.
     """
-    with _opened(source) as (where, _):
-        return _config(where, name or source)
+    with opened(source) as (where, _):
+        return read_config(where, name or source)
 
 
 def load_tokenizer(source: str, name: str | None = None) -> PreTrainedTokenizerBase:
@@ -147,12 +147,12 @@ def load_tokenizer(source: str, name: str | None = None) -> PreTrainedTokenizerB
 
     Raises AdapterError when it can't be loaded.
     """
-    with _opened(source) as (where, gguf):
-        return _tokenizer(where, gguf, name or source)
+    with opened(source) as (where, gguf):
+        return read_tokenizer(where, gguf, name or source)
 
 
 @contextmanager
-def _opened(source: str, trust_remote_code: bool = False) -> Iterator[tuple[dict[str, Any], GgufFile | None]]:
+def opened(source: str, trust_remote_code: bool = False) -> Iterator[tuple[dict[str, Any], GgufFile | None]]:
     """Arguments of `from_pretrained` that name a model, while the context lasts, and its GGUF file, if it is one."""
     # Left unset, transformers asks on standard input whether to run a stranger's code, and takes `y` for an answer.
     code = {"trust_remote_code": trust_remote_code}
@@ -164,14 +164,16 @@ def _opened(source: str, trust_remote_code: bool = False) -> Iterator[tuple[dict
         yield {**where, **code}, gguf
 
 
-def _config(where: dict[str, Any], name: str) -> PretrainedConfig:
+def read_config(where: dict[str, Any], name: str) -> PretrainedConfig:
+    """As `load_config`, for arguments that `opened` gives."""
     try:
         return AutoConfig.from_pretrained(**where)
     except BaseException as error:
         raise _refusal(error, f"--lm {name} is not a transformers language model", where, "config.json") from error
 
 
-def _tokenizer(where: dict[str, Any], gguf: GgufFile | None, name: str) -> PreTrainedTokenizerBase:
+def read_tokenizer(where: dict[str, Any], gguf: GgufFile | None, name: str) -> PreTrainedTokenizerBase:
+    """As `load_tokenizer`, for what `opened` gives."""
     folder = Path(where["pretrained_model_name_or_path"])
     if not gguf and folder.is_dir() and (missing := missing_tokenizer(folder)):
         raise AdapterError(f"--lm {name}: {missing}")
