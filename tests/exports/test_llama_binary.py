@@ -12,10 +12,13 @@ from llama_binary import PROBABILITIES, ask, llama_node, probed, write_llama, wr
 from PIL import Image, ImageDraw
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
+from periscope import train
 from periscope.adapters.lm.load import load_language_model
 from periscope.exports.gguf import CHAT_TEMPLATE, MMPROJ, export_gguf, write_mmproj
 from periscope.exports.prompt_form import MTMD_MARKER, messages_of, spoken_ids
+from periscope.inference import adapter_folder
 from periscope.precompute import tiny_encoders
+from periscope.precompute.cli import main as precompute
 from periscope.precompute.encoders.registry import load_encoder
 
 pytestmark = pytest.mark.slow
@@ -42,7 +45,7 @@ def probe(home):
     return write_probe(home / "probe.gguf", WIDTH, tokenizer), tokenizer
 
 
-def seen(node, probe, asked: list[tuple[Path, Path]]) -> list[torch.Tensor]:
+def seen(node, probe, asked: list[tuple[Path, Path]], width: int = WIDTH) -> list[torch.Tensor]:
     """The last image token that llama.cpp makes of each (mmproj, picture): (hidden_size,)."""
     file, tokenizer = probe
     requests = [
@@ -55,7 +58,7 @@ def seen(node, probe, asked: list[tuple[Path, Path]]) -> list[torch.Tensor]:
         }
         for mmproj, picture in asked
     ]
-    return [probed(answer, WIDTH, tokenizer) for answer in ask(node, file, requests)]
+    return [probed(answer, width, tokenizer) for answer in ask(node, file, requests)]
 
 
 @pytest.mark.parametrize("precision, bound", [("f32", 2e-3), ("f16", 5e-3)])
@@ -78,6 +81,44 @@ def test_image_vectors(node, home, probe, tower, layer, spec, precision, bound):
     print(f"{name}: largest difference {worst:.2g} of the largest value; with Pillow's filter {other:.2g}")
     assert worst < bound and other > 4 * worst
     assert precision == "f16" or other > 10 * bound
+
+
+@pytest.mark.parametrize("inner", [20, 48])
+@pytest.mark.parametrize("precision, bound", [("f32", 2e-3), ("f16", 5e-3)])
+def test_a_hidden_width_of_its_own(node, home, probe, inner, precision, bound):
+    """Narrower and wider than the language model."""
+    name = f"inner{inner}{precision}"
+    folder = save_patch_adapter(home / name, home, inner=inner)
+    export_gguf(folder, home / f"{name}-out", precision=precision)
+    worst, shown = 0.0, [home / f"{k}.png" for k in range(len(pictures()))]
+    asked = [(home / f"{name}-out" / MMPROJ, path) for path in shown]
+    for vector, picture in zip(seen(node, probe, asked), pictures(), strict=True):
+        ours = tokens_here(folder, picture, legacy=True)[-1]
+        worst = max(worst, ((vector - ours).abs().max() / ours.abs().max()).item())
+    print(f"{name}: largest difference {worst:.2g} of the largest value")
+    assert worst < bound
+
+
+def test_the_lmstudio_recipe(node, home, monkeypatch):
+    """Trained in miniature, from pictures to the answers of llama.cpp's own graph, with nothing to note."""
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    (home / "media").mkdir()
+    shown = [pictures()[k % 5].resize(size) for k, size in enumerate(((32, 21), (20, 32), (32, 32), (32, 7)) * 2)]
+    for k, picture in enumerate(shown):
+        picture.save(home / f"media/{k}.png")
+        (home / f"media/{k}.txt").write_text(f"the {k}. picture")
+    precompute(["--recipe", "lmstudio", "--tiny", "--data", "media", "--out", "set", "--device", "cpu"])
+    flags = ["--recipe", "lmstudio", "--tiny", "--features", "set", "--steps", "3", "--name", "lmstudio"]
+    monkeypatch.setattr("sys.argv", ["train.py", *flags, "--device", "cpu"])
+    train.main()
+    folder = adapter_folder(Path("runs/lmstudio"))
+    assert export_gguf(folder, home / "lmstudio-out", precision="f32") == []
+    model, encoder = load_here(folder)
+    file = write_probe(home / "lmstudio.gguf", model.lm.hidden_size, tokenizer := tiny.FAMILIES["qwen2"][1]())
+    asked = [(home / "lmstudio-out" / MMPROJ, home / f"media/{k}.png") for k in range(4)]
+    for vector, picture in zip(seen(node, (file, tokenizer), asked, model.lm.hidden_size), shown, strict=False):
+        assert torch.cosine_similarity(vector, last_token(model.adapter, encoder, picture), dim=0) > 0.9999
 
 
 def test_training_framed_as_llama_cpp_does(node, home, probe):
