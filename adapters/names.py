@@ -11,6 +11,7 @@ from periscope.errors import AdapterError
 
 PROJECT = Path(__file__).resolve().parents[1]
 GGUF = ".gguf"
+HUB_START = r"(?:hf:|https?:/+(?:www\.)?(?:huggingface|hf)\.co/)"
 RuntimeName = Literal["pytorch", "llama.cpp"]  # what computes a language model that answers
 # Names that people use -> the Hub's.
 BARE_NAMES = {
@@ -77,7 +78,16 @@ def is_hub_id(name: str) -> bool:
     """Whether a name has the form owner/name and is no local path."""
     return (
         name.count("/") == 1
+        and ":" not in name
         and not name.startswith((".", "/", "~"))
         and all(name.split("/"))
         and not Path(name).exists()
     )
+
+
+def hub_name(name: str) -> str:
+    """The owner/name in an address of the Hub, hf://owner/name or https://huggingface.co/owner/name, whose slashes
+    pathlib may have joined; "" where it is none.
+    """
+    match = re.fullmatch(rf"{HUB_START}/*(?:models/)?([^/@]+/[^/@]+?)(?:@[^/]+)?/*", name, re.I)
+    return match[1] if match else ""

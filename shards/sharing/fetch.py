@@ -133,7 +133,7 @@ def _known(folder: Path, wanted: HubSet) -> Path:
 
 def _commit(wanted: HubSet) -> str:
     if not hub_reachable():
-        raise LocalEntryNotFoundError
+        raise LocalEntryNotFoundError(str(wanted))
     info = HfApi().dataset_info(wanted.repo, revision=wanted.revision or None)
     if not info.sha:
         raise FeatureSetError(f"{wanted} on the Hub has no commit")
