@@ -2,6 +2,7 @@
 run.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ from periscope.adapters.names import PROJECT, check_language_model
 from periscope.errors import AdapterError
 from periscope.hub_repo import hub_address, hub_reachable
 from periscope.quiet import quiet_transformers
+
+AN_ADAPTER = "that is an adapter, not a language model; name the one it belongs to, or ask it: periscope ask"
 
 
 def load_language_model(
@@ -169,6 +172,8 @@ def read_config(where: dict[str, Any], name: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(**where)
     except BaseException as error:
+        if _is_adapter(where["pretrained_model_name_or_path"]):
+            raise AdapterError(f"--lm {name}: {AN_ADAPTER}") from error
         raise _refusal(error, f"--lm {name} is not a transformers language model", where, "config.json") from error
 
 
@@ -237,6 +242,8 @@ def find_model(name: str) -> str:
             )
         if folder.is_dir():
             if not (folder / "config.json").is_file():
+                if _is_adapter(str(folder)):
+                    raise AdapterError(f"--lm {name}: {AN_ADAPTER}")
                 raise AdapterError(f"--lm {name} is a folder without a config.json, so it is not a transformers model")
             return str(folder)
     check_language_model(name)
@@ -248,6 +255,20 @@ def find_model(name: str) -> str:
     raise AdapterError(
         f"--lm {name} is not on this machine and {host} can't be reached; connect, or pass a folder with the model"
     )
+
+
+def _is_adapter(place: str) -> bool:
+    """Whether a folder, or the Hub's repository of that name in the cache, is one of an adapter or a run of this
+    project.
+    """
+    cached = None if Path(place).is_dir() else try_to_load_from_cache(place, "config.json")
+    folder = Path(cached).parent if isinstance(cached, str) else Path(place)
+    if any((folder / name).is_file() for name in ("adapter.json", "config.toml")):
+        return True
+    try:
+        return "adapter" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _explain(error: BaseException) -> str:

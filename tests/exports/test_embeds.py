@@ -71,7 +71,8 @@ def test_an_answers_loss_is_the_adapters(home, tmp_path, kind):
     for picture, question, said in product(pictures(), (None, "What is it?"), ("a red star", "the quick brown fox")):
         turns = [] if question is None else [{"role": "user", "content": question}]
         (encoded,) = model.encode(picture)
-        text = adapted.prompt.segments([*turns, {"role": "assistant", "content": said}], ["image:0"])
+        turns.append({"role": "assistant", "content": said})
+        text = adapted.prompt.segments(turns, ["image:0"], soft_prompt=adapted.adapter.soft_prompt is not None)
         ((loss, count),) = adapted.text_losses([text], {"image:0": encoded.features})
         request = completion_request(model, picture, question)
         vectors = torch.load(io.BytesIO(base64.b64decode(request["prompt_embeds"])), weights_only=True)
