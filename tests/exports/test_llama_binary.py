@@ -115,10 +115,14 @@ def test_the_lmstudio_recipe(node, home, monkeypatch):
     folder = adapter_folder(Path("runs/lmstudio"))
     assert export_gguf(folder, home / "lmstudio-out", precision="f32") == []
     model, encoder = load_here(folder)
-    file = write_probe(home / "lmstudio.gguf", model.lm.hidden_size, tokenizer := tiny.FAMILIES["qwen2"][1]())
+    tokenizer, width, scale = tiny.FAMILIES["qwen2"][1](), model.lm.hidden_size, 20.0  # the vectors are small
+    file = write_probe(home / "lmstudio.gguf", width, tokenizer, scale)
     asked = [(home / "lmstudio-out" / MMPROJ, home / f"media/{k}.png") for k in range(4)]
-    for vector, picture in zip(seen(node, (file, tokenizer), asked, model.lm.hidden_size), shown, strict=False):
-        assert torch.cosine_similarity(vector, last_token(model.adapter, encoder, picture), dim=0) > 0.9999
+    for vector, picture in zip(seen(node, (file, tokenizer), asked, width), shown, strict=False):
+        ours = last_token(model.adapter, encoder, picture)
+        likeness = torch.cosine_similarity(vector, ours, dim=0).item()
+        print(f"lmstudio: cosine {likeness:.6f}, largest difference {(vector / scale - ours).abs().max():.2g}")
+        assert likeness > 0.9999
 
 
 def test_training_framed_as_llama_cpp_does(node, home, probe):
@@ -207,7 +211,7 @@ def drawn(k: int) -> Image.Image:
 
 
 def test_answers_of_a_demo_sized_adapter(node, home, monkeypatch):
-    """On the demo's language model: greedy answers and the probabilities of their first words."""
+    """On the demo's language model: greedy answers about JPEG files, which llama.cpp decodes with code of its own."""
     tower = demo_sized_tower(home / "demo-siglip")
     monkeypatch.setattr("export_models.tower_folder", lambda *_: tower)
     folder = save_patch_adapter(home / "demo", home, lm_folder=DEMO_LM, template={"delimiters": ("Scene:", "\n")})
@@ -215,9 +219,10 @@ def test_answers_of_a_demo_sized_adapter(node, home, monkeypatch):
     model, encoder = load_here(folder)
     file = write_llama(home / "demo.gguf", model.lm.model, model.lm.tokenizer)
     requests, ours = [], []
-    for k in range(6):
-        drawn(k).save(home / f"drawn{k}.png")
-        features = {"picture": encoder.encode(encoder.preprocess(drawn(k))[None], ["patches"])["patches"][0]}
+    for k in range(12):
+        drawn(k).save(home / f"drawn{k}.jpg", quality=90)
+        picture = Image.open(home / f"drawn{k}.jpg").convert("RGB")
+        features = {"picture": encoder.encode(encoder.preprocess(picture)[None], ["patches"])["patches"][0]}
         for question in (None, "What colour is the circle?"):
             segments = model.prompt.segments(turns_of(question), ["picture"], answer=False)
             ours.append(model.generate([segments], features, max_new_tokens=16)[0])
@@ -225,15 +230,15 @@ def test_answers_of_a_demo_sized_adapter(node, home, monkeypatch):
             requests.append(
                 {
                     "mmproj": str(home / "demo-out" / MMPROJ),
-                    "media_paths": [str(home / f"drawn{k}.png")],
+                    "media_paths": [str(home / f"drawn{k}.jpg")],
                     "prompt": before.removeprefix("<s>") + MTMD_MARKER + after,
                     "n_predict": 16,
                 }
             )
     theirs = [answer["text"].strip() for answer in ask(node, file, requests)]
-    print(json.dumps([ours, theirs], indent=1))
-    assert len(set(ours)) >= 3
-    assert theirs == ours
+    same = sum(here == there for here, there in zip(ours, theirs, strict=True))
+    print(f"{same} of {len(ours)} answers are the same, {len(set(ours))} of them different")
+    assert len(set(ours)) >= 3 and same >= 23, json.dumps([ours, theirs])
 
 
 def test_the_demo_language_model_is_the_same_there(node, home):
