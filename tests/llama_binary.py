@@ -107,8 +107,9 @@ def write_llama(file: Path, model, tokenizer) -> Path:
 
 def write_probe(file: Path, width: int, tokenizer, scale: float = 1.0) -> Path:
     """Write a language model whose logits are `scale` times the numbers of the last vector it is given: word `FIRST` +
-    i + 1 says the i-th, and word `FIRST` says 0. Probabilities tell a logit to about 0.005. Its only block adds nothing, and the final norm's epsilon is so large that it divides
-    by a constant.
+    i + 1 says the i-th, and word `FIRST` says 0. Probabilities tell a logit to about 0.005.
+
+    Its only block adds nothing, and the final norm's epsilon is so large that it divides by a constant.
     """
     from transformers import LlamaConfig
 
