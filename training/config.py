@@ -410,12 +410,13 @@ def check_paths(request: Request) -> None:
     Raises RunError for a file or folder, AdapterError for an adapter or a language model, RecipeError for a recipe.
     """
     flags = request.flags
-    if (path := flags.get("text")) and not Path(str(path)).exists():
-        raise RunError(f"--text {path}: there is no such file")
-    if (path := str(flags.get("init") or "")) and not Path(path).exists() and not is_hub_id(path):
-        repo = hub_name(path)
+    text, init = (str(flags.get(name) or "") for name in ("text", "init"))
+    if text and not Path(text).exists():
+        raise RunError(f"--text {text}: there is no such file")
+    if init and not Path(init).exists() and not is_hub_id(init):
+        repo = hub_name(init)
         named = f"; an adapter on the Hub is named owner/name, here {repo}" if repo else ""
-        raise RunError(f"--init {path}: there is no such run or adapter folder{named}")
+        raise RunError(f"--init {init}: there is no such run or adapter folder{named}")
     for path in named_features(flags):
         if is_hub_set(path):
             hub_set(parted(path)[0])
