@@ -15,7 +15,7 @@ from periscope.console import announce, run
 from periscope.errors import RunError
 
 if TYPE_CHECKING:
-    from periscope.evaluation.config import DecodingOptions, ModelOptions
+    from periscope.evaluation.config import DecodingOptions, LanguageModelOptions, ModelOptions
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ def caption() -> None:
         raise RunError(f"periscope caption needs {given}, and --out FILE")
     if config.prompt and not config.with_:
         raise RunError("--prompt is what the model of --with is asked; a run has a caption prompt of its own")
-    if config.with_ and config.models.runtime != "pytorch":
-        raise RunError("--runtime is for a run's language model; the model of --with is computed by PyTorch")
+    if config.with_:
+        config.models.only({"precision", "device"}, "--with, whose model is no run's")
     check_new_file("--out", config.out)
     check_media([Path(config.words[-1])])
     device = _device(config.models, *(() if config.with_ else config.words[:1]))
@@ -282,7 +282,7 @@ def _respond(
     commands.respond(_adapters(run_name), media, question, answers, models, device)
 
 
-def _device(models: "ModelOptions", *runs: str) -> str:
+def _device(models: "LanguageModelOptions", *runs: str) -> str:
     """The device, before anything large is imported, for runs that are there."""
     from periscope.device import choose_device
     from periscope.evaluation.config import check_run

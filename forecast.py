@@ -14,7 +14,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from periscope.adapters.lm.families import MODEL_FAMILIES, ModelFamily
-from periscope.adapters.lm.load import load_config
+from periscope.adapters.lm.load import find_model, load_config
 from periscope.adapters.model import Adapter, PassShape
 from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.adapters.shared_prefix import SHARING_PAYS, class_can_share
@@ -261,7 +261,7 @@ def _lm_config(name: str) -> PretrainedConfig:
     if name in LANGUAGE_MODELS:
         return full_config(name)
     try:
-        return load_config(name)
+        return load_config(find_model(name), name)
     except AdapterError as error:
         listed = ", ".join(LANGUAGE_MODELS)
         raise RunError(f"{str(error).rstrip('.')}; these are known without a network: {listed}") from None

@@ -5,13 +5,15 @@ import hashlib
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from huggingface_hub import DatasetInfo, HfApi, ModelInfo
+from huggingface_hub import DatasetInfo, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -30,9 +32,17 @@ CARD = "README.md"
 PATH = re.compile(r"(?<![^\s:+,;='\"`(\[|])(?:~[^\s/]*)?/(?!/)[^\s:+,;'\"`)\]|]+")
 TRANSPORT: Any = HfHubHTTPError.__mro__[1]  # the base error of the Hub's HTTP library, which has changed twice
 LOG_IN = "; log in with a token that may write: hf auth login"
-ADVICE = {401: LOG_IN, 403: LOG_IN, 409: "; somebody else is changing it: try again"}  # by HTTP status
 TRY_AGAIN = "; the same command tries again"
+BUSY = "; it has had too many requests: wait, and run the same command again"
+# What to do, by HTTP status.
+READING = {401: "; your token isn't valid: hf auth login", 403: "; ask its owner for access", 429: BUSY}
+WRITING = {401: LOG_IN, 403: LOG_IN, 409: "; somebody else is changing it: try again", 429: BUSY}
 Kind = Literal["model", "dataset"]
+# What to do with a repository of the other kind than the one that was wanted.
+OTHERWISE: dict[Kind, str] = {
+    "model": "is a dataset, not an adapter; a feature set is trained on: periscope train --features hf://{}",
+    "dataset": "is a model, not a dataset; an adapter is asked: periscope ask {} FILE QUESTION",
+}
 
 
 @dataclass(frozen=True)
@@ -43,12 +53,22 @@ class HubRepository:
     files: tuple[str, ...]
 
 
+def hub_offline() -> bool:
+    """Whether the user's environment forbids asking the Hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def hub_reachable() -> bool:
     """Whether the Hub answers within three seconds; its own library would try for half a minute."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if hub_offline():
         return False
+    host, _ = address = hub_address()
+    scheme = "http" if os.environ.get("HF_ENDPOINT", "").startswith("http:") else "https"
+    proxy = urlsplit(getproxies().get(scheme, ""))
+    if proxy.hostname and not proxy_bypass(host):
+        address = (proxy.hostname, proxy.port or 80)
     try:
-        socket.create_connection(hub_address(), timeout=3).close()
+        socket.create_connection(address, timeout=3).close()
     except OSError:
         return False
     return True
@@ -61,10 +81,25 @@ def hub_address() -> tuple[str, int]:
     return host, int(port or (80 if scheme == "http:" else 443))
 
 
+def unreachable() -> str:
+    """That the Hub can't be reached, and what to do where nobody asked it yet."""
+    if hub_offline():
+        return "the Hub isn't asked, because HF_HUB_OFFLINE is set: unset it"
+    return f"the Hub ({hub_address()[0]}) can't be reached: connect"
+
+
 def check_place(to: str, error: type[UserError]) -> None:
-    """Raise `error` for what isn't of the form owner/name."""
-    if to.count("/") != 1 or not all(to.split("/")):
+    """Raise `error` for what isn't of the form owner/name, without a token, and where the Hub can't be reached: before
+    the work that a push takes.
+    """
+    if to.count("/") != 1 or not all(to.split("/")) or ":" in to:
         raise error(f"{to} is no place to push to: name an owner and a repository, as in owner/name")
+    with sentences(to, error):
+        validate_repo_id(to)
+    if not get_token():
+        raise error(f"pushing to {to} takes a token of the Hub that may write: hf auth login")
+    if not hub_reachable():
+        raise error(f"nothing can be pushed to {to}: {unreachable()}, and run the same command again")
 
 
 def standing(repo: str, private: bool, error: type[UserError], kind: Kind = "model") -> HubRepository | None:
@@ -113,29 +148,55 @@ def upload(
 
 
 @contextmanager
-def sentences(name: str, error: type[UserError], what: str = "read", again: str = "") -> Iterator[None]:
-    """Turn errors of the Hub's library into an `error` of one sentence. again: its end where the network failed."""
-    again = TRY_AGAIN if what == "write" else again
+def sentences(
+    name: str,
+    error: type[UserError],
+    what: Literal["read", "write"] = "read",
+    again: Callable[[], str] = lambda: TRY_AGAIN,
+    repo: str = "",
+    kind: Kind = "model",
+) -> Iterator[None]:
+    """Turn errors of the Hub's library into an `error` of one sentence. again: its end where the network failed · repo,
+    kind: owner/name, and which of the Hub's kinds it is meant to be.
+    """
     try:
         yield
-    except HFValidationError:
-        raise error(f"{name!r} is no name of the Hub's, which are owner/name") from None
-    except GatedRepoError:
-        raise error(f"{name} on the Hub asks you to accept its terms first, on its page") from None
-    except RevisionNotFoundError as reason:
-        raise error(f"{name} on the Hub has no such revision: {first_line(reason)}") from None
-    except RepositoryNotFoundError:
-        raise error(f"{name} is neither here nor on the Hub (or it is private: hf auth login)") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise error(f"{name} is not here, and the Hub can't be reached{again if what == 'read' else ''}") from None
-    except HfHubHTTPError as reason:
-        status = getattr(getattr(reason, "response", None), "status_code", None)
-        advice = ADVICE.get(status or 0, "") if what == "write" else ""
-        raise error(f"the Hub refused to {what} {name}: {first_line(reason)}{advice}") from None
-    except (OSError, TRANSPORT) as reason:
-        if isinstance(reason, OSError) and (reason.errno == errno.ENOSPC or reason.filename):
-            raise error(f"{name} can't be kept on this machine: {reason}{again}") from None
-        raise error(f"{name} on the Hub can't be reached: {first_line(reason)}{again}") from None
+    except (HFValidationError, LocalEntryNotFoundError, OSError, TRANSPORT) as reason:
+        raise error(_sentence(reason, name, what, again(), repo, kind)) from None
+
+
+def _sentence(reason: BaseException, name: str, what: str, again: str, repo: str, kind: Kind) -> str:
+    """What went wrong with `name`, and what to do."""
+    if isinstance(reason, HFValidationError):
+        return f"{name!r} is no name of the Hub's, which are owner/name"
+    if isinstance(reason, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        if not isinstance(reason.__cause__, HfHubHTTPError):
+            return f"{name} is not here, and {unreachable()}{again}"
+        reason = reason.__cause__  # what the Hub said when it was asked for the file
+    if isinstance(reason, GatedRepoError):
+        return f"{name} on the Hub asks you to accept its terms first, on its page; then log in: hf auth login"
+    if isinstance(reason, RevisionNotFoundError):
+        return f"{name} on the Hub has no such revision: {first_line(reason)}"
+    if isinstance(reason, RepositoryNotFoundError):
+        if repo and _exists_as("dataset" if kind == "model" else "model", repo):
+            return f"{repo} on the Hub {OTHERWISE[kind].format(repo)}"
+        return f"{name} is neither here nor on the Hub (or it is private: hf auth login)"
+    if isinstance(reason, HfHubHTTPError):
+        status = getattr(getattr(reason, "response", None), "status_code", None) or 0
+        advice = (WRITING if what == "write" else READING).get(status, again if status >= 500 else "")
+        return f"the Hub refused to {what} {name}: {first_line(reason).rstrip('.: ')}{advice}"
+    if isinstance(reason, OSError) and (reason.errno == errno.ENOSPC or reason.filename):
+        return f"{name} can't be kept on this machine: {reason}{again}"
+    return f"{name} on the Hub can't be reached: {first_line(reason)}{again}"
+
+
+def _exists_as(kind: Kind, repo: str) -> bool:
+    """Whether there is a repository of that kind; False where that can't be known."""
+    api = HfApi()
+    try:
+        return bool(api.dataset_info(repo) if kind == "dataset" else api.model_info(repo))
+    except (OSError, TRANSPORT, HFValidationError):
+        return False
 
 
 def upload_lines(

@@ -39,7 +39,7 @@ from periscope.adapters.lm.lora import load_lora
 from periscope.adapters.lm.precision import DTYPES
 from periscope.adapters.lm.runtimes.load import open_language_model
 from periscope.adapters.model import AdaptedModel
-from periscope.adapters.names import RuntimeName, is_hub_id
+from periscope.adapters.names import RuntimeName, hub_name, is_hub_id
 from periscope.adapters.prompting.prompt import Prompt, Turn
 from periscope.adapters.prompting.segments import Segment
 from periscope.chat_session import ChatSession, EncodedMedium, Pieces, name_of
@@ -79,8 +79,10 @@ def adapter_folders(path: Path | str) -> dict[str, Path]:
     """The adapter folders at `path` by modality: `path` itself, those in it if it is a checkpoint, those of the last
     checkpoint if it is a run, or the Hub's adapter of that name (owner/name).
 
-    Raises AdapterError for a damaged adapter, and RunError for anything else.
+    Raises AdapterError for a damaged adapter and an address of the Hub, and RunError for anything else.
     """
+    if repo := hub_name(str(path)):
+        raise AdapterError(f"{path} is no adapter here; one on the Hub is named owner/name, here {repo}")
     path = fetch_adapter(str(path)) if is_hub_id(str(path)) else Path(path)
     return {read_adapter_config(folder).modality: folder for folder in run.adapter_folders(path)}
 

@@ -5,6 +5,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,12 @@ if sys.version_info < (3, 11):  # noqa: UP036 an older Python must get this far,
 if find_spec("periscope") is None:
     sys.exit("error: Periscope isn't installed in this Python; run this in the cloned folder first: pip install -e .")
 
+from periscope.adapters.names import is_hub_id
 from periscope.console import announce, command, going_on, run
 from periscope.device import choose_device, rules_of
 from periscope.paths import tiny_folder
 from periscope.shards.sharing.names import is_hub_set
-from periscope.training.config import Request, TrainConfig, check_paths, named_features, parse_request
+from periscope.training.config import Request, TrainConfig, check_paths, named_features, parse_request, refuse_set
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help doesn't need
     from periscope.training.distributed import Ranks
@@ -38,7 +40,7 @@ def main() -> None:
     check_paths(request)
     announce(f"train: going on with {request.resume}" if request.resume else "train: preparing")
     device = choose_device(request.device)
-    request = with_fetched_sets(request)
+    request = with_fetched(request)
 
     from periscope.adapters.io.merge_lora import refuse_merge
     from periscope.training.branch import resume
@@ -71,14 +73,18 @@ def main() -> None:
     ranks.leave()
 
 
-def with_fetched_sets(request: Request) -> Request:
-    """The request with feature sets of the Hub fetched, and named by their folders."""
-    names = named_features(request.flags)
-    if not any(map(is_hub_set, names)):
-        return request
-    from periscope.shards.sharing.fetch import fetched_names
+def with_fetched(request: Request) -> Request:
+    """The request with what it names on the Hub, feature sets and an adapter, fetched and named by its folders."""
+    flags, names = dict(request.flags), named_features(request.flags)
+    if any(map(is_hub_set, names)):
+        from periscope.shards.sharing.fetch import fetched_names
 
-    return replace(request, flags={**request.flags, "features": fetched_names(names)})
+        flags["features"] = fetched_names(names, partial(refuse_set, request.for_))
+    if (init := str(flags.get("init") or "")) and is_hub_id(init):
+        from periscope.adapters.io.hub import fetch_adapter
+
+        flags["init"] = str(fetch_adapter(init))
+    return replace(request, flags=flags)
 
 
 def train(

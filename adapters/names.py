@@ -11,6 +11,8 @@ from periscope.errors import AdapterError
 
 PROJECT = Path(__file__).resolve().parents[1]
 GGUF = ".gguf"
+HUB_START = r"(?:hf:|https?:/+(?:www\.)?(?:huggingface|hf)\.co/)"
+HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 RuntimeName = Literal["pytorch", "llama.cpp"]  # what computes a language model that answers
 # Names that people use -> the Hub's.
 BARE_NAMES = {
@@ -68,7 +70,7 @@ def check_language_model(name: str) -> None:
         return
     if name.lower().endswith(GGUF):
         raise AdapterError(f"--lm {name}: there is no such file")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not HUB_ID.fullmatch(name) or "--" in name or ".." in name:
         full = f", such as {BARE_NAMES[name]}" if name in BARE_NAMES else ""
         raise AdapterError(f"--lm {name} is neither a folder that exists nor a hub id of the form owner/name{full}")
 
@@ -77,7 +79,16 @@ def is_hub_id(name: str) -> bool:
     """Whether a name has the form owner/name and is no local path."""
     return (
         name.count("/") == 1
+        and ":" not in name
         and not name.startswith((".", "/", "~"))
         and all(name.split("/"))
         and not Path(name).exists()
     )
+
+
+def hub_name(name: str) -> str:
+    """The owner/name in an address of the Hub, hf://owner/name or https://huggingface.co/owner/name, whose slashes
+    pathlib may have joined; "" where it is none.
+    """
+    match = re.fullmatch(rf"{HUB_START}/*(?:models/)?([^/@]+/[^/@]+?)(?:@[^/]+)?/*", name, re.I)
+    return match[1] if match else ""

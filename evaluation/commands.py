@@ -10,7 +10,14 @@ from periscope.console import agreed, command, styled
 from periscope.errors import RunError
 from periscope.evaluation import captioning, loss_drop
 from periscope.evaluation.chat import captions_only_note, chat, check_media, grouped, reply, show, unasked
-from periscope.evaluation.config import AnswerOptions, DecodingOptions, EvalConfig, ModelOptions, PushOptions
+from periscope.evaluation.config import (
+    AnswerOptions,
+    DecodingOptions,
+    EvalConfig,
+    LanguageModelOptions,
+    ModelOptions,
+    PushOptions,
+)
 from periscope.evaluation.predict import MAX_NEW_TOKENS, by_split, choose_task, predict, read_answers, stand_ins_of
 from periscope.evaluation.report.write import write_report, write_scores
 from periscope.evaluation.scored_run import ScoredRun, by_modality, open_scored
@@ -186,7 +193,7 @@ def load_models(adapters: Adapters, models: ModelOptions, device: str) -> infere
     return inference.load(**options)
 
 
-def push(adapters: Adapters, to: str, options: PushOptions, models: ModelOptions, device: str) -> None:
+def push(adapters: Adapters, to: str, options: PushOptions, models: LanguageModelOptions, device: str) -> None:
     """Push one adapter to the Hub, after the user has agreed to everything that would be uploaded."""
     if len(adapters) > 1:
         raise RunError("one adapter is pushed at a time: name one run")
@@ -203,7 +210,10 @@ def push(adapters: Adapters, to: str, options: PushOptions, models: ModelOptions
         public_samples=options.public_samples,
         benchmark=options.benchmark,
     )
-    print(share(request, lambda contents: agreed(contents, options.yes), device, models.precision))
+    told = share(
+        request, lambda contents: agreed(contents, options.yes), device, models.precision, models.trust_remote_code
+    )
+    print(told)
 
 
 def _training_on(texts: Path, run: ScoredRun) -> str:

@@ -1,8 +1,8 @@
 """The options of eval.py and of `periscope eval | ask | chat | caption | serve | compare | push`: one field each."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,12 +10,12 @@ from msgspec import Meta
 from tyro.conf import Positional
 
 from periscope.adapters.generation.decoding import Decoding
-from periscope.adapters.names import RuntimeName, is_hub_id
+from periscope.adapters.names import RuntimeName, hub_name, is_hub_id
 from periscope.errors import RunError
 from periscope.evaluation.tasks.benchmarks import find_benchmark
 from periscope.flags import Metavar, check_ranges, parse
 from periscope.paths import meant
-from periscope.shards.sharing.names import hub_set, is_hub_set
+from periscope.shards.sharing.names import hint, hub_set, is_hub_set
 
 Count = Annotated[int, Meta(ge=0), Metavar("N")]
 File = Annotated[Path | None, Metavar("FILE")]
@@ -140,23 +140,36 @@ class AnswerOptions(DecodingOptions):
 
 
 @dataclass
-class ModelOptions:
-    """The frozen models."""
+class LanguageModelOptions:
+    """The frozen language model."""
 
     lm: Annotated[str, Metavar("FOLDER|HUB_ID")] = ""
     """Language model, if it has moved since training."""
-    runtime: RuntimeName = "pytorch"
-    """What computes it: llama.cpp answers on the quantized weights of a GGUF file, as --lm model.Q4_K_M.gguf."""
-    encoder: Annotated[tuple[str, ...], Metavar("FOLDER ...")] = ()
-    """Encoder, if it has moved since training; for several adapters by modality, as image=FOLDER."""
     precision: Literal["auto", "fp32", "fp16", "bf16", "8bit", "4bit"] = "auto"
     """Precision of the frozen weights; may differ from training."""
-    anyway: bool = False
-    """Accept a language model or encoder other than the one used in training, if its sizes are the same."""
     trust_remote_code: bool = False
     """Run the Python code of a language model that brings its own, with your rights. Read it first."""
     device: Annotated[str, Metavar("DEVICE")] = "auto"
     """auto, cuda, cuda:N, mps (Apple's GPU) or cpu."""
+
+
+@dataclass
+class ModelOptions(LanguageModelOptions):
+    """The frozen models."""
+
+    runtime: RuntimeName = "pytorch"
+    """What computes the language model: llama.cpp answers on the quantized weights of a GGUF file, as --lm
+    model.Q4_K_M.gguf."""
+    encoder: Annotated[tuple[str, ...], Metavar("FOLDER ...")] = ()
+    """Encoder, if it has moved since training; for several adapters by modality, as image=FOLDER."""
+    anyway: bool = False
+    """Accept a language model or encoder other than the one used in training, if its sizes are the same."""
+
+    def only(self, used: Collection[str], what: str) -> None:
+        """Raise RunError for an option that was given and isn't among those that `what` uses."""
+        for option in fields(self):
+            if option.name not in used and getattr(self, option.name) != option.default:
+                raise RunError(f"--{option.name.replace('_', '-')} does nothing with {what}; leave it out")
 
 
 @dataclass
@@ -205,6 +218,8 @@ def check_config(config: EvalConfig) -> None:
     """The checks of `read_config`, for a config made in another way."""
     check_ranges(config, RunError)
     config.answers.decoding(1)
+    if config.sharing.push:
+        config.models.only({option.name for option in fields(LanguageModelOptions)}, "--push")
     if config.texts.write:
         check_new_file("--write", config.texts.write)
     if config.scoring.task:
@@ -225,7 +240,7 @@ def check_places(config: EvalConfig) -> None:
         if flag == "features" and is_hub_set(place):
             hub_set(place)
         elif place is not None and not place.exists():
-            near = meant(Path("features"), place.name) if flag == "features" else ""
+            near = meant(Path("features"), place.name) or hint(place) if flag == "features" else ""
             raise RunError(f"--{flag} {place}: there is no such {'file' if flag == 'text' else 'folder'}{near}")
 
 
@@ -239,6 +254,8 @@ def check_run(name: str, hub: bool) -> None:
 
 def no_such_run(path: Path) -> RunError:
     """What to raise for a run that isn't there."""
+    if meant_for_hub := hub_name(str(path)):
+        return RunError(f"{path} is not a run; an adapter on the Hub is named owner/name, here {meant_for_hub}")
     alone = "an adapter by itself, as of the Hub, answers about --image, --audio or --video FILE; scores are a run's"
     hub = f" ({alone})" if is_hub_id(str(path)) else ""
     return RunError(f"{path} is not a run: there is no such folder here{hub}{meant(Path('runs'), path.name)}")
@@ -375,4 +392,4 @@ class PushConfig:
     to: Positional[Annotated[str, Metavar("OWNER/NAME")]]
     """The repository on the Hugging Face Hub."""
     sharing: PushOptions = field(default_factory=PushOptions)
-    models: ModelOptions = field(default_factory=ModelOptions)
+    models: LanguageModelOptions = field(default_factory=LanguageModelOptions)

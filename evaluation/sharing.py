@@ -37,7 +37,13 @@ class PushRequest:
     benchmark: str = ""
 
 
-def share(request: PushRequest, ask: Callable[[str], bool], device: str = "cpu", precision: str = "auto") -> str:
+def share(
+    request: PushRequest,
+    ask: Callable[[str], bool],
+    device: str = "cpu",
+    precision: str = "auto",
+    trust_remote_code: bool = False,
+) -> str:
     """Push an adapter to the Hub if `ask`, which is given a description of the whole upload, returns True.
 
     The upload is first loaded on its language model. Afterwards it is fetched into a new folder, compared byte by byte,
@@ -66,7 +72,7 @@ def share(request: PushRequest, ask: Callable[[str], bool], device: str = "cpu",
         )
         if request.benchmark:
             files.append(write_eval_result(staged, result, request.benchmark, request.to))
-        load_adapted(staged, device, precision, lm)
+        load_adapted(staged, device, precision, lm, trust_remote_code=trust_remote_code)
         there = standing(request.to, request.private)
         if not ask(shown(request, staged, files, samples, bool(result), there)):
             raise AdapterError("nothing was pushed")

@@ -49,6 +49,9 @@ NOT_IN_LLAMA_CPP = {
 }
 
 
+INJECTING = ("epalm", "epalm-shared")  # adapters whose vectors go into inner layers
+
+
 @dataclass(frozen=True)
 class Needs:
     """What `--for` sets where neither a flag nor a recipe does: options of precompute.py and of train.py."""
@@ -234,6 +237,50 @@ def opened_by(encoder: EncoderFacts, adapter: AdapterFacts) -> list[Target]:
         if WAYS[target] in closed and not closed_by_encoder(WAYS[target], framed):
             found += [] if closed_by_adapter(WAYS[target], mended) else [target]
     return found
+
+
+def closed_by_options(target: Target, options: Mapping[str, Any], lm: Mapping[str, Any]) -> list[str]:
+    """Why what a command line of train.py says can't leave, before anything is loaded.
+
+    options: as given, with those of its recipe; what isn't among them is taken for what `--for` sets · lm: the language
+    model's config.json, empty where it isn't here.
+    """
+    given = {**NEEDS[target].train, **options}
+    hidden = int(lm.get("word_embed_proj_dim") or lm.get("hidden_size") or 0)
+    wanted = int(given.get("projector_hidden") or 0)
+    spec = str(given.get("adapter") or "mlp")
+    return closed_by_adapter(
+        WAYS[target],
+        AdapterFacts(
+            spec=spec,
+            output_norm=bool(given.get("output_norm", False)) and spec not in INJECTING,
+            soft_prompt=int(given.get("soft_prompt") or 0),
+            lora=False,
+            injects=spec in INJECTING,
+            projector_hidden=wanted if hidden else 0,
+            hidden_size=hidden,
+            model_type=str(lm.get("model_type") or ""),
+            rows=bool(given.get("row_separator")),
+            after=False,
+            words=False,
+        ),
+    )
+
+
+def named_encoder(
+    name: str, modality: str, tower: str, resize: str, kinds: Sequence[str], pooled: bool
+) -> EncoderFacts:
+    """The facts of an encoder that isn't loaded yet. modality, tower: as its short name tells them, or "" · resize: the
+    option of precompute.py, "encoder" for its own.
+
+    What can't be told closes nothing here.
+    """
+    family, found = name.partition(":")[0], "siglip" in name.lower()
+    by_family = {"open_clip": "siglip" if found else "clip", "timm": "siglip" if found else "other"}
+    known = tower or by_family.get(family, "other" if family in ("imu2clip", "fused", "vectors") else "siglip")
+    return EncoderFacts(
+        modality or "image", name, known, "stretch" if resize == "encoder" else resize, tuple(kinds), pooled
+    )
 
 
 def refusal(target: Target, reasons: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from periscope.console import announce
 from periscope.errors import PrecomputeError
+from periscope.exports.ways import WAYS, closed_by_encoder, named_encoder, refusal
 from periscope.precompute.config import TINY_MEDIA, PrecomputeConfig, read_config
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def run(config: PrecomputeConfig) -> None:
     from periscope.precompute.remote import collected
 
     check_encoder(config.encoder)
+    refuse_named(config)
     chosen = config.limits
     set_limits(Limits(chosen.max_pixels, chosen.max_bytes, chosen.max_seconds, chosen.max_memory))
     demo = config.demo_media
@@ -50,6 +52,28 @@ def run(config: PrecomputeConfig) -> None:
             config = replace(config, encoder=f"demo{suffix}")
     with collected(data, config.selection.language) as collection:
         _encode(config, collection, out)
+
+
+def refuse_named(config: PrecomputeConfig) -> None:
+    """Raise PrecomputeError where what is named can't leave as `--for` says: before torch is imported and an encoder
+    is fetched. `prepare.refuse_closed` looks again at the encoder itself.
+    """
+    if config.for_ is None:
+        return
+    from periscope.precompute.encoders.names import ENCODERS
+
+    short = ENCODERS.get(config.encoder)
+    facts = named_encoder(
+        config.encoder,
+        short.modality if short else "",
+        short.tower if short else "",
+        config.preprocessing.resize,
+        config.kinds or (),
+        config.storage.pool != "1x1",
+    )
+    facts = replace(facts, cls_token=bool(config.encoder_choices().get("cls_token")))
+    if sentence := refusal(config.for_, closed_by_encoder(WAYS[config.for_], facts)):
+        raise PrecomputeError(sentence)
 
 
 def _encode(config: PrecomputeConfig, collection: "Collection", out: Path) -> None:

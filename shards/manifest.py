@@ -17,6 +17,7 @@ from periscope.errors import FeatureSetError
 from periscope.shards.codecs import CODECS
 from periscope.shards.features import KINDS, stored_bytes
 from periscope.shards.index import KEY, SHA256, SHARD
+from periscope.shards.sharing.names import hub_set, is_hub_set
 
 NAME = "manifest.json"
 TEXTS, HELDOUT, REJECTED, THUMBNAILS = "texts.jsonl", "heldout.txt", "rejected.jsonl", "thumbnails"
@@ -89,10 +90,15 @@ class _Manifest(Struct):
     files: dict[File, Digest] | UnsetType = UNSET  # sha256 of those beside the shards; earlier versions had none
 
 
-def _named_so(folder: Path) -> str:
-    """Where a set of this name is, if media were named instead."""
+def _meant(folder: Path) -> str:
+    """What a folder that is no set may be instead, or what to do."""
+    if is_hub_set(folder):
+        return f"; fetch it first: periscope features fetch {hub_set(folder)}"
+    if any((folder / name).is_file() for name in ("adapter.json", "config.toml")):
+        return "; it is a run or an adapter, which periscope push shares"
     made = Path("features", Path(folder).resolve().name)
-    return f", but {made} is one" if (made / NAME).is_file() else ""
+    named_so = f", but {made} is one" if (made / NAME).is_file() else ""
+    return f"{named_so}; make one with precompute.py"
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
@@ -100,13 +106,14 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 
     Raises FeatureSetError when there is none or it is inconsistent.
     """
-    path = Path(folder) / NAME
+    folder = Path(folder)
+    path = folder / NAME
     if not path.is_file():
-        unfinished = (Path(folder) / "progress.jsonl").is_file()
+        unfinished = (folder / "progress.jsonl").is_file()
         raise FeatureSetError(
             f"{folder} is an unfinished feature set: run the same precompute.py command again to finish it"
             if unfinished
-            else f"{folder} isn't a feature set (no {NAME}){_named_so(folder)}; make one with precompute.py"
+            else f"{folder} isn't a feature set (no {NAME}){_meant(folder)}"
         )
     manifest = read_json(path, FeatureSetError, ADVICE)
     version = manifest.get("format") if isinstance(manifest, dict) else None

@@ -36,6 +36,9 @@ class Hub:
         self.deaf: set[str] = set()  # repositories at whose commit the connection breaks
         self.lost: set[str] = set()  # files that can't be had, by their path
         self.lies: dict[str, int] = {}  # files -> the size that is said of them
+        self.gated: set[str] = set()  # repositories whose terms weren't accepted
+        self.cut: set[str] = set()  # files of which half comes, once, and nothing afterwards
+        self.half_sent: set[str] = set()
 
     @contextmanager
     def serving(self):
@@ -73,7 +76,18 @@ class Hub:
                 if path.startswith(tuple(f"/api/models/{name}/commit" for name in hub.deaf)):
                     self.close_connection = True
                     return self.connection.shutdown(socket.SHUT_RDWR)
-                self.answer(*hub.reply(self.command, path, body, f"http://{self.headers['Host']}"))
+                reply = hub.reply(self.command, path, body, f"http://{self.headers['Host']}")
+                if self.command == "GET" and path.rpartition("/")[2] in hub.cut:
+                    return self.answer_half(path, *reply)
+                self.answer(*reply)
+
+            def answer_half(self, path: str, status: int, data: bytes, headers: dict) -> None:
+                if path not in hub.half_sent:
+                    hub.half_sent.add(path)
+                    self.answer(status, data[: len(data) // 2], headers | {"Content-Length": str(len(data))})
+                    self.wfile.flush()
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
 
             do_GET = do_HEAD = do_POST = do_PUT = handle_any
 
@@ -90,6 +104,8 @@ class Hub:
 
     def reply(self, method: str, path: str, body: bytes, address: str) -> tuple:
         """(status, body, headers) of one request."""
+        if any(re.search(rf"/{repo}(/|$)", path) for repo in self.gated):
+            return 403, {"error": "gated"}, {"X-Error-Code": "GatedRepo"}
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'user'}/{asked['name']}"

@@ -105,10 +105,11 @@ def write_llama(file: Path, model, tokenizer) -> Path:
     return _finish(writer, tensors, file)
 
 
-def write_probe(file: Path, width: int, tokenizer) -> Path:
-    """Write a language model whose logits are the numbers of the last vector it is given: word `FIRST` + i + 1 says the
-    i-th, and word `FIRST` says 0. Its only block adds nothing, and the final norm's epsilon is so large that it divides
-    by a constant.
+def write_probe(file: Path, width: int, tokenizer, scale: float = 1.0) -> Path:
+    """Write a language model whose logits are `scale` times the numbers of the last vector it is given: word `FIRST` +
+    i + 1 says the i-th, and word `FIRST` says 0. Probabilities tell a logit to about 0.005.
+
+    Its only block adds nothing, and the final norm's epsilon is so large that it divides by a constant.
     """
     from transformers import LlamaConfig
 
@@ -123,7 +124,7 @@ def write_probe(file: Path, width: int, tokenizer) -> Path:
     add_settings(writer, config, eps)
     _vocabulary(writer, tokenizer, words)
     output = torch.zeros(words, width)
-    output[FIRST + 1 : FIRST + width + 1] = torch.eye(width) * eps**0.5
+    output[FIRST + 1 : FIRST + width + 1] = torch.eye(width) * eps**0.5 * scale
     square, none = torch.eye(width), torch.zeros(width, width)
     tensors = {"token_embd.weight": torch.zeros(words, width), "output.weight": output}
     tensors |= {

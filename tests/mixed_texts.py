@@ -20,7 +20,13 @@ MORE = {
     "linear": ("linear", PATCHES, 0, {}),
     "group": ("group2", PATCHES, 0, {}),
     "shuffle": ("shuffle2", PATCHES, 0, {}),
+    "window": ("window2", PATCHES, 0, {}),
+    "mlp, narrower": ("mlp", PATCHES, 0, {}),
+    "mlp, wider": ("mlp", PATCHES, 0, {}),
+    **{spec: (spec, PATCHES, 0, {}) for spec in ("ldp", "ldpv2", "mapl4", "mapl-post4")},
+    **{spec: (spec, POOLED, 0, {}) for spec in ("linear3", "clipcap3", "clipcap-transformer3")},
 }
+HOW = {"mlp, narrower": {"projector_hidden": 12}, "mlp, wider": {"projector_hidden": 48}}  # further options
 QUESTIONS = ["What colour is the star?", "the quick brown fox", "is it blue"]
 
 
@@ -36,7 +42,7 @@ def logits_of(lm, sequence: MixedSequence) -> torch.Tensor:
 def model_of(lm, name: str, modality: str = "image") -> AdaptedModel:
     spec, shape, soft, fields = (ADAPTERS | MORE)[name]
     torch.manual_seed(1)
-    adapter = Adapter(spec, shape, lm.hidden_size, lm.embedding_rms, soft_prompt=soft)
+    adapter = Adapter(spec, shape, lm.hidden_size, lm.embedding_rms, soft_prompt=soft, **HOW.get(name, {}))
     return AdaptedModel(lm, adapter, Prompt(lm.tokenizer, default_template(lm.tokenizer, **fields), modality))
 
 

@@ -4,23 +4,24 @@ The flags of train.py and a recipe's `[train]` table set a `TrainConfig`, and a 
 are grouped for `--help`; flags, recipes and config.toml name them flat, as in `--lr` and `lr = 1e-3`.
 """
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import tyro
 from tyro.conf import Positional
 
-from periscope.adapters.names import check_language_model, check_spec
+from periscope.adapters.names import check_language_model, check_spec, hub_name, is_hub_id
 from periscope.errors import RunError
-from periscope.exports.ways import Target
+from periscope.exports.ways import WAYS, Target, closed_by_encoder, closed_by_options, encoder_facts, refusal
 from periscope.flags import Metavar, check_ranges, flat_fields, from_flat, given_flags, parse, to_flat
 from periscope.paths import meant
 from periscope.recipes import load_recipe
-from periscope.shards.sharing.names import hub_set, is_hub_set, parted
+from periscope.shards.sharing.names import hint, hub_set, is_hub_set, parted
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
@@ -219,7 +220,7 @@ class TrainConfig:
     lm: str | None = None
     """Frozen language model: a folder or Hugging Face id (default with demo features: the demo's)."""
     init: str = ""
-    """Start from the adapter of this run or folder, with its LoRA and prompt format."""
+    """Start from the adapter of this run or folder, or of this Hub id, with its LoRA and prompt format."""
     epochs: NotNegative | None = None
     """Passes over the texts, unless --steps is given (default: 2; or up to 50 until there are 500 steps)."""
     steps: AtLeastOne | None = None
@@ -409,14 +410,19 @@ def check_paths(request: Request) -> None:
     Raises RunError for a file or folder, AdapterError for an adapter or a language model, RecipeError for a recipe.
     """
     flags = request.flags
-    for name in ("text", "init"):
-        if (path := flags.get(name)) and not Path(str(path)).exists():
-            raise RunError(f"--{name} {path}: there is no such {'file' if name == 'text' else 'run or adapter folder'}")
+    text, init = (str(flags.get(name) or "") for name in ("text", "init"))
+    if text and not Path(text).exists():
+        raise RunError(f"--text {text}: there is no such file")
+    if init and not Path(init).exists() and not is_hub_id(init):
+        repo = hub_name(init)
+        named = f"; an adapter on the Hub is named owner/name, here {repo}" if repo else ""
+        raise RunError(f"--init {init}: there is no such run or adapter folder{named}")
     for path in named_features(flags):
         if is_hub_set(path):
             hub_set(parted(path)[0])
         elif not Path(path).is_dir() and not Path(path.rpartition("=")[0] or path).is_dir():
-            raise RunError(f"--features {path}: there is no such folder{meant(Path('features'), path)}")
+            near = meant(Path("features"), path) or hint(parted(path)[0])
+            raise RunError(f"--features {path}: there is no such folder{near}")
     if request.resume and not request.resume.is_dir():
         raise RunError(f"--resume {request.resume}: there is no such run")
     if adapter := flags.get("adapter"):
@@ -425,6 +431,50 @@ def check_paths(request: Request) -> None:
         check_language_model(str(lm))
     if request.recipe:
         load_recipe(request.recipe)
+    refuse_named(request)
+
+
+def refuse_named(request: Request) -> None:
+    """Raise RunError where what a command line names can't leave as `--for` says. `leaving.refuse_closed` looks again
+    at what becomes of it.
+    """
+    flags, recipe = request.flags, load_recipe(request.recipe) if request.recipe else None
+    if request.for_ is None or request.resume:
+        return
+    adapter = str(flags.get("adapter") or (recipe.train.get("adapter") if recipe else "") or "mlp")
+    options = recipe.train_options(option_names(), adapter, RENAMED) if recipe and not flags.get("init") else {}
+    lm = Path(str(flags.get("lm") or "")) / "config.json"
+    reasons = closed_by_options(request.for_, {**options, **flags}, _json_of(lm) if flags.get("lm") else {})
+    if sentence := refusal(request.for_, reasons):
+        raise RunError(sentence)
+    for name in named_features(flags):
+        folder = Path(name) if Path(name).is_dir() else Path(name.rpartition("=")[0] or name)
+        refuse_set(request.for_, _json_of(folder / "manifest.json"))
+
+
+def refuse_set(target: Target | None, manifest: Mapping[str, Any]) -> None:
+    """Raise RunError where features of this manifest can't leave as `--for` says. One that is damaged or isn't there is
+    refused elsewhere.
+    """
+    features, encoder = manifest.get("features"), manifest.get("encoder")
+    if target is None or not isinstance(features, Mapping) or not isinstance(encoder, Mapping):
+        return
+    try:
+        pooled = "pool" in (features.get("patches") or {})
+        facts = encoder_facts(encoder, str(manifest.get("modality")), tuple(features), pooled)
+    except (AttributeError, TypeError):  # values of other types than a manifest's
+        return
+    if sentence := refusal(target, closed_by_encoder(WAYS[target], facts)):
+        raise RunError(sentence)
+
+
+def _json_of(path: Path) -> Mapping[str, Any]:
+    """The object in a JSON file, empty where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, Mapping) else {}
 
 
 def named_features(flags: Mapping[str, object]) -> list[str]:

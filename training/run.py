@@ -38,6 +38,7 @@ from periscope.checked import check_type, json_objects, read_json, read_toml
 from periscope.console import command
 from periscope.device import gpu_name
 from periscope.errors import RunError
+from periscope.shards.manifest import NAME as MANIFEST
 from periscope.training.config import TrainConfig, config_from
 from periscope.training.trackers import Tracker, numbers, open_trackers
 
@@ -123,7 +124,9 @@ class Run:
     def open(cls, path: Path) -> "Run":
         """Open a run. Raises RunError when the folder isn't one."""
         if not (Path(path) / "config.toml").is_file():
-            raise RunError(f"{path} is not a run: it holds no config.toml")
+            is_set = (Path(path) / MANIFEST).is_file()
+            other = f"; it is a feature set, to train on: --features {path}" if is_set else ""
+            raise RunError(f"{path} is not a run: it holds no config.toml{other}")
         return cls(path)
 
     @contextmanager

@@ -41,7 +41,7 @@ def write_eval_result(staged: Path, result: Mapping[str, Any], benchmark: str, r
 
 def task_of(name: str, task: str = "") -> str:
     """The task of the Hub's benchmark `name`: `task`, or its only one. Raises AdapterError when there is none."""
-    with sentences(name, AdapterError):
+    with sentences(name, AdapterError, repo=name, kind="dataset"):
         entries = HfApi().get_paths_info(name, [TASKS], repo_type="dataset")
         if not any(isinstance(entry, RepoFile) and entry.size <= MOST for entry in entries):
             raise AdapterError(f"{name} on the Hub is no registered benchmark: it has no {TASKS}")

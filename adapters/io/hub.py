@@ -36,20 +36,28 @@ def fetch_adapter(name: str, revision: str | None = None, into: Path | None = No
     """Download the Hub's adapter `name` (owner/name) into the Hub's cache, or into `into`, and return its folder.
 
     Only the files of an adapter folder are requested, by name. Raises AdapterError when there is no such adapter, or
-    when the Hub can't be reached and the cache doesn't hold it.
+    when the Hub can't be reached and the cache doesn't hold all of it.
     """
-    with hub_repo.sentences(name, AdapterError):
+    offline = into is None and not hub_reachable()
+    with hub_repo.sentences(name, AdapterError, repo=name):
         folder = Path(
             snapshot_download(
                 name,
                 revision=revision,
                 allow_patterns=list(FILES),
                 local_dir=into,
-                local_files_only=into is None and not hub_reachable(),
+                local_files_only=offline,
             )
         )
-    if not (folder / CONFIG).is_file():
+    missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
+    if missing and offline:
+        raise AdapterError(
+            f"{name} isn't here whole ({missing[0]} wasn't fetched), and {hub_repo.unreachable()}{hub_repo.TRY_AGAIN}"
+        )
+    if CONFIG in missing:
         raise AdapterError(f"{name} on the Hub holds no {CONFIG}, so it is no adapter of this project")
+    if missing:
+        raise AdapterError(f"{name} on the Hub lacks {WEIGHTS}; tell whoever shared it")
     return folder
 
 

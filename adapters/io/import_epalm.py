@@ -26,8 +26,8 @@ from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.projectors.layers import LayerLinears
 from periscope.adapters.prompting.template import Template
-from periscope.adapters.tensors import load_released
 from periscope.errors import AdapterError
+from periscope.weights import load_released
 
 BLOCKS = 6
 ANSWER_MARK = "</a>"  # stands between question and answer; a token that eP-ALM adds to OPT's tokenizer
@@ -120,7 +120,7 @@ def read_released(path: Path) -> EpalmCheckpoint:
     Raises AdapterError for a file that isn't there, that isn't such a checkpoint, or that would run code.
     """
     with torch.serialization.safe_globals(NUMPY_SCALARS):
-        content = load_released(path)
+        content = load_released(path, AdapterError)
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise AdapterError(f"{path} is no checkpoint of eP-ALM: it holds no weights by name")

@@ -18,9 +18,9 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerBase
 from periscope.adapters.io.checkpoint import write_folder
 from periscope.adapters.limits import MAX_FILE_BYTES, Size
 from periscope.adapters.lm.load import find_model, load_tokenizer
-from periscope.adapters.tensors import load_released
 from periscope.errors import AdapterError
 from periscope.quiet import quiet_transformers
+from periscope.weights import load_released
 
 CONFIG = "config.json"
 TOKENIZER = "EleutherAI/gpt-neox-20b"  # of all models that were released in this format
@@ -120,7 +120,7 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise AdapterError(f"{folder} holds no pytorch_model.bin and no safetensors file")
     state: dict[str, torch.Tensor] = {}
     for file in files:
-        content = load_released(file)
+        content = load_released(file, AdapterError)
         if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
             raise AdapterError(f"{file} holds something else than a model's tensors")
         state |= content

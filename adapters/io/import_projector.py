@@ -27,8 +27,8 @@ from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.model import Adapter
 from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.adapters.prompting.template import Template
-from periscope.adapters.tensors import load_released
 from periscope.errors import AdapterError
+from periscope.weights import load_released
 
 State = dict[str, torch.Tensor]
 VICUNA = (
@@ -110,7 +110,7 @@ def read_projector(path: Path) -> tuple[State, str]:
 
     Raises AdapterError for a file that isn't there, that would run code, or that holds nothing of a projector's.
     """
-    tensors = dict(_flat(load_released(path)))
+    tensors = dict(_flat(load_released(path, AdapterError)))
     inside = re.compile(r"(?<![^.])(?:mm_projector|projector|clip_project|proj|mapper)\.")
     found: State = {}
     for name, tensor in tensors.items():

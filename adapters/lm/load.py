@@ -2,6 +2,7 @@
 run.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ from periscope.errors import AdapterError
 from periscope.hub_repo import hub_address, hub_reachable
 from periscope.quiet import quiet_transformers
 
+AN_ADAPTER = "that is an adapter, not a language model; name the one it belongs to, or ask it: periscope ask"
+
 
 def load_language_model(
     name: str, device: str = "cpu", precision: str = "auto", trust_remote_code: bool = False
@@ -60,12 +63,12 @@ def load_language_model(
     source = find_model(name)
     if trust_remote_code:
         print(f"warning: Python code that comes with {name} is run with your rights on this machine", file=sys.stderr)
-    with _opened(source, trust_remote_code) as (where, gguf):
+    with opened(source, trust_remote_code) as (where, gguf):
         return _load(name, where, gguf, device, precision)
 
 
 def _load(name: str, where: dict[str, Any], gguf: GgufFile | None, device: str, precision: str) -> LanguageModel:
-    config = _config(where, name)
+    config = read_config(where, name)
     if reason := why_refused(config, where["trust_remote_code"]):
         raise AdapterError(f"--lm {name} ({config.model_type}) can't be used: {reason}")
     family = family_of(config)
@@ -99,7 +102,7 @@ def _load(name: str, where: dict[str, Any], gguf: GgufFile | None, device: str, 
         if not stored:
             arguments |= quantization(precision, dtype, family.unquantized)
         silence_bitsandbytes()
-    tokenizer = _tokenizer(where, gguf, name)
+    tokenizer = read_tokenizer(where, gguf, name)
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -138,8 +141,8 @@ def load_config(source: str, name: str | None = None) -> PretrainedConfig:
 
     Raises AdapterError for a folder or repository without a config of transformers, or with code of its own.
     """
-    with _opened(source) as (where, _):
-        return _config(where, name or source)
+    with opened(source) as (where, _):
+        return read_config(where, name or source)
 
 
 def load_tokenizer(source: str, name: str | None = None) -> PreTrainedTokenizerBase:
@@ -147,12 +150,12 @@ def load_tokenizer(source: str, name: str | None = None) -> PreTrainedTokenizerB
 
     Raises AdapterError when it can't be loaded.
     """
-    with _opened(source) as (where, gguf):
-        return _tokenizer(where, gguf, name or source)
+    with opened(source) as (where, gguf):
+        return read_tokenizer(where, gguf, name or source)
 
 
 @contextmanager
-def _opened(source: str, trust_remote_code: bool = False) -> Iterator[tuple[dict[str, Any], GgufFile | None]]:
+def opened(source: str, trust_remote_code: bool = False) -> Iterator[tuple[dict[str, Any], GgufFile | None]]:
     """Arguments of `from_pretrained` that name a model, while the context lasts, and its GGUF file, if it is one."""
     # Left unset, transformers asks on standard input whether to run a stranger's code, and takes `y` for an answer.
     code = {"trust_remote_code": trust_remote_code}
@@ -164,14 +167,18 @@ def _opened(source: str, trust_remote_code: bool = False) -> Iterator[tuple[dict
         yield {**where, **code}, gguf
 
 
-def _config(where: dict[str, Any], name: str) -> PretrainedConfig:
+def read_config(where: dict[str, Any], name: str) -> PretrainedConfig:
+    """As `load_config`, for arguments that `opened` gives."""
     try:
         return AutoConfig.from_pretrained(**where)
     except BaseException as error:
+        if _is_adapter(where["pretrained_model_name_or_path"]):
+            raise AdapterError(f"--lm {name}: {AN_ADAPTER}") from error
         raise _refusal(error, f"--lm {name} is not a transformers language model", where, "config.json") from error
 
 
-def _tokenizer(where: dict[str, Any], gguf: GgufFile | None, name: str) -> PreTrainedTokenizerBase:
+def read_tokenizer(where: dict[str, Any], gguf: GgufFile | None, name: str) -> PreTrainedTokenizerBase:
+    """As `load_tokenizer`, for what `opened` gives."""
     folder = Path(where["pretrained_model_name_or_path"])
     if not gguf and folder.is_dir() and (missing := missing_tokenizer(folder)):
         raise AdapterError(f"--lm {name}: {missing}")
@@ -235,6 +242,8 @@ def find_model(name: str) -> str:
             )
         if folder.is_dir():
             if not (folder / "config.json").is_file():
+                if _is_adapter(str(folder)):
+                    raise AdapterError(f"--lm {name}: {AN_ADAPTER}")
                 raise AdapterError(f"--lm {name} is a folder without a config.json, so it is not a transformers model")
             return str(folder)
     check_language_model(name)
@@ -246,6 +255,20 @@ def find_model(name: str) -> str:
     raise AdapterError(
         f"--lm {name} is not on this machine and {host} can't be reached; connect, or pass a folder with the model"
     )
+
+
+def _is_adapter(place: str) -> bool:
+    """Whether a folder, or the Hub's repository of that name in the cache, is one of an adapter or a run of this
+    project.
+    """
+    cached = None if Path(place).is_dir() else try_to_load_from_cache(place, "config.json")
+    folder = Path(cached).parent if isinstance(cached, str) else Path(place)
+    if any((folder / name).is_file() for name in ("adapter.json", "config.toml")):
+        return True
+    try:
+        return "adapter" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _explain(error: BaseException) -> str:

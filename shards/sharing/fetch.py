@@ -9,17 +9,18 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from huggingface_hub import HfApi, RepoFile, hf_hub_download
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
 from periscope.atomic import json_line, lock_folder, replace_bytes, sync_folder, unlock_folder
 from periscope.checked import MAX_BYTES, check_type, read_json
 from periscope.errors import FeatureSetError
-from periscope.hub_repo import hub_reachable, sentences
+from periscope.hub_repo import TRY_AGAIN, hub_reachable, sentences
 from periscope.shards import manifest as manifests
 from periscope.shards.index import sha256_file
 from periscope.shards.manifest import TEXTS, THUMBNAILS, is_sealed, load_manifest
@@ -27,7 +28,7 @@ from periscope.shards.read import FeatureSet
 from periscope.shards.sharing.names import HubSet, hub_set, is_hub_set, parted
 
 SOURCE = "fetched.json"  # in a fetched set: where it is from
-AGAIN = "; the same command goes on with what is here"
+GOES_ON = "; the same command goes on with what is here"
 MOST_THUMBNAIL = 1 << 20  # bytes
 ASKED_AT_ONCE = 500  # files about which the Hub is asked
 POLL = 1.0  # seconds between looks at whether another process is done
@@ -41,16 +42,20 @@ class _Source(TypedDict):
     commit: str
 
 
-def fetched_names(names: Sequence[str]) -> list[str]:
-    """What --features is given, with those of the Hub fetched and named by their folders. Raises FeatureSetError."""
+def fetched_names(names: Sequence[str], look: Callable[[Mapping[str, Any]], None] = lambda _: None) -> list[str]:
+    """What --features is given, with those of the Hub fetched and named by their folders. look: as for `fetch`.
+
+    Raises FeatureSetError.
+    """
     return [
-        f"{fetch(hub_set(place))}{weight}" if is_hub_set(place) else f"{place}{weight}"
+        f"{fetch(hub_set(place), look)}{weight}" if is_hub_set(place) else f"{place}{weight}"
         for place, weight in map(parted, names)
     ]
 
 
-def fetch(wanted: HubSet) -> Path:
-    """Fetch a feature set into its folder in features/, unless it is there; return the folder.
+def fetch(wanted: HubSet, look: Callable[[Mapping[str, Any]], None] = lambda _: None) -> Path:
+    """Fetch a feature set into its folder in features/, unless it is there; return the folder. look: is given the
+    manifest before anything else is fetched, and may raise.
 
     Raises FeatureSetError when there is none on the Hub, when a file isn't as its manifest says, when the folder holds
     anything else, and when the disk is too small.
@@ -59,9 +64,11 @@ def fetch(wanted: HubSet) -> Path:
     with _alone(folder.with_name(f".{folder.name}.fetching"), wanted) as waiting:
         if folder.exists():
             return _known(folder, wanted)
-        with sentences(str(wanted), FeatureSetError, again=AGAIN):
+        again = partial(_again, waiting)
+        with sentences(str(wanted), FeatureSetError, again=again, repo=wanted.repo, kind="dataset"):
             commit = _commit(wanted)
             manifest = _manifest(wanted, commit, waiting)
+            look(manifest)
             _fetch_files(wanted, commit, manifest, waiting)
         features = FeatureSet(waiting)  # every header, and the index
         features.texts()
@@ -98,6 +105,12 @@ def _alone(place: Path, wanted: HubSet) -> Iterator[Path]:
         unlock_folder(handle)
 
 
+def _again(waiting: Path) -> str:
+    """What the same command does the next time, for the end of a sentence."""
+    arrived = any(path.is_file() and path.stat().st_size for path in waiting.rglob("*"))
+    return GOES_ON if arrived else TRY_AGAIN
+
+
 def _known(folder: Path, wanted: HubSet) -> Path:
     """The folder, where it holds what is wanted."""
     there = folder / SOURCE
@@ -120,7 +133,7 @@ def _known(folder: Path, wanted: HubSet) -> Path:
 
 def _commit(wanted: HubSet) -> str:
     if not hub_reachable():
-        raise FeatureSetError(f"{wanted} is not here, and the Hub can't be reached{AGAIN}")
+        raise LocalEntryNotFoundError(str(wanted))
     info = HfApi().dataset_info(wanted.repo, revision=wanted.revision or None)
     if not info.sha:
         raise FeatureSetError(f"{wanted} on the Hub has no commit")
@@ -167,7 +180,7 @@ def _fetch_files(wanted: HubSet, commit: str, manifest: dict, waiting: Path) -> 
         if not _is_right(path, sizes[name], hashes[name]):
             path.unlink(missing_ok=True)
             raise FeatureSetError(
-                f"{wanted}: {name} isn't what its {manifests.NAME} says{AGAIN}, and fetches that file anew"
+                f"{wanted}: {name} isn't what its {manifests.NAME} says{GOES_ON}, and fetches that file anew"
             )
 
 

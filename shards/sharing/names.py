@@ -10,7 +10,8 @@ from pathlib import Path
 from periscope.errors import FeatureSetError
 
 ROOT = Path("features")
-START = re.compile(r"hf:/{1,2}(?!/)")  # pathlib makes one slash of two
+START = re.compile(r"hf:/*", re.I)  # pathlib makes one slash of several
+ADDRESS = re.compile(r"https?:/{1,2}(?:www\.)?(?:huggingface\.co|hf\.co)/", re.I)  # of a page of the Hub
 WORD = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 PLACE = re.compile(rf"(?:datasets/)?({WORD}/{WORD})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,199}}))?")
 
@@ -33,15 +34,25 @@ class HubSet:
 
 def is_hub_set(name: object) -> bool:
     """Whether a name, or what pathlib made of it, is meant for a feature set on the Hub."""
-    return START.match(str(name)) is not None
+    return any(start.match(str(name)) for start in (START, ADDRESS))
 
 
 def hub_set(name: object) -> HubSet:
     """The feature set that a name is of. Raises FeatureSetError for a name of another form."""
-    match = PLACE.fullmatch(START.sub("", str(name), count=1))
-    if match is None or "--" in match[1] or ".." in str(name):
-        raise FeatureSetError(f"{name} is no feature set on the Hub: they are named as in hf://owner/name")
+    text = str(name)
+    match = PLACE.fullmatch(START.sub("", text, count=1).rstrip("/"))
+    if match is None or "--" in match[1] or ".." in text or ADDRESS.match(text):
+        raise FeatureSetError(
+            f"{name} is no name of a feature set on the Hub: those are written as hf://owner/name, or "
+            "hf://owner/name@REVISION"
+        )
     return HubSet(match[1], match[2] or "")
+
+
+def hint(name: object) -> str:
+    """The end of a sentence about a feature set that isn't here, where one on the Hub may be meant."""
+    plain = PLACE.fullmatch(str(name))
+    return f"; one on the Hub is named hf://{plain[1]}" if plain else ""
 
 
 def parted(name: str) -> tuple[str, str]:

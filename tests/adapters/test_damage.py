@@ -145,3 +145,19 @@ def test_pytorch_weights_are_read_without_running_what_is_in_them(folder, sound,
     with pytest.raises(AdapterError, match="can't be loaded"):
         load_language_model(str(folder))
     assert not marker.exists()
+
+
+def test_an_adapter_named_as_a_language_model_is_told_apart(folder):
+    """As it is in a run, and as it is shared, with a config.json that only counts downloads."""
+    for name, text in (("adapter.json", "{}"), ("config.json", '{"library_name": "periscope", "adapter": "mlp2"}')):
+        (folder / "config.json").unlink(missing_ok=True)
+        (folder / name).write_text(text)
+        with pytest.raises(AdapterError, match="that is an adapter, not a language model; name the one it belongs to"):
+            load_language_model(str(folder))
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["a b/c", "a--b/c", "-a/b", "a/..b", "hf://a/b", "a/b/c"])
+def test_what_is_no_name_of_the_hub_is_one_sentence(name):
+    with pytest.raises(AdapterError, match="is neither a folder that exists nor a hub id of the form owner/name"):
+        load_language_model(name)

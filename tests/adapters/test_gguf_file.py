@@ -54,6 +54,25 @@ def test_the_same_weights_in_gguf_give_the_same_logits(folder, tmp_path, parts):
     assert weights_sha256(here.model) == weights_sha256(again.model)
 
 
+def test_a_header_is_parsed_once(folder, tmp_path, monkeypatch):
+    """It has every word of the vocabulary, which takes the package gguf seconds for a real one."""
+    import gguf
+    from gguf.gguf_reader import GGUFReader
+
+    (file,) = write_gguf(folder, tmp_path / "small.gguf")
+    real, parsed = GGUFReader.__init__, []
+    monkeypatch.setattr(
+        GGUFReader, "__init__", lambda self, path, *mode: parsed.append(path) or real(self, path, *mode)
+    )
+    load_language_model(str(file))
+    assert parsed == [file]
+    with gguf_arguments(GgufFile((file,), "F32", None)) as shown:
+        assert gguf.GGUFReader(file).fields.keys() == GGUFReader(file).fields.keys(), "another file is read as ever"
+        shown_file = Path(shown["pretrained_model_name_or_path"]) / shown["gguf_file"]
+        assert gguf.GGUFReader(shown_file) is gguf.GGUFReader(str(shown_file))
+    assert gguf.GGUFReader is GGUFReader and len(parsed) == 4
+
+
 def test_quantized_weights_are_unpacked_to_the_chosen_precision(folder, tmp_path):
     (file,) = write_gguf(folder, tmp_path / "small.gguf", kind="Q8_0")
     there = load_language_model(str(folder))

@@ -103,7 +103,8 @@ def test_answers_and_losses_are_those_of_pytorch(small, name):
         sequence = mix(there.lm, text, there.slots([text], features))
         wanted = logits_of(there.lm, sequence)
         found = here.lm.runtime.logits(sequence, range(len(sequence)))
-        assert torch.equal(found.argmax(-1), wanted.argmax(-1))
+        chosen = wanted.gather(-1, found.argmax(-1, keepdim=True))[:, 0]
+        assert (wanted.amax(-1) - chosen).max() < EXACT, "the likeliest word, or one as likely"
         worst = max(worst, difference(found, wanted))
     print(f"{name}: largest difference of a log probability {worst:.2g}")
     assert worst < EXACT

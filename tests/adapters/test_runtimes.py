@@ -196,6 +196,8 @@ def test_what_cannot_be_run_is_one_sentence(quantized, tmp_path, monkeypatch):
     ):
         with pytest.raises(AdapterError, match=why):
             load.open_language_model("llama.cpp", name, "cpu", precision)
+    with pytest.raises(AdapterError, match="--trust-remote-code does nothing with --runtime llama"):
+        load.open_language_model("llama.cpp", str(file), "cpu", trust_remote_code=True)
     with monkeypatch.context() as patched:
         mamba = load_config(str(tiny.save_language_model("mamba", tmp_path / "mamba")))
         patched.setattr(load, "check_installed", lambda: None)
@@ -203,7 +205,7 @@ def test_what_cannot_be_run_is_one_sentence(quantized, tmp_path, monkeypatch):
         patched.setattr(load, "find_scale", lambda *_: None)
         with pytest.raises(AdapterError, match=r"llama\.cpp reads vectors otherwise than words"):
             load.load_quantized(str(file))
-        patched.setattr(load, "load_config", lambda *_: mamba)
+        patched.setattr(load, "read_config", lambda *_: mamba)
         with pytest.raises(AdapterError, match=r"\(mamba\) can't be used: its state can't be taken back"):
             load.load_quantized(str(file))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "llama_cpp" else object())

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -48,6 +49,41 @@ def test_the_answer_is_that_of_the_adapter(model, home, question):
     here = model.caption(home / "cat.png", 5) if question is None else model.ask(home / "cat.png", question, 5)
     assert answered(model, request) == here
     assert request["model"] == model.model.lm.name and request["temperature"] == 0
+
+
+KINDS: dict[str, dict] = {
+    **{spec: {"spec": spec} for spec in ("mlp", "linear", "group2", "window2", "shuffle2", "perceiver4")},
+    "mlp, hidden width 20": {"inner": 20},
+    "mlp, hidden width 48": {"inner": 48},
+    "mlp, output norm": {"output_norm": True},
+    "mlp, soft prompt": {"soft_prompt": 3},
+    "mlp, LoRA": {"lora": True},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answers_loss_is_the_adapters(home, tmp_path, kind):
+    """From the vectors of the request alone, with every kind of adapter."""
+    save_patch_adapter(tmp_path / "adapter", tmp_path, **KINDS[kind])
+    model, worst = periscope.load(tmp_path / "adapter", device="cpu", precision="fp32"), 0.0
+    lm, adapted = model.model.lm, model.model.models["image"]
+    for picture, question, said in product(pictures(), (None, "What is it?"), ("a red star", "the quick brown fox")):
+        turns = [] if question is None else [{"role": "user", "content": question}]
+        (encoded,) = model.encode(picture)
+        turns.append({"role": "assistant", "content": said})
+        text = adapted.prompt.segments(turns, ["image:0"], soft_prompt=adapted.adapter.soft_prompt is not None)
+        ((loss, count),) = adapted.text_losses([text], {"image:0": encoded.features})
+        request = completion_request(model, picture, question)
+        vectors = torch.load(io.BytesIO(base64.b64decode(request["prompt_embeds"])), weights_only=True)
+        ids = torch.tensor([token for part in text if part.target for token in part.ids])
+        with torch.no_grad():
+            logits = lm.model(inputs_embeds=torch.cat([vectors, lm.embed(ids)])[None]).logits[0, len(vectors) - 1 : -1]
+        there = torch.nn.functional.cross_entropy(logits.float(), ids).item()
+        assert len(ids) == count
+        worst = max(worst, abs(there - loss / count))
+    print(f"{kind}: largest difference of an answer's loss {worst:.2g}")
+    assert worst < 1e-4
 
 
 def test_a_near_miss_is_another_prompt(model):

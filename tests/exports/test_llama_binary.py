@@ -12,10 +12,13 @@ from llama_binary import PROBABILITIES, ask, llama_node, probed, write_llama, wr
 from PIL import Image, ImageDraw
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
+from periscope import train
 from periscope.adapters.lm.load import load_language_model
 from periscope.exports.gguf import CHAT_TEMPLATE, MMPROJ, export_gguf, write_mmproj
 from periscope.exports.prompt_form import MTMD_MARKER, messages_of, spoken_ids
+from periscope.inference import adapter_folder
 from periscope.precompute import tiny_encoders
+from periscope.precompute.cli import main as precompute
 from periscope.precompute.encoders.registry import load_encoder
 
 pytestmark = pytest.mark.slow
@@ -42,7 +45,7 @@ def probe(home):
     return write_probe(home / "probe.gguf", WIDTH, tokenizer), tokenizer
 
 
-def seen(node, probe, asked: list[tuple[Path, Path]]) -> list[torch.Tensor]:
+def seen(node, probe, asked: list[tuple[Path, Path]], width: int = WIDTH) -> list[torch.Tensor]:
     """The last image token that llama.cpp makes of each (mmproj, picture): (hidden_size,)."""
     file, tokenizer = probe
     requests = [
@@ -55,7 +58,7 @@ def seen(node, probe, asked: list[tuple[Path, Path]]) -> list[torch.Tensor]:
         }
         for mmproj, picture in asked
     ]
-    return [probed(answer, WIDTH, tokenizer) for answer in ask(node, file, requests)]
+    return [probed(answer, width, tokenizer) for answer in ask(node, file, requests)]
 
 
 @pytest.mark.parametrize("precision, bound", [("f32", 2e-3), ("f16", 5e-3)])
@@ -78,6 +81,50 @@ def test_image_vectors(node, home, probe, tower, layer, spec, precision, bound):
     print(f"{name}: largest difference {worst:.2g} of the largest value; with Pillow's filter {other:.2g}")
     assert worst < bound and other > 4 * worst
     assert precision == "f16" or other > 10 * bound
+
+
+@pytest.mark.parametrize("inner", [20, 48])
+@pytest.mark.parametrize("precision, bound", [("f32", 2e-3), ("f16", 5e-3)])
+def test_a_hidden_width_of_its_own(node, home, probe, inner, precision, bound):
+    """Narrower and wider than the language model."""
+    name = f"inner{inner}{precision}"
+    folder = save_patch_adapter(home / name, home, inner=inner)
+    export_gguf(folder, home / f"{name}-out", precision=precision)
+    worst, shown = 0.0, [home / f"{k}.png" for k in range(len(pictures()))]
+    asked = [(home / f"{name}-out" / MMPROJ, path) for path in shown]
+    for vector, picture in zip(seen(node, probe, asked), pictures(), strict=True):
+        ours = tokens_here(folder, picture, legacy=True)[-1]
+        worst = max(worst, ((vector - ours).abs().max() / ours.abs().max()).item())
+    print(f"{name}: largest difference {worst:.2g} of the largest value")
+    assert worst < bound
+
+
+def test_the_lmstudio_recipe(node, home, monkeypatch):
+    """Trained in miniature, from pictures to the answers of llama.cpp's own graph, with nothing to note."""
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    (home / "media").mkdir()
+    sides = ((48, 31), (30, 48), (48, 48), (48, 11))  # as long as the tower's square, so that no filter matters
+    shown = [pictures()[k % 5].resize(size) for k, size in enumerate(sides * 2)]
+    for k, picture in enumerate(shown):
+        picture.save(home / f"media/{k}.png")
+        (home / f"media/{k}.txt").write_text(f"the {k}. picture")
+    precompute(["--recipe", "lmstudio", "--tiny", "--data", "media", "--out", "set", "--device", "cpu"])
+    flags = ["--recipe", "lmstudio", "--tiny", "--features", "set", "--steps", "3", "--name", "lmstudio"]
+    monkeypatch.setattr("sys.argv", ["train.py", *flags, "--device", "cpu"])
+    train.main()
+    folder = adapter_folder(Path("runs/lmstudio"))
+    assert export_gguf(folder, home / "lmstudio-out", precision="f32") == []
+    model, encoder = load_here(folder)
+    assert encoder.image_size == 48
+    tokenizer, width, scale = tiny.FAMILIES["qwen2"][1](), model.lm.hidden_size, 20.0  # the vectors are small
+    file = write_probe(home / "lmstudio.gguf", width, tokenizer, scale)
+    asked = [(home / "lmstudio-out" / MMPROJ, home / f"media/{k}.png") for k in range(4)]
+    for vector, picture in zip(seen(node, (file, tokenizer), asked, width), shown, strict=False):
+        ours = last_token(model.adapter, encoder, picture)
+        likeness = torch.cosine_similarity(vector, ours, dim=0).item()
+        print(f"lmstudio: cosine {likeness:.6f}, largest difference {(vector / scale - ours).abs().max():.2g}")
+        assert likeness > 0.9999
 
 
 def test_training_framed_as_llama_cpp_does(node, home, probe):
@@ -166,7 +213,7 @@ def drawn(k: int) -> Image.Image:
 
 
 def test_answers_of_a_demo_sized_adapter(node, home, monkeypatch):
-    """On the demo's language model: greedy answers and the probabilities of their first words."""
+    """On the demo's language model: greedy answers about JPEG files, which llama.cpp decodes with code of its own."""
     tower = demo_sized_tower(home / "demo-siglip")
     monkeypatch.setattr("export_models.tower_folder", lambda *_: tower)
     folder = save_patch_adapter(home / "demo", home, lm_folder=DEMO_LM, template={"delimiters": ("Scene:", "\n")})
@@ -174,9 +221,10 @@ def test_answers_of_a_demo_sized_adapter(node, home, monkeypatch):
     model, encoder = load_here(folder)
     file = write_llama(home / "demo.gguf", model.lm.model, model.lm.tokenizer)
     requests, ours = [], []
-    for k in range(6):
-        drawn(k).save(home / f"drawn{k}.png")
-        features = {"picture": encoder.encode(encoder.preprocess(drawn(k))[None], ["patches"])["patches"][0]}
+    for k in range(12):
+        drawn(k).save(home / f"drawn{k}.jpg", quality=90)
+        picture = Image.open(home / f"drawn{k}.jpg").convert("RGB")
+        features = {"picture": encoder.encode(encoder.preprocess(picture)[None], ["patches"])["patches"][0]}
         for question in (None, "What colour is the circle?"):
             segments = model.prompt.segments(turns_of(question), ["picture"], answer=False)
             ours.append(model.generate([segments], features, max_new_tokens=16)[0])
@@ -184,15 +232,15 @@ def test_answers_of_a_demo_sized_adapter(node, home, monkeypatch):
             requests.append(
                 {
                     "mmproj": str(home / "demo-out" / MMPROJ),
-                    "media_paths": [str(home / f"drawn{k}.png")],
+                    "media_paths": [str(home / f"drawn{k}.jpg")],
                     "prompt": before.removeprefix("<s>") + MTMD_MARKER + after,
                     "n_predict": 16,
                 }
             )
     theirs = [answer["text"].strip() for answer in ask(node, file, requests)]
-    print(json.dumps([ours, theirs], indent=1))
-    assert len(set(ours)) >= 3
-    assert theirs == ours
+    same = sum(here == there for here, there in zip(ours, theirs, strict=True))
+    print(f"{same} of {len(ours)} answers are the same, {len(set(ours))} of them different")
+    assert len(set(ours)) >= 3 and same >= 23, json.dumps([ours, theirs])
 
 
 def test_the_demo_language_model_is_the_same_there(node, home):

@@ -8,15 +8,19 @@ from export_models import save_patch_adapter, tower_folder
 
 from periscope.adapters.io.schema import read_adapter_config
 from periscope.adapters.lm.load import load_config
+from periscope.adapters.projectors import find_projector, known_specs
 from periscope.errors import PrecomputeError, RunError
 from periscope.exports.check import facts_of
 from periscope.exports.ways import (
+    INJECTING,
     LLAMA_CPP,
+    NEEDS,
     TRANSFORMERS,
     VLLM,
     WAYS,
     closed_by_adapter,
     closed_by_encoder,
+    closed_by_options,
     encoder_facts,
     opened_by,
     refusal,
@@ -139,3 +143,18 @@ def test_a_named_encoder_has_the_tower_that_is_listed(name, tmp_path):
     encoder = load_encoder(name if name == "demo" else tiny_encoder(name, tmp_path), kinds=())
     described = encoder.describe() | {"name": name}
     assert encoder_facts(described, encoder.modality).tower == ENCODERS[name].tower
+
+
+def test_what_a_command_line_says_is_refused_as_what_becomes_of_it(config, facts, tmp_path):
+    """Before anything is loaded, and by the same table."""
+    for target in NEEDS:
+        for options in ({}, {"adapter": "window2"}, {"soft_prompt": 3}, {"adapter": "epalm"}, {"row_separator": "\n"}):
+            early = closed_by_options(target, options, {})
+            given = {**NEEDS[target].train, **options}
+            late = facts_of_config(config_from(given, "the test"), load_config(config.language_model.name))
+            assert early == closed_by_adapter(WAYS[target], late)
+    lm = {"model_type": "opt", "hidden_size": 8}
+    assert closed_by_options("llama.cpp", {"projector_hidden": 9}, lm) == ["opt: llama.cpp doesn't know OPT"]
+    (reason,) = closed_by_options("transformers", {"projector_hidden": 9}, lm)
+    assert reason == "hidden width 9: LLaVA's projector has the language model's 8"
+    assert set(INJECTING) == {spec for spec in known_specs() if find_projector(spec.replace("K", "2"))[0].injects}

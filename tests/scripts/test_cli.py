@@ -13,8 +13,16 @@ import pytest
 from script_runs import ROOT, here
 
 from periscope import __version__, cli, console
+from periscope.errors import RunError
 from periscope.evaluation import commands
-from periscope.evaluation.config import AnswerOptions, DecodingOptions, ModelOptions, PushOptions
+from periscope.evaluation.config import (
+    AnswerOptions,
+    DecodingOptions,
+    LanguageModelOptions,
+    ModelOptions,
+    PushOptions,
+    read_config,
+)
 from periscope.evaluation.report import compare as comparison
 
 LIST = "import sys; from periscope.cli import main; sys.argv = ['periscope']; main(); print(*sys.modules)"
@@ -135,6 +143,15 @@ def test_caption_push_and_compare(monkeypatch, called, tmp_path):
     )
     with pytest.raises(SystemExit, match="needs the folder alone"):
         periscope(monkeypatch, "caption", "--with", "some/vlm", "runs/a", "photos", "--out", out)
+    for option in (("--runtime", "llama.cpp"), ("--lm", "x"), ("--encoder", "x"), ("--anyway",)):
+        with pytest.raises(SystemExit, match=f"{option[0]} does nothing with --with, whose model is no run's"):
+            periscope(monkeypatch, "caption", "--with", "some/vlm", "photos", "--out", out, *option)
+        if option[0] != "--lm":
+            with pytest.raises(RunError, match=f"{option[0]} does nothing with --push; leave it out"):
+                read_config(["--run", "runs/a", "--push", "user/x", *option], "eval.py", "")
+            with pytest.raises(SystemExit) as refused:  # not one of its options
+                periscope(monkeypatch, "push", "runs/a", "user/x", *option)
+            assert refused.value.code == 2
     with pytest.raises(SystemExit, match="--prompt is what the model of --with is asked"):
         periscope(monkeypatch, "caption", "runs/a", "photos", "--out", out, "--prompt", "Say.")
     out.write_text("")
@@ -142,7 +159,9 @@ def test_caption_push_and_compare(monkeypatch, called, tmp_path):
         periscope(monkeypatch, "caption", "runs/a", "photos", "--out", out, "--device", "cpu")
     periscope(monkeypatch, "push", "image=runs/a", "user/x", "--license", "mit", "--device", "cpu")
     options = PushOptions(license="mit")
-    assert called.pop() == ("push", ({"image": Path("runs/a")}, "user/x", options, models, "cpu"))
+    assert called.pop() == (
+        "push", ({"image": Path("runs/a")}, "user/x", options, LanguageModelOptions(device="cpu"), "cpu")
+    )  # fmt: skip
     monkeypatch.setattr(comparison, "write_comparison", lambda runs, out: called.append((runs, out)))
     periscope(monkeypatch, "compare", "runs/a", "runs/b", "--out", "x.md")
     assert called.pop() == ((Path("runs/a"), Path("runs/b")), Path("x.md"))

@@ -59,6 +59,20 @@ MISTAKES = {
     ("periscope", "ask", "runs/a", "nope.png", "What?"): "nope.png: there is no such file",
     ("periscope", "ask", "nope", "photos/a.png", "What?"): "nope is not a run",
     ("periscope", "caption", "runs/a", "nope", "--out", "new.jsonl"): "nope: there is no such file",
+    ("precompute.py", "--data", "photos", "--for", "llama.cpp", "--encoder", "clip-l"): "class token: llama.cpp",
+    ("precompute.py", "--data", "photos", "--for", "transformers", "--encoder", "dinov2-b"): "dinov2-b: only CLIP",
+    ("precompute.py", "--data", "photos", "--for", "llama.cpp", "--kinds", "pooled"): "features without patches",
+    ("precompute.py", "--for", "transformers", "--encoder", "clap"): "audio: only images are exported",
+    ("precompute.py", "--for", "llama.cpp", "--encoder", "timm:vit_base_patch16_224"): "only CLIP and SigLIP towers",
+    ("train.py", "--for", "llama.cpp", "--adapter", "mlp16", "--lm", "owner/name"): "adapter mlp16: only",
+    ("train.py", "--for", "transformers", "--output-norm", "True"): "output norm: train with --output-norm False",
+    ("train.py", "--for", "llama.cpp", "--recipe", "clipcap"): "can't work: adapter clipcap",
+    ("train.py", "--for", "llama.cpp", "--lm", "models/opt"): "opt: llama.cpp doesn't know OPT",
+    ("train.py", "--for", "llama.cpp", "--features", "features/clip=1"): "class token: llama.cpp puts it last",
+    ("train.py", "--for", "vllm", "--adapter", "epalm"): "--for vllm can't work: injection into inner layers",
+    ("train.py", "--features", "hf://owner"): "hf://owner is no name of a feature set on the Hub",
+    ("eval.py", "--run", "runs/a", "--push", "a/b", "--runtime", "llama.cpp"): "--runtime does nothing with --push",
+    ("periscope", "ask", "hf://owner/name", "photos/a.png", "What?"): "named owner/name, here owner/name",
     ("periscope", "init", "nope"): "nope: there is no such folder or file",
 }  # fmt: skip
 
@@ -69,6 +83,12 @@ def ends(tmp_path_factory) -> dict[tuple[str, ...], tuple[str, str]]:
     home = tmp_path_factory.mktemp("lines")
     for folder in ("photos", "features/photos", "runs/a"):
         (home / folder).mkdir(parents=True)
+    (home / "models" / "opt").mkdir(parents=True)
+    (home / "models" / "opt" / "config.json").write_text(json.dumps({"model_type": "opt", "hidden_size": 8}))
+    (home / "features" / "clip").mkdir()
+    clip = {"name": "x", "library": "open_clip", "class": "VisionTransformer"}
+    manifest = {"encoder": clip, "modality": "image", "features": {"patches": {}}}
+    (home / "features" / "clip" / "manifest.json").write_text(json.dumps(manifest))
     Image.new("RGB", (8, 8), "red").save(home / "photos" / "a.png")
     lines = [*BEGINNINGS, *MISTAKES]
     call = [sys.executable, "-c", WITHOUT_TORCH, json.dumps(lines)]

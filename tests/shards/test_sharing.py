@@ -125,9 +125,9 @@ def test_the_commands_push_and_fetch(stand_in, elsewhere, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["periscope features", *words])
         features_tool()
     assert "train on it anywhere with: --features hf://user/command" in capsys.readouterr().out
-    request = train.with_fetched_sets(Request({"features": ["hf://user/command"], "steps": 3}))
+    request = train.with_fetched(Request({"features": ["hf://user/command"], "steps": 3}))
     assert request.flags == {"features": ["features/user--command"], "steps": 3}
-    assert train.with_fetched_sets(Request({"features": "a"})).flags == {"features": "a"}
+    assert train.with_fetched(Request({"features": "a"})).flags == {"features": "a"}
 
 
 def test_a_push_that_is_refused_or_goes_wrong_says_so(stand_in):
@@ -162,7 +162,7 @@ def test_a_push_removes_what_an_earlier_one_left(stand_in, elsewhere):
 def test_a_stopped_fetch_goes_on_and_isnt_used_before(stand_in, elsewhere, capsys):
     stand, _, _ = stand_in
     stand.lost.add("heldout.txt")
-    with pytest.raises(FeatureSetError, match=r"hf://user/photos .*; the same command goes on with what is here"):
+    with pytest.raises(FeatureSetError, match=r"refused to read hf://user/photos: 403 .*; ask its owner for access"):
         fetch(hub_set("hf://user/photos"))
     assert not Path("features/user--photos").exists()
     with pytest.raises(FeatureSetError):
@@ -285,13 +285,12 @@ def test_files_are_as_large_as_said_and_hashed(evil, stand_in, elsewhere):
     assert not any(path.name == "evil.py" for path in elsewhere.rglob("*"))
 
 
-def test_names(elsewhere, monkeypatch):
+def test_names(elsewhere):
     assert hub_set("hf://datasets/user/a.b@v1").repo == "user/a.b" and hub_set("hf://user/a").revision == ""
     assert is_hub_set(Path("hf://user/a")) and hub_set(Path("hf://user/a")).repo == "user/a"
     assert not is_hub_set("features/hf") and not is_hub_set(None)
     for name in ("hf://a", "hf://../a", "hf://user/..", "hf://a/b/c", "hf://user/a--b", "hf://u/a@../b", "hf://u/a b"):
-        with pytest.raises(FeatureSetError, match="no feature set on the Hub: they are named as in hf://owner/name"):
+        with pytest.raises(
+            FeatureSetError, match="no name of a feature set on the Hub: those are written as hf://owner/name"
+        ):
             hub_set(name)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FeatureSetError, match="is not here, and the Hub can't be reached; the same command goes on"):
-        fetch(hub_set("hf://user/nothing"))

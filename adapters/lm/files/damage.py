@@ -6,7 +6,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-LFS_START = b"version https://git-lfs.github.com/"
+from periscope.weights import LFS_START
+
 # A tokenizer needs one of these; the other files only describe it.
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab*.json", "vocab.txt", "vocab.bpe", "tekken.json", "*.tiktoken")
 _TEXTS = (

@@ -48,13 +48,14 @@ class GgufFile:
     """A GGUF language model: its files (one, or all parts in order), and what its header says of them.
 
     `quantization` is llama.cpp's name, such as Q4_K_M; `chat_template` is Jinja; `embeddings` are the words', where the
-    file has any.
+    file has any; `reader` has parsed the header, where it is one file.
     """
 
     files: tuple[Path, ...]
     quantization: str
     chat_template: str | None
     embeddings: QuantizedRows | None = field(default=None, repr=False, compare=False)
+    reader: Any = field(default=None, repr=False, compare=False)
 
     def describe(self, precision: str) -> str:
         """What is loaded, for people."""
@@ -126,7 +127,8 @@ def read_gguf(path: Path) -> GgufFile:
         raise AdapterError(f"--lm {path} is no language model (its architecture is {architecture}); name the model's")
     words = next((each for reader in readers for each in reader.tensors if each.name == "token_embd.weight"), None)
     embeddings = None if words is None else QuantizedRows(words)
-    return GgufFile(files, _quantization(readers), _value(fields, "tokenizer.chat_template"), embeddings)
+    parsed = readers[0] if len(readers) == 1 else None
+    return GgufFile(files, _quantization(readers), _value(fields, "tokenizer.chat_template"), embeddings, parsed)
 
 
 @contextmanager
@@ -148,7 +150,52 @@ def gguf_arguments(model: GgufFile) -> Iterator[dict[str, Any]]:
                     f"the {len(model.files)} parts of {model.files[0]} can't be joined in {folder}: "
                     f"{error.strerror or error}; set TMPDIR to a folder with room for them"
                 ) from error
-        yield {"pretrained_model_name_or_path": folder, "gguf_file": file.name}
+        with _parsed_once(file, model.reader):
+            yield {"pretrained_model_name_or_path": folder, "gguf_file": file.name}
+
+
+@contextmanager
+def _parsed_once(file: Path, reader: Any) -> Iterator[None]:
+    """A block in which whoever asks the package gguf to read `file` gets `reader`, or the first reader made here.
+
+    transformers parses a header for the config, for the tokenizer and for the weights, and each takes seconds, since a
+    header has every word of the vocabulary.
+    """
+    import gguf
+
+    real, readers = gguf.GGUFReader, {str(file): reader} if reader else {}
+
+    def reader_of(path: Any, *mode: Any) -> Any:
+        if str(path) != str(file) or mode:
+            return real(path, *mode)
+        if str(path) not in readers:
+            readers[str(path)] = _read_header(file)
+        return readers[str(path)]
+
+    vars(gguf)["GGUFReader"] = reader_of
+    try:
+        yield
+    finally:
+        vars(gguf)["GGUFReader"] = real
+
+
+def _read_header(file: Path) -> Any:
+    from gguf.gguf_reader import GGUFReader
+
+    class Reader(GGUFReader):
+        """As it is, but for the class of the array that it cuts into pieces: slices of a memmap take three times as
+        long as those of a plain array.
+        """
+
+        @property
+        def data(self) -> Any:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._plain = np.asarray(mapped)
+
+    return Reader(file)
 
 
 def _show(model: Path, name: Path) -> None:
@@ -188,14 +235,12 @@ def _part(match: re.Match[str], number: int) -> str:
 
 
 def _open(file: Path) -> Any:
-    from gguf import GGUFReader
-
     with file.open("rb") as opened:
         start = opened.read(4)
     if start != b"GGUF":
         raise AdapterError(f"--lm {file} is not a GGUF file, whatever its name says; download it again")
     try:
-        return GGUFReader(file)
+        return _read_header(file)
     except Exception as error:  # whatever reading past the end of a cut file raises
         raise AdapterError(f"--lm {file} is cut or damaged: {first_line(error)}; download it again") from error
 

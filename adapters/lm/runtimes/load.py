@@ -1,19 +1,19 @@
 """Opening a language model: in PyTorch, or as a GGUF file that llama.cpp runs on its own quantized weights."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from periscope.adapters.lm.families import family_of, why_refused
-from periscope.adapters.lm.files.gguf_file import SUFFIX, QuantizedRows, read_gguf
+from periscope.adapters.lm.files.gguf_file import SUFFIX, GgufFile, QuantizedRows
 from periscope.adapters.lm.identity import LanguageModelIdentity, identify
 from periscope.adapters.lm.language_model import LanguageModel
-from periscope.adapters.lm.load import find_model, load_config, load_language_model, load_tokenizer
+from periscope.adapters.lm.load import find_model, load_language_model, opened, read_config, read_tokenizer
 from periscope.adapters.lm.runtimes.llama_cpp import NAME, LlamaCpp, check_installed
 from periscope.adapters.lm.runtimes.sequence import VECTOR, MixedSequence, Runtime
 from periscope.adapters.names import RuntimeName
@@ -65,6 +65,10 @@ def open_language_model(
             f"--precision {precision} can't be chosen with --runtime {NAME}, which computes the weights as the file "
             "has them; leave it out, or name a file in another quantization"
         )
+    if trust_remote_code:
+        raise AdapterError(
+            f"--trust-remote-code does nothing with --runtime {NAME}, which runs no code of a model's; leave it out"
+        )
     return load_quantized(name, gpu=torch.device(device).type != "cpu")
 
 
@@ -82,20 +86,14 @@ def load_quantized(name: str, gpu: bool = False) -> QuantizedLanguageModel:
             f"leave out --runtime {NAME}"
         )
     check_installed()
-    file = read_gguf(Path(source))
-    config = load_config(source, name)
-    if reason := why_refused(config) or _not_here(config):
-        raise AdapterError(f"--lm {name} ({config.model_type}) can't be used: {reason}")
-    if file.embeddings is None:
-        raise AdapterError(f"--lm {name} lacks its word embeddings (token_embd.weight); fetch it again")
+    config, tokenizer, file = _described(source, name)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()  # undone there
     model.requires_grad_(False).eval()
-    width, rows = model.get_input_embeddings().weight.shape[1], file.embeddings
+    width, rows = model.get_input_embeddings().weight.shape[1], cast(QuantizedRows, file.embeddings)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     runtime = LlamaCpp(Path(source), width, longest, gpu)
-    tokenizer = load_tokenizer(source, name)
     count = min(len(tokenizer), model.get_input_embeddings().weight.shape[0])
     ids = torch.linspace(0, count - 1, min(count, SAMPLE)).long()
     rms = _embedded(model, rows, ids).pow(2).mean(-1).sqrt().median().item()
@@ -110,6 +108,19 @@ def load_quantized(name: str, gpu: bool = False) -> QuantizedLanguageModel:
     return QuantizedLanguageModel(
         name, model, tokenizer, file.quantization, reason, rms, runtime=cast(Runtime, runtime), rows=rows
     )
+
+
+def _described(source: str, name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, GgufFile]:
+    """What a GGUF file says of its model, from one reading of its header. Raises AdapterError for what isn't run here,
+    and for a file without word embeddings.
+    """
+    with opened(source) as (where, file):
+        config = read_config(where, name)
+        if reason := why_refused(config) or _not_here(config):
+            raise AdapterError(f"--lm {name} ({config.model_type}) can't be used: {reason}")
+        if file is None or file.embeddings is None:
+            raise AdapterError(f"--lm {name} lacks its word embeddings (token_embd.weight); fetch it again")
+        return config, read_tokenizer(where, file, name), replace(file, reader=None)
 
 
 def find_scale(runtime: Runtime, ids: list[int], vectors: torch.Tensor) -> float | None:

@@ -3,21 +3,20 @@ whose vectors AnyMAL reads. Its code trains it (`MW2StackRNNPooling`); weights a
 """
 
 from collections.abc import Callable, Collection
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from periscope.errors import PrecomputeError, first_line
+from periscope.errors import PrecomputeError
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.registry import register
 from periscope.precompute.media import decode_imu
 from periscope.precompute.media.imu import CHANNELS, RATE, SECONDS
+from periscope.weights import load_state
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 LAST = "net.5.weight_hh_l0"  # a weight whose name tells where the encoder's begin
@@ -111,24 +110,12 @@ def _weights(identifier: str) -> dict[str, torch.Tensor]:
             "--encoder imu2clip:FOLDER takes a folder with one file of weights, as IMU2CLIP's code saves them, and "
             f"{held}"
         )
-    content = _read(files[0])
-    content = content.get("state_dict", content)
+    content = load_state(files[0], PrecomputeError)
     begins = next((name[: -len(LAST)] for name in content if name.endswith(LAST)), None)
     if begins is None:
         raise PrecomputeError(f"--encoder imu2clip:{identifier}: {files[0].name} has no weight called {LAST}")
     return {
         name.removeprefix(begins): tensor.float()
         for name, tensor in content.items()
-        if name.startswith(f"{begins}net.") and isinstance(tensor, torch.Tensor)
+        if name.startswith(f"{begins}net.")
     }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What a file of weights holds. Raises PrecomputeError for one that is damaged or would run code."""
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in torch's unpickler in many ways
-        raise PrecomputeError(f"{path} isn't read: {first_line(error)}") from None
-    if not isinstance(content, dict):
-        raise PrecomputeError(f"{path} holds something else than a model's tensors")
-    return content
