@@ -55,7 +55,8 @@ from periscope.precompute.media import (
     read_web_address,
     suits,
 )
-from periscope.shards.features import CODECS, round_trip
+from periscope.shards.features import round_trip
+from periscope.shards.layout import CODECS
 from periscope.training import run
 
 # An image, sound or clip: a file's path or web address, its bytes, or the open file; an image also as a PIL image or

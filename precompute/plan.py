@@ -12,8 +12,7 @@ from typing import Any
 from periscope.errors import FeatureSetError, PrecomputeError
 from periscope.precompute.samples import describe_samples
 from periscope.precompute.sources import Collection, Problem
-from periscope.shards.codecs import CODECS
-from periscope.shards.features import settle_storage, stored_bytes
+from periscope.shards.layout import CODECS, settle_storage, stored_bytes
 from periscope.units import format_bytes, format_duration
 
 OVERHEAD = 2600  # bytes of tar headers, padding, json and safetensors header per medium, and its row in the index

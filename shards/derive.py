@@ -9,7 +9,8 @@ import torch
 from periscope.checked import check_type, json_objects
 from periscope.errors import FeatureSetError
 from periscope.shards import manifest as manifests
-from periscope.shards.features import describe, encode, parse_pool, settle_storage, stored_bytes
+from periscope.shards.features import encode
+from periscope.shards.layout import describe, parse_pool, settle_storage, stored_bytes
 from periscope.shards.read import FeatureSet
 from periscope.shards.split import resolve_splits
 from periscope.shards.timing import add_timing, load_timing

@@ -14,9 +14,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from periscope.atomic import replace_bytes
 from periscope.checked import check_type, read_json
 from periscope.errors import FeatureSetError
-from periscope.shards.codecs import CODECS
-from periscope.shards.features import KINDS, stored_bytes
 from periscope.shards.index import KEY, SHA256, SHARD
+from periscope.shards.layout import CODECS, KINDS, stored_bytes
 
 NAME = "manifest.json"
 TEXTS, HELDOUT, REJECTED, THUMBNAILS = "texts.jsonl", "heldout.txt", "rejected.jsonl", "thumbnails"
