@@ -101,7 +101,7 @@ def _opened(folder: Path) -> FeatureSet:
 def _writer(out: Path, source: FeatureSet, features: dict[str, dict]) -> SetWriter:
     if (Path(out) / manifests.NAME).is_file():
         tidy(Path(out))
-        raise FeatureSetError(f"{out} is a feature set already; name a folder that doesn't exist yet")
+        manifests.refuse_taken(out)
     return SetWriter(out, source.manifest["modality"], source.manifest["encoder"], features)
 
 

@@ -6,7 +6,7 @@ then the "augmentation" of all but the first.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 from periscope.errors import FeatureSetError
@@ -42,6 +42,15 @@ def stored_bytes(entry: Mapping) -> int:
     """Bytes of one medium's tensors in a shard."""
     forms = layout("", entry).values()
     return sum(ITEM_BYTES[dtype] * prod(shape) for dtype, shape in forms)
+
+
+def missing_kind(features: object, kinds: Iterable[str], kind: str) -> str:
+    """The sentence for a set of these kinds that is to give another."""
+    have = list(kinds)
+    return (
+        f"{features} holds {', '.join(have)}, not {kind}; encode again with --kinds {kind}, "
+        f"or choose an adapter that reads {' or '.join(have)}"
+    )
 
 
 def settle_storage(features: Mapping[str, Mapping], store: Sequence[str] = (), pool: str = "1x1") -> dict[str, dict]:

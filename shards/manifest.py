@@ -128,6 +128,12 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def refuse_taken(out: Path) -> None:
+    """Raise FeatureSetError where `out` is a finished set."""
+    if (Path(out) / NAME).is_file():
+        raise FeatureSetError(f"{out} is a feature set already; name a folder that doesn't exist yet")
+
+
 def _complete(manifest: dict[str, Any], name: str) -> None:
     """Add what earlier versions didn't write, where the rest is of the right type."""
     everywhere = manifest.pop("codec", "fp16")

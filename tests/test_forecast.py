@@ -27,9 +27,13 @@ def test_it_says_what_is_downloaded_and_stored(monkeypatch, capsys):
     assert "5,000 texts of 64 tokens, 48 of them words" in out
     assert all(card.name in out for card in CARDS) and "not measured" in out
     assert (
-        "leaves for: vLLM\nnot for transformers: adapter mlp16: only mlp and linear are exported; output norm:" in out
+        "can be exported to: vLLM\nnot to transformers: adapter mlp16: only mlp and linear are exported; output norm:"
+        in out
     )
-    assert "--for transformers or --for llama.cpp opens it" in out
+    assert (
+        "to change that, give --for transformers or --for llama.cpp to both periscope precompute and periscope train"
+        in out
+    )
 
 
 def test_what_fits_grows_with_the_card_and_shrinks_with_the_model():

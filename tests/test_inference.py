@@ -116,7 +116,7 @@ def test_home_is_expanded_and_other_addresses_are_refused(home, monkeypatch):
             model.features(address)
     with pytest.raises(PrecomputeError, match=r"\(height, width, 3\) uint8, not \(3 x 40 x 30\) float32"):
         model.features(np.zeros((3, 40, 30), np.float32))
-    with pytest.raises(PrecomputeError, match="a int is no path"):
+    with pytest.raises(PrecomputeError, match="int is no path"):
         model.features(7)
 
 
@@ -162,7 +162,7 @@ def test_a_loaded_model_says_what_it_is(home):
 
 
 def test_a_device_that_is_not_here_gets_a_sentence(home):
-    with pytest.raises(DeviceError, match="--device"):
+    with pytest.raises(DeviceError, match='^device="cuda:99".*pass device="cpu"|numbered from 0'):
         periscope.load(home / "whole", device="cuda:99")
 
 
@@ -176,7 +176,7 @@ def test_many_captions_are_each_mediums_own(home):
     assert model.captions(np.stack([np.asarray(picture) for picture in pictures[:2]]), 6) == said[:2]
     assert model.captions([]) == []
     for media in (str(home / "cat.png"), home / "cat.png", pictures[0], {"image": pictures}, 7):
-        with pytest.raises(AdapterError, match="captions takes a list of media, not a"):
+        with pytest.raises(AdapterError, match="captions takes a list of media, and this is of type"):
             model.captions(media)
     with pytest.raises(AdapterError, match="each caption is of one medium, and 2 were given"):
         model.captions([pictures[:2]])
@@ -214,7 +214,7 @@ def test_a_model_moves(home):
     model.readers["image"].encoder.to = lambda device: moved.append(str(device))
     model.to("cpu")
     assert moved == ["cpu"]
-    with pytest.raises(DeviceError, match="--device"):
+    with pytest.raises(DeviceError, match="^device 'tpu' is none of"):
         model.to("tpu")
     model.model.lm.precision = "4bit"
     with pytest.raises(AdapterError, match="is loaded in 4bit and can't be moved; load it on cpu"):

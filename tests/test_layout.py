@@ -61,13 +61,15 @@ MAY: dict[str, set[str]] = {
 }
 LOWER = set(MAY) - {"demo"}
 MAY |= {
-    "inference": LOWER,
-    "forecast": LOWER,
+    "places": LOWER,
+    "inference": LOWER | {"places"},
+    "loading": {"adapters", "places", "inference"},
+    "forecast": LOWER | {"places"},
     "propose": LOWER | {"forecast"},
-    "evaluation": LOWER | {"inference"},
-    "exports": LOWER | {"inference"},
+    "evaluation": LOWER | {"inference", "places"},
+    "exports": LOWER | {"inference", "places"},
     "serving": LOWER | {"inference", "evaluation"},
-    "": {"inference"},  # __init__.py
+    "": {"loading"},  # __init__.py
 }
 # Imports of a module whose name is made at run time.
 AT_RUN_TIME = {("precompute", "demo")}  # precompute.py without --data draws the demo's media

@@ -44,7 +44,7 @@ def test_answers_and_file_names_in_a_chat_print_no_escapes(monkeypatch, capsys):
 
     talk = SimpleNamespace(send=send)
     loaded = SimpleNamespace(
-        readers={"image": None}, chat=lambda media, **how: talk, features=features, captions_only=frozenset()
+        readers={"image": None}, chat=lambda media, **how: talk, features=features, captions_only={}
     )
     monkeypatch.setattr("sys.stdin", io.StringIO("what?\nfail\n/image 'missing\x1b[2J.png'\n/quit\n"))
     chat(loaded, {"image": [EVIL]}, Decoding())

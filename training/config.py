@@ -14,7 +14,7 @@ import msgspec
 import tyro
 from tyro.conf import Positional
 
-from periscope.adapters.names import check_language_model, check_spec
+from periscope.adapters.names import check_language_model, kind_of
 from periscope.errors import RunError
 from periscope.exports.ways import Target
 from periscope.flags import Metavar, check_ranges, flat_fields, from_flat, given_flags, parse, to_flat
@@ -420,7 +420,7 @@ def check_paths(request: Request) -> None:
     if request.resume and not request.resume.is_dir():
         raise RunError(f"--resume {request.resume}: there is no such run")
     if adapter := flags.get("adapter"):
-        check_spec(str(adapter))
+        kind_of(str(adapter))
     if lm := flags.get("lm"):
         check_language_model(str(lm))
     if request.recipe:
@@ -431,6 +431,35 @@ def named_features(flags: Mapping[str, object]) -> list[str]:
     """What --features is given."""
     features = flags.get("features", ())
     return [features] if isinstance(features, str) else list(features)  # type: ignore[call-overload]
+
+
+def named_sets(features: str | Sequence[str]) -> dict[str, float | None]:
+    """What --features names: path -> weight, None for all sets when no weights are given.
+
+    Raises RunError for a weight that isn't above 0, for weights on some sets only, and for a set named twice.
+    """
+    sets: dict[str, float | None] = {}
+    for name in [features] if isinstance(features, str) else features:
+        path, weight = _path_and_weight(name)
+        if weight is not None and not 0 < weight < float("inf"):
+            raise RunError(f"--features {name}: a weight must be above 0")
+        if path in sets:
+            raise RunError(f"--features names {path} twice")
+        sets[path] = weight
+    if len(set(weight is None for weight in sets.values())) > 1:
+        raise RunError(f"--features {' '.join(features)}: give every set a weight, as a=0.7 b=0.3, or none")
+    return sets
+
+
+def _path_and_weight(name: str) -> tuple[str, float | None]:
+    """Split `a=0.7`; a folder may itself have such a name."""
+    path, equals, number = name.rpartition("=")
+    if not equals or Path(name).is_dir():
+        return name, None
+    try:
+        return path, float(number)
+    except ValueError:
+        return name, None
 
 
 def option_names() -> list[str]:

@@ -5,9 +5,11 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from periscope.adapters.lm.load import find_model, load_config
+from periscope.adapters.lm.files.find import find_model
+from periscope.adapters.lm.load import load_config
 from periscope.adapters.model import AdaptedModel
 from periscope.adapters.projectors import find_projector
+from periscope.console import command
 from periscope.errors import RunError
 from periscope.exports.ways import (
     WAYS,
@@ -22,8 +24,7 @@ from periscope.exports.ways import (
     ways_out,
 )
 from periscope.shards.read import FeatureSet
-from periscope.training.config import TrainConfig
-from periscope.training.data.mix import named_sets
+from periscope.training.config import TrainConfig, named_sets
 from periscope.training.data.training_set import TrainingSet
 
 
@@ -55,11 +56,12 @@ def describe_leaving(sets: Sequence[TrainingSet], models: Mapping[str, AdaptedMo
 
 
 def lines_of(encoder: EncoderFacts, adapter: AdapterFacts) -> list[str]:
-    """The lines of a plan, with the `--for` that would open a closed way."""
+    """The lines of a plan, with the `--for` that would allow another export."""
     lines = described(ways_out(encoder, adapter))
     if targets := opened_by(encoder, adapter):
         options = " or ".join(f"--for {target}" for target in targets)
-        lines.append(f"{options} opens it: give it to precompute.py and train.py")
+        both = command("precompute"), command("train")
+        lines.append(f"to change that, give {options} to both {both[0]} and {both[1]}")
     return lines
 
 

@@ -25,16 +25,14 @@ from periscope.adapters.limits import (
     Size,
     SizeOrZero,
 )
-from periscope.adapters.lm.identity import LanguageModelIdentity
-from periscope.adapters.lm.injection import Injection
-from periscope.adapters.lm.language_model import LoraSize
-from periscope.adapters.projectors import FeatureShape
+from periscope.adapters.names import CONFIG as CONFIG
 from periscope.adapters.prompting.template import Template
+from periscope.adapters.recorded import FeatureShape, Injection, LanguageModelIdentity, LoraSize
 from periscope.atomic import replace_bytes
 from periscope.errors import AdapterError
 
 FORMAT = 1
-CONFIG = "adapter.json"
+NO_LORA = "there is no LoRA to merge: --merge-lora is for stage 2, which --lora trains"
 LANGUAGE_MODEL: Literal["lm"] = "lm"  # folder of a language model that was trained too
 
 

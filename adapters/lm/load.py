@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,11 +20,11 @@ from transformers import (
 
 from periscope.adapters.lm.families import family_of, find_fault, why_refused
 from periscope.adapters.lm.files.damage import damage_of, find_damage, missing_tokenizer, only_pytorch_weights
+from periscope.adapters.lm.files.find import find_model
 from periscope.adapters.lm.files.gguf_file import (
     SUFFIX,
     GgufFile,
     dequantize,
-    find_gguf,
     forget_file,
     gguf_arguments,
     read_gguf,
@@ -39,9 +38,7 @@ from periscope.adapters.lm.precision import (
     silence_bitsandbytes,
     stored_precision,
 )
-from periscope.adapters.names import PROJECT, check_language_model
 from periscope.errors import AdapterError
-from periscope.hub_repo import hub_address, hub_reachable
 from periscope.quiet import quiet_transformers
 
 
@@ -218,34 +215,6 @@ def _refusal(error: BaseException, what: str, where: dict[str, Any], config: str
     if local and (damage := damage_of(folder / config) if config else find_damage(folder)):
         return AdapterError(f"{what}: {damage}")
     return AdapterError(f"{what}: {_explain(error)}")
-
-
-def find_model(name: str) -> str:
-    """A folder or GGUF file, as given or inside the project (so the demo's is found from anywhere), or else the hub id
-    itself. A folder that holds one GGUF model and no other weights is that file.
-
-    Raises AdapterError at once, not after a minute, for a folder that doesn't exist or a hub id that is out of reach.
-    """
-    for folder in (Path(name).expanduser(), PROJECT / name):
-        if gguf := find_gguf(folder):
-            return str(gguf)
-        if folder.is_file():
-            raise AdapterError(
-                f"--lm {name} is a file, and not GGUF; name the folder with its config.json, or a {SUFFIX} file"
-            )
-        if folder.is_dir():
-            if not (folder / "config.json").is_file():
-                raise AdapterError(f"--lm {name} is a folder without a config.json, so it is not a transformers model")
-            return str(folder)
-    check_language_model(name)
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return name
-    if hub_reachable():
-        return name
-    host, _ = hub_address()
-    raise AdapterError(
-        f"--lm {name} is not on this machine and {host} can't be reached; connect, or pass a folder with the model"
-    )
 
 
 def _explain(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from periscope.adapters.generation.ranking import by_first_token, candidates_of,
 from periscope.adapters.lm.identity import no_copy, same_language_model
 from periscope.adapters.lm.injection import injection_into
 from periscope.adapters.lm.load import load_config, load_language_model
-from periscope.adapters.lm.runtimes import llama_cpp, load
+from periscope.adapters.lm.runtimes import choice, llama_cpp, load
 from periscope.adapters.lm.runtimes.sequence import VECTOR, MixedSequence
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
@@ -162,7 +162,7 @@ class Unread:
 
 def test_a_file_is_known_without_its_weights(quantized, monkeypatch):
     folder, file = quantized
-    monkeypatch.setattr(load, "check_installed", lambda: None)
+    monkeypatch.setattr(choice, "check_installed", lambda: None)
     monkeypatch.setattr(load, "LlamaCpp", Unread)
     lm = load.open_language_model("llama.cpp", str(file), "cpu")
     there = load_language_model(str(file))
@@ -198,7 +198,7 @@ def test_what_cannot_be_run_is_one_sentence(quantized, tmp_path, monkeypatch):
             load.open_language_model("llama.cpp", name, "cpu", precision)
     with monkeypatch.context() as patched:
         mamba = load_config(str(tiny.save_language_model("mamba", tmp_path / "mamba")))
-        patched.setattr(load, "check_installed", lambda: None)
+        patched.setattr(choice, "check_installed", lambda: None)
         patched.setattr(load, "LlamaCpp", Unread)
         patched.setattr(load, "find_scale", lambda *_: None)
         with pytest.raises(AdapterError, match=r"llama\.cpp reads vectors otherwise than words"):

@@ -19,7 +19,8 @@ from tiny import save_tiny_adapter
 
 from periscope.adapters.io.checkpoint import load_adapter, save_adapter
 from periscope.adapters.io.eval_results import write_eval_result
-from periscope.adapters.io.hub import fetch_adapter, stage
+from periscope.adapters.io.fetch import fetch_adapter
+from periscope.adapters.io.hub import stage
 from periscope.adapters.lm.identity import same_language_model
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import add_lora, lora_parameters
