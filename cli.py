@@ -250,12 +250,12 @@ def compare() -> None:
 def push() -> None:
     """`periscope push RUN OWNER/NAME`"""
     from periscope.evaluation.config import PushConfig
-    from periscope.hub_repo import check_place
+    from periscope.paths import check_place
 
     config = _read(PushConfig, "Push an adapter to the Hugging Face Hub, after showing everything to be uploaded.",
                    ["periscope push runs/first user/name --license mit"])  # fmt: skip
-    check_place(config.to, AdapterError)
     _check(config.models, config.run)
+    check_place(config.to, AdapterError)
     device = _device(config.models)
     from periscope.evaluation import commands
 

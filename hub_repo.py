@@ -61,12 +61,6 @@ def hub_address() -> tuple[str, int]:
     return host, int(port or (80 if scheme == "http:" else 443))
 
 
-def check_place(to: str, error: type[UserError]) -> None:
-    """Raise `error` for what isn't of the form owner/name."""
-    if to.count("/") != 1 or not all(to.split("/")):
-        raise error(f"{to} is no place to push to: name an owner and a repository, as in owner/name")
-
-
 def standing(repo: str, private: bool, error: type[UserError], kind: Kind = "model") -> HubRepository | None:
     """The Hub's repository `repo`, or None.
 

@@ -55,8 +55,8 @@ def _other_runs(path: Path) -> str:
     ordered = sorted(names, key=lambda name: (-names[name], name))
     listed = ", ".join(ordered[:SHOWN]) + (f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else "")
     if names[ordered[0]] >= 0.6:
-        return f"; did you mean {ordered[0]}?" + (f" There are {listed}" if len(ordered) > 1 else "")
-    return f"; {'there is' if len(ordered) == 1 else 'there are'} {listed}"
+        return f"; did you mean {ordered[0]}?" + (f" Runs that are there: {listed}" if len(ordered) > 1 else "")
+    return f"; runs that are there: {listed}"
 
 
 def find_adapters(name: str) -> list[tuple[Path, AdapterConfig]]:

@@ -15,8 +15,9 @@ from periscope.errors import AdapterError
 from periscope.evaluation.report.runs import RunFolder, main_split
 from periscope.evaluation.report.sample_sheet import pick
 from periscope.evaluation.scoring.prediction import Prediction
-from periscope.hub_repo import HubRepository, card_lines, check_place, for_terminal, upload_lines
+from periscope.hub_repo import HubRepository, card_lines, for_terminal, upload_lines
 from periscope.inference import adapter_folder, load_adapted
+from periscope.paths import check_place
 
 
 @dataclass

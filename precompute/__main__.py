@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from periscope.console import announce
-from periscope.shards.layout import settle_storage
-from periscope.shards.manifest import load_manifest, refuse_taken
 from periscope.text import printable
 
 if TYPE_CHECKING:
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 def verify(folder: Path, /) -> None:
     """Check every byte of a feature set against its manifest, and that all features are finite."""
     announce(f"features: reading {folder}")
-    load_manifest(folder)
+    _check(folder)
     from periscope.shards.verify import verify
 
     print(printable(verify(folder)))
@@ -31,7 +29,7 @@ def inspect(folder: Path, /, picture: Path | None = None) -> None:
         picture: File of the contact sheet; SET.png beside the set by default.
     """
     announce(f"features: reading {folder}")
-    load_manifest(folder)
+    _check(folder)
     from periscope.errors import PrecomputeError
     from periscope.precompute.contact_sheet import contact_sheet
     from periscope.shards.read import FeatureSet
@@ -58,7 +56,7 @@ def merge(out: Path, folders: tuple[Path, ...], /) -> None:
     announce(f"features: joining {len(folders)} sets into {out}")
     refuse_taken(out)
     for folder in folders:
-        load_manifest(folder)
+        _check(folder)
     from periscope.shards.derive import merge
 
     print(_ready(merge(out, folders)))
@@ -80,8 +78,7 @@ def recode(
         pool: Average patches over rectangles of this size, e.g. 2x2; 1x1: off.
     """
     announce(f"features: writing {folder} again into {out}")
-    settle_storage(load_manifest(folder)["features"], store, pool)
-    refuse_taken(out)
+    _check(folder, out=out, store=store, pool=pool)
     from periscope.shards.derive import recode
 
     print(_ready(recode(folder, out, store, pool)))
@@ -111,10 +108,10 @@ def push(
         yes: Push without asking.
     """
     announce(f"features: checking {folder}")
-    load_manifest(folder)
+    _check(folder)
     from periscope.console import agreed
     from periscope.errors import FeatureSetError
-    from periscope.hub_repo import check_place
+    from periscope.paths import check_place
 
     check_place(to, FeatureSetError)
     from periscope.shards.sharing.push import SetPush, push_set
@@ -136,6 +133,19 @@ def fetch(name: Annotated[str, tyro.conf.arg(metavar="hf://OWNER/NAME")], /) -> 
     from periscope.shards.sharing.fetch import fetch
 
     fetch(wanted)
+
+
+def _check(*folders: Path, out: Path | None = None, store: tuple[str, ...] = (), pool: str = "1x1") -> None:
+    """Raise FeatureSetError for a folder that is no finished set, for storage that it can't have, and where `out` is
+    taken; before torch is imported, which takes seconds.
+    """
+    from periscope.shards.layout import settle_storage
+    from periscope.shards.manifest import load_manifest, refuse_taken
+
+    for folder in folders:
+        settle_storage(load_manifest(folder)["features"], store, pool)
+    if out is not None:
+        refuse_taken(out)
 
 
 def _ready(features: "FeatureSet") -> str:

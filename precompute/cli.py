@@ -32,6 +32,7 @@ def run(config: PrecomputeConfig) -> None:
     seconds.
     """
     announce(f"precompute: {config.data or 'the demo'}, encoder {config.encoder}")
+    from periscope.precompute.encoders.hub import check_within_reach
     from periscope.precompute.encoders.names import check_encoder
     from periscope.precompute.media.limits import Limits, set_limits
     from periscope.precompute.remote import collected
@@ -49,6 +50,8 @@ def run(config: PrecomputeConfig) -> None:
         if config.encoder == "demo":
             config = replace(config, encoder=f"demo{suffix}")
     with collected(data, config.selection.language) as collection:
+        if not config.tiny:
+            check_within_reach(config.encoder)
         _encode(config, collection, out)
 
 

@@ -34,10 +34,13 @@ MAY: dict[str, set[str]] = {
     "hub_repo": set(),
     "recipes": {"checked"},
     "exports.ways": set(),
-    "shards": {"atomic", "checked", "hub_repo", "positions"},
+    "shards": {"atomic", "checked", "hub_repo", "paths", "positions"},
     "adapters.limits": set(),
     "adapters.prompting": {"adapters.limits"},
-    "adapters": {"atomic", "checked", "device", "quiet", "hub_repo", "adapters.limits", "adapters.prompting"},
+    "adapters": {
+        *("atomic", "checked", "device", "quiet", "hub_repo", "paths"),
+        *("adapters.limits", "adapters.prompting"),
+    },
     "chat_session": {"adapters", "adapters.prompting"},
     "evaluation.metrics": set(),
     "evaluation.tasks": {"evaluation.metrics"},
@@ -51,7 +54,7 @@ MAY: dict[str, set[str]] = {
     "demo": {"evaluation.tasks"},
     "precompute": {
         *("atomic", "checked", "shards", "recipes", "paths", "device", "flags", "units", "text", "quiet"),
-        *("adapters.prompting", "exports.ways", "bars", "console"),
+        *("adapters.prompting", "exports.ways", "bars", "console", "hub_repo"),
     },
     "training": {
         *("atomic", "checked", "shards", "adapters", "recipes", "paths", "device", "console", "flags", "units", "text"),

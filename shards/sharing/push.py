@@ -20,7 +20,6 @@ from periscope.hub_repo import (
     CARD,
     HubRepository,
     card_lines,
-    check_place,
     for_terminal,
     git_sha1,
     refuse_paths,
@@ -30,6 +29,7 @@ from periscope.hub_repo import (
     upload_lines,
     without_paths,
 )
+from periscope.paths import check_place
 from periscope.shards.index import sha256_file
 from periscope.shards.manifest import HELDOUT, NAME, TEXTS, THUMBNAILS, save_manifest
 from periscope.shards.read import FeatureSet

@@ -190,7 +190,7 @@ def test_a_file_is_known_without_its_weights(quantized, monkeypatch):
 def test_what_cannot_be_run_is_one_sentence(quantized, tmp_path, monkeypatch):
     folder, file = quantized
     for name, precision, why in (
-        (str(folder), "auto", "reads GGUF files, and --lm .*lm is none; name one, as --lm model"),
+        (str(folder), "auto", "reads GGUF files, and .*lm isn't one; pass one, as --lm model"),
         (str(file), "fp16", "--precision fp16 can't be chosen with --runtime llama.cpp"),
         (str(tmp_path / "none.gguf"), "auto", "there is no such file"),
     ):
@@ -221,7 +221,7 @@ def test_what_reaches_into_the_language_model_is_refused(language_model_folder, 
     ):
         AdaptedModel(dataclasses.replace(lm, runtime=InPyTorch(lm)), adapter, prompt)
     tiny.save_tiny_adapter(tmp_path / "eyes", tmp_path, {})
-    with pytest.raises(AdapterError, match="reads GGUF files, and --lm"):
+    with pytest.raises(AdapterError, match=r"reads GGUF files, and .* isn't one"):
         load_models({None: tmp_path / "eyes"}, ModelOptions(runtime="llama.cpp"), "cpu")
     config = json.loads((tmp_path / "eyes/adapter.json").read_text())
     (tmp_path / "eyes/adapter.json").write_text(json.dumps(config | {"lora": {"r": 2, "alpha": 4.0}}))
