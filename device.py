@@ -13,6 +13,7 @@ from periscope.errors import DeviceError
 if TYPE_CHECKING:
     import torch
 
+NAMES = r"auto|mps|cuda(:\d+)?"
 MPS_FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"  # 1: what torch lacks on Apple's GPU runs on the CPU
 
 
@@ -126,6 +127,12 @@ def gpu_name() -> str | None:
     return RULES["mps"].name if torch.backends.mps.is_available() else None
 
 
+def check_device(name: str) -> None:
+    """Raise DeviceError for a device that surely can't be used, as far as that is told without importing torch."""
+    if not re.fullmatch(f"{NAMES}|cpu", name) or (name != "auto" and "torch" not in sys.modules and _shows_no_gpu()):
+        choose_device(name)
+
+
 def choose_device(name: str = "auto", python: bool = False) -> str:
     """The torch device for `--device`, or with `python` for the argument `device`: "cuda", "cuda:N", "mps" or "cpu".
 
@@ -136,7 +143,7 @@ def choose_device(name: str = "auto", python: bool = False) -> str:
     asked, cpu = (f'device="{name}"', 'device="cpu"') if python else (f"--device {name}", "--device cpu")
     if name == "cpu":
         return "cpu"
-    if not isinstance(name, str) or not re.fullmatch(r"auto|mps|cuda(:\d+)?", name):
+    if not isinstance(name, str) or not re.fullmatch(NAMES, name):
         raise DeviceError(
             f"{'device' if python else '--device'} {str(name)!r} is none of auto, cpu, mps, cuda and cuda:N"
         )

@@ -79,6 +79,7 @@ def check_request(request: Request) -> TrainConfig | None:
 
     Of torchrun's processes the first says what was chosen.
     """
+    from periscope.adapters.io.schema import refuse_no_merge
     from periscope.training.branch import check_resume
     from periscope.training.resolve import choose_config, run_path
     from periscope.training.run import Run, refuse_taken
@@ -94,7 +95,10 @@ def check_request(request: Request) -> TrainConfig | None:
     silent = nullcontext() if os.environ.get("RANK", "0") == "0" else redirect_stdout(StringIO())
     with silent:
         config = choose_config(request)
-    refuse_taken(run_path(request.name, config.adapter))
+    if request.merge_lora:
+        refuse_no_merge(request.merge_lora, config.lora.lora)
+    if os.environ.get("RANK", "0") == "0":
+        refuse_taken(run_path(request.name, config.adapter))
     return config
 
 

@@ -10,10 +10,10 @@ from tyro.conf import Positional
 
 from periscope.adapters.generation.decoding import Decoding
 from periscope.adapters.names import CONFIG, RuntimeName
-from periscope.errors import RunError
+from periscope.errors import AdapterError, RunError
 from periscope.evaluation.tasks.benchmarks import find_benchmark
 from periscope.flags import Metavar, check_ranges, parse
-from periscope.paths import meant
+from periscope.paths import check_place, meant
 from periscope.shards.sharing.names import hub_set, is_hub_set
 
 Count = Annotated[int, Meta(ge=0), Metavar("N")]
@@ -224,15 +224,27 @@ def check_places(config: EvalConfig) -> None:
     if config.prompt is not None and not config.media:
         raise RunError("--prompt asks about a picture, sound or clip: pass --image, --audio or --video FILE with it")
     scoring = config.scoring
-    for flag, place in (("features", scoring.features), ("text", scoring.text), ("data", scoring.data)):
+    for flag, place in (
+        ("features", scoring.features),
+        ("text", scoring.text),
+        ("data", scoring.data),
+        ("answers", scoring.answers),
+    ):
         if flag == "features" and is_hub_set(place):
             hub_set(place)
         elif place is not None and not place.exists():
             near = meant(Path("features"), place.name) if flag == "features" else ""
-            raise RunError(f"--{flag} {place}: there is no such {'file' if flag == 'text' else 'folder'}{near}")
+            raise RunError(
+                f"--{flag} {place}: there is no such {'folder' if flag in ('features', 'data') else 'file'}{near}"
+            )
     runs = config.run or (str(newest_run(Path("runs"))),)
+    if config.sharing.push:
+        check_place(config.sharing.push, AdapterError)
     if hub:
-        check_adapters(runs, config.models)
+        readable = check_adapters(runs, config.models)
+        for modality, files in config.media.items():
+            if modality not in readable:
+                raise RunError(f"{files[0]} was given as {modality}, and the adapter reads {' and '.join(readable)}")
     else:
         check_scored(runs, config.models, None if is_hub_set(scoring.features) else scoring.features)
 

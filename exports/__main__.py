@@ -134,14 +134,12 @@ def merged(
         lm: Where the language model is now, if it has moved.
         precision: Dtype of the merged weights (the language model's own).
     """
-    from periscope.adapters.io.schema import NO_LORA
-    from periscope.errors import AdapterError
+    from periscope.adapters.io.schema import refuse_no_merge
     from periscope.places import check_models, one_adapter
 
     folder = _source(adapter, out)
     found = one_adapter(str(folder))
-    if not found[1].lora:
-        raise AdapterError(NO_LORA)
+    refuse_no_merge(out, found[1].lora)
     check_models([found], lm)
     from periscope.adapters.io.merge_lora import merge_lora
 

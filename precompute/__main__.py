@@ -54,9 +54,7 @@ def merge(out: Path, folders: tuple[Path, ...], /) -> None:
         folders: The sets to join.
     """
     announce(f"features: joining {len(folders)} sets into {out}")
-    refuse_taken(out)
-    for folder in folders:
-        _check(folder)
+    _check(*folders, out=out)
     from periscope.shards.derive import merge
 
     print(_ready(merge(out, folders)))

@@ -53,6 +53,22 @@ def missing_kind(features: object, kinds: Iterable[str], kind: str) -> str:
     )
 
 
+def check_storage(store: Sequence[str], pool: str) -> None:
+    """Raise FeatureSetError for a codec, a kind or a pool that no set has."""
+    for asked in store:
+        kind, equals, codec = asked.rpartition("=")
+        if codec not in CODECS or (equals and kind not in KINDS):
+            raise FeatureSetError(_impossible(asked, KINDS))
+    parse_pool(pool)
+
+
+def _impossible(asked: str, kinds: Iterable[str]) -> str:
+    return (
+        f"--store {asked} isn't possible: it takes {', '.join(CODECS)}, or KIND=CODEC with one of the kinds "
+        f"{', '.join(kinds)}"
+    )
+
+
 def settle_storage(features: Mapping[str, Mapping], store: Sequence[str] = (), pool: str = "1x1") -> dict[str, dict]:
     """Entries of an encoder (or a set) -> entries with the storage asked for.
 
@@ -64,10 +80,7 @@ def settle_storage(features: Mapping[str, Mapping], store: Sequence[str] = (), p
         kind, equals, codec = asked.rpartition("=")
         kinds = [kind] if equals else [kind for kind in ("patches",) if kind in entries] or list(entries)
         if codec not in CODECS or kinds[0] not in entries:
-            raise FeatureSetError(
-                f"--store {asked} isn't possible: it takes {', '.join(CODECS)}, or KIND=CODEC with one of the kinds "
-                f"{', '.join(entries)}"
-            )
+            raise FeatureSetError(_impossible(asked, entries))
         for kind in kinds:
             entries[kind]["codec"] = codec
     for entry in entries.values():

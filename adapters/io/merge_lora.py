@@ -11,7 +11,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from periscope.adapters.io.checkpoint import load_adapter, save_adapter, write_folder
-from periscope.adapters.io.schema import NO_LORA
+from periscope.adapters.io.schema import refuse_no_merge
 from periscope.adapters.lm.files.find import find_model
 from periscope.adapters.lm.identity import same_language_model
 from periscope.adapters.lm.language_model import LanguageModel
@@ -69,10 +69,7 @@ def merge_lora(folder: Path, out: Path, lm: str | None = None, precision: str | 
 
 def refuse_merge(out: Path, lm: str, lora: object) -> None:
     """Raise AdapterError when there is nothing to merge, `out` exists, or the weights are stored in 8 or 4 bits."""
-    if not lora:
-        raise AdapterError(NO_LORA)
-    if out.exists():
-        raise AdapterError(f"{out} exists, and nothing is overwritten; choose another folder for the merged model")
+    refuse_no_merge(out, lora)
     if bits := stored_precision(load_config(find_model(lm), lm)):
         raise AdapterError(
             f"{lm} is stored in {bits}, where a LoRA can't be merged without loss; name the model it was made from, "

@@ -32,7 +32,6 @@ from periscope.atomic import replace_bytes
 from periscope.errors import AdapterError
 
 FORMAT = 1
-NO_LORA = "there is no LoRA to merge: --merge-lora is for stage 2, which --lora trains"
 LANGUAGE_MODEL: Literal["lm"] = "lm"  # folder of a language model that was trained too
 
 
@@ -239,3 +238,11 @@ def _convert(values: Mapping[str, Any], kind: type[T], path: str = "") -> T:
         shown = repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         raise AdapterError(f"{'.'.join(names)} can't be {shown}") from None
+
+
+def refuse_no_merge(out: Path, lora: object) -> None:
+    """Raise AdapterError where there is no LoRA to merge into a language model, or `out` exists."""
+    if not lora:
+        raise AdapterError("there is no LoRA to merge: --merge-lora is for stage 2, which --lora trains")
+    if out.exists():
+        raise AdapterError(f"{out} exists, and nothing is overwritten; choose another folder for the merged model")
