@@ -208,7 +208,7 @@ class Forecast:
         return prefix + (f"; the {self.together} texts of a medium share a pass over it" if self.together > 1 else "")
 
     def leaving(self) -> list[str]:
-        """Where the adapter can leave for, and what closes the other ways."""
+        """What the adapter can be exported to, and what rules out the rest."""
         entry = self.encoder
         resize = entry.choices.get("resize", "crop" if entry.tower == "clip" else "stretch")
         seen = EncoderFacts(entry.modality, self.config.encoder, entry.tower, resize, tuple(entry.features()))

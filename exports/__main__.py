@@ -1,4 +1,4 @@
-"""Ways out for a trained adapter: python -m periscope.exports gguf|llava|embeds|check ADAPTER ..."""
+"""Exports of a trained adapter: python -m periscope.exports gguf|llava|embeds|check ADAPTER ..."""
 
 from pathlib import Path
 from typing import Literal
@@ -98,7 +98,7 @@ def embeds(
 
 
 def check(adapter: Path, /) -> None:
-    """Say which ways out are open for an adapter, and what closes the others: check RUN_OR_ADAPTER
+    """Say what an adapter can be exported to, and what rules out the rest: check RUN_OR_ADAPTER
 
     Args:
         adapter: An adapter folder, or a run, whose last checkpoint is taken.

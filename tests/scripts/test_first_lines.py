@@ -4,8 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import toy_sets
+from PIL import Image
+
+from periscope.adapters.io.schema import FORMAT, AdapterConfig, RecordedLanguageModel
+from periscope.adapters.prompting.template import Template
+from periscope.adapters.recorded import FeatureShape, LanguageModelIdentity
+from periscope.shards.manifest import save_manifest
+from periscope.training.config import config_from
+from periscope.training.run import Run
 
 # All in one process, in which torch can't be imported: (command line) -> what it ended with, and what it printed.
 WITHOUT_TORCH = """
@@ -133,14 +143,68 @@ MISTAKES = {
 }  # fmt: skip
 
 
+def make_home(home: Path) -> None:
+    """Photos, two feature sets, a run with an adapter, and a language model's folder, as far as they are looked at."""
+    (home / "photos").mkdir()
+    Image.new("RGB", (8, 8), "red").save(home / "photos" / "a.png")
+    (home / "photos" / "a.txt").write_text("a red square\n")
+    photos = toy_sets.make(home / "features" / "photos", range(4), {"pooled": toy_sets.FEATURES["pooled"]})
+    (home / "features" / "wordless").mkdir()
+    counts = photos.manifest["counts"] | {"texts": 0}
+    save_manifest(home / "features" / "wordless", photos.manifest | {"counts": counts})
+    (home / "lm" / "empty").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "small.gguf"):
+        (home / "lm" / name).write_text("{}")
+    (home / "a.pth").touch()
+    chosen = {"adapter": "mlp16", "features": ["features/photos"], "lm": "lm", "steps": 9}
+    run = Run.create(home / "runs" / "first", config_from(chosen, "the test"))
+    adapter = run.path / "steps" / "000001" / "adapter"
+    adapter.mkdir(parents=True)
+    AdapterConfig(
+        format=FORMAT,
+        adapter="mlp16",
+        features=FeatureShape("pooled", 1, 24),
+        hidden_size=32,
+        tokens=16,
+        soft_prompt=0,
+        soft_prompt_mlp=False,
+        output_norm=True,
+        projector_hidden=0,
+        projector_layers=0,
+        projector_frames=0,
+        soft_prompt_unit=False,
+        injection=None,
+        embedding_rms=0.1,
+        lora=None,
+        modality="image",
+        encoder=toy_sets.ENCODER | {"id": "test"},
+        storage=None,
+        language_model=RecordedLanguageModel("lm", LanguageModelIdentity()),
+        template=Template(),
+        training={},
+    ).write(adapter / "adapter.json")
+
+
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory) -> dict[tuple[str, ...], tuple[str, str]]:
     """Command line -> (how it ended, what it printed), without torch, offline."""
     home = tmp_path_factory.mktemp("lines")
-    made_home(home)
+    make_home(home)
     lines = [*BEGINNINGS, *MISTAKES]
     call = [sys.executable, "-c", WITHOUT_TORCH, json.dumps(lines)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "cache"), "HOME": str(home)}
     done = subprocess.run(call, cwd=home, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return dict(zip(lines, map(tuple, json.loads(done.stdout)), strict=True))
+
+
+@pytest.mark.parametrize("line", BEGINNINGS, ids=" ".join)
+def test_a_command_says_what_it_does_before_it_imports_torch(line, ends):
+    end, said = ends[line]
+    assert end == "torch is imported" and said.startswith(BEGINNINGS[line]), (end, said)
+
+
+@pytest.mark.parametrize("line", MISTAKES, ids=" ".join)
+def test_a_mistake_is_refused_before_torch_is_imported(line, ends):
+    end, said = ends[line]
+    assert end.startswith("error: ") and MISTAKES[line] in end, (end, said)
