@@ -87,7 +87,8 @@ PAGE = """# What it needs
     periscope init photos/
 
 looks at a folder and at this machine, and prints the three commands to run and why. It asks for the language model, and
-which media to take where there are several kinds; with `--yes` it asks nothing.
+which media to take where there are several kinds; with `--yes` it asks nothing. Without a network it also prints three
+commands that work there, with random models (`--tiny`).
 
     periscope plan --encoder siglip2-b --lm Qwen/Qwen3-4B-Instruct-2507 --media 50000
 

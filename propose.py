@@ -70,19 +70,25 @@ def propose(config: InitConfig) -> None:
     print(f"encoder: {encoder.value}, {encoder.why}\nlanguage model: {lm.value}, {lm.why}")
     print(f"adapter: {ADAPTER}, 16 tokens a medium, the usual first choice\n")
     print("\n".join(commands(config.data, modality, encoder.value, lm.value, media[0])))
+    from periscope.hub_repo import hub_reachable  # takes a while to import
+
+    if not hub_reachable():
+        print("\nThese need downloads, and the Hub can't be reached from here. To try it out, with random models:\n")
+        print("\n".join(commands(config.data, modality, encoder.value, ON_A_CPU, media[0], tiny=True)))
 
 
-def commands(data: Path, modality: str, encoder: str, lm: str, example: str) -> list[str]:
-    """The three command lines. example: a medium, as the collection names it."""
-    name = data.resolve().stem or "data"
-    features = features_folder(name, encoder)
-    encode = ["--data", data, "--encoder", encoder]
+def commands(data: Path, modality: str, encoder: str, lm: str, example: str, tiny: bool = False) -> list[str]:
+    """The three command lines. example: a medium, as the collection names it · tiny: with random models."""
+    name = (data.resolve().stem or "data") + "-tiny" * tiny
+    features = features_folder(name, "tiny " * tiny + encoder)
+    small = ["--tiny"] * tiny
+    encode = ["--data", data, "--encoder", encoder, *small]
     encode += ["--out", features] if features.name != name else []
     run = next(run for run in _numbered(name) if not Path("runs", run).exists())
     seen = [f"--{modality}", data / example if data.is_dir() else "FILE"]
     return [
         command("precompute", *encode),
-        command("train", "--adapter", ADAPTER, "--features", features, "--lm", lm, "--name", run),
+        command("train", "--adapter", ADAPTER, "--features", features, "--lm", lm, "--name", run, *small),
         command("eval", "--run", Path("runs", run), *seen, "--prompt", PROMPTS[modality]),
     ]
 
