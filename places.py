@@ -6,7 +6,7 @@ What itself takes long to import is imported where it is needed.
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import SequenceMatcher, get_close_matches
+from difflib import get_close_matches
 from pathlib import Path
 
 from periscope.adapters.io.schema import AdapterConfig, read_adapter_config
@@ -18,10 +18,9 @@ from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.names import ENCODERS, check_encoder
 from periscope.training.config import PlanConfig
 from periscope.training.memory.model_sizes import LANGUAGE_MODELS
-from periscope.training.run import adapter_folders, runs_in
+from periscope.training.run import adapter_folders, other_runs
 
 MODALITIES = ("image", "audio", "video", "imu")
-SHOWN = 5  # runs in a sentence
 LOOKED_AT = 10_000  # files of a folder
 WORDS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".md")  # ends of the names of files beside media
 
@@ -43,20 +42,7 @@ def no_such_run(path: Path) -> RunError:
     """What to raise for a run that isn't there; names those that are, the likest first."""
     alone = "an adapter by itself, as of the Hub, answers about --image, --audio or --video FILE; scores are a run's"
     hub = f" ({alone})" if is_hub_adapter(str(path)) else ""
-    return RunError(f"{path} is not a run: there is no such folder here{hub}{_other_runs(path)}")
-
-
-def _other_runs(path: Path) -> str:
-    """The end of a sentence about a run that isn't there."""
-    root = path.parent if path.parent != Path() and path.parent.is_dir() else Path("runs")
-    names = {str(run): SequenceMatcher(None, run.name, path.name).ratio() for run in runs_in(root)}
-    if not names:
-        return f"; {root}/ holds no run yet (this is {Path.cwd()})"
-    ordered = sorted(names, key=lambda name: (-names[name], name))
-    listed = ", ".join(ordered[:SHOWN]) + (f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else "")
-    if names[ordered[0]] >= 0.6:
-        return f"; did you mean {ordered[0]}?" + (f" Runs that are there: {listed}" if len(ordered) > 1 else "")
-    return f"; runs that are there: {listed}"
+    return RunError(f"{path} is not a run: there is no such folder here{hub}{other_runs(path)}")
 
 
 def find_adapters(name: str) -> list[tuple[Path, AdapterConfig]]:

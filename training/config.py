@@ -408,17 +408,21 @@ def check_paths(request: Request) -> None:
 
     Raises RunError for a file or folder, AdapterError for an adapter or a language model, RecipeError for a recipe.
     """
+    from periscope.training.run import other_runs
+
     flags = request.flags
     for name in ("text", "init"):
         if (path := flags.get(name)) and not Path(str(path)).exists():
-            raise RunError(f"--{name} {path}: there is no such {'file' if name == 'text' else 'run or adapter folder'}")
+            others = "" if name == "text" else other_runs(Path(str(path)))
+            what = "file" if name == "text" else "run or adapter folder"
+            raise RunError(f"--{name} {path}: there is no such {what}{others}")
     for path in named_features(flags):
         if is_hub_set(path):
             hub_set(parted(path)[0])
         elif not Path(path).is_dir() and not Path(path.rpartition("=")[0] or path).is_dir():
             raise RunError(f"--features {path}: there is no such folder{meant(Path('features'), path)}")
     if request.resume and not request.resume.is_dir():
-        raise RunError(f"--resume {request.resume}: there is no such run")
+        raise RunError(f"--resume {request.resume}: there is no such run{other_runs(request.resume)}")
     if adapter := flags.get("adapter"):
         kind_of(str(adapter))
     if lm := flags.get("lm"):

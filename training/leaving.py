@@ -29,7 +29,7 @@ from periscope.training.data.training_set import TrainingSet
 
 
 def refuse_closed(config: TrainConfig, target: Target | None) -> None:
-    """Raise RunError where the adapter that a configuration describes can't be exported as `--for` says; without loading it.
+    """Raise RunError where the adapter that a configuration describes can't be exported as `--for` says, unloaded.
 
     Raises AdapterError for a language model whose config can't be read.
     """
@@ -46,7 +46,7 @@ def refuse_closed(config: TrainConfig, target: Target | None) -> None:
 
 
 def describe_leaving(sets: Sequence[TrainingSet], models: Mapping[str, AdaptedModel]) -> list[str]:
-    """What the plan of a training says: what each modality's adapter can be exported to, and what rules out the rest."""
+    """Lines for the plan of a training: what each modality's adapter can be exported to, and what rules out the rest."""
     lines = []
     for modality, model in models.items():
         features = next(training_set.features for training_set in sets if training_set.modality == modality)

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import SequenceMatcher
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +42,7 @@ from periscope.training.trackers import Tracker, numbers, open_trackers
 
 PACKAGES = ("torch", "transformers", "open_clip_torch", "bitsandbytes", "peft", "webdataset", "numpy")
 STATE_FORMAT = 1
+SHOWN = 5  # runs in a sentence
 OLDER = "delete its step and point `last` at an older one"
 
 
@@ -409,6 +411,19 @@ def runs_in(root: Path) -> list[Path]:
     """The run folders in `root`, and in folders there, such as a sweep's."""
     patterns = ("[!.]*/config.toml", "[!.]*/[!.]*/config.toml")
     return [path.parent for pattern in patterns for path in Path(root).glob(pattern)]
+
+
+def other_runs(path: Path) -> str:
+    """The end of a sentence about a run that isn't there: those that are, the most similar name first."""
+    root = path.parent if path.parent != Path() and path.parent.is_dir() else Path("runs")
+    names = {str(run): SequenceMatcher(None, run.name, path.name).ratio() for run in runs_in(root)}
+    if not names:
+        return f"; {root}/ holds no run yet (this is {Path.cwd()})"
+    ordered = sorted(names, key=lambda name: (-names[name], name))
+    listed = ", ".join(ordered[:SHOWN]) + (f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else "")
+    if names[ordered[0]] >= 0.6:
+        return f"; did you mean {ordered[0]}?" + (f" Runs that are there: {listed}" if len(ordered) > 1 else "")
+    return f"; runs that are there: {listed}"
 
 
 def newest_run(root: Path) -> Path:
