@@ -114,6 +114,8 @@ def test_home_is_expanded_and_other_addresses_are_refused(home, monkeypatch):
     for address in ("s3://bucket/cat.png", "ftp://example.org/cat.png"):
         with pytest.raises(PrecomputeError, match=f"download {address} and pass the file"):
             model.features(address)
+    with pytest.raises(PrecomputeError, match=r"an address, not a file: pass the path alone, /there/cat\.png"):
+        model.caption("file:///there/cat.png")
     with pytest.raises(PrecomputeError, match=r"\(height, width, 3\) uint8, not \(3 x 40 x 30\) float32"):
         model.features(np.zeros((3, 40, 30), np.float32))
     with pytest.raises(PrecomputeError, match="int is no path"):
@@ -136,7 +138,7 @@ def test_a_web_address_is_fetched_within_limits(home, monkeypatch):
         finally:
             server.shutdown()
             thread.join()
-    with pytest.raises(PrecomputeError, match="can't be fetched"):
+    with pytest.raises(PrecomputeError, match=r"can't be fetched: Connection refused$"):
         model.features(f"{site}/cat.png")
 
 
@@ -216,6 +218,9 @@ def test_a_model_moves(home):
     assert moved == ["cpu"]
     with pytest.raises(DeviceError, match=r"^device 'tpu' is none of"):
         model.to("tpu")
+    if sys.platform != "darwin":
+        with pytest.raises(DeviceError, match=r'^device="mps" was asked for, .* is no Mac; pass device="cpu"$'):
+            model.to("mps")
     model.model.lm.precision = "4bit"
     with pytest.raises(AdapterError, match="is loaded in 4bit and can't be moved; load it on cpu"):
         model.to("cpu")

@@ -269,7 +269,7 @@ class CommandOptions:
     """Train every combination of values, as adapter=mlp8,mlp16 lr=1e-3,3e-4, against one copy of the language model.
     Repeat the command to continue."""
     tiny: bool = False
-    """Try it out: a tiny random language model of the same class, 20 steps, no network."""
+    """Try it out: a tiny random language model of the class of --lm (default: SmolLM2), 20 steps, no network."""
     partial: bool = False
     """Leave out texts whose media are missing from the feature set, instead of stopping."""
     for_: Target | None = None

@@ -46,7 +46,7 @@ def refuse_closed(config: TrainConfig, target: Target | None) -> None:
 
 
 def describe_leaving(sets: Sequence[TrainingSet], models: Mapping[str, AdaptedModel]) -> list[str]:
-    """Lines for the plan of a training: what each modality's adapter can be exported to, and what rules out the rest."""
+    """Lines for a training's plan: what each modality's adapter can be exported to, and what rules out the rest."""
     lines = []
     for modality, model in models.items():
         features = next(training_set.features for training_set in sets if training_set.modality == modality)
