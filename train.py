@@ -4,7 +4,7 @@ import math
 import os
 import sys
 import time
-from contextlib import ExitStack, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stdout
 from dataclasses import replace
 from importlib.util import find_spec
 from io import StringIO
@@ -92,7 +92,9 @@ def check_request(request: Request) -> TrainConfig | None:
     if request.resume:
         check_resume(Run.open(request.resume), request.flags)
         return None
-    silent = nullcontext() if os.environ.get("RANK", "0") == "0" else redirect_stdout(StringIO())
+    silent: AbstractContextManager = (
+        nullcontext() if os.environ.get("RANK", "0") == "0" else redirect_stdout(StringIO())
+    )
     with silent:
         config = choose_config(request)
     if request.merge_lora:

@@ -82,7 +82,8 @@ def embeds(
     folder = _source(adapter, out, VLLM)
     adapters = find_adapters(str(folder))
     check_media(media, "", [config.modality for _, config in adapters])
-    check_models(adapters, lm, encoders={None: encoder} if encoder else None)
+    moved: dict[str | None, str] = {None: encoder} if encoder else {}
+    check_models(adapters, lm, encoders=moved)
     import json
 
     from periscope.atomic import replace_bytes
