@@ -331,7 +331,7 @@ def test_what_a_disk_or_a_pictures_file_does_is_said(home, tmp_path, monkeypatch
     monkeypatch.setattr("periscope.adapters.io.hub.save_file", full)
     with pytest.raises(AdapterError, match=r"can't be written to .*No space left"):
         stage(folder, tmp_path / "b", "user/x")
-    monkeypatch.setattr("periscope.adapters.io.hub.snapshot_download", full)
+    monkeypatch.setattr("periscope.adapters.io.fetch.snapshot_download", full)
     with pytest.raises(AdapterError, match=r"user/x can't be kept on this machine: .*No space left"):
         fetch_adapter("user/x", into=tmp_path / "c")
 
