@@ -8,7 +8,7 @@ print(model.ask("cat.jpg", "What is on the table?"))
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from periscope.inference import load as load
+    from periscope.loading import load as load
 
     __version__: str
 
@@ -16,9 +16,9 @@ __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> object:
-    """Find `load` and `__version__` on first use: `load` imports torch, which takes seconds."""
+    """Find `load` and `__version__` on first use, so that the import of the package takes no time."""
     if name == "load":
-        from periscope.inference import load
+        from periscope.loading import load
 
         return load
     if name == "__version__":

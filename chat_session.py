@@ -118,7 +118,7 @@ class ChatSession:
         """
         self._stop()
         if not isinstance(text, str):
-            raise AdapterError(f"the message is a {type(text).__name__}; its words come first: send(text, media)")
+            raise AdapterError(f"the message is of type {type(text).__name__}; its words come first: send(text, media)")
         named = {"image": image, "audio": audio, "video": video}
         named = {modality: given for modality, given in named.items() if given is not None}
         if named and media is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from periscope.console import announce, run
-from periscope.errors import RunError
+from periscope.errors import AdapterError, RunError
 
 if TYPE_CHECKING:
     from periscope.evaluation.config import DecodingOptions, LanguageModelOptions, ModelOptions
@@ -66,16 +66,12 @@ EXPORTS = {
     "llava": "periscope.exports.__main__:llava",
     "embeds": "periscope.exports.__main__:embeds",
     "check": "periscope.exports.__main__:check",
-    "prompt": "periscope.adapters.io.export_peft:export_prompt",
-    "merged": "periscope.adapters.io.merge_lora:merge",
+    "prompt": "periscope.exports.__main__:prompt",
+    "merged": "periscope.exports.__main__:merged",
 }
 IMPORTS = {
-    "epalm": "periscope.adapters.io.import_epalm:import_epalm",
-    "mamba-ssm": "periscope.adapters.io.import_mamba:import_mamba_ssm",
-    **{
-        system: f"periscope.adapters.io.import_projector:import_{system.replace('-', '_')}"
-        for system in ("llava", "llava-pretrain", "prismatic", "cobra", "mapl", "clipcap", "limber")
-    },
+    name: f"periscope.adapters.__main__:import_{name.replace('-', '_')}"
+    for name in (*("epalm", "mamba-ssm", "llava", "llava-pretrain", "prismatic", "cobra", "mapl", "clipcap", "limber"),)
 }
 
 
@@ -132,7 +128,9 @@ def chat() -> None:
 
 def caption() -> None:
     """`periscope caption RUN FOLDER --out FILE`, or `periscope caption --with MODEL FOLDER --out FILE`"""
-    from periscope.evaluation.config import CaptionConfig, check_media, check_new_file
+    from periscope.adapters.lm.files.find import find_model
+    from periscope.evaluation.config import CaptionConfig
+    from periscope.places import check_folder, check_media, check_new_file
 
     examples = [
         "periscope caption runs/first photos/ --out new.jsonl",
@@ -146,12 +144,17 @@ def caption() -> None:
         raise RunError("--prompt is what the model of --with is asked; a run has a caption prompt of its own")
     if config.with_:
         config.models.only({"precision", "device"}, "--with, whose model is no run's")
+    folder = Path(config.words[-1])
+    check_media([folder])
+    modalities = _check(config.models, *(() if config.with_ else config.words[:1]))
+    check_folder(folder, modalities or ["image"])
+    if config.with_:
+        find_model(config.with_, "--with")
     check_new_file("--out", config.out)
-    check_media([Path(config.words[-1])])
-    device = _device(config.models, *(() if config.with_ else config.words[:1]))
+    device = _device(config.models)
     from periscope.evaluation import commands
 
-    folder, rest = Path(config.words[-1]), (config.out, config.answers, config.models, device)
+    rest = (config.out, config.answers, config.models, device)
     if config.with_:
         commands.recaption_folder(config.with_, config.prompt, folder, *rest)
     else:
@@ -183,6 +186,9 @@ def plan() -> None:
     about = "Say what encoding and training will need, before anything is downloaded, and which cards it fits."
     config = _read(PlanConfig, about, examples)
     announce("plan: counting, without any download")
+    from periscope.places import check_plan
+
+    check_plan(config)
     from periscope.forecast import print_plan
 
     print_plan(config)
@@ -206,7 +212,9 @@ def serve() -> None:
         raise RunError(f"two models would have one name: {', '.join(names)}; give their folders other names")
     from periscope.serving.access import checked_token
 
-    token, device = checked_token(config), _device(config.models)
+    token = checked_token(config)
+    _check(config.models, *config.runs)
+    device = _device(config.models)
     from periscope.evaluation.commands import load_models
     from periscope.serving.stand_ins import stand_ins_of
     from periscope.serving.start import serve
@@ -218,10 +226,10 @@ def serve() -> None:
 
 def _served_name(run: str) -> str:
     """What clients call the model of a RUN: its folder's name, its name on the Hub, or several joined by `+`."""
-    from periscope.adapters.names import is_hub_id
+    from periscope.adapters.names import is_hub_adapter
 
     paths = [part.rpartition("=")[2] for part in run.split(",")]
-    return "+".join(path if is_hub_id(path) else Path(path).resolve().name for path in paths)
+    return "+".join(path if is_hub_adapter(path) else Path(path).resolve().name for path in paths)
 
 
 def compare() -> None:
@@ -233,6 +241,7 @@ def compare() -> None:
     )
     if not config.runs:
         raise RunError("periscope compare needs the runs to compare: periscope compare RUN ...")
+    announce(f"compare: reading {' '.join(map(str, config.runs[:3]))}{' ...' * (len(config.runs) > 3)}")
     from periscope.evaluation.report.compare import write_comparison
 
     write_comparison(config.runs, config.out)
@@ -241,10 +250,13 @@ def compare() -> None:
 def push() -> None:
     """`periscope push RUN OWNER/NAME`"""
     from periscope.evaluation.config import PushConfig
+    from periscope.paths import check_place
 
     config = _read(PushConfig, "Push an adapter to the Hugging Face Hub, after showing everything to be uploaded.",
                    ["periscope push runs/first user/name --license mit"])  # fmt: skip
-    device = _device(config.models, config.run)
+    _check(config.models, config.run)
+    check_place(config.to, AdapterError)
+    device = _device(config.models)
     from periscope.evaluation import commands
 
     commands.push(_adapters(config.run), config.to, config.sharing, config.models, device)
@@ -272,24 +284,28 @@ def _read(cls: Any, description: str, examples: list[str]) -> Any:
 def _respond(
     run_name: str, media: tuple[Path, ...], question: str | None, answers: "DecodingOptions", models: "ModelOptions"
 ) -> None:
-    from periscope.evaluation.config import check_media
+    from periscope.places import check_media
 
     answers.decoding(1)  # refuses what doesn't go together, before anything is loaded
     check_media(media)
-    device = _device(models, run_name)
+    check_media(media, "", _check(models, run_name))
+    device = _device(models)
     from periscope.evaluation import commands
 
     commands.respond(_adapters(run_name), media, question, answers, models, device)
 
 
-def _device(models: "LanguageModelOptions", *runs: str) -> str:
-    """The device, before anything large is imported, for runs that are there."""
-    from periscope.device import choose_device
-    from periscope.evaluation.config import check_run
+def _check(models: "LanguageModelOptions", *runs: str) -> list[str]:
+    """Say what is loaded, and refuse what isn't there before anything large is imported; the runs' modalities."""
+    from periscope.evaluation.config import check_adapters
 
-    for name in (part for run_name in runs for part in _parts(run_name)):
-        check_run(name, hub=True)
     announce(f"{sys.argv[0]}: loading {' '.join(runs) or 'the model'}")
+    return check_adapters([part for run in runs for part in _parts(run)], models)
+
+
+def _device(models: "LanguageModelOptions") -> str:
+    from periscope.device import choose_device
+
     return choose_device(models.device)
 
 

@@ -13,6 +13,7 @@ from periscope.errors import DeviceError
 if TYPE_CHECKING:
     import torch
 
+NAMES = r"auto|mps|cuda(:\d+)?"
 MPS_FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"  # 1: what torch lacks on Apple's GPU runs on the CPU
 
 
@@ -126,26 +127,40 @@ def gpu_name() -> str | None:
     return RULES["mps"].name if torch.backends.mps.is_available() else None
 
 
-def choose_device(name: str = "auto") -> str:
-    """The torch device for `--device`: "cuda", "cuda:N", "mps" or "cpu".
+def check_device(name: str) -> None:
+    """Raise DeviceError for a device that surely can't be used, as far as that is told without importing torch."""
+    if not re.fullmatch(f"{NAMES}|cpu", name) or (name != "auto" and "torch" not in sys.modules and _shows_no_gpu()):
+        choose_device(name)
+
+
+def choose_device(name: str = "auto", python: bool = False) -> str:
+    """The torch device for `--device`, or with `python` for the argument `device`: "cuda", "cuda:N", "mps" or "cpu".
 
     "auto" takes an NVIDIA GPU if torch can use it, and the CPU if the machine has none; Apple's GPU is taken when it is
-    named. Raises DeviceError for another name, when there is a GPU that torch can't use (unless `name` is "cpu"), and
-    when there is none of this number or kind.
+    named. Imports torch only where the machine may have a GPU. Raises DeviceError for another name, when there is a GPU
+    that torch can't use (unless `name` is "cpu"), and when there is none of this number or kind.
     """
+    asked, cpu = (f'device="{name}"', 'device="cpu"') if python else (f"--device {name}", "--device cpu")
     if name == "cpu":
         return "cpu"
-    if not isinstance(name, str) or not re.fullmatch(r"auto|mps|cuda(:\d+)?", name):
-        raise DeviceError(f"--device {str(name)!r} is none of auto, cpu, mps, cuda and cuda:N")
-    if name == "mps" or _is_a_mac():
+    if not isinstance(name, str) or not re.fullmatch(NAMES, name):
+        raise DeviceError(
+            f"{'device' if python else '--device'} {str(name)!r} is none of auto, cpu, mps, cuda and cuda:N"
+        )
+    if name == "mps":
+        return _apples_gpu(asked, cpu)
+    none = DeviceError(f"{asked} was asked for, but this machine shows no NVIDIA GPU; pass {cpu}")
+    if "torch" not in sys.modules and _shows_no_gpu():
+        if name == "auto":
+            return "cpu"
+        raise none
+    if _is_a_mac():
         os.environ.setdefault(MPS_FALLBACK, "1")  # read when torch is imported
     import torch
 
-    if name == "mps":
-        return _apples_gpu()
     if torch.cuda.is_available():
         if ":" in name and int(name.partition(":")[2]) >= (count := torch.cuda.device_count()):
-            raise DeviceError(f"--device {name}: this machine has {count} GPU{'s' * (count > 1)}, numbered from 0")
+            raise DeviceError(f"{asked}: this machine has {count} GPU{'s' * (count > 1)}, numbered from 0")
         return "cuda" if name == "auto" else name
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if name == "auto" and (hidden or not _gpu_in_machine()):
@@ -155,13 +170,16 @@ def choose_device(name: str = "auto") -> str:
     if _gpu_in_machine():
         raise DeviceError(
             f"torch {torch.__version__} (built for CUDA {torch.version.cuda or 'none'}) can't use this machine's GPU; "
-            "update the NVIDIA driver or install a torch that matches it, or pass --device cpu to go on slowly"
+            f"update the NVIDIA driver or install a torch that matches it, or pass {cpu} to go on slowly"
         )
-    raise DeviceError(f"--device {name} was asked for, but this machine shows no NVIDIA GPU; pass --device cpu")
+    raise none
 
 
-def _apples_gpu() -> str:
+def _apples_gpu(asked: str, cpu: str) -> str:
     """ "mps". Raises DeviceError where torch can't use it, and says why."""
+    os.environ.setdefault(MPS_FALLBACK, "1")  # read when torch is imported
+    if "torch" not in sys.modules and not _is_a_mac():
+        raise DeviceError(f"{asked} was asked for, but this machine is no Mac; pass {cpu}")
     import torch
 
     if torch.backends.mps.is_available():
@@ -172,11 +190,17 @@ def _apples_gpu() -> str:
         why = f"torch {torch.__version__} was built without it"
     else:
         why = "this Mac has no Apple silicon, or a macOS older than 14"
-    raise DeviceError(f"--device mps was asked for, but {why}; pass --device cpu")
+    raise DeviceError(f"{asked} was asked for, but {why}; pass {cpu}")
 
 
 def _is_a_mac() -> bool:
     return sys.platform == "darwin"
+
+
+def _shows_no_gpu() -> bool:
+    """Whether this is Linux without a device file of any GPU that torch could use: NVIDIA's, AMD's or WSL's."""
+    files = (found for name in ("nvidia*", "nvhost*", "nvmap", "kfd", "dxg") for found in Path("/dev").glob(name))
+    return sys.platform == "linux" and not _gpu_in_machine() and next(files, None) is None
 
 
 def _gpu_in_machine() -> bool:

@@ -45,8 +45,8 @@ def main() -> None:
 
         return write_comparison(config.comparison.compare, config.comparison.out)
 
-    check_places(config)
     announce(f"eval: {' '.join(config.run) or 'the newest run'}")
+    check_places(config)
     device = choose_device(config.models.device)
     if is_hub_set(config.scoring.features):
         from periscope.shards.sharing.fetch import fetch
@@ -62,8 +62,6 @@ def main() -> None:
         commands.push(adapters, config.sharing.push, config.sharing, config.models, device)
     elif media:
         commands.respond(adapters, media, config.prompt, config.answers, config.models, device)
-    elif config.prompt is not None:
-        raise RunError("--prompt asks about a picture, sound or clip: pass --image, --audio or --video FILE with it")
     elif len(adapters) > 1:
         raise RunError("several adapters together answer about media: pass --image, --audio or --video FILE with them")
     elif texts.write and config.scoring.data and not texts.loss_drop:

@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from periscope.errors import UserError, first_line
+from periscope.paths import check_place
 
 CARD = "README.md"
 # An absolute path, also inside other text.
@@ -88,12 +89,11 @@ def unreachable() -> str:
     return f"the Hub ({hub_address()[0]}) can't be reached: connect"
 
 
-def check_place(to: str, error: type[UserError]) -> None:
+def check_push(to: str, error: type[UserError]) -> None:
     """Raise `error` for what isn't of the form owner/name, without a token, and where the Hub can't be reached: before
     the work that a push takes.
     """
-    if to.count("/") != 1 or not all(to.split("/")) or ":" in to:
-        raise error(f"{to} is no place to push to: name an owner and a repository, as in owner/name")
+    check_place(to, error)
     with sentences(to, error):
         validate_repo_id(to)
     if not get_token():

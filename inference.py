@@ -18,7 +18,7 @@ the same preprocessing, the same encoder (another one is refused), the same code
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypedDict, Unpack, cast, overload
@@ -30,7 +30,7 @@ from PIL import Image
 from periscope.adapters.composed import ComposedModel, ComposedPrompt
 from periscope.adapters.generation.decoding import Decoding
 from periscope.adapters.io.checkpoint import load_adapter
-from periscope.adapters.io.hub import fetch_adapter
+from periscope.adapters.io.fetch import fetch_adapter
 from periscope.adapters.io.schema import CONFIG, LANGUAGE_MODEL, AdapterConfig, read_adapter_config
 from periscope.adapters.lm.identity import embedding_likeness, no_copy, precisions_differ, same_language_model
 from periscope.adapters.lm.language_model import LanguageModel
@@ -39,12 +39,13 @@ from periscope.adapters.lm.lora import load_lora
 from periscope.adapters.lm.precision import DTYPES
 from periscope.adapters.lm.runtimes.load import open_language_model
 from periscope.adapters.model import AdaptedModel
-from periscope.adapters.names import RuntimeName, hub_name, is_hub_id
+from periscope.adapters.names import RuntimeName, hub_name, is_hub_adapter
 from periscope.adapters.prompting.prompt import Prompt, Turn
 from periscope.adapters.prompting.segments import Segment
 from periscope.chat_session import ChatSession, EncodedMedium, Pieces, name_of
 from periscope.device import choose_device
 from periscope.errors import AdapterError, PrecomputeError
+from periscope.places import no_such_run
 from periscope.precompute.decoding import Source, decoded
 from periscope.precompute.encoders import Encoder, load_encoder_like
 from periscope.precompute.media import (
@@ -55,7 +56,8 @@ from periscope.precompute.media import (
     read_web_address,
     suits,
 )
-from periscope.shards.features import CODECS, round_trip
+from periscope.shards.features import round_trip
+from periscope.shards.layout import CODECS
 from periscope.training import run
 
 # An image, sound or clip: a file's path or web address, its bytes, or the open file; an image also as a PIL image or
@@ -83,7 +85,9 @@ def adapter_folders(path: Path | str) -> dict[str, Path]:
     """
     if repo := hub_name(str(path)):
         raise AdapterError(f"{path} is no adapter here; one on the Hub is named owner/name, here {repo}")
-    path = fetch_adapter(str(path)) if is_hub_id(str(path)) else Path(path)
+    path = fetch_adapter(str(path)) if is_hub_adapter(str(path)) else Path(path).expanduser()
+    if not path.exists():
+        raise no_such_run(path)
     return {read_adapter_config(folder).modality: folder for folder in run.adapter_folders(path)}
 
 
@@ -267,7 +271,7 @@ class LoadedModel:
 
     Media are a file, a list of files, or a mapping from modality to these. In place of a path, a file's bytes or an
     open binary file will do, and for an image a PIL image or a NumPy array `(height, width, 3)` of uint8. With adapters
-    of several modalities a file's name tells its modality, or else the mapping must. `captions_only` are the modalities
+    of several modalities a file's name tells its modality, or else the mapping must. `captions_only` maps modalities
     whose adapters were trained on captions alone, which know no questions.
 
     Answers are greedy unless several `beams` search for the likeliest one, or a `temperature` above 0 has tokens drawn,
@@ -276,9 +280,11 @@ class LoadedModel:
     Calls from several threads wait for one another.
     """
 
-    def __init__(self, model: ComposedModel, readers: Mapping[str, Reader], captions_only: Collection[str] = ()):
+    def __init__(
+        self, model: ComposedModel, readers: Mapping[str, Reader], captions_only: Mapping[str, str] | None = None
+    ):
         self.model, self.readers = model, dict(readers)
-        self.captions_only = frozenset(captions_only)
+        self.captions_only = dict(captions_only or {})
 
     def __repr__(self) -> str:
         """The adapters with their encoders, and the language model."""
@@ -347,7 +353,9 @@ class LoadedModel:
         Raises AdapterError for a single medium in place of several, and otherwise as `caption`.
         """
         if isinstance(media, str | bytes | Path | Image.Image | Mapping) or not isinstance(media, Iterable):
-            raise AdapterError(f"captions takes a list of media, not a {type(media).__name__}; for one use caption")
+            raise AdapterError(
+                f"captions takes a list of media, and this is of type {type(media).__name__}; for one use caption"
+            )
         if batch < 1:
             raise AdapterError(f"batch is {batch}; it must be 1 or more")
         decoding = Decoding(max_new_tokens, temperature, top_p, beams, top_k)
@@ -426,7 +434,7 @@ class LoadedModel:
 
         Raises DeviceError for a device that can't be used, AdapterError for a quantized language model, which stays.
         """
-        device = choose_device(device)
+        device = choose_device(device, python=True)
         if self.model.lm.precision not in DTYPES:
             raise AdapterError(
                 f"{self.model.lm.name} is loaded in {self.model.lm.precision} and can't be moved; load it on {device}"
@@ -517,7 +525,7 @@ class LoadedModel:
         fitting = [modality for modality in self.readers if kind and suits(name, kind, modality)]
         fitting.sort(key=lambda modality: modality != kind)
         if not fitting:
-            shown = name or f"a {type(medium).__name__}"
+            shown = name or f"a medium of type {type(medium).__name__}"
             raise AdapterError(
                 f"{shown} is {kind or 'of no known modality'}, and the adapters read {' and '.join(self.readers)}; "
                 f'say which is meant, as {{"{next(iter(self.readers))}": ...}}'
@@ -536,23 +544,10 @@ def load(
     runtime: RuntimeName = "pytorch",
     **by_modality: Path | str,
 ) -> LoadedModel:
-    """Load an adapter with the encoder and the language model it was trained with.
-
-    `path` is an adapter folder, a run or a name on the Hub (owner/name). Several adapters on one language model are
-    named by modality: `load(image="runs/a", audio="runs/b")`. `device` is "auto" (an NVIDIA GPU if there is one),
-    "cpu", "cuda", "cuda:N" or "mps"; `precision` that of the language model. `lm` and `encoder` say where these are
-    now, if they have moved; for several adapters `encoder` maps a modality to its encoder. `trust_remote_code` runs
-    Python code that the language model brings; without it such a model is refused. `runtime` "llama.cpp" answers on a
-    GGUF file's own quantized weights.
-
-    Raises DeviceError for a device that can't be used, and AdapterError or PrecomputeError when the encoder or the
-    language model isn't the one that an adapter was trained with, when adapters can't be combined, and when one is
-    named as a modality it doesn't read. `anyway` accepts another language model or encoder of the same size, with a
-    note.
-    """
+    """As `periscope.load`, which documents it, but that torch is imported."""
     if (path is None) == (not by_modality):
         raise AdapterError('name one adapter or run, or several by modality: load(image="runs/a", audio="runs/b")')
-    device = choose_device(device)
+    device = choose_device(device, python=True)
     paths: dict[str, Path | str] = dict(by_modality) if path is None else dict.fromkeys(adapter_folders(path), path)
     named = cast(Mapping[str | None, Path | str], paths)
     several = load_several(named, device, precision, lm, anyway, trust_remote_code, runtime)
@@ -574,7 +569,11 @@ def load(
     readers = {
         modality: _reader(config, device, anyway, encoders.get(modality)) for modality, (_, config) in loaded.items()
     }
-    captions_only = [modality for modality, (_, config) in loaded.items() if trained_on_questions(config) is False]
+    captions_only = {
+        modality: str(paths[modality])
+        for modality, (_, config) in loaded.items()
+        if trained_on_questions(config) is False
+    }
     composed = ComposedModel({modality: model for modality, (model, _) in loaded.items()})
     return LoadedModel(composed, readers, captions_only)
 
@@ -607,7 +606,9 @@ def _by_slot(media: Sequence[EncodedMedium]) -> dict[str, torch.Tensor]:
 def _refuse_swapped(media: object, question: object) -> None:
     """Raise AdapterError for `ask(question, media)`."""
     if not isinstance(question, str):
-        raise AdapterError(f"the question is a {type(question).__name__}; the media come first: ask(media, question)")
+        raise AdapterError(
+            f"the question is of type {type(question).__name__}; the media come first: ask(media, question)"
+        )
     if isinstance(media, str) and not _is_file(media) and _is_file(question):
         raise AdapterError(f"the question, {question}, is a file; the media come first: ask(media, question)")
 

@@ -5,6 +5,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from periscope.errors import UserError
+
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -21,3 +23,9 @@ def meant(folder: Path, name: str) -> str:
     there = [place.name for place in folder.iterdir()] if folder.is_dir() else []
     near = difflib.get_close_matches(Path(name).name, there, 1)
     return f"; did you mean {folder / near[0]}?" if near else ""
+
+
+def check_place(to: str, error: type[UserError]) -> None:
+    """Raise `error` for what isn't of the form owner/name."""
+    if to.count("/") != 1 or not all(to.split("/")) or ":" in to:
+        raise error(f"{to} is no place to push to: name an owner and a repository, as in owner/name")

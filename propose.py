@@ -6,18 +6,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from periscope.console import command
 from periscope.device import choose_device
 from periscope.errors import PrecomputeError, RunError
-from periscope.forecast import GIB, Card, Forecast
 from periscope.precompute.encoders.names import ENCODERS
 from periscope.precompute.plan import without_words
 from periscope.precompute.remote import collected
 from periscope.precompute.sources import Collection
-from periscope.shards.read import FeatureSet
+from periscope.shards.manifest import load_manifest
 from periscope.text import printable
 from periscope.training.config import InitConfig, PlanConfig
+
+if TYPE_CHECKING:  # imports torch, which takes seconds and only a machine with a GPU needs
+    from periscope.forecast import Card
 
 Ask = Callable[[str], str]
 
@@ -67,19 +70,25 @@ def propose(config: InitConfig) -> None:
     print(f"encoder: {encoder.value}, {encoder.why}\nlanguage model: {lm.value}, {lm.why}")
     print(f"adapter: {ADAPTER}, 16 tokens a medium, the usual first choice\n")
     print("\n".join(commands(config.data, modality, encoder.value, lm.value, media[0])))
+    from periscope.hub_repo import hub_reachable  # takes a while to import
+
+    if not hub_reachable():
+        print("\nThese need downloads, and the Hub can't be reached from here. To try it out, with random models:\n")
+        print("\n".join(commands(config.data, modality, encoder.value, ON_A_CPU, media[0], tiny=True)))
 
 
-def commands(data: Path, modality: str, encoder: str, lm: str, example: str) -> list[str]:
-    """The three command lines. example: a medium, as the collection names it."""
-    name = data.resolve().stem or "data"
-    features = features_folder(name, encoder)
-    encode = ["--data", data, "--encoder", encoder]
+def commands(data: Path, modality: str, encoder: str, lm: str, example: str, tiny: bool = False) -> list[str]:
+    """The three command lines. example: a medium, as the collection names it · tiny: with random models."""
+    name = (data.resolve().stem or "data") + "-tiny" * tiny
+    features = features_folder(name, "tiny " * tiny + encoder)
+    small = ["--tiny"] * tiny
+    encode = ["--data", data, "--encoder", encoder, *small]
     encode += ["--out", features] if features.name != name else []
     run = next(run for run in _numbered(name) if not Path("runs", run).exists())
     seen = [f"--{modality}", data / example if data.is_dir() else "FILE"]
     return [
         command("precompute", *encode),
-        command("train", "--adapter", ADAPTER, "--features", features, "--lm", lm, "--name", run),
+        command("train", "--adapter", ADAPTER, "--features", features, "--lm", lm, "--name", run, *small),
         command("eval", "--run", Path("runs", run), *seen, "--prompt", PROMPTS[modality]),
     ]
 
@@ -87,22 +96,24 @@ def commands(data: Path, modality: str, encoder: str, lm: str, example: str) -> 
 def features_folder(name: str, encoder: str) -> Path:
     """Where precompute.py writes: features/NAME, or with the encoder's name where that is another encoder's set."""
     folder = Path("features", name)
-    if (folder / "manifest.json").is_file() and FeatureSet(folder).manifest["encoder"]["name"] != encoder:
+    if (folder / "manifest.json").is_file() and load_manifest(folder)["encoder"]["name"] != encoder:
         return folder.with_name(f"{name}-{encoder}")
     return folder
 
 
-def this_card() -> Card | None:
+def this_card() -> "Card | None":
     """This machine's GPU; None: train on the CPU. Raises DeviceError for a GPU that torch can't use."""
     if choose_device() == "cpu":
         return None
     import torch
 
+    from periscope.forecast import GIB, Card
+
     facts = torch.cuda.get_device_properties(0)
     return Card(facts.name, round(facts.total_memory / GIB), 1.0)
 
 
-def encoder_for(modality: str, card: Card | None) -> Choice:
+def encoder_for(modality: str, card: "Card | None") -> Choice:
     """A usual encoder for this kind of media, as large as the machine allows."""
     if modality == "audio":
         name, more = "ast", "; for speech whisper-base is the better one"
@@ -114,10 +125,12 @@ def encoder_for(modality: str, card: Card | None) -> Choice:
     return Choice(name, f"{ENCODERS[name].about}, {ENCODERS[name].size} to download{more}")
 
 
-def language_model_for(encoder: str, card: Card | None) -> Choice:
+def language_model_for(encoder: str, card: "Card | None") -> Choice:
     """The largest of some usual instruct models of which a training fits the card in fp16."""
     if card is None:
         return Choice(ON_A_CPU, "because without a GPU a larger one takes hours")
+    from periscope.forecast import Forecast
+
     for name in LANGUAGE_MODELS:
         fit = Forecast(PlanConfig(encoder, ADAPTER, name)).on(card)
         if fit.precision == "fp16" and not fit.checkpoint_every and fit.micro_batch >= AT_ONCE:

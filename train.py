@@ -1,12 +1,14 @@
 """Train a small adapter on cached features for a frozen language model: python train.py --help."""
 
 import math
+import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 an older Python must get this far,
 if find_spec("periscope") is None:
     sys.exit("error: Periscope isn't installed in this Python; run this in the cloned folder first: pip install -e .")
 
-from periscope.adapters.names import is_hub_id
+from periscope.adapters.names import is_hub_adapter
 from periscope.console import announce, command, going_on, run
 from periscope.device import choose_device, rules_of
 from periscope.paths import tiny_folder
@@ -39,15 +41,16 @@ def main() -> None:
         return print(listing())
     check_paths(request)
     announce(f"train: going on with {request.resume}" if request.resume else "train: preparing")
-    device = choose_device(request.device)
     request = with_fetched(request)
+    config = check_request(request)
+    device = choose_device(request.device)
 
     from periscope.adapters.io.merge_lora import refuse_merge
     from periscope.training.branch import resume
     from periscope.training.distributed import join
     from periscope.training.leaving import refuse_closed
     from periscope.training.models.language_model_holder import LanguageModelHolder
-    from periscope.training.resolve import resolve, run_path
+    from periscope.training.resolve import complete_config, run_path
     from periscope.training.run import Run, refuse_taken
     from periscope.training.sweep.sweep import sweep
 
@@ -64,13 +67,43 @@ def main() -> None:
     if request.sweep:
         sweep(request, tiny_folder(), holder, ranks, train_one)
     elif request.resume:
-        config, old = resume(Run.open(request.resume), request.flags, request.name, ranks)
-        refuse_closed(config, request.for_)
-        train_one(config, old.path, old)
-    else:
-        config = resolve(request, tiny_folder())
+        resumed, old = resume(Run.open(request.resume), request.flags, request.name, ranks)
+        refuse_closed(resumed, request.for_)
+        train_one(resumed, old.path, old)
+    elif config:
+        config = complete_config(config, request, tiny_folder())
         train_one(config, run_path(request.name, config.adapter), None)
     ranks.leave()
+
+
+def check_request(request: Request) -> TrainConfig | None:
+    """Refuse what can't be trained, before torch is imported; of a single new run also its configuration.
+
+    Of torchrun's processes the first says what was chosen.
+    """
+    from periscope.adapters.io.schema import refuse_no_merge
+    from periscope.training.branch import check_resume
+    from periscope.training.resolve import choose_config, run_path
+    from periscope.training.run import Run, refuse_taken
+    from periscope.training.sweep.combinations import combinations
+
+    if request.sweep:
+        run_path(request.name, "sweep")
+        combinations(request)
+        return None
+    if request.resume:
+        check_resume(Run.open(request.resume), request.flags)
+        return None
+    silent: AbstractContextManager = (
+        nullcontext() if os.environ.get("RANK", "0") == "0" else redirect_stdout(StringIO())
+    )
+    with silent:
+        config = choose_config(request)
+    if request.merge_lora:
+        refuse_no_merge(request.merge_lora, config.lora.lora)
+    if os.environ.get("RANK", "0") == "0":
+        refuse_taken(run_path(request.name, config.adapter))
+    return config
 
 
 def with_fetched(request: Request) -> Request:
@@ -80,8 +113,8 @@ def with_fetched(request: Request) -> Request:
         from periscope.shards.sharing.fetch import fetched_names
 
         flags["features"] = fetched_names(names, partial(refuse_set, request.for_))
-    if (init := str(flags.get("init") or "")) and is_hub_id(init):
-        from periscope.adapters.io.hub import fetch_adapter
+    if (init := str(flags.get("init") or "")) and is_hub_adapter(init):
+        from periscope.adapters.io.fetch import fetch_adapter
 
         flags["init"] = str(fetch_adapter(init))
     return replace(request, flags=flags)

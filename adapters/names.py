@@ -10,9 +10,12 @@ from typing import Literal
 from periscope.errors import AdapterError
 
 PROJECT = Path(__file__).resolve().parents[1]
+CONFIG, WEIGHTS, CARD = "adapter.json", "adapter.safetensors", "README.md"  # files of an adapter folder
+LORA, LORA_CONFIG, LORA_WEIGHTS = "lora", "adapter_config.json", "adapter_model.safetensors"  # its folder of LoRA
 GGUF = ".gguf"
 HUB_START = r"(?:hf:|https?:/+(?:www\.)?(?:huggingface|hf)\.co/)"
 HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
+TRAINABLE = ("auto", "mixed", "bf16", "fp32")  # precisions of --train-lm
 RuntimeName = Literal["pytorch", "llama.cpp"]  # what computes a language model that answers
 # Names that people use -> the Hub's.
 BARE_NAMES = {
@@ -52,27 +55,48 @@ def known_specs(patterns: Collection[str]) -> list[str]:
     return sorted(re.sub(r"\{.*\}", "K", pattern) for pattern in patterns)
 
 
-def check_spec(spec: str) -> None:
-    """Raise AdapterError for an adapter that no file of adapters/projectors/ declares.
+def kind_of(spec: str) -> str:
+    """The kind of features that an adapter reads. Raises AdapterError for one that no file of adapters/projectors/
+    declares.
 
-    Reads these files as text, because importing them imports torch. Where that is done already, nothing is said: the
-    registry has the last word.
+    Reads these files as text, because importing them imports torch. Where that is done already, the registry has the
+    last word.
     """
-    if "periscope.adapters.projectors" not in sys.modules:
-        files = sorted((PROJECT / "adapters" / "projectors").glob("*.py"))
-        texts = "".join(file.read_text(encoding="utf-8") for file in files)
-        find_spec(spec, re.findall(r'^@projector\("([^"]+)"', texts, re.M))
+    if registry := sys.modules.get("periscope.adapters.projectors"):
+        return registry.find_projector(spec)[0].kind
+    files = sorted((PROJECT / "adapters" / "projectors").glob("*.py"))
+    texts = "".join(file.read_text(encoding="utf-8") for file in files)
+    kinds = dict(re.findall(r'^@projector\("([^"]+)",\s*(?:reads=)?"([^"]+)"', texts, re.M))
+    return kinds[find_spec(spec, kinds)[0]]
 
 
-def check_language_model(name: str) -> None:
-    """Raise AdapterError for what is neither there, as given or inside the project, nor of the form of a hub id."""
+def parse_lora(text: str) -> tuple[int, int]:
+    """Rank and alpha from `--lora`, as in "r=64,alpha=16". Without alpha it equals the rank, a scale of 1.
+
+    Raises AdapterError for anything else.
+    """
+    match = re.fullmatch(r"\s*r=(\d+)\s*(?:,\s*alpha=(\d+)\s*)?", text)
+    if not match or int(match[1]) < 1 or int(match[2] or 1) < 1:
+        raise AdapterError(f"--lora {text!r} isn't of the form r=64,alpha=16, both above 0")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def check_language_model(name: str, flag: str = "--lm") -> None:
+    """Raise AdapterError for what is neither there, as given or inside the project, nor of the form of a hub id. flag:
+    the option that named it.
+    """
     if any(place.exists() for place in (Path(name).expanduser(), PROJECT / name)):
         return
     if name.lower().endswith(GGUF):
-        raise AdapterError(f"--lm {name}: there is no such file")
+        raise AdapterError(f"{flag} {name}: there is no such file")
     if not HUB_ID.fullmatch(name) or "--" in name or ".." in name:
         full = f", such as {BARE_NAMES[name]}" if name in BARE_NAMES else ""
-        raise AdapterError(f"--lm {name} is neither a folder that exists nor a hub id of the form owner/name{full}")
+        raise AdapterError(f"{flag} {name} is neither a folder that exists nor a hub id of the form owner/name{full}")
+
+
+def is_hub_adapter(name: str) -> bool:
+    """Whether a name is meant for an adapter on the Hub: of the form owner/name, where no folder is called `owner`."""
+    return is_hub_id(name) and not Path(name).parent.exists()
 
 
 def is_hub_id(name: str) -> bool:

@@ -16,7 +16,8 @@ from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.template import Template
-from periscope.shards.features import encode, stored_bytes
+from periscope.shards.features import encode
+from periscope.shards.layout import stored_bytes
 from periscope.shards.read import FeatureSet
 from periscope.shards.write import SetWriter, make_key, samples_per_shard
 from periscope.training.config import TrainConfig

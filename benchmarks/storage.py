@@ -16,7 +16,7 @@ import torch
 from benchmarks import side_by_side
 from benchmarks._synthetic import feature_set
 from periscope.adapters.projectors import FeatureShape
-from periscope.shards.features import stored_bytes
+from periscope.shards.layout import stored_bytes
 from periscope.shards.read import FeatureSet
 
 PATCHES = FeatureShape("patches", 729, 1152, (27, 27))

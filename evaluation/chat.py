@@ -5,16 +5,20 @@ import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 from periscope.adapters.generation.decoding import Decoding
+from periscope.checked import json_objects
 from periscope.console import command
-from periscope.errors import PrecomputeError, RunError, UserError
+from periscope.errors import FeatureSetError, PrecomputeError, RunError, UserError
 from periscope.inference import LoadedModel
 from periscope.precompute.media import modality_of
+from periscope.shards.manifest import TEXTS, load_manifest
 from periscope.text import printable
 
 Files = Mapping[str, Sequence[Path]]  # modality -> files
+FIRST_TEXTS = 1000  # of a set, looked at for questions
 
 HELP = """\
 /{modality} FILE ...  talk about other files, in a new conversation
@@ -116,22 +120,41 @@ def show(pieces: Iterable[str]) -> None:
         print(flush=True)
 
 
-def captions_only_note(modalities: Sequence[str]) -> str:
-    """What to tell who asks an adapter questions that was trained on captions alone."""
-    whose = f"the {' and '.join(modalities)} adapter" if modalities else "this adapter"
-    start = command("train", "--init", "RUN", "--features", "SET_WITH_QUESTIONS")
+def captions_only_note(whose: str, mend: str = "") -> str:
+    """What to tell who asks an adapter questions that was trained on captions alone. mend: the command that trains it
+    on questions, where these are known.
+    """
     return (
         f"note: {whose} was trained on captions alone and may caption where it is asked; for answers train it on "
-        f"questions: {start} (docs/stage2.md)"
+        f"questions{': ' * bool(mend)}{mend} (docs/stage2.md)"
     )
 
 
 def unasked(loaded: LoadedModel, media: Files) -> str:
     """The note for a question about media whose adapters were trained on captions alone; "" for others."""
-    modalities = sorted(loaded.captions_only & {name for name, files in media.items() if files})
+    modalities = sorted(loaded.captions_only.keys() & {name for name, files in media.items() if files})
     if not modalities:
         return ""
-    return captions_only_note(modalities if len(loaded.readers) > 1 else [])
+    whose = f"the {' and '.join(modalities)} adapter" if len(loaded.readers) > 1 else "this adapter"
+    questions = set_with_questions(loaded.readers[modalities[0]].encoder.name)
+    start = ("train", "--init", loaded.captions_only[modalities[0]], "--features", questions)
+    return captions_only_note(whose, command(*start) if questions else "")
+
+
+def set_with_questions(encoder: str) -> Path | None:
+    """A feature set in features/ made by this encoder, among whose first texts are questions; None where none is."""
+    for manifest in sorted(Path("features").glob("*/manifest.json")):
+        with suppress(FeatureSetError, OSError):
+            if load_manifest(manifest.parent)["encoder"]["name"] == encoder and _asks(manifest.with_name(TEXTS)):
+                return manifest.parent
+    return None
+
+
+def _asks(texts: Path) -> bool:
+    with texts.open("rb") as file:
+        rows = json_objects(b"".join(islice(file, FIRST_TEXTS)))
+    turns = [turn for row in rows for turn in row.get("turns", ()) if isinstance(turn, dict)]
+    return any(turn.get("role") == "user" for turn in turns)
 
 
 def check_media(loaded: LoadedModel, media: Files) -> None:

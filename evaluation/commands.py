@@ -51,7 +51,9 @@ def score(path: Path, modality: str | None, config: EvalConfig, device: str) -> 
         encoder = load_encoder_like(run.config.encoder, device, moved=next(iter(config.models.encoder), None))
 
     if run.asks is False and any(question_of(text) for text in texts):
-        print(captions_only_note([]))
+        text = ("--text", options.text) if options.text else ()
+        mend = command("train", "--init", run.path, "--features", run.features.path, *text)
+        print(captions_only_note("this adapter", mend))
     parts = by_split(texts, options.limit)
     about = {"run": str(path), "step": run.step, "features": str(run.features.path)}
     predictions: dict[str, list[Prediction]] = {}

@@ -1,6 +1,5 @@
 """The options of eval.py and of `periscope eval | ask | chat | caption | serve | compare | push`: one field each."""
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,11 +9,11 @@ from msgspec import Meta
 from tyro.conf import Positional
 
 from periscope.adapters.generation.decoding import Decoding
-from periscope.adapters.names import RuntimeName, hub_name, is_hub_id
-from periscope.errors import RunError
+from periscope.adapters.names import CONFIG, RuntimeName
+from periscope.errors import AdapterError, RunError
 from periscope.evaluation.tasks.benchmarks import find_benchmark
 from periscope.flags import Metavar, check_ranges, parse
-from periscope.paths import meant
+from periscope.paths import check_place, meant
 from periscope.shards.sharing.names import hint, hub_set, is_hub_set
 
 Count = Annotated[int, Meta(ge=0), Metavar("N")]
@@ -24,7 +23,6 @@ Folder = Annotated[Path | None, Metavar("FOLDER")]
 Name = Annotated[str, Metavar("NAME")]
 
 COMPARISON = Path("runs/compare.md")
-MODALITIES = ("image", "audio", "video", "imu")
 RENAMED = {"--gain": "--loss-drop"}
 
 
@@ -221,63 +219,92 @@ def check_config(config: EvalConfig) -> None:
     if config.sharing.push:
         config.models.only({option.name for option in fields(LanguageModelOptions)}, "--push")
     if config.texts.write:
+        from periscope.places import check_new_file
+
         check_new_file("--write", config.texts.write)
     if config.scoring.task:
         find_benchmark(config.scoring.task).prompt_of(config.scoring.prompt_of)
 
 
 def check_places(config: EvalConfig) -> None:
-    """Raise RunError for a run, a medium, a feature set, a texts file or a folder of media that isn't there: before
-    torch is imported, which takes seconds.
+    """Raise RunError for a run, a medium, a feature set, a texts file or a folder of media that isn't there, and
+    AdapterError or PrecomputeError for a model that isn't: before torch is imported, which takes seconds.
     """
+    from periscope.places import check_media
+    from periscope.training.run import newest_run
+
     hub = bool(config.media or config.sharing.push or (config.texts.write and config.scoring.data))
-    for path in config.run:
-        check_run(path, hub)
     for flag, files in (("image", config.image), ("audio", config.audio), ("video", config.video)):
-        check_media(files, f"--{flag} ")
+        check_media(files, f"--{flag} ", [flag])
+    if config.prompt is not None and not config.media:
+        raise RunError("--prompt asks about a picture, sound or clip: pass --image, --audio or --video FILE with it")
     scoring = config.scoring
-    for flag, place in (("features", scoring.features), ("text", scoring.text), ("data", scoring.data)):
+    for flag, place in (
+        ("features", scoring.features),
+        ("text", scoring.text),
+        ("data", scoring.data),
+        ("answers", scoring.answers),
+    ):
         if flag == "features" and is_hub_set(place):
             hub_set(place)
         elif place is not None and not place.exists():
             near = meant(Path("features"), place.name) or hint(place) if flag == "features" else ""
-            raise RunError(f"--{flag} {place}: there is no such {'file' if flag == 'text' else 'folder'}{near}")
+            raise RunError(
+                f"--{flag} {place}: there is no such {'folder' if flag in ('features', 'data') else 'file'}{near}"
+            )
+    runs = config.run or (str(newest_run(Path("runs"))),)
+    if config.sharing.push:
+        check_place(config.sharing.push, AdapterError)
+    if hub:
+        readable = check_adapters(runs, config.models)
+        for modality, files in config.media.items():
+            if modality not in readable:
+                raise RunError(f"{files[0]} was given as {modality}, and the adapter reads {' and '.join(readable)}")
+    else:
+        check_scored(runs, config.models, None if is_hub_set(scoring.features) else scoring.features)
 
 
-def check_run(name: str, hub: bool) -> None:
-    """Raise RunError for a run, RUN or MODALITY=RUN, that isn't there. hub: accept names on the Hub."""
-    modality, equals, place = name.partition("=")
-    path = Path(place if equals and modality in MODALITIES else name)
-    if not path.exists() and not (hub and is_hub_id(str(path))):
-        raise no_such_run(path)
+def check_adapters(runs: Sequence[str], models: "LanguageModelOptions") -> list[str]:
+    """The modalities that the adapters of runs, RUN or MODALITY=RUN each, read.
+
+    Raises RunError, AdapterError or PrecomputeError for a run, a language model or an encoder that isn't there.
+    """
+    from periscope.places import check_models, find_adapters, split_modality
+
+    adapters = [adapter for run in runs for adapter in find_adapters(run)]
+    if isinstance(models, ModelOptions):
+        encoders = dict(split_modality(place) for place in models.encoder)
+        check_models(adapters, models.lm, models.runtime, models.precision, encoders)
+    else:
+        check_models(adapters, models.lm)
+    return [config.modality for _, config in adapters]
 
 
-def no_such_run(path: Path) -> RunError:
-    """What to raise for a run that isn't there."""
-    if meant_for_hub := hub_name(str(path)):
-        return RunError(f"{path} is not a run; an adapter on the Hub is named owner/name, here {meant_for_hub}")
-    alone = "an adapter by itself, as of the Hub, answers about --image, --audio or --video FILE; scores are a run's"
-    hub = f" ({alone})" if is_hub_id(str(path)) else ""
-    return RunError(f"{path} is not a run: there is no such folder here{hub}{meant(Path('runs'), path.name)}")
+def check_scored(runs: Sequence[str], models: "ModelOptions", features: Path | None) -> None:
+    """As `check_adapters`, for runs, checkpoints and adapter folders to be scored on `features`, or on their own set.
 
+    Raises FeatureSetError for a set that isn't one.
+    """
+    from periscope.adapters.io.schema import read_adapter_config
+    from periscope.places import check_models, check_run, find_adapters, split_modality
+    from periscope.shards.manifest import load_manifest
+    from periscope.training.config import named_sets
+    from periscope.training.run import Run
 
-def check_media(files: Sequence[Path], flag: str = "") -> None:
-    """Raise RunError for a file that isn't there, and for an address."""
-    for file in files:
-        if re.match(r"[a-z]+:/", str(file)):
-            raise RunError(f"{flag}{file} is an address, not a file: download it and pass the file")
-        if not file.expanduser().exists():
-            raise RunError(f"{flag}{file}: there is no such file")
-
-
-def check_new_file(flag: str, path: Path) -> None:
-    """Make the file's folder. Raises RunError where it can't be made or the file exists, before the work is done."""
-    if path.exists():
-        raise RunError(f"{flag} {path} exists and is never overwritten; name another file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{flag} {path}: its folder can't be made ({error.strerror})") from None
+    for run in runs:
+        check_run(run, hub=False)
+        path = Path(split_modality(run)[1])
+        is_run = (path / "config.toml").is_file()
+        folders = [] if is_run else [file.parent for file in (*path.glob(CONFIG), *sorted(path.glob(f"*/{CONFIG}")))]
+        if not is_run and not folders:
+            raise RunError(f"{path} is not a run: it holds no config.toml and no adapter")
+        read = [(folder, read_adapter_config(folder)) for folder in folders]
+        check_models(read or find_adapters(run), models.lm, models.runtime)
+        if features is None and is_run:
+            for place in named_sets(Run.open(path).config.features):
+                load_manifest(Path(place))
+        elif features is not None:
+            load_manifest(features)
 
 
 # The `periscope` commands below are parts of eval.py with positional arguments; they share its groups of options.

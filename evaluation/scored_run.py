@@ -7,12 +7,13 @@ from pathlib import Path
 from periscope.adapters.io.schema import CONFIG, AdapterConfig, read_adapter_config
 from periscope.adapters.model import AdaptedModel
 from periscope.errors import RunError
-from periscope.evaluation.config import MODALITIES, ModelOptions, ScoringOptions, no_such_run
+from periscope.evaluation.config import ModelOptions, ScoringOptions
 from periscope.inference import load_adapted, trained_on_questions
+from periscope.places import no_such_run, split_modality
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
+from periscope.training.config import named_sets
 from periscope.training.data.dataset import feature_shape
-from periscope.training.data.mix import named_sets
 from periscope.training.run import Run
 
 
@@ -186,8 +187,7 @@ def by_modality(flag: str, given: Sequence[str]) -> dict[str | None, str]:
     """
     named: dict[str | None, str] = {}
     for argument in given:
-        name, equals, value = argument.partition("=")
-        modality, value = (name, value) if equals and name in MODALITIES else (None, argument)
+        modality, value = split_modality(argument)
         if modality in named or None in named or (named and modality is None):
             raise RunError(f"{flag} {' '.join(given)}: name one, or one for each modality, as image=A audio=B")
         named[modality] = value

@@ -15,7 +15,7 @@ from periscope.errors import AdapterError
 from periscope.evaluation.report.runs import RunFolder, main_split
 from periscope.evaluation.report.sample_sheet import pick
 from periscope.evaluation.scoring.prediction import Prediction
-from periscope.hub_repo import HubRepository, card_lines, check_place, for_terminal, upload_lines
+from periscope.hub_repo import HubRepository, card_lines, check_push, for_terminal, upload_lines
 from periscope.inference import adapter_folder, load_adapted
 
 
@@ -49,7 +49,7 @@ def share(
     The upload is first loaded on its language model. Afterwards it is fetched into a new folder, compared byte by byte,
     and loaded. Returns a sentence for the user. Raises AdapterError when any of this fails.
     """
-    check_place(request.to, AdapterError)
+    check_push(request.to, AdapterError)
     path = Path(request.path)
     run = RunFolder(path) if (path / "config.toml").is_file() else None
     folder = adapter_folder(request.path, request.modality)

@@ -1,7 +1,9 @@
-"""Ways out for a trained adapter: python -m periscope.exports gguf|llava|embeds|check ADAPTER ..."""
+"""Exports of a trained adapter: python -m periscope.exports gguf|llava|embeds|check ADAPTER ..."""
 
 from pathlib import Path
 from typing import Literal
+
+from periscope.exports.ways import LLAMA_CPP, TRANSFORMERS, VLLM
 
 
 def gguf(
@@ -21,10 +23,10 @@ def gguf(
         lm: Where the language model is now, if it has moved; only its tokenizer is read.
         precision: Of the matrices.
     """
+    folder = _source(adapter, out, LLAMA_CPP)
     from periscope.exports.gguf import MMPROJ, export_gguf
-    from periscope.inference import adapter_folder
 
-    _say(export_gguf(adapter_folder(adapter), out, encoder, lm, precision))
+    _say(export_gguf(folder, out, encoder, lm, precision))
     print(f"{out} is ready: {MMPROJ} for llama.cpp; its README.md says how to use it")
 
 
@@ -45,10 +47,10 @@ def llava(
         lm: Where the language model is now, if it has moved.
         precision: How the weights are stored; by default as the language model's are.
     """
+    folder = _source(adapter, out, TRANSFORMERS)
     from periscope.exports.llava import export_llava
-    from periscope.inference import adapter_folder
 
-    _say(export_llava(adapter_folder(adapter), out, encoder, lm, precision))
+    _say(export_llava(folder, out, encoder, lm, precision))
     print(f"{out} is ready: LlavaForConditionalGeneration.from_pretrained({str(out)!r}), or transformers serve {out}")
 
 
@@ -75,20 +77,19 @@ def embeds(
         encoder: Where the encoder is now, if it has moved.
         lm: Where the language model is now, if it has moved.
     """
+    from periscope.places import check_media, check_models, find_adapters
+
+    folder = _source(adapter, out, VLLM)
+    adapters = find_adapters(str(folder))
+    check_media(media, "", [config.modality for _, config in adapters])
+    moved: dict[str | None, str] = {None: encoder} if encoder else {}
+    check_models(adapters, lm, encoders=moved)
     import json
 
-    from periscope.adapters.io.schema import read_adapter_config
     from periscope.atomic import replace_bytes
-    from periscope.errors import AdapterError
-    from periscope.exports.check import exit_named
     from periscope.exports.embeds import completion_request
-    from periscope.exports.ways import VLLM
-    from periscope.inference import adapter_folder, load
+    from periscope.inference import load
 
-    if out.exists():
-        raise AdapterError(f"{out} exists, and nothing is overwritten; choose another --out")
-    if reasons := exit_named(read_adapter_config(adapter_folder(adapter)), VLLM).reasons:
-        raise AdapterError(f"{adapter} can't be exported to {VLLM}: {'; '.join(reasons)}")
     loaded = load(adapter, "cpu", lm=lm, encoder=encoder)
     request = completion_request(loaded, list(media), question, model, max_tokens)
     replace_bytes(out, json.dumps(request).encode())
@@ -98,17 +99,68 @@ def embeds(
 
 
 def check(adapter: Path, /) -> None:
-    """Say which ways out are open for an adapter, and what closes the others: check RUN_OR_ADAPTER
+    """Say what an adapter can be exported to, and what rules out the rest: check RUN_OR_ADAPTER
 
     Args:
         adapter: An adapter folder, or a run, whose last checkpoint is taken.
     """
-    from periscope.adapters.io.schema import read_adapter_config
     from periscope.exports.check import exits
-    from periscope.inference import adapter_folder
+    from periscope.places import one_adapter
 
-    for way in exits(read_adapter_config(adapter_folder(adapter))):
+    for way in exits(one_adapter(str(adapter))[1]):
         print(way)
+
+
+def prompt(adapter: Path, /, out: Path) -> None:
+    """Write a soft prompt trained alone as PEFT's prompt-tuning folder: prompt RUN_OR_ADAPTER --out FOLDER
+
+    Args:
+        adapter: An adapter folder, or a run, whose last checkpoint is used.
+        out: Folder for PEFT, which must not exist.
+    """
+    folder = _source(adapter, out)
+    from periscope.adapters.io.export_peft import export_prompt
+
+    export_prompt(folder, out)
+
+
+def merged(
+    adapter: Path, /, out: Path, lm: str | None = None, precision: Literal["fp32", "fp16", "bf16"] | None = None
+) -> None:
+    """Write a language model with its adapter's LoRA merged, and the adapter for it: merged RUN --out FOLDER
+
+    Args:
+        adapter: A stage 2 run, whose last checkpoint is used, or an adapter folder.
+        out: Folder for the model, which must not exist; the adapter goes into adapter/ in it.
+        lm: Where the language model is now, if it has moved.
+        precision: Dtype of the merged weights (the language model's own).
+    """
+    from periscope.adapters.io.schema import refuse_no_merge
+    from periscope.places import check_models, one_adapter
+
+    folder = _source(adapter, out)
+    found = one_adapter(str(folder))
+    refuse_no_merge(out, found[1].lora)
+    check_models([found], lm)
+    from periscope.adapters.io.merge_lora import merge_lora
+
+    merge_lora(folder, out, lm, precision)
+
+
+def _source(adapter: Path, out: Path, way: str = "") -> Path:
+    """The folder of the adapter to export. Raises RunError or AdapterError where there is none or several, where `out`
+    exists, and where it can't be exported to the program `way`; before torch is imported, which takes seconds.
+    """
+    from periscope.errors import AdapterError
+    from periscope.exports.check import exit_named
+    from periscope.places import one_adapter
+
+    folder, config = one_adapter(str(adapter))
+    if out.exists():
+        raise AdapterError(f"{out} exists, and nothing is overwritten; choose another --out")
+    if way and (reasons := exit_named(config, way).reasons):
+        raise AdapterError(f"{adapter} can't be exported to {way}: {'; '.join(reasons)}")
+    return folder
 
 
 def _say(notes: list[str]) -> None:

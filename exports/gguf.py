@@ -18,7 +18,8 @@ from transformers import SiglipVisionModel
 
 from periscope.adapters.io.checkpoint import CONFIG, write_folder
 from periscope.adapters.io.schema import AdapterConfig
-from periscope.adapters.lm.load import find_model, load_tokenizer
+from periscope.adapters.lm.files.find import find_model
+from periscope.adapters.lm.load import load_tokenizer
 from periscope.adapters.model import Adapter
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.errors import AdapterError

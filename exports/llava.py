@@ -20,9 +20,10 @@ from transformers.models.auto.image_processing_auto import get_image_processor_c
 from periscope.adapters.io.checkpoint import write_folder
 from periscope.adapters.io.merge_lora import merge_into
 from periscope.adapters.io.schema import AdapterConfig
+from periscope.adapters.lm.files.find import find_model
 from periscope.adapters.lm.identity import same_language_model
 from periscope.adapters.lm.language_model import LanguageModel
-from periscope.adapters.lm.load import find_model, load_config, load_language_model
+from periscope.adapters.lm.load import load_config, load_language_model
 from periscope.adapters.lm.lora import FOLDER as LORA
 from periscope.adapters.lm.lora import load_lora
 from periscope.adapters.lm.precision import DTYPES, stored_precision

@@ -190,7 +190,7 @@ def _transformers_notes(_: EncoderFacts, facts: AdapterFacts) -> list[str]:
 def _llama_cpp_notes(encoder: EncoderFacts, facts: AdapterFacts) -> list[str]:
     notes = []
     if facts.lora:
-        notes.append("merge the LoRA into the language model first (periscope adapters merge-lora)")
+        notes.append("merge the LoRA into the language model first (periscope export merged)")
     if encoder.resize != "llama.cpp":
         framed = f"it pads pictures to a square, and training framed them by {encoder.resize}"
         notes.append(f"{framed}: encode with --resize llama.cpp")
@@ -213,8 +213,8 @@ def _order(facts: AdapterFacts) -> list[str]:
 def described(ways: Sequence[Way]) -> list[str]:
     """Lines for a plan: the open ways in one, and a line for each closed one with what closes it."""
     names = ", ".join(way.name for way in ways if way.open)
-    closed = [f"not for {way.name}: {'; '.join(way.reasons)}" for way in ways if not way.open]
-    return [f"leaves for: {names or 'no other program'}", *closed]
+    closed = [f"not to {way.name}: {'; '.join(way.reasons)}" for way in ways if not way.open]
+    return [f"can be exported to: {names or 'no other program'}", *closed]
 
 
 def has_words(style: str, delimiters: Sequence[str]) -> bool:

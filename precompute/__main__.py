@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def verify(folder: Path, /) -> None:
     """Check every byte of a feature set against its manifest, and that all features are finite."""
     announce(f"features: reading {folder}")
+    _check(folder)
     from periscope.shards.verify import verify
 
     print(printable(verify(folder)))
@@ -28,6 +29,7 @@ def inspect(folder: Path, /, picture: Path | None = None) -> None:
         picture: File of the contact sheet; SET.png beside the set by default.
     """
     announce(f"features: reading {folder}")
+    _check(folder)
     from periscope.errors import PrecomputeError
     from periscope.precompute.contact_sheet import contact_sheet
     from periscope.shards.read import FeatureSet
@@ -52,6 +54,7 @@ def merge(out: Path, folders: tuple[Path, ...], /) -> None:
         folders: The sets to join.
     """
     announce(f"features: joining {len(folders)} sets into {out}")
+    _check(*folders, out=out)
     from periscope.shards.derive import merge
 
     print(_ready(merge(out, folders)))
@@ -73,6 +76,7 @@ def recode(
         pool: Average patches over rectangles of this size, e.g. 2x2; 1x1: off.
     """
     announce(f"features: writing {folder} again into {out}")
+    _check(folder, out=out, store=store, pool=pool)
     from periscope.shards.derive import recode
 
     print(_ready(recode(folder, out, store, pool)))
@@ -102,7 +106,12 @@ def push(
         yes: Push without asking.
     """
     announce(f"features: checking {folder}")
+    _check(folder)
     from periscope.console import agreed
+    from periscope.errors import FeatureSetError
+    from periscope.paths import check_place
+
+    check_place(to, FeatureSetError)
     from periscope.shards.sharing.push import SetPush, push_set
 
     request = SetPush(folder, to, texts, thumbnails, license, origin, private)
@@ -116,10 +125,25 @@ def fetch(name: Annotated[str, tyro.conf.arg(metavar="hf://OWNER/NAME")], /) -> 
         name: The feature set on the Hub; hf://OWNER/NAME@REVISION for another version.
     """
     announce(f"features: looking for {name}")
-    from periscope.shards.sharing.fetch import fetch
     from periscope.shards.sharing.names import hub_set
 
-    fetch(hub_set(name))
+    wanted = hub_set(name)
+    from periscope.shards.sharing.fetch import fetch
+
+    fetch(wanted)
+
+
+def _check(*folders: Path, out: Path | None = None, store: tuple[str, ...] = (), pool: str = "1x1") -> None:
+    """Raise FeatureSetError for a folder that is no finished set, for storage that it can't have, and where `out` is
+    taken; before torch is imported, which takes seconds.
+    """
+    from periscope.shards.layout import settle_storage
+    from periscope.shards.manifest import load_manifest, refuse_taken
+
+    for folder in folders:
+        settle_storage(load_manifest(folder)["features"], store, pool)
+    if out is not None:
+        refuse_taken(out)
 
 
 def _ready(features: "FeatureSet") -> str:

@@ -33,12 +33,18 @@ def run(config: PrecomputeConfig) -> None:
     seconds.
     """
     announce(f"precompute: {config.data or 'the demo'}, encoder {config.encoder}")
+    from periscope.device import check_device
+    from periscope.precompute.encoders.hub import check_within_reach
     from periscope.precompute.encoders.names import check_encoder
     from periscope.precompute.media.limits import Limits, set_limits
+    from periscope.precompute.plan import refuse_other_media
     from periscope.precompute.remote import collected
+    from periscope.shards.layout import check_storage
 
     check_encoder(config.encoder)
     refuse_named(config)
+    check_device(config.device)
+    check_storage(config.storage.store, config.storage.pool)
     chosen = config.limits
     set_limits(Limits(chosen.max_pixels, chosen.max_bytes, chosen.max_seconds, chosen.max_memory))
     demo = config.demo_media
@@ -51,6 +57,9 @@ def run(config: PrecomputeConfig) -> None:
         if config.encoder == "demo":
             config = replace(config, encoder=f"demo{suffix}")
     with collected(data, config.selection.language) as collection:
+        refuse_other_media(collection, config.encoder)
+        if not config.tiny:
+            check_within_reach(config.encoder)
         _encode(config, collection, out)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from periscope.shards.features import describe
+from periscope.shards.layout import describe
 from periscope.shards.read import FeatureSet
 
 PICTURE, WORDS, MARGIN, COLUMNS, LETTERS = 128, 290, 12, 2, 46

@@ -3,22 +3,28 @@
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from periscope.errors import FeatureSetError, PrecomputeError
+from periscope.precompute.encoders.names import ENCODERS
 from periscope.precompute.samples import describe_samples
 from periscope.precompute.sources import Collection, Problem
-from periscope.shards.codecs import CODECS
-from periscope.shards.features import settle_storage, stored_bytes
+from periscope.shards.layout import CODECS, settle_storage, stored_bytes
 from periscope.units import format_bytes, format_duration
 
 OVERHEAD = 2600  # bytes of tar headers, padding, json and safetensors header per medium, and its row in the index
 FEW, SHOWN = 3, 20  # names in one line; lines of one kind
 SPARE = 64 << 20  # left free on the disk
+USUAL = {
+    "image": "siglip2-b",
+    "audio": "ast",
+    "video": "siglip2-b",
+    "imu": "imu2clip",
+}  # an encoder for each kind of media
 
 
 def describe_words(collection: Collection, options: Mapping[str, Any] | None = None, recipe: str = "") -> list[str]:
@@ -177,3 +183,22 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def refuse_other_media(collection: Collection, name: str) -> None:
+    """Raise PrecomputeError where an encoder with a short name surely takes none of the media, before it is loaded."""
+    if name not in ENCODERS:
+        return
+    modality, found = ENCODERS[name].modality, {medium.modality for medium in collection.media.values()}
+    takes = {"image": {"image", "video"}, "audio": {"audio", "video"}, "video": {"video", "image"}}.get(modality, found)
+    if found and not found & takes:
+        raise other_media(name, modality, found)
+
+
+def other_media(name: str, modality: str, found: Iterable[str]) -> PrecomputeError:
+    """What to raise for an encoder where there are only media of other modalities; names a usual encoder for these."""
+    kinds = sorted(found)
+    usual = next((f"; try --encoder {USUAL[kind]}" for kind in kinds if kind in USUAL), "")
+    return PrecomputeError(
+        f"--encoder {name} takes {modality} media and there are only {', '.join(kinds)} media here{usual}"
+    )

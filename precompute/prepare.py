@@ -23,7 +23,7 @@ from periscope.precompute.media import is_sound, read_file, suits
 from periscope.precompute.pipeline.filters import Filters
 from periscope.precompute.pipeline.job import Job
 from periscope.precompute.pipeline.similarity import Similarity
-from periscope.precompute.plan import describe_words
+from periscope.precompute.plan import describe_words, other_media
 from periscope.precompute.sources import Collection, Medium
 from periscope.recipes import load_recipe
 from periscope.text import printable
@@ -31,12 +31,6 @@ from periscope.text import printable
 FRAMES = 8  # of each clip, with an image encoder
 USUAL_KINDS = ("pooled", "patches")  # where --kinds is not given
 SUGGESTED = ("clip-l-336", "siglip2-b", "dinov2-b")
-USUAL = {
-    "image": "siglip2-b",
-    "audio": "ast",
-    "video": "siglip2-b",
-    "imu": "imu2clip",
-}  # an encoder for each kind of media
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -153,12 +147,7 @@ def drop_other_media(collection: Collection, encoder: Encoder) -> None:
         media.update({origin: replace(media[origin], modality="audio") for origin in sounds_among(media)})
     others = {origin for origin, medium in media.items() if not suits(origin, medium.modality, encoder.modality)}
     if len(others) == len(media):
-        found = sorted(_modalities(media.values()))
-        kinds = ", ".join(found)
-        usual = next((f"; try --encoder {USUAL[kind]}" for kind in found if kind in USUAL), "")
-        raise PrecomputeError(
-            f"--encoder {encoder.name} takes {encoder.modality} media and there are only {kinds} media here{usual}"
-        )
+        raise other_media(encoder.name, encoder.modality, _modalities(media.values()))
     if others:
         counts = Counter(media[origin].modality for origin in others)
         kinds = ", ".join(f"{number} {modality}" for modality, number in sorted(counts.items()))

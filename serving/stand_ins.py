@@ -8,7 +8,7 @@ import torch
 from periscope.errors import UserError
 from periscope.inference import LoadedModel, Reader
 from periscope.shards.read import FeatureSet
-from periscope.training.data.mix import named_sets
+from periscope.training.config import named_sets
 from periscope.training.run import Run
 
 FEW = 8  # media of each modality

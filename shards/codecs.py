@@ -20,10 +20,8 @@ import numpy as np
 import torch
 from torch.nn.functional import embedding_bag, pad
 
-CODECS = ("fp16", "int8", "int4")
-CHANNELS, GROUPS = ".channels", ".groups"
-GROUP = {"int8": 128, "int4": 32}
-FEW = 32  # with fewer tokens than this, one scale for the sample stands in for those by channel
+from periscope.shards.layout import CHANNELS, GROUP, GROUPS, coded_layout
+
 FP16_LARGEST = 65504.0
 AT_ONCE = 1 << 18  # values that a CPU decodes at once, so that their float32 stays in its cache
 
@@ -56,23 +54,11 @@ _errors = (LEVELS[_nearest] * _scales - _values[:, None]).square()
 _choices = _nearest.to(torch.uint8).flatten().numpy()
 
 
-def layout(codec: str, shape: Sequence[int]) -> dict[str, tuple[str, list[int]]]:
-    """The stored tensors for features of this shape: suffix of the tensor's name -> (safetensors dtype, shape)."""
-    *tokens, width = shape
-    if codec == "fp16":
-        return {"": ("F16", list(shape))}
-    return {
-        "": ("I8", list(shape)) if codec == "int8" else ("U8", [*tokens, -(-width // 2)]),
-        CHANNELS: ("U8", [width if prod(tokens) >= FEW else 1]),
-        GROUPS: ("U8", [*tokens, -(-width // GROUP[codec])]),
-    }
-
-
 def encode(codec: str, features: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Features `(tokens, width)` or `(width,)`, float16 and finite -> suffix -> stored tensor, as `layout` says."""
+    """Features `(tokens, width)` or `(width,)`, float16 and finite -> suffix -> tensor, as `coded_layout` says."""
     if codec == "fp16":
         return {"": features}
-    forms = layout(codec, features.shape)
+    forms = coded_layout(codec, features.shape)
     width, group = features.shape[-1], GROUP[codec]
     values = features.float().reshape(-1, width)
     spread = values.square().mean(0) if forms[CHANNELS][1] != [1] else values.square().mean()[None]

@@ -9,7 +9,8 @@ import torch
 from periscope.checked import check_type, json_objects
 from periscope.errors import FeatureSetError
 from periscope.shards import manifest as manifests
-from periscope.shards.features import describe, encode, parse_pool, settle_storage, stored_bytes
+from periscope.shards.features import encode
+from periscope.shards.layout import describe, parse_pool, settle_storage, stored_bytes
 from periscope.shards.read import FeatureSet
 from periscope.shards.split import resolve_splits
 from periscope.shards.timing import add_timing, load_timing
@@ -100,7 +101,7 @@ def _opened(folder: Path) -> FeatureSet:
 def _writer(out: Path, source: FeatureSet, features: dict[str, dict]) -> SetWriter:
     if (Path(out) / manifests.NAME).is_file():
         tidy(Path(out))
-        raise FeatureSetError(f"{out} is a feature set already; name a folder that doesn't exist yet")
+        manifests.refuse_taken(out)
     return SetWriter(out, source.manifest["modality"], source.manifest["encoder"], features)
 
 

@@ -21,7 +21,7 @@ from safetensors.numpy import save as save_arrays
 
 from periscope.atomic import replace_bytes
 from periscope.errors import FeatureSetError
-from periscope.shards.features import layout
+from periscope.shards.layout import layout
 
 NAME = "index.safetensors"
 KEY = re.compile(r"[a-z0-9_-]{1,80}")

@@ -14,9 +14,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from periscope.atomic import replace_bytes
 from periscope.checked import check_type, read_json
 from periscope.errors import FeatureSetError
-from periscope.shards.codecs import CODECS
-from periscope.shards.features import KINDS, stored_bytes
 from periscope.shards.index import KEY, SHA256, SHARD
+from periscope.shards.layout import CODECS, KINDS, stored_bytes
 from periscope.shards.sharing.names import hub_set, is_hub_set
 
 NAME = "manifest.json"
@@ -134,6 +133,12 @@ def load_manifest(folder: Path) -> dict[str, Any]:
                 f"{shard['name']}; {ADVICE}"
             )
     return manifest
+
+
+def refuse_taken(out: Path) -> None:
+    """Raise FeatureSetError where `out` is a finished set."""
+    if (Path(out) / NAME).is_file():
+        raise FeatureSetError(f"{out} is a feature set already; name a folder that doesn't exist yet")
 
 
 def _complete(manifest: dict[str, Any], name: str) -> None:

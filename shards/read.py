@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
 from periscope.errors import FeatureSetError
-from periscope.shards.features import STORED_DTYPES, CodedFeatures, layout
+from periscope.positions import fill_at, read_at
+from periscope.shards.features import STORED_DTYPES, CodedFeatures
 from periscope.shards.index import BLOCK, KEY, Index, SampleRows, load_index, save_index, scan_shard
+from periscope.shards.layout import layout
 from periscope.shards.manifest import HELDOUT, TEXTS, THUMBNAILS, load_manifest
-from periscope.shards.positions import fill_at, read_at
 from periscope.shards.texts import Texts
 
 JOINED_READ = 1 << 14  # a tensor this close to the tar header, or to the tensor before, comes with it in one read

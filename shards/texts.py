@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import overload
 
 from periscope.errors import FeatureSetError
-from periscope.shards.positions import read_at
+from periscope.positions import read_at
 
 ROLES = ("system", "user", "assistant")
 BOM = b"\xef\xbb\xbf"

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from periscope.errors import FeatureSetError
-from periscope.shards.features import describe, stored_bytes
 from periscope.shards.index import scan_shard, sha256_file
+from periscope.shards.layout import describe, stored_bytes
 from periscope.shards.manifest import HELDOUT, NAME, is_sealed, load_manifest
 from periscope.shards.read import FeatureSet
 

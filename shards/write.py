@@ -39,8 +39,9 @@ from periscope.checked import check_type
 from periscope.errors import FeatureSetError
 from periscope.shards import index
 from periscope.shards import manifest as manifests
-from periscope.shards.features import decode, describe, settle_storage
+from periscope.shards.features import decode
 from periscope.shards.index import SHARD, Index, Sample, SampleRows, load_index, save_index, scan_shard, sha256_file
+from periscope.shards.layout import describe, settle_storage
 from periscope.shards.manifest import HELDOUT, REJECTED, TEXTS, THUMBNAILS
 
 PROGRESS = "progress.jsonl"

@@ -95,7 +95,7 @@ def test_weights_that_do_not_fit_name_their_file(tmp_path: Path) -> None:
 def test_a_checkpoint_that_fails_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = run_at(tmp_path / "run")
     save_step(training, 1)
-    monkeypatch.setattr("periscope.training.run.save_tensors", lambda *_: (_ for _ in ()).throw(FULL))
+    monkeypatch.setattr("periscope.adapters.tensors.save_tensors", lambda *_: (_ for _ in ()).throw(FULL))
     FULL.filename = None
     with pytest.raises(OSError, match="No space") as caught:
         save_step(training, 2)

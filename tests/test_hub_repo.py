@@ -11,10 +11,11 @@ from periscope import train
 from periscope.adapters.io.checkpoint import WEIGHTS
 from periscope.adapters.io.hub import fetch_adapter
 from periscope.errors import AdapterError, FeatureSetError, UserError
-from periscope.evaluation.config import EvalConfig, check_places, check_run
+from periscope.evaluation.config import EvalConfig, check_places
 from periscope.evaluation.sharing import PushRequest, share
 from periscope.hub_repo import hub_reachable
 from periscope.inference import adapter_folders
+from periscope.places import check_run
 from periscope.shards.sharing.fetch import fetch
 from periscope.shards.sharing.names import hub_set
 from periscope.shards.sharing.push import SetPush, push_set

@@ -114,9 +114,11 @@ def test_home_is_expanded_and_other_addresses_are_refused(home, monkeypatch):
     for address in ("s3://bucket/cat.png", "ftp://example.org/cat.png"):
         with pytest.raises(PrecomputeError, match=f"download {address} and pass the file"):
             model.features(address)
+    with pytest.raises(PrecomputeError, match=r"an address, not a file: pass the path alone, /there/cat\.png"):
+        model.caption("file:///there/cat.png")
     with pytest.raises(PrecomputeError, match=r"\(height, width, 3\) uint8, not \(3 x 40 x 30\) float32"):
         model.features(np.zeros((3, 40, 30), np.float32))
-    with pytest.raises(PrecomputeError, match="a int is no path"):
+    with pytest.raises(PrecomputeError, match="int is no path"):
         model.features(7)
 
 
@@ -136,7 +138,7 @@ def test_a_web_address_is_fetched_within_limits(home, monkeypatch):
         finally:
             server.shutdown()
             thread.join()
-    with pytest.raises(PrecomputeError, match="can't be fetched"):
+    with pytest.raises(PrecomputeError, match=r"can't be fetched: Connection refused$"):
         model.features(f"{site}/cat.png")
 
 
@@ -162,7 +164,7 @@ def test_a_loaded_model_says_what_it_is(home):
 
 
 def test_a_device_that_is_not_here_gets_a_sentence(home):
-    with pytest.raises(DeviceError, match="--device"):
+    with pytest.raises(DeviceError, match=r'^device="cuda:99".*(pass device="cpu"|numbered from 0)'):
         periscope.load(home / "whole", device="cuda:99")
 
 
@@ -176,7 +178,7 @@ def test_many_captions_are_each_mediums_own(home):
     assert model.captions(np.stack([np.asarray(picture) for picture in pictures[:2]]), 6) == said[:2]
     assert model.captions([]) == []
     for media in (str(home / "cat.png"), home / "cat.png", pictures[0], {"image": pictures}, 7):
-        with pytest.raises(AdapterError, match="captions takes a list of media, not a"):
+        with pytest.raises(AdapterError, match="captions takes a list of media, and this is of type"):
             model.captions(media)
     with pytest.raises(AdapterError, match="each caption is of one medium, and 2 were given"):
         model.captions([pictures[:2]])
@@ -214,8 +216,11 @@ def test_a_model_moves(home):
     model.readers["image"].encoder.to = lambda device: moved.append(str(device))
     model.to("cpu")
     assert moved == ["cpu"]
-    with pytest.raises(DeviceError, match="--device"):
+    with pytest.raises(DeviceError, match=r"^device 'tpu' is none of"):
         model.to("tpu")
+    if sys.platform != "darwin":
+        with pytest.raises(DeviceError, match=r'^device="mps" was asked for, .* is no Mac; pass device="cpu"$'):
+            model.to("mps")
     model.model.lm.precision = "4bit"
     with pytest.raises(AdapterError, match="is loaded in 4bit and can't be moved; load it on cpu"):
         model.to("cpu")

@@ -22,6 +22,7 @@ MAY: dict[str, set[str]] = {
     "atomic": set(),
     "checked": set(),
     "paths": set(),
+    "positions": set(),
     "device": set(),
     "console": {"atomic", "text"},
     "bars": set(),
@@ -31,21 +32,15 @@ MAY: dict[str, set[str]] = {
     "weights": set(),
     "text": set(),
     "quiet": set(),
-    "hub_repo": set(),
+    "hub_repo": {"paths"},
     "recipes": {"checked"},
     "exports.ways": set(),
-    "shards": {"atomic", "checked", "hub_repo"},
+    "shards": {"atomic", "checked", "hub_repo", "paths", "positions"},
     "adapters.limits": set(),
     "adapters.prompting": {"adapters.limits"},
     "adapters": {
-        "atomic",
-        "checked",
-        "device",
-        "quiet",
-        "hub_repo",
-        "weights",
-        "adapters.limits",
-        "adapters.prompting",
+        *("atomic", "checked", "device", "quiet", "hub_repo", "paths", "weights"),
+        *("adapters.limits", "adapters.prompting"),
     },
     "chat_session": {"adapters", "adapters.prompting"},
     "evaluation.metrics": set(),
@@ -60,7 +55,7 @@ MAY: dict[str, set[str]] = {
     "demo": {"evaluation.tasks"},
     "precompute": {
         *("atomic", "checked", "shards", "recipes", "paths", "device", "flags", "units", "text", "quiet"),
-        *("adapters.prompting", "exports.ways", "bars", "console", "weights"),
+        *("adapters.prompting", "exports.ways", "bars", "console", "hub_repo", "weights"),
     },
     "training": {
         *("atomic", "checked", "shards", "adapters", "recipes", "paths", "device", "console", "flags", "units", "text"),
@@ -70,13 +65,15 @@ MAY: dict[str, set[str]] = {
 }
 LOWER = set(MAY) - {"demo"}
 MAY |= {
-    "inference": LOWER,
-    "forecast": LOWER,
+    "places": LOWER,
+    "inference": LOWER | {"places"},
+    "loading": {"adapters", "places", "inference"},
+    "forecast": LOWER | {"places"},
     "propose": LOWER | {"forecast"},
-    "evaluation": LOWER | {"inference"},
-    "exports": LOWER | {"inference"},
+    "evaluation": LOWER | {"inference", "places"},
+    "exports": LOWER | {"inference", "places"},
     "serving": LOWER | {"inference", "evaluation"},
-    "": {"inference"},  # __init__.py
+    "": {"loading"},  # __init__.py
 }
 # Imports of a module whose name is made at run time.
 AT_RUN_TIME = {("precompute", "demo")}  # precompute.py without --data draws the demo's media

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from periscope import cli, propose
+from periscope import cli, hub_repo, propose
 from periscope.forecast import Card
 from periscope.precompute.config import read_config
 from periscope.training.config import parse_request
@@ -24,6 +24,7 @@ def init(tmp_path, monkeypatch, capsys):
         Image.new("RGB", (8, 8), "red").save(f"photos/{name}.png")
         Path(f"photos/{name}.txt").write_text(f"letter {name}\n")
     monkeypatch.setattr(propose, "choose_device", lambda: "cpu")
+    monkeypatch.setattr(hub_repo, "hub_reachable", lambda: True)
 
     def call(*arguments: str, keys: str | None = None) -> str:
         typed = io.StringIO(keys or "")
@@ -59,12 +60,21 @@ def test_three_commands_that_their_programs_read(init):
     assert answer[1:5] == ["--run", "runs/photos", "--image", "photos/a.png"]
 
 
+def test_without_a_network_it_also_proposes_a_miniature(init, monkeypatch):
+    monkeypatch.setattr(hub_repo, "hub_reachable", lambda: False)
+    out = init("photos")
+    *_, encode, train, answer = proposed(out)
+    assert "the Hub can't be reached from here" in out and len(proposed(out)) == 6
+    assert read_config(encode[1:]).tiny and parse_request(train[1:]).tiny and encode[-1] == "--tiny"
+    assert "features/photos-tiny" in train and answer[1:3] == ["--run", "runs/photos-tiny"]
+
+
 def test_nothing_that_is_there_is_used_again(init, monkeypatch):
     Path("runs/photos").mkdir(parents=True)
     Path("runs/photos-2").mkdir()
     Path("features/photos").mkdir(parents=True)
     Path("features/photos/manifest.json").write_text("{}")
-    monkeypatch.setattr(propose, "FeatureSet", lambda folder: type("", (), {"manifest": {"encoder": {"name": "ast"}}}))
+    monkeypatch.setattr(propose, "load_manifest", lambda folder: {"encoder": {"name": "ast"}})
     encode, train, answer = proposed(init("photos"))
     assert encode[-2:] == ["--out", "features/photos-clip-b-32"] and "features/photos-clip-b-32" in train
     assert train[-1] == "photos-3" and "runs/photos-3" in answer

@@ -44,7 +44,7 @@ def test_answers_and_file_names_in_a_chat_print_no_escapes(monkeypatch, capsys):
 
     talk = SimpleNamespace(send=send)
     loaded = SimpleNamespace(
-        readers={"image": None}, chat=lambda media, **how: talk, features=features, captions_only=frozenset()
+        readers={"image": None}, chat=lambda media, **how: talk, features=features, captions_only={}
     )
     monkeypatch.setattr("sys.stdin", io.StringIO("what?\nfail\n/image 'missing\x1b[2J.png'\n/quit\n"))
     chat(loaded, {"image": [EVIL]}, Decoding())
@@ -60,6 +60,7 @@ def test_what_inspect_and_the_listing_of_loss_drops_show_of_a_set_prints_no_esca
     from periscope.precompute import __main__ as tools
 
     monkeypatch.setattr("periscope.shards.verify.inspect", lambda folder: f"captions:\n  {EVIL}")
+    monkeypatch.setattr(tools, "_check", lambda folder: None)
     monkeypatch.setattr("periscope.shards.read.FeatureSet", lambda folder: None)
     monkeypatch.setattr("periscope.precompute.contact_sheet.contact_sheet", lambda features: Image.new("RGB", (2, 2)))
     tools.inspect(tmp_path / "set")

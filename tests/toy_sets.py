@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from periscope.shards.features import encode, settle_storage
+from periscope.shards.features import encode
+from periscope.shards.layout import settle_storage
 from periscope.shards.read import FeatureSet
 from periscope.shards.split import resolve_splits
 from periscope.shards.write import SetWriter, make_key

@@ -3,19 +3,29 @@
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from periscope.atomic import naming, sync_folder, temporary_folder
 from periscope.errors import RunError
 from periscope.training.config import TrainConfig, config_from
-from periscope.training.distributed import Ranks
-from periscope.training.resolve import Options, resumed
+from periscope.training.resolve import Options, refuse_missing, resumed
 from periscope.training.run import Run, refuse_taken, sync_tree
+
+if TYPE_CHECKING:  # imports torch
+    from periscope.training.distributed import Ranks
 
 RATES = ("lr", "lora_lr")
 COPIED = ("metrics.jsonl", "samples.md")
 
 
-def resume(run: Run, flags: Options, name: str | None, ranks: Ranks) -> tuple[TrainConfig, Run]:
+def check_resume(run: Run, flags: Options) -> None:
+    """Raise RunError for what `resume` would refuse, and for features or a language model that have moved."""
+    rates = _lowered(run, flags)
+    run.step_folder()
+    refuse_missing(resumed(run, {option: value for option, value in flags.items() if option not in rates}), run)
+
+
+def resume(run: Run, flags: Options, name: str | None, ranks: "Ranks") -> tuple[TrainConfig, Run]:
     """The configuration and the run to go on with: `run`, or with a lower learning rate among `flags` a branch of it,
     called `name` or after the rate.
 

@@ -15,7 +15,7 @@ import msgspec
 import tyro
 from tyro.conf import Positional
 
-from periscope.adapters.names import check_language_model, check_spec, hub_name, is_hub_id
+from periscope.adapters.names import check_language_model, hub_name, is_hub_adapter, kind_of
 from periscope.errors import RunError
 from periscope.exports.ways import WAYS, Target, closed_by_encoder, closed_by_options, encoder_facts, refusal
 from periscope.flags import Metavar, check_ranges, flat_fields, from_flat, given_flags, parse, to_flat
@@ -270,7 +270,7 @@ class CommandOptions:
     """Train every combination of values, as adapter=mlp8,mlp16 lr=1e-3,3e-4, against one copy of the language model.
     Repeat the command to continue."""
     tiny: bool = False
-    """Try it out: a tiny random language model of the same class, 20 steps, no network."""
+    """Try it out: a tiny random language model of the class of --lm (default: SmolLM2), 20 steps, no network."""
     partial: bool = False
     """Leave out texts whose media are missing from the feature set, instead of stopping."""
     for_: Target | None = None
@@ -409,13 +409,15 @@ def check_paths(request: Request) -> None:
 
     Raises RunError for a file or folder, AdapterError for an adapter or a language model, RecipeError for a recipe.
     """
+    from periscope.training.run import other_runs
+
     flags = request.flags
     text, init = (str(flags.get(name) or "") for name in ("text", "init"))
     if text and not Path(text).exists():
         raise RunError(f"--text {text}: there is no such file")
-    if init and not Path(init).exists() and not is_hub_id(init):
+    if init and not Path(init).exists() and not is_hub_adapter(init):
         repo = hub_name(init)
-        named = f"; an adapter on the Hub is named owner/name, here {repo}" if repo else ""
+        named = f"; an adapter on the Hub is named owner/name, here {repo}" if repo else other_runs(Path(init))
         raise RunError(f"--init {init}: there is no such run or adapter folder{named}")
     for path in named_features(flags):
         if is_hub_set(path):
@@ -424,9 +426,9 @@ def check_paths(request: Request) -> None:
             near = meant(Path("features"), path) or hint(parted(path)[0])
             raise RunError(f"--features {path}: there is no such folder{near}")
     if request.resume and not request.resume.is_dir():
-        raise RunError(f"--resume {request.resume}: there is no such run")
+        raise RunError(f"--resume {request.resume}: there is no such run{other_runs(request.resume)}")
     if adapter := flags.get("adapter"):
-        check_spec(str(adapter))
+        kind_of(str(adapter))
     if lm := flags.get("lm"):
         check_language_model(str(lm))
     if request.recipe:
@@ -435,8 +437,8 @@ def check_paths(request: Request) -> None:
 
 
 def refuse_named(request: Request) -> None:
-    """Raise RunError where what a command line names can't leave as `--for` says. `leaving.refuse_closed` looks again
-    at what becomes of it.
+    """Raise RunError where what a command line names can't be exported as `--for` says. `leaving.refuse_closed` looks
+    again at what becomes of it.
     """
     flags, recipe = request.flags, load_recipe(request.recipe) if request.recipe else None
     if request.for_ is None or request.resume:
@@ -453,8 +455,8 @@ def refuse_named(request: Request) -> None:
 
 
 def refuse_set(target: Target | None, manifest: Mapping[str, Any]) -> None:
-    """Raise RunError where features of this manifest can't leave as `--for` says. One that is damaged or isn't there is
-    refused elsewhere.
+    """Raise RunError where features of this manifest can't be exported as `--for` says. One that is damaged or isn't
+    there is refused elsewhere.
     """
     features, encoder = manifest.get("features"), manifest.get("encoder")
     if target is None or not isinstance(features, Mapping) or not isinstance(encoder, Mapping):
@@ -481,6 +483,35 @@ def named_features(flags: Mapping[str, object]) -> list[str]:
     """What --features is given."""
     features = flags.get("features", ())
     return [features] if isinstance(features, str) else list(features)  # type: ignore[call-overload]
+
+
+def named_sets(features: str | Sequence[str]) -> dict[str, float | None]:
+    """What --features names: path -> weight, None for all sets when no weights are given.
+
+    Raises RunError for a weight that isn't above 0, for weights on some sets only, and for a set named twice.
+    """
+    sets: dict[str, float | None] = {}
+    for name in [features] if isinstance(features, str) else features:
+        path, weight = _path_and_weight(name)
+        if weight is not None and not 0 < weight < float("inf"):
+            raise RunError(f"--features {name}: a weight must be above 0")
+        if path in sets:
+            raise RunError(f"--features names {path} twice")
+        sets[path] = weight
+    if len(set(weight is None for weight in sets.values())) > 1:
+        raise RunError(f"--features {' '.join(features)}: give every set a weight, as a=0.7 b=0.3, or none")
+    return sets
+
+
+def _path_and_weight(name: str) -> tuple[str, float | None]:
+    """Split `a=0.7`; a folder may itself have such a name."""
+    path, equals, number = name.rpartition("=")
+    if not equals or Path(name).is_dir():
+        return name, None
+    try:
+        return path, float(number)
+    except ValueError:
+        return name, None
 
 
 def option_names() -> list[str]:

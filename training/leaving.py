@@ -5,9 +5,11 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from periscope.adapters.lm.load import find_model, load_config
+from periscope.adapters.lm.files.find import find_model
+from periscope.adapters.lm.load import load_config
 from periscope.adapters.model import AdaptedModel
 from periscope.adapters.projectors import find_projector
+from periscope.console import command
 from periscope.errors import RunError
 from periscope.exports.ways import (
     WAYS,
@@ -22,13 +24,12 @@ from periscope.exports.ways import (
     ways_out,
 )
 from periscope.shards.read import FeatureSet
-from periscope.training.config import TrainConfig
-from periscope.training.data.mix import named_sets
+from periscope.training.config import TrainConfig, named_sets
 from periscope.training.data.training_set import TrainingSet
 
 
 def refuse_closed(config: TrainConfig, target: Target | None) -> None:
-    """Raise RunError where the adapter that a configuration describes can't leave as `--for` says; without loading it.
+    """Raise RunError where the adapter that a configuration describes can't be exported as `--for` says, unloaded.
 
     Raises AdapterError for a language model whose config can't be read.
     """
@@ -45,7 +46,7 @@ def refuse_closed(config: TrainConfig, target: Target | None) -> None:
 
 
 def describe_leaving(sets: Sequence[TrainingSet], models: Mapping[str, AdaptedModel]) -> list[str]:
-    """What the plan of a training says: where each modality's adapter can leave for, and what closes the rest."""
+    """Lines for a training's plan: what each modality's adapter can be exported to, and what rules out the rest."""
     lines = []
     for modality, model in models.items():
         features = next(training_set.features for training_set in sets if training_set.modality == modality)
@@ -55,11 +56,12 @@ def describe_leaving(sets: Sequence[TrainingSet], models: Mapping[str, AdaptedMo
 
 
 def lines_of(encoder: EncoderFacts, adapter: AdapterFacts) -> list[str]:
-    """The lines of a plan, with the `--for` that would open a closed way."""
+    """The lines of a plan, with the `--for` that would allow another export."""
     lines = described(ways_out(encoder, adapter))
     if targets := opened_by(encoder, adapter):
         options = " or ".join(f"--for {target}" for target in targets)
-        lines.append(f"{options} opens it: give it to precompute.py and train.py")
+        both = command("precompute"), command("train")
+        lines.append(f"to change that, give {options} to both {both[0]} and {both[1]}")
     return lines
 
 

@@ -15,18 +15,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 from periscope.adapters.io.schema import read_adapter_config
-from periscope.adapters.lm.lora import parse_lora
-from periscope.adapters.lm.precision import TRAINABLE
-from periscope.adapters.projectors import find_projector
+from periscope.adapters.lm.files.find import find_model
+from periscope.adapters.names import TRAINABLE, kind_of, parse_lora
 from periscope.console import command
 from periscope.errors import FeatureSetError, RunError
 from periscope.exports.ways import NEEDS
 from periscope.recipes import Recipe, load_recipe
+from periscope.shards.layout import missing_kind
 from periscope.shards.manifest import load_manifest
-from periscope.shards.read import FeatureSet
-from periscope.training.config import BATCH, MODALITY_OPTIONS, RENAMED, Request, TrainConfig, config_from, option_names
-from periscope.training.data.mix import named_sets
-from periscope.training.leaving import refuse_closed
+from periscope.training.config import (
+    BATCH,
+    MODALITY_OPTIONS,
+    RENAMED,
+    Request,
+    TrainConfig,
+    config_from,
+    named_sets,
+    option_names,
+)
+from periscope.training.memory.model_sizes import check_tiny
 from periscope.training.run import Run, adapter_folder
 from periscope.training.trackers import require_trackers
 
@@ -49,6 +56,7 @@ NO_LM = (
     "HuggingFaceTB/SmolLM2-360M-Instruct (0.7 GB), Qwen/Qwen3-4B-Instruct-2507 (8 GB) or "
     "mistralai/Mistral-7B-Instruct-v0.3 (15 GB); or a folder with a transformers model"
 )
+TINY_LM = "HuggingFaceTB/SmolLM2-360M-Instruct"  # whose class --tiny takes where none is named
 
 MOVABLE = ("features", "lm")  # what may be at another place when a run is resumed
 
@@ -80,7 +88,7 @@ def settle(flags: Options, recipe: Options | None = None) -> TrainConfig:
     """
     chosen = {**(recipe or {}), **flags}
     config = config_from(chosen, "the command line")
-    kind = find_projector(config.adapter)[0].kind
+    kind = kind_of(config.adapter)
     injection = config.injection
     for name, value in (("inject-layers", injection.inject_layers), ("epalm-compat", injection.epalm_compat)):
         if value and kind != "layers":
@@ -114,11 +122,28 @@ def _refuse_untrainable(config: TrainConfig) -> None:
 
 
 def resolve(request: Request, tiny_folder: Path) -> TrainConfig:
-    """The configuration of a new run.
+    """The configuration of a new run: `choose_config`, and then `complete_config`."""
+    return complete_config(choose_config(request), request, tiny_folder)
 
-    Features of one of the demo's encoders bring its recipe and language model. `tiny_folder`: where tiny language
-    models are kept. Raises RunError when no language model is named, when the adapter couldn't leave as `--for` says,
-    and as `settle`, `load_recipe` and `newest_features`.
+
+def complete_config(config: TrainConfig, request: Request, tiny_folder: Path) -> TrainConfig:
+    """The configuration with the tiny language model of `--tiny`, which is made; tiny_folder: where these are kept.
+
+    Raises RunError when the adapter couldn't be exported as `--for` says.
+    """
+    from periscope.training.leaving import refuse_closed  # imports transformers
+
+    config = make_tiny(config, request.flags, tiny_folder) if request.tiny else config
+    refuse_closed(config, request.for_)
+    return config
+
+
+def choose_config(request: Request) -> TrainConfig:
+    """The configuration of a new run as far as it can be told without torch, which takes seconds to import.
+
+    Features of one of the demo's encoders bring its recipe and language model. Raises RunError when no language model
+    is named, for features without words or of another kind, and as `settle`, `load_recipe`, `newest_features` and
+    `find_model`.
     """
     flags = request.flags
     start = read_start(str(flags["init"])) if flags.get("init") else None
@@ -139,19 +164,38 @@ def resolve(request: Request, tiny_folder: Path) -> TrainConfig:
     config = settle(flags, options)
     encoders = _find_features(config, encoder, request)
     by_modality: Mapping[str, Options] = recipe.modality_options(MODALITY_OPTIONS, RENAMED) if recipe else {}
-    if config.lm is None:
+    if config.lm is None and request.tiny and not set(encoders.values()) <= set(DEMO_RECIPES):
+        config.lm = TINY_LM
+    elif config.lm is None:
         config, by_modality = _with_demo_recipe(config, encoders, flags, options, by_modality)
     config.by_modality = {modality: _for_modality(table, flags) for modality, table in by_modality.items()}
     for modality in by_modality or [""]:
         refuse_contradictions(config.of_modality(modality))
-    config = make_tiny(config, flags, tiny_folder) if request.tiny else config
-    refuse_closed(config, request.for_)
+    for path in encoders:
+        _check_set(path, config)
+    if request.tiny and not config.init:
+        check_tiny(str(config.lm))
+    elif not request.tiny:
+        find_model(str(config.lm))
     return config
+
+
+def _check_set(path: str, config: TrainConfig) -> None:
+    """Raise RunError for a feature set without the kind that its adapter reads, or without words."""
+    manifest = load_manifest(Path(path))
+    kind = kind_of(config.of_modality(manifest["modality"]).adapter)
+    if kind not in manifest["features"]:
+        raise RunError(missing_kind(path, manifest["features"], kind))
+    if not manifest["counts"]["texts"] and not config.data.text:
+        raise RunError(
+            f"{path} has no words to train on (0 texts); put a .txt beside each picture and run precompute.py again, "
+            "or pass --text FILE"
+        )
 
 
 def refuse_contradictions(config: TrainConfig) -> None:
     """Raise RunError for options of one adapter that can't go together."""
-    kind, projector, adapter = find_projector(config.adapter)[0].kind, config.projector, config.adapter
+    kind, projector, adapter = kind_of(config.adapter), config.projector, config.adapter
     if kind == "layers" or adapter == "none":
         for name, value in (("warm-start", projector.warm_start), ("start-words", projector.start_words)):
             if value:
@@ -184,7 +228,7 @@ def _find_features(config: TrainConfig, encoder: str | None, request: Request) -
     encoder: the one that the recipe is meant for.
     """
     if not config.features:
-        kind = find_projector(config.adapter)[0].kind
+        kind = kind_of(config.adapter)
         config.features = (str(newest_features(Path("features"), kind, encoder, request.tiny, bool(config.data.text))),)
         return {config.features[0]: encoder_of(config.features[0])}
     encoders = {path: encoder_of(path) for path in named_sets(config.features)}
@@ -233,7 +277,7 @@ def make_tiny(config: TrainConfig, flags: Options, folder: Path) -> TrainConfig:
 
     options = {**config.to_flat(), **TINY}
     if not config.init:
-        reads_layers = find_projector(config.adapter)[0].kind == "layers"
+        reads_layers = kind_of(config.adapter) == "layers"
         print(f"language model: a tiny random one in place of {config.lm}")
         if reads_layers:
             options["inject_layers"] = []
@@ -414,12 +458,12 @@ def run_path(name: str | None, spec: str) -> Path:
 
 def modality_of(features: str | Path) -> str:
     """The modality of a feature set's media."""
-    return FeatureSet(features).manifest["modality"]
+    return load_manifest(Path(features))["modality"]
 
 
 def encoder_of(features: str | Path) -> str:
     """The name of the encoder that made a feature set; of a tiny stand-in, the name of the real one."""
-    return _plain_name(FeatureSet(features).manifest["encoder"]["name"])
+    return _plain_name(load_manifest(Path(features))["encoder"]["name"])
 
 
 def newest_features(

@@ -13,17 +13,16 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import SequenceMatcher
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 from urllib.parse import quote
 
-import torch
 from msgspec import Meta
 
-from periscope.adapters.io.schema import CONFIG
-from periscope.adapters.tensors import load_tensors, save_tensors
+from periscope.adapters.names import CONFIG
 from periscope.atomic import (
     TEMPORARY,
     lock_folder,
@@ -44,6 +43,7 @@ from periscope.training.trackers import Tracker, numbers, open_trackers
 
 PACKAGES = ("torch", "transformers", "open_clip_torch", "bitsandbytes", "peft", "webdataset", "numpy")
 STATE_FORMAT = 1
+SHOWN = 5  # runs in a sentence
 OLDER = "delete its step and point `last` at an older one"
 
 
@@ -243,6 +243,8 @@ class Run:
 
     def load_state(self, device: str) -> dict:
         """Read the `state` of the last checkpoint, tensors on `device`. Raises RunError when it is damaged."""
+        from periscope.adapters.tensors import load_tensors  # imports torch
+
         folder = self.step_folder() / "state"
         facts = _facts(folder / "facts.json")
         try:
@@ -342,6 +344,8 @@ class NullRun(Run):
 
 def _write_checkpoint(folder: Path, write_adapter: Callable[[Path], None], state: dict) -> None:
     """Write a checkpoint into a new folder, and sync it."""
+    from periscope.adapters.tensors import save_tensors  # imports torch
+
     folder.mkdir()
     write_adapter(folder / "adapter")
     (folder / "state").mkdir()
@@ -381,37 +385,6 @@ def refuse_taken(path: Path) -> None:
         )
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """An optimizer's tensors on the CPU under flat names, `optimizer.<parameter>.<field>`, for safetensors."""
-    tensors = {}
-    for i, fields in optimizer.state_dict()["state"].items():
-        nested = [value for value in fields.values() if isinstance(value, dict)]  # bitsandbytes hides its own from FSDP
-        for field, value in {**fields, **(nested[0] if nested else {})}.items():
-            if not isinstance(value, dict):
-                tensor = torch.as_tensor(value).detach().contiguous()
-                tensors[f"optimizer.{i}.{field}"] = tensor.to("cpu", copy=True)
-    return tensors
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Load what `optimizer_state` returned."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
-        prefix, _, rest = name.partition(".")
-        if prefix == "optimizer":
-            i, _, field = rest.partition(".")
-            state.setdefault(int(i), {})[field] = value
-    quantized: Any = optimizer if hasattr(optimizer, "is_paged") else None
-    if quantized:  # bitsandbytes counts steps in whole numbers
-        for fields in state.values():
-            fields["step"] = int(fields["step"])  # type: ignore[assignment]
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    if quantized and quantized.is_paged:
-        for parameter, fields in optimizer.state.items():
-            for field in {"state1", "state2"} & fields.keys():
-                fields[field] = quantized.get_state_buffer(parameter, dtype=fields[field].dtype).copy_(fields[field])
-
-
 def adapter_folders(path: Path) -> list[Path]:
     """The adapter folders at `path`: itself, those in a checkpoint's folder (runs/NAME/steps/000500), or those of a
     run's last checkpoint. Raises RunError for a run without a checkpoint, and for anything else.
@@ -437,11 +410,28 @@ def adapter_folder(path: Path, modality: str = "") -> Path:
     return first
 
 
+def runs_in(root: Path) -> list[Path]:
+    """The run folders in `root`, and in folders there, such as a sweep's."""
+    patterns = ("[!.]*/config.toml", "[!.]*/[!.]*/config.toml")
+    return [path.parent for pattern in patterns for path in Path(root).glob(pattern)]
+
+
+def other_runs(path: Path) -> str:
+    """The end of a sentence about a run that isn't there: those that are, the most similar name first."""
+    root = path.parent if path.parent != Path() and path.parent.is_dir() else Path("runs")
+    names = {str(run): SequenceMatcher(None, run.name, path.name).ratio() for run in runs_in(root)}
+    if not names:
+        return f"; {root}/ holds no run yet (this is {Path.cwd()})"
+    ordered = sorted(names, key=lambda name: (-names[name], name))
+    listed = ", ".join(ordered[:SHOWN]) + (f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else "")
+    if names[ordered[0]] >= 0.6:
+        return f"; did you mean {ordered[0]}?" + (f" Runs that are there: {listed}" if len(ordered) > 1 else "")
+    return f"; runs that are there: {listed}"
+
+
 def newest_run(root: Path) -> Path:
     """The run folder changed last, those of sweeps included. Raises RunError when there is none."""
-    runs = [
-        path.parent for pattern in ("[!.]*/config.toml", "[!.]*/[!.]*/config.toml") for path in Path(root).glob(pattern)
-    ]
+    runs = runs_in(root)
     if not runs:
         raise RunError(
             f"no run in {root}/ yet; train one first: {command('train', '--adapter', 'mlp16')}; or go to the "

@@ -16,9 +16,10 @@ from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
 from periscope.adapters.lm.identity import LanguageModelIdentity
 from periscope.adapters.lm.language_model import LanguageModel, unfreeze
 from periscope.adapters.lm.lora import FOLDER as LORA_FOLDER
-from periscope.adapters.lm.lora import add_lora, load_lora, lora_parameters, parse_lora
+from periscope.adapters.lm.lora import add_lora, load_lora, lora_parameters
 from periscope.adapters.lm.precision import trained_precision
 from periscope.adapters.model import AdaptedModel, PassShape
+from periscope.adapters.names import parse_lora
 from periscope.console import command
 from periscope.device import peak_memory, rules_of
 from periscope.errors import RunError
@@ -67,10 +68,8 @@ from periscope.training.run import (
     adapter_folder,
     best_evaluation,
     evaluation_rank,
-    load_optimizer_state,
-    optimizer_state,
 )
-from periscope.training.step import make_optimizer
+from periscope.training.step import load_optimizer_state, make_optimizer, optimizer_state
 from periscope.units import format_bytes
 
 KEEP_CHECKPOINTS = 3

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -149,3 +149,34 @@ def _halve(micro: int, device: torch.device) -> int:
     print(f"\nout of memory: going on with micro-batches of {micro}", file=sys.stderr)
     empty_cache(device)
     return micro
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """An optimizer's tensors on the CPU under flat names, `optimizer.<parameter>.<field>`, for safetensors."""
+    tensors = {}
+    for i, fields in optimizer.state_dict()["state"].items():
+        nested = [value for value in fields.values() if isinstance(value, dict)]  # bitsandbytes hides its own from FSDP
+        for field, value in {**fields, **(nested[0] if nested else {})}.items():
+            if not isinstance(value, dict):
+                tensor = torch.as_tensor(value).detach().contiguous()
+                tensors[f"optimizer.{i}.{field}"] = tensor.to("cpu", copy=True)
+    return tensors
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Load what `optimizer_state` returned."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        prefix, _, rest = name.partition(".")
+        if prefix == "optimizer":
+            i, _, field = rest.partition(".")
+            state.setdefault(int(i), {})[field] = value
+    quantized: Any = optimizer if hasattr(optimizer, "is_paged") else None
+    if quantized:  # bitsandbytes counts steps in whole numbers
+        for fields in state.values():
+            fields["step"] = int(fields["step"])  # type: ignore[assignment]
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if quantized and quantized.is_paged:
+        for parameter, fields in optimizer.state.items():
+            for field in {"state1", "state2"} & fields.keys():
+                fields[field] = quantized.get_state_buffer(parameter, dtype=fields[field].dtype).copy_(fields[field])

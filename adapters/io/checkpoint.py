@@ -1,7 +1,6 @@
 """The adapter folder, the small thing that people share: weights as safetensors, adapter.json, and a model card."""
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,11 @@ from periscope.adapters.lm.language_model import LanguageModel
 from periscope.adapters.lm.lora import FOLDER as LORA
 from periscope.adapters.lm.lora import lora_parameters, save_lora
 from periscope.adapters.model import Adapter
+from periscope.adapters.names import CARD, WEIGHTS
 from periscope.adapters.tensors import disk_errors, load_tensors, save_tensors
 from periscope.atomic import DISK, disk_sentence, naming, replace_bytes, temporary_folder
 from periscope.errors import AdapterError
 from periscope.quiet import quiet_transformers
-
-WEIGHTS, CARD = "adapter.safetensors", "README.md"
 
 
 def save_adapter(
@@ -115,23 +113,6 @@ def load_adapter(folder: Path, device: str = "cpu") -> tuple[Adapter, AdapterCon
     if broken := [name for name, value in adapter.named_parameters() if not value.isfinite().all()]:
         raise AdapterError(f"{folder / WEIGHTS} holds numbers that aren't finite, in {broken[0]}; fetch it again")
     return adapter, config
-
-
-def last_adapter(path: Path) -> Path:
-    """The adapter folder at `path`, or that of the last checkpoint when `path` is a run.
-
-    Raises AdapterError for a run of several adapters.
-    """
-    last = path / "last"
-    if (path / CONFIG).is_file() or not last.is_file():
-        return path
-    name = last.read_bytes()[:40].decode(errors="replace").strip()
-    if not re.fullmatch(r"[0-9]{1,20}", name):
-        raise AdapterError(f"{last} doesn't name a step; write the name of the newest folder in {path}/steps into it")
-    step = path / "steps" / name
-    if several := sorted(step.glob("adapter-*")):
-        raise AdapterError(f"{path} holds {len(several)} adapters; name the folder of one, such as {several[0]}")
-    return step / "adapter"
 
 
 def write_folder(out: Path, write: Callable[[Path], None]) -> None:

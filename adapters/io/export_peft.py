@@ -5,23 +5,20 @@ from pathlib import Path
 import torch
 from peft import PromptTuningConfig
 
-from periscope.adapters.io.checkpoint import last_adapter, load_adapter, write_folder
+from periscope.adapters.io.checkpoint import load_adapter, write_folder
 from periscope.adapters.model import Adapter
 from periscope.adapters.prompting.template import Template
 from periscope.adapters.tensors import save_tensors
 from periscope.errors import AdapterError
 
 
-def export_prompt(adapter: Path, /, out: Path) -> None:
-    """Write a soft prompt trained alone as PEFT's prompt-tuning folder: export-prompt RUN_OR_ADAPTER --out FOLDER
+def export_prompt(adapter: Path, out: Path) -> None:
+    """Write the soft prompt of the adapter folder `adapter`, trained alone, as PEFT's prompt-tuning folder `out`.
 
-    Args:
-        adapter: An adapter folder, or a run, whose last checkpoint is used.
-        out: Folder for PEFT, which must not exist.
+    Raises AdapterError as `save_peft_prompt`, and where `out` exists.
     """
-    folder = last_adapter(adapter)
-    loaded, config = load_adapter(folder)
-    name = config.language_model_in(folder)
+    loaded, config = load_adapter(adapter)
+    name = config.language_model_in(adapter)
     write_folder(out, lambda folder: save_peft_prompt(folder, loaded, config.template, name))
     print(f"{out} is ready: {loaded.soft_tokens} vectors for peft.PeftModel.from_pretrained(model, {str(out)!r})")
 

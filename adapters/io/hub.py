@@ -1,7 +1,4 @@
-"""Adapters on the Hugging Face Hub: prepare, push, fetch.
-
-Only what `stage` writes is uploaded. Only the files listed here are downloaded, and none of them is run.
-"""
+"""Adapters on the Hugging Face Hub: prepare and push. Only what `stage` writes is uploaded."""
 
 import hashlib
 import io
@@ -10,55 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from periscope import hub_repo
 from periscope.adapters.io.card import LIBRARY, card
-from periscope.adapters.io.checkpoint import CARD, WEIGHTS, load_adapter
-from periscope.adapters.io.schema import CONFIG
-from periscope.adapters.lm.load import PROJECT
-from periscope.adapters.lm.lora import CONFIG as LORA_CONFIG
-from periscope.adapters.lm.lora import FOLDER as LORA
-from periscope.adapters.lm.lora import WEIGHTS as LORA_WEIGHTS
-from periscope.adapters.names import is_hub_id
+from periscope.adapters.io.checkpoint import load_adapter
+from periscope.adapters.io.fetch import COUNTED, FILES, fetch_adapter
+from periscope.adapters.names import CARD, CONFIG, LORA, LORA_CONFIG, LORA_WEIGHTS, PROJECT, WEIGHTS, is_hub_id
 from periscope.errors import AdapterError, first_line
-from periscope.hub_repo import HubRepository, hub_reachable, refuse_paths, without_path, without_paths
+from periscope.hub_repo import HubRepository, refuse_paths, without_path, without_paths
 
-COUNTED = "config.json"  # the Hub counts a repository's downloads by the requests for this file
-FILES = (WEIGHTS, CONFIG, CARD, COUNTED, f"{LORA}/{LORA_WEIGHTS}", f"{LORA}/{LORA_CONFIG}")  # all that is downloaded
 PICTURE = "samples.png"
-
-
-def fetch_adapter(name: str, revision: str | None = None, into: Path | None = None) -> Path:
-    """Download the Hub's adapter `name` (owner/name) into the Hub's cache, or into `into`, and return its folder.
-
-    Only the files of an adapter folder are requested, by name. Raises AdapterError when there is no such adapter, or
-    when the Hub can't be reached and the cache doesn't hold all of it.
-    """
-    offline = into is None and not hub_reachable()
-    with hub_repo.sentences(name, AdapterError, repo=name):
-        folder = Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=list(FILES),
-                local_dir=into,
-                local_files_only=offline,
-            )
-        )
-    missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
-    if missing and offline:
-        raise AdapterError(
-            f"{name} isn't here whole ({missing[0]} wasn't fetched), and {hub_repo.unreachable()}{hub_repo.TRY_AGAIN}"
-        )
-    if CONFIG in missing:
-        raise AdapterError(f"{name} on the Hub holds no {CONFIG}, so it is no adapter of this project")
-    if missing:
-        raise AdapterError(f"{name} on the Hub lacks {WEIGHTS}; tell whoever shared it")
-    return folder
 
 
 def stage(

@@ -42,17 +42,10 @@ NUMPY_SCALARS: list[Any] = [
 ]
 
 
-def import_epalm(
-    file: Path, /, lm: str, features: Path, out: Path, inject_layers: tuple[int, int] | None = None
-) -> None:
-    """Make an adapter folder from a checkpoint that eP-ALM released.
+def import_epalm(file: Path, lm: str, features: Path, out: Path, inject_layers: tuple[int, int] | None = None) -> None:
+    """Make an adapter folder from a checkpoint that eP-ALM released: `periscope import epalm`.
 
-    Args:
-        file: The .pth file. No code in it is run.
-        lm: The language model it was trained with: OPT, a folder or a hub id.
-        features: A feature set of its encoder, made with --kinds layers; the adapter records that encoder.
-        out: The adapter folder, which must not exist.
-        inject_layers: First injected layer and the one after the last (eP-ALM's rule).
+    Raises AdapterError for a file that isn't such a checkpoint, and for one that doesn't fit `features` or `lm`.
     """
     released = read_released(file)
     try:

@@ -17,7 +17,8 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerBase
 
 from periscope.adapters.io.checkpoint import write_folder
 from periscope.adapters.limits import MAX_FILE_BYTES, Size
-from periscope.adapters.lm.load import find_model, load_tokenizer
+from periscope.adapters.lm.files.find import find_model
+from periscope.adapters.lm.load import load_tokenizer
 from periscope.errors import AdapterError
 from periscope.quiet import quiet_transformers
 from periscope.weights import load_released
@@ -62,14 +63,10 @@ class _Config(msgspec.Struct):
     d_intermediate: int = 0
 
 
-def import_mamba_ssm(folder: Path, /, out: Path, tokenizer: str = "", chat: Literal["", "zephyr"] = "") -> None:
-    """Make a folder that transformers reads of a language model in mamba_ssm's format, such as Cobra's.
+def import_mamba_ssm(folder: Path, out: Path, tokenizer: str = "", chat: Literal["", "zephyr"] = "") -> None:
+    """Make a folder that transformers reads of a language model in mamba_ssm's format: `periscope import mamba-ssm`.
 
-    Args:
-        folder: The model's files, config.json and pytorch_model.bin. No code in them is run.
-        out: The new folder, which must not exist; --lm takes it.
-        tokenizer: The tokenizer's folder or hub id (the model's own, or else EleutherAI/gpt-neox-20b).
-        chat: The chat template to give the tokenizer; zephyr for xiuyul/mamba-2.8b-zephyr, which brings none.
+    Raises AdapterError for another format.
     """
     config = _read_config(folder)
     state = _renamed(_read_weights(folder))

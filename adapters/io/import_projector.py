@@ -14,7 +14,7 @@ containers and runs nothing. What else a file holds, such as a language model, i
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,21 +63,6 @@ CLIPCAP = {
     "mlp.fc1": "feed_forward.0",
     "mlp.fc2": "feed_forward.2",
 }
-
-
-def _importer(system: str) -> Callable[..., None]:
-    def read(file: Path, /, lm: str, features: Path, out: Path) -> None:
-        """Make an adapter folder from a projector that another system released.
-
-        Args:
-            file: The checkpoint, such as mm_projector.bin or a .safetensors. No code in it is run.
-            lm: The language model it was trained with, a folder or a hub id.
-            features: A feature set made by its encoder; the adapter records that encoder.
-            out: The adapter folder, which must not exist.
-        """
-        import_projector(system, file, lm, features, out)
-
-    return read
 
 
 def import_projector(system: str, file: Path, lm: str, features: Path, out: Path) -> None:
@@ -226,12 +211,3 @@ def _manifest(features: Path) -> dict[str, Any]:
         return {name: manifest[name] for name in ("features", "modality", "encoder")}
     except (OSError, ValueError, KeyError, TypeError):
         raise AdapterError(f"{features} is no feature set: it has no manifest.json that says what it holds") from None
-
-
-import_llava = _importer("llava")
-import_llava_pretrain = _importer("llava-pretrain")  # captions, as in LLaVA's first stage
-import_prismatic = _importer("prismatic")
-import_cobra = _importer("cobra")
-import_mapl = _importer("mapl")
-import_clipcap = _importer("clipcap")
-import_limber = _importer("limber")

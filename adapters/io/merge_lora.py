@@ -4,35 +4,23 @@ import contextlib
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from periscope.adapters.io.checkpoint import last_adapter, load_adapter, save_adapter, write_folder
+from periscope.adapters.io.checkpoint import load_adapter, save_adapter, write_folder
+from periscope.adapters.io.schema import refuse_no_merge
+from periscope.adapters.lm.files.find import find_model
 from periscope.adapters.lm.identity import same_language_model
 from periscope.adapters.lm.language_model import LanguageModel
-from periscope.adapters.lm.load import find_model, load_config, load_language_model
+from periscope.adapters.lm.load import load_config, load_language_model
 from periscope.adapters.lm.lora import FOLDER, WEIGHTS, load_lora
 from periscope.adapters.lm.precision import DTYPES, stored_precision
 from periscope.errors import AdapterError
 
 MARK = "merged_lora"  # in the merged model's config, so that its identity differs from the plain model's
-
-
-def merge(
-    adapter: Path, /, out: Path, lm: str | None = None, precision: Literal["fp32", "fp16", "bf16"] | None = None
-) -> None:
-    """Write a language model with its adapter's LoRA merged, and the adapter for it: merge-lora RUN --out FOLDER
-
-    Args:
-        adapter: A stage 2 run, whose last checkpoint is used, or an adapter folder.
-        out: Folder for the model, which must not exist; the adapter goes into adapter/ in it.
-        lm: Where the language model is now, if it has moved.
-        precision: Dtype of the merged weights (the language model's own).
-    """
-    merge_lora(last_adapter(adapter), out, lm, precision)
 
 
 def merge_lora(folder: Path, out: Path, lm: str | None = None, precision: str | None = None) -> None:
@@ -81,10 +69,7 @@ def merge_lora(folder: Path, out: Path, lm: str | None = None, precision: str | 
 
 def refuse_merge(out: Path, lm: str, lora: object) -> None:
     """Raise AdapterError when there is nothing to merge, `out` exists, or the weights are stored in 8 or 4 bits."""
-    if not lora:
-        raise AdapterError("there is no LoRA to merge: --merge-lora is for stage 2, which --lora trains")
-    if out.exists():
-        raise AdapterError(f"{out} exists, and nothing is overwritten; choose another folder for the merged model")
+    refuse_no_merge(out, lora)
     if bits := stored_precision(load_config(find_model(lm), lm)):
         raise AdapterError(
             f"{lm} is stored in {bits}, where a LoRA can't be merged without loss; name the model it was made from, "

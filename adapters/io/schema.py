@@ -25,16 +25,13 @@ from periscope.adapters.limits import (
     Size,
     SizeOrZero,
 )
-from periscope.adapters.lm.identity import LanguageModelIdentity
-from periscope.adapters.lm.injection import Injection
-from periscope.adapters.lm.language_model import LoraSize
-from periscope.adapters.projectors import FeatureShape
+from periscope.adapters.names import CONFIG as CONFIG
 from periscope.adapters.prompting.template import Template
+from periscope.adapters.recorded import FeatureShape, Injection, LanguageModelIdentity, LoraSize
 from periscope.atomic import replace_bytes
 from periscope.errors import AdapterError
 
 FORMAT = 1
-CONFIG = "adapter.json"
 LANGUAGE_MODEL: Literal["lm"] = "lm"  # folder of a language model that was trained too
 
 
@@ -241,3 +238,11 @@ def _convert(values: Mapping[str, Any], kind: type[T], path: str = "") -> T:
         shown = repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         raise AdapterError(f"{'.'.join(names)} can't be {shown}") from None
+
+
+def refuse_no_merge(out: Path, lora: object) -> None:
+    """Raise AdapterError where there is no LoRA to merge into a language model, or `out` exists."""
+    if not lora:
+        raise AdapterError("there is no LoRA to merge: --merge-lora is for stage 2, which --lora trains")
+    if out.exists():
+        raise AdapterError(f"{out} exists, and nothing is overwritten; choose another folder for the merged model")

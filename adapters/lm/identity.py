@@ -4,15 +4,12 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Annotated
 
 import torch
-from msgspec import Meta
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from periscope.adapters.limits import MAX_LOOPS, Finite, Name, Size
 from periscope.adapters.lm.precision import DTYPES
+from periscope.adapters.recorded import Digest, LanguageModelIdentity
 
 ROUNDING = 0.006  # relative; a larger difference is another value
 LIKE = 0.9  # cosine of 16 word embeddings' values; of a copy in 2 bits it is about 0.95, of another model near 0
@@ -29,45 +26,9 @@ PROBES = (
     "<s></s><unk><pad><|endoftext|><|im_start|>user<|im_end|> [INST] x [/INST] <think></think> <image></image>", "",
 )  # fmt: skip
 
-Sample = Annotated[list[Finite], Meta(max_length=MAX_LOOPS)]
 Rows = Callable[[torch.Tensor], torch.Tensor]  # ids -> word embeddings
 # Config fields that say nothing about what the model computes.
 _VOLATILE = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "quantization_config", "use_cache"}
-
-
-@dataclass(frozen=True)
-class Digest:
-    """What every tensor of a language model holds, and what its tokenizer does.
-
-    `tokenizer` is the SHA-256 of the tokens that it makes of `PROBES`, with its special tokens. `rms` and `projection`
-    have an entry for each parameter, sorted by name: RMS, and mean over the values times fixed signs, times the root of
-    their number, of all values of a vector, or of 16 rows of a matrix. None stands for packed weights of 8 or 4 bits.
-    """
-
-    tokenizer: Name
-    rms: Annotated[list[Finite | None], Meta(max_length=MAX_LOOPS)]
-    projection: Annotated[list[Finite | None], Meta(max_length=MAX_LOOPS)]
-
-
-@dataclass(frozen=True)
-class LanguageModelIdentity:
-    """What an adapter records to recognise its language model, whatever precision that is loaded in.
-
-    `config` and `tokenizer` are SHA-256 hashes. `embedding_sample` holds a few values of the word embeddings,
-    `weight_sample` a few of matrices inside, by name, which reveal a fine-tune that left the embeddings alone. Values
-    are compared with a tolerance, because fp16, bf16 and fp32 copies of one model round differently. bitsandbytes
-    leaves embeddings alone; of its copies no matrix is recorded. Fields are None where an adapter doesn't say; adapters
-    of earlier versions have no `digest`.
-    """
-
-    model_type: Name | None = None
-    hidden_size: Size | None = None
-    config: Name | None = None
-    tokenizer: Name | None = None
-    embedding_sample: Sample | None = None
-    weight_sample: Annotated[dict[str, Sample], Meta(max_length=MAX_LOOPS)] = field(default_factory=dict)
-    precision: Name | None = None
-    digest: Digest | None = None
 
 
 def identify(

@@ -18,26 +18,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from periscope.adapters.limits import Count, Size
 from periscope.adapters.lm.language_model import LanguageModel
+from periscope.adapters.recorded import Injection
 from periscope.errors import AdapterError
 
 LAYERS_PER_BLOCK = 2  # language model layers that one encoder block feeds
 POSITION_TABLES = ("embed_positions", "wpe")  # learned positions of OPT and GPT-2; rotary embeddings have no table
 ATTENTION = ("sdpa", "eager")  # implementations that take any mask
-
-
-@dataclass(frozen=True)
-class Injection:
-    """Where an adapter's vectors go: layers `start` <= layer < `end` (0-based) of width `layer_size`.
-
-    `compat` reproduces eP-ALM's released code; see `Injector`.
-    """
-
-    layer_size: Size
-    start: Count
-    end: Count
-    compat: bool
 
 
 @dataclass(frozen=True)

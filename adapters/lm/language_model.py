@@ -10,19 +10,11 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from periscope.adapters.limits import FiniteNumber, Size
 from periscope.adapters.lm.families import ModelFamily, family_of
 from periscope.adapters.lm.identity import LanguageModelIdentity, identify
 from periscope.adapters.lm.runtimes.sequence import Runtime
 from periscope.adapters.lm.selective_scan import use_selective_scan
-
-
-@dataclass(frozen=True)
-class LoraSize:
-    """Rank and alpha of a LoRA; its output is scaled by `alpha / r`."""
-
-    r: Size
-    alpha: FiniteNumber
+from periscope.adapters.recorded import LoraSize
 
 
 @dataclass

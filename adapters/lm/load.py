@@ -2,7 +2,6 @@
 run.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,11 +20,11 @@ from transformers import (
 
 from periscope.adapters.lm.families import family_of, find_fault, why_refused
 from periscope.adapters.lm.files.damage import damage_of, find_damage, missing_tokenizer, only_pytorch_weights
+from periscope.adapters.lm.files.find import AN_ADAPTER, find_model, is_adapter
 from periscope.adapters.lm.files.gguf_file import (
     SUFFIX,
     GgufFile,
     dequantize,
-    find_gguf,
     forget_file,
     gguf_arguments,
     read_gguf,
@@ -40,12 +38,8 @@ from periscope.adapters.lm.precision import (
     silence_bitsandbytes,
     stored_precision,
 )
-from periscope.adapters.names import PROJECT, check_language_model
 from periscope.errors import AdapterError
-from periscope.hub_repo import hub_address, hub_reachable
 from periscope.quiet import quiet_transformers
-
-AN_ADAPTER = "that is an adapter, not a language model; name the one it belongs to, or ask it: periscope ask"
 
 
 def load_language_model(
@@ -172,7 +166,7 @@ def read_config(where: dict[str, Any], name: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(**where)
     except BaseException as error:
-        if _is_adapter(where["pretrained_model_name_or_path"]):
+        if is_adapter(where["pretrained_model_name_or_path"]):
             raise AdapterError(f"--lm {name}: {AN_ADAPTER}") from error
         raise _refusal(error, f"--lm {name} is not a transformers language model", where, "config.json") from error
 
@@ -225,50 +219,6 @@ def _refusal(error: BaseException, what: str, where: dict[str, Any], config: str
     if local and (damage := damage_of(folder / config) if config else find_damage(folder)):
         return AdapterError(f"{what}: {damage}")
     return AdapterError(f"{what}: {_explain(error)}")
-
-
-def find_model(name: str) -> str:
-    """A folder or GGUF file, as given or inside the project (so the demo's is found from anywhere), or else the hub id
-    itself. A folder that holds one GGUF model and no other weights is that file.
-
-    Raises AdapterError at once, not after a minute, for a folder that doesn't exist or a hub id that is out of reach.
-    """
-    for folder in (Path(name).expanduser(), PROJECT / name):
-        if gguf := find_gguf(folder):
-            return str(gguf)
-        if folder.is_file():
-            raise AdapterError(
-                f"--lm {name} is a file, and not GGUF; name the folder with its config.json, or a {SUFFIX} file"
-            )
-        if folder.is_dir():
-            if not (folder / "config.json").is_file():
-                if _is_adapter(str(folder)):
-                    raise AdapterError(f"--lm {name}: {AN_ADAPTER}")
-                raise AdapterError(f"--lm {name} is a folder without a config.json, so it is not a transformers model")
-            return str(folder)
-    check_language_model(name)
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return name
-    if hub_reachable():
-        return name
-    host, _ = hub_address()
-    raise AdapterError(
-        f"--lm {name} is not on this machine and {host} can't be reached; connect, or pass a folder with the model"
-    )
-
-
-def _is_adapter(place: str) -> bool:
-    """Whether a folder, or the Hub's repository of that name in the cache, is one of an adapter or a run of this
-    project.
-    """
-    cached = None if Path(place).is_dir() else try_to_load_from_cache(place, "config.json")
-    folder = Path(cached).parent if isinstance(cached, str) else Path(place)
-    if any((folder / name).is_file() for name in ("adapter.json", "config.toml")):
-        return True
-    try:
-        return "adapter" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
 
 
 def _explain(error: BaseException) -> str:

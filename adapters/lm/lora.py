@@ -7,7 +7,6 @@ the unchanged model. PEFT inserts and computes the update, in fp32 whatever the 
 
 import json
 import logging
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,28 +19,18 @@ from transformers.pytorch_utils import Conv1D
 
 from periscope.adapters.lm.families import family_of
 from periscope.adapters.lm.language_model import LanguageModel, LoraSize
+from periscope.adapters.names import LORA, LORA_CONFIG, LORA_WEIGHTS
 from periscope.adapters.tensors import load_tensors, save_tensors
 from periscope.errors import AdapterError
 
 # PEFT imports bitsandbytes, which warns on a CPU that other kernels would be faster.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-FOLDER, CONFIG, WEIGHTS = "lora", "adapter_config.json", "adapter_model.safetensors"
+FOLDER, CONFIG, WEIGHTS = LORA, LORA_CONFIG, LORA_WEIGHTS
 PREFIX = "base_model.model."  # before each name in PEFT's files
 # Config fields that may differ from PEFT's defaults: the size, the layers, and what doesn't change the output.
 FREE_FIELDS = {"r", "lora_alpha", "target_modules", "fan_in_fan_out", "lora_dropout", "inference_mode", "task_type"} | {
     "base_model_name_or_path", "revision", "peft_version"
 }  # fmt: skip
-
-
-def parse_lora(text: str) -> tuple[int, int]:
-    """Rank and alpha from `--lora`, as in "r=64,alpha=16". Without alpha it equals the rank, a scale of 1.
-
-    Raises AdapterError for anything else.
-    """
-    match = re.fullmatch(r"\s*r=(\d+)\s*(?:,\s*alpha=(\d+)\s*)?", text)
-    if not match or int(match[1]) < 1 or int(match[2] or 1) < 1:
-        raise AdapterError(f"--lora {text!r} isn't of the form r=64,alpha=16, both above 0")
-    return int(match[1]), int(match[2] or match[1])
 
 
 def lora_layers(model: PreTrainedModel) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,6 @@ from periscope.errors import AdapterError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = ("auto", *DTYPES, "8bit", "4bit")
-TRAINABLE = ("auto", "mixed", "bf16", "fp32")  # precisions of --train-lm
 
 
 def choose_precision(

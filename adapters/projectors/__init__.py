@@ -16,22 +16,8 @@ import torch
 from torch import nn
 
 from periscope.adapters import names
-from periscope.adapters.limits import Name, Size, SizeOrZero
+from periscope.adapters.recorded import FeatureShape
 from periscope.errors import AdapterError
-
-
-@dataclass(frozen=True)
-class FeatureShape:
-    """Kind and shape of the features that a projector reads.
-
-    `tokens` is 1 for `pooled`, the number of patches for `patches` and of encoder blocks for `layers`. `grid` is (rows,
-    columns) for patches on a grid.
-    """
-
-    kind: Name
-    tokens: SizeOrZero
-    width: SizeOrZero
-    grid: tuple[Size, Size] | None = None
 
 
 def grid_of(features: FeatureShape, spec: str) -> tuple[int, int]:

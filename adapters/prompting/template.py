@@ -5,10 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import takewhile
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
-from transformers import PreTrainedTokenizerBase
 
 from periscope.adapters.limits import Count, Name, Words, WordsWithSlot
 from periscope.adapters.prompting.deadline import DeadlineError, deadline
@@ -23,6 +22,9 @@ from periscope.adapters.prompting.segments import (
 )
 from periscope.adapters.prompting.tokenization import PieceTokenizer
 from periscope.errors import AdapterError
+
+if TYPE_CHECKING:  # imports torch
+    from transformers import PreTrainedTokenizerBase
 
 CALLED = {
     "audio": "sound",
@@ -118,7 +120,7 @@ class Template:
 
 
 def default_template(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     style: str | None = None,
     delimiters: Sequence[str] | None = None,
     modality: str = "image",
@@ -139,7 +141,7 @@ def default_template(
     return Template(**fields)
 
 
-def check_template(template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_template(template: Template, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raise AdapterError for a template with unknown choices, or one that the tokenizer can't serve."""
     if template.style not in ("plain", "chat"):
         raise AdapterError(f"the template's style is {template.style!r}; it must be plain or chat")

@@ -1,12 +1,13 @@
 """From pieces of text to token ids, each piece tokenized on its own."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from periscope.adapters.prompting.segments import Piece, Segment
 from periscope.errors import AdapterError
+
+if TYPE_CHECKING:  # imports torch
+    from transformers import PreTrainedTokenizerBase
 
 
 class PieceTokenizer:
@@ -18,7 +19,7 @@ class PieceTokenizer:
     Raises AdapterError for a tokenizer without an end-of-text token, or one that makes no tokens of text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         if tokenizer.eos_token_id is None:
             raise AdapterError("this tokenizer names no end-of-text token, so no answer could end; set its eos_token")
         self.tokenizer = tokenizer

@@ -9,6 +9,7 @@ from periscope.evaluation.report.compare_picture import picture
 from periscope.evaluation.report.compare_settings import ranking
 from periscope.evaluation.report.compare_table import table
 from periscope.evaluation.report.runs import RunFolder
+from periscope.training.run import other_runs
 
 UNSCORED = -1e9  # sorts last
 
@@ -48,7 +49,7 @@ def open_runs(paths: Sequence[Path]) -> list[RunFolder]:
     """
     if missing := [str(path) for path in paths if not path.exists()]:
         verb = "doesn't exist" if len(missing) == 1 else "don't exist"
-        raise ScoreError(f"{', '.join(missing)} {verb}: name runs, as runs/first, or folders of runs")
+        raise ScoreError(f"{', '.join(missing)} {verb}{other_runs(Path(missing[0]))}")
     found = [file.parent for path in paths for file in (*path.glob("config.toml"), *sorted(path.glob("*/config.toml")))]
     runs = [RunFolder(path) for path in dict.fromkeys(found)]
     if not runs:

@@ -1,8 +1,7 @@
 """The table of encoders: python -m periscope.precompute.encoders > docs/encoders.md"""
 
 from periscope.precompute.encoders.names import ENCODERS, EncoderEntry
-from periscope.shards.codecs import CODECS
-from periscope.shards.features import settle_storage, stored_bytes
+from periscope.shards.layout import CODECS, settle_storage, stored_bytes
 from periscope.units import format_bytes
 
 HEAD = """# Encoders

@@ -93,7 +93,9 @@ class Encoder:
         Raises MediaError, also for what preprocessing raises.
         """
         if not isinstance(data, bytes) and self.modality != "image":
-            raise MediaError("not a medium", f"{self.name} takes {self.modality} files, not a {type(data).__name__}")
+            raise MediaError(
+                "not a medium", f"{self.name} takes {self.modality} files, and this is of type {type(data).__name__}"
+            )
         return self.preprocessed(self.decode(data))
 
     def preprocessed(self, medium: Any) -> torch.Tensor:

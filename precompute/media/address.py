@@ -3,6 +3,7 @@
 import http.client
 import re
 import time
+import urllib.error
 import urllib.request
 
 from periscope.errors import MediaError
@@ -34,6 +35,14 @@ def read_web_address(address: str) -> bytes:
                 if time.monotonic() > until:
                     raise TimeoutError(f"it takes longer than {SECONDS:g} seconds")
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise MediaError("can't be fetched", str(error) or type(error).__name__) from error
+        raise MediaError("can't be fetched", _why(error)) from error
     check_bytes(len(data))
     return bytes(data)
+
+
+def _why(error: Exception) -> str:
+    """What was wrong, without what urllib writes around it."""
+    reason = getattr(error, "reason", None)
+    if isinstance(error, urllib.error.HTTPError) or not reason:
+        return str(error) or type(error).__name__
+    return (reason.strerror if isinstance(reason, OSError) else None) or str(reason)

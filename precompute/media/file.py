@@ -12,7 +12,7 @@ from periscope.precompute.media.limits import NO_MEMORY, check_bytes, limits
 
 # Of a pipe, opening doesn't wait for a writer then. Windows has none of these, and O_BINARY besides.
 FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
-ADDRESS = re.compile(r"(?i)(https?|ftp|s3|gs|hf):/")
+ADDRESS = re.compile(r"(?i)[a-z][a-z0-9+.-]+:/")  # at least two letters, as a drive of Windows has one
 # Errors of the machine: what it lacks, and what to do. Whatever is read next fails as well.
 LACKS = {
     errno.EMFILE: "too many open files: raise the limit (ulimit -n), or pass fewer --workers",
@@ -36,9 +36,16 @@ UNREAD = "can't be read now"  # reason
 
 def local_path(path: Path | str) -> Path:
     """A path with `~` expanded. Raises MediaError for an address, which isn't fetched."""
-    if ADDRESS.match(str(path)):
-        raise MediaError("an address, not a file", f"download {path} and pass the file")
+    if ADDRESS.match(str(path)) and not os.path.exists(path):
+        raise MediaError("an address, not a file", _advice(str(path)))
     return Path(path).expanduser()
+
+
+def _advice(address: str) -> str:
+    scheme, _, rest = address.partition(":")
+    if scheme.lower() == "file":
+        return f"pass the path alone, /{rest.lstrip('/')}"
+    return f"download {address} and pass the file"
 
 
 def check_machine(error: BaseException, path: Path | str) -> None:
@@ -103,7 +110,7 @@ def read_bytes(source: bytes | bytearray | memoryview | Path | str | BinaryIO) -
     if isinstance(source, str | Path):
         return read_file(local_path(source))
     if not hasattr(source, "read"):
-        raise MediaError("not a medium", f"a {type(source).__name__} is no path, bytes, file or image")
+        raise MediaError("not a medium", f"{type(source).__name__} is no path, bytes, file or image")
     try:
         data = source.read(limits().bytes + 1)
     except (OSError, ValueError) as error:

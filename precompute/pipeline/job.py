@@ -27,7 +27,7 @@ from periscope.precompute.pipeline.task import EncodingTask
 from periscope.precompute.pipeline.writer import finish, write_batch
 from periscope.precompute.plan import DiskPlan, alternatives, bytes_each, free_bytes
 from periscope.precompute.sources import Collection, Medium
-from periscope.shards.features import settle_storage
+from periscope.shards.layout import settle_storage
 from periscope.shards.timing import Timing, add_timing
 from periscope.shards.write import SetWriter, samples_per_shard
 

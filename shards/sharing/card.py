@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from periscope.shards.features import describe
+from periscope.shards.layout import describe
 from periscope.shards.manifest import TEXTS
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),

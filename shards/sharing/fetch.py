@@ -24,7 +24,6 @@ from periscope.hub_repo import TRY_AGAIN, hub_reachable, sentences
 from periscope.shards import manifest as manifests
 from periscope.shards.index import sha256_file
 from periscope.shards.manifest import TEXTS, THUMBNAILS, is_sealed, load_manifest
-from periscope.shards.read import FeatureSet
 from periscope.shards.sharing.names import HubSet, hub_set, is_hub_set, parted
 
 SOURCE = "fetched.json"  # in a fetched set: where it is from
@@ -70,6 +69,8 @@ def fetch(wanted: HubSet, look: Callable[[Mapping[str, Any]], None] = lambda _: 
             manifest = _manifest(wanted, commit, waiting)
             look(manifest)
             _fetch_files(wanted, commit, manifest, waiting)
+        from periscope.shards.read import FeatureSet  # imports torch: what can't be fetched is said before
+
         features = FeatureSet(waiting)  # every header, and the index
         features.texts()
         strangers = features.heldout.difference(features.keys)

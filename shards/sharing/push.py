@@ -20,7 +20,7 @@ from periscope.hub_repo import (
     CARD,
     HubRepository,
     card_lines,
-    check_place,
+    check_push,
     for_terminal,
     git_sha1,
     refuse_paths,
@@ -66,7 +66,7 @@ def push_set(request: SetPush, ask: Callable[[str], bool]) -> str:
     Every byte of the set is checked first, and what stands on the Hub afterwards is compared by its hashes. Returns a
     sentence for the user. Raises FeatureSetError when any of this fails.
     """
-    check_place(request.to, FeatureSetError)
+    check_push(request.to, FeatureSetError)
     print(verify(request.folder))
     features = FeatureSet(request.folder)
     with temporary_folder(features.path.absolute().with_name(f"{features.path.resolve().name}-to-push")) as staged:

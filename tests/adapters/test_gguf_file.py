@@ -9,9 +9,10 @@ import tiny
 import torch
 from gguf_models import REAL, write_gguf
 
+from periscope.adapters.lm.files.find import find_model
 from periscope.adapters.lm.files.gguf_file import GgufFile, gguf_arguments
 from periscope.adapters.lm.identity import same_language_model, weights_sha256
-from periscope.adapters.lm.load import find_model, load_config, load_language_model
+from periscope.adapters.lm.load import load_config, load_language_model
 from periscope.adapters.lm.lora import add_lora, remove_lora
 from periscope.errors import AdapterError
 

@@ -17,10 +17,10 @@ from periscope.adapters.lm.lora import (
     load_lora,
     lora_layers,
     lora_parameters,
-    parse_lora,
     remove_lora,
     save_lora,
 )
+from periscope.adapters.names import parse_lora
 from periscope.errors import AdapterError
 
 

@@ -16,7 +16,7 @@ from periscope.adapters.generation.ranking import by_first_token, candidates_of,
 from periscope.adapters.lm.identity import no_copy, same_language_model
 from periscope.adapters.lm.injection import injection_into
 from periscope.adapters.lm.load import load_config, load_language_model
-from periscope.adapters.lm.runtimes import llama_cpp, load
+from periscope.adapters.lm.runtimes import choice, llama_cpp, load
 from periscope.adapters.lm.runtimes.sequence import VECTOR, MixedSequence
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
@@ -162,7 +162,7 @@ class Unread:
 
 def test_a_file_is_known_without_its_weights(quantized, monkeypatch):
     folder, file = quantized
-    monkeypatch.setattr(load, "check_installed", lambda: None)
+    monkeypatch.setattr(choice, "check_installed", lambda: None)
     monkeypatch.setattr(load, "LlamaCpp", Unread)
     lm = load.open_language_model("llama.cpp", str(file), "cpu")
     there = load_language_model(str(file))
@@ -190,7 +190,7 @@ def test_a_file_is_known_without_its_weights(quantized, monkeypatch):
 def test_what_cannot_be_run_is_one_sentence(quantized, tmp_path, monkeypatch):
     folder, file = quantized
     for name, precision, why in (
-        (str(folder), "auto", "reads GGUF files, and --lm .*lm is none; name one, as --lm model"),
+        (str(folder), "auto", "reads GGUF files, and .*lm isn't one; pass one, as --lm model"),
         (str(file), "fp16", "--precision fp16 can't be chosen with --runtime llama.cpp"),
         (str(tmp_path / "none.gguf"), "auto", "there is no such file"),
     ):
@@ -200,7 +200,7 @@ def test_what_cannot_be_run_is_one_sentence(quantized, tmp_path, monkeypatch):
         load.open_language_model("llama.cpp", str(file), "cpu", trust_remote_code=True)
     with monkeypatch.context() as patched:
         mamba = load_config(str(tiny.save_language_model("mamba", tmp_path / "mamba")))
-        patched.setattr(load, "check_installed", lambda: None)
+        patched.setattr(choice, "check_installed", lambda: None)
         patched.setattr(load, "LlamaCpp", Unread)
         patched.setattr(load, "find_scale", lambda *_: None)
         with pytest.raises(AdapterError, match=r"llama\.cpp reads vectors otherwise than words"):
@@ -223,7 +223,7 @@ def test_what_reaches_into_the_language_model_is_refused(language_model_folder, 
     ):
         AdaptedModel(dataclasses.replace(lm, runtime=InPyTorch(lm)), adapter, prompt)
     tiny.save_tiny_adapter(tmp_path / "eyes", tmp_path, {})
-    with pytest.raises(AdapterError, match="reads GGUF files, and --lm"):
+    with pytest.raises(AdapterError, match=r"reads GGUF files, and .* isn't one"):
         load_models({None: tmp_path / "eyes"}, ModelOptions(runtime="llama.cpp"), "cpu")
     config = json.loads((tmp_path / "eyes/adapter.json").read_text())
     (tmp_path / "eyes/adapter.json").write_text(json.dumps(config | {"lora": {"r": 2, "alpha": 4.0}}))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -39,10 +40,23 @@ def test_a_question_to_an_adapter_of_captions_gets_a_note(home, monkeypatch, cap
         for flags in (("--image", "photos/001.png", "--prompt", "What is it?"), ("--text", "asked.jsonl")):
             monkeypatch.setattr(sys, "stderr", sys.stdout)  # both streams in one
             said = here(home, monkeypatch, capsys, "eval.py", "--run", f"runs/{name}", *flags, *few)
-            assert (NOTE in said and "--init" in said) == expected, (name, flags)
+            assert (NOTE in said) == expected, (name, flags)
+            trains = "train.py --init runs/captions --features features/photos --text asked.jsonl (docs/stage2.md)"
+            assert (trains in said) == (expected and "--text" in flags), "these questions are known"
     said = here(home, monkeypatch, capsys, "eval.py", "--run", "runs/captions", "--image", "photos/001.png",
                 "--prompt", "", *few)  # fmt: skip
     assert NOTE not in said, "a caption was asked for"
+
+    # A set with questions that this encoder made is named.
+    asked = home / "features" / "asked"
+    asked.mkdir()
+    for file in ("manifest.json", "texts.jsonl"):
+        shutil.copyfile(home / "features/photos" / file, asked / file)
+    shutil.copyfile(home / "asked.jsonl", asked / "texts.jsonl")
+    said = here(home, monkeypatch, capsys, "eval.py", "--run", "runs/captions", "--image", "photos/001.png",
+                "--prompt", "What?", *few)  # fmt: skip
+    assert "train.py --init runs/captions --features features/asked (docs/stage2.md)" in said
+    shutil.rmtree(asked)
 
     # An older adapter doesn't tell, so nothing is said.
     file = next((home / "runs/captions/steps").glob("*/adapter/adapter.json"))

@@ -19,7 +19,8 @@ from tiny import save_tiny_adapter
 
 from periscope.adapters.io.checkpoint import load_adapter, save_adapter
 from periscope.adapters.io.eval_results import write_eval_result
-from periscope.adapters.io.hub import fetch_adapter, stage
+from periscope.adapters.io.fetch import fetch_adapter
+from periscope.adapters.io.hub import stage
 from periscope.adapters.lm.identity import same_language_model
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import add_lora, lora_parameters
@@ -330,7 +331,7 @@ def test_what_a_disk_or_a_pictures_file_does_is_said(home, tmp_path, monkeypatch
     monkeypatch.setattr("periscope.adapters.io.hub.save_file", full)
     with pytest.raises(AdapterError, match=r"can't be written to .*No space left"):
         stage(folder, tmp_path / "b", "user/x")
-    monkeypatch.setattr("periscope.adapters.io.hub.snapshot_download", full)
+    monkeypatch.setattr("periscope.adapters.io.fetch.snapshot_download", full)
     with pytest.raises(AdapterError, match=r"user/x can't be kept on this machine: .*No space left"):
         fetch_adapter("user/x", into=tmp_path / "c")
 

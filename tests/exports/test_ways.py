@@ -116,18 +116,21 @@ def test_facts_are_the_same_before_and_after_training(config, facts, tmp_path):
 def test_the_plan_names_what_opens_a_way(facts):
     encoder, adapter = facts
     first = lines_of(encoder, adapter)
-    assert first == ["leaves for: transformers, llama.cpp, vLLM"]
+    assert first == ["can be exported to: transformers, llama.cpp, vLLM"]
     usual = replace(adapter, spec="mlp16", output_norm=True)
     open_line, *closed, mend = lines_of(encoder, usual)
-    assert open_line == "leaves for: vLLM" and len(closed) == 2
+    assert open_line == "can be exported to: vLLM" and len(closed) == 2
     norm = "output norm: train with --output-norm False"
-    assert closed[0] == f"not for transformers: adapter mlp16: only mlp and linear are exported; {norm}"
-    assert mend == "--for transformers or --for llama.cpp opens it: give it to precompute.py and train.py"
+    assert closed[0] == f"not to transformers: adapter mlp16: only mlp and linear are exported; {norm}"
+    assert (
+        mend
+        == "to change that, give --for transformers or --for llama.cpp to both periscope precompute and periscope train"
+    )
     assert opened_by(replace(encoder, tower="clip"), usual) == ["transformers"]
     assert opened_by(replace(encoder, tower="other"), usual) == []
     assert opened_by(encoder, replace(usual, soft_prompt=2)) == []
     assert lines_of(replace(encoder, tower="other", kinds=("layers",)), replace(usual, injects=True))[0] == (
-        "leaves for: no other program"
+        "can be exported to: no other program"
     )
 
 

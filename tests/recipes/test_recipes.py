@@ -428,7 +428,7 @@ def test_flags_override_a_recipe_and_a_wrong_field_is_named(tmp_path, media, in_
         )
     )
     said = capsys.readouterr().out
-    assert "is meant for" not in said and "leaves for: vLLM\nnot for transformers: adapter group9" in said
+    assert "is meant for" not in said and "can be exported to: vLLM\nnot to transformers: adapter group9" in said
     in_workshop(train_script, "--recipe", "limber", "--tiny", "--features", encoded, "--steps", "1", "--name", "other")
     assert "note: limber is meant for features of clip-l, and these come from clip-l-336" in capsys.readouterr().out
     (wrong := tmp_path / "wrong.toml").write_text('[precompute]\nencodr = "clip-l"\n')

@@ -1,12 +1,21 @@
-"""Every command says something, and refuses what isn't there, before torch is imported, which takes seconds."""
+"""Every command says something, and refuses what can't be, before torch is imported, which takes seconds."""
 
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import toy_sets
 from PIL import Image
+
+from periscope.adapters.io.schema import FORMAT, AdapterConfig, RecordedLanguageModel
+from periscope.adapters.prompting.template import Template
+from periscope.adapters.recorded import FeatureShape, LanguageModelIdentity
+from periscope.shards.manifest import save_manifest
+from periscope.training.config import config_from
+from periscope.training.run import Run
 
 # All in one process, in which torch can't be imported: (command line) -> what it ended with, and what it printed.
 WITHOUT_TORCH = """
@@ -17,10 +26,12 @@ class Without:
         if name in ("torch", "transformers"):
             raise SystemExit("torch is imported")
 sys.meta_path.insert(0, Without())
+import periscope
 from periscope import cli, eval, train
 from periscope.console import run
 from periscope.precompute.cli import main as precompute
 mains = {"precompute.py": precompute, "train.py": train.main, "eval.py": eval.main, "periscope": cli.main}
+mains["python"] = lambda: exec(sys.argv[1])
 lines, ends = json.loads(sys.argv[1]), []
 for line in lines:
     sys.argv, said = list(line), io.StringIO()
@@ -32,33 +43,95 @@ for line in lines:
             ends.append([str(end.code), said.getvalue()])
 print(json.dumps(ends))
 """
+TRAIN = ("train.py", "--features", "features/photos", "--lm", "lm")
+ASK = ("periscope", "ask", "runs/first", "photos/a.png", "What?")
 BEGINNINGS = {
     ("precompute.py", "--data", "photos"): "precompute: photos, encoder demo",
-    ("train.py", "--adapter", "mlp16", "--features", "features/photos", "--lm", "owner/name"): "train: preparing",
-    ("eval.py", "--run", "runs/a"): "eval: runs/a",
-    ("periscope", "ask", "runs/a", "photos/a.png", "What?"): "periscope ask: loading runs/a",
-    ("periscope", "chat", "owner/name", "photos/a.png"): "periscope chat: loading owner/name",
-    ("periscope", "caption", "runs/a", "photos", "--out", "new.jsonl"): "periscope caption: loading runs/a",
-    ("periscope", "push", "runs/a", "owner/name"): "periscope push: loading runs/a",
-    ("periscope", "export", "check", "runs/a"): "periscope export: loading the tools",
-    ("periscope", "import", "epalm", "a.pth"): "periscope import: loading the tools",
+    (*TRAIN, "--adapter", "mlp16"): "train: preparing",
+    ("train.py", "--features", "features/photos", "--tiny", "--name", "tried"): "train: preparing",
+    ("eval.py", "--run", "runs/first"): "eval: runs/first",
+    ("eval.py", "--image", "photos/a.png", "--prompt", "What?"): "eval: the newest run",
+    ASK: "periscope ask: loading runs/first",
+    ("periscope", "chat", "image=runs/first", "photos/a.png"): "periscope chat: loading image=runs/first",
+    ("periscope", "caption", "runs/first", "photos", "--out", "new.jsonl"): "periscope caption: loading runs/first",
+    ("periscope", "push", "runs/first", "owner/name"): "periscope push: loading runs/first",
+    ("periscope", "serve", "runs/first"): "periscope serve: loading runs/first",
+    ("periscope", "export", "embeds", "runs/first", "photos/a.png", "--out", "x"): "periscope export: loading the t",
+    ("periscope", "import", "epalm", "a.pth", "--lm", "lm", "--features", "features/photos", "--out", "x"): (
+        "periscope import: loading the tools"
+    ),
     ("periscope", "features", "verify", "features/photos"): "features: reading features/photos",
-    ("periscope", "init", "photos"): "init: looking at photos",
     ("periscope", "plan"): "plan: counting",
+    ("python", "periscope.load('runs/first')"): "",
 }
+NO_RUN = "is not a run: there is no such folder here"
 MISTAKES = {
     ("precompute.py", "--data", "nope"): "nope",
     ("precompute.py", "--data", "photos", "--encoder", "clp-l-336"): "nearest: clip-l-336",
+    ("precompute.py", "--data", "photos", "--encoder", "siglip2-b"): "HF_HUB_OFFLINE forbids to fetch it; download",
+    ("precompute.py", "--data", "photos", "--encoder", "clip-b-32"): "isn't on this machine and the Hub can't be",
+    ("precompute.py", "--data", "photos", "--encoder", "ast"): "there are only image media here; try --encoder sig",
+    ("precompute.py", "--data", "photos", "--store", "int9"): "--store int9 isn't possible",
+    ("precompute.py", "--data", "photos", "--pool", "2"): "--pool 2 isn't ROWSxCOLUMNS",
+    ("precompute.py", "--data", "photos", "--device", "tpu"): "'tpu' is none of auto, cpu",
     ("train.py", "--features", "features/nope"): "--features features/nope: there is no such folder",
+    ("train.py", "--features", "photos", "--lm", "lm"): "photos isn't a feature set",
+    ("train.py", "--features", "features/wordless", "--lm", "lm"): "has no words to train on (0 texts)",
+    ("train.py", "--features", "features/photos"): "--lm is missing",
+    ("train.py", "--recipe", "llava-1.5"): "was made by clip-l-336, which this recipe reads",
     ("train.py", "--text", "nope.jsonl"): "--text nope.jsonl: there is no such file",
     ("train.py", "--resume", "runs/nope"): "--resume runs/nope: there is no such run",
+    ("train.py", "--resume", "photos"): "photos is not a run: it holds no config.toml",
     ("train.py", "--adapter", "mpl16"): "or mlp16?",
     ("train.py", "--lm", "gpt2"): "such as openai-community/gpt2",
-    ("eval.py", "--run", "runs/nope"): "runs/nope is not a run: there is no such folder here",
-    ("eval.py", "--run", "runs/a", "--image", "nope.png"): "--image nope.png: there is no such file",
-    ("periscope", "ask", "runs/a", "nope.png", "What?"): "nope.png: there is no such file",
-    ("periscope", "ask", "nope", "photos/a.png", "What?"): "nope is not a run",
-    ("periscope", "caption", "runs/a", "nope", "--out", "new.jsonl"): "nope: there is no such file",
+    (*TRAIN[:3], "--lm", "user/name"): "can't be reached; connect, or pass a folder with the model",
+    (*TRAIN[:3], "--lm", "runs/name"): "--lm runs/name: there is no such folder",
+    (*TRAIN[:3], "--lm", "photos"): "a folder without a config.json",
+    (*TRAIN[:3], "--tiny", "--lm", "user/name"): "--tiny doesn't know what user/name is",
+    (*TRAIN, "--adapter", "epalm"): "holds pooled, not layers; encode again with --kinds layers",
+    (*TRAIN, "--name", "first"): "runs/first exists, and a run is never overwritten",
+    (*TRAIN, "--lora", "r=x"): "isn't of the form r=64,alpha=16",
+    (*TRAIN, "--merge-lora", "x"): "there is no LoRA to merge",
+    (*TRAIN, "--init", "photos"): "photos is not a run: it holds no config.toml",
+    ("train.py", "--sweep", "adpter=mlp8,mlp16"): "did you mean adapter?",
+    ("eval.py", "--run", "runs/nope"): f"runs/nope {NO_RUN}; runs that are there: runs/first",
+    ("eval.py", "--run", "photos"): "photos is not a run: it holds no config.toml and no adapter",
+    ("eval.py", "--run", "runs/first", "--features", "photos"): "photos isn't a feature set",
+    ("eval.py", "--run", "runs/first", "--image", "nope.png"): "--image nope.png: there is no such file",
+    ("eval.py", "--run", "runs/first", "--audio", "photos/a.png"): "was given as audio, and the adapter reads image",
+    ("eval.py", "--run", "runs/first", "--runtime", "llama.cpp"): "reads GGUF files, and lm isn't one; it holds sm",
+    ("eval.py", "--run", "runs/first", "--push", "nope"): "nope is no place to push to",
+    ("periscope", "ask", "runs/nope", "photos/a.png", "?"): f"runs/nope {NO_RUN}; runs that are there: runs/first",
+    ("periscope", "ask", "runs/frist", "photos/a.png", "?"): f"{NO_RUN}; did you mean runs/first?",
+    ("periscope", "ask", "./runs/nope", "photos/a.png", "?"): NO_RUN,
+    ("periscope", "ask", "nope", "photos/a.png", "What?"): f"nope {NO_RUN}",
+    ("periscope", "ask", "photos", "photos/a.png", "What?"): "photos is not a run: it holds no config.toml",
+    ("periscope", "ask", "user/name", "photos/a.png", "?"): "user/name is not here, and the Hub isn't asked",
+    ("periscope", "ask", "audio=runs/first", "photos/a.png", "?"): "is named as audio, but reads image",
+    ("periscope", "ask", "runs/first", "nope.png", "What?"): "nope.png: there is no such file",
+    ("periscope", "ask", "runs/first", "photos", "What?"): "photos is a folder; name files",
+    ("periscope", "ask", "runs/first", "photos/a.txt", "?"): "neither a picture nor a sound nor a clip",
+    (*ASK, "--lm", "nope"): "--lm nope is neither a folder that exists nor a hub id",
+    (*ASK, "--encoder", "nope"): "no encoder is called 'nope'",
+    (*ASK, "--runtime", "llama.cpp"): "pass --lm lm/small.gguf, or leave --runtime llama.cpp out",
+    (*ASK, "--runtime", "llama.cpp", "--lm", "lm/small.gguf"): "needs the package llama-cpp-python",
+    ("periscope", "chat", "runs/nope"): f"runs/nope {NO_RUN}",
+    ("periscope", "caption", "runs/nope", "photos", "--out", "new.jsonl"): f"runs/nope {NO_RUN}",
+    ("periscope", "caption", "runs/first", "nope", "--out", "new.jsonl"): "nope: there is no such file",
+    ("periscope", "caption", "runs/first", "lm/empty", "--out", "new.jsonl"): "lm/empty holds no image that can be",
+    ("periscope", "caption", "--with", "nope", "photos", "--out", "new.jsonl"): "--with nope is neither a folder",
+    ("periscope", "serve", "runs/nope"): f"runs/nope {NO_RUN}",
+    ("periscope", "push", "runs/nope", "owner/name"): f"runs/nope {NO_RUN}",
+    ("periscope", "push", "runs/first", "nope"): "nope is no place to push to",
+    ("periscope", "export", "gguf", "runs/nope", "--out", "x"): f"runs/nope {NO_RUN}",
+    ("periscope", "export", "gguf", "runs/first", "--out", "photos"): "photos exists, and nothing is overwritten",
+    ("periscope", "export", "llava", "runs/first", "--out", "x"): "can't be exported to transformers: ",
+    ("periscope", "export", "merged", "runs/first", "--out", "x"): "there is no LoRA to merge",
+    ("periscope", "import", "epalm", "nope.pth", "--lm", "lm", "--features", "f", "--out", "x"): "nope.pth: there is",
+    ("periscope", "features", "verify", "photos"): "photos isn't a feature set",
+    ("periscope", "features", "merge", "x", "photos", "photos"): "photos isn't a feature set",
+    ("periscope", "features", "recode", "features/photos", "x", "--store", "int9"): "--store int9 isn't possible",
+    ("periscope", "features", "fetch", "nope"): "nope is no name of a feature set on the Hub",
     ("precompute.py", "--data", "photos", "--for", "llama.cpp", "--encoder", "clip-l"): "class token: llama.cpp",
     ("precompute.py", "--data", "photos", "--for", "transformers", "--encoder", "dinov2-b"): "dinov2-b: only CLIP",
     ("precompute.py", "--data", "photos", "--for", "llama.cpp", "--kinds", "pooled"): "features without patches",
@@ -71,28 +144,76 @@ MISTAKES = {
     ("train.py", "--for", "llama.cpp", "--features", "features/clip=1"): "class token: llama.cpp puts it last",
     ("train.py", "--for", "vllm", "--adapter", "epalm"): "--for vllm can't work: injection into inner layers",
     ("train.py", "--features", "hf://owner"): "hf://owner is no name of a feature set on the Hub",
-    ("eval.py", "--run", "runs/a", "--push", "a/b", "--runtime", "llama.cpp"): "--runtime does nothing with --push",
+    ("eval.py", "--run", "runs/first", "--push", "a/b", "--runtime", "llama.cpp"): "--runtime does nothing with --push",
     ("periscope", "ask", "hf://owner/name", "photos/a.png", "What?"): "named owner/name, here owner/name",
     ("periscope", "init", "nope"): "nope: there is no such folder or file",
+    ("periscope", "init", "lm/empty"): "no media in ",
+    ("periscope", "plan", "--encoder", "clp-l-336"): "its size isn't known before a download; nearest: clip-l-336",
+    ("periscope", "plan", "--adapter", "mpl16"): "or mlp16?",
+    ("periscope", "plan", "--lm", "nope"): "--lm nope is neither a folder that exists nor a hub id",
+    ("python", "periscope.load('runs/nope')"): f"runs/nope {NO_RUN}; runs that are there: runs/first",
+    ("python", "periscope.load('runs/first', runtime='llama.cpp')"): "reads GGUF files, and lm isn't one",
+    ("python", "periscope.load('runs/first', lm='nope')"): "--lm nope is neither a folder",
 }  # fmt: skip
+
+
+def make_home(home: Path) -> None:
+    """Photos, two feature sets, a run with an adapter, and a language model's folder, as far as they are looked at."""
+    (home / "photos").mkdir()
+    Image.new("RGB", (8, 8), "red").save(home / "photos" / "a.png")
+    (home / "photos" / "a.txt").write_text("a red square\n")
+    photos = toy_sets.make(home / "features" / "photos", range(4), {"pooled": toy_sets.FEATURES["pooled"]})
+    (home / "features" / "wordless").mkdir()
+    counts = photos.manifest["counts"] | {"texts": 0}
+    save_manifest(home / "features" / "wordless", photos.manifest | {"counts": counts})
+    (home / "lm" / "empty").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "small.gguf"):
+        (home / "lm" / name).write_text("{}")
+    (home / "a.pth").touch()
+    chosen = {"adapter": "mlp16", "features": ["features/photos"], "lm": "lm", "steps": 9}
+    run = Run.create(home / "runs" / "first", config_from(chosen, "the test"))
+    adapter = run.path / "steps" / "000001" / "adapter"
+    adapter.mkdir(parents=True)
+    AdapterConfig(
+        format=FORMAT,
+        adapter="mlp16",
+        features=FeatureShape("pooled", 1, 24),
+        hidden_size=32,
+        tokens=16,
+        soft_prompt=0,
+        soft_prompt_mlp=False,
+        output_norm=True,
+        projector_hidden=0,
+        projector_layers=0,
+        projector_frames=0,
+        soft_prompt_unit=False,
+        injection=None,
+        embedding_rms=0.1,
+        lora=None,
+        modality="image",
+        encoder=toy_sets.ENCODER | {"id": "test"},
+        storage=None,
+        language_model=RecordedLanguageModel("lm", LanguageModelIdentity()),
+        template=Template(),
+        training={},
+    ).write(adapter / "adapter.json")
 
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory) -> dict[tuple[str, ...], tuple[str, str]]:
-    """Command line -> (how it ended, what it printed), without torch."""
+    """Command line -> (how it ended, what it printed), without torch, offline."""
     home = tmp_path_factory.mktemp("lines")
-    for folder in ("photos", "features/photos", "runs/a"):
-        (home / folder).mkdir(parents=True)
+    make_home(home)
     (home / "models" / "opt").mkdir(parents=True)
     (home / "models" / "opt" / "config.json").write_text(json.dumps({"model_type": "opt", "hidden_size": 8}))
     (home / "features" / "clip").mkdir()
     clip = {"name": "x", "library": "open_clip", "class": "VisionTransformer"}
     manifest = {"encoder": clip, "modality": "image", "features": {"patches": {}}}
     (home / "features" / "clip" / "manifest.json").write_text(json.dumps(manifest))
-    Image.new("RGB", (8, 8), "red").save(home / "photos" / "a.png")
     lines = [*BEGINNINGS, *MISTAKES]
     call = [sys.executable, "-c", WITHOUT_TORCH, json.dumps(lines)]
-    done = subprocess.run(call, cwd=home, capture_output=True, text=True, env=os.environ)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "cache"), "HOME": str(home)}
+    done = subprocess.run(call, cwd=home, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return dict(zip(lines, map(tuple, json.loads(done.stdout)), strict=True))
 
@@ -104,6 +225,6 @@ def test_a_command_says_what_it_does_before_it_imports_torch(line, ends):
 
 
 @pytest.mark.parametrize("line", MISTAKES, ids=" ".join)
-def test_what_is_not_there_is_refused_before_torch_is_imported(line, ends):
+def test_a_mistake_is_refused_before_torch_is_imported(line, ends):
     end, said = ends[line]
     assert end.startswith("error: ") and MISTAKES[line] in end, (end, said)

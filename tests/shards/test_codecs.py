@@ -5,7 +5,8 @@ import torch
 
 from periscope.errors import FeatureSetError
 from periscope.shards import codecs
-from periscope.shards.features import decode, encode, layout, round_trip, stored_bytes
+from periscope.shards.features import decode, encode, round_trip
+from periscope.shards.layout import CODECS, layout, stored_bytes
 
 
 def entry(*shape: int, codec: str = "fp16", **more: object) -> dict:
@@ -102,7 +103,7 @@ def test_a_gpu_unpacks_the_same_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(computed, looked_up) and computed.shape == (2, 4, 64)
 
 
-@pytest.mark.parametrize("codec", codecs.CODECS)
+@pytest.mark.parametrize("codec", CODECS)
 def test_what_does_not_fit_is_found_when_written(codec: str) -> None:
     for bad, reason in ((7e4, "beyond float16"), (float("inf"), "not finite"), (float("nan"), "not finite")):
         features = torch.ones(40, 64)

@@ -23,8 +23,9 @@ from periscope.precompute.media import decode_image
 from periscope.precompute.pipeline import augment
 from periscope.precompute.pipeline.filters import DUPLICATE
 from periscope.precompute.tiny_encoders import open_clip_folder
-from periscope.shards.features import CodedFeatures, encode, parse_pool, round_trip, settle_storage
+from periscope.shards.features import CodedFeatures, encode, round_trip
 from periscope.shards.index import NAME as INDEX
+from periscope.shards.layout import parse_pool, settle_storage
 from periscope.shards.read import FeatureSet
 from periscope.shards.verify import verify
 from periscope.shards.write import SetWriter, make_key

@@ -22,7 +22,8 @@ from periscope.precompute import __main__
 from periscope.precompute.contact_sheet import contact_sheet
 from periscope.shards import derive as deriving
 from periscope.shards.derive import merge, recode
-from periscope.shards.features import round_trip, settle_storage
+from periscope.shards.features import round_trip
+from periscope.shards.layout import settle_storage
 from periscope.shards.read import FeatureSet
 from periscope.shards.timing import Timing, add_timing, load_timing
 from periscope.shards.verify import inspect, verify

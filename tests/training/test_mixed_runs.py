@@ -12,8 +12,8 @@ from processes import finish, forks, processes
 from processes import train as train_with
 from safetensors.torch import load_file
 
-from periscope.adapters.io.merge_lora import merge as merge_lora
 from periscope.errors import AdapterError, RunError
+from periscope.exports.__main__ import merged as merge_lora
 from periscope.shards.features import encode_fp16
 from periscope.shards.write import SetWriter, make_key
 

@@ -8,7 +8,8 @@ import torch
 from toy_runs import run_at, save_step
 
 from periscope.errors import RunError
-from periscope.training.run import Run, load_optimizer_state, newest_run, optimizer_state
+from periscope.training.run import Run, newest_run
+from periscope.training.step import load_optimizer_state, optimizer_state
 
 
 def test_a_run_is_never_overwritten_and_describes_itself(tmp_path, monkeypatch):

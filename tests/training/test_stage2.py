@@ -14,7 +14,6 @@ from tiny import save_language_model
 from periscope import eval as eval_script
 from periscope import inference as live
 from periscope import train as train_script
-from periscope.adapters.io.merge_lora import merge
 from periscope.adapters.lm.gradient_checkpointing import checkpoint_layers
 from periscope.adapters.lm.identity import weights_sha256
 from periscope.adapters.lm.language_model import LoraSize
@@ -25,6 +24,7 @@ from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.template import Template, default_template
 from periscope.errors import AdapterError, RunError
+from periscope.exports.__main__ import merged as merge
 from periscope.precompute.cli import main as precompute
 from periscope.training.config import config_from
 from periscope.training.models.language_model_holder import LanguageModelHolder

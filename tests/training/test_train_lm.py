@@ -23,8 +23,8 @@ from periscope.errors import AdapterError, RunError
 from periscope.precompute.cli import main as precompute
 from periscope.training.models.language_model_holder import LanguageModelHolder
 from periscope.training.resolve import settle
-from periscope.training.run import Run, load_optimizer_state, optimizer_state
-from periscope.training.step import make_optimizer, set_rates
+from periscope.training.run import Run
+from periscope.training.step import load_optimizer_state, make_optimizer, optimizer_state, set_rates
 
 SHORT = ("--eval-every", "100", "--batch", "6", "--steps", "4", "--lr", "3e-3", "--lm-lr", "3e-3")
 

@@ -21,6 +21,7 @@ from periscope.adapters.splice import length_of
 from periscope.bars import progress_bar
 from periscope.errors import AdapterError, RunError
 from periscope.shards.features import CodedFeatures
+from periscope.shards.layout import missing_kind
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts, without_marks
 from periscope.training.data.workers import ignore_stop_signals, start_method
@@ -131,10 +132,7 @@ def feature_shape(features: FeatureSet, kind: str) -> FeatureShape:
     """The shape a projector is built for. Raises RunError when the set doesn't hold `kind`."""
     kinds = features.manifest["features"]
     if kind not in kinds:
-        raise RunError(
-            f"{features.path} holds {', '.join(kinds)}, not {kind}; encode again with --kinds {kind}, "
-            f"or choose an adapter that reads {' or '.join(kinds)}"
-        )
+        raise RunError(missing_kind(features.path, kinds, kind))
     shape = kinds[kind]["shape"]
     tokens, width = (1, shape[0]) if len(shape) == 1 else shape
     grid = kinds[kind].get("grid")

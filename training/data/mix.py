@@ -10,44 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, groupby
 from operator import itemgetter
-from pathlib import Path
 
 from torch.utils.data import Dataset
 
 from periscope.adapters.prompting.segments import Segment
-from periscope.errors import RunError
 from periscope.training.data.dataset import Batch, TextFeatureDataset, TextIndex
 from periscope.training.data.order import split_evenly, steps_per_epoch
 from periscope.training.data.steps import TrainingSteps
-
-
-def named_sets(features: str | Sequence[str]) -> dict[str, float | None]:
-    """What --features names: path -> weight, None for all sets when no weights are given.
-
-    Raises RunError for a weight that isn't above 0, for weights on some sets only, and for a set named twice.
-    """
-    sets: dict[str, float | None] = {}
-    for name in [features] if isinstance(features, str) else features:
-        path, weight = _path_and_weight(name)
-        if weight is not None and not 0 < weight < float("inf"):
-            raise RunError(f"--features {name}: a weight must be above 0")
-        if path in sets:
-            raise RunError(f"--features names {path} twice")
-        sets[path] = weight
-    if len(set(weight is None for weight in sets.values())) > 1:
-        raise RunError(f"--features {' '.join(features)}: give every set a weight, as a=0.7 b=0.3, or none")
-    return sets
-
-
-def _path_and_weight(name: str) -> tuple[str, float | None]:
-    """Split `a=0.7`; a folder may itself have such a name."""
-    path, equals, number = name.rpartition("=")
-    if not equals or Path(name).is_dir():
-        return name, None
-    try:
-        return path, float(number)
-    except ValueError:
-        return name, None
 
 
 class Quotas:

@@ -11,7 +11,7 @@ from periscope.errors import RunError
 from periscope.evaluation.controls import evenly, stand_ins
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
-from periscope.training.config import TrainConfig
+from periscope.training.config import TrainConfig, named_sets
 from periscope.training.data.dataset import (
     TextFeatureDataset,
     TextIndex,
@@ -19,7 +19,7 @@ from periscope.training.data.dataset import (
     medium_contents,
     question_of,
 )
-from periscope.training.data.mix import MixedSteps, named_sets
+from periscope.training.data.mix import MixedSteps
 from periscope.training.data.steps import TrainingSteps
 
 MAX_HELDOUT = 256  # texts; eval.py evaluates all of them

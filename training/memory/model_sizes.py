@@ -1,11 +1,15 @@
 """Sizes of the language models that recipes name, so that a training's memory can be counted without a download."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-
+from periscope.adapters.names import PROJECT
 from periscope.errors import RunError
+
+if TYPE_CHECKING:  # the names are needed before torch is imported, which takes seconds
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,13 @@ LANGUAGE_MODELS = {
 }
 
 
+def check_tiny(name: str) -> None:
+    """Raise RunError for a language model that `--tiny` can't stand in for: neither listed nor a folder."""
+    folders = (Path(name).expanduser(), PROJECT / name)
+    if name not in LANGUAGE_MODELS and not any((folder / "config.json").is_file() for folder in folders):
+        raise RunError(f"--tiny doesn't know what {name} is; it knows {', '.join(LANGUAGE_MODELS)}, and folders")
+
+
 def size_of(name: str) -> ModelSize:
     """The size of a language model. Raises RunError for one that isn't listed."""
     if name not in LANGUAGE_MODELS:
@@ -104,14 +115,19 @@ def size_of(name: str) -> ModelSize:
     return LANGUAGE_MODELS[name]
 
 
-def full_config(name: str) -> PretrainedConfig:
+def full_config(name: str) -> "PretrainedConfig":
     """The transformers configuration of a listed language model. Raises RunError as `size_of`."""
+    from transformers import AutoConfig
+
     size = size_of(name)
     return AutoConfig.for_model(size.model_type, **size.config)
 
 
-def skeleton(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model on the meta device, shapes without weights; frozen, in evaluation mode."""
+def skeleton(config: "PretrainedConfig", dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
+    """A model on the meta device, shapes without weights (dtype: fp32 unless given); frozen, in evaluation mode."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32, trust_remote_code=False)
     return model.requires_grad_(False).eval()

@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 
 from periscope.adapters.lm.families import MODEL_FAMILIES, ModelFamily
 from periscope.adapters.lm.injection import Injection, map_layers
-from periscope.adapters.lm.lora import lora_size, parse_lora
+from periscope.adapters.lm.lora import lora_size
 from periscope.adapters.model import Adapter
+from periscope.adapters.names import parse_lora
 from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.errors import RunError
 from periscope.recipes import ASPECTS, Recipe, load_recipe, recipe_names

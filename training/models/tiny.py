@@ -5,10 +5,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from periscope.adapters.lm.load import PROJECT, load_config
+from periscope.adapters.lm.load import load_config
 from periscope.adapters.lm.tiny import FAMILIES, save_language_model
+from periscope.adapters.names import PROJECT
 from periscope.errors import RunError
-from periscope.training.memory.model_sizes import LANGUAGE_MODELS
+from periscope.training.memory.model_sizes import LANGUAGE_MODELS, check_tiny
 
 DEEP = {"num_hidden_layers": 14}  # enough for six encoder blocks of two layers each
 
@@ -19,13 +20,12 @@ def tiny_language_model(name: str, folder: Path, deep: bool = False) -> Path:
     name: in `model_sizes.LANGUAGE_MODELS`, or a folder with a config.json · folder: where tiny models are kept · deep:
     with enough layers for injection. Raises RunError for any other name, and for a class that has no tiny model.
     """
-    folders = [path for path in (Path(name).expanduser(), PROJECT / name) if (path / "config.json").is_file()]
+    check_tiny(name)
     if name in LANGUAGE_MODELS:
         family = LANGUAGE_MODELS[name].family or LANGUAGE_MODELS[name].model_type
-    elif folders:
-        family = load_config(str(folders[0]), name).model_type
     else:
-        raise RunError(f"--tiny doesn't know what {name} is; it knows {', '.join(LANGUAGE_MODELS)}, and folders")
+        folders = (Path(name).expanduser(), PROJECT / name)
+        family = load_config(next(str(path) for path in folders if (path / "config.json").is_file()), name).model_type
     if family not in FAMILIES:
         raise RunError(f"--tiny has no small model of the class {family}; it has {', '.join(FAMILIES)}")
     path = folder / f"{family}{'-deep' * deep}"

@@ -4,14 +4,10 @@ runs/NAME/mlp8-lr0.001/ …        a run per combination, as train.py alone woul
 runs/NAME/sweep.json  sweep.md  sweep.png      the results side by side
 """
 
-import difflib
-import itertools
 import json
 import math
-import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -19,14 +15,14 @@ import torch
 from safetensors import safe_open
 
 from periscope.adapters.io.schema import read_adapter_config
-from periscope.adapters.lm.lora import parse_lora
 from periscope.atomic import replace_bytes
 from periscope.errors import AdapterError, ChartError, FeatureSetError, RunError
-from periscope.training.config import RENAMED, Request, TrainConfig, option_names, parse_request
+from periscope.training.config import Request, TrainConfig
 from periscope.training.distributed import RankLeft, Ranks
 from periscope.training.models.language_model_holder import LanguageModelHolder
 from periscope.training.resolve import resolve, resumed, run_path
 from periscope.training.run import Run
+from periscope.training.sweep.combinations import Combination, combinations
 from periscope.training.sweep.picture import picture
 from periscope.units import format_bytes
 
@@ -34,57 +30,6 @@ FAILURES = (RunError, AdapterError, FeatureSetError, torch.OutOfMemoryError)  # 
 NEW, UNFINISHED, FINISHED = range(3)
 CONDITIONS = ("real", "shuffled", "none")
 Train = Callable[[TrainConfig, Path, Run | None], bool]
-
-
-@dataclass(frozen=True)
-class Combination:
-    """One run of a sweep: the name of its folder, the equivalent request, and the values of the swept options."""
-
-    name: str
-    request: Request
-    choice: dict[str, object]
-
-
-def combinations(request: Request) -> list[Combination]:
-    """Every combination of the values in `--sweep`, grouped by language model and precision.
-
-    Values are separated by commas. Those of `lora` contain commas themselves; each starts with its r, as in
-    lora=r=8,alpha=16,r=64. Raises RunError for an option that is unknown, can't be swept or is given as well,
-    AdapterError for a malformed LoRA. A value that the option doesn't accept exits as it would for the flag itself.
-    """
-    axes: dict[str, list[object]] = {}
-    for argument in request.sweep:
-        name, values = _parse_axis(argument, request, axes)
-        axes[name] = [parse_request([f"--{_flag(name)}", value]).flags[name] for value in values]
-    slowest_first = sorted(axes, key=lambda name: name not in ("lm", "precision"))
-    result: dict[str, Combination] = {}
-    for chosen in itertools.product(*(axes[name] for name in slowest_first)):
-        unordered = dict(zip(slowest_first, chosen, strict=True))
-        choice = {name: unordered[name] for name in axes}
-        folder = _folder_name(choice)
-        folder = folder if folder not in result else f"{folder}-{len(result)}"
-        result[folder] = Combination(folder, replace(request, flags={**request.flags, **choice}), choice)
-    return list(result.values())
-
-
-def _parse_axis(argument: str, request: Request, axes: Mapping[str, list]) -> tuple[str, list[str]]:
-    """The option and the values of one argument of --sweep."""
-    flag, _, values = argument.partition("=")
-    name = flag.strip("-").replace("-", "_")
-    name = RENAMED.get(name, name)
-    if name not in option_names():
-        near = difflib.get_close_matches(name, option_names(), n=1)
-        raise RunError(f"--sweep knows no flag {flag!r}" + (f"; did you mean {near[0]}?" if near else ""))
-    if not values or name in axes:
-        raise RunError(
-            f"--sweep {argument} must be one flag and its values, as in --sweep adapter=mlp8,mlp16 lr=1e-3,3e-4"
-        )
-    if name in request.flags:
-        raise RunError(f"--{_flag(name)} is given and swept; leave one of them out")
-    words = list(dict.fromkeys(re.split(r",(?=\s*r=)" if name == "lora" else ",", values)))
-    for word in words if name == "lora" else ():
-        parse_lora(word)
-    return name, words
 
 
 def sweep(request: Request, tiny_folder: Path, holder: LanguageModelHolder, ranks: Ranks, train: Train) -> None:
@@ -237,20 +182,3 @@ def _write_results(home: Path, rows: Sequence[dict], holder: LanguageModelHolder
         shown = f"No picture: {error}"
     page = f"# {home.name}\n\n{table(rows)}\n\n{shown}\n\n{_loads(holder, trained)}.\n"
     replace_bytes(home / "sweep.md", page.encode())
-
-
-def _folder_name(choice: Mapping[str, object]) -> str:
-    """A folder name from the values; values other than an adapter or LoRA follow their flag, as in
-    mlp8-r8_alpha16-lr0.001.
-    """
-    words = {name: _file_word(value) for name, value in choice.items()}
-    return "-".join(word if name in ("adapter", "lora") else _flag(name) + word for name, word in words.items())
-
-
-def _file_word(value: object) -> str:
-    text = f"{value:g}" if isinstance(value, float) else Path(value).name if isinstance(value, Path) else str(value)
-    return re.sub(r"[^\w.]+", "_", text.replace("=", "")).strip("._") or "none"
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")

@@ -5,7 +5,6 @@ class of its own (https://huggingface.co/docs/transformers/gguf).
 """
 
 import importlib.util
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,11 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from periscope.adapters.lm.files.find import PART, part_name
 from periscope.adapters.names import GGUF as SUFFIX
 from periscope.errors import AdapterError, first_line
-
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 class QuantizedRows:
@@ -73,31 +70,6 @@ class GgufFile:
         return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}.get(self.quantization)
 
 
-def find_gguf(path: Path) -> Path | None:
-    """The GGUF file that `path` names: itself, or the only model in a folder without other weights; of a model in
-    several parts the first. None for anything else.
-
-    Raises AdapterError for a folder of several models, and for a part that isn't the first.
-    """
-    if path.suffix.lower() == SUFFIX and path.is_file():
-        part = _PART.fullmatch(path.name)
-        if part and int(part[2]) != 1:
-            raise AdapterError(f"--lm {path} is part {int(part[2])} of a model; name its first file, {_part(part, 1)}")
-        return path
-    if not path.is_dir() or any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
-        return None
-    # mmproj files hold an image encoder for llama.cpp's own use.
-    files = sorted(file for file in path.glob(f"*{SUFFIX}") if "mmproj" not in file.name.lower())
-    models: dict[str, Path] = {}
-    for file in files:
-        part = _PART.fullmatch(file.name)
-        models.setdefault(part[1] if part else file.name, file)
-    if len(models) > 1:
-        names = ", ".join(file.name for file in models.values())
-        raise AdapterError(f"--lm {path} holds {len(models)} GGUF models; name one file: {names}")
-    return next(iter(models.values()), None)
-
-
 def read_gguf(path: Path) -> GgufFile:
     """The GGUF model whose first file is `path`.
 
@@ -107,8 +79,8 @@ def read_gguf(path: Path) -> GgufFile:
     if importlib.util.find_spec("gguf") is None:
         raise AdapterError(f'reading {path.name} needs the package gguf: pip install "periscope-adapters[gguf]"')
     files: tuple[Path, ...] = (path,)
-    if part := _PART.fullmatch(path.name):
-        files = tuple(path.with_name(_part(part, number + 1)) for number in range(int(part[3])))
+    if part := PART.fullmatch(path.name):
+        files = tuple(path.with_name(part_name(part, number + 1)) for number in range(int(part[3])))
         if missing := [file.name for file in files if not file.is_file()]:
             raise AdapterError(
                 f"--lm {path.parent} lacks {missing[0]}, one of the model's {len(files)} parts; download it into that "
@@ -228,10 +200,6 @@ def forget_file(model: Any) -> None:
     ):
         if name in vars(owner):
             delattr(owner, name)
-
-
-def _part(match: re.Match[str], number: int) -> str:
-    return f"{match[1]}-{number:05}-of-{match[3]}{SUFFIX}"
 
 
 def _open(file: Path) -> Any:

@@ -4,7 +4,6 @@ The C interface: https://github.com/ggml-org/llama.cpp/blob/master/include/llama
 """
 
 import ctypes
-import importlib.util
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from periscope.adapters.lm.runtimes.choice import NAME, check_installed
 from periscope.adapters.lm.runtimes.sequence import MixedSequence
 from periscope.errors import AdapterError
 
-NAME = "llama.cpp"  # as --runtime takes it
-PACKAGE = "llama_cpp"
 BATCH = 512  # positions in one pass
 SHORTEST = 1024  # positions that the first context has room for
 ERROR = 4  # a log level
@@ -133,14 +131,6 @@ class LlamaCpp:
         batch = self._api.llama_batch_init(BATCH, width, 1)
         weakref.finalize(self, self._api.llama_batch_free, batch)
         return batch
-
-
-def check_installed() -> None:
-    """Raise AdapterError when the package llama-cpp-python is missing."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise AdapterError(
-            f'--runtime {NAME} needs the package llama-cpp-python: pip install "periscope-adapters[llamacpp]"'
-        )
 
 
 def _library() -> Any:

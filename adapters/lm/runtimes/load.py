@@ -10,11 +10,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from periscope.adapters.lm.families import family_of, why_refused
-from periscope.adapters.lm.files.gguf_file import SUFFIX, GgufFile, QuantizedRows
+from periscope.adapters.lm.files.gguf_file import GgufFile, QuantizedRows
 from periscope.adapters.lm.identity import LanguageModelIdentity, identify
 from periscope.adapters.lm.language_model import LanguageModel
-from periscope.adapters.lm.load import find_model, load_language_model, opened, read_config, read_tokenizer
-from periscope.adapters.lm.runtimes.llama_cpp import NAME, LlamaCpp, check_installed
+from periscope.adapters.lm.load import load_language_model, opened, read_config, read_tokenizer
+from periscope.adapters.lm.runtimes.choice import NAME, find_quantized
+from periscope.adapters.lm.runtimes.llama_cpp import LlamaCpp
 from periscope.adapters.lm.runtimes.sequence import VECTOR, MixedSequence, Runtime
 from periscope.adapters.names import RuntimeName
 from periscope.errors import AdapterError
@@ -60,11 +61,7 @@ def open_language_model(
     """
     if runtime == "pytorch":
         return load_language_model(name, device, precision, trust_remote_code)
-    if precision != "auto":
-        raise AdapterError(
-            f"--precision {precision} can't be chosen with --runtime {NAME}, which computes the weights as the file "
-            "has them; leave it out, or name a file in another quantization"
-        )
+    find_quantized(name, precision)
     if trust_remote_code:
         raise AdapterError(
             f"--trust-remote-code does nothing with --runtime {NAME}, which runs no code of a model's; leave it out"
@@ -79,13 +76,7 @@ def load_quantized(name: str, gpu: bool = False) -> QuantizedLanguageModel:
     isn't GGUF, for a missing package, for a family that isn't driven by vectors, has a recurrent state or reads vectors
     in another way than words, and for a file that can't be read.
     """
-    source = find_model(name)
-    if not source.lower().endswith(SUFFIX):
-        raise AdapterError(
-            f"--runtime {NAME} reads GGUF files, and --lm {name} is none; name one, as --lm model.Q4_K_M.gguf, or "
-            f"leave out --runtime {NAME}"
-        )
-    check_installed()
+    source = find_quantized(name)
     config, tokenizer, file = _described(source, name)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config)

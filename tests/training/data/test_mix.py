@@ -14,8 +14,9 @@ from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.template import Template
 from periscope.errors import RunError
 from periscope.shards.texts import Text
+from periscope.training.config import named_sets
 from periscope.training.data.dataset import TextFeatureDataset
-from periscope.training.data.mix import MixedSteps, Quotas, named_sets
+from periscope.training.data.mix import MixedSteps, Quotas
 from periscope.training.step import take_step
 
 

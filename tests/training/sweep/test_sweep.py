@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from periscope import train as train_script
 from periscope.errors import AdapterError, RunError
 from periscope.training.config import Request
+from periscope.training.sweep.combinations import combinations
 from periscope.training.sweep.picture import figure_of
-from periscope.training.sweep.sweep import combinations, outcome, ranked, table
+from periscope.training.sweep.sweep import outcome, ranked, table
 
 BASE = (
     *("--features", "features/photos", "--lm", "lm", "--device", "cpu", "--soft-prompt", "2", "--token-noise", "0.2"),

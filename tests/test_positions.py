@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from periscope.atomic import lock_folder, sync_folder, unlock_folder
-from periscope.shards.positions import fill_at, read_at
+from periscope.positions import fill_at, read_at
 from periscope.shards.read import FeatureSet
 
 
