@@ -324,6 +324,7 @@ def test_the_map_is_the_released_one():
     ]
 
 
+@pytest.mark.slow
 def test_an_imported_checkpoint_is_scored_with_beams(tmp_path, monkeypatch):
     from periscope import eval as eval_script
     from periscope.cli import import_
