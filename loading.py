@@ -39,7 +39,7 @@ def load(
 
     named = by_modality.values() if path is None else [path]
     adapters = [adapter for name in named for adapter in find_adapters(str(name))]
-    moved: dict[str | None, str] = {None: encoder} if isinstance(encoder, str) else {**(encoder or {})}
+    moved: dict[str | None, str] = {None: encoder} if isinstance(encoder, str) else dict((encoder or {}).items())
     check_models(adapters, lm, runtime, precision, moved)
     from periscope import inference
 

@@ -257,9 +257,9 @@ def check_places(config: EvalConfig) -> None:
         check_place(config.sharing.push, AdapterError)
     if hub:
         readable = check_adapters(runs, config.models)
-        for modality, files in config.media.items():
+        for modality, named in config.media.items():
             if modality not in readable:
-                raise RunError(f"{files[0]} was given as {modality}, and the adapter reads {' and '.join(readable)}")
+                raise RunError(f"{named[0]} was given as {modality}, and the adapter reads {' and '.join(readable)}")
     else:
         check_scored(runs, config.models, None if is_hub_set(scoring.features) else scoring.features)
 
