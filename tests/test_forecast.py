@@ -79,15 +79,15 @@ def test_a_step_costs_four_operations_a_weight():
 def test_an_adapter_into_inner_layers_is_counted_too(monkeypatch, capsys):
     out = plan(monkeypatch, capsys, "--encoder", "clip-b-16", "--adapter", "epalm", "--lm", SMALL)
     assert "epalm reads layers" in out
-    assert "not for vLLM: injection into inner layers" in out and "class token" in out
+    assert "not to vLLM: injection into inner layers" in out and "class token" in out
 
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("--encoder", "siglip3"), "--encoder siglip3: its size isn't known before a download; known: demo, "),
+        (("--encoder", "siglip3"), "--encoder siglip3: its size isn't known before a download; nearest: siglip"),
         (("--adapter", "epalm"), "epalm reads layers, which this encoder doesn't give; it gives pooled, patches"),
-        (("--lm", "no/such/folder"), "these are known without a network: facebook/opt-350m, "),
+        (("--lm", "no/such/folder"), "; known without a network: facebook/opt-350m, "),
         (("--adapter", "mpl16"), "mpl16"),
         (("--media", "0"), "--media is 0; it must be at least 1"),
     ],

@@ -15,8 +15,7 @@ from periscope import hub_repo
 from periscope.adapters.io.card import LIBRARY, card
 from periscope.adapters.io.checkpoint import load_adapter
 from periscope.adapters.io.fetch import COUNTED, FILES, fetch_adapter
-from periscope.adapters.lm.load import PROJECT
-from periscope.adapters.names import CARD, CONFIG, LORA, LORA_CONFIG, LORA_WEIGHTS, WEIGHTS, is_hub_id
+from periscope.adapters.names import CARD, CONFIG, LORA, LORA_CONFIG, LORA_WEIGHTS, PROJECT, WEIGHTS, is_hub_id
 from periscope.errors import AdapterError, first_line
 from periscope.hub_repo import HubRepository, refuse_paths, without_path, without_paths
 

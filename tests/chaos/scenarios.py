@@ -19,10 +19,10 @@ from photos import WORDS, tiny_clip
 
 from periscope import eval as eval_script
 from periscope import train as train_script
-from periscope.adapters.io import merge_lora
 from periscope.adapters.model import AdaptedModel
 from periscope.evaluation.config import read_config
 from periscope.evaluation.metrics import captions
+from periscope.exports import __main__ as exports_tools
 from periscope.precompute import cli as encode_script
 from periscope.precompute import config as encode_config
 from periscope.precompute.decoding import pool, worker
@@ -203,7 +203,7 @@ score = score_run("runs/done")
 new_set, longer_set = encode("photos", "features/new"), encode("photos", "features/fewer")
 joined = derived(lambda: derive.merge(Path("features/all"), [Path("features/photos"), Path("features/fewer")]))
 smaller = derived(lambda: derive.recode(Path("features/photos"), Path("features/small"), ["int8"]))
-merged = as_console(lambda: merge_lora.merge(Path("runs/tuned"), Path("merged")))
+merged = as_console(lambda: exports_tools.merged(Path("runs/tuned"), Path("merged")))
 SCENARIOS = (
     Scenario("precompute", new_set, lambda _: new_set, "features/new", ("photos", "clip")),
     Scenario("extend", longer_set, lambda _: longer_set, "features/fewer", ("photos", "clip", "features/fewer")),

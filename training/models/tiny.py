@@ -5,8 +5,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from periscope.adapters.lm.load import PROJECT, load_config
+from periscope.adapters.lm.load import load_config
 from periscope.adapters.lm.tiny import FAMILIES, save_language_model
+from periscope.adapters.names import PROJECT
 from periscope.errors import RunError
 from periscope.training.memory.model_sizes import LANGUAGE_MODELS, check_tiny
 
