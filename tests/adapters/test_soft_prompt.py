@@ -85,6 +85,7 @@ def test_the_command_exports_an_adapter_or_a_runs_last(language_model_folder, tm
     folder = tmp_path / "run" / "steps" / "000040" / "adapter"
     save_adapter(folder, model.adapter, about)
     (tmp_path / "run" / "last").write_text("000040\n")
+    (tmp_path / "run" / "config.toml").touch()
     for source, out in ((folder, "a"), (tmp_path / "run", "b")):
         monkeypatch.setattr(sys, "argv", ["adapters", "export-prompt", str(source), "--out", str(tmp_path / out)])
         main()
@@ -96,7 +97,7 @@ def test_the_command_exports_an_adapter_or_a_runs_last(language_model_folder, tm
     with pytest.raises(SystemExit, match="nothing is overwritten"):
         run(main)
     monkeypatch.setattr(sys, "argv", ["adapters", "export-prompt", str(tmp_path / "a"), "--out", str(tmp_path / "c")])
-    with pytest.raises(SystemExit, match="not an adapter folder"):
+    with pytest.raises(SystemExit, match="is not a run"):
         run(main)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "run"]
 

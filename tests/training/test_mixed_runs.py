@@ -169,7 +169,7 @@ def test_two_adapters_of_one_run_load_each_alone_and_together(home, train, both_
     with pytest.raises(AdapterError, match="holds adapters of audio and image; name one, as audio="):
         live.load_adapted(run)
     train("--features", "a", "--init", run, fails="holds 2 adapters")
-    with pytest.raises(AdapterError, match=r"holds 2 adapters; name the folder of one, .*/adapter-audio"):
+    with pytest.raises(AdapterError, match="holds adapters of audio and image; name one, as audio="):
         merge_lora(run, home / "merged")
 
 
