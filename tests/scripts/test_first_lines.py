@@ -159,6 +159,8 @@ MISTAKES = {
     ("python", "periscope.load('runs/nope')"): f"runs/nope {NO_RUN}; runs that are there: runs/first",
     ("python", "periscope.load('runs/first', runtime='llama.cpp')"): "reads GGUF files, and lm isn't one",
     ("python", "periscope.load('runs/first', lm='nope')"): "--lm nope is neither a folder",
+    ("python", "from pathlib import Path; periscope.load('runs/first', lm=Path('nope'))"): "--lm nope is neither",
+    ("python", "from pathlib import Path; periscope.load('runs/first', encoder=Path('nope'))"): "called 'nope'",
 }  # fmt: skip
 
 
