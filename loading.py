@@ -14,9 +14,9 @@ def load(
     path: Path | str | None = None,
     device: str = "auto",
     precision: str = "auto",
-    lm: str | None = None,
+    lm: Path | str | None = None,
     anyway: bool = False,
-    encoder: str | Mapping[str, str] | None = None,
+    encoder: Path | str | Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
     runtime: RuntimeName = "pytorch",
     **by_modality: Path | str,
@@ -37,6 +37,8 @@ def load(
     """
     from periscope.places import check_models, find_adapters
 
+    lm = None if lm is None else str(lm)
+    encoder = str(encoder) if isinstance(encoder, Path) else encoder
     named = by_modality.values() if path is None else [path]
     adapters = [adapter for name in named for adapter in find_adapters(str(name))]
     moved: dict[str | None, str] = {None: encoder} if isinstance(encoder, str) else dict((encoder or {}).items())

@@ -88,23 +88,29 @@ def check_models(
     """Raise AdapterError or PrecomputeError for a language model or an encoder of adapters that can't be there.
 
     lm, encoders: where these are now, if they have moved; an encoder by modality, or of all adapters under None.
+    Encoders are looked for only where `encoders` is given, as {} for those that haven't moved: stored features are
+    scored, and adapters shared, without them.
     """
-    moved = encoders or {}
-    for place in moved.values():
+    for place in (encoders or {}).values():
         check_encoder(str(place))
     for folder, config in adapters:
-        name, place = (str(config.encoder.get(key) or "") for key in ("name", "id"))
-        if os.path.isabs(place) and find_folder(place) is None and not {None, config.modality} & set(moved):
-            raise PrecomputeError(
-                f"the adapter's encoder, {name}, can't be loaded: {place} isn't there; if it has moved, say where: "
-                "--encoder FOLDER (in Python encoder=)"
-            )
+        if encoders is not None and not {None, config.modality} & set(encoders):
+            _check_encoder_of(config)
         if config.lora and runtime != "pytorch":
             raise AdapterError(
                 f"{folder} has LoRA weights, and {runtime} runs a file as it is: merge them (periscope export merged), "
                 "convert the language model to GGUF again, and name that file"
             )
         check_runtime(runtime, lm or config.language_model_in(folder), precision)
+
+
+def _check_encoder_of(config: AdapterConfig) -> None:
+    name, place = (str(config.encoder.get(key) or "") for key in ("name", "id"))
+    if os.path.isabs(place) and find_folder(place) is None:
+        raise PrecomputeError(
+            f"the adapter's encoder, {name}, can't be loaded: {place} isn't there; if it has moved, say where: "
+            "--encoder FOLDER (in Python encoder=)"
+        )
 
 
 def check_plan(config: PlanConfig) -> None:
@@ -149,14 +155,17 @@ def check_media(files: Sequence[Path], flag: str = "", modalities: Iterable[str]
 
 
 def check_folder(folder: Path, modalities: Iterable[str]) -> None:
-    """Raise RunError for a folder that surely holds none of these media: an empty one, or one of other media alone."""
-    if not folder.is_dir():
+    """Raise RunError for a folder that surely holds none of these media: an empty one, or one of other media alone.
+
+    Recordings of motion are .csv files, as tables of words are; their names tell nothing.
+    """
+    wanted = list(modalities)
+    if not folder.is_dir() or "imu" in wanted:
         return
     from periscope.precompute.media import modality_of, suits
 
     names = [name for _, _, files in os.walk(folder) for name in files][:LOOKED_AT]
     kinds = [(name, modality_of(name)) for name in names if not name.lower().endswith(WORDS)]
-    wanted = list(modalities)
     if any(kind is None or any(suits(name, kind, each) for each in wanted) for name, kind in kinds):
         return
     raise RunError(f"{folder} holds no {' or '.join(wanted) or 'media'} that can be read")

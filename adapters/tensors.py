@@ -1,5 +1,6 @@
 """Weights of our own in safetensors files, and errors of the disk."""
 
+import errno
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -28,9 +29,16 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """A block in which errors of the disk that safetensors reports in words become OSErrors that name `path`."""
+    """A block in which errors of the disk that safetensors and NumPy report in words become OSErrors that name `path`.
+
+    NumPy's `tofile`, which writes GGUF files, says only that less was written than asked: the disk is taken for full.
+    """
     try:
         yield
+    except OSError as error:
+        if error.errno is None and re.search(r"requested and \d+ written", str(error)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise
     except SafetensorError as error:
         if not (code := re.search(r"\bos error (\d+)", str(error))):
             raise

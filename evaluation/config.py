@@ -261,7 +261,7 @@ def check_places(config: EvalConfig) -> None:
             if modality not in readable:
                 raise RunError(f"{named[0]} was given as {modality}, and the adapter reads {' and '.join(readable)}")
     else:
-        check_scored(runs, config.models, None if is_hub_set(scoring.features) else scoring.features)
+        check_scored(runs, config.models, scoring.features)
 
 
 def check_adapters(runs: Sequence[str], models: "LanguageModelOptions") -> list[str]:
@@ -301,9 +301,10 @@ def check_scored(runs: Sequence[str], models: "ModelOptions", features: Path | N
         read = [(folder, read_adapter_config(folder)) for folder in folders]
         check_models(read or find_adapters(run), models.lm, models.runtime)
         if features is None and is_run:
-            for place in named_sets(Run.open(path).config.features):
+            sets = list(named_sets(Run.open(path).config.features))
+            for place in sets if split_modality(run)[0] else sets[:1]:  # those that scored_run.scored_set opens
                 load_manifest(Path(place))
-        elif features is not None:
+        elif features is not None and not is_hub_set(features):
             load_manifest(features)
 
 

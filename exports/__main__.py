@@ -90,7 +90,7 @@ def embeds(
     from periscope.exports.embeds import completion_request
     from periscope.inference import load
 
-    loaded = load(adapter, "cpu", lm=lm, encoder=encoder)
+    loaded = load(folder, "cpu", lm=lm, encoder=encoder)
     request = completion_request(loaded, list(media), question, model, max_tokens)
     replace_bytes(out, json.dumps(request).encode())
     print(

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from periscope.cli import COMMANDS, EXPORTS, IMPORTS
 from periscope.console import page_about
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +77,14 @@ def test_modules_to_run_exist() -> None:
         for name in re.findall(rf"python -m ((?:{modules})[\w.]*)", page.read_text(encoding="utf-8")):
             place = ROOT / name.rstrip(".").replace(".", "/")
             assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), f"{page.name}: {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page: Path) -> None:
+    """`periscope export merged` and the like, as code, are commands that there are."""
+    tools = {"export": EXPORTS, "import": IMPORTS}
+    for name, tool in re.findall(r"(?:^ {4}|`)periscope ([a-z]+)(?: ([a-z]+(?:-[a-z]+)*))?", page.read_text(), re.M):
+        assert name in COMMANDS and (not tool or tool in tools.get(name, {tool})), f"{page.name}: {name} {tool}"
 
 
 @cache

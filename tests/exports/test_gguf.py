@@ -100,6 +100,19 @@ def test_the_folder_holds_what_a_server_needs(home):
     assert all(f"- {note}" in (out / README).read_text() for note in notes)
 
 
+def test_a_full_disk_is_named_and_leaves_nothing(home, monkeypatch):
+    import gguf
+
+    def full(writer):
+        raise OSError("200000 requested and 12500 written")  # as NumPy's tofile says it
+
+    folder = save_patch_adapter(home / "full", home)
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    with pytest.raises(AdapterError, match="full-out can't be written: the disk is full"):
+        export_gguf(folder, home / "full-out")
+    assert not any("full-out" in path.name for path in home.iterdir())
+
+
 @pytest.mark.parametrize("tower", ["clip", "open_clip"])
 def test_a_class_token_is_refused(home, tower):
     folder = save_patch_adapter(home / f"cls-{tower}", home, tower)

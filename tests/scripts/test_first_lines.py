@@ -55,6 +55,9 @@ BEGINNINGS = {
     ("periscope", "chat", "image=runs/first", "photos/a.png"): "periscope chat: loading image=runs/first",
     ("periscope", "caption", "runs/first", "photos", "--out", "new.jsonl"): "periscope caption: loading runs/first",
     ("periscope", "push", "runs/first", "owner/name"): "periscope push: loading runs/first",
+    ("periscope", "push", "others/moved", "owner/name"): "periscope push: loading others/moved",
+    ("eval.py", "--run", "others/moved"): "eval: others/moved",
+    ("periscope", "ask", "others/moved", "photos/a.png", "?", "--encoder", "photos"): "periscope ask: loading others/m",
     ("periscope", "serve", "runs/first"): "periscope serve: loading runs/first",
     ("periscope", "export", "embeds", "runs/first", "photos/a.png", "--out", "x"): "periscope export: loading the t",
     ("periscope", "import", "epalm", "a.pth", "--lm", "lm", "--features", "features/photos", "--out", "x"): (
@@ -113,6 +116,8 @@ MISTAKES = {
     ("periscope", "ask", "runs/first", "photos/a.txt", "?"): "neither a picture nor a sound nor a clip",
     (*ASK, "--lm", "nope"): "--lm nope is neither a folder that exists nor a hub id",
     (*ASK, "--encoder", "nope"): "no encoder is called 'nope'",
+    ("periscope", "ask", "others/moved", "photos/a.png", "?"): "/nope isn't there; if it has moved, say where",
+    ("eval.py", "--run", "others/moved", "--features", "hf://owner/name"): "owner/name is not here, and the Hub isn't",
     (*ASK, "--runtime", "llama.cpp"): "pass --lm lm/small.gguf, or leave --runtime llama.cpp out",
     (*ASK, "--runtime", "llama.cpp", "--lm", "lm/small.gguf"): "needs the package llama-cpp-python",
     ("periscope", "chat", "runs/nope"): f"runs/nope {NO_RUN}",
@@ -154,6 +159,8 @@ MISTAKES = {
     ("python", "periscope.load('runs/nope')"): f"runs/nope {NO_RUN}; runs that are there: runs/first",
     ("python", "periscope.load('runs/first', runtime='llama.cpp')"): "reads GGUF files, and lm isn't one",
     ("python", "periscope.load('runs/first', lm='nope')"): "--lm nope is neither a folder",
+    ("python", "from pathlib import Path; periscope.load('runs/first', lm=Path('nope'))"): "--lm nope is neither",
+    ("python", "from pathlib import Path; periscope.load('runs/first', encoder=Path('nope'))"): "called 'nope'",
 }  # fmt: skip
 
 
@@ -170,8 +177,13 @@ def make_home(home: Path) -> None:
     for name in ("config.json", "model.safetensors", "small.gguf"):
         (home / "lm" / name).write_text("{}")
     (home / "a.pth").touch()
-    chosen = {"adapter": "mlp16", "features": ["features/photos"], "lm": "lm", "steps": 9}
-    run = Run.create(home / "runs" / "first", config_from(chosen, "the test"))
+    make_run(home / "runs" / "first", ["features/photos"], "test")
+    make_run(home / "others" / "moved", ["features/photos", "features/gone"], "/nope")  # as its encoder and a set have
+
+
+def make_run(path: Path, features: list[str], encoder: str) -> None:
+    """A run with an adapter.json. encoder: its folder."""
+    run = Run.create(path, config_from({"adapter": "mlp16", "features": features, "lm": "lm", "steps": 9}, "the test"))
     adapter = run.path / "steps" / "000001" / "adapter"
     adapter.mkdir(parents=True)
     AdapterConfig(
@@ -191,7 +203,7 @@ def make_home(home: Path) -> None:
         embedding_rms=0.1,
         lora=None,
         modality="image",
-        encoder=toy_sets.ENCODER | {"id": "test"},
+        encoder=toy_sets.ENCODER | {"id": encoder},
         storage=None,
         language_model=RecordedLanguageModel("lm", LanguageModelIdentity()),
         template=Template(),
