@@ -113,7 +113,7 @@ def ask() -> None:
     ]
     config = _read(AskConfig, "Answer a question about images, sounds or videos.", examples)
     if not config.media:
-        raise RunError("periscope ask needs a file and a question: periscope ask RUN FILE ... QUESTION")
+        raise RunError("periscope ask needs a run, a file and a question: periscope ask RUN FILE ... QUESTION")
     _respond(config.run, config.media, config.question, config.answers, config.models)
 
 
@@ -163,12 +163,13 @@ def caption() -> None:
 
 def init() -> None:
     """`periscope init FOLDER`"""
+    from periscope.paths import meant
     from periscope.training.config import InitConfig
 
     config = _read(InitConfig, "Look at a folder of media and this machine, and say which three commands to run.",
                    ["periscope init photos/", "periscope init photos/ --yes"])  # fmt: skip
     if not config.data.exists():
-        raise RunError(f"{config.data}: there is no such folder or file")
+        raise RunError(f"{config.data}: there is no such folder or file{meant(config.data.parent, config.data.name)}")
     announce(f"init: looking at {config.data}")
     from periscope.propose import propose
 
