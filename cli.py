@@ -81,7 +81,7 @@ def main() -> None:
     if name in COMMANDS:
         sys.argv = [f"periscope {name}", *arguments]
         run(COMMANDS[name].load())
-    elif name in ("-h", "--help"):
+    elif name in ("-h", "--help", "help"):
         print(listing())
     elif name in ("-V", "--version"):
         from periscope import __version__

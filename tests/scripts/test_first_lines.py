@@ -67,6 +67,8 @@ BEGINNINGS = {
 NO_RUN = "is not a run: there is no such folder here"
 MISTAKES = {
     ("precompute.py", "--data", "nope"): "nope",
+    ("precompute.py", "--data", "phots"): "photos?",
+    ("precompute.py", "--data", "photos", "--encoder", "clip"): "nearest: clip-b-32, clip-b-16, clip-l; known",
     ("precompute.py", "--data", "photos", "--encoder", "clp-l-336"): "nearest: clip-l-336",
     ("precompute.py", "--data", "photos", "--encoder", "siglip2-b"): "HF_HUB_OFFLINE forbids to fetch it; download",
     ("precompute.py", "--data", "photos", "--encoder", "clip-b-32"): "isn't on this machine and the Hub can't be",
@@ -147,6 +149,7 @@ MISTAKES = {
     ("eval.py", "--run", "runs/first", "--push", "a/b", "--runtime", "llama.cpp"): "--runtime does nothing with --push",
     ("periscope", "ask", "hf://owner/name", "photos/a.png", "What?"): "named owner/name, here owner/name",
     ("periscope", "init", "nope"): "nope: there is no such folder or file",
+    ("periscope", "init", "phots"): "there is no such folder or file; did you mean photos?",
     ("periscope", "init", "lm/empty"): "no media in ",
     ("periscope", "plan", "--encoder", "clp-l-336"): "its size isn't known before a download; nearest: clip-l-336",
     ("periscope", "plan", "--adapter", "mpl16"): "or mlp16?",
