@@ -417,6 +417,8 @@ def check_paths(request: Request) -> None:
     text, init = (str(flags.get(name) or "") for name in ("text", "init"))
     if text and not Path(text).exists():
         raise RunError(f"--text {text}: there is no such file")
+    if text and Path(text).is_dir():
+        raise RunError(f"--text {text} is a folder; name a file with one JSON text per line")
     if init and not Path(init).exists() and not is_hub_adapter(init):
         repo = hub_name(init)
         named = f"; an adapter on the Hub is named owner/name, here {repo}" if repo else other_runs(Path(init))

@@ -82,6 +82,7 @@ MISTAKES = {
     ("train.py", "--features", "features/photos"): "--lm is missing",
     ("train.py", "--recipe", "llava-1.5"): "was made by clip-l-336, which this recipe reads",
     ("train.py", "--text", "nope.jsonl"): "--text nope.jsonl: there is no such file",
+    ("train.py", "--text", "photos"): "--text photos is a folder; name a file with one JSON text per line",
     ("train.py", "--resume", "runs/nope"): "--resume runs/nope: there is no such run",
     ("train.py", "--resume", "photos"): "photos is not a run: it holds no config.toml",
     ("train.py", "--adapter", "mpl16"): "or mlp16?",
