@@ -6,10 +6,10 @@
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from periscope.console import announce, run
 from periscope.errors import AdapterError, RunError
@@ -88,10 +88,15 @@ def main() -> None:
 
         print(f"periscope {__version__}")
     else:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
-        print(f"error: periscope has no command {name!r}; {hint}", file=sys.stderr)
-        sys.exit(2)
+        _unknown("periscope", name, COMMANDS)
+
+
+def _unknown(program: str, name: str, commands: Collection[str]) -> NoReturn:
+    """Say that there is no such command, and which is meant, and exit as after other errors of usage."""
+    near = difflib.get_close_matches(name, commands, 1)
+    hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(commands)}"
+    print(f"error: {program} has no command {name!r}; {hint}", file=sys.stderr)
+    sys.exit(2)
 
 
 def listing() -> str:
@@ -123,6 +128,10 @@ def chat() -> None:
 
     config = _read(ChatConfig, "Talk about images, sounds or videos at the keyboard. What was said is remembered.",
                    ["periscope chat runs/first cat.jpg"])  # fmt: skip
+    if config.media and not config.media[-1].exists() and str(config.media[-1]).endswith("?"):
+        raise RunError(
+            "periscope chat takes files alone: type the question when it waits, or ask it with periscope ask"
+        )
     _respond(config.run, config.media, None, config.answers, config.models)
 
 
@@ -324,6 +333,9 @@ def _adapters(name: str) -> dict[str | None, Path]:
 
 
 def _subcommands(tools: Mapping[str, str], description: str) -> None:
+    name = next(iter(sys.argv[1:]), "-")
+    if not name.startswith("-") and name not in tools:
+        _unknown(sys.argv[0], name, tools)
     announce(f"{sys.argv[0]}: loading the tools")
     import tyro
 

@@ -77,6 +77,10 @@ def test_a_typo_names_the_nearest_command(monkeypatch, capsys):
         with pytest.raises(SystemExit) as end:
             periscope(monkeypatch, typo)
         assert end.value.code == 2 and hint in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        periscope(monkeypatch, "export", "guf", "runs/first")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: periscope export has no command 'guf'; did you mean gguf?\n"
 
 
 def test_the_version(monkeypatch, capsys):
