@@ -124,7 +124,7 @@ def test_ask_and_chat_take_a_run_then_files_then_the_question(monkeypatch, calle
     periscope(monkeypatch, "chat", "runs/a", "--temperature", 0.7, "--top-p", 0.9, "--beams", 2, "--device", "cpu")
     answers = DecodingOptions(beams=2, temperature=0.7, top_p=0.9)
     assert called.pop() == ("respond", ({None: Path("runs/a")}, (), None, answers, models, "cpu"))
-    with pytest.raises(SystemExit, match="periscope ask needs a file"):
+    with pytest.raises(SystemExit, match="periscope ask needs a run, a file and a question"):
         periscope(monkeypatch, "ask", "runs/a", "What?")
     with pytest.raises(SystemExit, match=r"top_p is 0.5, and without a temperature"):
         periscope(monkeypatch, "ask", "runs/a", "cat.jpg", "What?", "--top-p", 0.5)
