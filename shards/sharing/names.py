@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from periscope.console import command
 from periscope.errors import FeatureSetError
 
 ROOT = Path("features")
@@ -56,7 +55,7 @@ def hint(name: object) -> str:
     """
     plain = PLACE.fullmatch(str(name))
     if plain and str(name).startswith(f"{ROOT}/"):
-        return f"; make one first: {command('precompute', '--data', 'FOLDER')}"
+        return "; make one first: periscope precompute --data FOLDER"
     return f"; one on the Hub is named hf://{plain[1]}" if plain else ""
 
 
