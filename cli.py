@@ -6,10 +6,10 @@
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from periscope.console import announce, run
 from periscope.errors import AdapterError, RunError
@@ -81,17 +81,22 @@ def main() -> None:
     if name in COMMANDS:
         sys.argv = [f"periscope {name}", *arguments]
         run(COMMANDS[name].load())
-    elif name in ("-h", "--help"):
+    elif name in ("-h", "--help", "help"):
         print(listing())
     elif name in ("-V", "--version"):
         from periscope import __version__
 
         print(f"periscope {__version__}")
     else:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
-        print(f"error: periscope has no command {name!r}; {hint}", file=sys.stderr)
-        sys.exit(2)
+        _unknown("periscope", name, COMMANDS)
+
+
+def _unknown(program: str, name: str, commands: Collection[str]) -> NoReturn:
+    """Say that there is no such command, and which is meant, and exit as after other errors of usage."""
+    near = difflib.get_close_matches(name, commands, 1)
+    hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(commands)}"
+    print(f"error: {program} has no command {name!r}; {hint}", file=sys.stderr)
+    sys.exit(2)
 
 
 def listing() -> str:
@@ -113,7 +118,7 @@ def ask() -> None:
     ]
     config = _read(AskConfig, "Answer a question about images, sounds or videos.", examples)
     if not config.media:
-        raise RunError("periscope ask needs a file and a question: periscope ask RUN FILE ... QUESTION")
+        raise RunError("periscope ask needs a run, a file and a question: periscope ask RUN FILE ... QUESTION")
     _respond(config.run, config.media, config.question, config.answers, config.models)
 
 
@@ -123,6 +128,10 @@ def chat() -> None:
 
     config = _read(ChatConfig, "Talk about images, sounds or videos at the keyboard. What was said is remembered.",
                    ["periscope chat runs/first cat.jpg"])  # fmt: skip
+    if config.media and not config.media[-1].exists() and str(config.media[-1]).endswith("?"):
+        raise RunError(
+            "periscope chat takes files alone: type the question when it waits, or ask it with periscope ask"
+        )
     _respond(config.run, config.media, None, config.answers, config.models)
 
 
@@ -163,12 +172,13 @@ def caption() -> None:
 
 def init() -> None:
     """`periscope init FOLDER`"""
+    from periscope.paths import meant
     from periscope.training.config import InitConfig
 
     config = _read(InitConfig, "Look at a folder of media and this machine, and say which three commands to run.",
                    ["periscope init photos/", "periscope init photos/ --yes"])  # fmt: skip
     if not config.data.exists():
-        raise RunError(f"{config.data}: there is no such folder or file")
+        raise RunError(f"{config.data}: there is no such folder or file{meant(config.data.parent, config.data.name)}")
     announce(f"init: looking at {config.data}")
     from periscope.propose import propose
 
@@ -323,6 +333,9 @@ def _adapters(name: str) -> dict[str | None, Path]:
 
 
 def _subcommands(tools: Mapping[str, str], description: str) -> None:
+    name = next(iter(sys.argv[1:]), "-")
+    if not name.startswith("-") and name not in tools:
+        _unknown(sys.argv[0], name, tools)
     announce(f"{sys.argv[0]}: loading the tools")
     import tyro
 

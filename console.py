@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import shlex
 import signal
 import sys
@@ -23,6 +24,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 if os.environ.get("RANK", "0") != "0":
     os.environ["TQDM_DISABLE"] = "1"
 
+READER_LEFT = 141  # exit status of what SIGPIPE ends
 GRACE_SECONDS = 10  # in which torchrun ends the other processes after the first one failed
 COMMAND_AT_END = re.compile(r"(python \S+\.py|periscope \w+|--resume \S+)[^;]*$")
 TROUBLESHOOTING = Path(__file__).resolve().parent / "docs" / "troubleshooting.md"
@@ -31,12 +33,18 @@ SCRIPTS = ("precompute", "train", "eval")
 
 def run(main: Callable[[], None]) -> None:
     """Call a command's `main`. A user's mistake, and a disk that is full or fails, become one sentence on stderr and
-    exit status 1, Ctrl-C becomes 130.
+    exit status 1, Ctrl-C becomes 130. Where what reads stdout has ended, as `| head` does, the command ends too.
 
     A mistake that all of torchrun's processes make is reported once on each machine.
     """
     try:
         main()
+        if sys.stdout:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        sys.exit(READER_LEFT)
     except UserError as error:
         _leave(f"{error}{page_about(str(error))}")
     except OSError as error:
@@ -46,6 +54,21 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads stdout, a pipe, any more. What isn't written yet is then dropped, so that Python's own flush
+    at the end finds nothing to fail at.
+    """
+    try:
+        stdout = sys.stdout.fileno()
+        poll = select.poll()
+    except (AttributeError, OSError):  # Windows, or no real stdout
+        return False
+    poll.register(stdout, 0)
+    if left := bool(poll.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return left
 
 
 @contextmanager

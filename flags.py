@@ -230,7 +230,7 @@ def _mistake(cls: type, args: Sequence[str], path: str) -> str:
     kinds = {_flag(name): field.type for name, field in flat_fields(cls).items()}
     room, last = 0, ""
     for number, arg in enumerate(args):
-        name, equals, _ = _split(arg)
+        name, equals, value = _split(arg)
         if name:
             found = [other for other in MEANT.get(name, ()) if other in kinds and name not in kinds]
             if found:
@@ -238,14 +238,32 @@ def _mistake(cls: type, args: Sequence[str], path: str) -> str:
             if name.removeprefix("no-") not in kinds:
                 return ""
             kind = kinds.get(name, bool)
+            if equals and (wrong := _no_number(kind, value)):
+                return f"--{name} {value}: {wrong}"
             room, last = 0 if equals or kind is bool else len(args) if _takes_many(kind) else 1, name
         elif room:
             room -= 1
+            if wrong := _no_number(kinds.get(last, str), arg):
+                return f"--{last} {arg}: {wrong}"
         elif path and last in kinds and kinds[last] is not bool and arg.isdigit():
             value = args[number - 1].rpartition("=")[2]
             return f"{arg} stands alone; without the space it is --{last} {value}{arg}"
         elif path and not arg.startswith("-"):
             return f"{arg} stands alone; did you mean {path} {arg}?"
+    return ""
+
+
+def _no_number(kind: Any, word: str) -> str:
+    """Why a word is no value of a flag of this type, an int or a float or one of these or None; "" for other types."""
+    bare = _bare(kind)
+    parts = set(get_args(bare) if get_origin(bare) in Origins else (bare,)) - {type(None)}
+    number = parts.pop() if len(parts) == 1 else str
+    if number not in (int, float) or word == "None":
+        return ""
+    try:
+        number(word)
+    except ValueError:
+        return f"that is no {'whole ' if number is int else ''}number"
     return ""
 
 

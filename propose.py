@@ -12,7 +12,7 @@ from periscope.console import command
 from periscope.device import choose_device
 from periscope.errors import PrecomputeError, RunError
 from periscope.precompute.encoders.names import ENCODERS
-from periscope.precompute.plan import without_words
+from periscope.precompute.plan import describe_unused, without_words
 from periscope.precompute.remote import collected
 from periscope.precompute.sources import Collection
 from periscope.shards.manifest import load_manifest
@@ -59,7 +59,8 @@ def propose(config: InitConfig) -> None:
         modality = _modality(collection, ask)
         media = [origin for origin, medium in collection.media.items() if medium.modality == modality]
         texts = sum(1 for words in collection.words if set(words.media).intersection(media))
-        print(f"{printable(config.data)}: {_number(len(media), modality)}, {texts} texts about them")
+        print(f"{printable(config.data)}: {_number(len(media), modality)}, {texts} text{'s' * (texts != 1)} about them")
+        print("".join(f"{printable(line)}\n" for line in describe_unused(collection)), end="")
         if not texts:
             raise PrecomputeError(without_words(collection).removeprefix("warning: ") or "no text is about them")
     card = this_card()

@@ -95,8 +95,10 @@ def check_language_model(name: str, flag: str = "--lm") -> None:
 
 
 def is_hub_adapter(name: str) -> bool:
-    """Whether a name is meant for an adapter on the Hub: of the form owner/name, where no folder is called `owner`."""
-    return is_hub_id(name) and not Path(name).parent.exists()
+    """Whether a name is meant for an adapter on the Hub: of the form owner/name, where no folder is called `owner`, and
+    not runs/NAME, which may be looked for before anything was trained here.
+    """
+    return is_hub_id(name) and not name.startswith("runs/") and not Path(name).parent.exists()
 
 
 def is_hub_id(name: str) -> bool:

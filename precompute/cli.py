@@ -42,6 +42,11 @@ def run(config: PrecomputeConfig) -> None:
     from periscope.shards.layout import check_storage
 
     check_encoder(config.encoder)
+    if config.tiny and config.encoder.startswith("demo"):
+        raise PrecomputeError(
+            f"--tiny makes a small model in place of a published one, and the encoder {config.encoder} is none; name "
+            "one with --encoder, such as siglip2-b, or leave --tiny out"
+        )
     refuse_named(config)
     check_device(config.device)
     check_storage(config.storage.store, config.storage.pool)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from periscope.console import command
 from periscope.errors import PrecomputeError
 from periscope.exports.ways import NEEDS, Target
 from periscope.flags import Metavar, check_ranges, from_flat, parse
@@ -192,12 +193,13 @@ def read_config(args: Sequence[str] | None = None) -> PrecomputeConfig:
 
 
 def _parse(args: Sequence[str] | None, default: PrecomputeConfig | None = None) -> PrecomputeConfig:
+    start = command("precompute")
     return parse(
         PrecomputeConfig,
         args,
-        prog="precompute.py",
+        prog=start.removeprefix("python "),
         description=DESCRIPTION,
-        examples=EXAMPLES,
+        examples=[example.replace("python precompute.py", start) for example in EXAMPLES],
         default=default,
         path="--data",
     )

@@ -44,7 +44,16 @@ def describe_words(collection: Collection, options: Mapping[str, Any] | None = N
         )
     for split, number in sorted(texts.items()):
         lines.append(_split(split, number, len(media[split]), collection.split_signs.get(split, [])))
-    lines += [f"note: {note}" for note in collection.notes[:SHOWN]]
+    lines += describe_unused(collection)
+    lines += describe_samples(collection, options or {}, recipe)
+    if advice := without_words(collection):
+        lines.append(advice)
+    return lines
+
+
+def describe_unused(collection: Collection) -> list[str]:
+    """What is to be known of how the words were read, and what isn't used of the folder, with the reason."""
+    lines = [f"note: {note}" for note in collection.notes[:SHOWN]]
     if len(collection.notes) > SHOWN:
         lines.append(f"note: and {len(collection.notes) - SHOWN} more of this kind")
     lines += _unused(collection.unused)
@@ -55,9 +64,6 @@ def describe_words(collection: Collection, options: Mapping[str, Any] | None = N
     for reason, problems in sorted(reasons.items(), key=lambda row: -len(row[1])):
         first = problems[0]
         lines.append(f"rejected: {len(problems)} {reason}, e.g. {first.origin} ({first.detail or reason})")
-    lines += describe_samples(collection, options or {}, recipe)
-    if advice := without_words(collection):
-        lines.append(advice)
     return lines
 
 
@@ -95,7 +101,8 @@ def without_words(collection: Collection) -> str:
     """What to do about a set that has no text; "" where it has any."""
     if len(collection.words):
         return ""
-    tried = f" ({len(collection.unused)} files look like words and aren't used: see above)" if collection.unused else ""
+    unused = f"{len(collection.unused)} files look" if len(collection.unused) > 1 else "1 file looks"
+    tried = f" ({unused} like words, but can't be used: see above)" if collection.unused else ""
     return (
         f"warning: no medium has words{tried}, and train.py can't use a set without them. Put cat.txt beside cat.jpg, "
         'or metadata.jsonl with lines {"file_name": "cat.jpg", "text": "A cat."} into the folder, and run the '

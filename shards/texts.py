@@ -91,7 +91,8 @@ class Texts(Sequence[Text]):
     def __init__(self, path: Path, names: Mapping[str, str]):
         """Open the file; `find` selects texts. Raises FeatureSetError when there is no such file."""
         if not path.is_file():
-            raise FeatureSetError(f"{path} doesn't exist; name a file with one JSON text per line")
+            wrong = "is a folder" if path.is_dir() else "doesn't exist"
+            raise FeatureSetError(f"{path} {wrong}; name a file with one JSON text per line")
         self.path, self._name, self._names = path, str(path), names
         self._begins, self._numbers, self._split, self._splits = array("q"), array("I"), array("H"), list[str]()
         self._rows: Sequence[int] = range(0)

@@ -1,6 +1,8 @@
 """What every command prints: colours where a terminal has them, and one line before the work."""
 
 import io
+import subprocess
+import sys
 
 import pytest
 
@@ -47,3 +49,12 @@ def test_of_several_processes_the_first_announces(monkeypatch, capsys):
     console.announce("train: preparing")
     out, err = capsys.readouterr()
     assert (out, err) == ("", "train: preparing\n")
+
+
+def test_a_reader_that_leaves_ends_the_command_without_a_traceback():
+    lines = "from periscope.console import run; run(lambda: print('a line\\n' * 100_000))"
+    with subprocess.Popen([sys.executable, "-c", lines], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr and process.stdout.readline() == b"a line\n"
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 141 and not said

@@ -83,6 +83,21 @@ def test_a_typo_names_the_nearest_flag(capsys):
     assert end.value.code == 2 and "--grad-clip" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("--steps", "ten"), "error: --steps ten: that is no whole number\n"),
+        (("--steps=1e3",), "error: --steps 1e3: that is no whole number\n"),
+        (("--lr", "1e-4x"), "error: --lr 1e-4x: that is no number\n"),
+    ],
+)
+def test_what_is_no_number_is_said_in_a_sentence(args, sentence, capsys):
+    with pytest.raises(SystemExit) as end:
+        read(*args)
+    assert end.value.code == 2 and capsys.readouterr().err == sentence
+    assert read("--steps", "None", "--lr=1e-4").optim == Optim(lr=1e-4)
+
+
 def test_given_flags_are_those_on_the_command_line():
     args = ["--no-eos", "--grad_clip=0", "--data", "--name", "lr", "--list"]
     assert given_flags(Config, args) == {"eos", "grad_clip", "data", "name", "list_"}

@@ -109,6 +109,17 @@ def test_addresses_of_adapters_say_what_their_names_are(name):
     assert said(adapter_folders, name).endswith("one on the Hub is named owner/name, here user/eyes")
 
 
+def test_names_in_the_usual_folders_are_never_asked_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "runs/first is not a run: there is no such folder here; runs/ holds no run" in said(
+        check_run, "runs/first", True
+    )
+    sentence = said(check_paths, Request({"features": "features/photos"}))
+    assert sentence == (
+        "--features features/photos: there is no such folder; make one first: periscope precompute --data FOLDER"
+    )
+
+
 def test_what_isnt_here_says_how_it_is_had_from_the_hub():
     config = EvalConfig()
     config.scoring.features = Path("user/photos")

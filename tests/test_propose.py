@@ -107,6 +107,15 @@ def test_a_larger_card_gets_larger_models(init, monkeypatch, memory, encoder, lm
     assert encoder in proposed(out)[0] and lm in proposed(out)[1] and f"Some Card, {memory} GB" in out, out
 
 
+def test_a_table_whose_rows_match_no_file_is_said(init, capsys):
+    Path("named").mkdir()
+    Image.new("RGB", (8, 8)).save("named/a.png")
+    Path("named/captions.csv").write_text("file_name,caption\nnamed/a.png,A square.\n")
+    with pytest.raises(SystemExit):
+        init("named")
+    assert "rejected: 1 missing file, e.g. named/a.png (captions.csv, line 2)" in capsys.readouterr().out
+
+
 def test_mistakes_get_a_sentence(init):
     Path("empty").mkdir()
     Path("bare").mkdir()

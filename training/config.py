@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import Positional
 
 from periscope.adapters.names import check_language_model, hub_name, is_hub_adapter, kind_of
+from periscope.console import command
 from periscope.errors import RunError
 from periscope.exports.ways import WAYS, Target, closed_by_encoder, closed_by_options, encoder_facts, refusal
 from periscope.flags import Metavar, check_ranges, flat_fields, from_flat, given_flags, parse, to_flat
@@ -341,16 +342,16 @@ patches (one vector per patch): {ADAPTERS["patches"]}
 
 layers (one vector per encoder block): {ADAPTERS["layers"]}"""
 EXAMPLES = (
-    "train.py --adapter mlp16                                    # the newest feature set",
-    "train.py --adapter linear --features features/photos --lm HuggingFaceTB/SmolLM2-360M",
-    "train.py --recipe llava-1.5 --tiny                          # a published system, in miniature",
-    "train.py --for llama.cpp --lm Qwen/Qwen2.5-1.5B-Instruct    # what can be exported to it",
-    "train.py --init runs/first --lora r=64,alpha=16 --text questions.jsonl      # stage 2",
-    "train.py --init runs/first --train-lm --text questions.jsonl                # stage 2, all weights",
-    "train.py --resume runs/first",
-    "train.py --features features/photos=0.7 features/more=0.3   # several sets, mixed by weight",
-    "train.py --sweep adapter=mlp8,mlp16 lr=1e-3,3e-4 --name many",
-    "torchrun --nproc-per-node 8 train.py --adapter mlp16        # 8 GPUs",
+    "python train.py --adapter mlp16                                    # the newest feature set",
+    "python train.py --adapter linear --features features/photos --lm HuggingFaceTB/SmolLM2-360M",
+    "python train.py --recipe llava-1.5 --tiny                          # a published system, in miniature",
+    "python train.py --for llama.cpp --lm Qwen/Qwen2.5-1.5B-Instruct    # what can be exported to it",
+    "python train.py --init runs/first --lora r=64,alpha=16 --text questions.jsonl      # stage 2",
+    "python train.py --init runs/first --train-lm --text questions.jsonl                # stage 2, all weights",
+    "python train.py --resume runs/first",
+    "python train.py --features features/photos=0.7 features/more=0.3   # several sets, mixed by weight",
+    "python train.py --sweep adapter=mlp8,mlp16 lr=1e-3,3e-4 --name many",
+    "torchrun --nproc-per-node 8 train.py --adapter mlp16               # 8 GPUs",
 )
 
 
@@ -388,20 +389,21 @@ def parse_request(args: Sequence[str] | None = None) -> Request:
     """Read the command line of train.py; `args` without the program's name (None: `sys.argv`)."""
     args = list(sys.argv[1:] if args is None else args)
     renamed = {f"--{_flag(old)}": f"--{_flag(new)}" for old, new in RENAMED.items()}
+    start = command("train")
     flags = parse(
         TrainFlags,
         args,
-        prog="train.py",
+        prog=start.removeprefix("python "),
         description=DESCRIPTION,
-        examples=EXAMPLES,
+        examples=[example.replace("python train.py", start) for example in EXAMPLES],
         renamed=renamed,
         path="--features",
     )
     names = given_flags(TrainFlags, args, renamed) & set(option_names())
     table = flags.to_flat()
-    command = {option.name: getattr(flags.command, option.name) for option in fields(CommandOptions)}
+    others = {option.name: getattr(flags.command, option.name) for option in fields(CommandOptions)}
     return Request({name: table[name] for name in option_names() if name in names}, flags.recipe, flags.name,
-                   flags.resume, **command)  # fmt: skip
+                   flags.resume, **others)  # fmt: skip
 
 
 def check_paths(request: Request) -> None:
@@ -415,6 +417,8 @@ def check_paths(request: Request) -> None:
     text, init = (str(flags.get(name) or "") for name in ("text", "init"))
     if text and not Path(text).exists():
         raise RunError(f"--text {text}: there is no such file")
+    if text and Path(text).is_dir():
+        raise RunError(f"--text {text} is a folder; name a file with one JSON text per line")
     if init and not Path(init).exists() and not is_hub_adapter(init):
         repo = hub_name(init)
         named = f"; an adapter on the Hub is named owner/name, here {repo}" if repo else other_runs(Path(init))

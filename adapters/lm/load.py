@@ -110,10 +110,7 @@ def _load(name: str, where: dict[str, Any], gguf: GgufFile | None, device: str, 
     except BaseException as error:
         raise _refusal(error, f"--lm {name} can't be loaded", where) from error
     if missing := sorted(loading["missing_keys"]):
-        raise AdapterError(
-            f"--lm {name} lacks {len(missing)} of its weights, such as {missing[0]}, and would be given random ones; "
-            "fetch it again"
-        )
+        raise AdapterError(f"--lm {name} {_lacks(missing, config, type(model).__name__)}")
     if gguf:
         forget_file(model)
     _check_tokenizer(tokenizer, model, name)
@@ -128,6 +125,17 @@ def _load(name: str, where: dict[str, Any], gguf: GgufFile | None, device: str, 
             )
         lm.note = "; ".join(filter(None, [f"{config.model_type} isn't a tested family; it passed a trial", lm.note]))
     return lm
+
+
+def _lacks(missing: list[str], config: PretrainedConfig, class_name: str) -> str:
+    """What is wrong with a model that lacks weights: a file is missing, or it was saved as one that writes no words."""
+    saved_as = (config.architectures or [class_name])[0]
+    if saved_as != class_name:
+        return (
+            f"holds the weights of a {saved_as}, and {class_name} has {len(missing)} more, such as {missing[0]}: it "
+            "isn't a language model that writes; use OPT, Llama, Qwen or Mamba"
+        )
+    return f"lacks {len(missing)} of its weights, such as {missing[0]}, and would be given random ones; fetch it again"
 
 
 def load_config(source: str, name: str | None = None) -> PretrainedConfig:

@@ -52,6 +52,8 @@ def open_runs(paths: Sequence[Path]) -> list[RunFolder]:
         raise ScoreError(f"{', '.join(missing)} {verb}{other_runs(Path(missing[0]))}")
     found = [file.parent for path in paths for file in (*path.glob("config.toml"), *sorted(path.glob("*/config.toml")))]
     runs = [RunFolder(path) for path in dict.fromkeys(found)]
+    if empty := [str(path) for path in paths if path.is_dir() and not {path, *path.glob("*")}.intersection(found)]:
+        print(f"note: no run in {', '.join(empty)}")
     if not runs:
         raise ScoreError(f"none of {', '.join(map(str, paths))} is a run: none holds a config.toml")
     values = ranking(runs)[1]

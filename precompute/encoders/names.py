@@ -252,7 +252,8 @@ ENCODERS = {
 def unknown_encoder(name: str, families: Collection[str]) -> PrecomputeError:
     """What to raise for a name that is neither a short name nor one of `families`, with the nearest names."""
     known = [*ENCODERS, *(family for family in families if family not in BY_IDENTIFIER)]
-    near = difflib.get_close_matches(name, known, 3, 0.4)
+    longer = [other for other in known if other.startswith(f"{name}-")]
+    near = longer[:3] or difflib.get_close_matches(name, known, 3, 0.4)
     nearest = f"nearest: {', '.join(near)}; " if near else ""
     return PrecomputeError(
         f"no encoder is called {name!r}; {nearest}known: {', '.join(known)}; or open_clip:ARCHITECTURE/TAG, a Hub id "

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from periscope.errors import MediaError, PrecomputeError
+from periscope.paths import meant
 from periscope.precompute.media import LOOKED, modality_of, modality_of_bytes
 from periscope.precompute.media.file import check_machine
 from periscope.precompute.sources import Medium, Problem, Record
@@ -84,7 +85,7 @@ class DataFolder:
             return
         files = [self.path] if self.path.exists() else _matching(str(self.path))
         if not files:
-            raise PrecomputeError(f"--data {self.path} doesn't exist")
+            raise PrecomputeError(f"--data {self.path} doesn't exist{meant(self.path.parent, self.path.name)}")
         if strange := [file for file in files if not file.is_file()]:
             raise PrecomputeError(f"--data {strange[0]} is neither a file nor a folder")
         self.root = self.path.parent if len(files) == 1 else Path(os.path.commonpath([file.parent for file in files]))

@@ -50,8 +50,12 @@ def hub_set(name: object) -> HubSet:
 
 
 def hint(name: object) -> str:
-    """The end of a sentence about a feature set that isn't here, where one on the Hub may be meant."""
+    """The end of a sentence about a feature set that isn't here: what makes one, or the name of one on the Hub, where
+    that may be meant.
+    """
     plain = PLACE.fullmatch(str(name))
+    if plain and str(name).startswith(f"{ROOT}/"):
+        return "; make one first: periscope precompute --data FOLDER"
     return f"; one on the Hub is named hf://{plain[1]}" if plain else ""
 
 

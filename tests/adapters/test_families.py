@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     BartConfig,
     BertConfig,
+    BertModel,
     FalconH1Config,
     Gemma3Config,
     Gemma3nTextConfig,
@@ -104,6 +105,13 @@ def test_a_family_that_nobody_tested_is_tried_and_refused_when_wrong(name, tmp_p
     make_config, fault = FAULTY[name]
     with pytest.raises(AdapterError, match=rf"{fault}.*use OPT"):
         load_language_model(save(make_config(), tmp_path))
+
+
+def test_an_encoder_of_words_is_no_language_model_that_lacks_weights(tmp_path):
+    folder = save(BertConfig(**SIZE), tmp_path)
+    BertModel(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    with pytest.raises(AdapterError, match=r"holds the weights of a BertModel, and BertLMHeadModel has .*; use OPT"):
+        load_language_model(folder)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "8bit"])

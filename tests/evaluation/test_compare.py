@@ -38,7 +38,7 @@ def runs(tmp_path):
     return tmp_path
 
 
-def test_the_table_says_what_differed_and_what_it_did(runs, monkeypatch):
+def test_the_table_says_what_differed_and_what_it_did(runs, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["eval.py"])
     found = compare.open_runs(sorted(runs.iterdir()))
     assert [run.name for run in found] == ["high", "low", "unscored"]
@@ -55,6 +55,10 @@ def test_the_table_says_what_differed_and_what_it_did(runs, monkeypatch):
     assert "Not scored (python eval.py --run ...): unscored." in text and "hard to compare" not in text
     make_run(runs / "others", "mlp8", 0.001, 0.5, ids="abd")
     assert "scored on different texts" in compare_table.table(compare.open_runs(list(runs.iterdir())))
+    (runs / "photos").mkdir()
+    capsys.readouterr()
+    compare.open_runs([*runs.iterdir()])
+    assert capsys.readouterr().out == f"note: no run in {runs / 'photos'}\n"
     with pytest.raises(ScoreError, match="is a run"):
         compare.open_runs([runs / "compare.md"])
 
