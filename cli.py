@@ -260,12 +260,12 @@ def compare() -> None:
 def push() -> None:
     """`periscope push RUN OWNER/NAME`"""
     from periscope.evaluation.config import PushConfig
-    from periscope.paths import check_place
+    from periscope.hub_repo import check_push
 
     config = _read(PushConfig, "Push an adapter to the Hugging Face Hub, after showing everything to be uploaded.",
                    ["periscope push runs/first user/name --license mit"])  # fmt: skip
     _check(config.models, config.run)
-    check_place(config.to, AdapterError)
+    check_push(config.to, AdapterError)
     device = _device(config.models)
     from periscope.evaluation import commands
 

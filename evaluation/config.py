@@ -13,7 +13,7 @@ from periscope.adapters.names import CONFIG, RuntimeName
 from periscope.errors import AdapterError, RunError
 from periscope.evaluation.tasks.benchmarks import find_benchmark
 from periscope.flags import Metavar, check_ranges, parse
-from periscope.paths import check_place, meant
+from periscope.paths import meant
 from periscope.shards.sharing.names import hint, hub_set, is_hub_set
 
 Count = Annotated[int, Meta(ge=0), Metavar("N")]
@@ -254,7 +254,9 @@ def check_places(config: EvalConfig) -> None:
             )
     runs = config.run or (str(newest_run(Path("runs"))),)
     if config.sharing.push:
-        check_place(config.sharing.push, AdapterError)
+        from periscope.hub_repo import check_push
+
+        check_push(config.sharing.push, AdapterError)
     if hub:
         readable = check_adapters(runs, config.models)
         for modality, named in config.media.items():

@@ -193,10 +193,13 @@ def free_bytes(folder: Path) -> int:
 
 
 def refuse_other_media(collection: Collection, name: str) -> None:
-    """Raise PrecomputeError where an encoder with a short name surely takes none of the media, before it is loaded."""
-    if name not in ENCODERS:
+    """Raise PrecomputeError where an encoder with a short name surely takes none of the media, before it is loaded. Not
+    for the default one where the media are ready-made vectors, which need none.
+    """
+    found = {medium.modality for medium in collection.media.values()}
+    if name not in ENCODERS or (name == "demo" and found == {"vector"}):
         return
-    modality, found = ENCODERS[name].modality, {medium.modality for medium in collection.media.values()}
+    modality = ENCODERS[name].modality
     takes = {"image": {"image", "video"}, "audio": {"audio", "video"}, "video": {"video", "image"}}.get(modality, found)
     if found and not found & takes:
         raise other_media(name, modality, found)

@@ -236,7 +236,7 @@ def test_live_says_what_does_not_go_together(folders, tmp_path):
     both = live.load(image=eyes, audio=ears)
     with pytest.raises(AdapterError, match=r"clip.avi is video, and the adapters read image and audio"):
         both.ask("clip.avi", "what?")
-    with pytest.raises(AdapterError, match=r"a bytes is of no known modality.*say which"):
+    with pytest.raises(AdapterError, match=r"a medium of type bytes is of no known modality.*say which"):
         both.ask(b"RIFF", "what?")
     with pytest.raises(AdapterError, match="mark <audio>, and the media given are all image"):
         both.ask(folders["picture"], "the <audio>")
@@ -274,7 +274,7 @@ def test_eval_looks_with_several_adapters(folders, monkeypatch, capsys):
             "given as audio, and the adapter reads",
         ),
         (("--run", folders["eyes"], folders["ears"], *media), "one for each modality"),
-        (("--run", f"image={folders['eyes']}", f"image={folders['ears']}", *media), "one for each modality"),
+        (("--run", f"image={folders['eyes']}", f"image={folders['eyes']}", *media[:2]), "one for each modality"),
     ):
         assert says in said(*arguments), arguments
 

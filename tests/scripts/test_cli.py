@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from script_runs import ROOT, here
 
-from periscope import __version__, cli, console
+from periscope import __version__, cli, console, hub_repo
+from periscope.adapters.lm.files import find
 from periscope.errors import RunError
 from periscope.evaluation import commands
+from periscope.evaluation import config as evaluation_config
 from periscope.evaluation.config import (
     AnswerOptions,
     DecodingOptions,
@@ -37,13 +39,18 @@ def periscope(monkeypatch, *arguments: object) -> None:
 
 @pytest.fixture
 def called(monkeypatch, tmp_path) -> list:
-    """What the commands below the `periscope` command are called with: (name, arguments). What they name is there."""
+    """What the commands below the `periscope` command are called with: (name, arguments). What they name is there; that
+    adapters, models and the Hub are looked at is asserted in test_first_lines.py.
+    """
     calls: list = []
     monkeypatch.chdir(tmp_path)
     for name in ("runs/a", "runs/b", "photos"):
         Path(name).mkdir(parents=True)
-    for name in ("cat.jpg", "dog.jpg"):
+    for name in ("cat.jpg", "dog.jpg", "photos/a.jpg"):
         Path(name).touch()
+    monkeypatch.setattr(evaluation_config, "check_adapters", lambda runs, models: ["image", "audio"])
+    monkeypatch.setattr(find, "find_model", lambda name, flag: name)
+    monkeypatch.setattr(hub_repo, "check_push", lambda to, error: None)
     for name in ("respond", "caption_folder", "recaption_folder", "push"):
         monkeypatch.setattr(commands, name, lambda *given, name=name: calls.append((name, given)))
     return calls

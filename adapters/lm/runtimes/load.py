@@ -61,11 +61,11 @@ def open_language_model(
     """
     if runtime == "pytorch":
         return load_language_model(name, device, precision, trust_remote_code)
-    find_quantized(name, precision)
     if trust_remote_code:
         raise AdapterError(
             f"--trust-remote-code does nothing with --runtime {NAME}, which runs no code of a model's; leave it out"
         )
+    find_quantized(name, precision)
     return load_quantized(name, gpu=torch.device(device).type != "cpu")
 
 
