@@ -80,7 +80,7 @@ def test_values_out_of_range_are_refused(flags: list[str], sentence: str):
 
 
 def test_help_starts_with_the_common_flags_and_loads_no_torch():
-    code = "import sys; from periscope.precompute.cli import main\n"
+    code = "import sys; from periscope.precompute.cli import main; sys.argv = ['precompute.py']\n"
     code += "try: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

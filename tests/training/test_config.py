@@ -185,12 +185,16 @@ def test_help_lists_every_adapter_with_the_features_it_reads(capsys):
             assert find_projector(name.replace("K", "4"))[0].kind == kind
 
 
-def test_help_begins_with_the_common_flags_and_prints_examples_line_by_line(capsys):
+@pytest.mark.parametrize(
+    ("started", "train"), [("train.py", "python train.py"), ("periscope train", "periscope train")]
+)
+def test_help_begins_with_the_common_flags_and_prints_examples_line_by_line(capsys, monkeypatch, started, train):
+    monkeypatch.setattr(sys, "argv", [started])
     text = help_text(capsys)
     flags = re.findall(r"^│ (--[a-z-]+)", text, re.M)
     common = {"--adapter", "--features", "--lm", "--recipe", "--name", "--resume", "--init", "--lr"}
     assert common <= set(flags[:14])
-    assert "\n  train.py --resume runs/first\n" in text and "(default: None)" not in text
+    assert f"\n  {train} --resume runs/first\n" in text and "(default: None)" not in text
 
 
 def test_help_imports_no_torch():
