@@ -240,7 +240,7 @@ def opened_by(encoder: EncoderFacts, adapter: AdapterFacts) -> list[Target]:
 
 
 def closed_by_options(target: Target, options: Mapping[str, Any], lm: Mapping[str, Any]) -> list[str]:
-    """Why what a command line of train.py says can't leave, before anything is loaded.
+    """Why what a command line of train.py says can't be exported, before anything is loaded.
 
     options: as given, with those of its recipe; what isn't among them is taken for what `--for` sets · lm: the language
     model's config.json, empty where it isn't here.

@@ -69,8 +69,8 @@ def run(config: PrecomputeConfig) -> None:
 
 
 def refuse_named(config: PrecomputeConfig) -> None:
-    """Raise PrecomputeError where what is named can't leave as `--for` says: before torch is imported and an encoder
-    is fetched. `prepare.refuse_closed` looks again at the encoder itself.
+    """Raise PrecomputeError where what is named can't be exported as `--for` says: before torch is imported and an
+    encoder is fetched. `prepare.refuse_closed` looks again at the encoder itself.
     """
     if config.for_ is None:
         return

@@ -65,18 +65,17 @@ def open_language_model(
         raise AdapterError(
             f"--trust-remote-code does nothing with --runtime {NAME}, which runs no code of a model's; leave it out"
         )
-    find_quantized(name, precision)
-    return load_quantized(name, gpu=torch.device(device).type != "cpu")
+    return load_quantized(name, gpu=torch.device(device).type != "cpu", precision=precision)
 
 
-def load_quantized(name: str, gpu: bool = False) -> QuantizedLanguageModel:
+def load_quantized(name: str, gpu: bool = False, precision: str = "auto") -> QuantizedLanguageModel:
     """Open a GGUF language model in llama.cpp. gpu: all layers on the GPU, where llama-cpp-python was built for one.
 
     Tokenizer, chat template and architecture come from the file, read by transformers. Raises AdapterError for what
     isn't GGUF, for a missing package, for a family that isn't driven by vectors, has a recurrent state or reads vectors
     in another way than words, and for a file that can't be read.
     """
-    source = find_quantized(name)
+    source = find_quantized(name, precision)
     config, tokenizer, file = _described(source, name)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config)
