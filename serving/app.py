@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from periscope.errors import RequestError
 from periscope.serving.access import admit
@@ -66,6 +66,33 @@ def make_app(engine: Engine, token: str = "", uploads: Path | None = None) -> Fa
     from periscope.serving.page import mount_page
 
     return mount_page(app, engine, token, uploads)
+
+
+def ended_at_shutdown(app: ASGIApp) -> ASGIApp:
+    """The application, but that what shutdown cuts off ends, where uvicorn would log a traceback. An open page
+    listens until it is closed.
+    """
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, noted)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            with suppress(Exception):  # a body that was to have a certain length can't be ended
+                if begun:
+                    await send({"type": "http.response.body", "body": b""})
+                else:
+                    await _refused(RequestError("the server is stopping", 503))(scope, receive, send)
+
+    return answered
 
 
 class ChatResponse(Response):

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -87,8 +88,10 @@ class PageGuard:
 
         try:
             await self.app(scope, receive, noted)
-        except Exception:
-            if not getattr(receive, "full", False):
+        except Exception as error:
+            if begun and isinstance(error.__cause__, HTTPException):  # which Gradio has told the page in its stream
+                await send({"type": "http.response.body", "body": b""})
+            elif not getattr(receive, "full", False):
                 raise
         if getattr(receive, "full", False) and not begun:
             await _refused(_too_long(self.most))(scope, receive, send)

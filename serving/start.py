@@ -20,7 +20,7 @@ def serve(
     """Answer requests until Ctrl-C or SIGTERM. stand_ins: as `Engine` has them."""
     import uvicorn
 
-    from periscope.serving.app import make_app
+    from periscope.serving.app import ended_at_shutdown, make_app
     from periscope.serving.engine import Engine
 
     limits = config.limits
@@ -35,7 +35,7 @@ def serve(
     print(f"models: {', '.join(models)}; {'with a token' if token else 'for this machine alone'}; {where}")
     with Engine(models, limits, fetch, stand_ins) as engine, TemporaryDirectory(prefix="periscope-page-") as uploads:
         uvicorn.run(
-            make_app(engine, token, Path(uploads) if page else None),
+            ended_at_shutdown(make_app(engine, token, Path(uploads) if page else None)),
             host=config.host,
             port=config.port,
             log_level="info",

@@ -25,7 +25,7 @@ openai = pytest.importorskip("openai", reason="the client of OpenAI isn't instal
 
 from fastapi.testclient import TestClient  # noqa: E402
 
-from periscope.serving.app import make_app  # noqa: E402
+from periscope.serving.app import ended_at_shutdown, make_app  # noqa: E402
 
 CHAT = "/v1/chat/completions"
 
@@ -222,6 +222,30 @@ def test_hanging_up_ends_an_answer(model, monkeypatch, stream):
     with Engine({"eyes": model}, ServerLimits()) as engine:
         asyncio.run(hang_up(make_app(engine)))
     assert speaker.words <= 1 and speaker.calls == 1 and engine.reading == 0
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["in its answer", "before"])
+def test_what_shutdown_cuts_off_ends(begun):
+    async def stopped() -> list[dict]:
+        sent: list[dict] = []
+
+        async def endless(_, __, send):
+            if begun:
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+            await asyncio.Event().wait()
+
+        async def keep(message):
+            sent.append(message)
+
+        asked = asyncio.create_task(ended_at_shutdown(endless)({"type": "http"}, None, keep))
+        await asyncio.sleep(0)
+        asked.cancel()
+        await asked
+        return sent
+
+    first, last = asyncio.run(stopped())
+    assert first["status"] == (200 if begun else 503) and not last.get("more_body")
+    assert bool(last["body"]) is not begun, "a refusal has words"
 
 
 def test_more_than_may_wait_are_refused(model):

@@ -17,6 +17,7 @@ from periscope.evaluation.config import ServerLimits
 pytest.importorskip("fastapi", reason="FastAPI isn't installed: pip install 'periscope-adapters[serve]'")
 
 from fastapi.testclient import TestClient
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
@@ -95,6 +96,20 @@ def test_uploads_are_limited_and_nothing_else_is_read():
         assert refused.status_code == 400 and "only uploaded files are read" in refused.text
     assert web.post(JOIN, content=b"{").status_code == 400
     assert web.post(JOIN, content=b"[" * 900).status_code == 400
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["told in the stream", "a bug"])
+def test_a_stream_of_a_session_that_is_over_ends(known):
+    async def over(_, __, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("it has begun") from HTTPException(404) if known else None
+
+    web = TestClient(PageGuard(over, "", Path("/tmp/up"), 1000), "http://localhost")
+    if known:
+        assert web.get("/gradio_api/queue/data").status_code == 200
+    else:
+        with pytest.raises(RuntimeError, match="it has begun"):
+            web.get("/gradio_api/queue/data")
 
 
 async def told(engine: Engine, given: dict, before: Talk, also: bool = False) -> Talk:
