@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import sys
 import time
+from asyncio import CancelledError
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -69,8 +71,8 @@ def make_app(engine: Engine, token: str = "", uploads: Path | None = None) -> Fa
 
 
 def ended_at_shutdown(app: ASGIApp) -> ASGIApp:
-    """The application, but that what shutdown cuts off ends, where uvicorn would log a traceback. An open page
-    listens until it is closed.
+    """The application, but that what shutdown or a second Ctrl-C cuts off ends, where uvicorn would log a traceback.
+    An open page listens until it is closed.
     """
 
     async def answered(scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,13 +81,14 @@ def ended_at_shutdown(app: ASGIApp) -> ASGIApp:
         async def noted(message: Message) -> None:
             nonlocal begun
             begun = True
-            await send(message)
+            if not (message["type"] == "lifespan.shutdown.failed" and isinstance(sys.exception(), CancelledError)):
+                await send(message)
 
         try:
             await app(scope, receive, noted)
-        except asyncio.CancelledError:
+        except CancelledError:
             if scope["type"] != "http":
-                raise
+                return
             with suppress(Exception):  # a body that was to have a certain length can't be ended
                 if begun:
                     await send({"type": "http.response.body", "body": b""})
