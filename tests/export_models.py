@@ -1,4 +1,4 @@
-"""An untrained adapter of patches on a tiny random encoder and language model, to export."""
+"""An untrained adapter on a tiny random encoder and language model, to export."""
 
 import random
 from pathlib import Path
@@ -12,6 +12,7 @@ from periscope.adapters.io.checkpoint import load_adapter, save_adapter
 from periscope.adapters.lm.load import load_language_model
 from periscope.adapters.lm.lora import FOLDER, add_lora, load_lora, lora_parameters
 from periscope.adapters.model import AdaptedModel, Adapter
+from periscope.adapters.names import kind_of
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.template import Template, default_template
@@ -59,17 +60,19 @@ def save_patch_adapter(
         add_lora(lm, 4, 8)
         for parameter in lora_parameters(lm.model).values():
             torch.nn.init.normal_(parameter, std=0.1)
-    encoder = load_encoder(tower_folder(home, tower), kinds=("patches",), patch_layer=layer, **(choices or {}))
-    held = encoder.features(("patches",))["patches"]
+    kind = kind_of(spec)
+    encoder = load_encoder(tower_folder(home, tower), kinds=(kind,), patch_layer=layer, **(choices or {}))
+    held = encoder.features((kind,))[kind]
     torch.manual_seed(0)
-    shape = FeatureShape("patches", *held["shape"], tuple(held["grid"]))
+    tokens, width = (1, *held["shape"])[-2:]
+    shape = FeatureShape(kind, tokens, width, tuple(held["grid"]) if "grid" in held else None)
     own = {name: more.pop(name) for name in ("soft_prompt", "output_norm") if name in more}
     adapter = Adapter(
         spec, shape, lm.hidden_size, lm.embedding_rms, **{"output_norm": False, **own}, projector_hidden=inner
     )
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    samples = [encoder.encode(encoder.preprocess(picture)[None], ["patches"])["patches"] for picture in pictures()]
+    samples = [encoder.encode(encoder.preprocess(picture)[None], [kind])[kind] for picture in pictures()]
     adapter.match_scale(torch.cat(samples))
     fields = default_template(lm.tokenizer).to_dict() | (template or {})
     about = {

@@ -23,7 +23,7 @@ MORE = {
     "window": ("window2", PATCHES, 0, {}),
     "mlp, narrower": ("mlp", PATCHES, 0, {}),
     "mlp, wider": ("mlp", PATCHES, 0, {}),
-    **{spec: (spec, PATCHES, 0, {}) for spec in ("ldp", "ldpv2", "mapl4", "mapl-post4")},
+    **{spec: (spec, PATCHES, 0, {}) for spec in ("ldp", "ldpv2", "fusedldp", "fusedmlp", "mapl4", "mapl-post4")},
     **{spec: (spec, POOLED, 0, {}) for spec in ("linear3", "clipcap3", "clipcap-transformer3")},
 }
 HOW = {"mlp, narrower": {"projector_hidden": 12}, "mlp, wider": {"projector_hidden": 48}}  # further options

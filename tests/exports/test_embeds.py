@@ -53,6 +53,8 @@ def test_the_answer_is_that_of_the_adapter(model, home, question):
 
 KINDS: dict[str, dict] = {
     **{spec: {"spec": spec} for spec in ("mlp", "linear", "group2", "window2", "shuffle2", "perceiver4")},
+    **{spec: {"spec": spec} for spec in ("ldp", "ldpv2", "fusedmlp", "fusedldp", "mapl4", "mapl-post4")},
+    **{spec: {"spec": spec} for spec in ("mlp3", "linear3", "clipcap3", "clipcap-transformer3")},
     "mlp, hidden width 20": {"inner": 20},
     "mlp, hidden width 48": {"inner": 48},
     "mlp, output norm": {"output_norm": True},
