@@ -39,7 +39,7 @@ def naming(path: Path) -> Iterator[None]:
 def disk_sentence(error: OSError) -> str:
     """What went wrong, with which file, and what to do, of an error that names its file."""
     path, reason = Path(os.fsdecode(error.filename)), error.strerror or str(error)
-    steps = "; ".join(getattr(error, "__notes__", ())) or "run the same command again, which goes on with what is there"
+    steps = "; ".join(getattr(error, "__notes__", ())) or "run the same command again"
     if error.errno in FULL:
         return f"{path} can't be written: the disk is full ({_free(path)}); free some space on it, then {steps}"
     if error.errno == errno.EROFS:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from periscope.console import announce
+from periscope.console import announce, going_on
 from periscope.errors import PrecomputeError
 from periscope.exports.ways import WAYS, closed_by_encoder, named_encoder, refusal
 from periscope.precompute.config import TINY_MEDIA, PrecomputeConfig, read_config
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from periscope.precompute.sources import Collection
 
 DEMOS = {"image": "scenes", "audio": "sounds", "video": "clips"}  # modality -> module of periscope.demo
+GOES_ON = "run the same command again, which goes on with what is there"
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -61,7 +62,7 @@ def run(config: PrecomputeConfig) -> None:
         data = make_demo(demo.demo, Path("demo/media") / f"seed-{demo.demo_seed}{suffix}", demo.demo_seed, few)
         if config.encoder == "demo":
             config = replace(config, encoder=f"demo{suffix}")
-    with collected(data, config.selection.language) as collection:
+    with going_on(lambda: GOES_ON), collected(data, config.selection.language) as collection:
         refuse_other_media(collection, config.encoder)
         if not config.tiny:
             check_within_reach(config.encoder)

@@ -52,6 +52,7 @@ def test_an_error_of_the_disk_is_one_sentence(number: int, words: str, tmp_path:
     assert sentence.startswith(f"error: {tmp_path}/x") and words in sentence
     if number == errno.ENOSPC:
         assert "MB left" in sentence
+        assert sentence.endswith("then run the same command again"), "not every command goes on with what is there"
         assert said(error, capsys, "go on with: x").endswith("then go on with: x")
 
 
