@@ -36,6 +36,7 @@ from periscope.exports.towers import VisionTower, has_class_token, vision_tower
 from periscope.exports.ways import TRANSFORMERS
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.registry import load_encoder_like
+from periscope.quiet import quiet_transformers
 
 SAMPLES = ((97, 64), (48, 80), (64, 64))  # widths and heights of the pictures an image processor is checked with
 TOLERANCE = 1e-2  # of logits, relative to the largest; fp32 gives some 1e-5, another graph 1
@@ -68,7 +69,8 @@ def export_llava(
     _compare(model, prompt, seeing, wanted)
 
     def write(folder: Path) -> None:
-        model.to(dtype=dtype).save_pretrained(folder)  # type: ignore[call-arg]
+        with quiet_transformers():
+            model.to(dtype=dtype).save_pretrained(folder)  # type: ignore[call-arg]
         processor.save_pretrained(folder)
 
     write_folder(out, write)

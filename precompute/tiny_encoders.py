@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from periscope.errors import PrecomputeError
 from periscope.precompute.encoders.names import ENCODERS
 from periscope.precompute.encoders.registry import resolve
+from periscope.quiet import quiet_transformers
 
 OPEN_CLIP: dict[str, Any] = {
     "embed_dim": 24,
@@ -100,7 +101,8 @@ def transformers_folder(folder: Path, kind: str) -> Path:
         "vit": lambda: t.ViTImageProcessorPil(**squash),
     }
     torch.manual_seed(0)
-    roughen(models[kind]()).save_pretrained(folder)
+    with quiet_transformers():
+        roughen(models[kind]()).save_pretrained(folder)
     processors.get(kind, lambda: t.CLIPImageProcessorPil(**crop))().save_pretrained(folder)
     return folder
 
@@ -253,7 +255,8 @@ def tiny_folder(folder: Path, kind: str, **changes: Any) -> Path:
     """A tiny random encoder of a kind of `TINY`, as save_pretrained writes it."""
     model, config, processor = build(kind, {**TINY[kind], **changes})
     torch.manual_seed(0)
-    roughen(model(config)).save_pretrained(folder)
+    with quiet_transformers():
+        roughen(model(config)).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 

@@ -19,6 +19,7 @@ from periscope.adapters.lm.load import load_config, load_language_model
 from periscope.adapters.lm.lora import FOLDER, WEIGHTS, load_lora
 from periscope.adapters.lm.precision import DTYPES, stored_precision
 from periscope.errors import AdapterError
+from periscope.quiet import quiet_transformers
 
 MARK = "merged_lora"  # in the merged model's config, so that its identity differs from the plain model's
 
@@ -48,7 +49,8 @@ def merge_lora(folder: Path, out: Path, lm: str | None = None, precision: str | 
         with contextlib.suppress(OSError, ValueError):  # the model may have none of its own
             base.model.generation_config = GenerationConfig.from_pretrained(source)
         cast(nn.Module, base.model).to(dtype)
-        base.model.save_pretrained(place)
+        with quiet_transformers():
+            base.model.save_pretrained(place)
         base.tokenizer.save_pretrained(place)
         identity = replace(load_language_model(str(place), "cpu").identity(), precision=None)
         about = {

@@ -31,6 +31,8 @@ from transformers import (
     SmolLM3Config,
 )
 
+from periscope.quiet import quiet_transformers
+
 WORDS = [
     "a red circle and a small blue star", "What colour is the star? It is blue.", "user assistant Question: Answer:",
     "the quick brown fox jumps over the lazy dog", "in the top left, in the centre, to the right", "</image> <image>",
@@ -177,6 +179,7 @@ def save_language_model(family: str, folder: Path, seed: int = 0, **overrides: A
     for name, parameter in model.named_parameters():
         if "norm" not in name and parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder)
+    with quiet_transformers():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -132,6 +132,13 @@ def test_the_processor_that_transformers_chooses_is_near(home):
         assert (its - encoder.preprocess(image)).abs().max() < 0.05
 
 
+def test_nothing_of_transformers_is_on_the_screen(home, capfd):
+    folder = save_patch_adapter(home / "quiet", home)
+    capfd.readouterr()
+    export_llava(folder, home / "quiet-out")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_weights_are_stored_as_the_language_models_are(home):
     from safetensors.torch import load_file
 
