@@ -3,15 +3,14 @@
 `periscope` alone lists the commands. This module imports a command only when it runs, so that the list appears at once.
 """
 
-import difflib
 import importlib
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from periscope.console import announce, run
+from periscope.console import announce, run, unknown_command
 from periscope.errors import AdapterError, RunError
 
 if TYPE_CHECKING:
@@ -88,15 +87,7 @@ def main() -> None:
 
         print(f"periscope {__version__}")
     else:
-        _unknown("periscope", name, COMMANDS)
-
-
-def _unknown(program: str, name: str, commands: Collection[str]) -> NoReturn:
-    """Say that there is no such command, and which is meant, and exit as after other errors of usage."""
-    near = difflib.get_close_matches(name, commands, 1)
-    hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(commands)}"
-    print(f"error: {program} has no command {name!r}; {hint}", file=sys.stderr)
-    sys.exit(2)
+        unknown_command("periscope", name, COMMANDS)
 
 
 def listing() -> str:
@@ -335,9 +326,8 @@ def _adapters(name: str) -> dict[str | None, Path]:
 def _subcommands(tools: Mapping[str, str], description: str) -> None:
     name = next(iter(sys.argv[1:]), "-")
     if not name.startswith("-") and name not in tools:
-        _unknown(sys.argv[0], name, tools)
+        unknown_command(sys.argv[0], name, tools)
     announce(f"{sys.argv[0]}: loading the tools")
-    import tyro
+    from periscope.flags import run_tool
 
-    functions = {name: Command(target, "").load() for name, target in tools.items()}
-    tyro.extras.subcommand_cli_from_dict(functions, description=description, prog=sys.argv[0])
+    run_tool({name: Command(target, "").load() for name, target in tools.items()}, description, sys.argv[0])

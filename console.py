@@ -1,5 +1,6 @@
 """How every command runs: threads, one sentence for a user's mistake, the exit status, and how commands are spelled."""
 
+import difflib
 import os
 import re
 import select
@@ -7,7 +8,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -128,6 +129,14 @@ def page_about(sentence: str) -> str:
         if re.search(".*?".join(map(re.escape, heading.split("…"))), sentence, re.S):
             return f" (see docs/{TROUBLESHOOTING.name})"
     return ""
+
+
+def unknown_command(program: str, name: str, commands: Collection[str]) -> NoReturn:
+    """Say that there is no such command, and which is meant, and exit as after other errors of usage."""
+    near = difflib.get_close_matches(name, commands, 1)
+    hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(commands)}"
+    print(f"error: {program} has no command {name!r}; {hint}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _leave(sentence: str) -> NoReturn:

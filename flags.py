@@ -33,12 +33,14 @@ import difflib
 import inspect
 import io
 import operator
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
-from functools import cache
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache, partial, wraps
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
@@ -67,6 +69,7 @@ MEANT = {
     "num-beams": ("beams",),
     "checkpoint": ("run", "resume"),
 }
+MANY = 10**9  # words of a flag that takes any number
 LIMITS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
 
 
@@ -102,7 +105,7 @@ def parse(
 
     shown = _Help()
     try:
-        with redirect_stdout(shown):
+        with redirect_stdout(shown), one_sentence():
             return tyro.cli(
                 cls,
                 args=_respell(cls, args, renamed or {}),
@@ -114,6 +117,33 @@ def parse(
             )
     finally:
         sys.stdout.write(shown.getvalue().replace(PLACE, _about(description, examples)))
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Within, the box that the parser draws about a wrong command line is one line on stderr."""
+    said: io.StringIO = _Help()
+    try:
+        with redirect_stderr(said):
+            yield
+    except SystemExit:
+        said = io.StringIO(_sentence(said.getvalue()))
+        raise
+    finally:
+        sys.stderr.write(said.getvalue())
+
+
+def run_tool(functions: Mapping[str, Callable[..., None]], description: str, prog: str) -> None:
+    """Call the function that the first argument names, with flags for its arguments."""
+    import tyro
+
+    def later(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+        return wraps(function)(lambda *words, **flags: partial(function, *words, **flags))
+
+    waiting = {name: later(function) for name, function in functions.items()}
+    with one_sentence():
+        chosen = tyro.extras.subcommand_cli_from_dict(waiting, description=description, prog=prog)
+    chosen()
 
 
 def given_flags(cls: type, args: Sequence[str], renamed: Mapping[str, str] | None = None) -> set[str]:
@@ -190,6 +220,19 @@ def _about(description: str, examples: Sequence[str]) -> str:
     return "\n\n".join(paragraphs)
 
 
+def _sentence(box: str) -> str:
+    """What stands in a box of the parser's, in one line; what is no box as it is."""
+    _, *parts = re.split(r".*(?:─{4}|-{4}).*\n?", re.sub(r"\x1b\[[0-9;]*m", "", box))
+    if not parts:
+        return box
+    body = textwrap.dedent("\n".join(line.strip("│").rstrip() for line in parts[0].splitlines()))
+    names = re.findall(r"^ {4}(\S.*)", body, re.M)
+    if body.startswith("Missing from") and names:
+        return f"error: {', '.join(names)} {'are' if names[1:] else 'is'} missing; --help says what it is\n"
+    near = re.search(r"Perhaps you meant:\W+(--\S+)", box)
+    return f"error: {' '.join(body.split())}{f'; did you mean {near[1]}?' if near else ''}\n"
+
+
 def _flag(name: str) -> str:
     return name.rstrip("_").replace("_", "-")
 
@@ -224,53 +267,105 @@ def _respell(cls: type, args: Sequence[str], renamed: Mapping[str, str]) -> list
 
 
 def _mistake(cls: type, args: Sequence[str], path: str) -> str:
-    """A sentence about the first flag under another program's name or word that stands alone, where it tells what was
-    meant; "" leaves the command line to the parser.
+    """A sentence about the first flag, value or word alone that can't be, or about what is missing; "" leaves the
+    command line to the parser.
     """
-    kinds = {_flag(name): field.type for name, field in flat_fields(cls).items()}
-    room, last = 0, ""
-    for number, arg in enumerate(args):
+    if {"-h", "--help"}.intersection(args):
+        return ""
+    fields = {_flag(name): field for name, field in flat_fields(cls).items() if not _is_positional(field.type)}
+    kinds = {name: field.type for name, field in fields.items()}
+    pairs = _pairs(kinds, args)
+    for (last, before), (flag, word) in pairwise([("", None), *pairs]):
+        if flag and (wrong := _no_flag(flag, kinds)):
+            return wrong
+        if flag and word is not None and (wrong := _no_value(kinds.get(flag, bool), word)):
+            return f"--{flag} {word}: {wrong}"
+        if not flag and path and word and not word.startswith("-"):
+            joined = f"without the space it is --{last} {before}{word}" if before is not None and word.isdigit() else ""
+            return f"{word} stands alone; {joined or f'did you mean {path} {word}?'}"
+    return _missing(fields, pairs)
+
+
+def _missing(fields: Mapping[str, dataclasses.Field], pairs: Sequence[tuple[str, str | None]]) -> str:
+    """A sentence about a flag with too few values, or one that is needed and isn't there; "" where none is missing."""
+    given = Counter(flag for flag, word in pairs if word is not None)
+    for flag in dict(pairs):
+        room = _room(fields[flag].type) if flag in fields else 0
+        if given[flag] < room < MANY and (flag, "None") not in pairs:
+            return f"--{flag} needs {'a value' if room == 1 else f'{room} values'}"
+    for flag, field in fields.items():
+        if field.default is field.default_factory is dataclasses.MISSING and flag not in dict(pairs):
+            notes = [note for note in get_args(field.type) if isinstance(note, Metavar)]
+            return f"--{flag} {next(iter(notes), _metavar(field.type))} is missing"
+    return ""
+
+
+def _pairs(kinds: Mapping[str, Any], args: Sequence[str]) -> list[tuple[str, str | None]]:
+    """(flag, value) in order: None for a flag without a value, "" as the flag of a word that stands alone, and a pair
+    for each value of a flag that takes several.
+    """
+    pairs: list[tuple[str, str | None]] = []
+    room = 0
+    for arg in args:
         name, equals, value = _split(arg)
         if name:
-            found = [other for other in MEANT.get(name, ()) if other in kinds and name not in kinds]
-            if found:
-                return f"there is no --{name} here; it is called --{found[0]}"
-            if name.removeprefix("no-") not in kinds:
-                return ""
-            kind = kinds.get(name, bool)
-            if equals and (wrong := _no_number(kind, value)):
-                return f"--{name} {value}: {wrong}"
-            room, last = 0 if equals or kind is bool else len(args) if _takes_many(kind) else 1, name
+            room = 0 if equals else _room(kinds.get(name, bool))
+            pairs.append((name, value if equals else None))
         elif room:
-            room -= 1
-            if wrong := _no_number(kinds.get(last, str), arg):
-                return f"--{last} {arg}: {wrong}"
-        elif path and last in kinds and kinds[last] is not bool and arg.isdigit():
-            value = args[number - 1].rpartition("=")[2]
-            return f"{arg} stands alone; without the space it is --{last} {value}{arg}"
-        elif path and not arg.startswith("-"):
-            return f"{arg} stands alone; did you mean {path} {arg}?"
-    return ""
+            flag, room = pairs[-1][0], room - 1
+            if pairs[-1][1] is None:
+                pairs.pop()
+            pairs.append((flag, arg))
+        else:
+            pairs.append(("", arg))
+    return pairs
 
 
-def _no_number(kind: Any, word: str) -> str:
-    """Why a word is no value of a flag of this type, an int or a float or one of these or None; "" for other types."""
+def _room(kind: Any) -> int:
+    """How many words a flag of this type takes."""
     bare = _bare(kind)
-    parts = set(get_args(bare) if get_origin(bare) in Origins else (bare,)) - {type(None)}
-    number = parts.pop() if len(parts) == 1 else str
-    if number not in (int, float) or word == "None":
+    parts = get_args(bare) if get_origin(bare) in Origins else (bare,)
+    several = next((get_args(part) for part in parts if get_origin(part) is tuple), None)
+    if several is None:
+        return int(kind is not bool)
+    return MANY if several[1:] == (...,) else len(several)
+
+
+def _no_flag(name: str, kinds: Mapping[str, Any]) -> str:
+    """Why there is no such flag; "" where there is."""
+    if name in kinds or kinds.get(name.removeprefix("no-")) is bool or name.startswith("tyro-"):
         return ""
+    if found := [other for other in MEANT.get(name, ()) if other in kinds]:
+        return f"there is no --{name} here; it is called --{found[0]}"
+    near = difflib.get_close_matches(name, kinds, 1)
+    return f"there is no --{name} here; {f'did you mean --{near[0]}?' if near else '--help lists what there is'}"
+
+
+def _no_value(kind: Any, word: str) -> str:
+    """Why a word is no value of a flag of this type, a number or a choice or several or None; "" for other types."""
+    bare = _bare(kind)
+    parts = set(get_args(bare) if get_origin(bare) in Origins else (bare,)) - {NoneType}
+    if len(parts) == 1 and get_origin(part := next(iter(parts))) is tuple:
+        parts = set(get_args(part)) - {...}
+    if len(parts) != 1 or word == "None":
+        return ""
+    part = parts.pop()
+    if part is bool or get_origin(part) is Literal:
+        choices = [str(choice) for choice in get_args(part) or (True, False)]
+        return "" if word in choices else f"choose {', '.join(choices)}"
     try:
-        number(word)
+        part(word) if part in (int, float) else None
     except ValueError:
-        return f"that is no {'whole ' if number is int else ''}number"
+        return f"that is no {'whole ' if part is int else ''}number"
     return ""
 
 
-def _takes_many(kind: Any) -> bool:
-    """Whether a flag of this type takes more than one word."""
-    bare = _bare(kind)
-    return any(get_origin(part) is tuple for part in (get_args(bare) if get_origin(bare) in Origins else (bare,)))
+def _is_positional(kind: Any) -> bool:
+    """Whether a field of this type has no flag."""
+    from tyro.conf import Positional
+
+    marks = get_args(Positional[str])[1:]
+    return get_origin(kind) is Annotated and any(note in marks for note in get_args(kind)[1:])
 
 
 @cache

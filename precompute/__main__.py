@@ -1,11 +1,13 @@
 """Tools for a finished feature set: periscope features verify|inspect|merge|recode|push|fetch."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from periscope.console import announce
+from periscope.console import announce, unknown_command
+from periscope.flags import run_tool
 from periscope.text import printable
 
 if TYPE_CHECKING:
@@ -153,14 +155,15 @@ def _ready(features: "FeatureSet") -> str:
 
 def main() -> None:
     """Run the tool that the first argument names."""
-    import sys
-
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(errors="backslashreplace")  # file names needn't be Unicode
-    tools: dict[str, Any] = {
+    tools = {
         "verify": verify, "inspect": inspect, "merge": merge, "recode": recode, "push": push, "fetch": fetch
     }  # fmt: skip
-    tyro.extras.subcommand_cli_from_dict(tools, description=__doc__)
+    name = next(iter(sys.argv[1:]), "-")
+    if not name.startswith("-") and name not in tools:
+        unknown_command(sys.argv[0], name, tools)
+    run_tool(tools, str(__doc__), sys.argv[0])
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """flags.py: one typed dataclass as a command line, with ranges, and as a table."""
 
+import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 import pytest
+import tyro
 
 from periscope.errors import RunError
-from periscope.flags import Metavar, check_ranges, flat_fields, from_flat, given_flags, parse, to_flat
+from periscope.flags import Metavar, check_ranges, flat_fields, from_flat, given_flags, parse, run_tool, to_flat
 
 
 @dataclass
@@ -77,25 +80,42 @@ def test_help_is_grouped_and_prints_examples_as_they_are(capsys):
     assert "(default: 0.001)" in shown and "(default: 0)" in shown and "--list," in shown
 
 
-def test_a_typo_names_the_nearest_flag(capsys):
-    with pytest.raises(SystemExit) as end:
-        read("--grad-clp", "1")
-    assert end.value.code == 2 and "--grad-clip" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
         (("--steps", "ten"), "error: --steps ten: that is no whole number\n"),
         (("--steps=1e3",), "error: --steps 1e3: that is no whole number\n"),
         (("--lr", "1e-4x"), "error: --lr 1e-4x: that is no number\n"),
+        (("--layers", "1", "x"), "error: --layers x: that is no whole number\n"),
+        (("--layers", "1", "--list"), "error: --layers needs 2 values\n"),
+        (("--list", "--lr"), "error: --lr needs a value\n"),
+        (("--kinds", "pooled", "pixels"), "error: --kinds pixels: choose pooled, patches\n"),
+        (("--eos=maybe",), "error: --eos maybe: choose True, False\n"),
+        (("--grad-clp", "1"), "error: there is no --grad-clp here; did you mean --grad-clip?\n"),
+        (("--no-lr",), "error: there is no --no-lr here; --help lists what there is\n"),
+        (("-x",), "error: Unrecognized options: -x\n"),
     ],
 )
-def test_what_is_no_number_is_said_in_a_sentence(args, sentence, capsys):
+def test_what_is_wrong_with_a_flag_is_one_sentence(args, sentence, capsys):
     with pytest.raises(SystemExit) as end:
         read(*args)
     assert end.value.code == 2 and capsys.readouterr().err == sentence
     assert read("--steps", "None", "--lr=1e-4").optim == Optim(lr=1e-4)
+
+
+def test_a_tool_gets_its_words_and_says_what_is_missing_in_a_sentence(capsys, monkeypatch):
+    def check(folder: Path, to: Annotated[str, tyro.conf.arg(metavar="OWNER/NAME")], /, license: str = "") -> None:
+        print(f"on stderr: {folder} {to} {license}", file=sys.stderr)
+
+    for words, said in (
+        (["check", "a"], "error: OWNER/NAME is missing; --help says what it is\n"),
+        (["check", "a", "b", "--licence"], "error: Unrecognized options: --licence; did you mean --license?\n"),
+        (["check", "a", "b", "--license", "mit"], "on stderr: a b mit\n"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["tools", *words])
+        with suppress(SystemExit):
+            run_tool({"check": check, "other": check}, "Tools.", "tools")
+        assert capsys.readouterr().err == said
 
 
 def test_given_flags_are_those_on_the_command_line():
