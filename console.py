@@ -30,11 +30,15 @@ GRACE_SECONDS = 10  # in which torchrun ends the other processes after the first
 COMMAND_AT_END = re.compile(r"(python \S+\.py|periscope \w+|--resume \S+)[^;]*$")
 TROUBLESHOOTING = Path(__file__).resolve().parent / "docs" / "troubleshooting.md"
 SCRIPTS = ("precompute", "train", "eval")
+SCRIPT = re.compile(
+    rf"(?<![\w./-])(?P<python>python )?(?P<torchrun>torchrun (?:--\S+ \S+ )*)?(?P<name>{'|'.join(SCRIPTS)})\.py\b"
+)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a command's `main`. A user's mistake, and a disk that is full or fails, become one sentence on stderr and
-    exit status 1, Ctrl-C becomes 130. Where what reads stdout has ended, as `| head` does, the command ends too.
+    """Call a command's `main`. A user's mistake, and a disk that is full or fails, become one sentence on stderr, which
+    names our scripts as the user started this one, and exit status 1, Ctrl-C becomes 130. Where what reads stdout has
+    ended, as `| head` does, the command ends too.
 
     A mistake that all of torchrun's processes make is reported once on each machine.
     """
@@ -47,7 +51,7 @@ def run(main: Callable[[], None]) -> None:
             raise
         sys.exit(READER_LEFT)
     except UserError as error:
-        _leave(f"{error}{page_about(str(error))}")
+        _leave(f"{spelled(str(error))}{page_about(str(error))}")
     except OSError as error:
         if error.filename is None or error.errno is None:
             raise
@@ -159,3 +163,18 @@ def command(name: str, *arguments: object) -> str:
     else:
         start = f"periscope {name}"
     return " ".join([start, *(shlex.quote(str(argument)) for argument in arguments)])
+
+
+def spelled(text: str) -> str:
+    """A text with the scripts that it names, as train.py, python train.py or torchrun ... train.py, named as `command`
+    does.
+    """
+
+    def named(found: re.Match[str]) -> str:
+        whole = command(found["name"])
+        script = whole.removeprefix("python ")
+        if start := found["torchrun"]:
+            return f"{start}{'' if script != whole else '--no-python '}{script}"
+        return whole if found["python"] else script
+
+    return SCRIPT.sub(named, text)

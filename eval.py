@@ -13,7 +13,7 @@ if find_spec("periscope") is None:
 
 from pathlib import Path
 
-from periscope.console import announce, command, run
+from periscope.console import announce, run, spelled
 from periscope.device import choose_device
 from periscope.errors import RunError
 from periscope.evaluation.config import check_places, read_config
@@ -33,9 +33,8 @@ EXAMPLES = [
 
 def main() -> None:
     """Read the flags and do what they ask."""
-    start = command("eval")
-    examples = [f"{start} {flags:<{40 if about else 0}}{about}".rstrip() for flags, about in EXAMPLES]
-    config = read_config(None, start.removeprefix("python "), __doc__, examples)
+    examples = [f"python eval.py {flags:<{40 if about else 0}}{about}".rstrip() for flags, about in EXAMPLES]
+    config = read_config(None, spelled("eval.py"), str(__doc__), examples)
     if config.scoring.tasks:
         from periscope.evaluation.tasks.benchmarks import listing
 

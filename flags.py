@@ -48,6 +48,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
+from periscope.console import spelled
 from periscope.errors import UserError
 
 Config = TypeVar("Config")
@@ -116,7 +117,7 @@ def parse(
                 registry=_registry(),
             )
     finally:
-        sys.stdout.write(shown.getvalue().replace(PLACE, _about(description, examples)))
+        sys.stdout.write(shown.getvalue().replace(PLACE, spelled(_about(description, examples))))
 
 
 @contextmanager
@@ -482,7 +483,7 @@ def _registry() -> Any:
         for field in _fields(info.type):
             default = getattr(shown, field.name) if shown is not None else _default(field)
             kind: Any = field.type if dataclasses.is_dataclass(field.type) else _shown(field, default)
-            fields.append(StructFieldSpec(field.name, kind, default, help_of.get(field.name)))
+            fields.append(StructFieldSpec(field.name, kind, default, spelled(help_of.get(field.name) or "") or None))
         return StructConstructorSpec(info.type, tuple(fields))
 
     return registry

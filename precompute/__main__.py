@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from periscope.console import announce, unknown_command
+from periscope.console import announce, spelled, unknown_command
 from periscope.flags import run_tool
 from periscope.text import printable
 
@@ -20,7 +20,7 @@ def verify(folder: Path, /) -> None:
     _check(folder)
     from periscope.shards.verify import verify
 
-    print(printable(verify(folder)))
+    print(printable(spelled(verify(folder))))
 
 
 def inspect(folder: Path, /, picture: Path | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from periscope.console import command
+from periscope.console import spelled
 from periscope.errors import PrecomputeError
 from periscope.exports.ways import NEEDS, Target
 from periscope.flags import Metavar, check_ranges, from_flat, parse
@@ -193,13 +193,12 @@ def read_config(args: Sequence[str] | None = None) -> PrecomputeConfig:
 
 
 def _parse(args: Sequence[str] | None, default: PrecomputeConfig | None = None) -> PrecomputeConfig:
-    start = command("precompute")
     return parse(
         PrecomputeConfig,
         args,
-        prog=start.removeprefix("python "),
+        prog=spelled("precompute.py"),
         description=DESCRIPTION,
-        examples=[example.replace("python precompute.py", start) for example in EXAMPLES],
+        examples=EXAMPLES,
         default=default,
         path="--data",
     )

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from periscope.console import spelled
 from periscope.errors import FeatureSetError, PrecomputeError
 from periscope.precompute.encoders.names import ENCODERS
 from periscope.precompute.samples import describe_samples
@@ -103,7 +104,7 @@ def without_words(collection: Collection) -> str:
         return ""
     unused = f"{len(collection.unused)} files look" if len(collection.unused) > 1 else "1 file looks"
     tried = f" ({unused} like words, but can't be used: see above)" if collection.unused else ""
-    return (
+    return spelled(
         f"warning: no medium has words{tried}, and train.py can't use a set without them. Put cat.txt beside cat.jpg, "
         'or metadata.jsonl with lines {"file_name": "cat.jpg", "text": "A cat."} into the folder, and run the '
         "same command again: what is encoded stays. Or pass words to train.py --text FILE"

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from periscope.console import spelled
 from periscope.errors import MediaError
 from periscope.precompute.decoding import Source, decoded
 from periscope.precompute.media import decode_clip, decode_sound, read_file, thumbnail_jpeg
@@ -30,7 +31,7 @@ def preview(features: FeatureSet, key: str, data: Path | None = None) -> tuple[l
         return pictures, None, "" if pictures else "no thumbnail: it wasn't held out"
     what = "its sound" if modality == "audio" else "more of its frames"
     if data is None:
-        return pictures, None, f"{what}: eval.py --data FOLDER, where the media lie"
+        return pictures, None, f"{what}: {spelled('eval.py')} --data FOLDER, where the media lie"
     try:
         content = read_inside(data, info["origin"])
         if hashlib.sha256(content).hexdigest() != info["sha256"]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from periscope.console import spelled
 from periscope.errors import AdapterError
 from periscope.precompute.sources import Collection, Words
 from periscope.text import printable
@@ -36,7 +37,7 @@ def describe_samples(collection: Collection, options: Mapping[str, Any], recipe:
     if not total:
         return []
     whose = f"the plain template of the recipe {recipe}" if recipe else "the plain template"
-    lines = [f"samples: with {whose}; train.py shows them with the language model's own before it trains"]
+    lines = [f"samples: with {whose}; {spelled('train.py')} shows them with the language model's own before it trains"]
     for number in sorted({0, total // 2, total - 1}):
         words = collection.words[number]
         about = ", ".join(words.media) or "no medium"

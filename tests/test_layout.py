@@ -27,7 +27,7 @@ MAY: dict[str, set[str]] = {
     "console": {"atomic", "text"},
     "bars": set(),
     "charts": set(),
-    "flags": set(),
+    "flags": {"console"},
     "units": set(),
     "weights": set(),
     "text": set(),

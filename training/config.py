@@ -16,7 +16,7 @@ import tyro
 from tyro.conf import Positional
 
 from periscope.adapters.names import check_language_model, hub_name, is_hub_adapter, kind_of
-from periscope.console import command
+from periscope.console import spelled
 from periscope.errors import RunError
 from periscope.exports.ways import WAYS, Target, closed_by_encoder, closed_by_options, encoder_facts, refusal
 from periscope.flags import Metavar, check_ranges, flat_fields, from_flat, given_flags, parse, to_flat
@@ -389,13 +389,12 @@ def parse_request(args: Sequence[str] | None = None) -> Request:
     """Read the command line of train.py; `args` without the program's name (None: `sys.argv`)."""
     args = list(sys.argv[1:] if args is None else args)
     renamed = {f"--{_flag(old)}": f"--{_flag(new)}" for old, new in RENAMED.items()}
-    start = command("train")
     flags = parse(
         TrainFlags,
         args,
-        prog=start.removeprefix("python "),
+        prog=spelled("train.py"),
         description=DESCRIPTION,
-        examples=[example.replace("python train.py", start) for example in EXAMPLES],
+        examples=EXAMPLES,
         renamed=renamed,
         path="--features",
     )

@@ -20,7 +20,7 @@ from periscope.adapters.lm.lora import add_lora, load_lora, lora_parameters
 from periscope.adapters.lm.precision import trained_precision
 from periscope.adapters.model import AdaptedModel, PassShape
 from periscope.adapters.names import parse_lora
-from periscope.console import command
+from periscope.console import command, spelled
 from periscope.device import peak_memory, rules_of
 from periscope.errors import RunError
 from periscope.evaluation.controls import evenly
@@ -518,7 +518,7 @@ def settle_looks(sets: Sequence[TrainingSet], model: AdaptedModel, every: int, b
         if size.texts < len(each.heldout):
             print(
                 f"held out: {size.texts} of {len(each.heldout)} texts are looked at each time, so that it takes about "
-                "5% of the training; eval.py scores all"
+                f"5% of the training; {spelled('eval.py')} scores all"
             )
         settled.append(replace(each, heldout=list(evenly(each.heldout, size.texts)), answers=size.answers))
     return settled
