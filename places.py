@@ -6,19 +6,22 @@ What itself takes long to import is imported where it is needed.
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 from periscope.adapters.io.schema import AdapterConfig, read_adapter_config
 from periscope.adapters.lm.files.find import find_model
 from periscope.adapters.lm.runtimes.choice import check_runtime
-from periscope.adapters.names import RuntimeName, hub_name, is_hub_adapter, kind_of
-from periscope.errors import AdapterError, PrecomputeError, RunError
+from periscope.adapters.names import CONFIG, RuntimeName, hub_name, is_hub_adapter, kind_of
+from periscope.errors import AdapterError, FeatureSetError, PrecomputeError, RunError
 from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.names import ENCODERS, check_encoder
-from periscope.training.config import PlanConfig
+from periscope.shards.manifest import load_manifest
+from periscope.training.config import PlanConfig, named_sets
 from periscope.training.memory.model_sizes import LANGUAGE_MODELS
-from periscope.training.run import adapter_folders, other_runs
+from periscope.training.run import Run, adapter_folders, other_runs
 
 MODALITIES = ("image", "audio", "video", "imu")
 LOOKED_AT = 10_000  # files of a folder
@@ -45,6 +48,84 @@ def no_such_run(path: Path) -> RunError:
     alone = "an adapter by itself, as of the Hub, answers about --image, --audio or --video FILE; scores are a run's"
     hub = f" ({alone})" if is_hub_adapter(str(path)) else ""
     return RunError(f"{path} is not a run: there is no such folder here{hub}{other_runs(path)}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What --run names. results: the folder that its scores are written into · run: the run that it belongs to, if any
+    · adapters: its adapter folders by modality · step: as its folder is named.
+    """
+
+    results: Path
+    run: Run | None
+    adapters: Mapping[str, Path]
+    step: str
+
+    def adapter(self, modality: str | None) -> Path:
+        """The adapter that reads `modality`, or the only one. Raises RunError when there is none."""
+        if modality is None and len(self.adapters) == 1:
+            return next(iter(self.adapters.values()))
+        if modality is None or modality not in self.adapters:
+            readable = " and ".join(self.adapters)
+            raise RunError(f"{self.results} has no adapter for {modality or 'all'}; it reads {readable}")
+        return self.adapters[modality]
+
+
+def find_checkpoint(path: Path, last: bool = False) -> Checkpoint:
+    """The checkpoint at `path`: of a run its best one (that with the lowest held-out loss), or its last one with `last`
+    or where nothing is held out; or one checkpoint's folder, as runs/first/steps/000500, or an adapter folder.
+
+    The scores of a run are written into its folder, those of one checkpoint or adapter into that one's own. It is read
+    once: training may go on beside. Raises RunError for anything else.
+    """
+    if (path / "config.toml").is_file():
+        run = Run.open(path)
+        best = not last and (path / "best").is_file()
+        try:
+            folder = run.step_folder("best" if best else "last")
+        except RunError:
+            if not best:
+                raise
+            folder = run.step_folder()
+        return Checkpoint(path, run, _adapters_in(folder), folder.name)
+    if (path / CONFIG).is_file() and not path.resolve().parent.name.isdigit():
+        step = read_adapter_config(path).training.get("step")
+        return Checkpoint(path, None, _adapters_in(path), f"{step:06d}" if isinstance(step, int) else "")
+    folder = path.parent if (path / CONFIG).is_file() else path
+    adapters = _adapters_in(path)
+    if not adapters:
+        if not path.exists():
+            raise no_such_run(path)
+        raise RunError(f"{path} is not a run: it holds no config.toml and no adapter")
+    home = folder.resolve().parents[1]
+    around = Run(home) if (home / "config.toml").is_file() else None
+    return Checkpoint(folder, around, adapters, folder.resolve().name)
+
+
+def _adapters_in(folder: Path) -> dict[str, Path]:
+    """The adapter folders in `folder`, or itself, by modality."""
+    folders = [folder] if (folder / CONFIG).is_file() else sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))
+    return {read_adapter_config(each).modality: each for each in folders}
+
+
+def no_set(path: Path) -> RunError:
+    """What to raise for an adapter by itself that is to be scored on no set in particular."""
+    return RunError(
+        f"{path} is an adapter by itself, which doesn't say what to score it on: name a feature set made by its "
+        "encoder, as --features features/photos"
+    )
+
+
+def own_set(trained: Sequence[str], modality: str | None) -> str:
+    """The feature set to score, of those a run was trained on: the first, or the first of a modality that can be read.
+    No other is needed.
+    """
+    sets = list(named_sets(trained))
+    for path in sets if modality else ():
+        with suppress(FeatureSetError):
+            if load_manifest(Path(path))["modality"] == modality:
+                return path
+    return sets[0]
 
 
 def find_adapters(name: str) -> list[tuple[Path, AdapterConfig]]:

@@ -9,7 +9,7 @@ from msgspec import Meta
 from tyro.conf import Positional
 
 from periscope.adapters.generation.decoding import Decoding
-from periscope.adapters.names import CONFIG, RuntimeName
+from periscope.adapters.names import RuntimeName
 from periscope.errors import AdapterError, RunError
 from periscope.evaluation.tasks.benchmarks import find_benchmark
 from periscope.flags import Metavar, check_ranges, parse
@@ -263,7 +263,7 @@ def check_places(config: EvalConfig) -> None:
             if modality not in readable:
                 raise RunError(f"{named[0]} was given as {modality}, and the adapter reads {' and '.join(readable)}")
     else:
-        check_scored(runs, config.models, scoring.features)
+        check_scored(runs, config.models, scoring, config.texts.loss_drop)
 
 
 def check_adapters(runs: Sequence[str], models: "LanguageModelOptions") -> list[str]:
@@ -282,32 +282,56 @@ def check_adapters(runs: Sequence[str], models: "LanguageModelOptions") -> list[
     return [config.modality for _, config in adapters]
 
 
-def check_scored(runs: Sequence[str], models: "ModelOptions", features: Path | None) -> None:
-    """As `check_adapters`, for runs, checkpoints and adapter folders to be scored on `features`, or on their own set.
+def check_scored(runs: Sequence[str], models: "ModelOptions", scoring: ScoringOptions, split: str) -> None:
+    """As `check_adapters`, for runs, checkpoints and adapter folders to be scored, or whose texts of a split are ranked
+    ("": none), on the set that is named or their own.
 
     Raises FeatureSetError for a set that isn't one.
     """
     from periscope.adapters.io.schema import read_adapter_config
-    from periscope.places import check_models, check_run, find_adapters, split_modality
+    from periscope.places import check_models, check_run, find_checkpoint, no_set, own_set, split_modality
     from periscope.shards.manifest import load_manifest
-    from periscope.training.config import named_sets
-    from periscope.training.run import Run
 
     for run in runs:
         check_run(run, hub=False)
-        path = Path(split_modality(run)[1])
-        is_run = (path / "config.toml").is_file()
-        folders = [] if is_run else [file.parent for file in (*path.glob(CONFIG), *sorted(path.glob(f"*/{CONFIG}")))]
-        if not is_run and not folders:
-            raise RunError(f"{path} is not a run: it holds no config.toml and no adapter")
-        read = [(folder, read_adapter_config(folder)) for folder in folders]
-        check_models(read or find_adapters(run), models.lm, models.runtime)
-        if features is None and is_run:
-            sets = list(named_sets(Run.open(path).config.features))
-            for place in sets if split_modality(run)[0] else sets[:1]:  # those that scored_run.scored_set opens
-                load_manifest(Path(place))
-        elif features is not None and not is_hub_set(features):
-            load_manifest(features)
+        modality, path = split_modality(run)
+        place = find_checkpoint(Path(path), scoring.last)
+        read = [(folder, read_adapter_config(folder)) for folder in place.adapters.values()]
+        check_models(read, models.lm, models.runtime)
+        if is_hub_set(scoring.features):
+            continue
+        if scoring.features is None and place.run is None:
+            raise no_set(Path(path))
+        settings = place.run.config if place.run else None
+        features = scoring.features or Path(own_set(settings.features if settings else (), modality))
+        load_manifest(features)
+        if split:
+            text = scoring.text or (settings.data.text if settings else None)
+            check_split(split, features, Path(text) if text else None)
+
+
+def check_split(split: str, features: Path, text: Path | None) -> None:
+    """Raise RunError for a split that no text about a medium is in. text: the file, where it isn't the set's own; what
+    isn't said there of train and held out only the whole set tells.
+    """
+    from periscope.shards.manifest import HELDOUT, TEXTS
+    from periscope.shards.texts import splits_in
+
+    if split == "all" or (text and split in ("train", "heldout")):
+        return
+    heldout = features / HELDOUT
+    keys = heldout.read_text(encoding="utf-8").split() if heldout.is_file() else []
+    found = set()
+    for name in splits_in(text or features / TEXTS, frozenset(keys)):
+        if name == split:
+            return
+        found.add(name)
+    raise no_split(split, features, sorted(found))
+
+
+def no_split(split: str, features: Path, there: Sequence[str]) -> RunError:
+    """What to raise for a split that isn't there."""
+    return RunError(f"--loss-drop {split}: {features} has no such texts; it has {', '.join(there)}, or all")
 
 
 # The `periscope` commands below are parts of eval.py with positional arguments; they share its groups of options.

@@ -1,27 +1,26 @@
 """A loaded run together with the feature set that it is scored on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from periscope.adapters.io.schema import CONFIG, AdapterConfig, read_adapter_config
+from periscope.adapters.io.schema import AdapterConfig
 from periscope.adapters.model import AdaptedModel
 from periscope.errors import RunError
-from periscope.evaluation.config import ModelOptions, ScoringOptions
+from periscope.evaluation.config import ModelOptions, ScoringOptions, no_split
 from periscope.inference import load_adapted, trained_on_questions
-from periscope.places import no_such_run, split_modality
+from periscope.places import Checkpoint, find_checkpoint, no_set, own_set, split_modality
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
 from periscope.training.config import named_sets
 from periscope.training.data.dataset import feature_shape
-from periscope.training.run import Run
 
 
 @dataclass(frozen=True)
 class ScoredRun:
     """A checkpoint's place, the feature set, all of its texts, the model, and the adapter's config."""
 
-    place: "Checkpoint"
+    place: Checkpoint
     features: FeatureSet
     texts: Texts
     model: AdaptedModel
@@ -65,9 +64,7 @@ class ScoredRun:
         """The texts about media of a split, or of "all". Raises RunError, naming the splits, for an unknown one."""
         splits = sorted({text.split for text in self.texts if text.media})
         if split not in ("all", *splits):
-            raise RunError(
-                f"--loss-drop {split}: {self.features.path} has no such texts; it has {', '.join(splits)}, or all"
-            )
+            raise no_split(split, self.features.path, splits)
         return [text for text in self.texts if text.media and split in ("all", text.split)]
 
     def restrictions(self, limit: int) -> list[str]:
@@ -76,64 +73,6 @@ class ScoredRun:
         left_out = f"{rejected} items were left out when {self.features.path} was made (its rejected.jsonl lists them)"
         only = f"only the first {limit} texts were scored (--limit)"
         return [words for words, is_so in ((left_out, rejected), (only, limit)) if is_so]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What --run names. results: the folder that its scores are written into · run: the run that it belongs to, if any
-    · adapters: its adapter folders by modality · step: as its folder is named.
-    """
-
-    results: Path
-    run: Run | None
-    adapters: Mapping[str, Path]
-    step: str
-
-    def adapter(self, modality: str | None) -> Path:
-        """The adapter that reads `modality`, or the only one. Raises RunError when there is none."""
-        if modality is None and len(self.adapters) == 1:
-            return next(iter(self.adapters.values()))
-        if modality is None or modality not in self.adapters:
-            readable = " and ".join(self.adapters)
-            raise RunError(f"{self.results} has no adapter for {modality or 'all'}; it reads {readable}")
-        return self.adapters[modality]
-
-
-def find_checkpoint(path: Path, last: bool = False) -> Checkpoint:
-    """The checkpoint at `path`: of a run its best one (that with the lowest held-out loss), or its last one with `last`
-    or where nothing is held out; or one checkpoint's folder, as runs/first/steps/000500, or an adapter folder.
-
-    The scores of a run are written into its folder, those of one checkpoint or adapter into that one's own. It is read
-    once: training may go on beside. Raises RunError for anything else.
-    """
-    if (path / "config.toml").is_file():
-        run = Run.open(path)
-        best = not last and (path / "best").is_file()
-        try:
-            folder = run.step_folder("best" if best else "last")
-        except RunError:
-            if not best:
-                raise
-            folder = run.step_folder()
-        return Checkpoint(path, run, _adapters_in(folder), folder.name)
-    if (path / CONFIG).is_file() and not path.resolve().parent.name.isdigit():
-        step = read_adapter_config(path).training.get("step")
-        return Checkpoint(path, None, _adapters_in(path), f"{step:06d}" if isinstance(step, int) else "")
-    folder = path.parent if (path / CONFIG).is_file() else path
-    adapters = _adapters_in(path)
-    if not adapters:
-        if not path.exists():
-            raise no_such_run(path)
-        raise RunError(f"{path} is not a run: it holds no config.toml and no adapter")
-    home = folder.resolve().parents[1]
-    around = Run(home) if (home / "config.toml").is_file() else None
-    return Checkpoint(folder, around, adapters, folder.resolve().name)
-
-
-def _adapters_in(folder: Path) -> dict[str, Path]:
-    """The adapter folders in `folder`, or itself, by modality."""
-    folders = [folder] if (folder / CONFIG).is_file() else sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))
-    return {read_adapter_config(each).modality: each for each in folders}
 
 
 def open_scored(
@@ -147,10 +86,7 @@ def open_scored(
     place = find_checkpoint(path, options.last)
     settings = place.run.config.to_flat() if place.run else {}
     if not options.features and not settings:
-        raise RunError(
-            f"{path} is an adapter by itself, which doesn't say what to score it on: name a feature set made by its "
-            "encoder, as --features features/photos"
-        )
+        raise no_set(path)
     features = FeatureSet(options.features or scored_set(settings["features"], modality))
     if modality is None and len(place.adapters) > 1:
         modality = features.manifest["modality"]
@@ -194,13 +130,12 @@ def by_modality(flag: str, given: Sequence[str]) -> dict[str | None, str]:
     return named
 
 
-def scored_set(trained: str | list[str], modality: str | None) -> str:
-    """The feature set to score, of those a run was trained on: the first, or the first of a modality."""
-    paths = list(named_sets(trained))
-    fitting = [path for path in paths if modality in (None, FeatureSet(path).manifest["modality"])] or paths
-    if others := [path for path in paths if path != fitting[0]]:
-        print(f"features: {fitting[0]}; trained on {', '.join(others)} too, which --features names to score them")
-    return fitting[0]
+def scored_set(trained: Sequence[str], modality: str | None) -> str:
+    """The feature set to score, see `own_set`; says which are left out."""
+    chosen = own_set(trained, modality)
+    if others := [path for path in named_sets(trained) if path != chosen]:
+        print(f"features: {chosen}; trained on {', '.join(others)} too, which --features names to score them")
+    return chosen
 
 
 def check_encoder(features: FeatureSet, config: AdapterConfig, anyway: bool = False) -> None:

@@ -21,6 +21,7 @@ from periscope.shards.sharing.names import hub_set, is_hub_set
 NAME = "manifest.json"
 TEXTS, HELDOUT, REJECTED, THUMBNAILS = "texts.jsonl", "heldout.txt", "rejected.jsonl", "thumbnails"
 FORMAT = 2
+SHOWN = 5  # sets in a sentence
 READS = (1, FORMAT)  # 1 knew float16 only, and said so once for all kinds
 ADVICE = "copy it again, or run the same precompute.py command again"
 
@@ -95,6 +96,9 @@ def _meant(folder: Path) -> str:
         return f"; fetch it first: periscope features fetch {hub_set(folder)}"
     if any((folder / name).is_file() for name in ("adapter.json", "config.toml")):
         return "; it is a run or an adapter, which periscope push shares"
+    if inside := sorted(str(file.parent) for file in Path(folder).glob(f"*/{NAME}")):
+        more = f" and {len(inside) - SHOWN} more" * (len(inside) > SHOWN)
+        return f"; it holds {', '.join(inside[:SHOWN])}{more}: name {'one' if inside[1:] else 'that'}"
     made = Path("features", Path(folder).resolve().name)
     named_so = f", but {made} is one" if (made / NAME).is_file() else ""
     return f"{named_so}; make one with precompute.py"

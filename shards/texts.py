@@ -7,7 +7,7 @@ them are read as captions is decided here, once for everything that reads texts.
 import json
 import re
 from array import array
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
@@ -81,6 +81,19 @@ def _plainly(words: str) -> str:
     return " ".join(without_marks(words).replace("\u2019", "'").lower().split()).rstrip(".")
 
 
+def splits_in(path: Path, heldout: frozenset[str]) -> Iterator[str]:
+    """The split of each text about a medium in a file, in order, see `Texts.find`. Raises as it does."""
+    texts = Texts(path, {})
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip(BOM).strip() and (row := texts._parse(line, number))["media"]:
+                yield _split_of(row, heldout)
+
+
+def _split_of(row: Mapping, heldout: frozenset[str]) -> str:
+    return row["split"] or ("heldout" if heldout.intersection(row["media"]) else "train")
+
+
 class Texts(Sequence[Text]):
     """The texts of a file, read on demand; 14 bytes per text stay in memory. A slice and the result of `pick` are
     `Texts` too. Safe to share between threads and to send to processes.
@@ -114,7 +127,7 @@ class Texts(Sequence[Text]):
                 if missing := [name for name in row["media"] if name not in known]:
                     first, unknown = first or missing[0], unknown + 1
                     continue
-                split = row["split"] or ("heldout" if heldout.intersection(row["media"]) else "train")
+                split = _split_of(row, heldout)
                 self._begins.append(start)
                 self._numbers.append(number)
                 self._split.append(splits.setdefault(split, len(splits)))

@@ -417,7 +417,12 @@ def runs_in(root: Path) -> list[Path]:
 
 
 def other_runs(path: Path) -> str:
-    """The end of a sentence about a run that isn't there: those that are, the most similar name first."""
+    """The end of a sentence about a run that isn't there: those that are, the most similar name first; inside of a run
+    its steps.
+    """
+    if home := next((Run(parent) for parent in path.parents if (parent / "config.toml").is_file()), None):
+        steps = [str(home.path / "steps" / name) for name in home._steps()[-SHOWN:]]
+        return f"; the last steps of {home.path} are {', '.join(steps)}" if steps else f"; {home.path} has no step yet"
     root = path.parent if path.parent != Path() and path.parent.is_dir() else Path("runs")
     names = {str(run): SequenceMatcher(None, run.name, path.name).ratio() for run in runs_in(root)}
     if not names:

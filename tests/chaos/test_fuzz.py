@@ -36,8 +36,8 @@ from periscope.errors import UserError
 from periscope.evaluation.report.compare_table import table
 from periscope.evaluation.report.page import Medium, report
 from periscope.evaluation.report.runs import RunFolder
-from periscope.evaluation.scored_run import find_checkpoint
 from periscope.evaluation.sharing import pictured
+from periscope.places import find_checkpoint
 from periscope.precompute.contact_sheet import contact_sheet
 from periscope.precompute.media.npy import array_in
 from periscope.precompute.sources import collect
