@@ -189,10 +189,10 @@ def plan() -> None:
     announce("plan: counting, without any download")
     from periscope.places import check_plan
 
-    check_plan(config)
+    source = check_plan(config)
     from periscope.forecast import print_plan
 
-    print_plan(config)
+    print_plan(config, source)
 
 
 def serve() -> None:

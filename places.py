@@ -17,6 +17,7 @@ from periscope.adapters.lm.runtimes.choice import check_runtime
 from periscope.adapters.names import CONFIG, RuntimeName, hub_name, is_hub_adapter, kind_of
 from periscope.errors import AdapterError, FeatureSetError, PrecomputeError, RunError
 from periscope.precompute.encoders.folders import find_folder
+from periscope.precompute.encoders.hub import check_within_reach
 from periscope.precompute.encoders.names import ENCODERS, check_encoder
 from periscope.shards.manifest import load_manifest
 from periscope.training.config import PlanConfig, named_sets
@@ -192,10 +193,11 @@ def _check_encoder_of(config: AdapterConfig) -> None:
             f"the adapter's encoder, {name}, can't be loaded: {place} isn't there; if it has moved, say where: "
             "--encoder FOLDER (in Python encoder=)"
         )
+    check_within_reach(f"{config.encoder.get('library')}:{place}")
 
 
-def check_plan(config: PlanConfig) -> None:
-    """Raise RunError for what `periscope plan` can't count: an encoder without a short name, an adapter that doesn't
+def check_plan(config: PlanConfig) -> str:
+    """The place of the language model, or its name where its sizes are known. Raises RunError for what `periscope plan` can't count: an encoder without a short name, an adapter that doesn't
     read its features, a --prefix as long as the words, a language model that isn't there; AdapterError for an unknown
     adapter.
     """
@@ -212,12 +214,13 @@ def check_plan(config: PlanConfig) -> None:
         )
     if config.prefix >= config.words:
         raise RunError(f"--prefix {config.prefix}: it must be fewer than the {config.words} --words, which include it")
-    if config.lm not in LANGUAGE_MODELS:
-        try:
-            find_model(config.lm)
-        except AdapterError as error:
-            near = get_close_matches(config.lm, LANGUAGE_MODELS, 3) or list(LANGUAGE_MODELS)
-            raise RunError(f"{error}; known without a network: {', '.join(near)}") from None
+    if config.lm in LANGUAGE_MODELS:
+        return config.lm
+    try:
+        return find_model(config.lm)
+    except AdapterError as error:
+        near = get_close_matches(config.lm, LANGUAGE_MODELS, 3) or list(LANGUAGE_MODELS)
+        raise RunError(f"{error}; known without a network: {', '.join(near)}") from None
 
 
 def check_media(files: Sequence[Path], flag: str = "", modalities: Iterable[str] = ()) -> None:

@@ -36,7 +36,7 @@ SAVE_SECONDS = 600  # a checkpoint is written at least this often
 def main() -> None:
     request = parse_request()
     if request.list_:
-        from periscope.training.memory.recipe_table import listing
+        from periscope.training.memory.listing import listing
 
         return print(listing())
     check_paths(request)
@@ -85,11 +85,10 @@ def check_request(request: Request) -> TrainConfig | None:
     from periscope.training.branch import check_resume
     from periscope.training.resolve import choose_config, run_path
     from periscope.training.run import Run, refuse_taken
-    from periscope.training.sweep.combinations import combinations
+    from periscope.training.sweep.combinations import check_sweep
 
     if request.sweep:
-        run_path(request.name, "sweep")
-        combinations(request)
+        check_sweep(request)
         return None
     if request.resume:
         check_resume(Run.open(request.resume), request.flags)

@@ -258,7 +258,8 @@ def check_places(config: EvalConfig) -> None:
 
         check_push(config.sharing.push, AdapterError)
     if hub:
-        readable = check_adapters(runs, config.models)
+        shared = LanguageModelOptions(lm=config.models.lm)  # without the encoder
+        readable = check_adapters(runs, shared if config.sharing.push else config.models)
         for modality, named in config.media.items():
             if modality not in readable:
                 raise RunError(f"{named[0]} was given as {modality}, and the adapter reads {' and '.join(readable)}")

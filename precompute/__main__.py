@@ -111,9 +111,9 @@ def push(
     _check(folder)
     from periscope.console import agreed
     from periscope.errors import FeatureSetError
-    from periscope.paths import check_place
+    from periscope.hub_repo import check_push
 
-    check_place(to, FeatureSetError)
+    check_push(to, FeatureSetError)
     from periscope.shards.sharing.push import SetPush, push_set
 
     request = SetPush(folder, to, texts, thumbnails, license, origin, private)

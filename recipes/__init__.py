@@ -36,7 +36,8 @@ class Recipe:
     - `precompute`, `train`: settings of these scripts, by the names of their flags.
     - `adapter`: adapter spec -> settings that apply with this adapter only.
     - `modality`: "audio" -> settings of this modality's adapter, where several are trained at once.
-    - `full`: the shape of the encoder's features (tokens, width, grid), to compute sizes without loading the encoder.
+    - `full`: the shape of the encoder's features (tokens, width, grid), to compute sizes without loading the encoder,
+      and how many parameters are trained.
     """
 
     path: Path

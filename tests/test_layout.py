@@ -32,6 +32,7 @@ MAY: dict[str, set[str]] = {
     "weights": set(),
     "text": set(),
     "quiet": set(),
+    "model_folders": set(),
     "hub_repo": {"paths"},
     "recipes": {"checked"},
     "exports.ways": set(),
@@ -39,7 +40,7 @@ MAY: dict[str, set[str]] = {
     "adapters.limits": set(),
     "adapters.prompting": {"adapters.limits"},
     "adapters": {
-        *("atomic", "checked", "device", "quiet", "hub_repo", "paths", "weights"),
+        *("atomic", "checked", "device", "quiet", "hub_repo", "paths", "weights", "model_folders"),
         *("adapters.limits", "adapters.prompting"),
     },
     "chat_session": {"adapters", "adapters.prompting"},
@@ -55,11 +56,11 @@ MAY: dict[str, set[str]] = {
     "demo": {"evaluation.tasks"},
     "precompute": {
         *("atomic", "checked", "shards", "recipes", "paths", "device", "flags", "units", "text", "quiet"),
-        *("adapters.prompting", "exports.ways", "bars", "console", "hub_repo", "weights"),
+        *("adapters.prompting", "exports.ways", "bars", "console", "hub_repo", "weights", "model_folders"),
     },
     "training": {
         *("atomic", "checked", "shards", "adapters", "recipes", "paths", "device", "console", "flags", "units", "text"),
-        *("adapters.prompting", "exports.ways", "bars", "charts"),
+        *("adapters.prompting", "exports.ways", "bars", "charts", "model_folders"),
         *("evaluation.metrics", "evaluation.controls", "evaluation.training_scores"),
     },
 }

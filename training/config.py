@@ -4,7 +4,6 @@ The flags of train.py and a recipe's `[train]` table set a `TrainConfig`, and a 
 are grouped for `--help`; flags, recipes and config.toml name them flat, as in `--lr` and `lr = 1e-3`.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,6 +19,7 @@ from periscope.console import spelled
 from periscope.errors import RunError
 from periscope.exports.ways import WAYS, Target, closed_by_encoder, closed_by_options, encoder_facts, refusal
 from periscope.flags import Metavar, check_ranges, flat_fields, from_flat, given_flags, parse, to_flat
+from periscope.model_folders import read_facts
 from periscope.paths import meant
 from periscope.recipes import load_recipe
 from periscope.shards.sharing.names import hint, hub_set, is_hub_set, parted
@@ -449,12 +449,12 @@ def refuse_named(request: Request) -> None:
     adapter = str(flags.get("adapter") or (recipe.train.get("adapter") if recipe else "") or "mlp")
     options = recipe.train_options(option_names(), adapter, RENAMED) if recipe and not flags.get("init") else {}
     lm = Path(str(flags.get("lm") or "")) / "config.json"
-    reasons = closed_by_options(request.for_, {**options, **flags}, _json_of(lm) if flags.get("lm") else {})
+    reasons = closed_by_options(request.for_, {**options, **flags}, read_facts(lm) if flags.get("lm") else {})
     if sentence := refusal(request.for_, reasons):
         raise RunError(sentence)
     for name in named_features(flags):
         folder = Path(name) if Path(name).is_dir() else Path(name.rpartition("=")[0] or name)
-        refuse_set(request.for_, _json_of(folder / "manifest.json"))
+        refuse_set(request.for_, read_facts(folder / "manifest.json"))
 
 
 def refuse_set(target: Target | None, manifest: Mapping[str, Any]) -> None:
@@ -471,15 +471,6 @@ def refuse_set(target: Target | None, manifest: Mapping[str, Any]) -> None:
         return
     if sentence := refusal(target, closed_by_encoder(WAYS[target], facts)):
         raise RunError(sentence)
-
-
-def _json_of(path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file, empty where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, Mapping) else {}
 
 
 def named_features(flags: Mapping[str, object]) -> list[str]:

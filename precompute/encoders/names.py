@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from periscope.errors import PrecomputeError
+from periscope.model_folders import is_language_model
 from periscope.precompute.encoders.folders import find_folder
 
 BY_IDENTIFIER = ("open_clip", "timm", "transformers", "imu2clip", "frames", "fused")  # families that need an identifier
@@ -262,14 +263,18 @@ def unknown_encoder(name: str, families: Collection[str]) -> PrecomputeError:
 
 
 def check_encoder(name: str) -> None:
-    """Raise PrecomputeError for a plain word that is no short name, no folder and no family.
+    """Raise PrecomputeError for a plain word that is no short name, no folder and no family, and for a folder or file
+    with a language model.
 
     Reads the families' files as text, because importing them imports torch. Where that is done already, nothing is
     said: the registry has the last word.
     """
+    folder = find_folder(name.removeprefix("transformers:"))
+    if name.endswith(".gguf") or (folder is not None and is_language_model(folder)):
+        raise PrecomputeError(f"--encoder {name} is a language model, not an encoder; pass it to train.py --lm")
     if "periscope.precompute.encoders.registry" in sys.modules or re.search(r"[:/+]", name):
         return
-    if name in ENCODERS or find_folder(name) is not None:
+    if name in ENCODERS or folder is not None:
         return
     files = sorted(Path(__file__).parent.rglob("*.py"))
     families = [

@@ -1,7 +1,6 @@
 """Encoders by name: families register themselves here, and a name or a manifest's description becomes an encoder."""
 
 import importlib
-import json
 import pkgutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from periscope.errors import PrecomputeError
+from periscope.model_folders import read_facts
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.names import ENCODERS, unknown_encoder
@@ -165,12 +165,8 @@ def _hub_family(full: str) -> tuple[str, str] | None:
 
 def _library_of(config: Path) -> str:
     """timm's config.json names an architecture, transformers' a model_type."""
-    try:
-        facts = json.loads(config.read_text())
-    except (OSError, ValueError):
-        facts = {}
-    timm = isinstance(facts, dict) and "architecture" in facts and "model_type" not in facts
-    return "timm" if timm else "transformers"
+    facts = read_facts(config)
+    return "timm" if "architecture" in facts and "model_type" not in facts else "transformers"
 
 
 def _import_families() -> None:

@@ -157,7 +157,11 @@ def collect(path: Path | str, language: str = "") -> Collection:
             f"--data {data.path} is one {kind} file; name the folder that holds it, with the words beside each"
         )
     if not fitting:
-        raise PrecomputeError(f"--data {data.path} is none of: " + "; ".join(layout.looks for layout in layouts))
+        kind = "words" if data.path.name.lower().endswith(WORD_LIKE) else "a form that isn't read"
+        raise PrecomputeError(
+            f"--data {path} is one file of {kind}; name a folder or .zip of pictures, sounds or clips with their "
+            "words, or a data set as it was published (docs/data.md lists the layouts)"
+        )
     layout, why = fitting[0]
     others = [other.name for other, _ in fitting[1:] if other.order < GENERAL]
     also = f" (it could also be read as {', '.join(others)}; this one is the most specific)" if others else ""

@@ -9,9 +9,11 @@ import torch
 from encoder_parity import TOLERANCE, assert_parity, distance, photo
 from PIL import Image
 
+from periscope import model_folders
 from periscope.paths import PACKAGE as PROJECT
 from periscope.precompute.encoders import load_encoder, load_encoder_like, resolve
 from periscope.precompute.encoders.names import ENCODERS
+from periscope.precompute.encoders.transformers import audio, convolutional, image, video
 from periscope.precompute.tiny_encoders import (
     OPEN_CLIP,
     OPEN_CLIP_PREPROCESSING,
@@ -293,6 +295,11 @@ def test_the_demos_rows_are_its_encoders(name: str) -> None:
         pytest.skip("not pretrained yet")
     encoder = load_encoder(name)
     assert encoder.features(sorted(encoder.kinds)) == ENCODERS[name].features()
+
+
+def test_every_kind_that_transformers_reads_here_is_known_as_an_encoder() -> None:
+    families = {**image.TOWERS, **convolutional.NETWORKS, **audio.SOUNDS, **video.CLIPS}
+    assert set(families) <= model_folders.ENCODERS
 
 
 def test_the_page_of_encoders_is_made_by_its_script() -> None:

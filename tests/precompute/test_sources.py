@@ -161,5 +161,5 @@ def test_wrong_data_gets_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(PrecomputeError, match=r"a\.png is one image file; name the folder that holds it"):
         collect(tmp_path / "a.png")
     (tmp_path / "a.sqlite").write_text("?")
-    with pytest.raises(PrecomputeError, match="is none of"):
+    with pytest.raises(PrecomputeError, match="is one file of"):
         collect(tmp_path / "a.sqlite")

@@ -211,6 +211,11 @@ def test_commands_are_spelled_as_the_user_started(started, eval_line, features_l
     monkeypatch.setattr(sys, "argv", [started])
     assert console.command("eval", "--run", Path("runs/a b")) == eval_line
     assert console.command("features") == features_line
+    eval_alone = eval_line.removesuffix(" --run 'runs/a b'")
+    name, by_python = eval_alone.removeprefix("python "), eval_alone.startswith("python ")
+    assert console.spelled("../eval.py, eval.py or python eval.py") == f"../eval.py, {name} or {eval_alone}"
+    program = name if by_python else f"--no-python {name}"
+    assert console.spelled("torchrun --nproc-per-node 8 eval.py -x") == f"torchrun --nproc-per-node 8 {program} -x"
 
 
 RANKED = ("--loss-drop", "train", "--drop", "0.25", "--max-new-tokens", "4")

@@ -43,6 +43,12 @@ for line in lines:
             ends.append([str(end.code), said.getvalue()])
 print(json.dumps(ends))
 """
+MODELS = {  # folder -> config.json
+    "opt": {"model_type": "opt", "hidden_size": 8},
+    "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+    "vit": {"model_type": "vit", "architectures": ["ViTModel"]},
+    "timm": {"architecture": "resnet50"},
+}
 TRAIN = ("train.py", "--features", "features/photos", "--lm", "lm")
 ASK = ("periscope", "ask", "runs/first", "photos/a.png", "What?")
 BEGINNINGS = {
@@ -55,6 +61,10 @@ BEGINNINGS = {
     ("periscope", "chat", "image=runs/first", "photos/a.png"): "periscope chat: loading image=runs/first",
     ("periscope", "caption", "runs/first", "photos", "--out", "new.jsonl"): "periscope caption: loading runs/first",
     ("eval.py", "--run", "others/moved"): "eval: others/moved",
+    ("eval.py", "--run", "image=others/moved"): "eval: image=others/moved",
+    ("eval.py", "--run", "runs/first", "--loss-drop", "train"): "eval: runs/first",
+    ("eval.py", "--run", "alone", "--features", "features/photos"): "eval: alone",
+    (*TRAIN, "--sweep", "adapter=mlp8,epalm"): "train: preparing",
     ("periscope", "ask", "others/moved", "photos/a.png", "?", "--encoder", "photos"): "periscope ask: loading others/m",
     ("periscope", "serve", "runs/first"): "periscope serve: loading runs/first",
     ("periscope", "export", "embeds", "runs/first", "photos/a.png", "--out", "x"): "periscope export: loading the t",
@@ -65,6 +75,7 @@ BEGINNINGS = {
     ("periscope", "plan"): "plan: counting",
     ("python", "periscope.load('runs/first')"): "",
 }
+LISTS = {("train.py", "--list"): "mamba-vl           ", ("eval.py", "--tasks"): "vqav2 "}
 NO_RUN = "is not a run: there is no such folder here"
 MISTAKES = {
     ("precompute.py", "--data", "nope"): "nope",
@@ -163,6 +174,25 @@ MISTAKES = {
     ("periscope", "plan", "--encoder", "clp-l-336"): "its size isn't known before a download; nearest: clip-l-336",
     ("periscope", "plan", "--adapter", "mpl16"): "or mlp16?",
     ("periscope", "plan", "--lm", "nope"): "--lm nope is neither a folder that exists nor a hub id",
+    ("eval.py", "--run", "runs/first", "--loss-drop", "wrong"): "--loss-drop wrong: features/photos has no such texts",
+    (*TRAIN, "--sweep", "lr=1e-3,-1"): "--sweep: --lr is -1.0; it must be at least 0",
+    (*TRAIN, "--sweep", "adapter=mlp8,mpl16"): "or mlp16?",
+    (*TRAIN, "--sweep", "adapter=epalm,epalm-shared"): "holds pooled, not layers",
+    (*TRAIN[:3], "--sweep", "lm=lm,models/vit"): "models/vit is an encoder (vit), not a language model",
+    (*TRAIN[:3], "--lm", "models/vit"): "an encoder (vit), not a language model; pass it to precompute.py --encoder",
+    (*ASK, "--lm", "models/timm"): "(resnet50), not a language model; pass it to periscope precompute",
+    ("precompute.py", "--data", "photos", "--encoder", "models/llama"): "is a language model, not an encoder; pass",
+    ("precompute.py", "--data", "photos/a.txt"): "photos/a.txt is one file of words; name a folder or .zip of pictures",
+    ("eval.py", "--run", "alone"): "alone is an adapter by itself, which doesn't say what to score it on",
+    ("periscope", "ask", "alone", "photos/a.png", "?"): "encoder owner/vit isn't on this machine and HF_HUB_OFFLINE",
+    ("periscope", "serve", "alone"): "encoder owner/vit isn't on this machine and HF_HUB_OFFLINE",
+    ("eval.py", "--run", "runs/first/step-99"): "the last steps of runs/first are runs/first/steps/000001",
+    ("train.py", "--resume", "runs/first/steps/9"): "the last steps of runs/first are runs/first/steps/000001",
+    ("periscope", "features", "verify", "features"): "it holds features/clip, features/photos, features/wordless: na",
+    ("train.py", "--features", "features", "--lm", "lm"): "it holds features/clip, features/photos, features/wordless",
+    ("periscope", "train", "--features", "photos", "--lm", "lm"): "make one with periscope precompute",
+    ("periscope", "plan", "--lm", "user/name"): "--lm user/name is not on this machine and huggingface.co can't be",
+    ("periscope", "features", "push", "features/photos", "owner/name"): "pushing to owner/name takes a token of the",
     ("python", "periscope.load('runs/nope')"): f"runs/nope {NO_RUN}; runs that are there: runs/first",
     ("python", "periscope.load('runs/first', runtime='llama.cpp')"): "reads GGUF files, and lm isn't one",
     ("python", "periscope.load('runs/first', lm='nope')"): "--lm nope is neither a folder",
@@ -185,6 +215,11 @@ def make_home(home: Path) -> None:
         (home / "lm" / name).write_text("{}")
     (home / "a.pth").touch()
     make_run(home / "runs" / "first", ["features/photos"], "test")
+    alone = home / "runs" / "first" / "steps" / "000001" / "adapter" / "adapter.json"
+    (home / "alone").mkdir()
+    facts = json.loads(alone.read_text())
+    facts["encoder"] |= {"library": "transformers", "id": "owner/vit"}
+    (home / "alone" / "adapter.json").write_text(json.dumps(facts))
     make_run(home / "others" / "moved", ["features/photos", "features/gone"], "/nope")  # as its encoder and a set have
 
 
@@ -223,13 +258,14 @@ def ends(tmp_path_factory) -> dict[tuple[str, ...], tuple[str, str]]:
     """Command line -> (how it ended, what it printed), without torch, offline."""
     home = tmp_path_factory.mktemp("lines")
     make_home(home)
-    (home / "models" / "opt").mkdir(parents=True)
-    (home / "models" / "opt" / "config.json").write_text(json.dumps({"model_type": "opt", "hidden_size": 8}))
+    for name, config in MODELS.items():
+        (home / "models" / name).mkdir(parents=True)
+        (home / "models" / name / "config.json").write_text(json.dumps(config))
     (home / "features" / "clip").mkdir()
     clip = {"name": "x", "library": "open_clip", "class": "VisionTransformer"}
     manifest = {"encoder": clip, "modality": "image", "features": {"patches": {}}}
     (home / "features" / "clip" / "manifest.json").write_text(json.dumps(manifest))
-    lines = [*BEGINNINGS, *MISTAKES]
+    lines = [*BEGINNINGS, *LISTS, *MISTAKES]
     call = [sys.executable, "-c", WITHOUT_TORCH, json.dumps(lines)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "cache"), "HOME": str(home)}
     done = subprocess.run(call, cwd=home, capture_output=True, text=True, env=environment)
@@ -241,6 +277,12 @@ def ends(tmp_path_factory) -> dict[tuple[str, ...], tuple[str, str]]:
 def test_a_command_says_what_it_does_before_it_imports_torch(line, ends):
     end, said = ends[line]
     assert end == "torch is imported" and said.startswith(BEGINNINGS[line]), (end, said)
+
+
+@pytest.mark.parametrize("line", LISTS, ids=" ".join)
+def test_a_list_needs_no_torch(line, ends):
+    end, said = ends[line]
+    assert not end and LISTS[line] in said
 
 
 @pytest.mark.parametrize("line", MISTAKES, ids=" ".join)

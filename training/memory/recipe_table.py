@@ -1,4 +1,4 @@
-"""The recipes in full size: the lines of `train.py --list` and docs/recipes.md."""
+"""The recipes in full size: docs/recipes.md."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from periscope.adapters.lm.lora import lora_size
 from periscope.adapters.model import Adapter
 from periscope.adapters.names import parse_lora
 from periscope.adapters.projectors import FeatureShape, find_projector
-from periscope.errors import RunError
 from periscope.recipes import ASPECTS, Recipe, load_recipe, recipe_names
-from periscope.training.config import TrainConfig, config_from
+from periscope.training.config import TrainConfig
+from periscope.training.memory.listing import config_of, lm_of
 from periscope.training.memory.model_sizes import full_config, size_of, skeleton
 from periscope.training.memory.plan import (
     GIB,
@@ -130,18 +130,6 @@ def count(recipe: Recipe) -> RecipeRow:
     return RecipeRow(recipe, lm, trained_size(recipe, adapter, model), tokens, precision, memory, micro_batch)
 
 
-def config_of(recipe: Recipe) -> TrainConfig:
-    """The training configuration that a recipe describes."""
-    return config_from(recipe.train, str(recipe.path))
-
-
-def lm_of(recipe: Recipe, config: TrainConfig) -> str:
-    """The recipe's language model. Raises RunError when it names none."""
-    if config.lm is None:
-        raise RunError(f"{recipe.path} names no language model; set lm in its [train] table")
-    return config.lm
-
-
 def lora_rank(recipe: Recipe) -> int:
     """The rank of a recipe's LoRA; 0 in a first stage."""
     return parse_lora(recipe.train["lora"])[0] if recipe.train.get("lora") else 0
@@ -228,22 +216,6 @@ def _memory_cells(row: RecipeRow) -> tuple[str, ...]:
     fits = str(row.micro_batch) if total <= GPU_FREE else "doesn't fit"
     sizes = (format_bytes(memory.weights), format_bytes(memory.adapter), format_bytes(per_text))
     return (row.recipe.name, row.precision, *sizes, fits, format_bytes(total))
-
-
-def listing() -> str:
-    """A block of two lines for each recipe, for the terminal."""
-    blocks = []
-    for name in recipe_names():
-        recipe = load_recipe(name)
-        config = config_of(recipe)
-        lm = lm_of(recipe, config)
-        facts = [recipe.precompute.get("encoder", "demo"), lm, config.adapter]
-        if recipe.full:
-            model = skeleton(full_config(lm))
-            facts.append(f"{trained_size(recipe, full_adapter(recipe, model), model):,} trained")
-        title = recipe.about.get("title", "the demo's own")
-        blocks.append(f"{name:<18} {title}\n{'':<18} {', '.join(facts)}")
-    return "\n".join(blocks)
 
 
 def _lines(rows: Sequence[tuple[str, ...]]) -> str:

@@ -4,12 +4,16 @@ import difflib
 import itertools
 import re
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 
+from periscope.adapters.lm.files.find import find_model
 from periscope.adapters.names import parse_lora
-from periscope.errors import RunError
-from periscope.training.config import RENAMED, Request, option_names, parse_request
+from periscope.errors import RunError, UserError
+from periscope.training.config import RENAMED, Request, check_paths, config_from, option_names, parse_request
+from periscope.training.resolve import choose_config, run_path
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,30 @@ def combinations(request: Request) -> list[Combination]:
         folder = folder if folder not in result else f"{folder}-{len(result)}"
         result[folder] = Combination(folder, replace(request, flags={**request.flags, **choice}), choice)
     return list(result.values())
+
+
+def check_sweep(request: Request) -> None:
+    """Refuse a value that can't be, and a sweep of which no combination can be trained, before torch is imported. Where
+    others can, the one that can't is told at its turn.
+
+    Raises as `combinations`, `check_paths` and `choose_config`.
+    """
+    chosen, failures = combinations(request), []
+    for name in {str(each.choice["lm"]) for each in chosen if "lm" in each.choice and not request.tiny}:
+        find_model(name)
+    for each in chosen:
+        config_from(each.choice, "--sweep")
+        check_paths(each.request)
+    if run_path(request.name, "sweep").is_dir():
+        return  # it goes on, and what is finished needs nothing
+    for each in chosen:
+        try:
+            with redirect_stdout(StringIO()):
+                choose_config(each.request)
+            return
+        except UserError as error:
+            failures.append(error)
+    raise failures[0]
 
 
 def _parse_axis(argument: str, request: Request, axes: Mapping[str, list]) -> tuple[str, list[str]]:

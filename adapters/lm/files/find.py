@@ -7,6 +7,7 @@ from pathlib import Path
 from periscope.adapters.names import GGUF as SUFFIX
 from periscope.adapters.names import PROJECT, check_language_model
 from periscope.errors import AdapterError
+from periscope.model_folders import encoder_in
 from periscope.paths import meant
 
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -29,6 +30,7 @@ def find_model(name: str, flag: str = "--lm") -> str:
                 f"{flag} {name} is a file, and not GGUF; name the folder with its config.json, or a {SUFFIX} file"
             )
         if folder.is_dir():
+            _refuse_encoder(name, flag, folder)
             if not (folder / "config.json").is_file():
                 if is_adapter(str(folder)):
                     raise AdapterError(f"{flag} {name}: {AN_ADAPTER}")
@@ -41,7 +43,8 @@ def find_model(name: str, flag: str = "--lm") -> str:
 
     from periscope.hub_repo import hub_address, hub_reachable
 
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+    if isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
+        _refuse_encoder(name, flag, Path(cached).parent)
         return name
     if hub_reachable():
         return name
@@ -51,6 +54,13 @@ def find_model(name: str, flag: str = "--lm") -> str:
     raise AdapterError(
         f"{flag} {name} is not on this machine and {host} can't be reached; connect, or pass a folder with the model"
     )
+
+
+def _refuse_encoder(name: str, flag: str, folder: Path) -> None:
+    if kind := encoder_in(folder):
+        raise AdapterError(
+            f"{flag} {name} is an encoder ({kind}), not a language model; pass it to precompute.py --encoder"
+        )
 
 
 def is_adapter(place: str) -> bool:

@@ -32,5 +32,9 @@ def test_the_page_of_recipes_is_made_by_its_script():
     assert without_memory(written) == without_memory(made), "run python -m periscope.training > docs/recipes.md"
     pairs = list(zip(memory_rows(written), memory_rows(made), strict=True))
     assert pairs and all(ours == pytest.approx(theirs, rel=0.25) for ours, theirs in pairs)
-    assert all(f"| {name} | " in made for name in recipe_names() if load_recipe(name).full)
+    counted = {recipe.name: recipe.full for name in recipe_names() if (recipe := load_recipe(name)).full}
+    assert all(f"| {name} | " in made for name in counted)
+    for name, full in counted.items():
+        (row,) = [line for line in made.splitlines() if line.startswith(f"| [{name}](")]
+        assert f"| {full['trained']:,} |" in row, f"set trained in the [full] table of recipes/{name}.toml"
     assert "doesn't fit" not in made
