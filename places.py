@@ -197,8 +197,10 @@ def _check_encoder_of(config: AdapterConfig) -> None:
 
 
 def check_plan(config: PlanConfig) -> str:
-    """The place of the language model, or its name where its sizes are known. Raises RunError for what `periscope plan` can't count: an encoder without a short name, an adapter that doesn't
-    read its features, a --prefix as long as the words, a language model that isn't there; AdapterError for an unknown
+    """The place of the language model, or its name where its sizes are known.
+
+    Raises RunError for what `periscope plan` can't count: an encoder without a short name, an adapter that doesn't read
+    its features, a --prefix as long as the words, a language model that isn't there; AdapterError for an unknown
     adapter.
     """
     if config.encoder not in ENCODERS:

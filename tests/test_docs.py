@@ -135,7 +135,7 @@ def test_twenty_errors_are_explained() -> None:
 
 # Flags of other programs that the pages call.
 OTHERS = {
-    *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"),  # torchrun
+    *("--nproc-per-node", "--nnodes", "--no-python", "--rdzv-backend", "--rdzv-endpoint"),  # torchrun
     *("--local-dir", "--repo-type"),  # hf download
     *("--logdir",),  # tensorboard
     *("--chat-template-file", "--jinja", "--mmproj", "--temp"),  # llama.cpp
