@@ -139,7 +139,9 @@ def run_tool(functions: Mapping[str, Callable[..., None]], description: str, pro
     import tyro
 
     def later(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-        return wraps(function)(lambda *words, **flags: partial(function, *words, **flags))
+        waiting = wraps(function)(lambda *words, **flags: partial(function, *words, **flags))
+        waiting.__doc__ = spelled(function.__doc__ or "")
+        return waiting
 
     waiting = {name: later(function) for name, function in functions.items()}
     with one_sentence():

@@ -20,7 +20,7 @@ def test_samples_are_spread_evenly_and_laid_out_by_the_template(tmp_path: Path) 
     rows = [f"{n}.png,What is  {n}?,{n}" for n in range(9)]
     put(tmp_path / "metadata.csv", "\n".join(["file_name,question,answer", *rows]))
     plan = plan_of(tmp_path)
-    assert "samples: with the plain template; train.py shows them with the language model's own" in plan
+    assert "samples: with the plain template; periscope train shows them with the language model's own" in plan
     for n in (0, 4, 8):
         prompt = f"<image>[{n}.png]</image>Question: What is {n}? Answer:"
         assert f"sample {n + 1} of 9: {n}.png\n  prompt: {prompt}\n  target:  {n}[end of text]" in plan
