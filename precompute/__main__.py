@@ -1,6 +1,7 @@
 """Tools for a finished feature set: periscope features verify|inspect|merge|recode|push|fetch."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -157,7 +158,7 @@ def main() -> None:
     """Run the tool that the first argument names."""
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(errors="backslashreplace")  # file names needn't be Unicode
-    tools = {
+    tools: dict[str, Callable[..., None]] = {
         "verify": verify, "inspect": inspect, "merge": merge, "recode": recode, "push": push, "fetch": fetch
     }  # fmt: skip
     name = next(iter(sys.argv[1:]), "-")

@@ -68,7 +68,8 @@ def test_old_spellings_stay_hidden_and_work(capsys):
     assert "--clip" not in capsys.readouterr().out.replace("--grad-clip", "")
 
 
-def test_help_is_grouped_and_prints_examples_as_they_are(capsys):
+def test_help_is_grouped_and_prints_examples_as_they_are(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit) as end:
         read("--help", examples=["train.py --lr 1e-4        slower", "train.py --list"])
     assert end.value.code == 0
