@@ -70,7 +70,7 @@ EXPORTS = {
 }
 IMPORTS = {
     name: f"periscope.adapters.__main__:import_{name.replace('-', '_')}"
-    for name in (*("epalm", "mamba-ssm", "llava", "llava-pretrain", "prismatic", "cobra", "mapl", "clipcap", "limber"),)
+    for name in ("epalm", "mamba-ssm", "llava", "llava-pretrain", "prismatic", "cobra", "mapl", "clipcap", "limber")
 }
 
 

@@ -45,6 +45,7 @@ from periscope.adapters.prompting.segments import Segment
 from periscope.chat_session import ChatSession, EncodedMedium, Pieces, name_of
 from periscope.device import choose_device
 from periscope.errors import AdapterError, PrecomputeError
+from periscope.paths import expanded
 from periscope.places import no_such_run
 from periscope.precompute.decoding import Source, decoded
 from periscope.precompute.encoders import Encoder, load_encoder_like
@@ -85,7 +86,7 @@ def adapter_folders(path: Path | str) -> dict[str, Path]:
     """
     if repo := hub_name(str(path)):
         raise AdapterError(f"{path} is no adapter here; one on the Hub is named owner/name, here {repo}")
-    path = fetch_adapter(str(path)) if is_hub_adapter(str(path)) else Path(path).expanduser()
+    path = fetch_adapter(str(path)) if is_hub_adapter(str(path)) else expanded(path)
     if not path.exists():
         raise no_such_run(path)
     return {read_adapter_config(folder).modality: folder for folder in run.adapter_folders(path)}

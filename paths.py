@@ -18,6 +18,14 @@ def tiny_folder() -> Path:
     return cache / "periscope" / f"tiny-{digest[:8]}"
 
 
+def expanded(path: Path | str) -> Path:
+    """A path with `~` for the home folder and `~name` for another user's; as it is where there is no such folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user, or no home folder
+        return Path(path)
+
+
 def meant(folder: Path, name: str) -> str:
     """ "; did you mean ...?" with what is called most like `name` in `folder`; "" where nothing is."""
     there = [place.name for place in folder.iterdir()] if folder.is_dir() else []

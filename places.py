@@ -16,6 +16,7 @@ from periscope.adapters.lm.files.find import find_model
 from periscope.adapters.lm.runtimes.choice import check_runtime
 from periscope.adapters.names import CONFIG, RuntimeName, hub_name, is_hub_adapter, kind_of
 from periscope.errors import AdapterError, FeatureSetError, PrecomputeError, RunError
+from periscope.paths import expanded
 from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.hub import check_within_reach
 from periscope.precompute.encoders.names import ENCODERS, check_encoder
@@ -38,7 +39,7 @@ def split_modality(name: str) -> tuple[str | None, str]:
 def check_run(name: str, hub: bool) -> None:
     """Raise RunError for a run, RUN or MODALITY=RUN, that isn't there. hub: accept names on the Hub."""
     _, place = split_modality(name)
-    if not Path(place).expanduser().exists() and not (hub and is_hub_adapter(place)):
+    if not expanded(place).exists() and not (hub and is_hub_adapter(place)):
         raise no_such_run(Path(place))
 
 
@@ -137,7 +138,7 @@ def find_adapters(name: str) -> list[tuple[Path, AdapterConfig]]:
     """
     check_run(name, hub=True)
     modality, place = split_modality(name)
-    path = _fetched(place) if is_hub_adapter(place) else Path(place).expanduser()
+    path = _fetched(place) if is_hub_adapter(place) else expanded(place)
     found = [(folder, read_adapter_config(folder)) for folder in adapter_folders(path)]
     readable = [config.modality for _, config in found]
     if modality not in (None, *readable):
@@ -231,7 +232,7 @@ def check_media(files: Sequence[Path], flag: str = "", modalities: Iterable[str]
     for file in files:
         if re.match(r"[a-z0-9]+:/", str(file)):
             raise RunError(f"{flag}{_address(file)} is an address, not a file: download it and pass the file")
-        path = file.expanduser()
+        path = expanded(file)
         if not path.exists():
             raise RunError(f"{flag}{file}: there is no such file")
         if known and path.is_dir():

@@ -1,6 +1,8 @@
 """What names of adapters and of language models mean, as far as that can be told before torch is imported."""
 
+import ast
 import difflib
+import importlib
 import re
 import sys
 from collections.abc import Collection
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from periscope.errors import AdapterError
+from periscope.paths import expanded
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIG, WEIGHTS, CARD = "adapter.json", "adapter.safetensors", "README.md"  # files of an adapter folder
@@ -59,15 +62,38 @@ def kind_of(spec: str) -> str:
     """The kind of features that an adapter reads. Raises AdapterError for one that no file of adapters/projectors/
     declares.
 
-    Reads these files as text, because importing them imports torch. Where that is done already, the registry has the
-    last word.
+    Reads these files without running them, because importing them imports torch. Where that is done already, or where
+    one of them declares a projector by other than plain strings, the registry has the last word.
     """
-    if registry := sys.modules.get("periscope.adapters.projectors"):
+    registry = sys.modules.get("periscope.adapters.projectors")
+    kinds: dict[str, str] | None = {}
+    for file in () if registry else sorted((PROJECT / "adapters" / "projectors").glob("*.py")):
+        declared = declared_projectors(file.read_text(encoding="utf-8"))
+        kinds = None if kinds is None or declared is None else kinds | declared
+    if registry or kinds is None:
+        registry = registry or importlib.import_module("periscope.adapters.projectors")
         return registry.find_projector(spec)[0].kind
-    files = sorted((PROJECT / "adapters" / "projectors").glob("*.py"))
-    texts = "".join(file.read_text(encoding="utf-8") for file in files)
-    kinds = dict(re.findall(r'^@projector\("([^"]+)",\s*(?:reads=)?"([^"]+)"', texts, re.M))
     return kinds[find_spec(spec, kinds)[0]]
+
+
+def declared_projectors(source: str) -> dict[str, str] | None:
+    """Pattern -> kind of the projectors that a file's decorators declare; None where that can't be read off."""
+    try:
+        classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+    except SyntaxError:
+        return None
+    found: dict[str, str] = {}
+    for call in (decorator for each in classes for decorator in each.decorator_list):
+        if not isinstance(call, ast.Call) or ast.unparse(call.func).rpartition(".")[2] != "projector":
+            continue
+        given = dict(zip(("pattern", "reads"), call.args, strict=False))
+        given |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+        values = [value.value for value in given.values() if isinstance(value, ast.Constant)]
+        if len(given) != 2 or not all(isinstance(value, str) for value in values) or len(values) != 2:
+            return None
+        pattern, kind = (ast.literal_eval(given[name]) for name in ("pattern", "reads"))
+        found[pattern] = kind
+    return found
 
 
 def parse_lora(text: str) -> tuple[int, int]:
@@ -85,7 +111,7 @@ def check_language_model(name: str, flag: str = "--lm") -> None:
     """Raise AdapterError for what is neither there, as given or inside the project, nor of the form of a hub id. flag:
     the option that named it.
     """
-    if any(place.exists() for place in (Path(name).expanduser(), PROJECT / name)):
+    if any(place.exists() for place in (expanded(name), PROJECT / name)):
         return
     if name.lower().endswith(GGUF):
         raise AdapterError(f"{flag} {name}: there is no such file")

@@ -23,10 +23,10 @@ again to resume it, or to add new media.
 table such as metadata.jsonl or captions.csv with file_name and text); texts.jsonl (conversations), alone or in a folder
 with its media; a published dataset as it unpacks (LLaVA conversations, COCO captions, Karpathy's splits, Flickr30k,
 VQAv2, GQA, TextVQA, TextCaps, VizWiz, Visual7W, VSR, POPE, RefCOCO, AI2D, OCR-VQA, Visual Genome, GRIT, AudioCaps,
-Clotho, MSR-VTT, MSRVTT-QA, MSVD, MSVD-QA, Ego4D's IMU); webdataset .tar files as img2dataset writes them (a folder, a
-pattern like {00000..00009}.tar, or pipe:COMMAND); parquet files that contain the media; a Hugging Face dataset saved to
-disk, or hf:owner/name; ready-made vectors (.npy, .safetensors, parquet). The layout is detected and printed; see
-docs/data.md.
+Clotho, MSR-VTT, MSRVTT-QA, MSVD, MSVD-QA, Ego4D's IMU, ClipCap's and LiMBeR's captions); webdataset .tar files as
+img2dataset writes them (a folder, a pattern like {00000..00009}.tar, or pipe:COMMAND); parquet files that contain the
+media; a Hugging Face dataset saved to disk, or hf:owner/name; ready-made vectors (.npy, .safetensors, parquet). The
+layout is detected and printed; see docs/data.md.
 """
 EXAMPLES = (
     "python precompute.py                                               the demo's images",

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from periscope.errors import PrecomputeError
+from periscope.paths import expanded
 from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.names import ENCODERS
 
@@ -54,7 +55,7 @@ def _anything_cached() -> bool:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     beside = (Path("~/.cache/clip"), Path("~/.cache/torch/hub/checkpoints"))
-    return any(Path(HF_HUB_CACHE).glob("models--*")) or any(place.expanduser().is_dir() for place in beside)
+    return any(Path(HF_HUB_CACHE).glob("models--*")) or any(expanded(place).is_dir() for place in beside)
 
 
 def reach(repo: str, *needed: tuple[str, ...]) -> tuple[bool, str | None]:

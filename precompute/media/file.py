@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from periscope.errors import MachineError, MediaError, UnreadError
+from periscope.paths import expanded
 from periscope.precompute.media.limits import NO_MEMORY, check_bytes, limits
 
 # Of a pipe, opening doesn't wait for a writer then. Windows has none of these, and O_BINARY besides.
@@ -38,7 +39,7 @@ def local_path(path: Path | str) -> Path:
     """A path with `~` expanded. Raises MediaError for an address, which isn't fetched."""
     if ADDRESS.match(str(path)) and not os.path.exists(path):
         raise MediaError("an address, not a file", _advice(str(path)))
-    return Path(path).expanduser()
+    return expanded(path)
 
 
 def _advice(address: str) -> str:

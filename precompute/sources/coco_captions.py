@@ -4,18 +4,27 @@ Captioning).
 
 The images may lie in any folder below --data (`train2017/`, `images/val2017/`), or still in their zip archives. Splits
 follow the files' names.
+
+ClipCap's `train_caption.json` (https://github.com/rmokady/CLIP_prefix_caption) lists the captions of Karpathy's
+training split alone: `[{"image_id": "391895", "id": 770337, "caption"}]`. A picture is
+`COCO_train2014_000000391895.jpg` or, where there is none, `COCO_val2014_000000391895.jpg`.
 """
 
+import os
 import re
 from collections.abc import Iterator
+from functools import partial
 
-from periscope.precompute.sources import Medium, Record, Words
+from periscope.precompute.sources import Medium, Problem, Record, Words
 from periscope.precompute.sources.annotations import AnnotationFile, annotations
 from periscope.precompute.sources.conversations import MISSING, caption, identity_of, word
 from periscope.precompute.sources.data_folder import DataFolder, whole
 
 COCO = re.compile(r"captions_(train|val)20\d\d")
 SPLIT_FOLDER = re.compile(r"(train|val|test)\d{4}")
+LISTED = re.compile(r"(train|val|test)_caption\.json")
+PICTURE = re.compile(r"COCO_(train|val)2014_\d{12}\.jpg")
+NUMBER = re.compile("[0-9]{1,12}")
 Described = dict[str, tuple[tuple[str, ...], dict]]  # id -> origin and meta, which all its captions share
 
 
@@ -98,3 +107,46 @@ def _captions(file: AnnotationFile, media: Described, listed: set[str]) -> Itera
         elif identity in media and words.strip() not in MISSING:
             origins, meta = media[identity]
             yield Words(origins, caption(words), file.split, None, meta)
+
+
+def _listed(data: DataFolder) -> list[str]:
+    """The lists of captions by the numbers of COCO's pictures; results of a captioner, which look alike, have no id."""
+    found = data.holding("", "image_id", "id", "caption")
+    found = [name for name in found if _number(data.sample(name)[""])]
+    if not found or all(LISTED.fullmatch(os.path.basename(name)) for name in found):
+        return found
+    pictured = any(PICTURE.fullmatch(os.path.basename(name)) for name in data.visible())
+    return [name for name in found if pictured or LISTED.fullmatch(os.path.basename(name))]
+
+
+def _number(row: object) -> str:
+    """The number of a row's picture, in the twelve digits of the picture's name; "" where there is none."""
+    identity = identity_of(row.get("image_id")) if isinstance(row, dict) else None
+    return identity.zfill(12) if identity and NUMBER.fullmatch(identity) else ""
+
+
+@annotations(
+    "ClipCap captions",
+    "ClipCap's train_caption.json with COCO's pictures of 2014",
+    files=_listed,
+    sign="lists captions by image_id",
+    order=28,
+)
+def clipcap_captions(file: AnnotationFile) -> Iterator[Record]:
+    """The pictures that captions are about, and the captions, in the file's order."""
+    split = file.split
+    for _, row in file.elements(""):
+        number = _number(row)
+        words = word(row.get("caption")) if isinstance(row, dict) else None
+        if not number or words is None:
+            yield file.bad_entry("a caption without image_id or words", row)
+            continue
+        yield from file.find_once(number, partial(_picture, file, number))
+        if isinstance(medium := file.media[number], Medium) and words.strip() not in MISSING:
+            meta = {"image_id": int(number), "task": "coco"}
+            yield Words((medium.origin,), caption(words), split, None, meta)
+
+
+def _picture(file: AnnotationFile, number: str) -> Medium | Problem:
+    found = [file.find(f"COCO_{part}_{number}.jpg", prefer=part) for part in ("train2014", "val2014")]
+    return next((medium for medium in found if isinstance(medium, Medium)), found[0])

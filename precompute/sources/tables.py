@@ -368,11 +368,16 @@ def row_in(text: str) -> dict | None:
 
 
 def first_rows(data: DataFolder, name: str, count: int = 20) -> list[dict]:
-    """The objects among the first elements of a .json array or of JSON Lines, whatever the file's name ends in."""
+    """The objects among the first elements of a .json array or of JSON Lines, whatever the file's name ends in. Damage
+    isn't listed: this is a look at files of any layout, and who reads one lists what is wrong with it.
+    """
+    known = len(data.problems)
     try:
         return [row for _, key, row in islice(json_rows(data, name), count) if not key and isinstance(row, dict)]
     except (OSError, ValueError):
         return []
+    finally:
+        del data.problems[known:]
 
 
 def _parquet(data: DataFolder, name: str, only: Sequence[str] | None) -> Iterator[tuple[int, dict | None]]:

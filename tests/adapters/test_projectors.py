@@ -359,7 +359,7 @@ def test_the_documented_new_projector_is_found_by_train(tmp_path):
     assert len(code.strip().splitlines()) <= 20
     package = tmp_path / "periscope"
     shutil.copytree(ROOT / "adapters", package / "adapters")
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", "errors.py", "paths.py"):
         shutil.copy(ROOT / name, package / name)
     (package / "adapters" / "projectors" / "rows.py").write_text(code)
     spec = re.search(r"--adapter (\w+)", text)[1]

@@ -62,6 +62,8 @@ WORDS = {  # a small whole file of every layout that is read from JSON
     },
     "train_qa.json": [ANSWER],
     "narration.json": {UID: {"narration_pass_1": {"narrations": [NARRATION, NARRATION], "summaries": []}}},
+    "train_caption.json": [{"image_id": "1", "id": 1, "caption": "x"}, {"image_id": 1, "id": 2, "caption": "y"}],
+    "image_data/0/1.json": {"image_path": "1.jpg", "captions": ["x", "y"], "metadata": {}},
     "msvd_train.json": [{"video_id": "a", "video": "video1.mp4", "caption": ["x"]}],
 }
 
@@ -89,6 +91,7 @@ def written(name: str, value: object) -> str:
 def test_wrong_types_and_cut_files(tmp_path: Path, name: str) -> None:
     picture(tmp_path / "1.jpg")
     picture(tmp_path / "000000000001.jpg")
+    picture(tmp_path / "COCO_train2014_000000000001.jpg")
     empty(tmp_path / "video1.mp4")
     if name == "narration.json":
         put(tmp_path / f"imu/{UID}.csv", recording(6))

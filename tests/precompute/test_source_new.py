@@ -49,6 +49,8 @@ def test_every_layout_is_named_in_the_help_and_the_docs() -> None:
         "COCO captions": "COCO",
         "Karpathy's splits": "Karpathy",
         "video questions": "MSVD-QA",
+        "ClipCap captions": "ClipCap",
+        "LiMBeR captions": "LiMBeR",
     }
     with pytest.raises(PrecomputeError):
         collect(PROJECT / "pyproject.toml")  # imports them all

@@ -8,12 +8,13 @@ Llama, GPT-2, GPT-NeoX and OPT are of the classes that the systems use) and tran
   `ZephyrChatPromptBuilder` (97f91e1) for its own language model
 - vl_mamba c788f5f: `VLMambaConversationProcessor` for captions and questions; "instruction first" as `PretrainDataset`
   puts the picture behind the instruction
-- CLIP_prefix_caption 1ad805a: the tokens of `ClipCocoDataset`, all of which its loss reads; MAPL 4027edd: the same
-- limber ed3e942: a batch of the ten captions and `build_labels`
+- CLIP_prefix_caption 1ad805a: `parse_coco.py`, and the tokens of `ClipCocoDataset`, where its loss passes over token 0
+- MAPL 4027edd: the tokens of a caption, all of which its loss reads
+- limber ed3e942: `ImgCptDataset`, a batch of `ImageCaptionDataCollator` with the ten captions, and `build_labels`
 - eP-ALM 9ecfeb9: the lines of `accelerate_training/caption.py` that make the text and its targets, which are those of
   `audio_caption.py` and `video_caption.py`
 
-Where a picture stands there is null. Each target mask is 1 where the loss reads a token.
+Where a picture stands there is null, one for all its places. Each target mask is 1 where the loss reads a token.
 """
 
 import json
@@ -24,8 +25,10 @@ from types import SimpleNamespace
 import pytest
 import tiny
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from periscope.adapters.projectors import FeatureShape
+from periscope.adapters.projectors import FeatureShape, build_projector
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.precompute.pipeline.writer import text_lines
 from periscope.precompute.sources import collect
@@ -41,6 +44,17 @@ ROWS, IDS = GOLDEN["rows"], GOLDEN["ids"]
 NEOX = lambda: tiny.byte_level(pad=False, eos="<|endoftext|>")  # noqa: E731
 GPT2 = lambda: tiny.byte_level(pad=False)  # noqa: E731
 OPT = lambda: tiny.byte_level(bos=True)  # noqa: E731
+
+
+def as_gpt2() -> PreTrainedTokenizerFast:
+    """Whose first token is "!" and whose only special one the last, as of GPT-2."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        tiny.WORDS, trainers.BpeTrainer(vocab_size=340, initial_alphabet=letters, show_progress=False)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
 
 
 BARE = {"delimiters": ["", ""], "row_separator": ""}  # what stands around the picture's tokens is tested elsewhere
@@ -83,6 +97,23 @@ def karpathy(folder: Path) -> None:
         images.append({"filepath": "train2014", "filename": name, "imgid": n, "cocoid": n, "split": "train",
                        "sentids": [n], "sentences": [sentence]})  # fmt: skip
     (folder / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+
+
+def train_caption(folder: Path) -> None:
+    """https://github.com/rmokady/CLIP_prefix_caption, data/coco; the pictures are those that its code opens."""
+    for name in ROWS["train_caption pictures"]:
+        picture(folder / name)
+    (folder / "annotations").mkdir()
+    (folder / "annotations/train_caption.json").write_text(json.dumps(ROWS["train_caption"]))
+
+
+def image_data(folder: Path) -> None:
+    """https://github.com/jmerullo/limber, `train_dataset_dir`; the pictures are those that its code opens."""
+    for name in ROWS["image_data pictures"]:
+        picture(folder / name)
+    for name, row in ROWS["image_data"].items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(row))
 
 
 def listed(kind: str, end: str) -> Callable[[Path], None]:
@@ -173,20 +204,52 @@ def test_ids_and_targets_are_those_of_the_official_code(recipe: str, tmp_path: P
         assert tokens(prompt, text) == want, text
 
 
-@pytest.mark.parametrize("recipe", ["clipcap", "mapl", "limber"])
-def test_a_declared_end_of_text_is_all_that_differs(recipe: str, tmp_path: Path) -> None:
-    """ClipCap and MAPL train no end of a caption; LiMBeR trains it where the batch's padding gives one."""
+def test_mapl_trains_no_end_of_a_caption(tmp_path: Path) -> None:
     karpathy(tmp_path)
     tokenizer = GPT2()
-    prompt, texts = texts_of(recipe, tokenizer, tmp_path)
-    assert "end" in load_recipe(recipe).about["differs"]["prompt"]
+    prompt, texts = texts_of("mapl", tokenizer, tmp_path)
+    assert "end" in load_recipe("mapl").about["differs"]["prompt"]
+    for text, (ids, targets) in zip(texts, IDS["mapl"], strict=True):
+        assert tokens(prompt, text) == [[*ids, tokenizer.eos_token_id], [*targets, 1]]
+
+
+@pytest.mark.parametrize("adapter", ["clipcap10", "clipcap-transformer40"])
+def test_clipcap_reads_its_list_of_captions(adapter: str, tmp_path: Path) -> None:
+    """What differs is declared: an end-of-text token and "!", token 0, are learnt, and spare white space is dropped."""
+    train_caption(tmp_path)
+    tokenizer = as_gpt2()
+    prompt, texts = texts_of("clipcap", tokenizer, tmp_path, adapter=adapter)
+    assert [text.media[0] for text in texts] == [make_key(name) for name in ROWS["train_caption pictures"]]
+    assert build_projector(adapter, FeatureShape("pooled", 1, 8), 8).tokens == GOLDEN["places"][adapter]
+    differs = load_recipe("clipcap").about["differs"]
+    assert "end-of-text" in differs["prompt"] and "white space" in differs["prompt"] and "token 0" in differs["loss"]
+    trimmed = unread = 0
+    for text, (ids, targets), row in zip(texts, IDS["clipcap"], ROWS["train_caption"], strict=True):
+        tidy = " ".join(row["caption"].split())
+        if tidy != row["caption"]:
+            assert tokenizer.decode(ids[1:]) == row["caption"]
+            trimmed, ids = trimmed + 1, [None, *tokenizer(tidy).input_ids]
+        else:
+            assert targets == [int(bool(token)) for token in ids], "its loss reads all but the picture and token 0"
+        unread += ids.count(0)
+        assert tokens(prompt, text) == [[*ids, tokenizer.eos_token_id], [0, *[1] * len(ids)]]
+    assert (len(texts), trimmed, unread) == (10, 4, 2)
+
+
+def test_limber_reads_a_file_for_each_picture(tmp_path: Path) -> None:
+    """It trains the end of a caption where the batch's padding gives one, here always: that is declared."""
+    image_data(tmp_path)
+    tokenizer = as_gpt2()
+    prompt, texts = texts_of("limber", tokenizer, tmp_path)
+    pictures = [make_key(name) for name in ROWS["image_data pictures"]]
+    assert [text.media[0] for text in texts] == pictures and len(set(pictures)) == 9
+    assert "end-of-text" in load_recipe("limber").about["differs"]["prompt"]
     ended = 0
-    for text, (ids, targets) in zip(texts, IDS["limber" if recipe == "limber" else "clipcap"], strict=True):
-        ours = tokens(prompt, text)
+    for text, (ids, targets) in zip(texts, IDS["limber"], strict=True):
         ended += ids[-1] == tokenizer.eos_token_id
         end = ([], []) if ids[-1] == tokenizer.eos_token_id else ([tokenizer.eos_token_id], [1])
-        assert ours == [ids + end[0], targets + end[1]]
-    assert ended == (9 if recipe == "limber" else 0)
+        assert tokens(prompt, text) == [ids + end[0], targets + end[1]]
+    assert (len(texts), ended) == (10, 9)
 
 
 EPALM = {

@@ -1,11 +1,11 @@
 """Sizes of the language models that recipes name, so that a training's memory can be counted without a download."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from periscope.adapters.names import PROJECT
 from periscope.errors import RunError
+from periscope.paths import expanded
 
 if TYPE_CHECKING:  # the names are needed before torch is imported, which takes seconds
     import torch
@@ -103,7 +103,7 @@ LANGUAGE_MODELS = {
 
 def check_tiny(name: str) -> None:
     """Raise RunError for a language model that `--tiny` can't stand in for: neither listed nor a folder."""
-    folders = (Path(name).expanduser(), PROJECT / name)
+    folders = (expanded(name), PROJECT / name)
     if name not in LANGUAGE_MODELS and not any((folder / "config.json").is_file() for folder in folders):
         raise RunError(f"--tiny doesn't know what {name} is; it knows {', '.join(LANGUAGE_MODELS)}, and folders")
 

@@ -9,6 +9,7 @@ from periscope.adapters.lm.load import load_config
 from periscope.adapters.lm.tiny import FAMILIES, save_language_model
 from periscope.adapters.names import PROJECT
 from periscope.errors import RunError
+from periscope.paths import expanded
 from periscope.training.memory.model_sizes import LANGUAGE_MODELS, check_tiny
 
 DEEP = {"num_hidden_layers": 14}  # enough for six encoder blocks of two layers each
@@ -24,7 +25,7 @@ def tiny_language_model(name: str, folder: Path, deep: bool = False) -> Path:
     if name in LANGUAGE_MODELS:
         family = LANGUAGE_MODELS[name].family or LANGUAGE_MODELS[name].model_type
     else:
-        folders = (Path(name).expanduser(), PROJECT / name)
+        folders = (expanded(name), PROJECT / name)
         family = load_config(next(str(path) for path in folders if (path / "config.json").is_file()), name).model_type
     if family not in FAMILIES:
         raise RunError(f"--tiny has no small model of the class {family}; it has {', '.join(FAMILIES)}")

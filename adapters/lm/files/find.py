@@ -8,7 +8,7 @@ from periscope.adapters.names import GGUF as SUFFIX
 from periscope.adapters.names import PROJECT, check_language_model
 from periscope.errors import AdapterError
 from periscope.model_folders import encoder_in
-from periscope.paths import meant
+from periscope.paths import expanded, meant
 
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 AN_ADAPTER = "that is an adapter, not a language model; name the one it belongs to, or ask it: periscope ask"
@@ -22,7 +22,7 @@ def find_model(name: str, flag: str = "--lm") -> str:
     flag: the option that named it. Raises AdapterError at once, not after a minute, for a folder that isn't there or a
     hub id that is out of reach.
     """
-    for folder in (Path(name).expanduser(), PROJECT / name):
+    for folder in (expanded(name), PROJECT / name):
         if gguf := find_gguf(folder):
             return str(gguf)
         if folder.is_file():

@@ -6,6 +6,7 @@ from pathlib import Path
 from periscope.adapters.lm.files.find import find_model
 from periscope.adapters.names import GGUF, PROJECT, RuntimeName
 from periscope.errors import AdapterError
+from periscope.paths import expanded
 
 NAME = "llama.cpp"  # as --runtime takes it
 PACKAGE = "llama_cpp"
@@ -50,5 +51,5 @@ def find_quantized(name: str, precision: str = "auto") -> str:
 
 def _files_in(name: str) -> list[Path]:
     """The GGUF files of language models in a folder of this name."""
-    files = [file for place in (Path(name).expanduser(), PROJECT / name) for file in sorted(place.glob(f"*{GGUF}"))]
+    files = [file for place in (expanded(name), PROJECT / name) for file in sorted(place.glob(f"*{GGUF}"))]
     return [file for file in files if "mmproj" not in file.name.lower()]
