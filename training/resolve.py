@@ -93,6 +93,8 @@ def settle(flags: Options, recipe: Options | None = None) -> TrainConfig:
     for name, value in (("inject-layers", injection.inject_layers), ("epalm-compat", injection.epalm_compat)):
         if value and kind != "layers":
             raise RunError(f"--{name} is for epalm; {config.adapter} puts nothing into inner layers")
+    if config.data.feature_shift and config.data.disk == "hdd":
+        raise RunError("--feature-shift reads media from all over the disk, as --disk hdd is not to; leave one out")
     require_trackers(config.logging.track)
     if config.lora.lora:
         parse_lora(config.lora.lora)

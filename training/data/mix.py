@@ -57,13 +57,14 @@ class MixedSteps(Dataset[Batch]):
         rank: int = 0,
         ranks: int = 1,
         span_media: Sequence[int] = (),
+        shift: float = 0.0,
     ):
         self.batch, self.seed, self.rank, self.ranks = batch, seed, rank, ranks
         weights = weights or [len(index.texts) for _, index in sets]
         self.shares = [weight / sum(weights) for weight in weights]
         batches = [max(1, round(share * batch)) for share in self.shares]
         self.by_set = [
-            TrainingSteps(dataset, index, set_batch, seed, texts_per_medium, span_media=span)
+            TrainingSteps(dataset, index, set_batch, seed, texts_per_medium, span_media=span, shift=shift)
             for (dataset, index), set_batch, span in zip(sets, batches, span_media or [0] * len(sets), strict=True)
         ]
         self._quotas = Quotas(self.shares, batch)

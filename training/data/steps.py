@@ -14,6 +14,7 @@ from periscope.shards.texts import Text
 from periscope.training.data.dataset import Batch, TextFeatureDataset, TextIndex
 from periscope.training.data.order import TextOrder, split_evenly, steps_per_epoch
 from periscope.training.data.read_ahead import ReadAhead
+from periscope.training.data.shift import FeatureShift
 from periscope.training.data.workers import ignore_stop_signals, start_method
 
 
@@ -21,7 +22,7 @@ class TrainingSteps(Dataset[Batch]):
     """Item i is the batch of step i, whichever steps were read before; with several `ranks`, the share of `rank`.
 
     texts_per_medium: see `order.TextOrder` · span_media: train on this many media stored next to each other before
-    moving on, and read them ahead sequentially (0: any order).
+    moving on, and read them ahead sequentially (0: any order) · shift: see `shift.FeatureShift` (0: off).
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class TrainingSteps(Dataset[Batch]):
         rank: int = 0,
         ranks: int = 1,
         span_media: int = 0,
+        shift: float = 0.0,
     ):
+        self.shift = FeatureShift(dataset.features, dataset.kind, index, shift) if shift else None
         self.dataset, self.index = dataset, index
         self.batch, self.seed, self.texts_per_medium, self.span_media = batch, seed, texts_per_medium, span_media
         self.rank, self.ranks = rank, ranks
@@ -122,11 +125,14 @@ class TrainingSteps(Dataset[Batch]):
         return self._order
 
     def batch_of(self, texts: Sequence[Text], epoch: int) -> Batch:
-        """Texts with their features, not decoded yet; of each medium the view of this epoch."""
+        """Texts with their features, of each medium the view of this epoch; not decoded yet unless they are shifted."""
         entry = self.dataset.features.manifest["features"][self.dataset.kind]
         views, coded = entry.get("views", 1), entry.get("codec", "fp16") != "fp16"
         view = (lambda key: choose_view(self.seed, epoch, key, views)) if views > 1 else None
-        return self.dataset.batch(texts, view=view, coded=coded)
+        batch = self.dataset.batch(texts, view=view, coded=coded and self.shift is None)
+        if self.shift and isinstance(batch.rows, torch.Tensor):
+            batch.rows = self.shift(batch.rows, batch.keys, f"{self.seed}/{epoch}")
+        return batch
 
 
 def choose_view(seed: int, epoch: int, key: str, views: int) -> int:

@@ -200,10 +200,10 @@ def make_steps(
     sizes = (config.texts_per_step, config.seed, config.data.texts_per_medium)
     spans = [media_per_span(each.features, SPAN_BYTES) if config.data.disk == "hdd" else 0 for each in sets]
     if len(sets) == 1:
-        return TrainingSteps(sets[0].dataset, sets[0].index, *sizes, rank, ranks, spans[0])
+        return TrainingSteps(sets[0].dataset, sets[0].index, *sizes, rank, ranks, spans[0], config.data.feature_shift)
     weights = [each.source.weight for each in sets if each.source.weight is not None]
     pairs = [(each.dataset, each.index) for each in sets]
-    mix = MixedSteps(pairs, weights or None, *sizes, rank, ranks, spans)
+    mix = MixedSteps(pairs, weights or None, *sizes, rank, ranks, spans, config.data.feature_shift)
     shares = ", ".join(f"{each.features.path} {share:.3f}" for each, share in zip(sets, mix.shares, strict=True))
     print(f"mix: {shares}, an epoch of {mix.per_epoch} steps")
     return mix

@@ -1,0 +1,50 @@
+"""Features shifted by how two other media with the same words differ.
+
+Where several media have the same words, as pictures of one name in several styles, how they differ isn't what the words
+are about. Added to a third medium's features, the difference shows it in a style that no medium of its own name may
+have. Low-shot recognition makes up examples so, by networks that learn such differences (Hariharan & Girshick 2017,
+arXiv 1606.02819; Schwartz et al. 2018, arXiv 1806.04734); here they are taken as they are.
+"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+
+from periscope.errors import RunError
+from periscope.shards.codecs import FP16_LARGEST
+from periscope.shards.read import FeatureSet
+from periscope.training.data.dataset import TextIndex
+
+
+class FeatureShift:
+    """Adds a share of the difference of two media with the same words; the share is drawn from 0 to `largest`.
+
+    Texts about one medium count; their last turns are compared without case. Raises RunError where no two media have
+    the same words.
+    """
+
+    def __init__(self, features: FeatureSet, kind: str, index: TextIndex, largest: float):
+        self.features, self.kind, self.largest = features, kind, largest
+        named: dict[str, dict[str, None]] = {}
+        for text in index.texts:
+            if len(text.media) == 1:
+                named.setdefault(text.turns[-1]["content"].strip().casefold(), {})[text.media[0]] = None
+        self.groups = [list(media) for media in named.values() if len(media) > 1]
+        if not self.groups:
+            raise RunError(
+                f"--feature-shift needs media with the same words, and {features.path} has no two of them; leave it out"
+            )
+
+    def __call__(self, rows: torch.Tensor, keys: Sequence[str], draw: str) -> torch.Tensor:
+        """Features `(media, width)` or `(media, tokens, width)` fp16 of the media `keys`, shifted: a function of these
+        and of `draw`.
+        """
+        if not keys:
+            return rows
+        drawn = [random.Random(f"{draw}/{key}") for key in keys]
+        pairs = [numbers.sample(numbers.choice(self.groups), 2) for numbers in drawn]
+        shares = torch.tensor([self.largest * numbers.random() for numbers in drawn])
+        first, second = (self.features.read_many(media, self.kind).float() for media in zip(*pairs, strict=True))
+        shifted = rows.float() + shares.view(-1, *[1] * (rows.ndim - 1)) * (first - second)
+        return shifted.clamp(-FP16_LARGEST, FP16_LARGEST).to(rows.dtype)
