@@ -15,7 +15,6 @@ from pathlib import Path
 
 from periscope.console import announce, run, spelled
 from periscope.device import choose_device
-from periscope.errors import RunError
 from periscope.evaluation.config import check_places, read_config
 from periscope.shards.sharing.names import hub_set, is_hub_set
 
@@ -61,8 +60,6 @@ def main() -> None:
         commands.push(adapters, config.sharing.push, config.sharing, config.models, device)
     elif media:
         commands.respond(adapters, media, config.prompt, config.answers, config.models, device)
-    elif len(adapters) > 1:
-        raise RunError("several adapters together answer about media: pass --image, --audio or --video FILE with them")
     elif texts.write and config.scoring.data and not texts.loss_drop:
         commands.caption_folder(adapters, config.scoring.data, texts.write, config.answers, config.models, device)
     else:

@@ -233,7 +233,8 @@ def check_places(config: EvalConfig) -> None:
     from periscope.places import check_media
     from periscope.training.run import newest_run
 
-    hub = bool(config.media or config.sharing.push or (config.texts.write and config.scoring.data))
+    captions = config.texts.write and config.scoring.data and not config.texts.loss_drop  # of a folder
+    hub = bool(config.media or config.sharing.push or captions)
     for flag, files in (("image", config.image), ("audio", config.audio), ("video", config.video)):
         check_media(files, f"--{flag} ", [flag])
     if config.prompt is not None and not config.media:
@@ -263,6 +264,8 @@ def check_places(config: EvalConfig) -> None:
         for modality, named in config.media.items():
             if modality not in readable:
                 raise RunError(f"{named[0]} was given as {modality}, and the adapter reads {' and '.join(readable)}")
+    elif len(runs) > 1:
+        raise RunError("several adapters together answer about media: pass --image, --audio or --video FILE with them")
     else:
         check_scored(runs, config.models, scoring, config.texts.loss_drop)
 

@@ -20,6 +20,7 @@ from transformers import (
     GenerationConfig,
     GraniteMoeHybridConfig,
     JambaConfig,
+    LayoutLMConfig,
     OpenAIGPTConfig,
     PretrainedConfig,
     RobertaConfig,
@@ -76,7 +77,8 @@ REFUSED = {
     "bart": (BartConfig, "an encoder of its own.* use "),
     "gpt1": (OpenAIGPTConfig, "OpenAIGPTLMHeadModel can't answer from vectors.* use "),
     "falcon-h1": (FalconH1Config, "FalconH1ForCausalLM can't answer from vectors.* use "),
-    "vit": (ViTConfig, "no causal language model of this family.* use "),
+    "vit": (ViTConfig, r"is an encoder \(vit\), not a language model; pass it to precompute"),
+    "layoutlm": (LayoutLMConfig, "no causal language model of this family.* use "),
 }  # fmt: skip
 
 

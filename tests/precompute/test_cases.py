@@ -15,6 +15,7 @@ import pytest
 from data_folders import llava_row
 from word_cases import Case, Texts, beep, cells, check, parquet, png, said, tar, tar_of, webm, write
 
+from periscope.console import spelled
 from periscope.errors import PrecomputeError
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.prepare import drop_other_media
@@ -312,7 +313,7 @@ def made() -> dict[str, Callable[[], Case]]:
         "parquet_label_only": lambda: Case(
             {"train.parquet": parquet(image=cells(3), label=[0, 1, 2])},
             [],
-            said=("numbers in a column of labels are classes", "train.py can't use a set without them"),
+            said=("numbers in a column of labels are classes", spelled("train.py can't use a set without them")),
         ),
         "parquet_url_only": lambda: Case({"part-0.parquet": parquet(URL=["http://x/1.jpg"], TEXT=["a"])}, []),
         "sidecar_backslash_r_and_u2028": lambda: Case(
