@@ -46,7 +46,7 @@ class DataOptions:
     """hdd: read features in long sequential spans, for a disk that is slow to seek."""
     feature_shift: NotNegative = 0.0
     """Shift a medium's features in training by up to this share of the difference between two media that have the same
-    words (0: off; 1 helps where a few hundred media share their words, as pictures of one name in several styles)."""
+    caption (0: off; 1 has helped where each name has a picture in several styles)."""
 
 
 @dataclass

@@ -29,6 +29,7 @@ from periscope.training.config import TrainConfig
 from periscope.training.data.dataset import Batch, not_finite_media
 from periscope.training.data.mix import MixedSteps
 from periscope.training.data.samples import describe_samples
+from periscope.training.data.shift import captions_come_back
 from periscope.training.data.steps import TrainingSteps
 from periscope.training.data.training_set import (
     OpenedSet,
@@ -379,6 +380,7 @@ def prepare(
     sets = [choose_texts(source, models[source.modality], config.data.limit) for source in sources]
     if not old and not config.init:
         warn_of_few_texts(sets)
+        propose_shift(config, sets)
     settle_batch(config, sum(len(each.index.texts) for each in sets))
     if ranks.first:
         print("\n".join([*describe_samples(sets), *describe_leaving(sets, models)]))
@@ -499,6 +501,14 @@ def warn_of_few_texts(sets: Sequence[TrainingSet]) -> None:
         print(
             f"warning: {count} {kind} are too few to learn to see; thousands are usual; start from a shared adapter "
             "with --init"
+        )
+
+
+def propose_shift(config: TrainConfig, sets: Sequence[TrainingSet]) -> None:
+    """Print what has helped where captions come back, unless it was asked for."""
+    if not config.data.feature_shift and any(captions_come_back(training_set.index) for training_set in sets):
+        print(
+            "note: most captions are those of other media too; --feature-shift 1 has helped in such data (docs/real.md)"
         )
 
 

@@ -1,13 +1,14 @@
-"""Features shifted by how two other media with the same words differ.
+"""Features shifted by how two other media with the same caption differ.
 
-Where several media have the same words, as pictures of one name in several styles, how they differ isn't what the words
-are about. Added to a third medium's features, the difference shows it in a style that no medium of its own name may
-have. Low-shot recognition makes up examples so, by networks that learn such differences (Hariharan & Girshick 2017,
+Where several media have the same caption, as pictures of one name in several styles, how they differ isn't what the
+caption is about. Added to a third medium's features, the difference shows it in a style that no medium of its own name
+may have. Low-shot recognition makes up examples so, by networks that learn such differences (Hariharan & Girshick 2017,
 arXiv 1606.02819; Schwartz et al. 2018, arXiv 1806.04734); here they are taken as they are.
 """
 
 import random
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 
@@ -16,24 +17,22 @@ from periscope.shards.codecs import FP16_LARGEST
 from periscope.shards.read import FeatureSet
 from periscope.training.data.dataset import TextIndex
 
+LOOKED_AT = 2000  # texts that tell whether captions come back
+
 
 class FeatureShift:
-    """Adds a share of the difference of two media with the same words; the share is drawn from 0 to `largest`.
+    """Adds a share of the difference of two media with the same caption; the share is drawn from 0 to `largest`.
 
-    Texts about one medium count; their last turns are compared without case. Raises RunError where no two media have
-    the same words.
+    Questions don't count: what two pictures with the answer "yes" differ in is all that they show. Raises RunError
+    where no two media have the same caption.
     """
 
     def __init__(self, features: FeatureSet, kind: str, index: TextIndex, largest: float):
         self.features, self.kind, self.largest = features, kind, largest
-        named: dict[str, dict[str, None]] = {}
-        for text in index.texts:
-            if len(text.media) == 1:
-                named.setdefault(text.turns[-1]["content"].strip().casefold(), {})[text.media[0]] = None
-        self.groups = [list(media) for media in named.values() if len(media) > 1]
+        self.groups = [media for media in by_caption(index).values() if len(media) > 1]
         if not self.groups:
             raise RunError(
-                f"--feature-shift needs media with the same words, and {features.path} has no two of them; leave it out"
+                f"--feature-shift needs media with the same caption, and {features.path} has no two; leave it out"
             )
 
     def __call__(self, rows: torch.Tensor, keys: Sequence[str], draw: str) -> torch.Tensor:
@@ -48,3 +47,18 @@ class FeatureShift:
         first, second = (self.features.read_many(media, self.kind).float() for media in zip(*pairs, strict=True))
         shifted = rows.float() + shares.view(-1, *[1] * (rows.ndim - 1)) * (first - second)
         return shifted.clamp(-FP16_LARGEST, FP16_LARGEST).to(rows.dtype)
+
+
+def by_caption(index: TextIndex, most: int | None = None) -> dict[str, list[str]]:
+    """Caption without case -> the media that have it as their caption, of the first `most` texts (None: of all)."""
+    found: dict[str, dict[str, None]] = {}
+    for text, is_question in islice(zip(index.texts, index.is_question, strict=True), most):
+        if len(text.media) == 1 and not is_question:
+            found.setdefault(text.turns[-1]["content"].strip().casefold(), {})[text.media[0]] = None
+    return {caption: list(media) for caption, media in found.items()}
+
+
+def captions_come_back(index: TextIndex) -> bool:
+    """Whether most of the first media share their caption with another one."""
+    sizes = [len(media) for media in by_caption(index, LOOKED_AT).values()]
+    return sum(size for size in sizes if size > 1) > sum(sizes) / 2

@@ -10,10 +10,12 @@ from periscope.errors import RunError
 from periscope.shards.features import encode_fp16
 from periscope.shards.read import FeatureSet
 from periscope.shards.write import SetWriter, make_key
+from periscope.training.config import DataOptions, TrainConfig
 from periscope.training.data.dataset import TextFeatureDataset, TextIndex
 from periscope.training.data.mix import MixedSteps
-from periscope.training.data.shift import FeatureShift
+from periscope.training.data.shift import FeatureShift, captions_come_back
 from periscope.training.data.steps import TrainingSteps
+from periscope.training.session import propose_shift
 
 ENCODER = {"name": "random", "library": "none", "id": "", "class": "None", "fingerprint": "0" * 64}
 WORDS = ("cat", "Cat ", "dog", "a horse", "dog")  # of media 0 to 4; medium i has i squared at channel i
@@ -35,14 +37,14 @@ def features(tmp_path) -> FeatureSet:
     return FeatureSet(tmp_path / "set")
 
 
-def index_of(features: FeatureSet, words=WORDS) -> TextIndex:
-    said = [({"role": "user", "content": "?"}, {"role": "assistant", "content": each}) for each in words]
+def index_of(features: FeatureSet, words=WORDS, questions=False) -> TextIndex:
+    said = [({"role": "assistant", "content": each},) for each in words]
     texts = [
         SimpleNamespace(media=(make_key(f"{i}.jpg"),), turns=turns, id=str(i), request="")
         for i, turns in enumerate(said)
     ]
     count = len(texts)
-    return TextIndex(texts, [3] * count, [2] * count, range(count), [1] * count, [False] * count)
+    return TextIndex(texts, [3] * count, [2] * count, range(count), [1] * count, [questions] * count)
 
 
 def steps_of(features: FeatureSet, shift: float, kind: str = "pooled", seed: int = 0) -> TrainingSteps:
@@ -89,7 +91,17 @@ def test_without_a_shift_features_are_as_stored(features):
     assert torch.equal(batch.rows, features.read_many(batch.keys, "pooled"))
 
 
-def test_words_that_never_come_back_are_refused(features):
-    alone = index_of(features, ("cat", "dog", "horse"))
-    with pytest.raises(RunError, match=r"--feature-shift needs media with the same words, and .*set has no two"):
-        FeatureShift(features, "pooled", alone, 1.0)
+def test_captions_that_never_come_back_are_refused(features):
+    alone, asked = index_of(features, ("cat", "dog", "horse")), index_of(features, questions=True)
+    for index in (alone, asked):
+        with pytest.raises(RunError, match=r"--feature-shift needs media with the same caption, and .*set has no two"):
+            FeatureShift(features, "pooled", index, 1.0)
+    assert captions_come_back(index_of(features)) and not captions_come_back(alone) and not captions_come_back(asked)
+    assert not captions_come_back(index_of(features, ("cat", "cat", "dog", "horse")))
+
+
+def test_a_training_says_that_a_shift_may_help(features, capsys):
+    for words, shift in ((WORDS, 0.0), (WORDS, 1.0), (("cat", "dog", "horse"), 0.0)):
+        config = TrainConfig(data=DataOptions(feature_shift=shift))
+        propose_shift(config, [SimpleNamespace(index=index_of(features, words))])
+    assert capsys.readouterr().out.count("--feature-shift 1 has helped") == 1
