@@ -36,6 +36,15 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def check_writable(path: Path) -> None:
+    """Raise OSError where nothing can be made at `path`: before the work whose result it is to take."""
+    folder = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if not os.access(folder, os.W_OK):
+        read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
+        reason = errno.EROFS if read_only else errno.EACCES
+        raise OSError(reason, os.strerror(reason), str(path))
+
+
 def disk_sentence(error: OSError) -> str:
     """What went wrong, with which file, and what to do, of an error that names its file."""
     path, reason = Path(os.fsdecode(error.filename)), error.strerror or str(error)

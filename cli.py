@@ -79,9 +79,9 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         sys.argv = [f"periscope {name}", *arguments]
-        run(COMMANDS[name].load())
+        run(lambda: COMMANDS[name].load()())
     elif name in ("-h", "--help", "help"):
-        print(listing())
+        run(lambda: print(listing()))
     elif name in ("-V", "--version"):
         from periscope import __version__
 
@@ -110,6 +110,8 @@ def ask() -> None:
     config = _read(AskConfig, "Answer a question about images, sounds or videos.", examples)
     if not config.media:
         raise RunError("periscope ask needs a run, a file and a question: periscope ask RUN FILE ... QUESTION")
+    if Path(config.run).is_file():
+        raise RunError(f"{config.run} is a file, not a run; the run comes first: periscope ask RUN FILE ... QUESTION")
     _respond(config.run, config.media, config.question, config.answers, config.models)
 
 

@@ -294,8 +294,8 @@ def _missing(fields: Mapping[str, dataclasses.Field], pairs: Sequence[tuple[str,
     given = Counter(flag for flag, word in pairs if word is not None)
     for flag in dict(pairs):
         room = _room(fields[flag].type) if flag in fields else 0
-        if given[flag] < room < MANY and (flag, "None") not in pairs:
-            return f"--{flag} needs {'a value' if room == 1 else f'{room} values'}"
+        if given[flag] < (needed := 1 if room == MANY else room) and (flag, "None") not in pairs:
+            return f"--{flag} needs {'a value' if needed == 1 else f'{needed} values'}"
     for flag, field in fields.items():
         if field.default is field.default_factory is dataclasses.MISSING and flag not in dict(pairs):
             notes = [note for note in get_args(field.type) if isinstance(note, Metavar)]

@@ -5,7 +5,7 @@ What itself takes long to import is imported where it is needed.
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,7 +16,7 @@ from periscope.adapters.lm.files.find import find_model
 from periscope.adapters.lm.runtimes.choice import check_runtime
 from periscope.adapters.names import CONFIG, RuntimeName, hub_name, is_hub_adapter, kind_of
 from periscope.errors import AdapterError, FeatureSetError, PrecomputeError, RunError
-from periscope.paths import expanded
+from periscope.paths import expanded, meant
 from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.hub import check_within_reach
 from periscope.precompute.encoders.names import ENCODERS, check_encoder
@@ -26,6 +26,7 @@ from periscope.training.memory.model_sizes import LANGUAGE_MODELS
 from periscope.training.run import Run, adapter_folders, other_runs
 
 MODALITIES = ("image", "audio", "video", "imu")
+NOUNS = {"image": ("a picture", "pictures"), "audio": ("a sound", "sounds"), "video": ("a clip", "clips")}
 LOOKED_AT = 10_000  # files of a folder
 WORDS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".md")  # ends of the names of files beside media
 
@@ -208,7 +209,7 @@ def check_plan(config: PlanConfig) -> str:
         near = get_close_matches(config.encoder, ENCODERS, 3, 0.4)
         hint = f"nearest: {', '.join(near)}; " if near else ""
         raise RunError(
-            f"--encoder {config.encoder}: its size isn't known before a download; {hint}known: {', '.join(ENCODERS)}"
+            f"--encoder {config.encoder}: plan counts encoders with short names; {hint}known: {', '.join(ENCODERS)}"
         )
     kind, features = kind_of(config.adapter), ENCODERS[config.encoder].features()
     if kind not in features:
@@ -234,11 +235,11 @@ def check_media(files: Sequence[Path], flag: str = "", modalities: Iterable[str]
             raise RunError(f"{flag}{_address(file)} is an address, not a file: download it and pass the file")
         path = expanded(file)
         if not path.exists():
-            raise RunError(f"{flag}{file}: there is no such file")
+            raise RunError(f"{flag}{file}: there is no such file{meant(path.parent, path.name)}")
         if known and path.is_dir():
             raise RunError(f"{flag}{file} is a folder; name files, as {file}/*")
-        if known and known <= {"image", "audio", "video"} and _is_no_medium(path):
-            raise RunError(f"{flag}{file} is neither a picture nor a sound nor a clip, by its name and first bytes")
+        if known and known <= {"image", "audio", "video"} and path.is_file():
+            _refuse_other(f"{flag}{file}", path, known)
 
 
 def check_folder(folder: Path, modalities: Iterable[str]) -> None:
@@ -263,16 +264,21 @@ def _address(file: Path) -> str:
     return re.sub(r"^([a-z0-9]+):/+", r"\1://", str(file))
 
 
-def _is_no_medium(path: Path) -> bool:
-    from periscope.precompute.media import LOOKED, modality_of, modality_of_bytes
+def _refuse_other(shown: str, path: Path, modalities: Collection[str]) -> None:
+    """Raise RunError for a file that by its name and by its first bytes is none of `modalities`."""
+    from periscope.precompute.media import LOOKED, modality_of, modality_of_bytes, suits
 
-    if not path.is_file() or modality_of(path.name):
-        return False
     try:
         with path.open("rb") as file:
-            return not modality_of_bytes(file.read(LOOKED))
+            kinds = {modality_of(path.name), modality_of_bytes(file.read(LOOKED))} - {None}
     except OSError:  # reading it will say why
-        return False
+        return
+    if not kinds:
+        raise RunError(f"{shown} is neither a picture nor a sound nor a clip, by its name and first bytes")
+    if not any(suits(path.name, str(kind), each) for kind in kinds for each in modalities):
+        what = " or ".join(sorted(NOUNS[str(kind)][0] for kind in kinds if kind in NOUNS)) or "something else"
+        read = " and ".join(sorted(NOUNS[each][1] for each in modalities))
+        raise RunError(f"{shown} is {what}, and only {read} are read here")
 
 
 def check_new_file(flag: str, path: Path) -> None:

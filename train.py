@@ -82,6 +82,7 @@ def check_request(request: Request) -> TrainConfig | None:
     Of torchrun's processes the first says what was chosen.
     """
     from periscope.adapters.io.schema import refuse_no_merge
+    from periscope.atomic import check_writable
     from periscope.training.branch import check_resume
     from periscope.training.resolve import choose_config, run_path
     from periscope.training.run import Run, refuse_taken
@@ -101,7 +102,8 @@ def check_request(request: Request) -> TrainConfig | None:
     if request.merge_lora:
         refuse_no_merge(request.merge_lora, config.lora.lora)
     if os.environ.get("RANK", "0") == "0":
-        refuse_taken(run_path(request.name, config.adapter))
+        refuse_taken(path := run_path(request.name, config.adapter))
+        check_writable(path)
     return config
 
 

@@ -34,6 +34,7 @@ def run(config: PrecomputeConfig) -> None:
     seconds.
     """
     announce(f"precompute: {config.data or 'the demo'}, encoder {config.encoder}")
+    from periscope.atomic import check_writable
     from periscope.device import check_device
     from periscope.precompute.encoders.hub import check_within_reach
     from periscope.precompute.encoders.names import check_encoder
@@ -56,6 +57,7 @@ def run(config: PrecomputeConfig) -> None:
     demo = config.demo_media
     suffix = "" if demo.demo == "image" else f"-{demo.demo}"
     out = config.out or Path("features") / (_set_name(config, f"demo{suffix}") + "-tiny" * config.tiny)
+    check_writable(out)
     data = config.data
     if data is None:
         few = config.limit or (TINY_MEDIA if config.tiny else 0)

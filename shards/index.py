@@ -132,7 +132,9 @@ def scan_shard(path: Path, features: Mapping[str, Mapping]) -> list[Sample]:
                         raise FeatureSetError(f"{path.name}: {name} of {key} should be {dtype} {shape}")
                 tensors[key] = (member.offset, tuple(table[name][0] for name in wanted))
     except (tarfile.TarError, OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FeatureSetError(f"{path}: can't be read as a shard ({error}); copy it again or run precompute") from error
+        raise FeatureSetError(
+            f"{path}: can't be read as a shard ({error}); copy it again or run precompute.py"
+        ) from error
     if lonely := set(tensors) ^ set(infos):
         raise FeatureSetError(f"{path.name}: {min(lonely)} lacks its .json or .safetensors; the shard was cut short")
     return [Sample(key, *tensors[key], *infos[key]) for key in order]
@@ -178,7 +180,7 @@ class Index:
         """
         keys = [key for rows in shards for key in rows.keys]
         if len(set(keys)) != len(keys):
-            raise FeatureSetError("two shards hold the same key; run precompute into a new folder")
+            raise FeatureSetError("two shards hold the same key; run precompute.py into a new folder")
         return cls(
             keys,
             np.repeat(np.arange(len(shards), dtype=np.int32), [len(rows) for rows in shards]),

@@ -46,7 +46,7 @@ class FeatureSet:
             size = file.stat().st_size if file.is_file() else None
             if size != shard["bytes"]:
                 found = "is missing" if size is None else f"has {size} bytes where the manifest says {shard['bytes']}"
-                raise FeatureSetError(f"{file} {found}: copy it again, or run precompute to make it anew")
+                raise FeatureSetError(f"{file} {found}: copy it again, or run precompute.py to make it anew")
         index = load_index(self.path, self.manifest["shards"], self.manifest["features"])
         self._use(index or self._rebuild())
         self.sha256 = hashlib.sha256("".join(s["sha256"] for s in self.manifest["shards"]).encode()).hexdigest()
@@ -87,7 +87,7 @@ class FeatureSet:
         if kind not in self.manifest["features"]:
             have = ", ".join(self.manifest["features"])
             raise FeatureSetError(
-                f"{self.path} holds no {kind!r} features, only {have}; run precompute with --kinds {kind}"
+                f"{self.path} holds no {kind!r} features, only {have}; run precompute.py with --kinds {kind}"
             )
         return self.manifest["features"][kind]
 

@@ -14,7 +14,7 @@ import torch
 from toy_runs import run_at, save_step
 
 from periscope.adapters.tensors import save_tensors
-from periscope.atomic import Draft, remove_leftovers, replace_bytes
+from periscope.atomic import Draft, check_writable, remove_leftovers, replace_bytes
 from periscope.console import going_on, run
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -54,6 +54,15 @@ def test_an_error_of_the_disk_is_one_sentence(number: int, words: str, tmp_path:
         assert "MB left" in sentence
         assert sentence.endswith("then run the same command again"), "not every command goes on with what is there"
         assert said(error, capsys, "go on with: x").endswith("then go on with: x")
+
+
+def test_a_place_that_is_read_only_is_said_before_the_work(tmp_path: Path, monkeypatch, capsys) -> None:
+    check_writable(tmp_path / "new" / "run")
+    asked: list[Path] = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(path) or mode != os.W_OK)
+    with pytest.raises(OSError, match="ermission denied") as error:
+        check_writable(tmp_path / "new" / "run")
+    assert asked == [tmp_path] and said(error.value, capsys).startswith(f"error: {tmp_path}/new/run")
 
 
 def test_an_error_without_a_file_is_a_bug() -> None:

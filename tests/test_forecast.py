@@ -85,7 +85,7 @@ def test_an_adapter_into_inner_layers_is_counted_too(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("--encoder", "siglip3"), "--encoder siglip3: its size isn't known before a download; nearest: siglip"),
+        (("--encoder", "siglip3"), "--encoder siglip3: plan counts encoders with short names; nearest: siglip"),
         (("--adapter", "epalm"), "epalm reads layers, which this encoder doesn't give; it gives pooled, patches"),
         (("--lm", "no/such/folder"), "; known without a network: facebook/opt-350m, "),
         (("--adapter", "mpl16"), "mpl16"),

@@ -52,8 +52,8 @@ ADAPTER_FORM = (
 PLAIN_FORM = ("caption_prompt", "question", "caption_form", "preamble", "own_space")
 PROMPT_FORM = (*PLAIN_FORM, "row_separator", "box_decimals", "eos", "loss_on", "captions")
 NO_LM = (
-    "--lm is missing: which language model should read these features? For a 24 GB GPU, for instance "
-    "HuggingFaceTB/SmolLM2-360M-Instruct (0.7 GB), Qwen/Qwen3-4B-Instruct-2507 (8 GB) or "
+    "--lm is missing: which language model should read these features? On a CPU for instance "
+    "HuggingFaceTB/SmolLM2-135M-Instruct (0.3 GB), on a 24 GB GPU Qwen/Qwen3-4B-Instruct-2507 (8 GB) or "
     "mistralai/Mistral-7B-Instruct-v0.3 (15 GB); or a folder with a transformers model"
 )
 TINY_LM = "HuggingFaceTB/SmolLM2-360M-Instruct"  # whose class --tiny takes where none is named

@@ -139,7 +139,7 @@ def require_trackers(names: Sequence[str]) -> None:
         if name not in TRACKERS:
             raise RunError(f"--track {name} is none of {', '.join(TRACKERS)}")
         if not find_spec(TRACKERS[name].package):
-            raise RunError(f"--track {name} needs {TRACKERS[name].package}: pip install -e '.[{name}]'")
+            raise RunError(f"--track {name} needs {TRACKERS[name].package}: pip install 'periscope-adapters[{name}]'")
 
 
 def open_trackers(names: Sequence[str], path: Path, config: Mapping, first: int) -> list[Tracker]:

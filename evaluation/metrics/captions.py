@@ -118,7 +118,7 @@ def spice_lacks() -> str:
     if not has_java():
         return "is a Java program and there is no java here: install a Java runtime"
     if not available():
-        return "needs pycocoevalcap: pip install -e '.[scores]'"
+        return "needs pycocoevalcap: pip install 'periscope-adapters[scores]'"
     folder = Path(_imported_from("spice")) / "lib"
     missing = [name for name in CORENLP if not (folder / name).is_file()]
     return f"needs {missing[0]} of Stanford CoreNLP 3.6.0: put it into {folder}" if missing else ""
@@ -194,7 +194,7 @@ def has_java() -> bool:
 
 def _scorer(module: str, name: str) -> type:
     if not available():
-        raise ScoreError("caption scores need pycocoevalcap: pip install -e '.[scores]'")
+        raise ScoreError("caption scores need pycocoevalcap: pip install 'periscope-adapters[scores]'")
     return _imported(module, name)
 
 

@@ -73,7 +73,7 @@ def all_scores(
                 row.score[name] = round(score.each[row.id], 4)
     notes = list(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, ScoreWarning)))
     if captioned and not captions.available():
-        notes.append("no CIDEr, BLEU and ROUGE-L of captions: they need pip install -e '.[scores]'")
+        notes.append("no CIDEr, BLEU and ROUGE-L of captions: they need pip install 'periscope-adapters[scores]'")
     if majority_source:
         notes.append(f"majority: the commonest answer of each kind of question, from {majority_source}")
     return found, notes

@@ -269,7 +269,7 @@ def check_encoder(name: str) -> None:
     Reads the families' files as text, because importing them imports torch. Where that is done already, nothing is
     said: the registry has the last word.
     """
-    folder = find_folder(name.removeprefix("transformers:"))
+    folder = find_folder(re.sub("^(transformers|timm|open_clip):", "", name))
     if name.endswith(".gguf") or (folder is not None and is_language_model(folder)):
         raise PrecomputeError(f"--encoder {name} is a language model, not an encoder; pass it to train.py --lm")
     if "periscope.precompute.encoders.registry" in sys.modules or re.search(r"[:/+]", name):

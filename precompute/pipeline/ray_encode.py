@@ -109,7 +109,7 @@ def _connect(address: str) -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise PrecomputeError("--ray needs Ray: pip install -e '.[ray]'") from error
+        raise PrecomputeError("--ray needs Ray: pip install 'periscope-adapters[ray]'") from error
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
         return ray

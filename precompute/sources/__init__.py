@@ -192,7 +192,10 @@ def collect(path: Path | str, language: str = "") -> Collection:
         if found.problems:
             first = found.problems[0]
             why = f" ({len(found.problems)} problems: {first.origin[:80]}, {first.reason}: {first.detail[:80]})"
-        raise PrecomputeError(f"no media in {data.path}, read as {layout.looks}{why}")
+        raise PrecomputeError(
+            f"no media in {data.path}{why}: it was read as {layout.name}; put pictures, sounds or clips there, or name "
+            "another folder (docs/data.md)"
+        )
     return found
 
 

@@ -41,7 +41,7 @@ def _open(path: Path) -> dict:
         import datasets
     except ImportError as error:
         raise PrecomputeError(
-            f"{path} can't be read without Hugging Face's library: pip install -e '.[datasets]'"
+            f"{path} can't be read without Hugging Face's library: pip install 'periscope-adapters[datasets]'"
         ) from error
     try:
         found = datasets.load_from_disk(path)

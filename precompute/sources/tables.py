@@ -313,7 +313,9 @@ def pyarrow(name: str) -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise PrecomputeError(f"{name} can't be read without pyarrow: pip install -e '.[datasets]'") from error
+        raise PrecomputeError(
+            f"{name} can't be read without pyarrow: pip install 'periscope-adapters[datasets]'"
+        ) from error
     return pyarrow
 
 

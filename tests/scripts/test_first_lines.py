@@ -171,7 +171,7 @@ MISTAKES = {
     ("periscope", "init", "nope"): "nope: there is no such folder or file",
     ("periscope", "init", "phots"): "there is no such folder or file; did you mean photos?",
     ("periscope", "init", "lm/empty"): "no media in ",
-    ("periscope", "plan", "--encoder", "clp-l-336"): "its size isn't known before a download; nearest: clip-l-336",
+    ("periscope", "plan", "--encoder", "clp-l-336"): "plan counts encoders with short names; nearest: clip-l-336",
     ("periscope", "plan", "--adapter", "mpl16"): "or mlp16?",
     ("periscope", "plan", "--lm", "nope"): "--lm nope is neither a folder that exists nor a hub id",
     ("eval.py", "--run", "runs/first", "--loss-drop", "wrong"): "--loss-drop wrong: features/photos has no such texts",
@@ -181,7 +181,7 @@ MISTAKES = {
     (*TRAIN[:3], "--sweep", "lm=lm,models/vit"): "models/vit is an encoder (vit), not a language model",
     (*TRAIN[:3], "--lm", "models/vit"): "an encoder (vit), not a language model; pass it to precompute.py --encoder",
     (*ASK, "--lm", "models/timm"): "(resnet50), not a language model; pass it to periscope precompute",
-    ("precompute.py", "--data", "photos", "--encoder", "models/llama"): "is a language model, not an encoder; pass",
+    ("precompute.py", "--data", "photos", "--encoder", "models/llama"): "is a language model, not an encoder; pas",
     ("precompute.py", "--data", "photos/a.txt"): "photos/a.txt is one file of words; name a folder or .zip of pictures",
     ("eval.py", "--run", "alone"): "alone is an adapter by itself, which doesn't say what to score it on",
     ("periscope", "ask", "alone", "photos/a.png", "?"): "encoder owner/vit isn't on this machine and HF_HUB_OFFLINE",
@@ -193,6 +193,12 @@ MISTAKES = {
     ("periscope", "train", "--features", "photos", "--lm", "lm"): "make one with periscope precompute",
     ("periscope", "plan", "--lm", "user/name"): "--lm user/name is not on this machine and huggingface.co can't be",
     ("periscope", "features", "push", "features/photos", "owner/name"): "pushing to owner/name takes a token of the",
+    (*TRAIN, "--sweep"): "--sweep needs a value",
+    (*TRAIN, "--sweep", "lr=1e-3,3e-4", "--resume", "runs/first"): "a sweep goes on by its own command with its --name",
+    ("precompute.py", "--data", "photos", "--encoder", "timm:models/llama"): "is a language model, not an encoder; pas",
+    ("periscope", "ask", "runs/first", "bark.wav", "What?"): "bark.wav is a sound, and only pictures are read here",
+    ("periscope", "ask", "photos/a.png", "runs/first", "What?"): "a.png is a file, not a run; the run comes first",
+    ("periscope", "ask", "runs/first", "photos/b.png", "What?"): "there is no such file; did you mean photos/a.png?",
     ("python", "periscope.load('runs/nope')"): f"runs/nope {NO_RUN}; runs that are there: runs/first",
     ("python", "periscope.load('runs/first', runtime='llama.cpp')"): "reads GGUF files, and lm isn't one",
     ("python", "periscope.load('runs/first', lm='nope')"): "--lm nope is neither a folder",
@@ -214,6 +220,7 @@ def make_home(home: Path) -> None:
     for name in ("config.json", "model.safetensors", "small.gguf"):
         (home / "lm" / name).write_text("{}")
     (home / "a.pth").touch()
+    (home / "bark.wav").write_bytes(b"RIFF\x24\0\0\0WAVEfmt ")
     make_run(home / "runs" / "first", ["features/photos"], "test")
     alone = home / "runs" / "first" / "steps" / "000001" / "adapter" / "adapter.json"
     (home / "alone").mkdir()

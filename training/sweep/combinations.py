@@ -47,12 +47,24 @@ def combinations(request: Request) -> list[Combination]:
     return list(result.values())
 
 
+def refuse_one_run(request: Request) -> None:
+    """Raise RunError for what is about one run, and where one run is at the sweep's place."""
+    home = run_path(request.name, "sweep")
+    if request.merge_lora:
+        raise RunError(
+            "--merge-lora writes one model; leave it out, and merge the run you choose with periscope export merged RUN"
+        )
+    if request.resume or (home / "config.toml").is_file():
+        raise RunError(f"a sweep goes on by its own command with its --name; {request.resume or home} is one run")
+
+
 def check_sweep(request: Request) -> None:
     """Refuse a value that can't be, and a sweep of which no combination can be trained, before torch is imported. Where
     others can, the one that can't is told at its turn.
 
-    Raises as `combinations`, `check_paths` and `choose_config`.
+    Raises as `combinations`, `refuse_one_run`, `check_paths` and `choose_config`.
     """
+    refuse_one_run(request)
     chosen, failures = combinations(request), []
     for name in {str(each.choice["lm"]) for each in chosen if "lm" in each.choice and not request.tiny}:
         find_model(name)

@@ -1,5 +1,6 @@
 """Where a language model is: a folder, a GGUF file or a hub id. Imports no torch: a wrong name is refused at once."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -24,6 +25,7 @@ def find_model(name: str, flag: str = "--lm") -> str:
     """
     for folder in (expanded(name), PROJECT / name):
         if gguf := find_gguf(folder):
+            check_gguf_package(gguf)
             return str(gguf)
         if folder.is_file():
             raise AdapterError(
@@ -54,6 +56,12 @@ def find_model(name: str, flag: str = "--lm") -> str:
     raise AdapterError(
         f"{flag} {name} is not on this machine and {host} can't be reached; connect, or pass a folder with the model"
     )
+
+
+def check_gguf_package(path: Path) -> None:
+    """Raise AdapterError where the package that reads GGUF files is missing."""
+    if importlib.util.find_spec("gguf") is None:
+        raise AdapterError(f"reading {path.name} needs the package gguf: pip install 'periscope-adapters[gguf]'")
 
 
 def _refuse_encoder(name: str, flag: str, folder: Path) -> None:

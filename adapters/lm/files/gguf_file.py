@@ -4,7 +4,6 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. What can 
 class of its own (https://huggingface.co/docs/transformers/gguf).
 """
 
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from periscope.adapters.lm.files.find import PART, part_name
+from periscope.adapters.lm.files.find import PART, check_gguf_package, part_name
 from periscope.adapters.names import GGUF as SUFFIX
 from periscope.errors import AdapterError, first_line
 
@@ -76,8 +75,7 @@ def read_gguf(path: Path) -> GgufFile:
     Raises AdapterError when the package gguf or a part is missing, and for a file that can't be read or isn't a
     language model.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise AdapterError(f'reading {path.name} needs the package gguf: pip install "periscope-adapters[gguf]"')
+    check_gguf_package(path)
     files: tuple[Path, ...] = (path,)
     if part := PART.fullmatch(path.name):
         files = tuple(path.with_name(part_name(part, number + 1)) for number in range(int(part[3])))

@@ -16,7 +16,7 @@ def check_installed() -> None:
     """Raise AdapterError when the package llama-cpp-python is missing."""
     if importlib.util.find_spec(PACKAGE) is None:
         raise AdapterError(
-            f'--runtime {NAME} needs the package llama-cpp-python: pip install "periscope-adapters[llamacpp]"'
+            f"--runtime {NAME} needs the package llama-cpp-python: pip install 'periscope-adapters[llamacpp]'"
         )
 
 
