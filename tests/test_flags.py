@@ -90,6 +90,7 @@ def test_help_is_grouped_and_prints_examples_as_they_are(capsys, monkeypatch):
         (("--layers", "1", "x"), "error: --layers x: that is no whole number\n"),
         (("--layers", "1", "--list"), "error: --layers needs 2 values\n"),
         (("--list", "--lr"), "error: --lr needs a value\n"),
+        (("--kinds", "--list"), "error: --kinds needs a value\n"),
         (("--kinds", "pooled", "pixels"), "error: --kinds pixels: choose pooled, patches\n"),
         (("--eos=maybe",), "error: --eos maybe: choose True, False\n"),
         (("--grad-clp", "1"), "error: there is no --grad-clp here; did you mean --grad-clip?\n"),

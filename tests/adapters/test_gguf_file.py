@@ -128,7 +128,7 @@ def test_wrong_gguf_files_get_a_sentence(folder, tmp_path, monkeypatch):
     whole.write_bytes(data)
     monkeypatch.setitem(sys.modules, "gguf", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(AdapterError, match=r'needs the package gguf: pip install "periscope-adapters\[gguf\]"'):
+    with pytest.raises(AdapterError, match=r"needs the package gguf: pip install 'periscope-adapters\[gguf\]'"):
         load_language_model(str(whole))
 
 

@@ -209,7 +209,7 @@ def test_what_cannot_be_run_is_one_sentence(quantized, tmp_path, monkeypatch):
         with pytest.raises(AdapterError, match=r"\(mamba\) can't be used: its state can't be taken back"):
             load.load_quantized(str(file))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "llama_cpp" else object())
-    with pytest.raises(AdapterError, match=r'llama-cpp-python: pip install "periscope-adapters\[llamacpp\]"'):
+    with pytest.raises(AdapterError, match=r"llama-cpp-python: pip install 'periscope-adapters\[llamacpp\]'"):
         load.load_quantized(str(file))
 
 

@@ -113,6 +113,7 @@ def test_a_run_of_an_earlier_version_opens_and_resumes(tmp_path):
         **{"soft_prompt_unit": False, "projector_frames": 0, "caption_form": "", "caption_requests": "question"},
         **{"captions": "requested", "media_marks": "all", "preamble": "", "between_turns": "\n", "own_space": False},
         **{"answer_end": "", "train_lm": False, "lm_lr": 2e-5, "optimizer": "adamw"},
+        **{"feature_shift": 0.0},
     }, "what is new does what was done before"
     save_step(run, 50)
     assert resumed(run, {"grad_clip": 0.5, "features": "features/demo"}) == config

@@ -135,7 +135,7 @@ def test_a_tracker_is_never_required(tmp_path, monkeypatch):
     assert run.trackers == [] and settle({}, {}).logging.track == ()
     assert resumed(run, {"track": []}).logging.track == (), "a resumed run need not go on tracking"
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
-    with pytest.raises(RunError, match=r"--track wandb needs wandb: pip install -e '\.\[wandb\]'"):
+    with pytest.raises(RunError, match=r"--track wandb needs wandb: pip install 'periscope-adapters\[wandb\]'"):
         settle({"track": ["wandb"]}, {})
 
 
