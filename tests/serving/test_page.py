@@ -51,7 +51,7 @@ async def echo(scope, receive, send):
 
 
 def guarded(token: str = "", most: int = 1000, host: str = "localhost") -> TestClient:
-    return TestClient(PageGuard(echo, token, Path("/tmp/up"), most), f"http://{host}")
+    return TestClient(PageGuard(echo, token, Path("/up"), most), f"http://{host}")
 
 
 def test_the_page_has_the_apis_rules():
@@ -73,7 +73,7 @@ def test_the_page_has_the_apis_rules():
 
 def test_only_what_a_conversation_needs_passes():
     web = guarded()
-    passes = ("/config", "/assets/a.js", "/gradio_api/info", "/gradio_api/queue/data", "/gradio_api/file=/tmp/a.png")
+    passes = ("/config", "/assets/a.js", "/gradio_api/info", "/gradio_api/queue/data", "/gradio_api/file=/up/a.png")
     assert {web.get(path).status_code for path in passes} == {200}
     closed = (
         *("/gradio_api/file=http://evil.example/a", "/gradio_api/file=HTTPS:%2F%2Fevil.example", "/monitoring"),
@@ -89,9 +89,9 @@ def test_uploads_are_limited_and_nothing_else_is_read():
     assert web.post(UPLOAD, content=b"a" * 1001).status_code == 413
     assert web.post(UPLOAD, content=(b"a" * 400 for _ in range(3))).status_code == 413
     assert web.post(JOIN, content=(b"a" * 400 for _ in range(3))).status_code == 413
-    file = {"path": "/tmp/up/a.png", "url": "http://localhost/gradio_api/file=/tmp/up/a.png"}
+    file = {"path": "/up/a.png", "url": "http://localhost/gradio_api/file=/up/a.png"}
     assert web.post(JOIN, json={"data": [{"files": [file]}]}).status_code == 200
-    for path in ("http://evil.example/a.png", " HTTPS://evil.example", "/etc/passwd", "/tmp/up/../a", "/tmp/upper", ""):
+    for path in ("http://evil.example/a.png", " HTTPS://evil.example", "/etc/passwd", "/up/../a", "/upper", ""):
         refused = web.post(JOIN, json={"data": [{"files": [{"path": path}]}]})
         assert refused.status_code == 400 and "only uploaded files are read" in refused.text
     assert web.post(JOIN, content=b"{").status_code == 400
@@ -104,7 +104,7 @@ def test_a_stream_of_a_session_that_is_over_ends(known):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise RuntimeError("it has begun") from HTTPException(404) if known else None
 
-    web = TestClient(PageGuard(over, "", Path("/tmp/up"), 1000), "http://localhost")
+    web = TestClient(PageGuard(over, "", Path("/up"), 1000), "http://localhost")
     if known:
         assert web.get("/gradio_api/queue/data").status_code == 200
     else:
