@@ -22,7 +22,7 @@ from periscope.training.distributed import RankLeft, Ranks
 from periscope.training.models.language_model_holder import LanguageModelHolder
 from periscope.training.resolve import resolve, resumed, run_path
 from periscope.training.run import Run
-from periscope.training.sweep.combinations import Combination, combinations, refuse_one_run
+from periscope.training.sweep.combinations import Combination, combinations
 from periscope.training.sweep.picture import picture
 from periscope.units import format_bytes
 
@@ -41,7 +41,6 @@ def sweep(request: Request, tiny_folder: Path, holder: LanguageModelHolder, rank
     """
     home, threads = run_path(request.name, "sweep"), torch.get_num_threads()
     chosen = combinations(request)
-    refuse_one_run(request)
     rows: list[dict] = []
     trained = 0
     for number, combination in enumerate(chosen, 1):
