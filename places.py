@@ -26,7 +26,6 @@ from periscope.training.memory.model_sizes import LANGUAGE_MODELS
 from periscope.training.run import Run, adapter_folders, other_runs
 
 MODALITIES = ("image", "audio", "video", "imu")
-NOUNS = {"image": ("a picture", "pictures"), "audio": ("a sound", "sounds"), "video": ("a clip", "clips")}
 LOOKED_AT = 10_000  # files of a folder
 WORDS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".md")  # ends of the names of files beside media
 
@@ -266,7 +265,7 @@ def _address(file: Path) -> str:
 
 def _refuse_other(shown: str, path: Path, modalities: Collection[str]) -> None:
     """Raise RunError for a file that by its name and by its first bytes is none of `modalities`."""
-    from periscope.precompute.media import LOOKED, modality_of, modality_of_bytes, suits
+    from periscope.precompute.media import LOOKED, NOUNS, modality_of, modality_of_bytes, suits
 
     try:
         with path.open("rb") as file:
@@ -276,7 +275,7 @@ def _refuse_other(shown: str, path: Path, modalities: Collection[str]) -> None:
     if not kinds:
         raise RunError(f"{shown} is neither a picture nor a sound nor a clip, by its name and first bytes")
     if not any(suits(path.name, str(kind), each) for kind in kinds for each in modalities):
-        what = " or ".join(sorted(NOUNS[str(kind)][0] for kind in kinds if kind in NOUNS)) or "something else"
+        what = " or ".join(sorted(f"a {NOUNS[str(kind)][0]}" for kind in kinds if kind in NOUNS)) or "something else"
         read = " and ".join(sorted(NOUNS[each][1] for each in modalities))
         raise RunError(f"{shown} is {what}, and only {read} are read here")
 

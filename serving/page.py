@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from periscope.errors import RequestError, UserError
 from periscope.evaluation.chat import grouped
+from periscope.precompute.media import NOUNS
 from periscope.serving.engine import Engine, Usage
 from periscope.serving.page_access import PageGuard
 from periscope.serving.requests import (
@@ -38,9 +39,6 @@ HIDDEN = "button[aria-label='Share'], button[aria-label='Clear'] { display: none
 CONTROL = "Also answer from another picture's features"
 CONTROL_LABEL = "The control: the same words, another medium's features"
 CAPTION = "(a caption)"
-
-# modality -> what one medium is called, and several; motion can't be sent
-NOUNS = {"image": ("picture", "pictures"), "audio": ("sound", "sounds"), "video": ("clip", "clips")}
 
 Shown = list[dict[str, Any]]  # messages as Gradio's Chatbot has them
 

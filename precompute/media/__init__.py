@@ -24,6 +24,7 @@ from periscope.precompute.media.sound import SUFFIXES as SOUNDS
 
 __all__ = [
     "LOOKED",
+    "NOUNS",
     "SUFFIXES",
     "decode_clip",
     "decode_image",
@@ -48,6 +49,8 @@ __all__ = [
 SUFFIXES = {"image": PICTURES, "audio": SOUNDS, "video": CLIPS}
 ANIMATED = frozenset({".gif"})  # images, but clips for a video encoder
 AUDIO_ONLY = frozenset({".webm", ".mp4", ".3gp", ".3g2"})  # clips by name, which recorders also use for sounds
+# What one medium is called, and several, of those that are asked about as files.
+NOUNS = {"image": ("picture", "pictures"), "audio": ("sound", "sounds"), "video": ("clip", "clips")}
 
 
 def modality_of(name: str) -> str | None:
