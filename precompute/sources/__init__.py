@@ -88,12 +88,11 @@ Record = Medium | Words | Problem
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout on disk. looks: in a few words, how it is recognised · detect: why a data folder has it, "" when it
-    hasn't · read: the generator · order: low is preferred.
+    """A layout on disk. detect: why a data folder has it, "" when it hasn't · read: the generator · order: low is
+    preferred.
     """
 
     name: str
-    looks: str
     detect: Callable[[DataFolder], str]
     read: Callable[[DataFolder], Iterator[Record]]
     order: int
@@ -103,12 +102,12 @@ LAYOUTS: dict[str, Layout] = {}
 GENERAL = 90  # layouts from this order on fit almost anything and aren't offered as alternatives
 
 
-def source(name: str, looks: str, detect: Callable[[DataFolder], str], order: int = 50) -> Callable:
+def source(name: str, detect: Callable[[DataFolder], str], order: int = 50) -> Callable:
     """Decorator: register a generator function `read(data) -> Iterator[Medium | Words | Problem]` as a layout, see
     `Layout`."""
 
     def register(read: Callable[[DataFolder], Iterator[Record]]) -> Callable[[DataFolder], Iterator[Record]]:
-        LAYOUTS[name] = Layout(name, looks, detect, read, order)
+        LAYOUTS[name] = Layout(name, detect, read, order)
         return read
 
     return register

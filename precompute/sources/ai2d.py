@@ -47,7 +47,6 @@ def _words_read(file: AnnotationFile) -> str:
 
 @annotations(
     "AI2D",
-    "AI2D's questions/ with its images/",
     files=_files,
     sign="has questions by imageName",
     order=19,

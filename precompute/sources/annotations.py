@@ -97,7 +97,6 @@ Reader = Callable[[AnnotationFile], Iterator[Record]]
 
 def annotations(
     name: str,
-    looks: str,
     *,
     files: Callable[[DataFolder], list[str]],
     sign: str,
@@ -106,7 +105,7 @@ def annotations(
 ) -> Callable[[Reader], Reader]:
     """Decorator: register a generator function that reads one annotation file as a layout.
 
-    name, looks, order: as in `source` · files: the annotation files of this layout below --data; none when the data are
+    name, order: as in `source` · files: the annotation files of this layout below --data; none when the data are
     something else · sign: what tells them, as in "has questions with imageId" · shared: computed once for all files.
     """
 
@@ -122,7 +121,7 @@ def annotations(
                 folder.used.add(file)
                 yield from whole(file, read(AnnotationFile(folder, file, facts, media)))
 
-        source(name, looks, detect, order)(read_all)
+        source(name, detect, order)(read_all)
         return read
 
     return register

@@ -24,7 +24,6 @@ def _files(data: DataFolder) -> list[str]:
 
 @annotations(
     "AudioCaps",
-    "AudioCaps' train.csv, val.csv, test.csv with its sounds",
     files=_files,
     sign="has its columns",
     order=34,

@@ -21,7 +21,6 @@ def _files(data: DataFolder) -> list[str]:
 
 @annotations(
     "Clotho",
-    "Clotho's clotho_captions_*.csv with its sounds",
     files=_files,
     sign="has file_name and caption_1",
     order=35,

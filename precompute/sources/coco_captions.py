@@ -47,7 +47,6 @@ def _has_images(data: DataFolder, name: str) -> bool:
 
 @annotations(
     "COCO captions",
-    "COCO's captions_*.json with its images",
     files=_files,
     sign="has images and annotations with captions",
     order=30,
@@ -127,7 +126,6 @@ def _number(row: object) -> str:
 
 @annotations(
     "ClipCap captions",
-    "ClipCap's train_caption.json with COCO's pictures of 2014",
     files=_listed,
     sign="lists captions by image_id",
     order=28,

@@ -64,7 +64,6 @@ def _is_narrated(sample: dict[str, Any]) -> bool:
 
 @annotations(
     "Ego4D",
-    "Ego4D's imu/*.csv with narration.json, or with IMU2CLIP's tables of windows",
     files=_files,
     sign="tells what happens in recordings of motion",
     order=33,

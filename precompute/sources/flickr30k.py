@@ -46,7 +46,6 @@ def _files(data: DataFolder) -> list[str]:
 
 @annotations(
     "Flickr30k",
-    "Flickr30k's or Flickr8k's .token, results.csv or annotations .csv with its images",
     files=_files,
     sign="has its form",
     order=36,

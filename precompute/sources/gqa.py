@@ -27,7 +27,7 @@ def _files(data: DataFolder) -> list[str]:
     return found if data.given else balanced or found
 
 
-@annotations("GQA", "GQA's *_questions.json with its images", files=_files, sign="has questions with imageId", order=24)
+@annotations("GQA", files=_files, sign="has questions with imageId", order=24)
 def gqa(file: AnnotationFile) -> Iterator[Record]:
     """The images that are asked about, and the questions with their answers."""
     split = file.split or split_in(os.path.dirname(file.name))

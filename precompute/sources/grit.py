@@ -108,7 +108,6 @@ def _is_chunk(chunk: Any, said: str) -> bool:
 
 @annotations(
     "GRIT",
-    "GRIT's pictures as img2dataset writes them to files, each with its .json",
     files=_files,
     sign="has a caption with noun_chunks and ref_exps",
     order=29,

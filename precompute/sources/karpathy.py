@@ -21,7 +21,6 @@ def _files(data: DataFolder) -> list[str]:
 
 @annotations(
     "Karpathy's splits",
-    "Karpathy's dataset_coco.json or dataset_flickr30k.json with its images",
     files=_files,
     sign="has images with their sentences and splits",
     order=26,

@@ -47,7 +47,6 @@ def _usual(name: str) -> str:
 
 @annotations(
     "LiMBeR captions",
-    "LiMBeR's or MAGMA's image_data/ with a .json for each picture of images/",
     files=_files,
     sign="has the captions of one picture",
     order=28,

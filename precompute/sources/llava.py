@@ -48,7 +48,6 @@ def _spoken(row: dict) -> list | None:
 
 @annotations(
     "LLaVA conversations",
-    "LLaVA's .json of conversations with its images",
     files=_files,
     sign="is a list with conversations",
     order=12,

@@ -130,7 +130,6 @@ def _detect(data: DataFolder) -> str:
 
 @source(
     "media folder",
-    "a folder or .zip of pictures, sounds or clips, with .txt or metadata.jsonl/.csv beside them or no words",
     _detect,
     90,
 )

@@ -22,7 +22,6 @@ def _files(data: DataFolder) -> list[str]:
 
 @annotations(
     "MSR-VTT",
-    "MSR-VTT's *_videodatainfo.json with its clips",
     files=_files,
     sign="has sentences with video_id",
     order=32,

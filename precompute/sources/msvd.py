@@ -49,7 +49,6 @@ def _splits(data: DataFolder) -> dict[str, str | None]:
 
 @annotations(
     "MSVD",
-    "MSVD's video_corpus.csv, AllVideoDescriptions.txt or .json with its clips",
     files=_files,
     sign="has its form",
     order=33,

@@ -28,7 +28,6 @@ def _files(data: DataFolder) -> list[str]:
 
 @annotations(
     "OCR-VQA",
-    "OCR-VQA's dataset.json with its images/",
     files=_files,
     sign="has entries with imageURL, questions and answers",
     order=27,

@@ -71,7 +71,7 @@ def _detect(data: DataFolder) -> str:
     return f"{name} has a column {next(iter(files[name]))!r} of them" if files else ""
 
 
-@source("parquet", "parquet files with pictures, sounds, clips or vectors in a column", _detect, 70)
+@source("parquet", _detect, 70)
 def parquet_table(data: DataFolder) -> Iterator[Record]:
     """The media in the rows of all files, and their words."""
     for name, columns in _files(data).items():

@@ -24,7 +24,7 @@ def _files(data: DataFolder) -> list[str]:
     return [name for name in names if (json_object(data.first_line(name)) or {}).keys() >= FIELDS]
 
 
-@annotations("POPE", "POPE's coco_pope_*.json with COCO's images", files=_files, sign="has its questions", order=9)
+@annotations("POPE", files=_files, sign="has its questions", order=9)
 def pope(file: AnnotationFile) -> Iterator[Record]:
     """The images, and the questions whether something is in them."""
     match = CATEGORY.search(file.base.lower())

@@ -29,7 +29,6 @@ def _files(data: DataFolder) -> list[str]:
 
 @annotations(
     "RefCOCO",
-    "MDETR's finetune_refcoco*.json with COCO's images",
     files=_files,
     sign="has images with a caption and a dataset_name",
     order=25,

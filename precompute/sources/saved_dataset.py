@@ -61,7 +61,7 @@ def _detect(data: DataFolder) -> str:
     return "it holds state.json and dataset_info.json" if whole else ""
 
 
-@source("saved dataset", "a Hugging Face dataset saved to disk, or hf:owner/name", _detect, 14)
+@source("saved dataset", _detect, 14)
 def saved_dataset(data: DataFolder) -> Iterator[Record]:
     """The media in the rows of all splits, and their words."""
     for name, table in _open(data.root).items():

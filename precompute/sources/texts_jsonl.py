@@ -35,7 +35,7 @@ def _is_table(row: dict) -> bool:
     return "turns" not in row and any(names_file(name) for name in row) and any(names_words(name) for name in row)
 
 
-@source("conversations", "a .jsonl of conversations, or a folder with texts.jsonl and its media", _detect, 10)
+@source("conversations", _detect, 10)
 def conversations(data: DataFolder) -> Iterator[Record]:
     """The media and texts of the file, in its order, then the other media in the folder."""
     file = data.given[0] if data.given else TEXTS

@@ -40,7 +40,6 @@ def _words_read(data: DataFolder) -> dict[str, str]:
 
 @annotations(
     "TextVQA",
-    "TextVQA's or TextCaps' .json with its images",
     files=_files,
     sign="has its data",
     order=20,

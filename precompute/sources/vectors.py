@@ -118,7 +118,7 @@ def _detect(data: DataFolder) -> str:
     return f"{files[0]} holds arrays" + ("" if data.given else ", and there are no pictures, sounds or clips")
 
 
-@source("vectors", "a .npy or .safetensors of ready-made vectors, or a folder of them", _detect, 75)
+@source("vectors", _detect, 75)
 def vectors(data: DataFolder) -> Iterator[Record]:
     """All vectors and their captions."""
     names, rows = set(data.names()), dict[str, list[str]]()

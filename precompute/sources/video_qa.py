@@ -34,7 +34,6 @@ def _mapping(data: DataFolder) -> dict[str, str]:
 
 @annotations(
     "video questions",
-    "MSRVTT-QA's or MSVD-QA's *_qa.json with the clips",
     files=_files,
     sign="has questions with video_id",
     order=31,

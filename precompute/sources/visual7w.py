@@ -28,7 +28,6 @@ def _files(data: DataFolder) -> list[str]:
 
 @annotations(
     "Visual7W",
-    "Visual7W's dataset_v7w_telling.json or dataset_v7w_pointing.json with its images",
     files=_files,
     sign="has images with their qa_pairs",
     order=23,

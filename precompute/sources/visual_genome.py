@@ -58,7 +58,6 @@ def _facts(data: DataFolder) -> Facts:
 
 @annotations(
     "Visual Genome",
-    "Visual Genome's region_descriptions.json or question_answers.json with image_data.json and VG_100K/",
     files=_files,
     sign="has pictures with their regions or qas",
     order=22,  # before Karpathy's, whose file may lie beside these

@@ -25,7 +25,6 @@ def _files(data: DataFolder) -> list[str]:
 
 @annotations(
     "VizWiz",
-    "VizWiz' train.json, val.json, test.json with its images",
     files=_files,
     sign="has questions about VizWiz_*.jpg",
     order=21,

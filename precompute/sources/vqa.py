@@ -29,7 +29,7 @@ def _detect(data: DataFolder) -> str:
     return f"{files[0]} has questions with image_id" if files else ""
 
 
-@source("VQAv2", "VQAv2's questions .json with its annotations and COCO's images", _detect, 22)
+@source("VQAv2", _detect, 22)
 def vqa(data: DataFolder) -> Iterator[Record]:
     """The images that are asked about, and the questions with their answers, which are in files of their own."""
     answers: Answers = {}

@@ -21,7 +21,6 @@ def _files(data: DataFolder) -> list[str]:
 
 @annotations(
     "VSR",
-    "VSR's train.jsonl, dev.jsonl, test.jsonl with COCO's images",
     files=_files,
     sign="has captions with labels and relations",
     order=8,

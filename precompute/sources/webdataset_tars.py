@@ -53,9 +53,7 @@ def _detect(data: DataFolder) -> str:
     return f"{tars[0]} is a tar" if tars and (data.given or not data.media()) else ""
 
 
-@source(
-    "webdataset tars", "webdataset .tar files (a folder of them, or a pattern like {00000..00003}.tar)", _detect, 60
-)
+@source("webdataset tars", _detect, 60)
 def webdataset_tars(data: DataFolder) -> Iterator[Record]:
     """The media in the tars, in order, with their texts, and what img2dataset failed to fetch."""
     yield from (Problem(name, "compressed archive", "unpack it to a plain .tar") for name in data.listed(*PACKED))
