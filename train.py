@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help doesn't need
     from periscope.training.session import Session
 
 SAVE_SECONDS = 600  # a checkpoint is written at least this often
+STOPPED = 130  # exit status after Ctrl-C, so that `python train.py && python eval.py` ends there
 
 
 def main() -> None:
@@ -64,16 +65,19 @@ def main() -> None:
             refuse_merge(request.merge_lora, str(config.lm), config.lora.lora)
         return train(config, holder, ranks, path, old, request.partial, request.merge_lora)
 
+    whole = True
     if request.sweep:
-        sweep(request, tiny_folder(), holder, ranks, train_one)
+        whole = sweep(request, tiny_folder(), holder, ranks, train_one)
     elif request.resume:
         resumed, old = resume(Run.open(request.resume), request.flags, request.name, ranks)
         refuse_closed(resumed, request.for_)
-        train_one(resumed, old.path, old)
+        whole = train_one(resumed, old.path, old)
     elif config:
         config = complete_config(config, request, tiny_folder())
-        train_one(config, run_path(request.name, config.adapter), None)
+        whole = train_one(config, run_path(request.name, config.adapter), None)
     ranks.leave()
+    if not whole and ranks.size == 1:  # torchrun would report a failure of each of its processes
+        sys.exit(STOPPED)
 
 
 def check_request(request: Request) -> TrainConfig | None:

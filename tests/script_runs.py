@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import NoReturn
@@ -111,10 +111,11 @@ def made(home: Path, name: str, *arguments: str) -> None:
         MAINS[name]()
 
 
-def here(home: Path, monkeypatch, capsys, name: str, *arguments: str) -> str:
-    """Run a command's `main` in this process, in `home`; return all it printed."""
+def here(home: Path, monkeypatch, capsys, name: str, *arguments: str, status: int = 0) -> str:
+    """Run a command's `main` in this process, in `home`; return all it printed. `status`: which it leaves with."""
     monkeypatch.chdir(home)
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments), "--device", "cpu"])
     capsys.readouterr()
-    MAINS[name]()
+    with pytest.raises(SystemExit, match=str(status)) if status else nullcontext():
+        MAINS[name]()
     return capsys.readouterr().out

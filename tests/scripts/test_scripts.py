@@ -121,7 +121,7 @@ def test_ctrl_c_saves_and_leaves(workshop):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and re.search(r"go on with: python \S*train\.py --resume runs/stopped", output)
+    assert process.returncode == 130 and re.search(r"go on with: python \S*train\.py --resume runs/stopped", output)
     assert (workshop / "runs" / "stopped" / "last").exists()
 
 

@@ -24,7 +24,7 @@ TRAIN = (
 
 @pytest.fixture
 def train(home, monkeypatch, capsys):
-    return lambda *arguments: here(home, monkeypatch, capsys, *arguments)
+    return lambda *arguments, status=0: here(home, monkeypatch, capsys, *arguments, status=status)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_stop_saves_at_once_and_evaluates_when_resumed(step, home, train, whol
         patch.setattr(Session, "check_loss", checks)
         one = training_session.evaluate_heldout
         patch.setattr(training_session, "evaluate_heldout", lambda *a: evaluated.append(1) or one(*a))
-        said = train(*TRAIN, "--name", f"stopped-{step}")
+        said = train(*TRAIN, "--name", f"stopped-{step}", status=130)
     run = home / "runs" / f"stopped-{step}"
     assert f"stopped after step {step}; go on with" in said and "done:" not in said
     assert int((run / "last").read_text()) == step and len(evaluated) == (step - 1) // 4
@@ -87,7 +87,7 @@ def test_a_stop_ends_an_evaluation_that_is_under_way(at, home, train, whole, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(training_session, "sample_answers", stops)
-        assert f"stopped after step {at}; go on" in train(*TRAIN, "--name", f"ended-{at}")
+        assert f"stopped after step {at}; go on" in train(*TRAIN, "--name", f"ended-{at}", status=130)
     run = home / "runs" / f"ended-{at}"
     assert int((run / "last").read_text()) == at
     assert [row["step"] for row in Run(run).evaluations(99)] == list(range(4, at, 4))
@@ -164,7 +164,7 @@ def test_ctrl_c_at_ten_random_moments(home, train):
         given = (len(Run(run).metrics()), rng.uniform(0, seconds / 15), pressed, ended)
         thread = threading.Thread(target=press, args=given)
         thread.start()
-        said = train(*arguments)
+        said = train(*arguments, status=130)
         ended.set()
         thread.join()
         assert pressed and "stopped after step" in said, f"it ended before it was interrupted (seed {seed})"

@@ -32,12 +32,12 @@ CONDITIONS = ("real", "shuffled", "none")
 Train = Callable[[TrainConfig, Path, Run | None], bool]
 
 
-def sweep(request: Request, tiny_folder: Path, holder: LanguageModelHolder, ranks: Ranks, train: Train) -> None:
+def sweep(request: Request, tiny_folder: Path, holder: LanguageModelHolder, ranks: Ranks, train: Train) -> bool:
     """Train every combination that isn't finished, from the start or its last checkpoint, and compare them all.
 
     train: `train(config, path, old)` trains one run and returns False when it was stopped, which stops the sweep. A
     combination that fails is reported, the others continue, and RunError is raised at the end. A failure on some ranks
-    only ends the sweep, because the other ranks wait for them in the middle of a step.
+    only ends the sweep, because the other ranks wait for them in the middle of a step. Returns False when it was stopped.
     """
     home, threads = run_path(request.name, "sweep"), torch.get_num_threads()
     chosen = combinations(request)
@@ -63,8 +63,9 @@ def sweep(request: Request, tiny_folder: Path, holder: LanguageModelHolder, rank
             _write_results(home, rows, holder, trained)
         if stopped:
             print(f"the sweep stopped there; go on with the same command and --name {home.name}")
-            return
+            return False
     _report(home, rows, holder, trained, ranks)
+    return True
 
 
 def _train_combination(
