@@ -21,7 +21,8 @@ LOOKED_AT = 2000  # texts that tell whether captions come back
 
 
 class FeatureShift:
-    """Adds a share of the difference of two media with the same caption; the share is drawn from 0 to `largest`.
+    """Adds a share of the difference of two media with the same caption; the share is drawn from 0 to `largest`, and
+    of media with several views, one view each.
 
     Questions don't count: what two pictures with the answer "yes" differ in is all that they show. Raises RunError
     where no two media have the same caption.
@@ -44,9 +45,14 @@ class FeatureShift:
         drawn = [random.Random(f"{draw}/{key}") for key in keys]
         pairs = [numbers.sample(numbers.choice(self.groups), 2) for numbers in drawn]
         shares = torch.tensor([self.largest * numbers.random() for numbers in drawn])
-        first, second = (self.features.read_many(media, self.kind).float() for media in zip(*pairs, strict=True))
+        first, second = (self._read(media, drawn) for media in zip(*pairs, strict=True))
         shifted = rows.float() + shares.view(-1, *[1] * (rows.ndim - 1)) * (first - second)
         return shifted.clamp(-FP16_LARGEST, FP16_LARGEST).to(rows.dtype)
+
+    def _read(self, media: Sequence[str], drawn: Sequence[random.Random]) -> torch.Tensor:
+        views = self.features.manifest["features"][self.kind].get("views", 1)
+        chosen = [numbers.randrange(views) for numbers in drawn] if views > 1 else None
+        return self.features.read_many(media, self.kind, chosen).float()
 
 
 def by_caption(index: TextIndex, most: int | None = None) -> dict[str, list[str]]:

@@ -91,6 +91,23 @@ def test_without_a_shift_features_are_as_stored(features):
     assert torch.equal(batch.rows, features.read_many(batch.keys, "pooled"))
 
 
+def test_of_media_with_several_views_one_view_each_is_shifted_by(tmp_path):
+    """Channel 0 tells the words apart, channel 1 the views: within the same words only the views differ."""
+    stored = {"pooled": {"shape": [2], "dtype": "float16", "views": 3}}
+    with SetWriter(tmp_path / "set", "image", ENCODER, stored) as writer:
+        with writer.shard() as shard:
+            for i in range(4):
+                views = torch.tensor([[float(i // 2), 10.0**view] for view in range(3)])
+                info = {"modality": "image", "origin": f"{i}.jpg", "sha256": f"{i:064x}"}
+                shard.add(make_key(f"{i}.jpg"), {"pooled": encode_fp16(views)}, info)
+        writer.finish([], set(), lambda _: (), [])
+    features = FeatureSet(tmp_path / "set")
+    shift = FeatureShift(features, "pooled", index_of(features, ("cat", "cat", "dog", "dog")), 1.0)
+    moved = shift(torch.zeros(200, 2), [str(i) for i in range(200)], "epoch 0")
+    assert not moved[:, 0].any(), "pictures of the same words have the same first channel"
+    assert 80 < moved[:, 1].abs().max() <= 99, "the views differ by 9, 90 and 99"
+
+
 def test_captions_that_never_come_back_are_refused(features):
     alone, asked = index_of(features, ("cat", "dog", "horse")), index_of(features, questions=True)
     for index in (alone, asked):
