@@ -37,7 +37,7 @@ def sweep(request: Request, tiny_folder: Path, holder: LanguageModelHolder, rank
 
     train: `train(config, path, old)` trains one run and returns False when it was stopped, which stops the sweep. A
     combination that fails is reported, the others continue, and RunError is raised at the end. A failure on some ranks
-    only ends the sweep, because the other ranks wait for them in the middle of a step. Returns False when it was stopped.
+    only ends the sweep, because the other ranks wait for them in the middle of a step. Returns False when stopped.
     """
     home, threads = run_path(request.name, "sweep"), torch.get_num_threads()
     chosen = combinations(request)
