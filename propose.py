@@ -144,7 +144,7 @@ def _modality(collection: Collection, ask: Ask) -> str:
     """The kind of media to train on. Raises PrecomputeError for ready-made vectors, RunError for a kind not there."""
     counts = Counter(medium.modality for medium in collection.media.values() if medium.modality in PROMPTS)
     if not counts:
-        raise PrecomputeError("these are ready-made vectors; encode them with periscope precompute --data PATH")
+        raise PrecomputeError("these are ready-made vectors; encode them with python precompute.py --data PATH")
     most = counts.most_common(1)[0][0]
     if len(counts) == 1:
         return most

@@ -18,7 +18,7 @@ from transformers import SiglipVisionModel
 
 from periscope.adapters.io.checkpoint import CONFIG, write_folder
 from periscope.adapters.io.schema import AdapterConfig
-from periscope.adapters.lm.files.find import find_model
+from periscope.adapters.lm.files.find import check_gguf_package, find_model
 from periscope.adapters.lm.load import load_tokenizer
 from periscope.adapters.model import Adapter
 from periscope.adapters.prompting.prompt import Prompt
@@ -59,6 +59,7 @@ def export_gguf(
     trained, config, way = open_adapter(adapter, out, LLAMA_CPP)
     prompt = _prompt(config, lm or config.language_model_in(adapter))
     template = chat_template(prompt, MTMD_MARKER)
+    check_gguf_package(f"writing {MMPROJ}")
     seeing = load_encoder_like(config.encoder, moved=encoder)
     differences = id_differences(prompt, template, MTMD_MARKER)
     notes = [*way.notes, *differences]
@@ -79,10 +80,9 @@ def write_mmproj(file: Path, adapter: Adapter, encoder: Encoder, precision: str 
     Norms, biases and positions are fp32 always. Raises AdapterError for another tower or adapter, and where the package
     `gguf` isn't installed.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise AdapterError("the package gguf isn't installed: pip install 'periscope-adapters[gguf]'") from None
+    check_gguf_package(f"writing {file.name}")
+    import gguf
+
     if precision not in FLOATS:
         raise AdapterError(f"--precision {precision} isn't one of {', '.join(FLOATS)}")
     tower = vision_tower(encoder)

@@ -116,7 +116,7 @@ def test_names_in_the_usual_folders_are_never_asked_of_the_hub(tmp_path, monkeyp
     )
     sentence = said(check_paths, Request({"features": "features/photos"}))
     assert sentence == (
-        "--features features/photos: there is no such folder; make one first: periscope precompute --data FOLDER"
+        "--features features/photos: there is no such folder; make one first: python precompute.py --data FOLDER"
     )
 
 

@@ -55,7 +55,7 @@ def hint(name: object) -> str:
     """
     plain = PLACE.fullmatch(str(name))
     if plain and str(name).startswith(f"{ROOT}/"):
-        return "; make one first: periscope precompute --data FOLDER"
+        return "; make one first: python precompute.py --data FOLDER"
     return f"; one on the Hub is named hf://{plain[1]}" if plain else ""
 
 

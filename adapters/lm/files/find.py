@@ -25,7 +25,7 @@ def find_model(name: str, flag: str = "--lm") -> str:
     """
     for folder in (expanded(name), PROJECT / name):
         if gguf := find_gguf(folder):
-            check_gguf_package(gguf)
+            check_gguf_package(f"reading {gguf.name}")
             return str(gguf)
         if folder.is_file():
             raise AdapterError(
@@ -58,10 +58,10 @@ def find_model(name: str, flag: str = "--lm") -> str:
     )
 
 
-def check_gguf_package(path: Path) -> None:
-    """Raise AdapterError where the package that reads GGUF files is missing."""
+def check_gguf_package(work: str) -> None:
+    """Raise AdapterError where the package that reads and writes GGUF files is missing; `work` is what needs it."""
     if importlib.util.find_spec("gguf") is None:
-        raise AdapterError(f"reading {path.name} needs the package gguf: pip install 'periscope-adapters[gguf]'")
+        raise AdapterError(f"{work} needs the package gguf: pip install 'periscope-adapters[gguf]'")
 
 
 def _refuse_encoder(name: str, flag: str, folder: Path) -> None:

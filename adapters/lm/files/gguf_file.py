@@ -75,7 +75,7 @@ def read_gguf(path: Path) -> GgufFile:
     Raises AdapterError when the package gguf or a part is missing, and for a file that can't be read or isn't a
     language model.
     """
-    check_gguf_package(path)
+    check_gguf_package(f"reading {path.name}")
     files: tuple[Path, ...] = (path,)
     if part := PART.fullmatch(path.name):
         files = tuple(path.with_name(part_name(part, number + 1)) for number in range(int(part[3])))
