@@ -86,7 +86,7 @@ def real(tmp_path_factory):
 
     with one_thread(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        for module in ("training.models.language_model_holder", "inference"):
+        for module in ("training.models.language_model_holder", "adapters.lm.runtimes.load"):
             patch.setattr(f"periscope.{module}.load_language_model", load_once)
         precompute(["--data", str(pictures), "--encoder", f"timm:{encoder}", "--kinds", "pooled", "--out",
                     "features/emoji", "--device", "cpu", "--workers", "1"])  # fmt: skip
