@@ -90,7 +90,7 @@ def real(tmp_path_factory):
             patch.setattr(f"periscope.{module}.load_language_model", load_once)
         precompute(["--data", str(pictures), "--encoder", f"timm:{encoder}", "--kinds", "pooled", "--out",
                     "features/emoji", "--device", "cpu", "--workers", "1"])  # fmt: skip
-        settings = ("--template", "plain", "--batch", "16", "--lr", "1e-3", "--warm-start", "60", "--steps", "60")
+        settings = ("--template", "plain", "--batch", "16", "--lr", "1e-3", "--warm-start", "300", "--steps", "60")
         run_script(patch, train_script, "--features", "features/emoji", "--lm", found.lm, "--adapter", "mlp16",
                    *settings, "--eval-every", "60", "--name", "real")  # fmt: skip
         yield found
@@ -127,12 +127,14 @@ def test_sixty_steps_see(real):
 
 
 def test_ctrl_c_at_ten_moments_saves_within_three_seconds_and_changes_no_bit(real):
-    """The step that is under way is finished first. The times are those of a machine that does nothing else."""
+    """The step that is under way is finished first, and then the frozen weights are verified, which takes what is left
+    until the process ends. The times are those of a machine that does nothing else.
+    """
     chosen = random.Random(0)
     options = ("--features", "features/emoji", "--lm", real.lm, "--adapter", "mlp16", "--template", "plain", "--batch",
                "8", "--warm-start", "20", "--steps", "40", "--eval-every", "40")  # fmt: skip
     script(real.home, "train.py", *options, "--name", "whole")
-    run, took = real.home / "runs" / "stopped", []
+    run, saved, ended = real.home / "runs" / "stopped", [], []
     arguments = ("train.py", *options, "--name", "stopped")
     for _ in range(10):
         before = logged(run)
@@ -141,20 +143,22 @@ def test_ctrl_c_at_ten_moments_saves_within_three_seconds_and_changes_no_bit(rea
             assert process.running(), process.said()
             time.sleep(0.02)
         time.sleep(chosen.uniform(0, 2))
-        began = time.monotonic()
+        began = time.time()
         os.kill(process.pid, signal.SIGINT)
         assert process.wait() == 130, process.said()
-        took.append(time.monotonic() - began)
+        ended.append(time.time() - began)
+        saved.append((run / "last").stat().st_mtime - began)
         assert "go on with: python" in process.said()[0]
         arguments = ("train.py", "--resume", "runs/stopped")
-    print("seconds to a checkpoint:", *(f"{seconds:.2f}" for seconds in took))
+    print("seconds to a checkpoint:", *(f"{seconds:.2f}" for seconds in saved))
+    print("seconds to the end:", *(f"{seconds:.2f}" for seconds in ended))
     script(real.home, *arguments)
     whole, pieces = (
         (real.home / "runs" / name / "steps" / "000040" / "adapter" / "adapter.safetensors").read_bytes()
         for name in ("whole", "stopped")
     )
     assert whole == pieces
-    assert max(took) <= 3, took
+    assert min(saved) > 0 and max(saved) <= 3 and max(ended) <= 5, (saved, ended)
 
 
 def logged(run: Path) -> int:
