@@ -1,5 +1,6 @@
 """The scripts and the `periscope` command as a person runs them, in a fork of this process or in itself."""
 
+import faulthandler
 import io
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 
 from periscope import cli, console
 from periscope import eval as eval_script
@@ -52,6 +54,8 @@ class Fork:
             forkserver._forkserver.__init__()  # the parent's serves only the parent
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(300)
+            faulthandler.dump_traceback_later(290)  # a lock that another thread held at the fork is never let go
+            torch.set_num_threads(1)  # the threads of the parent's pool aren't in its child, which would wait for them
             os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
             os.chdir(home)
             sys.argv = command(name, *arguments)[1:]
