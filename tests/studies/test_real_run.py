@@ -1,7 +1,7 @@
 """Slow: a first run on the real SmolLM2-135M and EfficientNet-Lite0, from pictures to a conversation.
 
 The weights come from package registries; without these the tests are skipped. The GGUF file is unpacked once: the
-language model is frozen, so all share it. About six minutes of one core.
+language model is frozen, so all share it. About twelve minutes of one core.
 """
 
 import json
@@ -90,7 +90,7 @@ def real(tmp_path_factory):
             patch.setattr(f"periscope.{module}.load_language_model", load_once)
         precompute(["--data", str(pictures), "--encoder", f"timm:{encoder}", "--kinds", "pooled", "--out",
                     "features/emoji", "--device", "cpu", "--workers", "1"])  # fmt: skip
-        settings = ("--template", "plain", "--batch", "16", "--lr", "1e-3", "--warm-start", "300", "--steps", "60")
+        settings = ("--template", "plain", "--batch", "24", "--lr", "1e-3", "--warm-start", "60", "--steps", "60")
         run_script(patch, train_script, "--features", "features/emoji", "--lm", found.lm, "--adapter", "mlp16",
                    *settings, "--eval-every", "60", "--name", "real")  # fmt: skip
         yield found
