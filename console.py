@@ -25,6 +25,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 if os.environ.get("RANK", "0") != "0":
     os.environ["TQDM_DISABLE"] = "1"
 
+STOPPED = 130  # exit status of what Ctrl-C ends, so that nothing behind `&&` begins
 READER_LEFT = 141  # exit status of what SIGPIPE ends
 GRACE_SECONDS = 10  # in which torchrun ends the other processes after the first one failed
 COMMAND_AT_END = re.compile(r"(python \S+\.py|periscope \w+|--resume \S+)[^;]*$")
@@ -58,7 +59,7 @@ def run(main: Callable[[], None]) -> None:
         _leave(disk_sentence(error))
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(STOPPED)
 
 
 def _reader_left() -> bool:

@@ -18,7 +18,7 @@ if find_spec("periscope") is None:
     sys.exit("error: Periscope isn't installed in this Python; run this in the cloned folder first: pip install -e .")
 
 from periscope.adapters.names import is_hub_adapter
-from periscope.console import announce, command, going_on, run
+from periscope.console import STOPPED, announce, command, going_on, run
 from periscope.device import choose_device, rules_of
 from periscope.paths import tiny_folder
 from periscope.shards.sharing.names import is_hub_set
@@ -31,7 +31,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help doesn't need
     from periscope.training.session import Session
 
 SAVE_SECONDS = 600  # a checkpoint is written at least this often
-STOPPED = 130  # exit status after Ctrl-C, so that `python train.py && python eval.py` ends there
 
 
 def main() -> None:
@@ -65,18 +64,18 @@ def main() -> None:
             refuse_merge(request.merge_lora, str(config.lm), config.lora.lora)
         return train(config, holder, ranks, path, old, request.partial, request.merge_lora)
 
-    whole = True
+    finished = True
     if request.sweep:
-        whole = sweep(request, tiny_folder(), holder, ranks, train_one)
+        finished = sweep(request, tiny_folder(), holder, ranks, train_one)
     elif request.resume:
         resumed, old = resume(Run.open(request.resume), request.flags, request.name, ranks)
         refuse_closed(resumed, request.for_)
-        whole = train_one(resumed, old.path, old)
+        finished = train_one(resumed, old.path, old)
     elif config:
         config = complete_config(config, request, tiny_folder())
-        whole = train_one(config, run_path(request.name, config.adapter), None)
+        finished = train_one(config, run_path(request.name, config.adapter), None)
     ranks.leave()
-    if not whole and ranks.size == 1:  # torchrun would report a failure of each of its processes
+    if not finished and ranks.size == 1:  # torchrun would report a failure of each of its processes
         sys.exit(STOPPED)
 
 

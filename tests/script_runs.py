@@ -120,6 +120,6 @@ def here(home: Path, monkeypatch, capsys, name: str, *arguments: str, status: in
     monkeypatch.chdir(home)
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments), "--device", "cpu"])
     capsys.readouterr()
-    with pytest.raises(SystemExit, match=str(status)) if status else nullcontext():
+    with pytest.raises(SystemExit, match=f"^{status}$") if status else nullcontext():
         MAINS[name]()
     return capsys.readouterr().out
