@@ -30,6 +30,7 @@ class FeatureShift:
 
     def __init__(self, features: FeatureSet, kind: str, index: TextIndex, largest: float):
         self.features, self.kind, self.largest = features, kind, largest
+        self.views = features.manifest["features"][kind].get("views", 1)
         self.groups = [media for media in by_caption(index).values() if len(media) > 1]
         if not self.groups:
             raise RunError(
@@ -50,9 +51,8 @@ class FeatureShift:
         return shifted.clamp(-FP16_LARGEST, FP16_LARGEST).to(rows.dtype)
 
     def _read(self, media: Sequence[str], drawn: Sequence[random.Random]) -> torch.Tensor:
-        views = self.features.manifest["features"][self.kind].get("views", 1)
-        chosen = [numbers.randrange(views) for numbers in drawn] if views > 1 else None
-        return self.features.read_many(media, self.kind, chosen).float()
+        views = [numbers.randrange(self.views) for numbers in drawn]
+        return self.features.read_many(media, self.kind, views).float()
 
 
 def by_caption(index: TextIndex, most: int | None = None) -> dict[str, list[str]]:

@@ -1,5 +1,6 @@
 """Features shifted by the differences of media with the same words."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,16 +26,18 @@ CATS, DOGS = (-1, 1, 0, 0, 0), (0, 0, -4, 0, 16)  # how the second of the same w
 @pytest.fixture
 def features(tmp_path) -> FeatureSet:
     stored = {"pooled": {"shape": [5], "dtype": "float16"}, "patches": {"shape": [2, 5], "dtype": "float16"}}
-    with SetWriter(tmp_path / "set", "image", ENCODER, stored) as writer:
+    rows = torch.diag(torch.tensor([float(i * i if i else 1) for i in range(len(WORDS))]))
+    return written(tmp_path / "set", stored, [{"pooled": row, "patches": row.expand(2, 5)} for row in rows])
+
+
+def written(place: Path, stored: dict, media: list[dict[str, torch.Tensor]]) -> FeatureSet:
+    with SetWriter(place, "image", ENCODER, stored) as writer:
         with writer.shard() as shard:
-            for i in range(len(WORDS)):
-                row = torch.zeros(5)
-                row[i] = i * i if i else 1
+            for i, kinds in enumerate(media):
                 info = {"modality": "image", "origin": f"{i}.jpg", "sha256": f"{i:064x}"}
-                kinds = {"pooled": encode_fp16(row), "patches": encode_fp16(row.expand(2, 5))}
-                shard.add(make_key(f"{i}.jpg"), kinds, info)
+                shard.add(make_key(f"{i}.jpg"), {kind: encode_fp16(row) for kind, row in kinds.items()}, info)
         writer.finish([], set(), lambda _: (), [])
-    return FeatureSet(tmp_path / "set")
+    return FeatureSet(place)
 
 
 def index_of(features: FeatureSet, words=WORDS, questions=False) -> TextIndex:
@@ -94,14 +97,8 @@ def test_without_a_shift_features_are_as_stored(features):
 def test_of_media_with_several_views_one_view_each_is_shifted_by(tmp_path):
     """Channel 0 tells the words apart, channel 1 the views: within the same words only the views differ."""
     stored = {"pooled": {"shape": [2], "dtype": "float16", "views": 3}}
-    with SetWriter(tmp_path / "set", "image", ENCODER, stored) as writer:
-        with writer.shard() as shard:
-            for i in range(4):
-                views = torch.tensor([[float(i // 2), 10.0**view] for view in range(3)])
-                info = {"modality": "image", "origin": f"{i}.jpg", "sha256": f"{i:064x}"}
-                shard.add(make_key(f"{i}.jpg"), {"pooled": encode_fp16(views)}, info)
-        writer.finish([], set(), lambda _: (), [])
-    features = FeatureSet(tmp_path / "set")
+    media = [{"pooled": torch.tensor([[float(i // 2), 10.0**view] for view in range(3)])} for i in range(4)]
+    features = written(tmp_path / "set", stored, media)
     shift = FeatureShift(features, "pooled", index_of(features, ("cat", "cat", "dog", "dog")), 1.0)
     moved = shift(torch.zeros(200, 2), [str(i) for i in range(200)], "epoch 0")
     assert not moved[:, 0].any(), "pictures of the same words have the same first channel"
