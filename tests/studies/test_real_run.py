@@ -158,7 +158,7 @@ def test_ctrl_c_at_ten_moments_saves_within_three_seconds_and_changes_no_bit(rea
         for name in ("whole", "stopped")
     )
     assert whole == pieces
-    assert min(saved) > 0 and max(saved) <= 3 and max(ended) <= 5, (saved, ended)
+    assert min(saved) > 0 and max(ended) <= 3, (saved, ended)
 
 
 def logged(run: Path) -> int:
