@@ -44,7 +44,7 @@ RULES = {
     # 16 bits are slower than 32 on most CPUs. bitsandbytes has kernels for weights there, none for moments. Batches are
     # prepared in the training's own process, whose cores they would take from it.
     "cpu": DeviceRules(
-        name="the CPU", half=False, no_bf16="", mixed=False, quantizes=True, small_moments=False, fused=False,
+        name="the CPU", half=False, no_bf16="", mixed=False, quantizes=True, small_moments=False, fused=True,
         pinned=False, loaders=0, ranks=True,
     ),
     "cuda": DeviceRules(
@@ -67,13 +67,25 @@ def rules_of(device: "str | torch.device") -> DeviceRules:
 
 
 def computes_in_bf16(device: "str | torch.device") -> bool:
-    """Whether the device computes in bf16; a CPU always does, slowly."""
+    """Whether the device computes in bf16; a CPU always does, slowly unless `cpu_multiplies_bf16`."""
     import torch
 
     kind = torch.device(device).type
     if kind == "mps":
         return torch.backends.mps.is_macos_or_newer(14, 0)
     return kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU multiplies matrices in bf16 by instructions of its own (AVX512-BF16 or AMX), and oneDNN, whose
+    kernels torch uses, may run them.
+    """
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper() not in ("ALL", "DEFAULT"):
+        return False
+    import torch
+
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def free_memory(device: "str | torch.device") -> int | None:

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from periscope.adapters.lm.attention import use_fp32_attention_on_cpu
 from periscope.adapters.lm.families import family_of, find_fault, why_refused
 from periscope.adapters.lm.files.damage import damage_of, find_damage, missing_tokenizer, only_pytorch_weights
 from periscope.adapters.lm.files.find import AN_ADAPTER, find_model, is_adapter
@@ -97,6 +98,7 @@ def _load(name: str, where: dict[str, Any], gguf: GgufFile | None, device: str, 
             arguments |= quantization(precision, dtype, family.unquantized)
         silence_bitsandbytes()
     tokenizer = read_tokenizer(where, gguf, name)
+    use_fp32_attention_on_cpu()
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(

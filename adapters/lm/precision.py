@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PretrainedConfig
 
-from periscope.device import computes_in_bf16, rules_of
+from periscope.device import computes_in_bf16, cpu_multiplies_bf16, rules_of
 from periscope.errors import AdapterError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -17,7 +17,8 @@ PRECISIONS = ("auto", *DTYPES, "8bit", "4bit")
 def choose_precision(
     requested: str, device: torch.device, trained_in: torch.dtype | None, overflows: bool = False
 ) -> tuple[str, str]:
-    """Choose how the frozen weights are held, and say why: fp32 on a CPU, fp16 on a GPU.
+    """Choose how the frozen weights are held, and say why: fp16 on a GPU, on a CPU bf16 if it has instructions for that
+    and fp32 otherwise.
 
     bf16 is chosen where the GPU computes in it and the model was trained in it, since fp16 can overflow there, or
     belongs to a family that `overflows` in fp16. Raises AdapterError for an unknown precision, or one that this machine
@@ -35,6 +36,8 @@ def choose_precision(
     if requested != "auto":
         return requested, "asked for"
     if not rules.half:
+        if cpu_multiplies_bf16():
+            return "bf16", "this CPU has instructions for it"
         return "fp32", "the fastest exact choice on a CPU"
     if (trained_in == torch.bfloat16 or overflows) and has_bf16:
         return "bf16", f"the model was trained in bf16 and {rules.name} computes in it"

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from periscope.adapters.lm.attention import sdpa_in_fp32_on_cpu
 from periscope.adapters.lm.families import MODEL_FAMILIES
 from periscope.adapters.lm.identity import precisions_differ, same_language_model, weights_sha256
 from periscope.adapters.lm.load import load_language_model
@@ -226,6 +228,47 @@ def test_precision_is_chosen_with_a_reason(monkeypatch):
     assert choose_precision("auto", gpu, bf16)[0] == "bf16"
     assert choose_precision("auto", gpu, None)[0] == "fp16"
     assert choose_precision("auto", gpu, torch.float32, overflows=True)[0] == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("instructions", "limit", "precision"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "DEFAULT", "bf16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "all", "bf16"),
+        ({"avx512_bf16": True}, "AVX2", "fp32"),
+        ({"avx2": True}, "DEFAULT", "fp32"),
+    ],
+)
+def test_a_cpu_computes_in_bf16_if_it_has_instructions_for_it(monkeypatch, instructions, limit, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert choose_precision("auto", torch.device("cpu"), torch.float32)[0] == precision
+    assert choose_precision("fp32", torch.device("cpu"), torch.float32) == ("fp32", "asked for")
+
+
+def test_a_torch_that_doesnt_tell_a_cpus_instructions_computes_in_fp32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    assert choose_precision("auto", torch.device("cpu"), torch.bfloat16)[0] == "fp32"
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_16_bits_on_a_cpu_attend_in_fp32(masked):
+    """Beside transformers' own in fp32: the output is that one rounded, and the gradients are those."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, heads, 5, 8).bfloat16().requires_grad_() for heads in (4, 2, 2)]
+    mask = torch.full((5, 5), float("-inf")).triu(1)[None, None].bfloat16() if masked else None
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 2, True
+    attended, _ = sdpa_in_fp32_on_cpu(module, *inputs, mask, scaling=0.3)
+    exact = [values.detach().float().requires_grad_() for values in inputs]
+    expected, _ = sdpa_attention_forward(module, *exact, None if mask is None else mask.float(), scaling=0.3)
+    assert attended.dtype == torch.bfloat16
+    assert torch.equal(attended, expected.bfloat16())
+    attended.sum().backward()
+    expected.sum().backward()
+    for ours, theirs in zip(inputs, exact, strict=True):
+        assert torch.equal(ours.grad, theirs.grad.bfloat16())
 
 
 def test_a_precision_that_cant_be_had_here_gets_a_sentence(monkeypatch):
