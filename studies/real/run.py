@@ -36,7 +36,10 @@ ROOT = Path(__file__).resolve().parents[2]
 FOUND, PAGE = ROOT / "runs" / "real", ROOT / "docs" / "real.md"
 CURVES, GRID = ROOT / "docs" / "real-curves.png", ROOT / "docs" / "real-answers.png"
 BEGIN, END = "<!-- made by studies.real.run -->", "<!-- end -->"
-TRAIN = ("--template", "plain", "--warm-start", "60", "--batch", "8", "--lr", "1e-3")
+TRAIN = (
+    *("--template", "plain", "--warm-start", "60", "--batch", "8", "--lr", "1e-3", "--feature-shift", "1"),
+    *("--precision", "bf16"),
+)
 RIDGE = 3000.0  # on standardised features
 
 
@@ -50,7 +53,7 @@ class Arm:
 
     kind: str
     flags: tuple[str, ...]
-    steps: int = 480
+    steps: int = 1200
     data: str = "small"
 
 
@@ -59,7 +62,7 @@ ARMS = {
     "linear": Arm("patches", ("--adapter", "linear")),
     "window3": Arm("patches", ("--adapter", "window3")),
     "perceiver16": Arm("patches", ("--adapter", "perceiver16")),
-    "soft prompt": Arm("pooled", ("--adapter", "none", "--soft-prompt", "16", "--warm-start", "0")),
+    "soft prompt": Arm("pooled", ("--adapter", "none", "--soft-prompt", "16", "--warm-start", "0", "--feature-shift", "0")),
 }
 BASELINES = ("nearest picture", "ridge regression")
 FREE_STYLES = (("val", "fluent"), ("test", "google"))  # pictures that may be shown: MIT and Apache 2.0
