@@ -137,8 +137,8 @@ class ModelOptions:
     """Language model."""
 
     precision: Literal["auto", "fp32", "fp16", "bf16", "8bit", "4bit", "mixed"] = "auto"
-    """Precision of the frozen weights (auto: fp16 or bf16 on a GPU, fp32 on a CPU). With --train-lm fp32, bf16 or
-    mixed: fp32 weights computed in bf16 (auto: mixed on a GPU, fp32 on a CPU)."""
+    """Precision of the frozen weights (auto: fp16 or bf16 on a GPU, bf16 on a CPU with instructions for it, else fp32).
+    With --train-lm fp32, bf16 or mixed: fp32 weights computed in bf16 (auto: mixed on a GPU, fp32 on a CPU)."""
     gradient_checkpointing: Count = 0
     """Recompute every Nth layer in the backward pass; 1 saves most memory and takes a third more time (0: off, unless
     not even one text would fit; 1 by default with --train-lm)."""

@@ -72,7 +72,7 @@ def import_projector(system: str, file: Path, lm: str, features: Path, out: Path
     """
     state, beside = read_projector(file)
     manifest = _manifest(features)
-    model = load_language_model(lm, "cpu")
+    model = load_language_model(lm, "cpu", "fp32")
     adapter = adapter_of(named_as_here(state, file), manifest["features"], model, features)
     about = {
         "modality": manifest["modality"],

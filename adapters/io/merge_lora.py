@@ -52,7 +52,7 @@ def merge_lora(folder: Path, out: Path, lm: str | None = None, precision: str | 
         with quiet_transformers():
             base.model.save_pretrained(place)
         base.tokenizer.save_pretrained(place)
-        identity = replace(load_language_model(str(place), "cpu").identity(), precision=None)
+        identity = replace(load_language_model(str(place), "cpu", "fp32").identity(), precision=None)
         about = {
             "modality": config.modality,
             "encoder": config.encoder,
