@@ -197,7 +197,7 @@ def predictions(place: Path, data: str) -> list[Answer]:
     answers = []
     for line in (place / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        picture = features.info(row["media"][0])["origin"]
+        picture = features.info(row["media"])["origin"]
         answers.append(
             Answer(row["answer"], row["reference"], groups[picture], row["split"], row["control"] or "", picture)
         )
