@@ -62,7 +62,9 @@ ARMS = {
     "linear": Arm("patches", ("--adapter", "linear")),
     "window3": Arm("patches", ("--adapter", "window3")),
     "perceiver16": Arm("patches", ("--adapter", "perceiver16")),
-    "soft prompt": Arm("pooled", ("--adapter", "none", "--soft-prompt", "16", "--warm-start", "0", "--feature-shift", "0")),
+    "soft prompt": Arm(
+        "pooled", ("--adapter", "none", "--soft-prompt", "16", "--warm-start", "0", "--feature-shift", "0")
+    ),
 }
 BASELINES = ("nearest picture", "ridge regression")
 FREE_STYLES = (("val", "fluent"), ("test", "google"))  # pictures that may be shown: MIT and Apache 2.0

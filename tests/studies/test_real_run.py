@@ -35,6 +35,7 @@ from periscope.precompute.cli import main as precompute
 from periscope.shards.read import FeatureSet
 from periscope.training.run import Run
 from studies.real import assets, encode
+from studies.real import run as study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CONDITIONS = ("real", "shuffled", "blank", "none")
@@ -182,6 +183,10 @@ def test_eval_writes_all_scores(real, monkeypatch):
     answers = [json.loads(line) for line in (real.run / "predictions.jsonl").read_text().splitlines()]
     assert len(answers) == 128 and sum(bool(row["answer"]) for row in answers) > 100
     assert (real.run / "report.html").stat().st_size > 10_000
+    monkeypatch.setattr(study, "feature_set", lambda data: real.home / "features" / "emoji")
+    read = study.predictions(real.run, "small")
+    assert [(one.said, one.name) for one in read] == [(row["answer"], row["reference"]) for row in answers]
+    assert {one.picture for one in read if one.split == "val"} <= {row["file_name"] for row in real.val}
 
 
 def test_it_answers_alike_wherever_its_parts_lie(real, loaded, tmp_path):
