@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from periscope.adapters.lm.attention import use_fp32_attention_on_cpu
 from periscope.adapters.lm.families import family_of, find_fault, why_refused
 from periscope.adapters.lm.files.damage import damage_of, find_damage, missing_tokenizer, only_pytorch_weights
 from periscope.adapters.lm.files.find import AN_ADAPTER, find_model, is_adapter
@@ -38,6 +37,7 @@ from periscope.adapters.lm.precision import (
     refuse_quantized,
     silence_bitsandbytes,
     stored_precision,
+    use_fp32_attention_on_cpu,
 )
 from periscope.errors import AdapterError
 from periscope.quiet import quiet_transformers

@@ -8,11 +8,10 @@ import tiny
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from periscope.adapters.lm.attention import sdpa_in_fp32_on_cpu
 from periscope.adapters.lm.families import MODEL_FAMILIES
 from periscope.adapters.lm.identity import precisions_differ, same_language_model, weights_sha256
 from periscope.adapters.lm.load import load_language_model
-from periscope.adapters.lm.precision import choose_precision
+from periscope.adapters.lm.precision import choose_precision, sdpa_in_fp32_on_cpu
 from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
@@ -253,7 +252,7 @@ def test_a_torch_that_doesnt_tell_a_cpus_instructions_computes_in_fp32(monkeypat
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_16_bits_on_a_cpu_attend_in_fp32(masked):
+def test_16_bits_on_a_cpu_are_trained_through_attention_in_fp32(masked):
     """Beside transformers' own in fp32: the output is that one rounded, and the gradients are those."""
     torch.manual_seed(0)
     inputs = [torch.randn(2, heads, 5, 8).bfloat16().requires_grad_() for heads in (4, 2, 2)]
@@ -269,6 +268,9 @@ def test_16_bits_on_a_cpu_attend_in_fp32(masked):
     expected.sum().backward()
     for ours, theirs in zip(inputs, exact, strict=True):
         assert torch.equal(ours.grad, theirs.grad.bfloat16())
+    plain = [values.detach() for values in inputs]
+    as_ever, _ = sdpa_attention_forward(module, *plain, mask, scaling=0.3)
+    assert torch.equal(sdpa_in_fp32_on_cpu(module, *plain, mask, scaling=0.3)[0], as_ever)
 
 
 def test_a_precision_that_cant_be_had_here_gets_a_sentence(monkeypatch):
