@@ -77,9 +77,10 @@ def sdpa_in_fp32_on_cpu(
     attention_mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' "sdpa", in fp32 where a CPU trains through a model in 16 bits: torch's backward pass for those leaves
-    the products of short rows to slow loops. With the forward pass, 24 rows of 48 positions take 37 ms in bf16, 11 ms
-    in fp32, and 9 ms in bf16 through fp32 (torch 2.14, one core with AVX512-BF16).
+    """transformers' "sdpa", in fp32 where a CPU trains through a model in 16 bits.
+
+    torch's backward pass for those leaves the products of short rows to slow loops: with the forward pass, 24 rows of
+    48 positions take 37 ms in bf16, 11 in fp32, and 9 in bf16 through fp32 (torch 2.14, a core with AVX512-BF16).
 
     query `(batch, heads, tokens, width)`, key and value `(batch, key heads, positions, width)` ->
     `(batch, tokens, heads, width)` in the query's dtype.
