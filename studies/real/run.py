@@ -16,6 +16,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import count, pairwise
@@ -31,6 +32,7 @@ from periscope.shards.read import FeatureSet
 from studies.real.assets import folder
 from studies.real.encode import metadata
 from studies.real.judge import Answer, Sentences, judge
+from studies.real.similarities import write_vectors
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUND, PAGE = ROOT / "runs" / "real", ROOT / "docs" / "real.md"
@@ -49,16 +51,20 @@ class StudyError(UserError):
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: the features it reads, train.py's flags on top of TRAIN, and how many steps."""
+    """One way to train: the features it reads, train.py's flags on top of TRAIN, how many steps, the emoji folder, and
+    whether its features are `similarities`.
+    """
 
     kind: str
     flags: tuple[str, ...]
     steps: int = 1200
     data: str = "small"
+    similar: bool = False
 
 
 ARMS = {
     "mlp16": Arm("pooled", ("--adapter", "mlp16")),
+    "similarities": Arm("pooled", ("--adapter", "linear16", "--feature-shift", "0"), similar=True),
     "linear": Arm("patches", ("--adapter", "linear")),
     "window3": Arm("patches", ("--adapter", "window3")),
     "perceiver16": Arm("patches", ("--adapter", "perceiver16")),
@@ -123,7 +129,7 @@ def slug(name: str) -> str:
 def arm_result(name: str, seed: int, steps: int, vectors: Sentences) -> dict:
     """Train and evaluate one arm with one seed; what came of it."""
     arm, where = ARMS[name], f"real-{slug(name)}-{steps}-{seed}"
-    features = feature_set(arm.data)
+    features = feature_set(arm.data, arm.similar)
     command = ["--features", features, "--lm", folder("smollm2"), *TRAIN, *arm.flags, "--steps", steps, "--seed", seed]
     train(where, steps, [*command, "--eval-every", max(1, steps // 4)])
     folder_of = ROOT / "runs" / where
@@ -138,14 +144,20 @@ def arm_result(name: str, seed: int, steps: int, vectors: Sentences) -> dict:
         "minutes": round(sum(row.get("seconds", 0.0) for row in log) / 60, 2),
         "curve": [[row["step"], row["loss"]] for row in log if "loss" in row],
         "heldout": [[row["step"], row["heldout"]] for row in log if "heldout" in row],
-        **judged_answers(predictions(folder_of, arm.data), arm.data, vectors),
+        **judged_answers(predictions(folder_of, features, arm.data), arm.data, vectors),
     }
 
 
-def feature_set(data: str) -> Path:
-    """The feature set of one of the emoji folders, made unless it is there."""
-    out = ROOT / "features" / f"real-{data}"
-    if not (out / "manifest.json").is_file():
+def feature_set(data: str, similar: bool = False) -> Path:
+    """The feature set of one of the emoji folders, or of its pictures' `similarities`, made unless it is there."""
+    out = ROOT / "features" / f"real-{data}{'-similar' if similar else ''}"
+    if (out / "manifest.json").is_file():
+        return out
+    if similar:
+        with tempfile.TemporaryDirectory() as vectors:
+            encoder = f"vectors:similarities/{write_vectors(folder('emoji') / data, Path(vectors))}"
+            script("precompute.py", "--data", vectors, "--encoder", encoder, "--kinds", "pooled", "--out", out)
+    else:
         encoder = f"timm:{folder('efficientnet-lite0')}"
         kinds = ("--kinds", "pooled", "patches")
         script("precompute.py", "--data", folder("emoji") / data, "--encoder", encoder, *kinds, "--out", out)
@@ -192,14 +204,14 @@ def flag_of(name: str, flags: Sequence[str]) -> str:
     return [value for flag, value in pairwise(flags) if flag == name][-1]
 
 
-def predictions(place: Path, data: str) -> list[Answer]:
-    """What eval.py wrote about a run."""
-    features = FeatureSet(feature_set(data))
+def predictions(place: Path, features_at: Path, data: str) -> list[Answer]:
+    """What eval.py wrote about a run on a feature set of an emoji folder."""
+    features = FeatureSet(features_at)
     groups = {row["file_name"]: row["group"] for row in metadata(folder("emoji") / data)}
     answers = []
     for line in (place / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        picture = features.info(row["media"])["origin"]
+        picture = str(Path(features.info(row["media"])["origin"]).with_suffix(".png"))
         answers.append(
             Answer(row["answer"], row["reference"], groups[picture], row["split"], row["control"] or "", picture)
         )

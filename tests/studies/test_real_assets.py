@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from periscope.adapters.projectors import find_projector
 from studies.real import assets, encode, judge
 from studies.real import run as study
+from studies.real.similarities import TEMPERATURES, similarities
 
 GROUPS = {0: "smileys-emotion", 3: "animals-nature", 4: "food-drink"}
 
@@ -150,6 +151,22 @@ def test_the_baselines_name_separable_features() -> None:
     assert study.nearest_picture(known, names.repeat(6), asked) == list("abcde")
     assert study.ridge(known, names.repeat(6), asked, 1.0) == list("abcde")
     assert study.nearest_picture(known, np.roll(names.repeat(6), 6), asked) == list("eabcd")
+
+
+def test_similarities_leave_a_training_picture_out_and_name_another_style() -> None:
+    """Five names in three styles of training and a fourth, which shift all names alike, more than names differ."""
+    random = np.random.default_rng(0)
+    means, styles = random.normal(size=(5, 64)), 2 * random.normal(size=(4, 1, 64))
+    styles[3] = 1.5 * styles[0] - 0.5 * styles[1]
+    pictures = (means[None] + styles).reshape(20, 64)
+    views = pictures + 0.1 * random.normal(size=(3, 20, 64))
+    names, seen = [f"name {k % 5}" for k in range(20)], np.arange(20) < 15
+    shares, temperature = similarities(views, names, seen)
+    assert shares.shape == (20, 5) and temperature in TEMPERATURES
+    np.testing.assert_allclose(shares.sum(1), 1)
+    assert [int(row.argmax()) for row in shares[15:]] == [0, 1, 2, 3, 4]
+    lone = [*names[:14], "seen once", *names[15:]]
+    assert similarities(views, lone, seen)[0][14].argmax() != sorted(set(lone)).index("seen once")
 
 
 def result(arm: str, seed: int, value: float) -> dict:

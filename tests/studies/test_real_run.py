@@ -183,8 +183,7 @@ def test_eval_writes_all_scores(real, monkeypatch):
     answers = [json.loads(line) for line in (real.run / "predictions.jsonl").read_text().splitlines()]
     assert len(answers) == 128 and sum(bool(row["answer"]) for row in answers) > 100
     assert (real.run / "report.html").stat().st_size > 10_000
-    monkeypatch.setattr(study, "feature_set", lambda data: real.home / "features" / "emoji")
-    read = study.predictions(real.run, "small")
+    read = study.predictions(real.run, real.home / "features" / "emoji", "small")
     assert [(one.said, one.name) for one in read] == [(row["answer"], row["reference"]) for row in answers]
     assert {one.picture for one in read if one.split == "val"} <= {row["file_name"] for row in real.val}
 
