@@ -347,12 +347,14 @@ def draw_curves(rows: Sequence[dict]) -> None:
 
 
 def draw_answers(rows: Sequence[dict], columns: int = 8) -> None:
-    """Held-out pictures with what the arm of the best exact score on val says to them; wrong answers in red."""
+    """Held-out pictures with what the arm of the best exact score on val says to them, of those that read the encoder's own
+    features; wrong answers in red.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from PIL import Image
 
-    trained = [row for row in rows if row["heldout"]]
+    trained = [row for row in rows if row["heldout"] and not ARMS[row["arm"]].similar]
     if not trained:
         return
     best = max(trained, key=lambda row: row["scores"]["val"]["real"]["exact"])
