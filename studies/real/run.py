@@ -347,8 +347,8 @@ def draw_curves(rows: Sequence[dict]) -> None:
 
 
 def draw_answers(rows: Sequence[dict], columns: int = 8) -> None:
-    """Held-out pictures with what the arm of the best exact score on val says to them, of those that read the encoder's own
-    features; wrong answers in red.
+    """Held-out pictures, wrong answers in red, of the arm with the best exact score on val that reads the encoder's own
+    features.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
