@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from periscope.adapters.projectors import find_projector
 from studies.real import assets, encode, judge
 from studies.real import run as study
+from studies.real.questions import questions
 from studies.real.similarities import TEMPERATURES, similarities
 
 GROUPS = {0: "smileys-emotion", 3: "animals-nature", 4: "food-drink"}
@@ -167,6 +168,14 @@ def test_similarities_leave_a_training_picture_out_and_name_another_style() -> N
     assert [int(row.argmax()) for row in shares[15:]] == [0, 1, 2, 3, 4]
     lone = [*names[:14], "seen once", *names[15:]]
     assert similarities(views, lone, seen)[0][14].argmax() != sorted(set(lone)).index("seen once")
+
+
+def test_each_picture_gets_two_questions_of_its_split() -> None:
+    row = {"file_name": "google/1f34e.png", "text": "red apple", "split": "test", "group": "food-drink"}
+    first, second = questions(row, "google-1f34e")
+    assert [first["turns"][1]["content"], second["turns"][1]["content"]] == ["food", "red apple"]
+    assert {text["split"] for text in (first, second)} == {"test"} and first["media"] == ["google-1f34e"]
+    assert first["id"] != second["id"] and second["turns"][0]["role"] == "user"
 
 
 def result(arm: str, seed: int, value: float) -> dict:
