@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -329,3 +330,18 @@ def test_the_help_of_eval_begins_with_what_a_beginner_needs():
     first, *others = re.split(r"^╭─ ", done.stdout, flags=re.M)[1:]
     assert re.findall(r"│ --([\w-]+)", first) == ["run", "image", "audio", "video", "prompt"] and len(others) == 6
     assert re.search(r"^ +python \S*eval\.py --compare runs/\*$", done.stdout, re.M) and "None" not in done.stdout
+
+
+def test_a_cpu_that_computes_in_bf16_trains_and_is_scored(workshop, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "DEFAULT")
+    said = script(workshop, *TRAIN, "--adapter", "mlp2", "--steps", "6", "--eval-every", "3", "--name", "in-bf16")
+    assert "bf16 (this CPU has instructions for it)" in said and "language model is unchanged" in said
+    run = workshop / "runs" / "in-bf16"
+    losses = [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+    assert len(losses) == 6 and all(0 < loss < 20 for loss in losses)
+    table = script(workshop, "eval.py", "--run", "runs/in-bf16", "--max-new-tokens", "4")
+    assert "bf16 (this CPU has instructions for it)" in table and re.search(r"caption_f1 +[\d.]+", table)
+    table = script(workshop, "eval.py", "--run", "runs/in-bf16", "--precision", "fp32", "--limit", "2")
+    assert "trained with bf16 weights, here in fp32" in table
+    shutil.rmtree(run)  # other tests take the newest
