@@ -14,6 +14,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from timm.models import EfficientNet
 
+from periscope.shards.read import FeatureSet
 from studies.real.assets import folder
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -32,6 +33,11 @@ def encode(model: EfficientNet, pixels: torch.Tensor) -> dict[str, torch.Tensor]
     """(batch, 3, height, width) -> {"pooled": (batch, 1280), "patches": (batch, rows * columns, 320)}, float32."""
     final, maps = model.forward_intermediates(pixels, indices=1, output_fmt="NCHW")
     return {"pooled": model.forward_head(final, pre_logits=True), "patches": maps[-1].flatten(2).transpose(1, 2)}
+
+
+def key_of_picture(features: FeatureSet) -> dict[str, str]:
+    """File name, as in metadata.jsonl -> key in the feature set of a picture folder."""
+    return {features.info(key)["origin"]: key for key in features.keys}
 
 
 def metadata(pictures: Path) -> list[dict]:

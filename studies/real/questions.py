@@ -5,7 +5,7 @@ Two about each picture: whether it shows an animal (or a plant) or food, and wha
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -14,7 +14,7 @@ from periscope.console import run
 from periscope.errors import UserError
 from periscope.shards.read import FeatureSet
 from studies.real.assets import folder
-from studies.real.encode import metadata
+from studies.real.encode import key_of_picture, metadata
 
 KINDS = {"animals-nature": "nature", "food-drink": "food"}
 KIND, NAME = "Is it from nature or is it food?", "What is it?"
@@ -28,8 +28,8 @@ class Options:
     """A feature set of the emoji folder."""
     out: Annotated[Path, tyro.conf.Positional]
     """The texts file to write."""
-    data: str = "small"
-    """The emoji folder."""
+    data: Literal["small", "small-more"] = "small"
+    """The emoji folder, of animals and food alone."""
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     if options.out.exists():
         raise UserError(f"{options.out} is already there; name another file")
     features = FeatureSet(options.features)
-    keys = {features.info(key)["origin"]: key for key in features.keys}
+    keys = key_of_picture(features)
     texts = [
         text for row in metadata(folder("emoji") / options.data) for text in questions(row, keys[row["file_name"]])
     ]

@@ -30,7 +30,7 @@ from periscope.console import run
 from periscope.errors import UserError
 from periscope.shards.read import FeatureSet
 from studies.real.assets import folder
-from studies.real.encode import metadata
+from studies.real.encode import key_of_picture, metadata
 from studies.real.judge import Answer, Sentences, judge
 from studies.real.similarities import write_vectors
 
@@ -167,7 +167,7 @@ def feature_set(data: str, similar: bool = False) -> Path:
 def pooled(data: str) -> np.ndarray:
     """The pooled features of one of the emoji folders, in the order of its metadata.jsonl: (pictures, 1280)."""
     features = FeatureSet(feature_set(data))
-    keys = {features.info(key)["origin"]: key for key in features.keys}
+    keys = key_of_picture(features)
     rows = metadata(folder("emoji") / data)
     return features.read_many([keys[row["file_name"]] for row in rows], "pooled").double().numpy()
 

@@ -22,7 +22,7 @@ SHRINKAGE = 1.0  # of the covariance towards its mean variance
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1)
 
 
-def mean_features(pictures: Path) -> np.ndarray:
+def view_features(pictures: Path) -> np.ndarray:
     """EfficientNet-Lite0's pooled features of a folder with metadata.jsonl, `(views, pictures, 1280)`: of each picture
     as it is, and turned by up to 12 degrees, moved, scaled, mirrored and recoloured.
     """
@@ -77,7 +77,7 @@ def write_vectors(pictures: Path, out: Path) -> int:
     """
     rows = metadata(pictures)
     seen = np.array([row["split"] == "train" for row in rows])
-    shares, temperature = similarities(mean_features(pictures), [row["text"] for row in rows], seen)
+    shares, temperature = similarities(view_features(pictures), [row["text"] for row in rows], seen)
     shares *= np.sqrt(len(shares) / np.square(shares).sum())  # one vector's length is 1 in the mean
     texts = []
     for row, vector in zip(rows, shares, strict=True):
