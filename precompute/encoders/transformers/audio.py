@@ -192,12 +192,19 @@ class Clap(Sound):
 class Whisper(Sound):
     """Whisper's encoder, https://arxiv.org/abs/2212.04356; sounds are padded to its 30 seconds.
 
-    pooled: the mean over time after the final norm · patches: hidden_states[patch_layer] in a row; the last of these,
-    -1, has gone through the final norm.
+    pooled: the mean over the time that holds sound, after the final norm · patches: hidden_states[patch_layer] in a
+    row, those of the padding too; the last of these, -1, has gone through the final norm.
+
+    A mean over the padding as well would say next to nothing of a short sound: of 40 names of a second each, spoken by
+    a voice that isn't among those known, the nearest known vector names 9 with it and all 40 without it.
     """
 
     loader = "WhisperModel"
     kinds = frozenset({"pooled", "patches"})
+
+    def __init__(self, place: Place, **choices: Any):
+        super().__init__(place, **choices)
+        self.preprocessing = {**self.preprocessing, "pooled": "mean over sound"}  # it was over all 30 s before
 
     def load(self, place: Place) -> Any:
         return super().load(place).get_encoder()
@@ -210,9 +217,16 @@ class Whisper(Sound):
         self.check_layer()
         return 1, self.model.config.max_source_positions
 
+    def spectrum(self, wave: np.ndarray) -> torch.Tensor:
+        """One window's waveform -> `(bands + 1, frames)`; the last row is 1 where a frame holds sound, 0 in padding."""
+        out = self._extractor(wave, sampling_rate=self.rate, return_tensors="pt", return_attention_mask=True)
+        return torch.cat([out.input_features[0].float(), out.attention_mask.float()])
+
     def features_of(self, features: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
-        out = self.model(features, output_hidden_states=True)
-        return {"pooled": out.last_hidden_state.mean(1), "patches": out.hidden_states[self.patch_layer]}
+        out = self.model(features[:, :-1], output_hidden_states=True)
+        heard = features[:, -1, ::2, None].float()  # the second convolution takes every other frame
+        pooled = (out.last_hidden_state * heard).sum(1) / heard.sum(1)
+        return {"pooled": pooled.to(features.dtype), "patches": out.hidden_states[self.patch_layer]}
 
 
 SOUNDS = {"audio-spectrogram-transformer": AST, "clap": Clap, "clap_audio_model": Clap, "whisper": Whisper}
