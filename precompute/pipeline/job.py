@@ -33,6 +33,7 @@ from periscope.shards.write import SetWriter, samples_per_shard
 
 BATCH_BYTES = 300_000_000  # of encoder inputs: 64 frames take far more than an image
 TRIAL = 8  # media that are encoded once beforehand to estimate the time
+BATCH_SECONDS = 2.0  # of a batch on a CPU, which gains little from larger ones: the bar moves after two
 Item = TypeVar("Item")
 
 
@@ -109,12 +110,12 @@ def precompute(job: Job) -> bool:
         todo = media_to_encode(writer, media, threads, job.filters)
         if todo:
             reader = Reader(task, writer, threads, pool)
-            _announce(job, todo, reader)
+            each = _announce(job, todo, reader)
             mended.clear()  # of the trial
             if job.ray:
                 encode_on_ray(todo, task, writer, job.ray, job.batch_size, _per_shard(task))
             else:
-                encode_media(job, todo, reader)
+                encode_media(job, todo, reader, _media_per_batch(job, each))
         for kind, count in mended.items():
             print(f"note: {count} x {kind}: read all the same")
         return finish(collection, media, writer, task, pool)
@@ -130,12 +131,20 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def encode_media(job: Job, todo: dict[str, Medium], reader: Reader) -> None:
-    """The three stages, one shard after another: the reader decodes ahead, the encoder runs batch by batch, and each
-    batch is written while the next one is being encoded.
+def _media_per_batch(job: Job, seconds: float) -> int:
+    """How many media a batch has, of which each takes so many seconds."""
+    most = max(1, job.batch_size // job.task.views)
+    if torch.device(job.encoder.device).type != "cpu":
+        return most
+    return min(most, max(1, int(BATCH_SECONDS / max(seconds, 1e-9))))
+
+
+def encode_media(job: Job, todo: dict[str, Medium], reader: Reader, size: int) -> None:
+    """The three stages, one shard after another: the reader decodes ahead, the encoder runs in batches of `size` media,
+    and each batch is written while the next one is being encoded.
     """
     task, clock, rows, writer = job.task, Clock(), list(todo.items()), reader.writer
-    per_shard, size = _per_shard(task), max(1, job.batch_size // task.views)
+    per_shard = _per_shard(task)
     print("encoding with", task.encoder.name)
     with (
         progress_bar(desc="encoding", total=len(rows), unit=" media", smoothing=0.1, mininterval=0.5) as bar,
@@ -186,20 +195,22 @@ def _summary(collection: Collection) -> str:
     return f"{collection.layout}: {len(collection.media)} media, {len(collection.words)} texts{without}"
 
 
-def _announce(job: Job, todo: dict[str, Medium], reader: Reader) -> None:
-    """Print the plan. Takes media that end their decoder in the trial out of `todo`. Raises PrecomputeError when the
-    plan doesn't fit on the disk.
+def _announce(job: Job, todo: dict[str, Medium], reader: Reader) -> float:
+    """Print the plan; the seconds that a medium takes. Takes media that end their decoder in the trial out of `todo`.
+    Raises PrecomputeError when the plan doesn't fit on the disk.
     """
     writer, each = reader.writer, bytes_each(job.task.features)
     done = sum(1 for _ in writer.samples())
     choices = {} if writer.manifest or done else alternatives(job.raw_features, job.views)
-    plan = DiskPlan(len(todo), done, each, job.out, free_bytes(job.out), _estimate(job, todo, reader), choices)
+    seconds = _seconds_each(job, todo, reader)
+    plan = DiskPlan(len(todo), done, each, job.out, free_bytes(job.out), len(todo) * seconds, choices)
     print(plan)
     plan.check()
+    return seconds
 
 
-def _estimate(job: Job, todo: dict[str, Medium], reader: Reader) -> float:
-    """Seconds for all of `todo`, from encoding the first few on their own."""
+def _seconds_each(job: Job, todo: dict[str, Medium], reader: Reader) -> float:
+    """Seconds for one medium of `todo`, from encoding the first few on their own."""
     task, inputs = job.task, list[list[torch.Tensor]]()
     rows = list(todo.items())[: max(1, min(job.batch_size, TRIAL) // task.views)]
     samples = reader.read(rows[:1])  # starts the workers
@@ -215,4 +226,4 @@ def _estimate(job: Job, todo: dict[str, Medium], reader: Reader) -> float:
         return 0.0
     began = time.perf_counter()
     forward(task.encoder, [view for views in inputs for view in views], task.kinds)
-    return len(todo) * max(decode, (time.perf_counter() - began) / len(inputs))
+    return max(decode, (time.perf_counter() - began) / len(inputs))

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import threading
+import time
 import tracemalloc
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -306,6 +307,23 @@ def test_a_resumed_run_encodes_only_what_is_missing(tmp_path, threads):
     assert precompute(Job(collect(folder), encoder, ("pooled",), tmp_path / "set"))
     assert sum(encoder.encoded) == 1 + 1 + 1  # the shapes, the estimate, the new image
     assert not precompute(Job(collect(folder), encoder, ("pooled",), tmp_path / "set"))
+
+
+def test_a_slow_encoder_on_a_cpu_gets_small_batches(tmp_path):
+    """So that the progress bar moves every few seconds."""
+
+    class Slow(MeanColour):
+        def forward(self, inputs, kinds):
+            time.sleep(0.3 * len(inputs))
+            return super().forward(inputs, kinds)
+
+    media = collect(photos(tmp_path / "photos", 12))
+    slow, fast = Slow(), MeanColour()
+    assert precompute(Job(media, slow, ("pooled",), tmp_path / "slow"))
+    assert precompute(Job(media, fast, ("pooled",), tmp_path / "fast"))
+    first = slow.encoded.index(8) + 1  # after the shapes and the trial
+    assert sum(slow.encoded[first:]) == 12 and 1 <= max(slow.encoded[first:]) <= 6
+    assert fast.encoded[-1] == 12
 
 
 def test_choices_that_exclude_each_other_are_refused(tmp_path):
