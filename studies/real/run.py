@@ -1,9 +1,10 @@
 """Adapters on real weights and real pictures: `python -m studies.real.run`.
 
 Emoji through EfficientNet-Lite0 into a frozen SmolLM2-135M-Instruct, trained on the names of pictures in three styles
-and asked about a fourth style (val) and about names that no training showed (test). Every arm's answers are judged
-beside those to another medium's features. Two arms use no language model: the name of the nearest training picture,
-and ridge regression to the names.
+and asked about a fourth style (val) and about names that no training showed (test). The same with sounds through
+Whisper base: these names spoken by four voices in place of the styles, and Tux Paint's recordings of what its stamps
+show. Every arm's answers are judged beside those to another medium's features. Some arms use no language model: the
+name of the nearest training medium, and ridge regression to the names.
 
 The scripts run as a user would run them, on one thread each. A run that was stopped goes on, and what is done isn't
 done again, so that the study can be made in pieces. Writes runs/real/ARM.json, the tables of docs/real.md, and
@@ -29,15 +30,16 @@ import tyro
 from periscope.console import run
 from periscope.errors import UserError
 from periscope.shards.read import FeatureSet
-from studies.real.assets import folder
-from studies.real.encode import key_of_picture, metadata
+from studies.real.assets import folder, metadata
+from studies.real.encode import key_of_file
 from studies.real.judge import Answer, Sentences, judge
 from studies.real.similarities import write_vectors
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUND, PAGE = ROOT / "runs" / "real", ROOT / "docs" / "real.md"
 CURVES, GRID = ROOT / "docs" / "real-curves.png", ROOT / "docs" / "real-answers.png"
-BEGIN, END = "<!-- made by studies.real.run -->", "<!-- end -->"
+BEGIN = {"pictures": "<!-- made by studies.real.run -->", "sounds": "<!-- sounds, made by studies.real.run -->"}
+END = "<!-- end -->"
 TRAIN = (
     *("--template", "plain", "--warm-start", "60", "--batch", "8", "--lr", "1e-3", "--feature-shift", "1"),
     *("--precision", "bf16"),
@@ -50,12 +52,33 @@ class StudyError(UserError):
 
 
 @dataclass(frozen=True)
+class Data:
+    """A folder of captioned media among the assets, its encoder, and what the encoder gives."""
+
+    asset: str
+    within: str
+    encoder: str
+    kinds: tuple[str, ...] = ("pooled",)
+    modality: str = "pictures"
+
+    def folder(self) -> Path:
+        return folder(self.asset) / self.within
+
+
+LITE0, WHISPER = "timm:efficientnet-lite0", "transformers:whisper-base"
+DATA = {
+    "small": Data("emoji", "small", LITE0, ("pooled", "patches")),
+    "spoken": Data("spoken", "", WHISPER, modality="sounds"),
+    "sounds": Data("stamps", "sounds", WHISPER, modality="sounds"),
+}
+
+
+@dataclass(frozen=True)
 class Arm:
-    """One way to train: the features it reads, train.py's flags on top of TRAIN, how many steps, the emoji folder, and
-    whether its features are `similarities`.
+    """One way to train: train.py's flags on top of TRAIN, how many steps, on which of DATA, and whether its features
+    are `similarities`.
     """
 
-    kind: str
     flags: tuple[str, ...]
     steps: int = 1200
     data: str = "small"
@@ -63,16 +86,23 @@ class Arm:
 
 
 ARMS = {
-    "mlp16": Arm("pooled", ("--adapter", "mlp16")),
-    "similarities": Arm("pooled", ("--adapter", "linear16", "--feature-shift", "0"), similar=True),
-    "linear": Arm("patches", ("--adapter", "linear")),
-    "window3": Arm("patches", ("--adapter", "window3")),
-    "perceiver16": Arm("patches", ("--adapter", "perceiver16")),
-    "soft prompt": Arm(
-        "pooled", ("--adapter", "none", "--soft-prompt", "16", "--warm-start", "0", "--feature-shift", "0")
-    ),
+    "mlp16": Arm(("--adapter", "mlp16")),
+    "similarities": Arm(("--adapter", "linear16", "--feature-shift", "0"), similar=True),
+    "linear": Arm(("--adapter", "linear")),
+    "window3": Arm(("--adapter", "window3")),
+    "perceiver16": Arm(("--adapter", "perceiver16")),
+    "soft prompt": Arm(("--adapter", "none", "--soft-prompt", "16", "--warm-start", "0", "--feature-shift", "0")),
+    "spoken, mlp16": Arm(("--adapter", "mlp16"), 600, "spoken"),
+    "sounds, mlp16": Arm(("--adapter", "mlp16", "--feature-shift", "0"), 120, "sounds"),
 }
-BASELINES = ("nearest picture", "ridge regression")
+BASELINES = {  # name -> (how the name is guessed, from which of DATA); the functions stand below
+    "nearest picture": ("nearest", "small"),
+    "ridge regression": ("ridge", "small"),
+    "spoken, nearest": ("nearest", "spoken"),
+    "spoken, ridge regression": ("ridge", "spoken"),
+    "sounds, nearest": ("nearest", "sounds"),
+    "sounds, ridge regression": ("ridge", "sounds"),
+}
 FREE_STYLES = (("val", "fluent"), ("test", "google"))  # pictures that may be shown: MIT and Apache 2.0
 
 
@@ -149,26 +179,26 @@ def arm_result(name: str, seed: int, steps: int, vectors: Sentences) -> dict:
 
 
 def feature_set(data: str, similar: bool = False) -> Path:
-    """The feature set of one of the emoji folders, or of its pictures' `similarities`, made unless it is there."""
-    out = ROOT / "features" / f"real-{data}{'-similar' if similar else ''}"
+    """The feature set of one of DATA, or of its pictures' `similarities`, made unless it is there."""
+    about, out = DATA[data], ROOT / "features" / f"real-{data}{'-similar' if similar else ''}"
     if (out / "manifest.json").is_file():
         return out
     if similar:
         with tempfile.TemporaryDirectory() as vectors:
-            encoder = f"vectors:similarities/{write_vectors(folder('emoji') / data, Path(vectors))}"
+            encoder = f"vectors:similarities/{write_vectors(about.folder(), Path(vectors))}"
             script("precompute.py", "--data", vectors, "--encoder", encoder, "--kinds", "pooled", "--out", out)
     else:
-        encoder = f"timm:{folder('efficientnet-lite0')}"
-        kinds = ("--kinds", "pooled", "patches")
-        script("precompute.py", "--data", folder("emoji") / data, "--encoder", encoder, *kinds, "--out", out)
+        library, name = about.encoder.split(":")
+        encoder = f"{library}:{folder(name)}"
+        script("precompute.py", "--data", about.folder(), "--encoder", encoder, "--kinds", *about.kinds, "--out", out)
     return out
 
 
 def pooled(data: str) -> np.ndarray:
-    """The pooled features of one of the emoji folders, in the order of its metadata.jsonl: (pictures, 1280)."""
+    """The pooled features of one of DATA, in the order of its metadata.jsonl: (media, width)."""
     features = FeatureSet(feature_set(data))
-    keys = key_of_picture(features)
-    rows = metadata(folder("emoji") / data)
+    keys = key_of_file(features)
+    rows = metadata(DATA[data].folder())
     return features.read_many([keys[row["file_name"]] for row in rows], "pooled").double().numpy()
 
 
@@ -205,22 +235,22 @@ def flag_of(name: str, flags: Sequence[str]) -> str:
 
 
 def predictions(place: Path, features_at: Path, data: str) -> list[Answer]:
-    """What eval.py wrote about a run on a feature set of an emoji folder."""
+    """What eval.py wrote about a run on a feature set of one of DATA."""
     features = FeatureSet(features_at)
-    groups = {row["file_name"]: row["group"] for row in metadata(folder("emoji") / data)}
+    rows = {str(Path(row["file_name"]).with_suffix("")): row for row in metadata(DATA[data].folder())}
     answers = []
     for line in (place / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        picture = str(Path(features.info(row["media"])["origin"]).with_suffix(".png"))
+        of = rows[str(Path(features.info(row["media"])["origin"]).with_suffix(""))]  # of similarities it ends in .npy
         answers.append(
-            Answer(row["answer"], row["reference"], groups[picture], row["split"], row["control"] or "", picture)
+            Answer(row["answer"], row["reference"], of["group"], row["split"], row["control"] or "", of["file_name"])
         )
     return answers
 
 
 def judged_answers(answers: Sequence[Answer], data: str, vectors: Sentences) -> dict:
     """{"scores": split -> {"real", "shuffled"} -> scores, "answers": the answers}."""
-    groups = {row["text"]: row["group"] for row in metadata(folder("emoji") / data)}
+    groups = {row["text"]: row["group"] for row in metadata(DATA[data].folder())}
     scores = {}
     for split in ("val", "test"):
         part = [answer for answer in answers if answer.split == split]
@@ -238,14 +268,15 @@ def rounded(scores: dict[str, float]) -> dict[str, float]:
 # Baselines
 
 
-def baseline_result(name: str, vectors: Sentences, data: str = "small") -> dict:
+def baseline_result(name: str, vectors: Sentences) -> dict:
     """What the features alone name, without a language model."""
+    how, data = BASELINES[name]
     start = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-    rows = metadata(folder("emoji") / data)
+    rows = metadata(DATA[data].folder())
     features = pooled(data)
     names, splits = np.array([row["text"] for row in rows]), np.array([row["split"] for row in rows])
     seen = splits == "train"
-    guess = nearest_picture if name == BASELINES[0] else ridge
+    guess = {"nearest": nearest, "ridge": ridge}[how]
     answers = []
     for split in ("val", "test"):
         asked = [row for row in rows if row["split"] == split]
@@ -260,7 +291,7 @@ def baseline_result(name: str, vectors: Sentences, data: str = "small") -> dict:
     return about | {"curve": [], "heldout": [], **judged_answers(answers, data, vectors)}
 
 
-def nearest_picture(known: np.ndarray, names: np.ndarray, asked: np.ndarray) -> list[str]:
+def nearest(known: np.ndarray, names: np.ndarray, asked: np.ndarray) -> list[str]:
     """The name of the known vector with the largest cosine. known (n, width), names (n,), asked (m, width)."""
     known = known / np.linalg.norm(known, axis=1, keepdims=True)
     return names[(asked @ known.T).argmax(1)].tolist()
@@ -288,13 +319,18 @@ def found() -> list[dict]:
 
 
 def write_page(rows: Sequence[dict]) -> None:
-    """Put the table between the page's marks, and draw the pictures."""
-    before, mark, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    if not mark or END not in rest:
-        raise StudyError(f"{PAGE} lacks the line {BEGIN} or {END}, between which the table goes")
-    PAGE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    draw_curves([row for row in rows if row["heldout"]])
-    draw_answers(rows)
+    """Put the tables between the page's marks, and draw the pictures."""
+    page = PAGE.read_text(encoding="utf-8")
+    for modality, begin in BEGIN.items():
+        before, mark, rest = page.partition(begin)
+        if not mark or END not in rest:
+            raise StudyError(f"{PAGE} lacks the line {begin} or {END}, between which a table goes")
+        part = [row for row in rows if DATA[row["data"]].modality == modality]
+        page = f"{before}{begin}\n{table(part)}\n{END}{rest.partition(END)[2]}"
+    PAGE.write_text(page, encoding="utf-8")
+    pictures = [row for row in rows if DATA[row["data"]].modality == "pictures" and row["heldout"]]
+    draw_curves(pictures)
+    draw_answers(pictures)
 
 
 COLUMNS = (("val", "exact"), ("val", "f1"), ("val", "group"), ("test", "exact"), ("test", "f1"), ("test", "group"))
@@ -354,7 +390,7 @@ def draw_answers(rows: Sequence[dict], columns: int = 8) -> None:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from PIL import Image
 
-    trained = [row for row in rows if row["heldout"] and not ARMS[row["arm"]].similar]
+    trained = [row for row in rows if not ARMS[row["arm"]].similar]
     if not trained:
         return
     best = max(trained, key=lambda row: row["scores"]["val"]["real"]["exact"])
@@ -365,7 +401,7 @@ def draw_answers(rows: Sequence[dict], columns: int = 8) -> None:
     size = (1.5 * columns, 2 * len(shown) / columns)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.15))
     for axes, one in zip(figure.subplots(len(shown) // columns, columns).flat, shown, strict=False):
-        axes.imshow(Image.open(folder("emoji") / best["data"] / one["picture"]))
+        axes.imshow(Image.open(DATA[best["data"]].folder() / one["picture"]))
         axes.axis("off")
         right = one["said"].strip().lower() == one["name"].lower()
         axes.set_title(one["said"].strip()[:24], fontsize=8, color="darkgreen" if right else "darkred")

