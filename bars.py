@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 PIPED_SECONDS = 20  # between two lines of one bar in a file
+FILE_COLUMNS = 160  # of such a line, which would be cut there
 NARROW = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}{postfix}]"
 
 
@@ -23,7 +24,7 @@ def progress_bar(
         columns = shutil.get_terminal_size().columns - 1  # a full line would wrap on some terminals
         return tqdm(items, desc, total, unit=unit, ncols=columns, bar_format=NARROW, **how)
     how |= {"mininterval": PIPED_SECONDS, "maxinterval": 1e9, "miniters": 1}
-    return _Lines(items, desc, total, unit=unit, ncols=80, bar_format=NARROW.replace("|{bar}|", ""), **how)
+    return _Lines(items, desc, total, unit=unit, ncols=FILE_COLUMNS, bar_format=NARROW.replace("|{bar}|", ""), **how)
 
 
 class _Lines(tqdm):

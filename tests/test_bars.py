@@ -46,3 +46,13 @@ def test_on_a_terminal_a_line_fits_80_columns(numbers, monkeypatch):
     drawn = [line for line in terminal.getvalue().replace("\n", "\r").split("\r") if line]
     assert all(len(line) <= 80 for line in drawn) and f"{step + 1}/{steps}" in drawn[-1]
     assert "loss 12.345, best 11.234 at" in drawn[-1] and "train" in drawn[-1]
+
+
+def test_in_a_file_a_long_line_is_whole(monkeypatch, capsys):
+    monkeypatch.setattr(bars, "PIPED_SECONDS", 0)
+    with ProgressBar(22_000, 21_998) as bar:
+        bar.mark_best(11.234, 21_999)
+        bar.wait_seconds, bar.seconds = 9.0, 20.0
+        bar.update(12.345, 100_000)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("train 100% 21999/22000 steps [") and "best 11.234 at 21999" in last and last.endswith("]")
