@@ -47,6 +47,9 @@ class _Lines(tqdm):
         """A line between those of the bar, which isn't drawn again after it."""
         print(s, file=file or sys.stdout, end=end, flush=True)
 
+    def moveto(self, n: int) -> None:
+        """Nothing: a bar within a bar has lines of its own, too."""
+
     def close(self) -> None:
         """The last state, unless the bar leaves nothing behind, was never shown, or that was its last line."""
         if self.disable:

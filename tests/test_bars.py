@@ -33,6 +33,15 @@ def test_in_a_file_each_state_is_a_line(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_in_a_file_a_bar_within_a_bar_has_its_own_lines(monkeypatch, capsys):
+    monkeypatch.setattr(bars, "PIPED_SECONDS", 0)
+    for _ in bars.progress_bar(range(2), "outer"):
+        for _ in bars.progress_bar(range(1), "inner", leave=False):
+            pass
+    written = capsys.readouterr().err
+    assert "\x1b" not in written and all(line.split()[0] in ("outer", "inner") for line in written.splitlines())
+
+
 @pytest.mark.parametrize("numbers", [(0, 500, 0.0), (21_999, 22_000, 9.0)])
 def test_on_a_terminal_a_line_fits_80_columns(numbers, monkeypatch):
     step, steps, wait = numbers
