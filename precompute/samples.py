@@ -50,16 +50,15 @@ def describe_samples(collection: Collection, options: Mapping[str, Any], recipe:
 def _laid_out(words: Words, options: Mapping[str, Any], modality: str) -> list[str]:
     from periscope.adapters.prompting.prompt import Prompt
     from periscope.adapters.prompting.shown import lines_of_text, shown
-    from periscope.adapters.prompting.template import Template
+    from periscope.adapters.prompting.template import default_template
 
     fields = {name: options[name] for name in FIELDS if options.get(name) is not None}
     fields |= {to: options[name] for name, to in RENAMED.items() if name in options}
-    if options.get("delimiters") is not None:
-        fields["delimiters"] = tuple(options["delimiters"])
     soft = bool(options.get("soft_prompt"))
     answered = bool(words.turns) and words.turns[-1]["role"] == "assistant"
     try:
-        prompt = Prompt(byte_tokenizer(), Template(**fields), modality)
+        template = default_template(byte_tokenizer(), "plain", options.get("delimiters"), modality, **fields)
+        prompt = Prompt(byte_tokenizer(), template, modality)
         segments = prompt.segments(words.turns, words.media, answer=answered, soft_prompt=soft)
     except AdapterError as error:
         return [f"  not trained on: {error}"]

@@ -95,7 +95,7 @@ class PromptOptions:
     template: Literal["plain", "chat"] | None = None
     """How turns become text (default: chat if the tokenizer has a chat template)."""
     delimiters: tuple[str, str] | None = None
-    """Text before and after each medium ("" "": none; default: the template's)."""
+    """Text before and after each medium ("" "": none; default: <image> </image>, <audio> </audio>, ...)."""
     caption_prompt: str | None = None
     """User turn before a caption (default: none; "Describe the image.", sound or video with a chat template)."""
     question: str | None = None

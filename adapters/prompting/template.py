@@ -127,11 +127,10 @@ def default_template(
     **fields: Any,
 ) -> Template:
     """The tokenizer's chat template where it has one and the plain form otherwise, unless `style` says which. `fields`
-    sets other fields of `Template`. A chat template's caption prompt names the `modality`, and today's date is kept for
-    a chat template that prints it.
+    sets other fields of `Template`. Delimiters and a chat template's caption prompt name the `modality`, and today's
+    date is kept for a chat template that prints it.
     """
-    if delimiters is not None:
-        fields["delimiters"] = tuple(delimiters)
+    fields["delimiters"] = (f"<{modality}>", f"</{modality}>") if delimiters is None else tuple(delimiters)
     if (style or ("chat" if tokenizer.chat_template else "plain")) == "chat":
         if "strftime_now" in str(tokenizer.chat_template):
             fields = {"date": f"{datetime.now():%Y-%m-%d}", **fields}

@@ -407,6 +407,13 @@ def test_a_caption_prompt_names_what_is_described():
     assert default_template(tiny.byte_level(), modality="audio").caption_prompt == ""
 
 
+def test_delimiters_name_what_they_stand_around():
+    tokenizer = tiny.byte_level()
+    assert default_template(tokenizer).delimiters == ("<image>", "</image>")
+    assert default_template(tokenizer, modality="audio").delimiters == ("<audio>", "</audio>")
+    assert default_template(tokenizer, delimiters=("", "\n"), modality="audio").delimiters == ("", "\n")
+
+
 def test_media_marked_at_the_edges_of_a_question_stand_where_the_template_has_them():
     """LLaVA's data have `<image>` before or after a question by chance; its code moves it to the front."""
 
