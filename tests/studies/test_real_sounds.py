@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from periscope.precompute.media import decode_sound
-from studies.real import assets, judge, whisper
+from studies.real import assets, judge, speech, whisper
 
 
 def ctranslate2_file(model: WhisperForConditionalGeneration, path: Path) -> None:
@@ -111,3 +111,10 @@ def test_the_names_are_spoken_by_voices_as_they_are_drawn_in_styles() -> None:
     facts = [[(row["text"], row["split"], row["group"]) for row in rows] for rows in (drawn, heard)]
     assert facts[0] == facts[1] and {row["style"] for row in heard if row["split"] == "val"} == {"slt"}
     assert all((assets.folder("spoken") / row["file_name"]).stat().st_size > 5000 for row in heard)
+
+
+@pytest.mark.slow
+def test_the_recordings_of_a_person_have_known_names() -> None:
+    asset("spoken"), asset("stamps")
+    rows = speech.recordings()
+    assert len(rows) == 32 and ("animals-amphibians-frog.ogg", "A frog.") in rows
