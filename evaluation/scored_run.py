@@ -10,6 +10,7 @@ from periscope.errors import RunError
 from periscope.evaluation.config import ModelOptions, ScoringOptions, no_split
 from periscope.inference import load_adapted, trained_on_questions
 from periscope.places import Checkpoint, find_checkpoint, no_set, own_set, split_modality
+from periscope.shards.manifest import differences
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
 from periscope.training.config import named_sets
@@ -144,7 +145,7 @@ def check_encoder(features: FeatureSet, config: AdapterConfig, anyway: bool = Fa
     if of_set["fingerprint"] != of_adapter.get("fingerprint"):
         other = (
             f"{features.path} was made with encoder {of_set['name']}, but the adapter was trained on "
-            f"{of_adapter.get('name')} (weights, layer or preprocessing differ)"
+            f"{of_adapter.get('name')} (what differs: {differences(of_set, of_adapter)})"
         )
         if not anyway:
             raise RunError(f"{other}; encode the media with that one")

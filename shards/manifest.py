@@ -139,6 +139,18 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What differs between two encoders as manifests describe them: "weights", "layer, preprocessing (pooled)", ...
+
+    Descriptions by earlier versions lack some parts, which aren't compared then.
+    """
+    known = [part for part in ("class", "weights", "layer", "choices") if all(each.get(part) for each in (one, other))]
+    found = [part for part in known if one[part] != other[part]]
+    ours, theirs = (dict(each.get("preprocessing") or {}) for each in (one, other))
+    keys = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    return ", ".join([*found, f"preprocessing ({', '.join(keys)})"] if keys else found) or "weights or config"
+
+
 def refuse_taken(out: Path) -> None:
     """Raise FeatureSetError where `out` is a finished set."""
     if (Path(out) / NAME).is_file():

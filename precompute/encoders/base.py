@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from types import MappingProxyType
@@ -123,6 +124,22 @@ class Encoder:
         self.require(kinds)
         features = self.forward(batch.to(self.device, self.dtype), kinds)
         return {kind: features[kind].float().cpu() for kind in kinds}
+
+    def as_earlier(self, described: Mapping[str, Any]) -> bool:
+        """Compute as the earlier version did that wrote this description (see `describe`), where later ones compute
+        something else; whether that makes a difference.
+        """
+        return False
+
+    def operations(self) -> int:
+        """About how many multiplications an input takes: each weight once for each patch. 0: not known."""
+        if not isinstance(self.model, torch.nn.Module):
+            return 0
+        if self.grid:
+            patches = math.prod(self.grid)
+        else:
+            patches = (self.image_size // self.patch_size) ** 2 if self.image_size and self.patch_size else 1
+        return patches * sum(weight.numel() for weight in self.model.parameters())
 
     def to(self, device: str | torch.device) -> None:
         """Move the model to another device; its dtype stays."""

@@ -63,6 +63,9 @@ class Frames(Encoder):
         """The same image encoder, over another number of frames."""
         return Frames(inner=self.inner, frames=frames)
 
+    def operations(self) -> int:
+        return self.frames * self.inner.operations()
+
     def decoder(self) -> Callable[[Any], Any]:
         return partial(decode_clip, frames=self.frames)
 

@@ -13,6 +13,7 @@ from periscope.model_folders import read_facts
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.folders import find_folder
 from periscope.precompute.encoders.names import ENCODERS, unknown_encoder
+from periscope.shards.manifest import differences
 
 FAMILIES: dict[str, Callable[..., Encoder]] = {}
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -97,6 +98,7 @@ def load_encoder_like(
         choices["frames"] = int(count)
     encoder = load_encoder(moved or name, device, dtype, (), **choices)
     encoder.name = described["name"]
+    encoder.as_earlier(described)
     if encoder.fingerprint() != described["fingerprint"]:
         _refuse_other(encoder, described, moved, anyway)
     return encoder
@@ -105,10 +107,9 @@ def load_encoder_like(
 def _refuse_other(encoder: Encoder, described: Mapping[str, Any], moved: str | None, anyway: bool) -> None:
     """Raise PrecomputeError for an encoder that isn't the described one, or print a note if that is accepted."""
     now = encoder.describe()
-    differs = [part for part in ("class", "preprocessing") if now[part] != described[part]] or ["weights or config"]
     sentence = (
         f"the encoder at {moved or described['id'] or described['library']} isn't the one these features come from "
-        f"({', '.join(differs)} differ)"
+        f"(what differs: {differences(now, described)})"
     )
     if not anyway or any(now[part] != described[part] for part in ("class", "preprocessing", "layer", "width")):
         raise PrecomputeError(sentence)

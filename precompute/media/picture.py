@@ -45,8 +45,8 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 INTO_CANVAS = ("JPEG", "PNG")
 canvas: Callable[[tuple[int, int]], Any] | None = None  # gives the memory to decode an RGB image of this size into
 
-END, END_MARKER = b"\xff\xd9", "JPEG without its end marker"
-mended: Counter[str] = Counter()  # what this process read although it wasn't whole: kind -> number
+END, END_MARKER = b"\xff\xd9", "JPEG without its end marker: read all the same"
+mended: Counter[str] = Counter()  # what this process read, but not as it is or not whole: in words -> number
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20  # bytes of one text or colour profile, unpacked; Pillow's own is 1 MB

@@ -12,6 +12,7 @@ from PIL import Image
 from periscope.errors import MachineError, MediaError
 from periscope.precompute.media.container import FORMATS, frames_of, opened
 from periscope.precompute.media.file import open_regular
+from periscope.precompute.media.picture import mended
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -27,6 +28,7 @@ OGG_HEADER = 27
 FLOATS = ("pcm_f32", "pcm_f64", "pcm_f16", "pcm_f24")  # how the names of uncompressed float codecs begin
 LONGEST = 2 * 3600  # seconds held in memory: 0.5 GB at 16 kHz
 PICTURED = 30  # seconds a spectrogram shows
+SLACK = 0.5  # seconds that are decoded beyond what is wanted, to see whether a sound goes on
 PICTURE_RATE = 16000
 
 
@@ -62,9 +64,17 @@ def decode_sound(data: bytes, rate: int = 16000, seconds: float | None = None) -
     if seconds is None and len(wave) >= wanted:
         raise MediaError("too long", f"more than {LONGEST // 3600} hours: cut it into parts, or encode one window")
     if not np.isfinite(wave).all():
-        raise MediaError("damaged", "samples that aren't finite")
+        raise MediaError("not finite samples", "NaN or infinity where the sound should be")
     peak = float(np.abs(wave).max()) if floats else 0.0
     return wave / np.float32(peak) if peak > 1 else wave
+
+
+def decode_start(data: bytes, rate: int, seconds: float) -> np.ndarray:
+    """The first seconds of a sound, as `decode_sound` gives them; where it is longer, that is counted in `mended`."""
+    wave = decode_sound(data, rate, seconds + SLACK)
+    if len(wave) > (seconds + SLACK / 2) * rate:
+        mended[f"sound longer than {seconds:.0f} s: only its start is encoded (--windows 4 takes more of it)"] += 1
+    return wave[: int(seconds * rate)]
 
 
 def has_pictures(data: bytes) -> bool:

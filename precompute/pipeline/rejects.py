@@ -37,6 +37,7 @@ ADVICE = {
     "too long and thin": "crop the pictures: a side is 200 times the other",
     "32-bit pixels": SAVE_8_BITS,
     "floating-point pixels": SAVE_8_BITS,
+    "not finite samples": "save these sounds again from where they come from",
     "implausible sample rate": "the headers of these sounds are damaged, or they are no sounds",
     "implausible number of channels": "the headers of these sounds are damaged, or they are no sounds",
     "preprocessing failed": "the encoder's own preprocessing can't take them: look at one of them",

@@ -277,7 +277,7 @@ def test_preprocessing_change_is_another_encoder(folders: dict[str, Path], tmp_p
     config = json.loads((tmp_path / "enc/open_clip_config.json").read_text())
     config["preprocess_cfg"]["resize_mode"] = "squash"
     (tmp_path / "enc/open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(PrecomputeError, match=r"preprocessing differ"):
+    with pytest.raises(PrecomputeError, match=r"what differs: preprocessing \(resize_mode\)"):
         load_encoder_like(described)
 
 

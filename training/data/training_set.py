@@ -9,6 +9,7 @@ from periscope.adapters.model import AdaptedModel, Adapter
 from periscope.adapters.projectors import FeatureShape, find_projector
 from periscope.errors import RunError
 from periscope.evaluation.controls import evenly, stand_ins
+from periscope.shards.manifest import differences
 from periscope.shards.read import FeatureSet
 from periscope.shards.texts import Text, Texts
 from periscope.training.config import TrainConfig, named_sets
@@ -121,7 +122,7 @@ def _refuse_other_features(first: OpenedSet, other: OpenedSet) -> None:
     if encoders[0]["fingerprint"] != encoders[1]["fingerprint"]:
         raise RunError(
             f"{paths[0]} was made with encoder {encoders[0]['name']} and {paths[1]} with {encoders[1]['name']} "
-            f"(weights, layer or preprocessing differ), and one projector reads all {other.modality} features; "
+            f"(what differs: {differences(*encoders)}), and one projector reads all {other.modality} features; "
             "encode both with one, or train apart"
         )
     if other.shape != first.shape:

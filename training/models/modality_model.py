@@ -16,6 +16,7 @@ from periscope.adapters.projectors import FeatureShape
 from periscope.adapters.prompting.prompt import Prompt
 from periscope.adapters.prompting.template import Template, default_template
 from periscope.errors import AdapterError, RunError, UserError
+from periscope.shards.manifest import differences
 from periscope.shards.read import FeatureSet
 from periscope.training.config import PromptOptions, TrainConfig
 from periscope.training.data.training_set import OpenedSet, TrainingSet
@@ -162,7 +163,7 @@ def refuse_other_start(about: AdapterConfig, path: Path | str, features: Feature
     elif ours.get("fingerprint") != theirs["fingerprint"]:
         raise RunError(
             f"{path} was trained on features of {ours.get('name')}, and {features.path} was made with {theirs['name']} "
-            "(weights, layer or preprocessing differ); encode the media with that one"
+            f"(what differs: {differences(ours, theirs)}); encode the media with that one"
         )
     if difference := same_language_model(about.language_model.identity, lm.identity()):
         raise RunError(f"{lm.name} is not the language model that {path} was trained with: {difference}")

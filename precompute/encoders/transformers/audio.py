@@ -4,7 +4,7 @@ Their feature extractors need nothing but numpy. Of a sound longer than the enco
 in AST, eP-ALM and Whisper; with `--windows N`, N windows evenly spaced from start to end.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from periscope.errors import PrecomputeError
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.encoders.transformers.loading import Place, config_of, load, load_processor, plain
-from periscope.precompute.media import decode_sound
+from periscope.precompute.media import decode_sound, decode_start
 
 MOST = 64  # windows
 FRAME = 400  # samples; Kaldi's 25 ms at 16 kHz
@@ -76,8 +76,9 @@ class Sound(Encoder):
         raise NotImplementedError
 
     def decoder(self) -> Callable[[Any], Any]:
-        seconds = self.samples() / self.rate if self.windows == 1 else None
-        return partial(decode_sound, rate=self.rate, seconds=seconds)
+        if self.windows > 1:
+            return partial(decode_sound, rate=self.rate)
+        return partial(decode_start, rate=self.rate, seconds=self.samples() / self.rate)
 
     def example(self) -> np.ndarray:
         return np.sin(np.arange(self.samples(), dtype=np.float32) / 9)
@@ -204,7 +205,14 @@ class Whisper(Sound):
 
     def __init__(self, place: Place, **choices: Any):
         super().__init__(place, **choices)
-        self.preprocessing = {**self.preprocessing, "pooled": "mean over sound"}  # it was over all 30 s before
+        self.preprocessing = {**self.preprocessing, "pooled": "mean over sound"}
+
+    def as_earlier(self, described: Mapping[str, Any]) -> bool:
+        """Descriptions without "pooled" are of vectors that are the mean over the padding, too."""
+        if "pooled" in described.get("preprocessing", {}):
+            return False
+        self.preprocessing = {name: value for name, value in self.preprocessing.items() if name != "pooled"}
+        return True
 
     def load(self, place: Place) -> Any:
         return super().load(place).get_encoder()
@@ -225,8 +233,11 @@ class Whisper(Sound):
     def features_of(self, features: torch.Tensor, kinds: Collection[str]) -> dict[str, torch.Tensor]:
         out = self.model(features[:, :-1], output_hidden_states=True)
         heard = features[:, -1, ::2, None].float()  # the second convolution takes every other frame
-        pooled = (out.last_hidden_state * heard).sum(1) / heard.sum(1)
-        return {"pooled": pooled.to(features.dtype), "patches": out.hidden_states[self.patch_layer]}
+        if "pooled" in self.preprocessing:
+            pooled = (out.last_hidden_state * heard).sum(1) / heard.sum(1)
+        else:
+            pooled = out.last_hidden_state.mean(1)
+        return {"pooled": pooled, "patches": out.hidden_states[self.patch_layer]}
 
 
 SOUNDS = {"audio-spectrogram-transformer": AST, "clap": Clap, "clap_audio_model": Clap, "whisper": Whisper}
