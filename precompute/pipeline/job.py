@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from periscope.bars import progress_bar
-from periscope.errors import PrecomputeError
+from periscope.errors import FeatureSetError, PrecomputeError
 from periscope.precompute.decoding.pool import DecodingPool
 from periscope.precompute.encoders.base import Encoder
 from periscope.precompute.media.picture import mended
@@ -27,13 +27,17 @@ from periscope.precompute.pipeline.task import EncodingTask
 from periscope.precompute.pipeline.writer import finish, write_batch
 from periscope.precompute.plan import DiskPlan, alternatives, bytes_each, free_bytes
 from periscope.precompute.sources import Collection, Medium
+from periscope.shards import manifest as manifests
 from periscope.shards.layout import settle_storage
 from periscope.shards.timing import Timing, add_timing
 from periscope.shards.write import SetWriter, samples_per_shard
 
 BATCH_BYTES = 300_000_000  # of encoder inputs: 64 frames take far more than an image
 TRIAL = 8  # media that are encoded once beforehand to estimate the time
+CPU_SPEED = 3e10  # multiplications a second: two cores, measured with Whisper base
 BATCH_SECONDS = 2.0  # of a batch on a CPU, which gains little from larger ones: the bar moves after two
+SHARD_LEAST = 32
+SHARD_SECONDS = 300.0  # of a shard on a CPU: what a stopped run loses at most
 Item = TypeVar("Item")
 
 
@@ -85,9 +89,11 @@ class Job:
 
     @cached_property
     def batch_size(self) -> int:
-        """Samples per forward pass, all views counted, bounded by the size of the encoder's inputs."""
+        """Samples per forward pass, all views counted, bounded by the size of the encoder's inputs and, on a CPU, by
+        its operations. Not by a measured time: features would depend in their last digit on how busy a machine is.
+        """
         example = self.encoder.preprocess(self.encoder.example())
-        return min(self.batch, max(1, BATCH_BYTES // example.nbytes))
+        return max(1, min(self.batch, BATCH_BYTES // example.nbytes, _most_in(BATCH_SECONDS, self.encoder)))
 
 
 def precompute(job: Job) -> bool:
@@ -98,6 +104,7 @@ def precompute(job: Job) -> bool:
     are listed in rejected.jsonl and never stop it.
     """
     job.check()
+    _go_on_as_before(job)
     task, collection = job.task, job.collection
     media = keys_of(collection.media)
     print(_summary(collection))
@@ -110,15 +117,24 @@ def precompute(job: Job) -> bool:
         todo = media_to_encode(writer, media, threads, job.filters)
         if todo:
             reader = Reader(task, writer, threads, pool)
-            each = _announce(job, todo, reader)
+            _announce(job, todo, reader)
             mended.clear()  # of the trial
             if job.ray:
                 encode_on_ray(todo, task, writer, job.ray, job.batch_size, _per_shard(task))
             else:
-                encode_media(job, todo, reader, _media_per_batch(job, each))
+                encode_media(job, todo, reader)
         for kind, count in mended.items():
-            print(f"note: {count} x {kind}: read all the same")
+            print(f"note: {count} x {kind}")
         return finish(collection, media, writer, task, pool)
+
+
+def _go_on_as_before(job: Job) -> None:
+    """Let the encoder compute as the version did that made the set in `out`, if there is one."""
+    with suppress(FeatureSetError):  # of a set that can't be read, which is refused later
+        if not (job.out / manifests.NAME).is_file():
+            return
+        if job.encoder.as_earlier(manifests.load_manifest(job.out)["encoder"]):
+            print(f"note: {job.out} was made by an earlier version, and is continued as that version encoded")
 
 
 @contextmanager
@@ -131,20 +147,19 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _media_per_batch(job: Job, seconds: float) -> int:
-    """How many media a batch has, of which each takes so many seconds."""
-    most = max(1, job.batch_size // job.task.views)
-    if torch.device(job.encoder.device).type != "cpu":
-        return most
-    return min(most, max(1, int(BATCH_SECONDS / max(seconds, 1e-9))))
+def _most_in(seconds: float, encoder: Encoder) -> int:
+    """How many inputs an encoder gets through in about so many seconds, on a CPU; elsewhere a very large number."""
+    if torch.device(encoder.device).type != "cpu" or not (each := encoder.operations()):
+        return 1 << 30
+    return int(seconds * CPU_SPEED / each)
 
 
-def encode_media(job: Job, todo: dict[str, Medium], reader: Reader, size: int) -> None:
-    """The three stages, one shard after another: the reader decodes ahead, the encoder runs in batches of `size` media,
-    and each batch is written while the next one is being encoded.
+def encode_media(job: Job, todo: dict[str, Medium], reader: Reader) -> None:
+    """The three stages, one shard after another: the reader decodes ahead, the encoder runs batch by batch, and each
+    batch is written while the next one is being encoded.
     """
     task, clock, rows, writer = job.task, Clock(), list(todo.items()), reader.writer
-    per_shard = _per_shard(task)
+    per_shard, size = _per_shard(task), max(1, job.batch_size // task.views)
     print("encoding with", task.encoder.name)
     with (
         progress_bar(desc="encoding", total=len(rows), unit=" media", smoothing=0.1, mininterval=0.5) as bar,
@@ -180,7 +195,8 @@ def one_behind(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def _per_shard(task: EncodingTask) -> int:
-    return samples_per_shard(sum(bytes_each(task.features).values()))
+    most = max(SHARD_LEAST, _most_in(SHARD_SECONDS, task.encoder) // task.views)
+    return min(samples_per_shard(sum(bytes_each(task.features).values())), most)
 
 
 def _note_timing(writer: SetWriter, spent: Clock, fresh: int, encoder: Encoder) -> None:
@@ -195,22 +211,20 @@ def _summary(collection: Collection) -> str:
     return f"{collection.layout}: {len(collection.media)} media, {len(collection.words)} texts{without}"
 
 
-def _announce(job: Job, todo: dict[str, Medium], reader: Reader) -> float:
-    """Print the plan; the seconds that a medium takes. Takes media that end their decoder in the trial out of `todo`.
-    Raises PrecomputeError when the plan doesn't fit on the disk.
+def _announce(job: Job, todo: dict[str, Medium], reader: Reader) -> None:
+    """Print the plan. Takes media that end their decoder in the trial out of `todo`. Raises PrecomputeError when the
+    plan doesn't fit on the disk.
     """
     writer, each = reader.writer, bytes_each(job.task.features)
     done = sum(1 for _ in writer.samples())
     choices = {} if writer.manifest or done else alternatives(job.raw_features, job.views)
-    seconds = _seconds_each(job, todo, reader)
-    plan = DiskPlan(len(todo), done, each, job.out, free_bytes(job.out), len(todo) * seconds, choices)
+    plan = DiskPlan(len(todo), done, each, job.out, free_bytes(job.out), _estimate(job, todo, reader), choices)
     print(plan)
     plan.check()
-    return seconds
 
 
-def _seconds_each(job: Job, todo: dict[str, Medium], reader: Reader) -> float:
-    """Seconds for one medium of `todo`, from encoding the first few on their own."""
+def _estimate(job: Job, todo: dict[str, Medium], reader: Reader) -> float:
+    """Seconds for all of `todo`, from encoding the first few on their own."""
     task, inputs = job.task, list[list[torch.Tensor]]()
     rows = list(todo.items())[: max(1, min(job.batch_size, TRIAL) // task.views)]
     samples = reader.read(rows[:1])  # starts the workers
@@ -226,4 +240,4 @@ def _seconds_each(job: Job, todo: dict[str, Medium], reader: Reader) -> float:
         return 0.0
     began = time.perf_counter()
     forward(task.encoder, [view for views in inputs for view in views], task.kinds)
-    return max(decode, (time.perf_counter() - began) / len(inputs))
+    return len(todo) * max(decode, (time.perf_counter() - began) / len(inputs))

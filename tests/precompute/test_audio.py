@@ -15,10 +15,14 @@ from PIL import Image
 from tiny_media import SOUND_FORMATS, clip, greys, sine, sound
 
 from periscope.errors import MediaError, PrecomputeError
+from periscope.precompute.cli import main as precompute
 from periscope.precompute.encoders import load_encoder, load_encoder_like
+from periscope.precompute.encoders.transformers.audio import Sound, Whisper
 from periscope.precompute.media import decode_sound, has_pictures, modality_of, suits, thumbnail
 from periscope.precompute.media.sound import spectrogram
 from periscope.precompute.tiny_encoders import tiny_folder
+from periscope.shards.manifest import differences
+from periscope.shards.read import FeatureSet
 
 RATE = 16000
 
@@ -161,9 +165,6 @@ def test_a_sound_in_a_container_of_clips(form: str) -> None:
 
 
 def test_sounds_named_like_clips_are_encoded_and_clips_are_not(folders: dict[str, Path], tmp_path: Path) -> None:
-    from periscope.precompute.cli import main
-    from periscope.shards.read import FeatureSet
-
     (tmp_path / "data").mkdir()
     for form, how in CONTAINERS.items():
         (tmp_path / f"data/sound.{form}").write_bytes(recorded(*how))
@@ -175,7 +176,7 @@ def test_sounds_named_like_clips_are_encoded_and_clips_are_not(folders: dict[str
         frame = av.AudioFrame.from_ndarray(sine(440, 0.064, 16000)[None], format="fltp", layout="mono")
         frame.rate = 16000
         out.mux([*track.encode(frame), *track.encode(None)])
-    main(["--data", str(tmp_path / "data"), "--encoder", str(folders["ast"]), "--out", str(tmp_path / "set")])
+    precompute(["--data", str(tmp_path / "data"), "--encoder", str(folders["ast"]), "--out", str(tmp_path / "set")])
     features = FeatureSet(tmp_path / "set")
     assert sorted(features.info(key)["origin"] for key in features.keys) == ["sound.3gp", "sound.mp4", "sound.webm"]
     rejected = (tmp_path / "set/rejected.jsonl").read_text()
@@ -283,6 +284,62 @@ def test_a_long_sound_gives_its_start_every_time(folders: dict[str, Path], kind:
     assert shortest.shape == first.shape and torch.isfinite(shortest).all()
 
 
+def test_whispers_mean_is_that_of_the_version_that_described_it(folders: dict[str, Path]) -> None:
+    """Earlier versions' vectors, and adapters on them, are of the padding as well."""
+    encoder = load_encoder(str(folders["whisper"]))
+    inputs = encoder.preprocess(sine(440, 0.2, RATE))[None]
+    now = json.loads(json.dumps(encoder.describe()))
+    encoder.preprocessing = {name: it for name, it in encoder.preprocessing.items() if name != "pooled"}
+    before = json.loads(json.dumps(encoder.describe()))
+    earlier, later = load_encoder_like(before), load_encoder_like(now)
+    assert earlier.describe() == before and later.describe() == now
+    whole = earlier.model(inputs[:, 0, :-1]).last_hidden_state
+    torch.testing.assert_close(earlier.encode(inputs, ["pooled"])["pooled"], whole.mean(1))
+    heard = -(-int(0.2 * RATE) // 320)
+    torch.testing.assert_close(later.encode(inputs, ["pooled"])["pooled"], whole[:, :heard].mean(1))
+    assert differences(before, now) == "preprocessing (pooled)"
+
+
+def test_a_set_of_an_earlier_version_is_continued_in_its_way(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "sounds"
+    data.mkdir()
+    command = ["--data", str(data), "--encoder", str(folders["whisper"]), "--kinds", "pooled", "--device", "cpu"]
+
+    def make(name: str, count: int) -> FeatureSet:
+        for number in range(count):
+            (data / f"{number}.wav").write_bytes(sound(sine(300 + 100 * number, 0.3, RATE), RATE))
+        precompute(args=[*command, "--out", str(tmp_path / name)])
+        return FeatureSet(tmp_path / name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Whisper, "__init__", lambda self, place, **more: (Sound.__init__(self, place, **more), None)[1])
+        old = make("set", 2)
+    before = [old.read(key, "pooled") for key in sorted(old.keys)]
+    both = make("set", 3)
+    assert "was made by an earlier version, and is continued as that version encoded" in capsys.readouterr().out
+    assert len(both.keys) == 3 and both.manifest["encoder"] == old.manifest["encoder"]
+    assert all(torch.equal(both.read(key, "pooled"), was) for key, was in zip(sorted(old.keys), before, strict=True))
+    new = make("new", 3)
+    assert "earlier version" not in capsys.readouterr().out
+    assert all((new.read(key, "pooled") - both.read(key, "pooled")).abs().max() > 0.01 for key in new.keys)
+
+
+def test_sounds_beyond_the_encoders_window_are_counted(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """tiny Whisper's window is a second."""
+    for name, seconds in (("short", 0.9), ("whole", 1.0), ("long", 1.8), ("longer", 3.0)):
+        (tmp_path / "sounds").mkdir(exist_ok=True)
+        (tmp_path / "sounds" / f"{name}.wav").write_bytes(sound(sine(300, seconds, RATE), RATE))
+    command = ["--data", str(tmp_path / "sounds"), "--encoder", str(folders["whisper"]), "--kinds", "pooled"]
+    precompute(args=[*command, "--out", str(tmp_path / "set"), "--device", "cpu"])
+    assert "note: 2 x sound longer than 1 s: only its start is encoded (--windows 4" in capsys.readouterr().out
+    precompute(args=[*command, "--out", str(tmp_path / "more"), "--device", "cpu", "--windows", "2"])
+    assert "longer than" not in capsys.readouterr().out
+
+
 def test_choices_that_do_not_fit(folders: dict[str, Path]) -> None:
     with pytest.raises(PrecomputeError, match="--windows is from 1 to 64"):
         load_encoder(str(folders["ast"]), windows=0)
@@ -314,9 +371,6 @@ def test_missing_weights_are_never_random(folders: dict[str, Path], tmp_path: Pa
 
 
 def test_precompute_takes_sounds(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from periscope.precompute.cli import main
-    from periscope.shards.read import FeatureSet
-
     data = tmp_path / "sounds"
     data.mkdir()
     for number, form in enumerate(("wav", "mp3", "flac", "ogg")):
@@ -325,7 +379,9 @@ def test_precompute_takes_sounds(folders: dict[str, Path], tmp_path: Path, capsy
     (data / "broken.wav").write_bytes(b"RIFF")
     kinds = ["--kinds", "pooled", "patches", "layers"]
     out = tmp_path / "set"
-    main(args=["--data", str(data), "--encoder", str(folders["ast"]), *kinds, "--out", str(out), "--device", "cpu"])
+    precompute(
+        args=["--data", str(data), "--encoder", str(folders["ast"]), *kinds, "--out", str(out), "--device", "cpu"]
+    )
     features = FeatureSet(out)
     assert features.manifest["modality"] == "audio" and len(features.keys) == 4
     assert "1 not a sound" in capsys.readouterr().out

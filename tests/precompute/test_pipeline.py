@@ -3,7 +3,6 @@
 import hashlib
 import io
 import threading
-import time
 import tracemalloc
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,16 +19,18 @@ from periscope.precompute.decoding import DecodingPool
 from periscope.precompute.encoders import Encoder
 from periscope.precompute.media import decode_image
 from periscope.precompute.media.limits import Limits, set_limits
+from periscope.precompute.pipeline import job as jobs
 from periscope.precompute.pipeline.clock import Clock
 from periscope.precompute.pipeline.encode import BatchEncoder, forward, pick, to_stored
 from periscope.precompute.pipeline.filters import DUPLICATE, Filters
-from periscope.precompute.pipeline.job import Job, one_behind, precompute
+from periscope.precompute.pipeline.job import CPU_SPEED, Job, one_behind, precompute
 from periscope.precompute.pipeline.reader import AHEAD, Reader, Sample, content_hash, encoder_inputs, read_medium
 from periscope.precompute.pipeline.rejects import report_rejects
 from periscope.precompute.pipeline.resume import keys_of, media_to_encode, refuse_lost_media
 from periscope.precompute.pipeline.task import EncodingTask
 from periscope.precompute.pipeline.writer import text_lines, write_batch
 from periscope.precompute.sources import Medium, Words, collect
+from periscope.shards.manifest import load_manifest
 from periscope.shards.read import FeatureSet
 from periscope.shards.write import SetWriter, make_key
 
@@ -309,21 +310,32 @@ def test_a_resumed_run_encodes_only_what_is_missing(tmp_path, threads):
     assert not precompute(Job(collect(folder), encoder, ("pooled",), tmp_path / "set"))
 
 
-def test_a_slow_encoder_on_a_cpu_gets_small_batches(tmp_path):
-    """So that the progress bar moves every few seconds."""
+def test_a_slow_encoder_on_a_cpu_gets_small_batches_and_shards(tmp_path, monkeypatch):
+    """So that the progress bar moves every few seconds, and a stopped run loses a few minutes at most."""
 
     class Slow(MeanColour):
-        def forward(self, inputs, kinds):
-            time.sleep(0.3 * len(inputs))
-            return super().forward(inputs, kinds)
+        def operations(self):
+            return int(CPU_SPEED)  # a second for each picture
 
     media = collect(photos(tmp_path / "photos", 12))
     slow, fast = Slow(), MeanColour()
+    monkeypatch.setattr(jobs, "SHARD_LEAST", 2)
+    monkeypatch.setattr(jobs, "SHARD_SECONDS", 5)
     assert precompute(Job(media, slow, ("pooled",), tmp_path / "slow"))
     assert precompute(Job(media, fast, ("pooled",), tmp_path / "fast"))
-    first = slow.encoded.index(8) + 1  # after the shapes and the trial
-    assert sum(slow.encoded[first:]) == 12 and 1 <= max(slow.encoded[first:]) <= 6
-    assert fast.encoded[-1] == 12
+    assert slow.encoded == [1, 2, 2, 2, 1, 2, 2, 1, 2]  # the shapes, the trial, and shards of 5, 5 and 2
+    assert fast.encoded == [1, 8, 12]
+    shards = {name: load_manifest(tmp_path / name)["shards"] for name in ("slow", "fast")}
+    assert [len(each) for each in shards.values()] == [3, 1]
+
+
+def test_operations_count_each_weight_once_for_each_patch():
+    encoder = MeanColour()
+    assert encoder.operations() == 0
+    encoder.model, encoder.grid = torch.nn.Linear(3, 5), (2, 4)
+    assert encoder.operations() == 8 * 20
+    encoder.grid, encoder.image_size, encoder.patch_size = None, 12, 4
+    assert encoder.operations() == 9 * 20
 
 
 def test_choices_that_exclude_each_other_are_refused(tmp_path):
