@@ -11,12 +11,14 @@ import torch
 from torch.nn import functional
 
 from periscope.adapters.model import AdaptedModel
+from periscope.bars import progress_bar
 from periscope.errors import AdapterError
 from periscope.training.data.dataset import TextFeatureDataset, TextIndex
 from periscope.training.data.order import TextOrder, steps_per_epoch
 from periscope.training.data.steps import choose_view
 
 BATCH_MEDIA = 64  # media contrasted with one another in a step
+SILENT_SECONDS = 3.0  # before a progress bar appears
 INVERSE_TEMPERATURE = 10.0  # factor of the cosines before the softmax
 
 
@@ -40,7 +42,9 @@ def warm_start(
     stored_views = dataset.features.manifest["features"][dataset.kind].get("views", 1)
     losses: list[float] = []
     known: dict[str, torch.Tensor] = {}  # words -> their mean embedding: a small set has its texts in many steps
-    for number, step in enumerate(_order([index.about[i] for i in usable], steps, seed)):
+    order = _order([index.about[i] for i in usable], steps, seed)
+    shown = progress_bar(order, "warm start", unit=" steps", leave=False, delay=SILENT_SECONDS)
+    for number, step in enumerate(shown):
         words: dict[str, str] = {}
         for text in (index.texts[usable[i]] for i in step):
             words[text.media[0]] = words.get(text.media[0], "") + " " + text.turns[-1]["content"]

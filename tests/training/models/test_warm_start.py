@@ -110,6 +110,16 @@ def test_a_warm_start_sees_the_stored_views(language_model_folder, monkeypatch):
     assert {view for step in asked for view in step} == {0, 1, 2} and len({tuple(step) for step in asked}) == 4
 
 
+def test_a_long_warm_start_shows_its_progress(language_model_folder, monkeypatch, capsys):
+    model, encoded = prepared(language_model_folder)
+    captions = encoded.keep(scene_texts(), 256)
+    warm_start(model, encoded, captions, 3, 1e-3, seed=0)
+    assert "warm start" not in capsys.readouterr().err, "a short one is silent"
+    monkeypatch.setattr("periscope.training.models.warm_start.SILENT_SECONDS", 0)
+    warm_start(model, encoded, captions, 3, 1e-3, seed=0)
+    assert "warm start   0% 0/3 steps [" in capsys.readouterr().err
+
+
 def test_what_has_no_words_to_start_from_is_refused(language_model_folder):
     model, encoded = prepared(language_model_folder)
     with pytest.raises(AdapterError, match="about one medium each"):
