@@ -313,9 +313,10 @@ def ridge(known: np.ndarray, names: np.ndarray, asked: np.ndarray, strength: flo
 
 def found() -> list[dict]:
     """All results that are there, the arms in their order."""
-    order = [*BASELINES, *ARMS]
+    arms, data = [*BASELINES, *ARMS], list(DATA)
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOUND.glob("*.json"))]
-    return sorted((row for row in rows if row["arm"] in order), key=lambda row: (order.index(row["arm"]), row["texts"]))
+    rows = [row for row in rows if row["arm"] in arms]
+    return sorted(rows, key=lambda row: (data.index(row["data"]), arms.index(row["arm"]), row["texts"]))
 
 
 def write_page(rows: Sequence[dict]) -> None:
@@ -363,20 +364,23 @@ def line_of(*same: dict) -> str:
 
 
 def draw_curves(rows: Sequence[dict]) -> None:
-    """The held-out loss of each arm, its shuffled control dashed."""
+    """The held-out loss of each arm at each length, the mean over its seeds, and its shuffled control, dashed."""
     if not rows:
         return
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for number, row in enumerate(rows):
-        steps = [step for step, _ in row["heldout"]]
+    for number, (arm, texts) in enumerate(dict.fromkeys((row["arm"], row["texts"]) for row in rows)):
+        same = [row["heldout"] for row in rows if (row["arm"], row["texts"]) == (arm, texts)]
+        steps = [step for step, _ in same[0]]
         for condition, style in (("real", "-"), ("shuffled", "--")):
-            values = [losses.get(condition) for _, losses in row["heldout"]]
-            if all(value is not None for value in values):
-                label = f"{row['arm']}, {row['texts']} texts, seed {row['seed']}" if style == "-" else None
-                axes.plot(steps, values, style, color=f"C{number % 10}", label=label)
+            losses = [[found[condition] for _, found in run if condition in found] for run in same]
+            if all(len(of_run) == len(steps) for of_run in losses):
+                seeds = f"{len(same)} seed{'s' if len(same) > 1 else ''}"
+                label = f"{arm}, {texts} texts, {seeds}" if style == "-" else None
+                means = [fmean(of_step) for of_step in zip(*losses, strict=True)]
+                axes.plot(steps, means, style, color=f"C{number % 10}", label=label)
     axes.set(xlabel="step", ylabel="held-out loss, nats per token", title="dashed: with another picture's features")
     axes.legend(fontsize="small")
     figure.savefig(CURVES, dpi=90)
