@@ -275,9 +275,11 @@ def _refuse_other(shown: str, path: Path, modalities: Collection[str]) -> None:
     if not kinds:
         raise RunError(f"{shown} is neither a picture nor a sound nor a clip, by its name and first bytes")
     if not any(suits(path.name, str(kind), each) for kind in kinds for each in modalities):
-        what = " or ".join(sorted(f"a {NOUNS[str(kind)][0]}" for kind in kinds if kind in NOUNS)) or "something else"
+        named = sorted(str(kind) for kind in kinds if kind in NOUNS)
+        what = " or ".join(f"a {NOUNS[kind][0]}" for kind in named) or "something else"
         read = " and ".join(sorted(NOUNS[each][1] for each in modalities))
-        raise RunError(f"{shown} is {what}, and only {read} are read here")
+        instead = f": pass it with --{named[0]}" if shown.startswith("--") and named else ""
+        raise RunError(f"{shown} is {what}, and only {read} are read here{instead}")
 
 
 def check_new_file(flag: str, path: Path) -> None:
