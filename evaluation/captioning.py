@@ -42,23 +42,24 @@ def captions_of_folder(loaded: LoadedModel, data: Path, batch: int, decoding: De
     ((modality, reader),) = loaded.readers.items()
     bad, done = [], 0
     with collected(data) as collection:
-        media = [
-            each for each in collection.media.values() if suits(each.origin, each.modality, reader.encoder.modality)
-        ]
-        for start in progress_bar(range(0, len(media), batch), desc="captioning", unit=" batches"):
-            features = {}
-            for medium in media[start : start + batch]:
-                try:
-                    features[medium.origin] = reader.features(medium.read())
-                except PrecomputeError as error:
-                    bad.append(f"{medium.origin}: {error}")
-            named = {f"{modality}:{i}": rows for i, rows in enumerate(features.values())}
-            prompts = [loaded.model.prompt.segments([], [name], answer=False) for name in named]
-            how = decoding.arguments()
-            captions = loaded.model.generate(prompts, named, decoding.max_new_tokens, **how) if prompts else []
-            for origin, caption in zip(features, captions, strict=True):
-                yield caption_line(origin, caption)
-            done += len(features)
+        takes = reader.encoder.modality
+        media = [each for each in collection.media.values() if suits(each.origin, each.modality, takes)]
+        with progress_bar(desc="captioning", total=len(media), unit=" media") as bar:
+            for start in range(0, len(media), batch):
+                features = {}
+                for medium in media[start : start + batch]:
+                    try:
+                        features[medium.origin] = reader.features(medium.read())
+                    except PrecomputeError as error:
+                        bad.append(f"{medium.origin}: {error}")
+                    bar.update()
+                named = {f"{modality}:{i}": rows for i, rows in enumerate(features.values())}
+                prompts = [loaded.model.prompt.segments([], [name], answer=False) for name in named]
+                how = decoding.arguments()
+                captions = loaded.model.generate(prompts, named, decoding.max_new_tokens, **how) if prompts else []
+                for origin, caption in zip(features, captions, strict=True):
+                    yield caption_line(origin, caption)
+                done += len(features)
     if not done:
         raise PrecomputeError(f"{data} holds no {modality} that can be read{f' ({bad[0]})' if bad else ''}")
     if bad:
