@@ -94,7 +94,7 @@ class ComputeOptions:
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Encoder dtype; auto: fp16 on a GPU, fp32 on a CPU. For the stored dtype see --store."""
     batch: Annotated[int, Meta(ge=1)] = 32
-    """Media per forward pass."""
+    """Media per forward pass at most; a slow encoder on a CPU takes fewer."""
     workers: Annotated[int, Meta(ge=0)] = 0
     """Decoding processes; 0: one per CPU core."""
     ray: Annotated[str, Metavar("ADDRESS")] = ""

@@ -41,7 +41,13 @@ def decode_sound(data: bytes, rate: int = 16000, seconds: float | None = None) -
     long as something can be decoded. Raises MediaError otherwise, for less than 1 kHz, more than 768 kHz or more than
     32 channels, and for more than two hours.
     """
+    return _decoded(data, rate, seconds)[0]
+
+
+def _decoded(data: bytes, rate: int, seconds: float | None, slack: float = 0.0) -> tuple[np.ndarray, bool]:
+    """(what `decode_sound` gives, whether the sound goes on for more than half of `slack` seconds)."""
     wanted = int((LONGEST if seconds is None else seconds) * rate)
+    enough = wanted + int(slack * rate)
     parts, samples, floats = list[np.ndarray](), 0, False
     for number, link in enumerate(ogg_links(data)):
         try:
@@ -51,12 +57,12 @@ def decode_sound(data: bytes, rate: int = 16000, seconds: float | None = None) -
                 for part in _resampled(frames_of(container, stream), rate):
                     parts.append(part)
                     samples += len(part)
-                    if samples >= wanted:
+                    if samples >= enough:
                         break
         except MediaError:
-            if not number:
+            if not number and samples < wanted:
                 raise  # of a sound with a broken end, the part before it counts
-        if samples >= wanted:
+        if samples >= enough:
             break
     wave = np.concatenate(parts).astype(np.float32)[:wanted] if parts else np.zeros(0, np.float32)
     if not len(wave):
@@ -66,15 +72,15 @@ def decode_sound(data: bytes, rate: int = 16000, seconds: float | None = None) -
     if not np.isfinite(wave).all():
         raise MediaError("not finite samples", "NaN or infinity where the sound should be")
     peak = float(np.abs(wave).max()) if floats else 0.0
-    return wave / np.float32(peak) if peak > 1 else wave
+    return wave / np.float32(peak) if peak > 1 else wave, samples > wanted + slack * rate / 2
 
 
 def decode_start(data: bytes, rate: int, seconds: float) -> np.ndarray:
     """The first seconds of a sound, as `decode_sound` gives them; where it is longer, that is counted in `mended`."""
-    wave = decode_sound(data, rate, seconds + SLACK)
-    if len(wave) > (seconds + SLACK / 2) * rate:
+    wave, longer = _decoded(data, rate, seconds, SLACK)
+    if longer:
         mended[f"sound longer than {seconds:.0f} s: only its start is encoded (--windows 4 takes more of it)"] += 1
-    return wave[: int(seconds * rate)]
+    return wave
 
 
 def has_pictures(data: bytes) -> bool:

@@ -93,7 +93,19 @@ class Job:
         its operations. Not by a measured time: features would depend in their last digit on how busy a machine is.
         """
         example = self.encoder.preprocess(self.encoder.example())
-        return max(1, min(self.batch, BATCH_BYTES // example.nbytes, _most_in(BATCH_SECONDS, self.encoder)))
+        return max(1, min(self.batch, BATCH_BYTES // example.nbytes, self.most_in(BATCH_SECONDS)))
+
+    @property
+    def per_shard(self) -> int:
+        """Media per shard."""
+        most = max(SHARD_LEAST, self.most_in(SHARD_SECONDS) // self.views)
+        return min(samples_per_shard(sum(bytes_each(self.task.features).values())), most)
+
+    def most_in(self, seconds: float) -> int:
+        """How many inputs are encoded in about so many seconds on a CPU; elsewhere a very large number."""
+        cpu = torch.device(self.encoder.device).type == "cpu" and not self.ray
+        each = self.encoder.operations() if cpu else 0
+        return int(seconds * CPU_SPEED / each) if each else 1 << 30
 
 
 def precompute(job: Job) -> bool:
@@ -120,7 +132,7 @@ def precompute(job: Job) -> bool:
             _announce(job, todo, reader)
             mended.clear()  # of the trial
             if job.ray:
-                encode_on_ray(todo, task, writer, job.ray, job.batch_size, _per_shard(task))
+                encode_on_ray(todo, task, writer, job.ray, job.batch_size, job.per_shard)
             else:
                 encode_media(job, todo, reader)
         for kind, count in mended.items():
@@ -147,19 +159,12 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _most_in(seconds: float, encoder: Encoder) -> int:
-    """How many inputs an encoder gets through in about so many seconds, on a CPU; elsewhere a very large number."""
-    if torch.device(encoder.device).type != "cpu" or not (each := encoder.operations()):
-        return 1 << 30
-    return int(seconds * CPU_SPEED / each)
-
-
 def encode_media(job: Job, todo: dict[str, Medium], reader: Reader) -> None:
     """The three stages, one shard after another: the reader decodes ahead, the encoder runs batch by batch, and each
     batch is written while the next one is being encoded.
     """
     task, clock, rows, writer = job.task, Clock(), list(todo.items()), reader.writer
-    per_shard, size = _per_shard(task), max(1, job.batch_size // task.views)
+    per_shard, size = job.per_shard, max(1, job.batch_size // task.views)
     print("encoding with", task.encoder.name)
     with (
         progress_bar(desc="encoding", total=len(rows), unit=" media", smoothing=0.1, mininterval=0.5) as bar,
@@ -192,11 +197,6 @@ def one_behind(items: Iterable[Item]) -> Iterator[Item]:
         yield waiting
         waiting = item
     yield waiting
-
-
-def _per_shard(task: EncodingTask) -> int:
-    most = max(SHARD_LEAST, _most_in(SHARD_SECONDS, task.encoder) // task.views)
-    return min(samples_per_shard(sum(bytes_each(task.features).values())), most)
 
 
 def _note_timing(writer: SetWriter, spent: Clock, fresh: int, encoder: Encoder) -> None:

@@ -18,7 +18,7 @@ from periscope.errors import MediaError, PrecomputeError
 from periscope.precompute.cli import main as precompute
 from periscope.precompute.encoders import load_encoder, load_encoder_like
 from periscope.precompute.encoders.transformers.audio import Sound, Whisper
-from periscope.precompute.media import decode_sound, has_pictures, modality_of, suits, thumbnail
+from periscope.precompute.media import decode_sound, decode_start, has_pictures, modality_of, suits, thumbnail
 from periscope.precompute.media.sound import spectrogram
 from periscope.precompute.tiny_encoders import tiny_folder
 from periscope.shards.manifest import differences
@@ -338,6 +338,17 @@ def test_sounds_beyond_the_encoders_window_are_counted(
     assert "note: 2 x sound longer than 1 s: only its start is encoded (--windows 4" in capsys.readouterr().out
     precompute(args=[*command, "--out", str(tmp_path / "more"), "--device", "cpu", "--windows", "2"])
     assert "longer than" not in capsys.readouterr().out
+
+
+def test_what_lies_beyond_the_window_changes_nothing() -> None:
+    """Half a second more is decoded, to see whether a sound goes on; neither its loudness nor damage there counts."""
+    start = sine(300, 1.0, RATE, 0.8).astype(np.float32)
+    samples = np.concatenate([start, 3 * start]).astype("<f4").tobytes()
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, RATE, 4 * RATE, 4, 32)  # 32-bit floats
+    chunks = b"WAVE" + form + struct.pack("<4sI", b"data", len(samples)) + samples
+    whole = struct.pack("<4sI", b"RIFF", len(chunks)) + chunks
+    np.testing.assert_allclose(decode_start(whole, RATE, 1.0), start, atol=1e-6)
+    np.testing.assert_array_equal(decode_start(whole, RATE, 1.0), decode_sound(whole, RATE, 1.0))
 
 
 def test_choices_that_do_not_fit(folders: dict[str, Path]) -> None:
