@@ -12,8 +12,8 @@ from torch import nn
 
 from periscope.adapters.generation.streaming import AnswerEnd
 from periscope.adapters.model import AdaptedModel, Adapter, Features, Texts
-from periscope.adapters.prompting.prompt import Prompt, Turn, mark_of
-from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END, Piece, Segment, is_data
+from periscope.adapters.prompting.prompt import Prompt, Turn
+from periscope.adapters.prompting.segments import SOFT_PROMPT, SOFT_PROMPT_END, Piece, Segment, is_data, mark_of
 from periscope.adapters.splice import length_of
 from periscope.errors import AdapterError
 

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from periscope.adapters.composed import ComposedPrompt
 from periscope.adapters.generation.conversation import Conversation, Message
 from periscope.adapters.generation.decoding import Decoding
-from periscope.adapters.prompting.prompt import mark_of
+from periscope.adapters.prompting.segments import mark_of
 from periscope.errors import RequestError
 
 USUAL_TOKENS = 256  # of an answer whose request doesn't say

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from periscope.adapters.composed import ComposedPrompt, modality_of
-from periscope.adapters.prompting.prompt import Turn, mark_of
-from periscope.adapters.prompting.segments import Segment
+from periscope.adapters.prompting.prompt import Turn
+from periscope.adapters.prompting.segments import Segment, mark_of
 from periscope.adapters.prompting.template import Template
 from periscope.errors import AdapterError
 

@@ -21,6 +21,7 @@ from periscope.adapters.prompting.segments import (
     Piece,
     Segment,
     is_data,
+    mark_of,
 )
 from periscope.adapters.prompting.template import ChatTemplate, PlainTemplate, Template, check_template
 from periscope.adapters.prompting.tokenization import PieceTokenizer
@@ -29,11 +30,6 @@ from periscope.errors import AdapterError
 USER = ("user", REQUEST)  # roles of the turns in which media stand
 
 Turn = Mapping[str, Any]  # {"role": "system", "user", "request" or "assistant", "content": text, "boxes": optional}
-
-
-def mark_of(modality: str) -> str:
-    """The mark of a modality in a user's words: `<image>`, `<audio>`, `<video>`."""
-    return f"<{modality}>"
 
 
 class Prompt:

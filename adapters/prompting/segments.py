@@ -7,6 +7,11 @@ MEDIA_MARK = "<image>"  # marks media of any modality in a text whose media are 
 REQUEST = "request"  # role of a user turn that asks for a caption
 
 
+def mark_of(modality: str) -> str:
+    """The mark of a modality in a user's words: `<image>`, `<audio>`, `<video>`."""
+    return f"<{modality}>"
+
+
 class Segment(NamedTuple):
     """A stretch of the sequence: token ids, or the place (`slot`) of an image's or the soft prompt's vectors.
 

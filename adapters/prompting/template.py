@@ -19,6 +19,7 @@ from periscope.adapters.prompting.segments import (
     Piece,
     Segment,
     is_data,
+    mark_of,
 )
 from periscope.adapters.prompting.tokenization import PieceTokenizer
 from periscope.errors import AdapterError
@@ -130,7 +131,7 @@ def default_template(
     sets other fields of `Template`. Delimiters and a chat template's caption prompt name the `modality`, and today's
     date is kept for a chat template that prints it.
     """
-    fields["delimiters"] = (f"<{modality}>", f"</{modality}>") if delimiters is None else tuple(delimiters)
+    fields["delimiters"] = (mark_of(modality), f"</{modality}>") if delimiters is None else tuple(delimiters)
     if (style or ("chat" if tokenizer.chat_template else "plain")) == "chat":
         if "strftime_now" in str(tokenizer.chat_template):
             fields = {"date": f"{datetime.now():%Y-%m-%d}", **fields}
