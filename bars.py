@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 PIPED_SECONDS = 20  # between two lines of one bar in a file
-FILE_COLUMNS = 160  # of such a line, which would be cut there
+FILE_COLUMNS = 160  # tqdm cuts a longer line
 NARROW = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}{postfix}]"
 
 

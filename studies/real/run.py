@@ -85,6 +85,23 @@ class Arm:
     similar: bool = False
 
 
+def nearest(known: np.ndarray, names: np.ndarray, asked: np.ndarray) -> list[str]:
+    """The name of the known vector with the largest cosine. known (n, width), names (n,), asked (m, width)."""
+    known = known / np.linalg.norm(known, axis=1, keepdims=True)
+    return names[(asked @ known.T).argmax(1)].tolist()
+
+
+def ridge(known: np.ndarray, names: np.ndarray, asked: np.ndarray, strength: float = RIDGE) -> list[str]:
+    """The name with the largest value of a ridge regression from standardised features to one-hot names."""
+    middle, spread = known.mean(0), known.std(0) + 1e-3
+    inputs, classes = (known - middle) / spread, sorted(set(names.tolist()))
+    targets = (names[:, None] == np.array(classes)[None]).astype(float)
+    covariance = inputs.T @ inputs + strength * np.eye(inputs.shape[1])
+    weights = np.linalg.solve(covariance, inputs.T @ (targets - targets.mean(0)))
+    best = (((asked - middle) / spread) @ weights + targets.mean(0)).argmax(1)
+    return [classes[index] for index in best]
+
+
 ARMS = {
     "mlp16": Arm(("--adapter", "mlp16")),
     "similarities": Arm(("--adapter", "linear16", "--feature-shift", "0"), similar=True),
@@ -95,13 +112,13 @@ ARMS = {
     "spoken, mlp16": Arm(("--adapter", "mlp16"), 600, "spoken"),
     "sounds, mlp16": Arm(("--adapter", "mlp16", "--feature-shift", "0"), 120, "sounds"),
 }
-BASELINES = {  # name -> (how the name is guessed, from which of DATA); the functions stand below
-    "nearest picture": ("nearest", "small"),
-    "ridge regression": ("ridge", "small"),
-    "spoken, nearest": ("nearest", "spoken"),
-    "spoken, ridge regression": ("ridge", "spoken"),
-    "sounds, nearest": ("nearest", "sounds"),
-    "sounds, ridge regression": ("ridge", "sounds"),
+BASELINES = {  # name -> (how the name is guessed, from which of DATA)
+    "nearest picture": (nearest, "small"),
+    "ridge regression": (ridge, "small"),
+    "spoken, nearest": (nearest, "spoken"),
+    "spoken, ridge regression": (ridge, "spoken"),
+    "sounds, nearest": (nearest, "sounds"),
+    "sounds, ridge regression": (ridge, "sounds"),
 }
 FREE_STYLES = (("val", "fluent"), ("test", "google"))  # pictures that may be shown: MIT and Apache 2.0
 
@@ -270,13 +287,12 @@ def rounded(scores: dict[str, float]) -> dict[str, float]:
 
 def baseline_result(name: str, vectors: Sentences) -> dict:
     """What the features alone name, without a language model."""
-    how, data = BASELINES[name]
+    guess, data = BASELINES[name]
     start = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     rows = metadata(DATA[data].folder())
     features = pooled(data)
     names, splits = np.array([row["text"] for row in rows]), np.array([row["split"] for row in rows])
     seen = splits == "train"
-    guess = {"nearest": nearest, "ridge": ridge}[how]
     answers = []
     for split in ("val", "test"):
         asked = [row for row in rows if row["split"] == split]
@@ -289,23 +305,6 @@ def baseline_result(name: str, vectors: Sentences) -> dict:
     minutes = (resource.getrusage(resource.RUSAGE_SELF).ru_utime - start) / 60
     about = {"arm": name, "seed": 0, "data": data, "texts": int(seen.sum()), "minutes": round(minutes, 2)}
     return about | {"curve": [], "heldout": [], **judged_answers(answers, data, vectors)}
-
-
-def nearest(known: np.ndarray, names: np.ndarray, asked: np.ndarray) -> list[str]:
-    """The name of the known vector with the largest cosine. known (n, width), names (n,), asked (m, width)."""
-    known = known / np.linalg.norm(known, axis=1, keepdims=True)
-    return names[(asked @ known.T).argmax(1)].tolist()
-
-
-def ridge(known: np.ndarray, names: np.ndarray, asked: np.ndarray, strength: float = RIDGE) -> list[str]:
-    """The name with the largest value of a ridge regression from standardised features to one-hot names."""
-    middle, spread = known.mean(0), known.std(0) + 1e-3
-    inputs, classes = (known - middle) / spread, sorted(set(names.tolist()))
-    targets = (names[:, None] == np.array(classes)[None]).astype(float)
-    covariance = inputs.T @ inputs + strength * np.eye(inputs.shape[1])
-    weights = np.linalg.solve(covariance, inputs.T @ (targets - targets.mean(0)))
-    best = (((asked - middle) / spread) @ weights + targets.mean(0)).argmax(1)
-    return [classes[index] for index in best]
 
 
 # The page
