@@ -49,6 +49,7 @@ MODELS = {  # folder -> config.json
     "vit": {"model_type": "vit", "architectures": ["ViTModel"]},
     "timm": {"architecture": "resnet50"},
 }
+SOUNDS_ONLY = "only sounds are read here: pass it with"
 TRAIN = ("train.py", "--features", "features/photos", "--lm", "lm")
 ASK = ("periscope", "ask", "runs/first", "photos/a.png", "What?")
 BEGINNINGS = {
@@ -115,7 +116,7 @@ MISTAKES = {
     ("eval.py", "--run", "runs/first", "--features", "photos"): "photos isn't a feature set",
     ("eval.py", "--run", "runs/first", "--image", "nope.png"): "--image nope.png: there is no such file",
     ("eval.py", "--run", "runs/first", "--audio", "bark.wav"): "was given as audio, and the adapter reads image",
-    ("eval.py", "--run", "runs/first", "--audio", "photos/a.png"): "only sounds are read here: pass it with --image",
+    ("eval.py", "--run", "runs/first", "--audio", "photos/a.png"): f"a.png is a picture, and {SOUNDS_ONLY} --image",
     ("eval.py", "--run", "runs/first", "--image", "bark.wav"): "only pictures are read here: pass it with --audio",
     ("eval.py", "--run", "runs/first", "--runtime", "llama.cpp"): "reads GGUF files, and lm isn't one; it holds sm",
     ("eval.py", "--run", "runs/first", "--push", "nope"): "nope is no place to push to",

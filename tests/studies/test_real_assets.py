@@ -199,10 +199,12 @@ def test_the_arms_flags_are_ones_that_the_script_knows() -> None:
     known = subprocess.run(
         [sys.executable, "train.py", "--help"], cwd=study.ROOT, capture_output=True, text=True
     ).stdout
-    for arm in study.ARMS.values():
+    on_patches = {"linear", "window3", "perceiver16"}
+    for name, arm in study.ARMS.items():
         flags = [*study.TRAIN, *arm.flags]
         assert all(re.search(rf"{flag}(?![\w-])", known) for flag in flags if flag.startswith("--"))
-        assert find_projector(study.flag_of("--adapter", flags))[0].kind in study.DATA[arm.data].kinds
+        kind = find_projector(study.flag_of("--adapter", flags))[0].kind
+        assert kind == ("patches" if name in on_patches else "pooled") and kind in study.DATA[arm.data].kinds
     assert study.flag_of("--warm-start", [*study.TRAIN, *study.ARMS["soft prompt"].flags]) == "0"
 
 
